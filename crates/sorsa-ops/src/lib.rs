@@ -1,1 +1,26 @@
-//! x
+//! The differentiable operations a decoder-only transformer is made of, written in burn's own operations, so that
+//! they run on every backend and serve as the oracle for any faster form.
+//!
+//! Softmax, norms and losses are computed in f32 whatever the dtype of their input.
+//!
+//! ```
+//! use burn::prelude::*;
+//!
+//! let device = Device::flex();
+//! let logits = Tensor::<2>::zeros([3, 8], &device);
+//! let targets = Tensor::<1, Int>::from_ints([0, 5, 7], &device);
+//! let loss = sorsa_ops::cross_entropy_sum(logits, targets).into_scalar::<f32>();
+//! assert!((loss - 3.0 * 8f32.ln()).abs() < 1e-5);
+//! ```
+
+mod attention;
+mod factored;
+mod loss;
+mod norm;
+mod rotary;
+
+pub use attention::{AttentionMask, causal_attention};
+pub use factored::{factored_linear, low_rank_product};
+pub use loss::{cross_entropy_sum, head_loss_sum};
+pub use norm::rms_norm;
+pub use rotary::{RotaryAngles, RotaryTable, rotate_half};

@@ -1,0 +1,73 @@
+//! Cross-entropy summed over target tokens; the caller divides by the targets of the whole optimizer step.
+
+use burn::prelude::*;
+use burn::tensor::FloatDType;
+
+/// Rows of logits that exist at one time in [`head_loss_sum`].
+const CHUNK_ROWS: usize = 2048;
+
+/// `sum_i -log softmax(logits_i)[target_i]` of `logits` `[rows, vocabulary]` and `targets` `[rows]`, in f32, as a
+/// tensor of one element.
+pub fn cross_entropy_sum(logits: Tensor<2>, targets: Tensor<1, Int>) -> Tensor<1> {
+    let logits = logits.cast(FloatDType::F32);
+    let largest = logits.clone().detach().max_dim(1);
+    let shifted = logits - largest;
+    let log_normaliser = shifted.clone().exp().sum_dim(1).log();
+    let picked = shifted.gather(1, targets.unsqueeze_dim::<2>(1));
+    (log_normaliser - picked).sum()
+}
+
+/// The loss of `hidden` `[rows, d_model]` under the output head `weight` `[d_model, vocabulary]`: [`cross_entropy_sum`]
+/// of their product, in chunks of rows, so that the largest temporary has a bounded number of rows.
+pub fn head_loss_sum(hidden: Tensor<2>, weight: Tensor<2>, targets: Tensor<1, Int>) -> Tensor<1> {
+    let rows = hidden.dims()[0];
+    (0..rows)
+        .step_by(CHUNK_ROWS)
+        .map(|start| {
+            let length = CHUNK_ROWS.min(rows - start);
+            let logits = hidden.clone().narrow(0, start, length).matmul(weight.clone());
+            cross_entropy_sum(logits, targets.clone().narrow(0, start, length))
+        })
+        .reduce(|sum, loss| sum + loss)
+        .unwrap_or_else(|| Tensor::zeros([1], &hidden.device()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::Distribution;
+
+    #[test]
+    fn large_logits_do_not_overflow() {
+        let device = Device::flex();
+        let logits = Tensor::<2>::from_floats([[1e4, 0.0], [0.0, 1e4]], &device);
+        let loss = cross_entropy_sum(logits, Tensor::from_ints([0, 0], &device)).into_scalar::<f32>();
+        assert!((loss - 1e4).abs() < 1e-2, "{loss}");
+    }
+
+    #[test]
+    fn the_gradient_is_softmax_minus_one_hot() {
+        let device = Device::flex().autodiff();
+        let logits = Tensor::<2>::from_floats([[0.5, -1.0, 2.0]], &device).require_grad();
+        let loss = cross_entropy_sum(logits.clone(), Tensor::from_ints([1], &device));
+        let gradient = logits.grad(&loss.backward()).unwrap().into_data().try_into_vec::<f32>().unwrap();
+        let exp: Vec<f32> = [0.5f32, -1.0, 2.0].map(f32::exp).to_vec();
+        let sum: f32 = exp.iter().sum();
+        for (i, value) in gradient.iter().enumerate() {
+            let expected = exp[i] / sum - f32::from(i == 1);
+            assert!((value - expected).abs() < 1e-6);
+        }
+    }
+
+    #[test]
+    fn chunks_sum_to_the_whole() {
+        let device = Device::flex();
+        let rows = CHUNK_ROWS + 7;
+        let hidden = Tensor::<2>::random([rows, 3], Distribution::Normal(0.0, 1.0), &device);
+        let weight = Tensor::<2>::random([3, 5], Distribution::Normal(0.0, 1.0), &device);
+        let targets = Tensor::<1, Int>::zeros([rows], &device);
+        let whole = cross_entropy_sum(hidden.clone().matmul(weight.clone()), targets.clone()).into_scalar::<f32>();
+        let chunked = head_loss_sum(hidden, weight, targets).into_scalar::<f32>();
+        assert!((whole - chunked).abs() < 1e-3 * whole, "{whole} {chunked}");
+    }
+}

@@ -1,0 +1,31 @@
+//! Root-mean-square normalisation (Zhang and Sennrich, 2019): `y = x / sqrt(mean(x^2) + eps) * weight`.
+
+use burn::prelude::*;
+use burn::tensor::{DType, FloatDType};
+
+/// Normalises the last axis of `x` `[.., d_model]` and scales it by `weight` `[d_model]`.
+///
+/// The mean is taken in f32; the result has the dtype of `x`.
+pub fn rms_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, epsilon: f64) -> Tensor<D> {
+    let dtype = FloatDType::from(x.dtype());
+    let x = if x.dtype() == DType::F32 { x } else { x.cast(FloatDType::F32) };
+    let scale = (x.clone().square().mean_dim(D - 1) + epsilon).sqrt().recip();
+    let y = (x * scale).cast(dtype);
+    y * weight.cast(dtype).unsqueeze()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_of_equal_values_becomes_the_weight() {
+        let device = Device::flex();
+        let x = Tensor::<2>::full([2, 4], -3.0, &device);
+        let y = rms_norm(x, Tensor::from_floats([1.0, 2.0, 3.0, 4.0], &device), 0.0);
+        let values = y.into_data().try_into_vec::<f32>().unwrap();
+        for (value, weight) in values.iter().zip([1.0, 2.0, 3.0, 4.0].iter().cycle()) {
+            assert!((value + weight).abs() < 1e-6);
+        }
+    }
+}
