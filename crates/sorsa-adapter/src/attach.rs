@@ -1,0 +1,339 @@
+//! Attaching an adapter to a model: targets are chosen, weights decomposed, bases replaced by their residuals.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+
+use burn::module::{ModuleVisitor, Param, ParamId, Reparameterizer};
+use burn::prelude::*;
+use burn::tensor::{DType, FloatDType};
+use rayon::prelude::*;
+use sorsa_linalg::SvdOptions;
+use sorsa_linalg::tensor::Placement;
+
+use crate::adapter::Adapter;
+use crate::cache::SvdCache;
+use crate::config::{AdapterConfig, Method, Sizes};
+use crate::decompose::{Decomposed, decompose};
+use crate::error::AdapterError;
+use crate::factors::{FactorSet, NamedTensors};
+use crate::parameters::{Parameter, Trainable, parameters, trainable};
+use crate::state::{AdapterState, ModuleState};
+use crate::target::Pattern;
+
+/// How weights are decomposed while attaching.
+pub struct AttachOptions<'a> {
+    /// Algorithm, tolerance and seed of the SVD.
+    pub svd: SvdOptions,
+    /// Where the large products run: on the host, all matrices in parallel, or on the weights' device, one by one.
+    pub placement: Placement,
+    /// Folder of the SVD cache; absent, nothing is cached.
+    pub cache: Option<PathBuf>,
+    /// Called after each decomposed matrix with how many are done and how many there are.
+    pub progress: Option<&'a (dyn Fn(usize, usize) + Sync)>,
+}
+
+impl Default for AttachOptions<'_> {
+    fn default() -> Self {
+        Self { svd: SvdOptions::default(), placement: Placement::Host, cache: None, progress: None }
+    }
+}
+
+/// What was done to one module.
+#[derive(Debug, Clone)]
+pub struct ModuleReport {
+    /// Path of the linear layer.
+    pub path: String,
+    /// `[d_in, d_out]`.
+    pub shape: [usize; 2],
+    /// Rank and scale; none for a densely trained weight.
+    pub rank: Option<usize>,
+    /// The adapter's scale.
+    pub scale: f64,
+    /// `max ||A v - s u|| / s_1` over the principal triplets, where there was an SVD.
+    pub svd_residual: Option<f64>,
+    /// Whether the SVD came from the cache.
+    pub cached: bool,
+    /// `||W_r - round(W_r)||_F / ||W_r||_F`, where the residual was rounded to a narrower dtype.
+    pub rounding: Option<f64>,
+}
+
+/// A model with its adapter.
+#[derive(Debug)]
+pub struct Attached<M> {
+    /// The model; everything but the adapter is frozen.
+    pub model: M,
+    /// What is needed to save the adapter and to attach it again.
+    pub state: AdapterState,
+    /// The trained parameters, in the model's order.
+    pub trainable: Vec<Trainable>,
+    /// What was done to each module.
+    pub modules: Vec<ModuleReport>,
+}
+
+impl<M> Attached<M> {
+    /// How many numbers are trained.
+    pub fn trainable_parameters(&self) -> usize {
+        self.trainable.iter().map(|parameter| parameter.shape.iter().product::<usize>()).sum()
+    }
+}
+
+/// One linear layer that was chosen.
+#[derive(Debug, Clone)]
+pub struct Target {
+    /// Path of the linear layer.
+    pub path: String,
+    /// `[d_in, d_out]`.
+    pub shape: [usize; 2],
+    /// Rank of its factors (meaningless for partial and full fine-tuning).
+    pub rank: usize,
+    /// The adapter's scale.
+    pub scale: f64,
+    id: ParamId,
+}
+
+impl Target {
+    /// How many numbers `method` trains here.
+    pub fn trainable_parameters(&self, method: Method) -> usize {
+        let [d_in, d_out] = self.shape;
+        if !method.is_factored() {
+            return d_in * d_out;
+        }
+        Adapter::factor_names(method)
+            .iter()
+            .map(|name| Adapter::factor_shape(name, self.shape, self.rank).iter().product::<usize>())
+            .sum()
+    }
+}
+
+impl AdapterConfig {
+    /// The linear layers of `model` that this configuration means. Needs no weights: lazy parameters stay lazy.
+    ///
+    /// # Errors
+    ///
+    /// [`AdapterError::Targets`] with every pattern that matches nothing and every rank that does not fit.
+    pub fn targets<M: Module>(&self, model: &M) -> Result<Vec<Target>, AdapterError> {
+        self.validate()?;
+        let linear: Vec<Parameter> = parameters(model).into_iter().filter(|parameter| parameter.linear).collect();
+        let module = |parameter: &Parameter| parameter.path.trim_end_matches(".weight").to_owned();
+        let mut faults = Vec::new();
+        let mut chosen: BTreeSet<usize> = BTreeSet::new();
+        for text in if self.method == Method::Full { &[][..] } else { &self.target_modules } {
+            let pattern = Pattern::parse(text).map_err(|fault| AdapterError::Config { faults: vec![fault] })?;
+            let matched: Vec<usize> = (0..linear.len()).filter(|i| pattern.matches(&module(&linear[*i]))).collect();
+            chosen.extend(&matched);
+            if matched.is_empty() {
+                let names: BTreeSet<String> =
+                    linear.iter().filter_map(|p| module(p).rsplit('.').next().map(str::to_owned)).collect();
+                let names = names.into_iter().collect::<Vec<_>>().join(", ");
+                faults.push(format!("`{text}` matches no linear layer (there are: {names})"));
+            }
+        }
+        let mut targets = Vec::new();
+        for parameter in chosen.into_iter().map(|index| &linear[index]) {
+            let path = module(parameter);
+            let shape = [parameter.shape[0], parameter.shape[1]];
+            let Sizes { rank, scale } = self.sizes(&path);
+            let largest = shape[0].min(shape[1]);
+            if self.method.is_factored() && rank > largest {
+                faults.push(format!("rank {rank} is larger than {largest}, the smaller side of `{path}` {shape:?}"));
+            }
+            targets.push(Target { path, shape, rank, scale, id: parameter.id });
+        }
+        if faults.is_empty() { Ok(targets) } else { Err(AdapterError::Targets { faults }) }
+    }
+
+    /// Attaches a fresh adapter to `model` and freezes everything else. The model's output stays as it was.
+    ///
+    /// Weights may be lazy, on any device, with or without autodiff; call `model.train()` afterwards where the
+    /// device has none.
+    ///
+    /// # Errors
+    ///
+    /// See [`targets`](Self::targets); [`AdapterError::Decomposition`] where a weight is not finite or its SVD does
+    /// not converge, for all weights at once.
+    pub fn attach<M: Module>(&self, model: M, options: &AttachOptions<'_>) -> Result<Attached<M>, AdapterError> {
+        let targets = self.targets(&model)?;
+        let mut decomposed = match self.method.needs_svd() {
+            true => self.decompose_all(&model, &targets, options)?,
+            false => BTreeMap::new(),
+        };
+        let mut modules = Vec::new();
+        let mut initial = NamedTensors::new();
+        let mut jobs = BTreeMap::new();
+        for target in targets {
+            let svd = decomposed.remove(&target.path);
+            modules.push(ModuleState {
+                path: target.path.clone(),
+                shape: target.shape,
+                rank: target.rank,
+                scale: target.scale,
+                fingerprint: svd.as_ref().map(|svd| svd.fingerprint.clone()),
+            });
+            if !self.method.is_factored() {
+                continue;
+            }
+            let report = svd.as_ref().map(|svd| (svd.residual, svd.cached));
+            let principal = svd.map(|svd| svd.principal);
+            let factors = Adapter::start(self, &target.path, target.shape, target.rank, target.scale, principal);
+            if self.method.needs_svd() {
+                for (name, tensor) in &factors {
+                    initial.insert(format!("{}.{}.{name}", target.path, self.method), tensor.clone());
+                }
+            }
+            let subtract = self.method.needs_svd().then(|| factors.clone());
+            jobs.insert(target.path, Install { factors, subtract, scale: target.scale, report });
+        }
+        let state = AdapterState { config: self.clone(), modules, initial };
+        Ok(install(model, state, jobs))
+    }
+
+    fn decompose_all<M: Module>(
+        &self,
+        model: &M,
+        targets: &[Target],
+        options: &AttachOptions<'_>,
+    ) -> Result<BTreeMap<String, Decomposed>, AdapterError> {
+        let weights = collect_weights(model, targets);
+        let cache = options.cache.as_ref().map(|folder| SvdCache::new(folder.clone()));
+        let done = std::sync::atomic::AtomicUsize::new(0);
+        let one = |(target, weight): (&Target, Tensor<2>)| {
+            let svd = SvdOptions { seed: options.svd.seed ^ self.seed, ..options.svd.clone() };
+            let result = decompose(&target.path, weight, target.rank, &svd, options.placement, cache.as_ref());
+            let count = done.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1;
+            if let Some(progress) = options.progress {
+                progress(count, targets.len());
+            }
+            (target.path.clone(), result)
+        };
+        let pairs: Vec<_> = targets.iter().zip(weights).collect();
+        let results: Vec<_> = match options.placement {
+            Placement::Host => pairs.into_par_iter().with_max_len(1).map(one).collect(),
+            // A device keeps one stream for each thread that uses it: stay on this one.
+            Placement::Device => pairs.into_iter().map(one).collect(),
+        };
+        let mut faults = Vec::new();
+        let mut decomposed = BTreeMap::new();
+        for (path, result) in results {
+            match result {
+                Ok(svd) => {
+                    decomposed.insert(path, svd);
+                }
+                Err(error) => faults.push(error.to_string()),
+            }
+        }
+        if faults.is_empty() { Ok(decomposed) } else { Err(AdapterError::Decomposition { faults }) }
+    }
+}
+
+/// Handles to the weights of the targets, in their order. No copies are made.
+fn collect_weights<M: Module>(model: &M, targets: &[Target]) -> Vec<Tensor<2>> {
+    struct Collect<'a> {
+        wanted: BTreeMap<ParamId, usize>,
+        found: &'a mut Vec<Option<Tensor<2>>>,
+    }
+    impl ModuleVisitor for Collect<'_> {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            if let Some(index) = self.wanted.get(&param.id) {
+                let shape = param.lazy_shape();
+                let weight = param.base().without_autodiff().reshape([shape[0], shape[1]]);
+                self.found[*index] = Some(weight);
+            }
+        }
+    }
+    let mut found = vec![None; targets.len()];
+    let wanted = targets.iter().enumerate().map(|(index, target)| (target.id, index)).collect();
+    model.visit(&mut Collect { wanted, found: &mut found });
+    found.into_iter().map(|weight| weight.expect("targets are parameters of the model")).collect()
+}
+
+/// What is done to one weight.
+pub(crate) struct Install {
+    /// The adapter's factors.
+    pub factors: FactorSet,
+    /// Factors whose product leaves the weight.
+    pub subtract: Option<FactorSet>,
+    pub scale: f64,
+    /// Residual of the SVD and whether it was cached.
+    pub report: Option<(f64, bool)>,
+}
+
+/// Replaces bases, adds factors, freezes the rest.
+pub(crate) fn install<M: Module>(model: M, state: AdapterState, jobs: BTreeMap<String, Install>) -> Attached<M> {
+    struct Installer<'a> {
+        config: &'a AdapterConfig,
+        dense: &'a BTreeSet<String>,
+        jobs: BTreeMap<String, Install>,
+        rounding: BTreeMap<String, f64>,
+    }
+    impl Reparameterizer for &mut Installer<'_> {
+        type Reparam = Adapter;
+
+        fn reparameterize<const D: usize>(
+            &mut self,
+            path: &str,
+            param: Param<Tensor<D>>,
+        ) -> (Param<Tensor<D>>, Option<Adapter>) {
+            let module = path.trim_end_matches(".weight");
+            let Some(job) = self.jobs.remove(module).filter(|_| path.ends_with(".weight")) else {
+                let train = self.config.method == Method::Full || self.dense.contains(path);
+                return (param.set_require_grad(train), None);
+            };
+            let device = param.lazy_device();
+            let (method, dropout) = (self.config.method, self.config.dropout);
+            let adapter = Adapter::new(method, &job.factors, job.scale, dropout, &device);
+            let base = match &job.subtract {
+                None => param,
+                Some(subtract) => {
+                    let plain = device.clone().without_autodiff();
+                    let delta = Adapter::new(method, subtract, job.scale, 0.0, &plain).delta();
+                    param.map(|weight| {
+                        let (rest, rounding) = residual(weight.clone().without_autodiff(), delta);
+                        if let Some(rounding) = rounding {
+                            self.rounding.insert(module.to_owned(), rounding);
+                        }
+                        if weight.is_autodiff() { Tensor::from_inner(rest) } else { rest }
+                    })
+                }
+            };
+            (base.set_require_grad(false), Some(adapter))
+        }
+    }
+    let reports: BTreeMap<String, (f64, bool)> =
+        jobs.iter().filter_map(|(path, job)| Some((path.clone(), job.report?))).collect();
+    let dense: BTreeSet<String> = match state.config.method {
+        Method::Partial => state.modules.iter().map(|module| format!("{}.weight", module.path)).collect(),
+        _ => BTreeSet::new(),
+    };
+    let mut installer = Installer { config: &state.config, dense: &dense, jobs, rounding: BTreeMap::new() };
+    let model = model.apply_reparameterization(&mut installer);
+    let rounding = installer.rounding;
+    let method = state.config.method;
+    let trainable = trainable(&model, method, |path| method == Method::Full || dense.contains(path));
+    let modules = state
+        .modules
+        .iter()
+        .map(|module| ModuleReport {
+            path: module.path.clone(),
+            shape: module.shape,
+            rank: method.is_factored().then_some(module.rank),
+            scale: module.scale,
+            svd_residual: reports.get(&module.path).map(|report| report.0),
+            cached: reports.get(&module.path).is_some_and(|report| report.1),
+            rounding: rounding.get(&module.path).copied(),
+        })
+        .collect();
+    Attached { model, state, trainable, modules }
+}
+
+/// `W - delta` in f32, rounded to the weight's dtype, and what the rounding took, relative to the residual's norm.
+fn residual<const D: usize>(weight: Tensor<D>, delta: Tensor<2>) -> (Tensor<D>, Option<f64>) {
+    let (dtype, shape) = (weight.dtype(), weight.shape());
+    let rest = weight.cast(FloatDType::F32) - delta.reshape(shape);
+    if dtype == DType::F32 {
+        return (rest, None);
+    }
+    let rounded = rest.clone().cast(FloatDType::from(dtype));
+    let norm = |tensor: Tensor<D>| f64::from(tensor.square().sum().sqrt().into_scalar::<f32>());
+    let lost = norm(rest.clone() - rounded.clone().cast(FloatDType::F32)) / norm(rest).max(f64::MIN_POSITIVE);
+    (rounded, Some(lost))
+}

@@ -1,0 +1,65 @@
+//! Principal triplets kept on disk, keyed by the content of the weight, the rank and the SVD's settings.
+
+use std::path::{Path, PathBuf};
+
+use burn::prelude::*;
+use sorsa_linalg::SvdOptions;
+
+use crate::error::AdapterError;
+use crate::factors::{HostTensor, NamedTensors, Principal};
+use crate::files::{read_tensors, write_tensors};
+
+/// A folder of decomposed weights. Entries are written atomically; one that cannot be read is computed again.
+pub(crate) struct SvdCache {
+    folder: PathBuf,
+}
+
+/// What was cached.
+pub(crate) struct Entry {
+    pub principal: Principal,
+    pub residual: f64,
+}
+
+impl SvdCache {
+    pub fn new(folder: PathBuf) -> Self {
+        Self { folder }
+    }
+
+    fn file(&self, fingerprint: &str, rank: usize, options: &SvdOptions) -> PathBuf {
+        let settings = blake3::hash(format!("{fingerprint} {rank} {options:?}").as_bytes());
+        self.folder.join(format!("{}.safetensors", settings.to_hex()))
+    }
+
+    pub fn get(&self, fingerprint: &str, [d_in, d_out]: [usize; 2], rank: usize, options: &SvdOptions) -> Option<Entry> {
+        let mut tensors = read_tensors(&self.file(fingerprint, rank, options)).ok()?;
+        let mut take = |name: &str, shape: &[usize]| tensors.remove(name).filter(|tensor| tensor.shape == shape);
+        let (u, vt) = (take("u", &[d_in, rank])?, take("vt", &[rank, d_out])?);
+        let (s, residual) = (take("s", &[rank])?, take("residual", &[1])?);
+        let principal = Principal { u, s: s.values, vt };
+        Some(Entry { principal, residual: f64::from(residual.values[0]) })
+    }
+
+    /// Keeps an entry. A cache that cannot be written is not a reason to stop: the error is for whoever wants it.
+    pub fn put(&self, fingerprint: &str, rank: usize, options: &SvdOptions, entry: &Entry) -> Result<(), AdapterError> {
+        let io = |path: &Path, source| AdapterError::Io { path: path.to_owned(), source };
+        std::fs::create_dir_all(&self.folder).map_err(|source| io(&self.folder, source))?;
+        let Principal { u, s, vt } = &entry.principal;
+        let tensors = NamedTensors::from([
+            ("u".to_owned(), u.clone()),
+            ("s".to_owned(), HostTensor::new([s.len()], s.clone())),
+            ("vt".to_owned(), vt.clone()),
+            ("residual".to_owned(), HostTensor::new([1], vec![entry.residual as f32])),
+        ]);
+        write_tensors(&self.file(fingerprint, rank, options), &tensors)
+    }
+}
+
+/// The content of a weight as a hash of its elements, shape and dtype.
+pub(crate) fn fingerprint(weight: &Tensor<2>) -> String {
+    let data = weight.to_data();
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(format!("{:?} {:?}", data.dtype(), weight.dims()).as_bytes());
+    hasher.update(data.as_bytes());
+    hasher.finalize().to_hex().to_string()
+}
+

@@ -1,0 +1,58 @@
+use std::path::PathBuf;
+
+/// Why an adapter could not be attached, saved or loaded.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AdapterError {
+    /// The configuration contradicts itself.
+    #[error("adapter configuration: {}", faults.join("; "))]
+    Config {
+        /// Everything found wrong.
+        faults: Vec<String>,
+    },
+    /// Targets match nothing, or ranks do not fit.
+    #[error("adapter targets: {}", faults.join("; "))]
+    Targets {
+        /// Everything found wrong.
+        faults: Vec<String>,
+    },
+    /// Matrices that could not be decomposed.
+    #[error("singular value decomposition: {}", faults.join("; "))]
+    Decomposition {
+        /// One line for each matrix.
+        faults: Vec<String>,
+    },
+    /// Adapter tensors and model do not fit each other.
+    #[error("{}: the adapter does not fit the model: {}", path.display(), shorten(faults))]
+    Mismatch {
+        /// The adapter's folder or file.
+        path: PathBuf,
+        /// Every missing, extra, misshapen or foreign tensor.
+        faults: Vec<String>,
+    },
+    /// A file that is not what it should be.
+    #[error("{}: {reason}", path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What was expected and what was found.
+        reason: String,
+    },
+    /// The operating system's answer.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// The operating system's answer.
+        source: std::io::Error,
+    },
+}
+
+/// Joins the first twenty faults and counts the rest.
+fn shorten(faults: &[String]) -> String {
+    let shown = faults.iter().take(20).map(String::as_str).collect::<Vec<_>>().join("; ");
+    match faults.len().saturating_sub(20) {
+        0 => shown,
+        more => format!("{shown}; and {more} more"),
+    }
+}
