@@ -23,4 +23,4 @@ pub use attention::{AttentionMask, causal_attention};
 pub use factored::{factored_linear, low_rank_product};
 pub use loss::{cross_entropy_sum, head_loss_sum};
 pub use norm::rms_norm;
-pub use rotary::{RotaryAngles, RotaryTable, rotate_half};
+pub use rotary::{RotaryAngles, rotate_half};

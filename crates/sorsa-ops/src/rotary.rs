@@ -4,53 +4,39 @@
 use burn::prelude::*;
 use burn::tensor::FloatDType;
 
-/// Cosines and sines of every position up to a maximum, `[max_positions, head_dim / 2]`, f32.
-#[derive(Debug, Clone)]
-pub struct RotaryTable {
-    cos: Tensor<2>,
-    sin: Tensor<2>,
-}
-
-/// Cosines and sines of the positions of one batch, `[batch or 1, 1, seq, head_dim / 2]`.
+/// Cosines and sines of the positions of one batch, `[batch or 1, 1, seq, head_dim / 2]`, f32.
 #[derive(Debug, Clone)]
 pub struct RotaryAngles {
     cos: Tensor<4>,
     sin: Tensor<4>,
 }
 
-impl RotaryTable {
-    /// A table from the inverse frequency of each plane (`head_dim / 2` of them), computed in f64 and kept in f32.
-    /// `amplitude` multiplies both (1 except for scalings that change the attention's temperature).
-    pub fn new(inverse_frequencies: &[f64], max_positions: usize, amplitude: f64, device: &Device) -> Self {
-        let half = inverse_frequencies.len();
+impl RotaryAngles {
+    /// The angles of `positions` `[rows, seq]` (row-major) for the inverse frequencies of `head_dim / 2` planes.
+    /// `amplitude` multiplies sines and cosines (1 except for scalings that change the attention's temperature).
+    ///
+    /// # Panics
+    ///
+    /// Panics where `positions` has not `rows * seq` elements.
+    pub fn new(
+        inverse_frequencies: &[f64],
+        amplitude: f64,
+        positions: &[i32],
+        [rows, seq]: [usize; 2],
+        device: &Device,
+    ) -> Self {
+        assert_eq!(positions.len(), rows * seq, "positions of {rows} rows of {seq}");
+        // Frequency and angle are rounded to f32, as the reference implementation does: equal at long range too.
+        let angles: Vec<f64> = positions
+            .iter()
+            .flat_map(|position| inverse_frequencies.iter().map(|f| f64::from(*position as f32 * *f as f32)))
+            .collect();
         let table = |function: fn(f64) -> f64| {
-            let values = (0..max_positions)
-                .flat_map(|position| {
-                    // Frequencies and angles are f32 in the reference implementation; matching its rounding keeps
-                    // long contexts equal.
-                    inverse_frequencies
-                        .iter()
-                        .map(move |frequency| f64::from(position as f32 * *frequency as f32))
-                })
-                .map(|angle| (function(angle) * amplitude) as f32)
-                .collect();
-            Tensor::from_data(TensorData::new::<f32, _>(values, [max_positions, half]), device)
+            let values = angles.iter().map(|angle| (function(*angle) * amplitude) as f32).collect();
+            let data = TensorData::new::<f32, _>(values, [rows, 1, seq, inverse_frequencies.len()]);
+            Tensor::from_data(data, device)
         };
         Self { cos: table(f64::cos), sin: table(f64::sin) }
-    }
-
-    /// The largest position of the table plus one.
-    pub fn max_positions(&self) -> usize {
-        self.cos.dims()[0]
-    }
-
-    /// The angles of positions `[batch or 1, seq]`; each must be below [`max_positions`](Self::max_positions).
-    pub fn at(&self, positions: Tensor<2, Int>) -> RotaryAngles {
-        let [batch, seq] = positions.dims();
-        let half = self.cos.dims()[1];
-        let flat = positions.reshape([batch * seq]);
-        let pick = |table: &Tensor<2>| table.clone().select(0, flat.clone()).reshape([batch, 1, seq, half]);
-        RotaryAngles { cos: pick(&self.cos), sin: pick(&self.sin) }
     }
 }
 
@@ -70,15 +56,16 @@ pub fn rotate_half(x: Tensor<4>, angles: &RotaryAngles) -> Tensor<4> {
 mod tests {
     use super::*;
 
+    fn rotated(x: [f32; 4], frequencies: &[f64], position: i32) -> Vec<f32> {
+        let device = Device::flex();
+        let x = Tensor::<1>::from_floats(x, &device).reshape([1, 1, 1, 4]);
+        let angles = RotaryAngles::new(frequencies, 1.0, &[position], [1, 1], &device);
+        rotate_half(x, &angles).into_data().try_into_vec::<f32>().unwrap()
+    }
+
     #[test]
     fn rotation_keeps_lengths_and_depends_on_the_difference_of_positions() {
-        let device = Device::flex();
-        let table = RotaryTable::new(&[1.0, 0.1], 16, 1.0, &device);
-        let at = |x: [f32; 4], position: i32| {
-            let x = Tensor::<1>::from_floats(x, &device).reshape([1, 1, 1, 4]);
-            let positions = Tensor::<2, Int>::from_ints([[position]], &device);
-            rotate_half(x, &table.at(positions)).into_data().try_into_vec::<f32>().unwrap()
-        };
+        let at = |x, position| rotated(x, &[1.0, 0.1], position);
         let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(x, y)| x * y).sum::<f32>();
         let (q, k) = ([0.3, -1.0, 2.0, 0.7], [1.5, 0.2, -0.4, 1.0]);
         assert!((dot(&at(q, 5), &at(q, 5)) - dot(&q, &q)).abs() < 1e-5);
@@ -87,11 +74,7 @@ mod tests {
 
     #[test]
     fn planes_pair_the_first_half_with_the_second() {
-        let device = Device::flex();
-        let table = RotaryTable::new(&[1.0, 0.0], 2, 1.0, &device);
-        let x = Tensor::<1>::from_floats([1.0, 0.0, 0.0, 0.0], &device).reshape([1, 1, 1, 4]);
-        let y = rotate_half(x, &table.at(Tensor::from_ints([[1]], &device)));
-        let y = y.into_data().try_into_vec::<f32>().unwrap();
+        let y = rotated([1.0, 0.0, 0.0, 0.0], &[1.0, 0.0], 1);
         let expected = [1f32.cos(), 0.0, 1f32.sin(), 0.0];
         assert!(y.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6), "{y:?}");
     }

@@ -1,1 +1,19 @@
-//! x
+//! Training of language models: the step, the optimizer, schedules, checkpoints and resume, metrics.
+
+mod checkpoint;
+mod config;
+pub mod files;
+mod gradients;
+pub mod memory;
+pub mod metrics;
+mod optimizer;
+pub mod schedule;
+pub mod tensorboard;
+mod trainer;
+
+pub use checkpoint::{Best, CheckpointError, Checkpoints, RunState};
+pub use config::{
+    Coupling, GroupOverride, LossNormalization, OptimizerConfig, RegularizerConfig, ScheduleConfig, TrainConfig,
+};
+pub use optimizer::{AdamW, Decoupled};
+pub use trainer::{Observer, Outcome, TrainError, Trainer, mean_loss, total_steps};

@@ -1,0 +1,47 @@
+//! Reading and writing Hugging Face checkpoint files.
+//!
+//! A [`Checkpoint`] is `model.safetensors`, or the shards that `model.safetensors.index.json` lists, mapped into
+//! memory and checked before the first number is read. A [`CheckpointWriter`] makes the same files. Neither knows
+//! a model: names and shapes come from the caller, as [`Expected`].
+//!
+//! ```
+//! use sorsa_models::weights::{Checkpoint, CheckpointWriter, Expected, FloatDtype, WeightsError};
+//!
+//! # fn main() -> Result<(), WeightsError> {
+//! # let folder = tempfile::tempdir().unwrap();
+//! # let dir = folder.path();
+//! let tensors = [Expected::new("proj.weight", [2, 3])];
+//! CheckpointWriter::new(dir, FloatDtype::Bf16)
+//!     .write(&tensors, |_| Ok::<_, WeightsError>(vec![0.0, 1.0, 2.0, 3.0, 4.0, 5.0]))?;
+//!
+//! let checkpoint = Checkpoint::open(dir)?;
+//! checkpoint.check(&tensors, |_| false)?;
+//! // PyTorch stores `[d_out, d_in]`; burn multiplies by `[d_in, d_out]`.
+//! assert_eq!(checkpoint.to_f32_transposed("proj.weight")?, [0.0, 3.0, 1.0, 4.0, 2.0, 5.0]);
+//! # Ok(())
+//! # }
+//! ```
+
+mod decode;
+mod error;
+mod expect;
+mod header;
+mod index;
+mod reader;
+#[cfg(test)]
+mod tests;
+mod writer;
+
+pub use decode::first_non_finite;
+pub use error::{Misshapen, Problem, WeightsError};
+pub use expect::{Expected, ignorable};
+pub use reader::{Checkpoint, TensorInfo};
+pub use safetensors::Dtype;
+pub use writer::{CheckpointWriter, FloatDtype};
+
+pub(crate) use index::Index;
+
+/// Name of a checkpoint that is one file.
+pub const SINGLE_FILE: &str = "model.safetensors";
+/// Name of the list of shards of a checkpoint that is several files.
+pub const INDEX_FILE: &str = "model.safetensors.index.json";

@@ -1,0 +1,220 @@
+//! The settings of a training run, as a recipe spells them.
+
+use serde::{Deserialize, Serialize};
+use sorsa_adapter::{ParameterGroup, RegularizerForm};
+
+use crate::schedule::{Schedule, ScheduleKind, Warmup};
+
+/// How long, how often, how fast.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TrainConfig {
+    /// Sequences (or packs) of one micro-batch.
+    pub batch_size: usize,
+    /// Micro-batches of one optimizer step.
+    pub accumulation: usize,
+    /// Passes over the training data.
+    pub epochs: f64,
+    /// Ends earlier, whatever `epochs` says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_steps: Option<u64>,
+    /// Evaluate every so many steps, and at the end; 0: at the end only.
+    pub eval_every: u64,
+    /// Checkpoint every so many steps, and at the end; 0: at the end only.
+    pub checkpoint_every: u64,
+    /// Checkpoints kept besides the best one.
+    pub keep_checkpoints: usize,
+    /// Stop after so many evaluations in a row without a lower loss; 0: never.
+    pub early_stopping: usize,
+    /// What the summed loss of a step is divided by.
+    pub loss_normalization: LossNormalization,
+    /// Largest global norm of the task's gradient; 0: no clipping.
+    pub clip_norm: f64,
+    /// Seed of data order and dropout.
+    pub seed: u64,
+    /// The optimizer.
+    pub optimizer: OptimizerConfig,
+    /// The schedule of learning rate and gamma.
+    pub schedule: ScheduleConfig,
+    /// The orthonormal regularizer (SORSA only).
+    pub regularizer: RegularizerConfig,
+}
+
+impl Default for TrainConfig {
+    fn default() -> Self {
+        Self {
+            batch_size: 16,
+            accumulation: 1,
+            epochs: 1.0,
+            max_steps: None,
+            eval_every: 100,
+            checkpoint_every: 100,
+            keep_checkpoints: 2,
+            early_stopping: 0,
+            loss_normalization: LossNormalization::Step,
+            clip_norm: 1.0,
+            seed: 42,
+            optimizer: OptimizerConfig::default(),
+            schedule: ScheduleConfig::default(),
+            regularizer: RegularizerConfig::default(),
+        }
+    }
+}
+
+/// What the loss of an optimizer step is the mean of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LossNormalization {
+    /// All target tokens of the step: accumulation gives the gradient of the large batch.
+    Step,
+    /// The micro-batches' means (the author's trainer).
+    MicroBatch,
+}
+
+/// AdamW (Loshchilov and Hutter, 2019) with settings by kind of parameter.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct OptimizerConfig {
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// Decay of the gradients' mean.
+    pub beta1: f64,
+    /// Decay of the gradients' mean square.
+    pub beta2: f64,
+    /// Added to the root of the mean square.
+    pub epsilon: f64,
+    /// Other settings for the singular values of SORSA.
+    pub singular_values: GroupOverride,
+}
+
+/// Settings that replace the optimizer's for one kind of parameter.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct GroupOverride {
+    /// Peak learning rate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub learning_rate: Option<f64>,
+    /// Decoupled weight decay.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weight_decay: Option<f64>,
+}
+
+impl Default for OptimizerConfig {
+    fn default() -> Self {
+        Self {
+            learning_rate: 1e-3,
+            weight_decay: 0.0,
+            beta1: 0.9,
+            beta2: 0.999,
+            epsilon: 1e-8,
+            singular_values: GroupOverride::default(),
+        }
+    }
+}
+
+impl OptimizerConfig {
+    /// Peak learning rate and weight decay of a kind of parameter.
+    pub fn group(&self, group: ParameterGroup) -> (f64, f64) {
+        let other = match group {
+            ParameterGroup::SingularValues => self.singular_values,
+            ParameterGroup::Factor | ParameterGroup::Dense => GroupOverride::default(),
+        };
+        (other.learning_rate.unwrap_or(self.learning_rate), other.weight_decay.unwrap_or(self.weight_decay))
+    }
+}
+
+/// Shape of the schedule; its length is the run's.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ScheduleConfig {
+    /// Cosine, linear or constant.
+    pub kind: ScheduleKind,
+    /// Share of the steps that warm up.
+    pub warmup_ratio: f64,
+    /// The end of a decaying schedule, as a share of the peak.
+    pub min_ratio: f64,
+}
+
+impl Default for ScheduleConfig {
+    fn default() -> Self {
+        Self { kind: ScheduleKind::Cosine, warmup_ratio: 0.03, min_ratio: 0.0 }
+    }
+}
+
+impl ScheduleConfig {
+    /// The schedule over `total_steps`.
+    pub fn over(&self, total_steps: u64) -> Schedule {
+        let warmup = Warmup::Ratio(self.warmup_ratio);
+        Schedule { kind: self.kind, warmup, total_steps, min_ratio: self.min_ratio }
+    }
+}
+
+/// How the regularizer enters the update.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Coupling {
+    /// `(gamma / eta_max) grad L_reg` joins the gradient after clipping and goes through Adam (the author's trainer).
+    Gradient,
+    /// `U <- U - gamma_t grad L_reg` beside Adam's step (the paper's equation).
+    Decoupled,
+}
+
+/// The orthonormal regularizer of SORSA.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RegularizerConfig {
+    /// Its weight; follows the schedule of the learning rate.
+    pub gamma: f64,
+    /// Sum of norms, mean of norms, or sum of squares.
+    pub form: RegularizerForm,
+    /// How it enters the update.
+    pub coupling: Coupling,
+    /// Divides gamma by the number of micro-batches, as the author's published runs did.
+    pub author_accumulation: bool,
+    /// Adapts gamma to the measured defect: it is multiplied by `defect / target_defect`, at most 10.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target_defect: Option<f64>,
+}
+
+impl Default for RegularizerConfig {
+    fn default() -> Self {
+        Self {
+            gamma: 4e-4,
+            form: RegularizerForm::Paper,
+            coupling: Coupling::Gradient,
+            author_accumulation: false,
+            target_defect: None,
+        }
+    }
+}
+
+impl TrainConfig {
+    /// Every setting that makes no sense, in words.
+    pub fn faults(&self) -> Vec<String> {
+        let mut faults = Vec::new();
+        let mut check = |holds: bool, text: &str| {
+            if !holds {
+                faults.push(text.to_owned());
+            }
+        };
+        check(self.batch_size > 0, "train.batch_size must be at least 1");
+        check(self.accumulation > 0, "train.accumulation must be at least 1");
+        check(self.epochs > 0.0 && self.epochs.is_finite(), "train.epochs must be positive");
+        check(self.max_steps != Some(0), "train.max_steps must be at least 1");
+        check(self.clip_norm >= 0.0, "train.clip_norm must not be negative");
+        check(self.optimizer.learning_rate > 0.0, "train.optimizer.learning_rate must be positive");
+        check(self.optimizer.weight_decay >= 0.0, "train.optimizer.weight_decay must not be negative");
+        check((0.0..1.0).contains(&self.optimizer.beta1), "train.optimizer.beta1 must be in [0, 1)");
+        check((0.0..1.0).contains(&self.optimizer.beta2), "train.optimizer.beta2 must be in [0, 1)");
+        check((0.0..=1.0).contains(&self.schedule.warmup_ratio), "train.schedule.warmup_ratio must be in [0, 1]");
+        check((0.0..=1.0).contains(&self.schedule.min_ratio), "train.schedule.min_ratio must be in [0, 1]");
+        check(self.regularizer.gamma >= 0.0, "train.regularizer.gamma must not be negative");
+        check(
+            self.regularizer.target_defect.is_none_or(|target| target > 0.0),
+            "train.regularizer.target_defect must be positive",
+        );
+        faults
+    }
+}

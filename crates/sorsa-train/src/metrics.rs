@@ -1,0 +1,241 @@
+//! `metrics.jsonl`: one JSON object a line, for every optimizer step and every evaluation of a run.
+//!
+//! ```text
+//! {"kind":"step","step":1,"epoch":0.01,"loss":3.21,"learning_rate":3e-5,..}
+//! {"kind":"eval","step":100,"loss":2.9,"perplexity":18.2,"accuracy":0.31}
+//! ```
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::files::{FileError, at, write_atomic};
+
+/// One line of `metrics.jsonl`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Metric {
+    /// An optimizer step.
+    Step(StepMetrics),
+    /// An evaluation between steps.
+    Eval(EvalMetrics),
+}
+
+/// What one optimizer step did. A number that is not finite is written as `null` and read back as NaN.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct StepMetrics {
+    /// Steps done, this one included.
+    pub step: u64,
+    /// Passes over the training data so far, with their fraction.
+    pub epoch: f64,
+    /// Mean negative log-likelihood of this step's target tokens, in nats.
+    #[serde(deserialize_with = "nan_where_null")]
+    pub loss: f64,
+    /// The learning rate this step used.
+    pub learning_rate: f64,
+    /// The weight of the orthonormal regularizer, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gamma: Option<f64>,
+    /// Global norm of the task's gradient, before clipping.
+    #[serde(deserialize_with = "nan_where_null")]
+    pub grad_norm: f64,
+    /// The value of the orthonormal regularizer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub regularizer: Option<f64>,
+    /// Mean over the factors of `||U^T U - I||_F / sqrt(rank)`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub defect: Option<f64>,
+    /// Tokens of this step's batches, padding left out.
+    pub tokens: u64,
+    /// Those of them that the loss counts.
+    pub target_tokens: u64,
+    /// Tokens per second of this step.
+    pub tokens_per_s: f64,
+    /// Wall time since training began, in seconds; a resumed run goes on counting.
+    pub seconds: f64,
+    /// Peak resident memory of the process so far.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peak_memory_bytes: Option<u64>,
+}
+
+/// What an evaluation found.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct EvalMetrics {
+    /// Optimizer steps done before it; 0 is the untrained model.
+    pub step: u64,
+    /// Mean negative log-likelihood of the target tokens, in nats.
+    #[serde(deserialize_with = "nan_where_null")]
+    pub loss: f64,
+    /// `exp(loss)`.
+    #[serde(deserialize_with = "nan_where_null")]
+    pub perplexity: f64,
+    /// Share of right answers, where the task has answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accuracy: Option<f64>,
+}
+
+impl Metric {
+    /// Optimizer steps done when this was measured.
+    pub fn step(&self) -> u64 {
+        match self {
+            Self::Step(metrics) => metrics.step,
+            Self::Eval(metrics) => metrics.step,
+        }
+    }
+}
+
+/// Appends to a `metrics.jsonl`. Every line is handed to the system at once: a killed process loses none.
+#[derive(Debug)]
+pub struct MetricsLog {
+    path: PathBuf,
+    file: File,
+}
+
+impl MetricsLog {
+    /// Starts an empty log, replacing any older one.
+    ///
+    /// # Errors
+    /// [`FileError::Io`].
+    pub fn create(path: impl Into<PathBuf>) -> Result<Self, FileError> {
+        let path = path.into();
+        let file = File::create(&path).map_err(at("create", &path))?;
+        Ok(Self { path, file })
+    }
+
+    /// Goes on with the log of a run that is resumed after `step`: what a killed process logged beyond it is dropped,
+    /// and so is a last line that it did not finish.
+    ///
+    /// # Errors
+    /// As [`read`].
+    pub fn resume(path: impl Into<PathBuf>, step: u64) -> Result<Self, FileError> {
+        let path = path.into();
+        let mut kept = String::new();
+        for metric in read(&path)?.iter().filter(|metric| metric.step() <= step) {
+            kept += &line(metric);
+        }
+        write_atomic(&path, kept)?;
+        let file = OpenOptions::new().append(true).open(&path).map_err(at("open", &path))?;
+        Ok(Self { path, file })
+    }
+
+    /// Appends one line.
+    ///
+    /// # Errors
+    /// [`FileError::Io`].
+    pub fn append(&mut self, metric: &Metric) -> Result<(), FileError> {
+        self.file.write_all(line(metric).as_bytes()).map_err(at("append to", &self.path))
+    }
+}
+
+/// Reads a whole log. A last line without its line feed was cut off by the end of its process, and is left out.
+///
+/// # Errors
+/// [`FileError::Io`]; [`FileError::Malformed`] with every line that is no metric.
+pub fn read(path: impl AsRef<Path>) -> Result<Vec<Metric>, FileError> {
+    let path = path.as_ref();
+    let text = fs::read_to_string(path).map_err(at("read", path))?;
+    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    let mut metrics = Vec::new();
+    let mut found = Vec::new();
+    for (number, line) in (1..).zip(whole.lines()) {
+        match serde_json::from_str(line) {
+            Ok(metric) => metrics.push(metric),
+            Err(error) => found.push(format!("line {number}: {error}")),
+        }
+    }
+    if found.is_empty() {
+        Ok(metrics)
+    } else {
+        Err(FileError::Malformed { path: path.to_owned(), expected: "a log of metrics", found })
+    }
+}
+
+fn line(metric: &Metric) -> String {
+    serde_json::to_string(metric).expect("numbers and string keys always serialize") + "\n"
+}
+
+/// JSON has no NaN: a loss that diverged is written as `null`.
+fn nan_where_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn step(step: u64) -> Metric {
+        Metric::Step(StepMetrics {
+            step,
+            epoch: step as f64 / 3.0,
+            loss: 2.5,
+            learning_rate: 3e-5,
+            gamma: Some(4e-4),
+            grad_norm: 0.7,
+            tokens: 512,
+            target_tokens: 128,
+            tokens_per_s: 1e4,
+            seconds: 0.1,
+            peak_memory_bytes: Some(1 << 30),
+            ..Default::default()
+        })
+    }
+
+    fn eval(step: u64) -> Metric {
+        Metric::Eval(EvalMetrics { step, loss: 2.0, perplexity: 2f64.exp(), accuracy: Some(0.25) })
+    }
+
+    fn log(folder: &tempfile::TempDir, metrics: &[Metric]) -> PathBuf {
+        let path = folder.path().join("metrics.jsonl");
+        let mut log = MetricsLog::create(&path).unwrap();
+        metrics.iter().for_each(|metric| log.append(metric).unwrap());
+        path
+    }
+
+    #[test]
+    fn what_is_logged_is_read_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let metrics = [eval(0), step(1), step(2), eval(2)];
+        let path = log(&folder, &metrics);
+        assert_eq!(read(&path).unwrap(), metrics);
+        let text = fs::read_to_string(&path).unwrap();
+        assert_eq!(
+            text.lines().next().unwrap(),
+            r#"{"kind":"eval","step":0,"loss":2.0,"perplexity":7.38905609893065,"accuracy":0.25}"#
+        );
+        assert!(!text.contains("null"), "absent numbers are left out");
+    }
+
+    #[test]
+    fn a_resumed_log_equals_one_that_was_not_interrupted() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = log(&folder, &[eval(0), step(1), step(2), eval(2), step(3), step(4)]);
+        // Killed in the middle of a line, with a checkpoint at step 2.
+        OpenOptions::new().append(true).open(&path).unwrap().write_all(b"{\"kind\":\"step\",\"st").unwrap();
+        assert_eq!(read(&path).unwrap().len(), 6);
+        let mut resumed = MetricsLog::resume(&path, 2).unwrap();
+        resumed.append(&step(3)).unwrap();
+        assert_eq!(read(&path).unwrap(), [eval(0), step(1), step(2), eval(2), step(3)]);
+    }
+
+    #[test]
+    fn a_loss_that_diverged_is_read_back_as_nan() {
+        let folder = tempfile::tempdir().unwrap();
+        let diverged = StepMetrics { step: 1, loss: f64::NAN, grad_norm: f64::INFINITY, ..Default::default() };
+        let path = log(&folder, &[Metric::Step(diverged)]);
+        let [Metric::Step(read)] = &read(&path).unwrap()[..] else { panic!("one step was logged") };
+        assert!(read.loss.is_nan() && read.grad_norm.is_nan());
+    }
+
+    #[test]
+    fn every_bad_line_is_reported_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = log(&folder, &[step(1)]);
+        OpenOptions::new().append(true).open(&path).unwrap().write_all(b"nonsense\n{\"kind\":\"other\"}\n").unwrap();
+        let message = read(&path).unwrap_err().to_string();
+        for part in ["metrics.jsonl is not a log of metrics", "line 2", "line 3", "`other`"] {
+            assert!(message.contains(part), "{message}");
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! Learning-rate schedules: the factor on the peak rate at each optimizer step.
+//!
+//! The closed forms are those of Hugging Face's `get_{cosine,linear,constant}_schedule_with_warmup`. With `w` warm-up
+//! steps and `n` steps in all, step `t` (counted from 0) has the factor
+//!
+//! ```text
+//! t < w      t / w                                   so the first step has learning rate 0
+//! cosine     (1 + cos(pi p)) / 2    p = (t - w) / (n - w), at most 1
+//! linear     1 - p
+//! constant   1
+//! ```
+//!
+//! and the two decaying ones end at `min_ratio` rather than 0: `min_ratio + (1 - min_ratio) * factor`.
+
+use serde::{Deserialize, Serialize};
+
+/// A learning-rate schedule over a known number of steps.
+///
+/// In TOML: `kind = "cosine"`, one of `warmup_steps = 100` and `warmup_ratio = 0.03` (neither: no warm-up),
+/// `min_ratio = 0.1`, `total_steps = 1000`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "Fields", into = "Fields")]
+pub struct Schedule {
+    /// The shape after warm-up.
+    pub kind: ScheduleKind,
+    /// How long the rate rises from 0 to its peak.
+    pub warmup: Warmup,
+    /// Optimizer steps of the whole run. A recipe may leave it out: it is then 0, to be set once the data is counted.
+    pub total_steps: u64,
+    /// What a decaying schedule ends at, as a fraction of the peak, in `0..=1`.
+    pub min_ratio: f64,
+}
+
+/// The shape of a [`Schedule`] after its warm-up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ScheduleKind {
+    /// Half a cosine wave down.
+    Cosine,
+    /// A straight line down.
+    Linear,
+    /// The peak rate to the end.
+    Constant,
+}
+
+/// The length of the warm-up.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Warmup {
+    /// This many steps.
+    Steps(u64),
+    /// `ceil(ratio * total_steps)` steps; the ratio is in `0..=1`.
+    Ratio(f64),
+}
+
+impl Schedule {
+    /// The number of warm-up steps.
+    pub fn warmup_steps(&self) -> u64 {
+        match self.warmup {
+            Warmup::Steps(steps) => steps,
+            Warmup::Ratio(ratio) => (ratio * self.total_steps as f64).ceil() as u64,
+        }
+    }
+
+    /// The multiplier of the peak learning rate at `step`, counted from 0. Past the end it stays what it was there.
+    pub fn factor(&self, step: u64) -> f64 {
+        let warmup = self.warmup_steps();
+        if step < warmup {
+            return step as f64 / warmup as f64;
+        }
+        let decay_steps = self.total_steps.saturating_sub(warmup).max(1);
+        let progress = ((step - warmup) as f64 / decay_steps as f64).min(1.0);
+        let decayed = match self.kind {
+            ScheduleKind::Constant => return 1.0,
+            ScheduleKind::Linear => 1.0 - progress,
+            ScheduleKind::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * progress).cos()),
+        };
+        self.min_ratio + (1.0 - self.min_ratio) * decayed
+    }
+}
+
+/// [`Schedule`] as a recipe spells it.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Fields {
+    kind: ScheduleKind,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    warmup_steps: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    warmup_ratio: Option<f64>,
+    #[serde(default)]
+    total_steps: u64,
+    #[serde(default)]
+    min_ratio: f64,
+}
+
+impl TryFrom<Fields> for Schedule {
+    type Error = String;
+
+    fn try_from(fields: Fields) -> Result<Self, String> {
+        let mut wrong = Vec::new();
+        for (name, value) in [("warmup_ratio", fields.warmup_ratio.unwrap_or(0.0)), ("min_ratio", fields.min_ratio)] {
+            if !(0.0..=1.0).contains(&value) {
+                wrong.push(format!("{name} must lie in 0..=1, found {value}"));
+            }
+        }
+        if fields.warmup_steps.is_some() && fields.warmup_ratio.is_some() {
+            wrong.push("give warmup_steps or warmup_ratio, found both".to_owned());
+        }
+        if !wrong.is_empty() {
+            return Err(wrong.join("; "));
+        }
+        let warmup = match (fields.warmup_steps, fields.warmup_ratio) {
+            (None, Some(ratio)) => Warmup::Ratio(ratio),
+            (steps, _) => Warmup::Steps(steps.unwrap_or(0)),
+        };
+        Ok(Self { kind: fields.kind, warmup, total_steps: fields.total_steps, min_ratio: fields.min_ratio })
+    }
+}
+
+impl From<Schedule> for Fields {
+    fn from(schedule: Schedule) -> Self {
+        let (warmup_steps, warmup_ratio) = match schedule.warmup {
+            Warmup::Steps(steps) => (Some(steps), None),
+            Warmup::Ratio(ratio) => (None, Some(ratio)),
+        };
+        let Schedule { kind, total_steps, min_ratio, .. } = schedule;
+        Self { kind, warmup_steps, warmup_ratio, total_steps, min_ratio }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn schedule(kind: ScheduleKind, warmup: u64, total_steps: u64) -> Schedule {
+        Schedule { kind, warmup: Warmup::Steps(warmup), total_steps, min_ratio: 0.0 }
+    }
+
+    #[test]
+    fn a_cosine_with_warmup_is_the_one_of_transformers() {
+        // The learning rates that Transformers 4.57 gives for a peak of 2e-3, 3 warm-up steps and 30 steps.
+        let expected = [
+            (0, 0.0),
+            (1, 0.0006666666666666666),
+            (2, 0.0013333333333333333),
+            (3, 0.002),
+            (4, 0.001993238357741943),
+            (5, 0.0019730448705798237),
+        ];
+        let schedule = schedule(ScheduleKind::Cosine, 3, 30);
+        for (step, rate) in expected {
+            assert!((2e-3 * schedule.factor(step) - rate).abs() < 1e-17, "step {step}");
+        }
+    }
+
+    #[test]
+    fn golden_curves_have_these_learning_rates() {
+        let Some(golden) = std::env::var_os("SORSA_GOLDEN") else { return };
+        let mut curves = 0;
+        for entry in std::fs::read_dir(std::path::Path::new(&golden).join("curves")).unwrap() {
+            let path = entry.unwrap().path().join("curve.json");
+            let curve: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+            let settings = &curve["settings"];
+            let (warmup, steps) = (settings["warmup"].as_u64().unwrap(), settings["steps"].as_u64().unwrap());
+            let schedule = schedule(ScheduleKind::Cosine, warmup, steps);
+            for entry in curve["log"].as_array().unwrap() {
+                let step = entry["step"].as_u64().unwrap();
+                let rate = settings["lr"].as_f64().unwrap() * schedule.factor(step);
+                assert!((rate - entry["lr"].as_f64().unwrap()).abs() < 1e-15, "{path:?} step {step}");
+            }
+            curves += 1;
+        }
+        assert!(curves > 0, "no curves in {golden:?}");
+    }
+
+    #[test]
+    fn linear_and_constant_follow_their_closed_forms() {
+        let linear = schedule(ScheduleKind::Linear, 10, 110);
+        let constant = schedule(ScheduleKind::Constant, 10, 110);
+        for step in 0..=110 {
+            let warm = step as f64 / 10.0;
+            assert!((linear.factor(step) - warm.min((110 - step) as f64 / 100.0)).abs() < 1e-15);
+            assert_eq!(constant.factor(step), warm.min(1.0));
+        }
+    }
+
+    #[test]
+    fn decay_ends_at_the_minimum_and_stays_there() {
+        for kind in [ScheduleKind::Cosine, ScheduleKind::Linear] {
+            let schedule = Schedule { min_ratio: 0.1, ..schedule(kind, 2, 10) };
+            assert_eq!(schedule.factor(2), 1.0);
+            assert!((schedule.factor(6) - 0.55).abs() < 1e-15);
+            assert!((schedule.factor(10) - 0.1).abs() < 1e-15);
+            assert_eq!(schedule.factor(1000), schedule.factor(10));
+        }
+    }
+
+    #[test]
+    fn a_warmup_ratio_rounds_up() {
+        let with = |ratio, total_steps| Schedule {
+            warmup: Warmup::Ratio(ratio),
+            ..schedule(ScheduleKind::Cosine, 0, total_steps)
+        };
+        assert_eq!(with(0.03, 782).warmup_steps(), 24);
+        assert_eq!(with(0.03, 1).warmup_steps(), 1);
+        assert_eq!(with(0.0, 782).warmup_steps(), 0);
+        assert_eq!(with(0.0, 782).factor(0), 1.0);
+    }
+
+    #[test]
+    fn runs_without_steps_or_shorter_than_their_warmup_stay_finite() {
+        for (warmup, total) in [(0, 0), (5, 0), (5, 3)] {
+            let schedule = schedule(ScheduleKind::Cosine, warmup, total);
+            assert!((0..20).all(|step| (0.0..=1.0).contains(&schedule.factor(step))));
+        }
+    }
+
+    #[test]
+    fn a_recipe_survives_toml_and_reports_all_that_is_wrong() {
+        let text = "kind = \"cosine\"\nwarmup_ratio = 0.03\ntotal_steps = 782\nmin_ratio = 0.0\n";
+        let schedule: Schedule = toml::from_str(text).unwrap();
+        assert_eq!(schedule.warmup, Warmup::Ratio(0.03));
+        assert_eq!(toml::to_string(&schedule).unwrap(), text);
+        let plain: Schedule = toml::from_str("kind = \"constant\"").unwrap();
+        assert_eq!(plain.warmup, Warmup::Steps(0));
+
+        let wrong = "kind = \"linear\"\nwarmup_ratio = 1.5\nwarmup_steps = 3\nmin_ratio = -1.0";
+        let message = toml::from_str::<Schedule>(wrong).unwrap_err().to_string();
+        for part in ["warmup_ratio must lie in 0..=1, found 1.5", "min_ratio", "found both"] {
+            assert!(message.contains(part), "{message}");
+        }
+        assert!(toml::from_str::<Schedule>("kind = \"linear\"\nwarmup = 3").is_err());
+    }
+}

@@ -1,0 +1,430 @@
+//! The training loop.
+//!
+//! One optimizer step: gradients of the micro-batches, normalised by the step's target tokens; clipping by the global
+//! norm; the regularizer's closed-form gradient; AdamW. Everything that the next loss depends on is in a checkpoint,
+//! so a run that is killed and resumed goes on as if it had not been.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use burn::prelude::*;
+use sorsa_adapter::{
+    AdapterError, Attached, RegularizerStats, SavedAdapter, add_regularizer, export_trainable, import_trainable,
+    regularizer_gradients,
+};
+use sorsa_data::{Batch, Batcher};
+use sorsa_models::CausalLm;
+
+use crate::checkpoint::{Best, CheckpointError, Checkpoints, RunState};
+use crate::config::{Coupling, TrainConfig};
+use crate::files::FileError;
+use crate::gradients::{global_norm, model_input, scale, step_gradients};
+use crate::memory::peak_memory_bytes;
+use crate::metrics::{EvalMetrics, Metric, MetricsLog, StepMetrics};
+use crate::optimizer::{AdamW, Decoupled};
+use crate::schedule::Schedule;
+use crate::tensorboard::EventWriter;
+
+/// Why a run stopped before its end.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TrainError {
+    /// Files of the run.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// Checkpoints.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// Parameters that do not fit.
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
+    /// The loss or its gradient is not a number.
+    #[error(
+        "step {step}: the loss is {loss} and its gradient's norm {grad_norm}; batch {batch} of epoch {epoch}, rows {rows:?}; {}",
+        match checkpoint { Some(step) => format!("the last good checkpoint is at step {step}"), None => "no checkpoint was written yet".to_owned() }
+    )]
+    NotFinite {
+        /// The step.
+        step: u64,
+        /// The loss.
+        loss: f32,
+        /// The norm.
+        grad_norm: f32,
+        /// The epoch.
+        epoch: u64,
+        /// The step's first batch in it.
+        batch: usize,
+        /// Rows of the data file in the step.
+        rows: Vec<usize>,
+        /// The newest checkpoint.
+        checkpoint: Option<u64>,
+    },
+    /// No batch of a step has a target token.
+    #[error("step {step}: no target tokens in its batches, rows {rows:?}")]
+    NoTargets {
+        /// The step.
+        step: u64,
+        /// Rows of the data file.
+        rows: Vec<usize>,
+    },
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// All steps were made.
+    Completed,
+    /// The evaluation loss stopped falling.
+    EarlyStopped,
+    /// The observer asked to stop; a checkpoint was written.
+    Interrupted,
+}
+
+/// Who watches a run.
+pub trait Observer {
+    /// A step or an evaluation was made.
+    fn on_metric(&mut self, _metric: &Metric, _total_steps: u64) {}
+    /// Asked after every step: end the run with a checkpoint?
+    fn should_stop(&mut self) -> bool {
+        false
+    }
+}
+
+impl Observer for () {}
+
+/// A run: model, data, optimizer, and where it is.
+pub struct Trainer {
+    attached: Attached<CausalLm>,
+    optimizer: AdamW,
+    config: TrainConfig,
+    schedule: Schedule,
+    train: Batcher,
+    validation: Option<Batcher>,
+    state: RunState,
+    checkpoints: Checkpoints,
+    metrics: MetricsLog,
+    events: EventWriter,
+    device: Device,
+}
+
+impl Trainer {
+    /// Starts a run in the folder `run`, which exists. The model is moved to autodiff.
+    ///
+    /// # Errors
+    ///
+    /// [`TrainError`] where files of the run cannot be written.
+    pub fn start(
+        attached: Attached<CausalLm>,
+        train: Batcher,
+        validation: Option<Batcher>,
+        config: TrainConfig,
+        run: &Path,
+    ) -> Result<Self, TrainError> {
+        let metrics = MetricsLog::create(run.join("metrics.jsonl"))?;
+        Self::assemble(attached, train, validation, config, run, metrics, RunState::default())
+    }
+
+    /// Goes on from the newest checkpoint of the run in the folder `run`; `attached` is the model as it was at the
+    /// start. Without a checkpoint the run starts anew.
+    ///
+    /// # Errors
+    ///
+    /// [`TrainError`] where a checkpoint cannot be read or does not fit.
+    pub fn resume(
+        attached: Attached<CausalLm>,
+        train: Batcher,
+        validation: Option<Batcher>,
+        config: TrainConfig,
+        run: &Path,
+    ) -> Result<Self, TrainError> {
+        let checkpoints = Checkpoints::open(run)?;
+        let Some(step) = checkpoints.steps().last().copied() else {
+            return Self::start(attached, train, validation, config, run);
+        };
+        let checkpoint = checkpoints.load(step)?;
+        let metrics = MetricsLog::resume(run.join("metrics.jsonl"), step)?;
+        let mut trainer = Self::assemble(attached, train, validation, config, run, metrics, checkpoint.state)?;
+        trainer.restore(&checkpoint.parameters, &checkpoint.folder)?;
+        let file = Checkpoints::optimizer_file(&checkpoint.folder);
+        let (config, device) = (trainer.config.optimizer.clone(), trainer.device.clone().without_autodiff());
+        trainer.optimizer = AdamW::load(config, &file, &trainer.attached.trainable, step, &device)?;
+        Ok(trainer)
+    }
+
+    fn assemble(
+        mut attached: Attached<CausalLm>,
+        train: Batcher,
+        validation: Option<Batcher>,
+        config: TrainConfig,
+        run: &Path,
+        metrics: MetricsLog,
+        state: RunState,
+    ) -> Result<Self, TrainError> {
+        attached.model = attached.model.train();
+        let device = attached.model.device();
+        let optimizer = AdamW::new(config.optimizer.clone(), &attached.trainable);
+        let schedule = config.schedule.over(total_steps(&config, &train));
+        let events = EventWriter::create(run, "sorsa", state.step)?;
+        let checkpoints = Checkpoints::open(run)?;
+        Ok(Self {
+            attached,
+            optimizer,
+            config,
+            schedule,
+            train,
+            validation,
+            state,
+            checkpoints,
+            metrics,
+            events,
+            device,
+        })
+    }
+
+    /// Steps of the whole run.
+    pub fn total_steps(&self) -> u64 {
+        self.schedule.total_steps
+    }
+
+    /// Where the run is.
+    pub fn state(&self) -> &RunState {
+        &self.state
+    }
+
+    /// The model for evaluation: without autodiff, dropout off, adapters attached.
+    pub fn model(&self) -> CausalLm {
+        self.attached.model.valid()
+    }
+
+    /// The adapter with its values as they are now.
+    pub fn adapter(&self) -> SavedAdapter {
+        self.attached.snapshot()
+    }
+
+    /// The model with its adapter, ended.
+    pub fn into_attached(self) -> Attached<CausalLm> {
+        Attached { model: self.attached.model.valid(), ..self.attached }
+    }
+
+    /// Trains to the end, evaluating and writing checkpoints on the way.
+    ///
+    /// # Errors
+    ///
+    /// [`TrainError`]; the last good checkpoint stays.
+    pub fn run(&mut self, observer: &mut dyn Observer) -> Result<Outcome, TrainError> {
+        if self.state.step == 0 {
+            self.evaluate_and_log(observer)?;
+        }
+        while self.state.step < self.total_steps() {
+            let metrics = self.step()?;
+            self.log(Metric::Step(metrics), observer)?;
+            let (step, last) = (self.state.step, self.state.step == self.total_steps());
+            let due = |every: u64| last || (every > 0 && step % every == 0);
+            let mut early = false;
+            if due(self.config.eval_every) {
+                let improved = self.evaluate_and_log(observer)?;
+                early = self.config.early_stopping > 0
+                    && self.state.evaluations_without_improvement >= self.config.early_stopping;
+                if improved && !due(self.config.checkpoint_every) {
+                    self.save_checkpoint()?;
+                }
+            }
+            let stop = !last && observer.should_stop();
+            if stop || early || due(self.config.checkpoint_every) {
+                self.save_checkpoint()?;
+            }
+            if stop {
+                return Ok(Outcome::Interrupted);
+            }
+            if early {
+                return Ok(Outcome::EarlyStopped);
+            }
+        }
+        Ok(Outcome::Completed)
+    }
+
+    /// One optimizer step.
+    fn step(&mut self) -> Result<StepMetrics, TrainError> {
+        let started = Instant::now();
+        let first = self.state.position;
+        let mut position = first;
+        let batches: Vec<Batch> = (0..self.config.accumulation).map(|_| self.train.next(&mut position)).collect();
+        let step = self.state.step + 1;
+        // Dropout of a step depends on the seed and the step alone.
+        self.device.seed(self.config.seed ^ step.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+
+        let model = &self.attached.model;
+        let Some(result) = step_gradients(model, &batches, self.config.loss_normalization) else {
+            return Err(TrainError::NoTargets { step, rows: self.rows(&batches) });
+        };
+        let mut gradients = result.gradients;
+        let norm = global_norm(model, &gradients).unwrap_or_else(|| result.loss.zeros_like());
+        let read = Tensor::cat(vec![result.loss, norm], 0).into_data().try_into_vec::<f32>().unwrap_or_default();
+        let (loss, grad_norm) = (read[0], read[1]);
+        if !loss.is_finite() || !grad_norm.is_finite() {
+            let checkpoint = self.checkpoints.steps().last().copied();
+            let rows = self.rows(&batches);
+            return Err(TrainError::NotFinite { step, loss, grad_norm, epoch: first.epoch, batch: first.batch, rows, checkpoint });
+        }
+        let limit = self.config.clip_norm;
+        if limit > 0.0 && f64::from(grad_norm) > limit {
+            gradients = scale(model, gradients, limit / (f64::from(grad_norm) + 1e-6));
+        }
+        let factor = self.schedule.factor(self.state.step);
+        let (stats, gamma, decoupled) = self.regularize(&mut gradients, factor);
+        let model = self.attached.model.clone();
+        self.attached.model = self.optimizer.step(model, gradients, factor, decoupled);
+
+        let tokens: u64 = batches.iter().map(|batch| batch.tokens() as u64).sum();
+        let seconds = started.elapsed().as_secs_f64();
+        self.state.step = step;
+        self.state.position = position;
+        self.state.seconds += seconds;
+        self.state.tokens += tokens;
+        if let (Some(target), Some(stats)) = (self.config.regularizer.target_defect, stats) {
+            self.state.gamma_factor = (stats.mean_defect / target).min(10.0);
+        }
+        let per_epoch = self.train.batches_per_epoch(position.epoch).max(1);
+        Ok(StepMetrics {
+            step,
+            epoch: position.epoch as f64 + position.batch as f64 / per_epoch as f64,
+            loss: f64::from(loss),
+            learning_rate: self.config.optimizer.learning_rate * factor,
+            gamma,
+            grad_norm: f64::from(grad_norm),
+            regularizer: stats.map(|stats| stats.value),
+            defect: stats.map(|stats| stats.mean_defect),
+            tokens,
+            target_tokens: batches.iter().map(|batch| batch.target_tokens() as u64).sum(),
+            tokens_per_s: tokens as f64 / seconds.max(1e-9),
+            seconds: self.state.seconds,
+            peak_memory_bytes: peak_memory_bytes(),
+        })
+    }
+
+    /// Adds the regularizer's gradient, or makes the decoupled step. Returns what was measured and gamma_t.
+    fn regularize(
+        &self,
+        gradients: &mut burn::optim::GradientsParams,
+        factor: f64,
+    ) -> (Option<RegularizerStats>, Option<f64>, Decoupled) {
+        let config = &self.config.regularizer;
+        let mut gamma = config.gamma;
+        if config.author_accumulation {
+            gamma /= self.config.accumulation as f64;
+        }
+        if config.target_defect.is_some() {
+            gamma *= self.state.gamma_factor;
+        }
+        let (model, trainable) = (&self.attached.model, &self.attached.trainable);
+        let (stats, decoupled) = match config.coupling {
+            Coupling::Gradient => {
+                let weight = gamma / self.config.optimizer.learning_rate;
+                (add_regularizer(model, trainable, config.form, weight, gradients), Decoupled::default())
+            }
+            Coupling::Decoupled => {
+                let (directions, stats) = regularizer_gradients(model, trainable, config.form);
+                (stats, Decoupled { rate: gamma * factor, directions })
+            }
+        };
+        (stats, stats.map(|_| gamma * factor), decoupled)
+    }
+
+    /// The mean loss per target token over the validation data; nothing without such data.
+    pub fn evaluate(&self) -> Option<f64> {
+        let validation = self.validation.as_ref()?;
+        Some(mean_loss(&self.model(), validation))
+    }
+
+    /// Evaluates; whether the loss is the lowest so far.
+    fn evaluate_and_log(&mut self, observer: &mut dyn Observer) -> Result<bool, TrainError> {
+        let Some(loss) = self.evaluate() else { return Ok(false) };
+        let step = self.state.step;
+        self.log(Metric::Eval(EvalMetrics { step, loss, perplexity: loss.exp(), accuracy: None }), observer)?;
+        let improved = self.state.best.is_none_or(|best| loss < best.loss);
+        if improved {
+            self.state.best = Some(Best { step, loss });
+            self.state.evaluations_without_improvement = 0;
+        } else {
+            self.state.evaluations_without_improvement += 1;
+        }
+        Ok(improved)
+    }
+
+    fn log(&mut self, metric: Metric, observer: &mut dyn Observer) -> Result<(), TrainError> {
+        self.metrics.append(&metric)?;
+        match &metric {
+            Metric::Step(step) => {
+                let mut scalars = vec![
+                    ("train/loss", step.loss),
+                    ("train/learning_rate", step.learning_rate),
+                    ("train/grad_norm", step.grad_norm),
+                    ("train/tokens_per_s", step.tokens_per_s),
+                ];
+                scalars.extend(step.regularizer.map(|value| ("regularizer/value", value)));
+                scalars.extend(step.defect.map(|value| ("regularizer/defect", value)));
+                scalars.extend(step.gamma.map(|value| ("regularizer/gamma", value)));
+                self.events.scalars(step.step, scalars)?;
+            }
+            Metric::Eval(eval) => {
+                self.events.scalars(eval.step, [("eval/loss", eval.loss), ("eval/perplexity", eval.perplexity)])?;
+            }
+        }
+        observer.on_metric(&metric, self.total_steps());
+        Ok(())
+    }
+
+    fn save_checkpoint(&mut self) -> Result<(), TrainError> {
+        let parameters = export_trainable(&self.attached.model, &self.attached.trainable);
+        self.checkpoints.save(&self.state, &parameters, &self.optimizer, &self.attached.trainable)?;
+        self.checkpoints.prune(self.config.keep_checkpoints, self.state.best.map(|best| best.step))?;
+        Ok(())
+    }
+
+    /// Puts the best evaluated parameters back into the model, where they are still on disk. Returns their step.
+    ///
+    /// # Errors
+    ///
+    /// [`TrainError`] where the checkpoint cannot be read.
+    pub fn restore_best(&mut self) -> Result<Option<u64>, TrainError> {
+        let Some(best) = self.state.best.filter(|best| self.checkpoints.steps().contains(&best.step)) else {
+            return Ok(None);
+        };
+        let checkpoint = self.checkpoints.load(best.step)?;
+        self.restore(&checkpoint.parameters, &checkpoint.folder)?;
+        Ok(Some(best.step))
+    }
+
+    fn restore(&mut self, parameters: &sorsa_adapter::NamedTensors, source: &Path) -> Result<(), TrainError> {
+        let source: PathBuf = source.join("parameters.safetensors");
+        let model = self.attached.model.clone();
+        self.attached.model = import_trainable(model, &self.attached.trainable, parameters, &source)?;
+        Ok(())
+    }
+
+    /// Rows of the data file in some batches.
+    fn rows(&self, batches: &[Batch]) -> Vec<usize> {
+        let examples = self.train.examples();
+        batches.iter().flat_map(|batch| &batch.examples).map(|index| examples[*index].row).collect()
+    }
+}
+
+/// The mean negative log-likelihood per target token over one pass of `data`. The model is plain.
+pub fn mean_loss(model: &CausalLm, data: &Batcher) -> f64 {
+    let (mut sum, mut targets) = (0.0, 0);
+    for index in 0..data.batches_per_epoch(0) {
+        let batch = data.batch(0, index);
+        if let Some(loss) = model.loss_sum(&model_input(&batch), &batch.targets) {
+            sum += f64::from(loss.into_scalar::<f32>());
+            targets += batch.target_tokens();
+        }
+    }
+    sum / targets.max(1) as f64
+}
+
+/// Optimizer steps of a run.
+pub fn total_steps(config: &TrainConfig, train: &Batcher) -> u64 {
+    let batches = train.batches_per_epoch(0) as f64 * config.epochs;
+    let steps = (batches / config.accumulation as f64).ceil().max(1.0) as u64;
+    config.max_steps.map_or(steps, |max| max.min(steps))
+}
