@@ -1,1 +1,72 @@
-fn main() {}
+//! Starts processes: `cargo xtask <command>` builds `sorsa` for a backend and becomes it, or runs the project's checks.
+//!
+//! It depends on nothing but the standard library, so that it compiles in a second.
+
+mod build;
+mod check;
+
+use std::process::ExitCode;
+
+/// The commands of the `sorsa` binary. A word that is not here is refused before anything is built.
+const SORSA: [(&str, &str); 13] = [
+    ("finetune", "train an adapter, or all weights; without arguments, on the embedded model and task"),
+    ("pretrain", "train a small base model from scratch"),
+    ("eval", "GSM8K, MATH, the embedded task, perplexity"),
+    ("bench", "compare methods under equal conditions"),
+    ("analyze", "singular values and vectors over a run"),
+    ("generate", "text from a checkpoint"),
+    ("chat", "the same, in turns"),
+    ("merge", "an adapter into its base"),
+    ("export", "an adapter in PEFT's form"),
+    ("import", "an adapter from PEFT's form"),
+    ("verify", "compare logits with those of another framework"),
+    ("inspect", "what would be trained"),
+    ("devices", "what this build can run on, and whether it works"),
+];
+
+const PROJECT: [(&str, &str); 3] = [
+    ("test", "cargo test, with the assertions of the project's own crates; takes cargo test's arguments"),
+    ("check", "what CI runs: format, clippy, tests, documentation, dependencies"),
+    ("help", "this page"),
+];
+
+fn main() -> ExitCode {
+    let mut args = std::env::args_os().skip(1);
+    let command = args.next().unwrap_or_else(|| "help".into());
+    let rest: Vec<_> = args.collect();
+    let done = match command.to_string_lossy().as_ref() {
+        "help" | "--help" | "-h" => {
+            print_help();
+            Ok(0)
+        }
+        "test" => check::test(&rest),
+        "check" => check::all(),
+        sorsa if SORSA.iter().any(|(name, _)| *name == sorsa) => build::become_sorsa(&command, &rest),
+        unknown => {
+            let names: Vec<_> = SORSA.iter().chain(&PROJECT).map(|(name, _)| *name).collect();
+            eprintln!("unknown command `{unknown}`: there are {}", names.join(", "));
+            Ok(2)
+        }
+    };
+    match done {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn print_help() {
+    println!("Usage: cargo xtask <command> [--backend flex|wgpu|vulkan|cuda] [arguments]\n");
+    println!(
+        "Builds `sorsa` for the backend (flex, the CPU, unless told) and becomes it; `<command> --help` tells more:"
+    );
+    for (name, about) in SORSA {
+        println!("  {name:<9} {about}");
+    }
+    println!("\nWorks on the project:");
+    for (name, about) in PROJECT {
+        println!("  {name:<9} {about}");
+    }
+}

@@ -1,2 +1,34 @@
-//! x
-fn main(){}
+//! The `sorsa` binary.
+
+mod args;
+mod commands;
+mod device;
+mod exit;
+mod format;
+mod progress;
+mod recipe;
+mod run_dir;
+mod session;
+mod task;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::args::{Cli, Command};
+
+/// The system's allocator gives pages back and clears them again in every step; this one keeps them.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    exit::report(match Cli::parse().command {
+        Command::Finetune(args) => commands::finetune::run(&args),
+        Command::Pretrain(args) => commands::pretrain::run(&args),
+        Command::Eval(args) => commands::eval::run(&args),
+        Command::Generate(args) => commands::generate::run(&args),
+        Command::Merge(args) => commands::merge::run(&args),
+        Command::Inspect(args) => commands::inspect::run(&args),
+        Command::Devices(args) => commands::devices::run(args.format),
+    })
+}

@@ -1,1 +1,57 @@
-//! x
+//! From files to batches of integers: everything a language model is fed with, and nothing of a model.
+//!
+//! ```text
+//! file --load--> Record --PromptTemplate, TextTokenizer, Encoder--> Example --Batcher--> Batch
+//! ```
+//!
+//! No tensor and no device appear here. A [`Batch`] is a few `Vec<i32>`; whoever trains turns them into tensors.
+//!
+//! ```
+//! use std::sync::Arc;
+//! use sorsa_data::{BatchOptions, Batcher, EncodeOptions, Encoder, IGNORED, PromptTemplate, Record, TextTokenizer};
+//!
+//! # fn main() -> Result<(), sorsa_data::DataError> {
+//! let tokenizer = Arc::new(TextTokenizer::from_bytes(
+//!     br#"{"version": "1.0", "added_tokens": [], "normalizer": null, "pre_tokenizer": {"type": "Whitespace"},
+//!          "post_processor": null, "decoder": null, "truncation": null, "padding": null,
+//!          "model": {"type": "WordLevel", "unk_token": "?", "vocab": {"?": 0, "<s>": 1, "</s>": 2, "one": 3, "two": 4, "three": 5}}}"#,
+//!     Some(br#"{"bos_token": "<s>", "eos_token": "</s>"}"#),
+//! )?);
+//! let records = [Record::instruction(1, "one two", "three")];
+//!
+//! let encoder = Encoder::new(tokenizer, PromptTemplate::Raw, EncodeOptions::default())?;
+//! let set = encoder.encode_all(&records)?;
+//! assert_eq!(set.examples[0].ids, [1, 3, 4, 5, 2]); // <s> one two three </s>
+//!
+//! let batcher = Batcher::new(Arc::new(set.examples), BatchOptions::default())?;
+//! let batch = batcher.batch(0, 0);
+//! assert_eq!(batch.input_ids, [1, 3, 4, 5]);
+//! assert_eq!(batch.targets, [IGNORED, IGNORED, 5, 2]); // the loss sees the answer and its end, not the prompt
+//! # Ok(())
+//! # }
+//! ```
+
+mod batch;
+mod chat;
+mod encode;
+mod error;
+mod formats;
+mod load;
+mod plan;
+mod prompt;
+mod record;
+mod shuffle;
+mod split;
+pub mod synthetic;
+mod tokenizer;
+
+pub use batch::{Batch, BatchOptions, Batcher, DataPosition, IGNORED};
+pub use chat::ChatTemplate;
+pub use encode::{EncodeOptions, EncodedSet, Encoder, Example, Truncation};
+pub use error::{BadRow, BadRows, DataError};
+pub use formats::{AnswerStyle, Format};
+pub use load::{LoadOptions, Loaded, load};
+pub use prompt::PromptTemplate;
+pub use record::{Content, Message, Record};
+pub use split::{Split, split};
+pub use tokenizer::{DecodeStream, TextTokenizer};

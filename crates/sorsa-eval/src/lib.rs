@@ -1,1 +1,29 @@
-//! x
+//! What a run achieved: answers taken from generated text and graded, proportions with their intervals, learning curves
+//! and a report in one HTML file.
+//!
+//! Nothing here trains or reads files. [`grade`] offers several graders side by side, because published scores differ
+//! by the rule as much as by the model:
+//!
+//! ```
+//! use sorsa_eval::grade::{Grader, Score};
+//!
+//! let solution = "Natalia sold 48 / 2 = 24 clips in May, and 72 altogether.\n#### 72";
+//! let generated = ["She sold 48 + 24 clips.\nThe answer is: 72.4", "The answer is: 72.0", "I do not know."];
+//! let right = |grader: Grader| Score::of(&generated.map(|text| grader.grade(solution, text))).correct.successes;
+//!
+//! assert_eq!(right(Grader::Author), 2); // rounds before it compares
+//! assert_eq!(right(Grader::Faithful), 1); // 72.0 is 72
+//! assert_eq!(right(Grader::Strict), 0); // the strings differ
+//! ```
+
+pub mod answer;
+mod author;
+mod error;
+pub mod grade;
+mod latex;
+pub mod number;
+pub mod plot;
+pub mod report;
+pub mod stats;
+
+pub use error::EvalError;

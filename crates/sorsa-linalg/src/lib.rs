@@ -1,1 +1,34 @@
-//! x
+//! Singular value decompositions for adapters: the leading triplets of a large dense matrix, exact to the precision of
+//! its numbers and with the residual measured, and measures of orthonormality and spectra.
+//!
+//! - [`truncated_svd`] decomposes one matrix in host memory, [`decompose_all`] many of them in parallel;
+//! - [`tensor::truncated_svd`] decomposes a burn tensor where it lives;
+//! - [`spectral`] measures bases and singular values.
+//!
+//! ```
+//! use sorsa_linalg::{SvdOptions, faer::Mat, spectral::orthonormality_defect, truncated_svd};
+//!
+//! let a = Mat::<f32>::from_fn(300, 500, |i, j| ((i * 7 + j * 3) % 11) as f32 - 5.0);
+//! let svd = truncated_svd("a", a.as_ref(), 4, &SvdOptions::default())?;
+//! assert!(svd.s.is_sorted_by(|a, b| a >= b));
+//! assert!(svd.report.residual < 1e-5);
+//! assert!(orthonormality_defect(svd.u.as_ref()) < 1e-5);
+//! # Ok::<(), sorsa_linalg::LinalgError>(())
+//! ```
+
+mod basis;
+mod batch;
+mod error;
+mod exact;
+mod krylov;
+mod operator;
+mod scalar;
+pub mod spectral;
+mod svd;
+pub mod tensor;
+
+pub use batch::{Job, Loader, Progress, decompose_all};
+pub use error::LinalgError;
+pub use faer;
+pub use scalar::Scalar;
+pub use svd::{Algorithm, Svd, SvdOptions, SvdReport, truncated_svd};

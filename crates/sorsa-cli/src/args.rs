@@ -1,0 +1,292 @@
+//! The command line, as typed. What it means is decided in `recipe.rs`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::device::Backend;
+use crate::format::Format;
+
+/// Fine-tunes language models with SVD-based adapters.
+#[derive(Debug, Parser)]
+#[command(name = "sorsa", version, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Train an adapter, or all weights; without arguments, on the embedded model and task
+    Finetune(Box<FinetuneArgs>),
+    /// Train a small base model from scratch; without arguments, the embedded one
+    Pretrain(Box<PretrainArgs>),
+    /// Measure accuracy on a task, or the loss of a text
+    Eval(Box<EvalArgs>),
+    /// Continue a prompt
+    Generate(Box<GenerateArgs>),
+    /// Merge an adapter into its model and write a Hugging Face folder
+    Merge(MergeArgs),
+    /// Show what would be trained: modules, shapes, parameters, memory
+    Inspect(Box<FinetuneArgs>),
+    /// Show what this build can run on, and whether it works
+    Devices(DevicesArgs),
+}
+
+/// Where to compute.
+#[derive(Debug, Clone, Args)]
+pub struct DeviceArgs {
+    /// Backend: flex (CPU), wgpu, vulkan or cuda
+    #[arg(long, value_name = "NAME", default_value_t = Backend::default())]
+    pub backend: Backend,
+    /// Which of the backend's devices, as `sorsa devices` counts them
+    #[arg(long, value_name = "INDEX", default_value_t = 0)]
+    pub device: usize,
+}
+
+#[derive(Debug, Args)]
+pub struct FinetuneArgs {
+    /// Recipe (TOML); options below replace its fields
+    #[arg(long, value_name = "FILE")]
+    pub recipe: Option<PathBuf>,
+    /// Model: a Hugging Face folder, a hub id (owner/name[@revision]), or `embedded`
+    #[arg(long)]
+    pub model: Option<String>,
+    /// Training data: JSONL, JSON or parquet
+    #[arg(long, value_name = "FILE")]
+    pub data: Option<String>,
+    /// Validation data; without it a part of the training data is held out
+    #[arg(long, value_name = "FILE")]
+    pub validation: Option<String>,
+    /// Problems that accuracy is measured on, before and after
+    #[arg(long, value_name = "FILE")]
+    pub test: Option<String>,
+    /// Use the first rows of the training data only
+    #[arg(long, value_name = "ROWS")]
+    pub limit: Option<usize>,
+    /// Leave out malformed rows, and count them
+    #[arg(long)]
+    pub skip_bad_rows: bool,
+    /// sorsa, pissa, lora, partial or full
+    #[arg(long)]
+    pub method: Option<String>,
+    /// Rank of the adapters
+    #[arg(long)]
+    pub rank: Option<usize>,
+    /// Numerator of the adapters' scale (alpha / rank)
+    #[arg(long)]
+    pub alpha: Option<f64>,
+    /// Linear layers to train: names, globs, `re:` regular expressions, or all-linear
+    #[arg(long, value_delimiter = ',', value_name = "PATTERN,..")]
+    pub target_modules: Option<Vec<String>>,
+    /// Peak learning rate
+    #[arg(long, value_name = "RATE")]
+    pub lr: Option<f64>,
+    /// Weight of the orthonormal regularizer
+    #[arg(long)]
+    pub gamma: Option<f64>,
+    /// Passes over the training data
+    #[arg(long)]
+    pub epochs: Option<f64>,
+    /// End after so many optimizer steps
+    #[arg(long, value_name = "STEPS")]
+    pub max_steps: Option<u64>,
+    /// Sequences of one micro-batch
+    #[arg(long, value_name = "ROWS")]
+    pub batch_size: Option<usize>,
+    /// Micro-batches of one optimizer step
+    #[arg(long, value_name = "BATCHES")]
+    pub accumulation: Option<usize>,
+    /// Longest sequence, in tokens
+    #[arg(long, value_name = "TOKENS")]
+    pub max_length: Option<usize>,
+    /// Seed of data order, dropout, LoRA's start and the randomized SVD
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// Any field of the recipe, e.g. --set train.optimizer.beta2=0.95
+    #[arg(long, value_name = "FIELD=VALUE")]
+    pub set: Vec<String>,
+    /// Where results go; without it a new folder under runs/
+    #[arg(long, value_name = "DIR")]
+    pub run_dir: Option<PathBuf>,
+    /// Go on with the run in this folder
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["recipe", "run_dir"])]
+    pub resume: Option<PathBuf>,
+    /// Show what would be done, and stop
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Print results only
+    #[arg(long, short)]
+    pub quiet: bool,
+    /// How tables are printed
+    #[arg(long, value_enum, default_value_t)]
+    pub format: Format,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct PretrainArgs {
+    /// Folder of the new model
+    #[arg(long, value_name = "DIR", default_value = "runs/pretrain/model")]
+    pub out: PathBuf,
+    /// Corpus ({"text"} rows); without it the project's own is generated
+    #[arg(long, value_name = "FILE", requires = "tokenizer")]
+    pub corpus: Option<PathBuf>,
+    /// Folder of the tokenizer; without it the project's own is trained
+    #[arg(long, value_name = "DIR")]
+    pub tokenizer: Option<PathBuf>,
+    /// Documents of the generated corpus
+    #[arg(long, default_value_t = 100_000)]
+    pub documents: usize,
+    /// Width of the residual stream
+    #[arg(long, default_value_t = 128)]
+    pub hidden_size: usize,
+    /// Width of the feed-forward layers
+    #[arg(long, default_value_t = 352)]
+    pub intermediate_size: usize,
+    /// Blocks
+    #[arg(long, default_value_t = 4)]
+    pub layers: usize,
+    /// Query heads
+    #[arg(long, default_value_t = 4)]
+    pub heads: usize,
+    /// Key and value heads
+    #[arg(long, default_value_t = 2)]
+    pub kv_heads: usize,
+    /// Longest context, in tokens
+    #[arg(long, default_value_t = 256)]
+    pub context: usize,
+    /// Optimizer steps
+    #[arg(long, default_value_t = 3500)]
+    pub steps: u64,
+    /// Sequences of one step
+    #[arg(long, default_value_t = 24)]
+    pub batch_size: usize,
+    /// Peak learning rate
+    #[arg(long, default_value_t = 3e-3)]
+    pub lr: f64,
+    /// Seed of weights, corpus and data order
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Write the freshly initialised model and stop
+    #[arg(long)]
+    pub init_only: bool,
+    /// Go on from the newest checkpoint of an earlier call
+    #[arg(long)]
+    pub resume: bool,
+    /// Write the generated corpus, tokenizer and task into this folder and stop
+    #[arg(long, value_name = "DIR")]
+    pub generate_only: Option<PathBuf>,
+    /// Print results only
+    #[arg(long, short)]
+    pub quiet: bool,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct EvalArgs {
+    /// Model: a Hugging Face folder, a hub id, or `embedded`
+    #[arg(long, default_value = "embedded")]
+    pub model: String,
+    /// Folder of an adapter, or of a run that has one
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
+    /// Problems (GSM8K, MATH, MetaMathQA, SVAMP or any prompts with answers); without it the embedded test problems
+    #[arg(long, value_name = "FILE")]
+    pub data: Option<String>,
+    /// Measure the perplexity of these texts instead
+    #[arg(long, value_name = "FILE", conflicts_with = "data")]
+    pub text: Option<PathBuf>,
+    /// Use the first rows only
+    #[arg(long, value_name = "ROWS")]
+    pub limit: Option<usize>,
+    /// alpaca, code, raw or chat
+    #[arg(long, default_value = "alpaca")]
+    pub template: String,
+    /// Text put after every prompt
+    #[arg(long, default_value = "")]
+    pub prompt_suffix: String,
+    /// Longest answer, in tokens
+    #[arg(long, default_value_t = 128)]
+    pub max_new_tokens: usize,
+    /// Prompts generated together
+    #[arg(long, default_value_t = 64)]
+    pub batch_size: usize,
+    /// Where every generation is written (JSONL)
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// Leave out malformed rows, and count them
+    #[arg(long)]
+    pub skip_bad_rows: bool,
+    /// How the result is printed
+    #[arg(long, value_enum, default_value_t)]
+    pub format: Format,
+    /// Print results only
+    #[arg(long, short)]
+    pub quiet: bool,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct GenerateArgs {
+    /// The prompt
+    #[arg(default_value = "")]
+    pub prompt: String,
+    /// Model: a Hugging Face folder, a hub id, or `embedded`
+    #[arg(long, default_value = "embedded")]
+    pub model: String,
+    /// Folder of an adapter, or of a run that has one
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
+    /// alpaca, code, raw or chat
+    #[arg(long, default_value = "raw")]
+    pub template: String,
+    /// Longest continuation, in tokens
+    #[arg(long, default_value_t = 128)]
+    pub max_new_tokens: usize,
+    /// Sample at this temperature; 0 is greedy
+    #[arg(long, default_value_t = 0.0)]
+    pub temperature: f64,
+    /// Sample from the k most likely tokens
+    #[arg(long)]
+    pub top_k: Option<usize>,
+    /// Sample from the most likely tokens that together reach this probability
+    #[arg(long)]
+    pub top_p: Option<f64>,
+    /// Seed of the sampling
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct MergeArgs {
+    /// Folder of the adapter, or of a run that has one
+    #[arg(long, value_name = "DIR")]
+    pub adapter: PathBuf,
+    /// The model it was trained on; without it the one that the run's recipe names
+    #[arg(long)]
+    pub model: Option<String>,
+    /// Folder of the merged model
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// f32, f16 or bf16; without it, as the base model is stored
+    #[arg(long)]
+    pub dtype: Option<String>,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct DevicesArgs {
+    /// How the list is printed
+    #[arg(long, value_enum, default_value_t)]
+    pub format: Format,
+    /// Ignored: the build decides which backends there are
+    #[arg(long, hide = true)]
+    pub backend: Option<Backend>,
+}

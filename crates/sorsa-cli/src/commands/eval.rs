@@ -1,0 +1,1 @@
+pub fn run(_args: &crate::args::EvalArgs) -> anyhow::Result<()> { anyhow::bail!("not yet") }

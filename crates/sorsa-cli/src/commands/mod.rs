@@ -1,0 +1,9 @@
+//! One file for each command.
+
+pub mod devices;
+pub mod eval;
+pub mod finetune;
+pub mod generate;
+pub mod inspect;
+pub mod merge;
+pub mod pretrain;

@@ -1,0 +1,200 @@
+//! `sorsa pretrain`: trains a small base model from scratch. Without arguments it makes the embedded one.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Context;
+use sorsa_adapter::{AdapterConfig, Method};
+use sorsa_data::{BatchOptions, Batcher, EncodeOptions, Encoder, LoadOptions, PromptTemplate, TextTokenizer, synthetic};
+use sorsa_models::weights::FloatDtype;
+use sorsa_models::{CausalLm, ModelConfig};
+use sorsa_train::files::write_atomic;
+use sorsa_train::{OptimizerConfig, Outcome, ScheduleConfig, TrainConfig, Trainer};
+
+use crate::args::PretrainArgs;
+use crate::device;
+use crate::exit::{Interrupted, OrBadInput, bad_input};
+use crate::progress::{Style, TrainingProgress};
+use crate::session::{create_folder, load_records};
+
+/// Seed of the generated validation texts: any but the corpus's.
+const VALIDATION_SEED_OFFSET: u64 = 1_000_003;
+const VALIDATION_DOCUMENTS: usize = 500;
+const TOKENIZER_FILES: [&str; 3] = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"];
+
+pub fn run(args: &PretrainArgs) -> anyhow::Result<()> {
+    let style = Style::choose(args.quiet);
+    if let Some(folder) = &args.generate_only {
+        return generate(folder, args);
+    }
+    let device = device::open(args.device.backend, args.device.device)?;
+    // Beside the model: what training needs and leaves behind.
+    let work = args.out.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    create_folder(&args.out)?;
+
+    let tokenizer_folder = match &args.tokenizer {
+        Some(folder) => folder.clone(),
+        None => {
+            let folder = work.join("tokenizer");
+            synthetic::write_tokenizer(&folder)?;
+            folder
+        }
+    };
+    let tokenizer = Arc::new(TextTokenizer::from_dir(&tokenizer_folder).or_bad_input()?);
+    let config = model_config(args, &tokenizer)?;
+    device.seed(args.seed);
+    let model = CausalLm::init(&config, &device);
+    if args.init_only {
+        save(&model, &tokenizer_folder, args)?;
+        println!("{} parameters, freshly initialised, in {}", config.num_parameters(), args.out.display());
+        return Ok(());
+    }
+
+    let corpus = match &args.corpus {
+        Some(path) => path.clone(),
+        None => {
+            let path = work.join("corpus.jsonl");
+            synthetic::write_corpus(&path, args.seed, args.documents)?;
+            synthetic::write_corpus(
+                &work.join("validation.jsonl"),
+                args.seed + VALIDATION_SEED_OFFSET,
+                VALIDATION_DOCUMENTS,
+            )?;
+            path
+        }
+    };
+    let mut documents = encode(&corpus, &tokenizer, args.context, style)?;
+    let validation = match &args.corpus {
+        None => encode(&work.join("validation.jsonl"), &tokenizer, args.context, style)?,
+        Some(_) => {
+            let held_out = documents.len() / 100;
+            documents.split_off(documents.len() - held_out.max(1))
+        }
+    };
+    let batches = |examples, shuffle| {
+        Batcher::new(
+            Arc::new(examples),
+            BatchOptions {
+                batch_size: args.batch_size,
+                shuffle,
+                seed: args.seed,
+                // Documents of similar length together: attention over short rows is cheaper than over packed ones.
+                bucket: 50,
+                packing: false,
+                max_length: args.context,
+                pad_id: tokenizer.pad(),
+                pad_multiple: 1,
+                drop_last: false,
+            },
+        )
+        .or_bad_input()
+    };
+    let (train, validation) = (batches(documents, true)?, batches(validation, false)?);
+    let train_config = TrainConfig {
+        batch_size: args.batch_size,
+        epochs: 1e6,
+        max_steps: Some(args.steps),
+        eval_every: 250,
+        checkpoint_every: 250,
+        seed: args.seed,
+        optimizer: OptimizerConfig {
+            learning_rate: args.lr,
+            weight_decay: 0.05,
+            beta2: 0.98,
+            ..OptimizerConfig::default()
+        },
+        schedule: ScheduleConfig { warmup_ratio: 0.02, min_ratio: 0.02, ..ScheduleConfig::default() },
+        ..TrainConfig::default()
+    };
+    let attached = AdapterConfig::new(Method::Full, 0, &[]).attach(model, &Default::default())?;
+    if style != Style::Quiet {
+        eprintln!("{} parameters, {} steps", config.num_parameters(), args.steps);
+    }
+    let mut trainer = match args.resume {
+        true => Trainer::resume(attached, train, Some(validation), train_config, work)?,
+        false => Trainer::start(attached, train, Some(validation), train_config, work)?,
+    };
+    let mut progress = TrainingProgress::new(trainer.total_steps(), style);
+    let outcome = trainer.run(&mut progress)?;
+    progress.finish();
+    if outcome == Outcome::Interrupted {
+        eprintln!("interrupted; the same command with --resume goes on");
+        return Err(Interrupted.into());
+    }
+    let state = trainer.state().clone();
+    save(&trainer.model(), &tokenizer_folder, args)?;
+    println!(
+        "{} parameters after {} steps, {} tokens, {:.0} s; validation loss {:.4}; in {}",
+        config.num_parameters(),
+        state.step,
+        state.tokens,
+        state.seconds,
+        state.best.map_or(f64::NAN, |best| best.loss),
+        args.out.display()
+    );
+    Ok(())
+}
+
+/// Writes corpus, tokenizer and task, and stops.
+fn generate(folder: &Path, args: &PretrainArgs) -> anyhow::Result<()> {
+    synthetic::write_tokenizer(&folder.join("tokenizer"))?;
+    synthetic::write_corpus(&folder.join("corpus.jsonl"), args.seed, args.documents)?;
+    synthetic::write_corpus(
+        &folder.join("validation.jsonl"),
+        args.seed + VALIDATION_SEED_OFFSET,
+        VALIDATION_DOCUMENTS,
+    )?;
+    synthetic::write_task(&folder.join("arithmetic"), args.seed)?;
+    println!("corpus, tokenizer and task are in {}", folder.display());
+    Ok(())
+}
+
+fn model_config(args: &PretrainArgs, tokenizer: &TextTokenizer) -> anyhow::Result<ModelConfig> {
+    let json = serde_json::json!({
+        "model_type": "llama",
+        "hidden_size": args.hidden_size,
+        "intermediate_size": args.intermediate_size,
+        "num_hidden_layers": args.layers,
+        "num_attention_heads": args.heads,
+        "num_key_value_heads": args.kv_heads,
+        "vocab_size": tokenizer.vocab_size(),
+        "max_position_embeddings": args.context,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": true,
+        "bos_token_id": tokenizer.bos(),
+        "eos_token_id": tokenizer.eos(),
+    });
+    let fields = json.as_object().cloned().unwrap_or_default();
+    ModelConfig::parse(fields).map_err(|faults| bad_input(format!("the model's size: {}", faults.join("; "))))
+}
+
+fn encode(
+    path: &Path,
+    tokenizer: &Arc<TextTokenizer>,
+    context: usize,
+    style: Style,
+) -> anyhow::Result<Vec<sorsa_data::Example>> {
+    let loaded = load_records(path, &LoadOptions::default(), style)?;
+    let options = EncodeOptions { max_length: context, ..EncodeOptions::default() };
+    let encoder = Encoder::new(Arc::clone(tokenizer), PromptTemplate::Raw, options).or_bad_input()?;
+    let set = encoder.encode_all(&loaded.records).or_bad_input()?;
+    if style != Style::Quiet {
+        eprintln!("{}: {} documents, {} tokens", path.display(), loaded.records.len(), set.tokens);
+    }
+    Ok(set.examples)
+}
+
+/// Writes the model with its tokenizer.
+fn save(model: &CausalLm, tokenizer: &Path, args: &PretrainArgs) -> anyhow::Result<()> {
+    model.save(&args.out, FloatDtype::F32)?;
+    for name in TOKENIZER_FILES {
+        let (from, to) = (tokenizer.join(name), args.out.join(name));
+        if from.exists() && from != to {
+            std::fs::copy(&from, &to).with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))?;
+        }
+    }
+    let config = model.config();
+    let generation = serde_json::json!({ "bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_ids.first() });
+    write_atomic(args.out.join("generation_config.json"), serde_json::to_vec_pretty(&generation)?)?;
+    Ok(())
+}

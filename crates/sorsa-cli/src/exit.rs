@@ -1,0 +1,55 @@
+//! Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted.
+
+use std::process::ExitCode;
+
+/// Marks an error as the caller's: a file, a field or a name that is not what it should be.
+#[derive(Debug)]
+pub struct BadInput(anyhow::Error);
+
+impl std::fmt::Display for BadInput {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // One line, whatever the libraries below put between their causes.
+        f.write_str(&format!("{:#}", self.0).replace('\n', " "))
+    }
+}
+
+impl std::error::Error for BadInput {}
+
+/// Marks the run as ended by the user.
+#[derive(Debug)]
+pub struct Interrupted;
+
+impl std::fmt::Display for Interrupted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("interrupted")
+    }
+}
+
+impl std::error::Error for Interrupted {}
+
+/// Turns any error into the caller's.
+pub trait OrBadInput<T> {
+    /// The same result, its error marked as [`BadInput`].
+    fn or_bad_input(self) -> anyhow::Result<T>;
+}
+
+impl<T, E: Into<anyhow::Error>> OrBadInput<T> for Result<T, E> {
+    fn or_bad_input(self) -> anyhow::Result<T> {
+        self.map_err(|error| BadInput(error.into()).into())
+    }
+}
+
+/// An error of the caller's, in words.
+pub fn bad_input(message: impl Into<String>) -> anyhow::Error {
+    BadInput(anyhow::Error::msg(message.into())).into()
+}
+
+/// Prints the error in one line, if there is one, and chooses the exit code.
+pub fn report(result: anyhow::Result<()>) -> ExitCode {
+    let Err(error) = result else { return ExitCode::SUCCESS };
+    if error.is::<Interrupted>() {
+        return ExitCode::from(130);
+    }
+    eprintln!("error: {}", format!("{error:#}").replace('\n', " "));
+    ExitCode::from(if error.is::<BadInput>() { 2 } else { 1 })
+}

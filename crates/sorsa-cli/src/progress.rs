@@ -1,0 +1,139 @@
+//! Progress of long work: a bar on a terminal, plain lines elsewhere, nothing with `--quiet`.
+
+use std::io::IsTerminal;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use sorsa_train::Observer;
+use sorsa_train::metrics::Metric;
+
+/// Whether and how progress is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Style {
+    Bar,
+    Lines,
+    Quiet,
+}
+
+impl Style {
+    pub fn choose(quiet: bool) -> Self {
+        match (quiet, std::io::stderr().is_terminal()) {
+            (true, _) => Self::Quiet,
+            (false, true) => Self::Bar,
+            (false, false) => Self::Lines,
+        }
+    }
+}
+
+/// Work of a known size.
+pub struct Progress {
+    what: &'static str,
+    total: u64,
+    style: Style,
+    bar: ProgressBar,
+    started: Instant,
+    last_line: std::sync::Mutex<Instant>,
+}
+
+/// Plain lines come at most this often.
+const LINE_EVERY: Duration = Duration::from_secs(10);
+
+impl Progress {
+    pub fn new(what: &'static str, total: u64, style: Style) -> Self {
+        let bar = if style == Style::Bar { ProgressBar::new(total) } else { ProgressBar::hidden() };
+        let template = "{msg:28} {bar:32} {pos}/{len}  {elapsed} elapsed, {eta} left";
+        bar.set_style(ProgressStyle::with_template(template).expect("a constant template"));
+        bar.set_message(what);
+        let now = Instant::now();
+        Self { what, total, style, bar, started: now, last_line: std::sync::Mutex::new(now) }
+    }
+
+    /// So much is done; `note` says more.
+    pub fn set(&self, done: u64, note: &str) {
+        match self.style {
+            Style::Bar => {
+                self.bar.set_position(done);
+                self.bar.set_message(if note.is_empty() { self.what.to_owned() } else { note.to_owned() });
+            }
+            Style::Lines => {
+                let mut last = self.last_line.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                if last.elapsed() >= LINE_EVERY || done == self.total {
+                    *last = Instant::now();
+                    let left = self.started.elapsed().as_secs_f64() / done.max(1) as f64 * (self.total - done) as f64;
+                    let note = if note.is_empty() { String::new() } else { format!(", {note}") };
+                    eprintln!("{} {done}/{}{note}, {left:.0} s left", self.what, self.total);
+                }
+            }
+            Style::Quiet => {}
+        }
+    }
+
+    pub fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+
+    /// A line beside the bar.
+    pub fn line(&self, text: &str) {
+        match self.style {
+            Style::Bar => self.bar.println(text),
+            Style::Lines => eprintln!("{text}"),
+            Style::Quiet => {}
+        }
+    }
+}
+
+/// Set by the first Ctrl-C; the second ends the process at once.
+pub fn interrupt_flag() -> Arc<AtomicBool> {
+    static FLAG: OnceLock<Arc<AtomicBool>> = OnceLock::new();
+    let flag = FLAG.get_or_init(|| {
+        let flag = Arc::new(AtomicBool::new(false));
+        let handler = Arc::clone(&flag);
+        // Without a handler Ctrl-C ends the process as usual, which a resume survives too.
+        let _ = ctrlc::set_handler(move || {
+            if handler.swap(true, Ordering::SeqCst) {
+                std::process::exit(130);
+            }
+            eprintln!("\nstopping after this step, with a checkpoint (again: at once)");
+        });
+        flag
+    });
+    Arc::clone(flag)
+}
+
+/// Shows a training run and ends it on Ctrl-C.
+pub struct TrainingProgress {
+    progress: Progress,
+    interrupted: Arc<AtomicBool>,
+    loss: f64,
+}
+
+impl TrainingProgress {
+    pub fn new(total_steps: u64, style: Style) -> Self {
+        Self { progress: Progress::new("step", total_steps, style), interrupted: interrupt_flag(), loss: f64::NAN }
+    }
+
+    pub fn finish(&self) {
+        self.progress.finish();
+    }
+}
+
+impl Observer for TrainingProgress {
+    fn on_metric(&mut self, metric: &Metric, _total_steps: u64) {
+        match metric {
+            Metric::Step(step) => {
+                self.loss = if self.loss.is_nan() { step.loss } else { 0.9 * self.loss + 0.1 * step.loss };
+                let note = format!("loss {:.4}, {:.0} tokens/s", self.loss, step.tokens_per_s);
+                self.progress.set(step.step, &note);
+            }
+            Metric::Eval(eval) => {
+                self.progress.line(&format!("step {:>5}: validation loss {:.4}", eval.step, eval.loss));
+            }
+        }
+    }
+
+    fn should_stop(&mut self) -> bool {
+        self.interrupted.load(Ordering::SeqCst)
+    }
+}

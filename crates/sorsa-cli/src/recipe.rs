@@ -1,0 +1,345 @@
+//! A recipe: everything that decides what a run does. Read from TOML, overridden from the command line, written
+//! beside the results in full, and run again as it stands.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use sorsa_adapter::{AdapterConfig, Algorithm, Method, SvdOptions};
+use sorsa_data::{AnswerStyle, Format, LoadOptions, Truncation};
+use sorsa_train::TrainConfig;
+use toml::{Table, Value};
+
+use crate::args::FinetuneArgs;
+use crate::exit::{OrBadInput, bad_input};
+use crate::session::EMBEDDED;
+
+/// The fields of a recipe.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Recipe {
+    pub model: ModelRecipe,
+    pub data: DataRecipe,
+    pub adapter: AdapterConfig,
+    pub svd: SvdRecipe,
+    pub train: TrainConfig,
+    pub eval: EvalRecipe,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ModelRecipe {
+    /// Folder, hub id, or `embedded`.
+    pub path: String,
+    /// dtype of the frozen weights: f32 or bf16.
+    pub dtype: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DataRecipe {
+    /// Training file, or `embedded`.
+    pub train: String,
+    /// Validation file; absent, `validation_rows` of the training data are held out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub validation: Option<String>,
+    pub validation_rows: usize,
+    /// Problems for accuracy; absent, none is measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub test: Option<String>,
+    /// Format of the rows; absent, recognised.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub format: Option<String>,
+    /// First rows used.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<usize>,
+    pub skip_bad_rows: bool,
+    /// alpaca, code, raw or chat.
+    pub template: String,
+    /// Longest sequence, in tokens.
+    pub max_length: usize,
+    /// error, drop-row, keep-end or author-each.
+    pub truncation: String,
+    pub train_on_prompt: bool,
+    /// Let GSM8K and MATH answers end in `The answer is: N`.
+    pub the_answer_is: bool,
+    /// Batches of similar length: windows of so many batches are sorted; 0: off.
+    pub bucket: usize,
+    /// Several short sequences in one row, each seeing itself only.
+    pub packing: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SvdRecipe {
+    /// auto, exact or block-krylov.
+    pub algorithm: String,
+    /// Largest residual of a triplet, relative to the largest singular value.
+    pub tolerance: f64,
+    /// Keep decomposed weights for the next start.
+    pub cache: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EvalRecipe {
+    /// Problems for accuracy, the first of the test file.
+    pub problems: usize,
+    pub batch_size: usize,
+    pub max_new_tokens: usize,
+    /// Text put after every prompt at test time.
+    pub prompt_suffix: String,
+}
+
+impl Default for Recipe {
+    fn default() -> Self {
+        Self::defaults(Method::Sorsa)
+    }
+}
+
+impl Default for ModelRecipe {
+    fn default() -> Self {
+        Self { path: EMBEDDED.to_owned(), dtype: "f32".to_owned() }
+    }
+}
+
+impl Default for DataRecipe {
+    fn default() -> Self {
+        Self {
+            train: EMBEDDED.to_owned(),
+            validation: None,
+            validation_rows: 200,
+            test: None,
+            format: None,
+            limit: None,
+            skip_bad_rows: false,
+            template: "alpaca".to_owned(),
+            max_length: 512,
+            truncation: "drop-row".to_owned(),
+            train_on_prompt: false,
+            the_answer_is: true,
+            bucket: 16,
+            packing: false,
+        }
+    }
+}
+
+impl Default for SvdRecipe {
+    fn default() -> Self {
+        Self { algorithm: "auto".to_owned(), tolerance: 1e-5, cache: true }
+    }
+}
+
+impl Default for EvalRecipe {
+    fn default() -> Self {
+        Self { problems: 200, batch_size: 50, max_new_tokens: 128, prompt_suffix: String::new() }
+    }
+}
+
+impl Recipe {
+    /// The defaults: the embedded model and task. Each method has the learning rate that suited it best there.
+    fn defaults(method: Method) -> Self {
+        let targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+        let mut train = TrainConfig { batch_size: 16, epochs: 1.0, ..TrainConfig::default() };
+        train.optimizer.learning_rate = match method {
+            Method::Sorsa | Method::Pissa => 2e-3,
+            Method::Lora => 4e-3,
+            Method::Partial | Method::Full => 1e-3,
+        };
+        Self {
+            model: ModelRecipe::default(),
+            data: DataRecipe::default(),
+            adapter: AdapterConfig::new(method, 16, &targets),
+            svd: SvdRecipe::default(),
+            train,
+            eval: EvalRecipe::default(),
+        }
+    }
+
+    /// The recipe of a command line: defaults of the method, then the file, then the options.
+    pub fn resolve(args: &FinetuneArgs) -> anyhow::Result<Self> {
+        let mut typed = Table::new();
+        let name = match &args.recipe {
+            Some(path) => {
+                let text = std::fs::read_to_string(path)
+                    .map_err(|error| bad_input(format!("{}: {error}", path.display())))?;
+                typed = text.parse::<Table>().map_err(|error| toml_fault(&path.display().to_string(), &error))?;
+                path.display().to_string()
+            }
+            None => "command line".to_owned(),
+        };
+        for (field, value) in overrides(args)? {
+            set(&mut typed, &field, value)?;
+        }
+        Self::from_typed(typed, &name)
+    }
+
+    /// The resolved recipe of an earlier run.
+    pub fn read(path: &Path) -> anyhow::Result<Self> {
+        let name = path.display().to_string();
+        let text = std::fs::read_to_string(path).map_err(|error| bad_input(format!("{name}: {error}")))?;
+        Self::from_typed(text.parse::<Table>().map_err(|error| toml_fault(&name, &error))?, &name)
+    }
+
+    fn from_typed(typed: Table, name: &str) -> anyhow::Result<Self> {
+        let method = match typed.get("adapter").and_then(|adapter| adapter.get("method")) {
+            Some(Value::String(method)) => method.parse().map_err(bad_input)?,
+            _ => Method::Sorsa,
+        };
+        let mut table = Table::try_from(Self::defaults(method)).or_bad_input()?;
+        merge(&mut table, typed);
+        let mut recipe: Self = table.try_into().map_err(|error| toml_fault(name, &error))?;
+        recipe.fill_embedded();
+        recipe.check(name)?;
+        Ok(recipe)
+    }
+
+    /// The embedded task brings its validation and test problems along.
+    fn fill_embedded(&mut self) {
+        if self.data.train == EMBEDDED {
+            self.data.validation.get_or_insert_with(|| EMBEDDED.to_owned());
+            self.data.test.get_or_insert_with(|| EMBEDDED.to_owned());
+        }
+    }
+
+    fn check(&self, name: &str) -> anyhow::Result<()> {
+        let mut faults = self.train.faults();
+        let mut note = |error: anyhow::Error| faults.push(format!("{error:#}"));
+        if let Err(error) = self.adapter.validate() {
+            note(error.into());
+        }
+        for result in [self.load_options().map(drop), self.truncation().map(drop), self.svd_options().map(drop)] {
+            result.unwrap_or_else(&mut note);
+        }
+        crate::session::dtype(&self.model.dtype).map(drop).unwrap_or_else(&mut note);
+        if self.eval.batch_size == 0 {
+            faults.push("eval.batch_size must be at least 1".to_owned());
+        }
+        if faults.is_empty() { Ok(()) } else { Err(bad_input(format!("{name}: {}", faults.join("; ")))) }
+    }
+
+    /// How data files are read.
+    pub fn load_options(&self) -> anyhow::Result<LoadOptions> {
+        let format = match &self.data.format {
+            None => None,
+            Some(name) => Some(name.parse::<Format>().or_bad_input()?),
+        };
+        Ok(LoadOptions {
+            format,
+            skip_bad_rows: self.data.skip_bad_rows,
+            limit: None,
+            answer_style: if self.data.the_answer_is { AnswerStyle::TheAnswerIs } else { AnswerStyle::AsIs },
+            ..LoadOptions::default()
+        })
+    }
+
+    /// What becomes of records that are too long.
+    pub fn truncation(&self) -> anyhow::Result<Truncation> {
+        match self.data.truncation.as_str() {
+            "error" => Ok(Truncation::Error),
+            "drop-row" => Ok(Truncation::DropRow),
+            "keep-end" => Ok(Truncation::KeepEnd),
+            "author-each" => Ok(Truncation::AuthorEach),
+            other => Err(bad_input(format!(
+                "unknown data.truncation `{other}`, expected error, drop-row, keep-end or author-each"
+            ))),
+        }
+    }
+
+    /// How weights are decomposed.
+    pub fn svd_options(&self) -> anyhow::Result<SvdOptions> {
+        let algorithm = match self.svd.algorithm.as_str() {
+            "auto" => Algorithm::Auto,
+            "exact" => Algorithm::Exact,
+            "block-krylov" => Algorithm::BlockKrylov,
+            other => {
+                return Err(bad_input(format!("unknown svd.algorithm `{other}`, expected auto, exact or block-krylov")));
+            }
+        };
+        Ok(SvdOptions { algorithm, tolerance: self.svd.tolerance, ..SvdOptions::default() })
+    }
+
+    /// The recipe as TOML.
+    pub fn to_toml(&self) -> anyhow::Result<String> {
+        Ok(toml::to_string(self)?)
+    }
+}
+
+/// The options of the command line as fields of a recipe.
+fn overrides(args: &FinetuneArgs) -> anyhow::Result<Vec<(String, Value)>> {
+    fn float(value: Option<f64>) -> Option<Value> {
+        value.map(Value::Float)
+    }
+    fn text(value: Option<&String>) -> Option<Value> {
+        value.cloned().map(Value::String)
+    }
+    let integer = |value: Option<u64>| value.map(|value| Value::Integer(value as i64));
+    let size = |value: Option<usize>| integer(value.map(|value| value as u64));
+    let targets = args.target_modules.as_ref();
+    let named = [
+        ("model.path", text(args.model.as_ref())),
+        ("data.train", text(args.data.as_ref())),
+        ("data.validation", text(args.validation.as_ref())),
+        ("data.test", text(args.test.as_ref())),
+        ("data.limit", size(args.limit)),
+        ("data.skip_bad_rows", args.skip_bad_rows.then_some(Value::Boolean(true))),
+        ("data.max_length", size(args.max_length)),
+        ("adapter.method", text(args.method.as_ref())),
+        ("adapter.rank", size(args.rank)),
+        ("adapter.alpha", float(args.alpha)),
+        ("adapter.target_modules", targets.map(|t| Value::Array(t.iter().cloned().map(Value::String).collect()))),
+        ("train.optimizer.learning_rate", float(args.lr)),
+        ("train.regularizer.gamma", float(args.gamma)),
+        ("train.epochs", float(args.epochs)),
+        ("train.max_steps", integer(args.max_steps)),
+        ("train.batch_size", size(args.batch_size)),
+        ("train.accumulation", size(args.accumulation)),
+        ("train.seed", integer(args.seed)),
+        ("adapter.seed", integer(args.seed)),
+    ];
+    let mut fields: Vec<(String, Value)> =
+        named.into_iter().filter_map(|(field, value)| Some((field.to_owned(), value?))).collect();
+    for text in &args.set {
+        let Some((field, value)) = text.split_once('=') else {
+            return Err(bad_input(format!("--set {text}: expected FIELD=VALUE")));
+        };
+        // What is not TOML is a string: `--set data.template=raw` needs no quotes.
+        let value = format!("value = {value}").parse::<Table>().ok().and_then(|mut table| table.remove("value"));
+        let value = value.unwrap_or_else(|| Value::String(text[field.len() + 1..].to_owned()));
+        fields.push((field.to_owned(), value));
+    }
+    Ok(fields)
+}
+
+/// Sets a dotted field.
+fn set(table: &mut Table, field: &str, value: Value) -> anyhow::Result<()> {
+    match field.split_once('.') {
+        None => {
+            table.insert(field.to_owned(), value);
+            Ok(())
+        }
+        Some((first, rest)) => {
+            let inner = table.entry(first).or_insert_with(|| Value::Table(Table::new()));
+            match inner.as_table_mut() {
+                Some(inner) => set(inner, rest, value),
+                None => Err(bad_input(format!("`{first}` is not a table: `{field}` cannot be set"))),
+            }
+        }
+    }
+}
+
+/// Puts the fields of `over` over those of `base`, table by table. Patterns replace each other as a whole.
+fn merge(base: &mut Table, over: Table) {
+    for (field, value) in over {
+        match (base.get_mut(&field), value) {
+            (Some(Value::Table(base)), Value::Table(over)) => merge(base, over),
+            (_, value) => {
+                base.insert(field, value);
+            }
+        }
+    }
+}
+
+/// A TOML error in one line.
+fn toml_fault(name: &str, error: &toml::de::Error) -> anyhow::Error {
+    bad_input(format!("{name}: {}", error.message().trim().replace('\n', " ")))
+}

@@ -1,0 +1,150 @@
+//! What several commands need: the model, its tokenizer, data.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::Context;
+use burn::prelude::Device;
+use burn::tensor::FloatDType;
+use sorsa_adapter::{Attached, SavedAdapter};
+use sorsa_data::{EncodeOptions, Encoder, LoadOptions, Loaded, PromptTemplate, TextTokenizer};
+use sorsa_models::CausalLm;
+use sorsa_models::hub::{self, HubOptions};
+
+use crate::exit::{OrBadInput, bad_input};
+use crate::progress::Style;
+
+/// The name that stands for the model and the task in `datasets/`.
+pub const EMBEDDED: &str = "embedded";
+
+/// The folder `datasets/` of the sources that this binary was built from.
+fn datasets() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../datasets")
+}
+
+/// A file of the embedded task.
+pub fn embedded_task(split: &str) -> PathBuf {
+    datasets().join("arithmetic").join(format!("{split}.jsonl"))
+}
+
+/// The folder of a model: as given, embedded, or fetched from the hub.
+pub fn model_folder(model: &str, style: Style) -> anyhow::Result<PathBuf> {
+    if model == EMBEDDED {
+        let folder = datasets().join("base");
+        return match folder.is_dir() {
+            true => Ok(folder),
+            false => Err(bad_input(format!("the embedded model is not at {}; name one with --model", folder.display()))),
+        };
+    }
+    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let options = HubOptions {
+        endpoint: variable("HF_ENDPOINT"),
+        cache_dir: variable("HF_HUB_CACHE")
+            .map(PathBuf::from)
+            .or_else(|| variable("HF_HOME").map(|home| Path::new(&home).join("hub"))),
+        token: variable("HF_TOKEN"),
+        offline: variable("HF_HUB_OFFLINE").is_some_and(|value| value != "0"),
+        progress: (style != Style::Quiet).then(|| Arc::new(download_progress(style)) as _),
+        ..HubOptions::default()
+    };
+    hub::resolve(model, &options).or_bad_input()
+}
+
+/// A bar for each file that is fetched.
+fn download_progress(style: Style) -> impl Fn(hub::HubProgress<'_>) + Send + Sync {
+    let current = std::sync::Mutex::new(None::<(String, crate::progress::Progress)>);
+    move |progress| {
+        let mut current = current.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if current.as_ref().is_none_or(|(file, _)| file != progress.file) {
+            let bar = crate::progress::Progress::new("download", progress.total, style);
+            *current = Some((progress.file.to_owned(), bar));
+        }
+        if let Some((file, bar)) = current.as_ref() {
+            bar.set(progress.received.min(progress.total), file);
+            if progress.received >= progress.total {
+                bar.finish();
+            }
+        }
+    }
+}
+
+/// A model and its tokenizer.
+pub struct Session {
+    pub folder: PathBuf,
+    pub model: CausalLm,
+    pub tokenizer: Arc<TextTokenizer>,
+}
+
+impl Session {
+    /// Loads a model, on a device without autodiff.
+    pub fn load(model: &str, dtype: FloatDType, device: &Device, style: Style) -> anyhow::Result<Self> {
+        let folder = model_folder(model, style)?;
+        let tokenizer = Arc::new(TextTokenizer::from_dir(&folder).or_bad_input()?);
+        let model = CausalLm::load(&folder, dtype, device).or_bad_input()?;
+        Ok(Self { folder, model, tokenizer })
+    }
+
+    /// The model with the adapter in `adapter` (or in the run at that folder), or as it is without one.
+    pub fn with_adapter(self, adapter: Option<&Path>) -> anyhow::Result<Self> {
+        let Some(folder) = adapter else { return Ok(self) };
+        let attached = attach_saved(self.model, folder)?;
+        Ok(Self { model: attached.model, ..self })
+    }
+
+    /// Tokens that end an answer.
+    pub fn stops(&self) -> Vec<u32> {
+        let mut stops = self.tokenizer.stops().to_vec();
+        stops.extend(&self.model.config().eos_token_ids);
+        stops.sort_unstable();
+        stops.dedup();
+        stops
+    }
+
+    /// An encoder for this tokenizer.
+    pub fn encoder(&self, template: &str, options: EncodeOptions) -> anyhow::Result<Encoder> {
+        let template = PromptTemplate::from_name(template, &self.tokenizer).or_bad_input()?;
+        Encoder::new(Arc::clone(&self.tokenizer), template, options).or_bad_input()
+    }
+}
+
+/// The folder of an adapter: `folder` itself, or `folder/adapter` of a run.
+pub fn adapter_folder(folder: &Path) -> PathBuf {
+    let inside = folder.join("adapter");
+    if !folder.join("adapter.json").exists() && inside.join("adapter.json").exists() { inside } else { folder.to_owned() }
+}
+
+/// Attaches a saved adapter.
+pub fn attach_saved(model: CausalLm, folder: &Path) -> anyhow::Result<Attached<CausalLm>> {
+    let folder = adapter_folder(folder);
+    SavedAdapter::load(&folder).and_then(|adapter| adapter.attach(model)).or_bad_input()
+}
+
+/// Reads a file of records and says what was left out.
+pub fn load_records(path: &Path, options: &LoadOptions, style: Style) -> anyhow::Result<Loaded> {
+    let loaded = sorsa_data::load(path, options).or_bad_input()?;
+    if loaded.skipped.count > 0 && style != Style::Quiet {
+        eprintln!("{}: {} malformed rows left out", path.display(), loaded.skipped.count);
+    }
+    Ok(loaded)
+}
+
+/// A dtype by its name.
+pub fn dtype(name: &str) -> anyhow::Result<FloatDType> {
+    match name {
+        "f32" => Ok(FloatDType::F32),
+        "bf16" => Ok(FloatDType::BF16),
+        other => Err(bad_input(format!("unknown dtype `{other}`, expected f32 or bf16"))),
+    }
+}
+
+/// Where the caches of this program are.
+pub fn cache_folder() -> Option<PathBuf> {
+    let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let base = variable("XDG_CACHE_HOME").or_else(|| variable("HOME").map(|home| home.join(".cache")))?;
+    Some(base.join("sorsa"))
+}
+
+/// Creates a folder, with its name in the error.
+pub fn create_folder(folder: &Path) -> anyhow::Result<()> {
+    std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))
+}

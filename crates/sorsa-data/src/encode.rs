@@ -1,0 +1,430 @@
+//! Records to examples: token ids, and which of them the loss is taken on.
+//!
+//! Prompt and answer are tokenised apart and joined, as in the code of the SORSA paper: a token never spans the
+//! border, and a prompt has the same ids in training as in generation. Tokenizers of the SentencePiece kind put their
+//! space before the answer by themselves.
+
+use std::sync::Arc;
+
+use rayon::prelude::*;
+
+use crate::{BadRows, ChatTemplate, Content, DataError, Message, PromptTemplate, Record, TextTokenizer};
+
+/// One row as the model sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Example {
+    /// Token ids, begin and end tokens included.
+    pub ids: Vec<u32>,
+    /// For each id, whether the loss is taken on predicting it. That of the first id is never used.
+    pub target_mask: Vec<bool>,
+    /// The [`Record::row`] it came from.
+    pub row: usize,
+    /// Whether tokens of the record are missing.
+    pub truncated: bool,
+}
+
+impl Example {
+    /// How many tokens the loss is taken on.
+    pub fn target_tokens(&self) -> usize {
+        self.target_mask.iter().skip(1).filter(|&&target| target).count()
+    }
+}
+
+/// What becomes of a record with more than `max_length` tokens. Plain text is never cut: it becomes several examples.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Truncation {
+    /// An error that names the row.
+    #[default]
+    Error,
+    /// The record is left out and counted.
+    DropRow,
+    /// The prompt loses its beginning, but for the begin token. An answer too long by itself loses its end, but for
+    /// the end token.
+    KeepEnd,
+    /// Prompt and answer are each cut at `max_length`, so that the sum may be twice that, and a cut answer has no end
+    /// token. This is what the code of the SORSA paper does; for nothing but comparing with it.
+    AuthorEach,
+}
+
+/// How records become examples.
+#[derive(Debug, Clone)]
+pub struct EncodeOptions {
+    /// The most tokens of an example, begin and end tokens included; at least 2.
+    pub max_length: usize,
+    /// What becomes of longer records.
+    pub truncation: Truncation,
+    /// Take the loss on the prompt too.
+    pub train_on_prompt: bool,
+    /// Put the end token after the answer. Chat templates write their own.
+    pub append_eos: bool,
+    /// Text after the prompt when generating, which training does not have: ` Let's think step by step.`
+    pub prompt_suffix: String,
+}
+
+impl Default for EncodeOptions {
+    fn default() -> Self {
+        Self {
+            max_length: 1024,
+            truncation: Truncation::Error,
+            train_on_prompt: false,
+            append_eos: true,
+            prompt_suffix: String::new(),
+        }
+    }
+}
+
+/// All examples of a set of records.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct EncodedSet {
+    /// In the order of the records.
+    pub examples: Vec<Example>,
+    /// Records without an example: too long, or without anything to predict.
+    pub dropped: usize,
+    /// Examples that lost tokens.
+    pub truncated: usize,
+    /// Tokens the loss is taken on.
+    pub target_tokens: usize,
+    /// All tokens.
+    pub tokens: usize,
+}
+
+/// Turns records into examples.
+#[derive(Debug, Clone)]
+pub struct Encoder {
+    tokenizer: Arc<TextTokenizer>,
+    template: PromptTemplate,
+    options: EncodeOptions,
+}
+
+impl Encoder {
+    /// An encoder.
+    ///
+    /// # Errors
+    ///
+    /// [`DataError::Options`] when `max_length` is below 2 or an end token is wanted that the tokenizer does not have.
+    pub fn new(
+        tokenizer: Arc<TextTokenizer>,
+        template: PromptTemplate,
+        options: EncodeOptions,
+    ) -> Result<Self, DataError> {
+        let mut problems = Vec::new();
+        if options.max_length < 2 {
+            problems.push(format!("max_length is {}, at least 2 tokens are needed", options.max_length));
+        }
+        if options.append_eos && tokenizer.eos().is_none() && !matches!(template, PromptTemplate::Chat(_)) {
+            problems.push("append_eos is set, and the tokenizer has no end token".to_owned());
+        }
+        if problems.is_empty() {
+            Ok(Self { tokenizer, template, options })
+        } else {
+            Err(DataError::Options { problems })
+        }
+    }
+
+    /// The tokenizer.
+    pub fn tokenizer(&self) -> &Arc<TextTokenizer> {
+        &self.tokenizer
+    }
+
+    /// The examples of one record: one; none when it is dropped; for plain text longer than `max_length` several,
+    /// each beginning with the last token of the one before, so that every token but the first is predicted once.
+    ///
+    /// # Errors
+    ///
+    /// When the record is too long under [`Truncation::Error`], the template cannot render it, or the tokenizer fails.
+    pub fn encode(&self, record: &Record) -> Result<Vec<Example>, DataError> {
+        let draft = match (&self.template, &record.content) {
+            (_, Content::Text(text)) => return self.windows(text, record.row),
+            (PromptTemplate::Chat(template), _) => {
+                self.conversation(template, &record.conversation().unwrap_or_default())?
+            }
+            _ => self.exchange(record)?,
+        };
+        let example = self.fit(draft, record.row)?;
+        Ok(example.into_iter().filter(|example| example.target_tokens() > 0).collect())
+    }
+
+    /// The tokens to generate an answer from: everything before the (last) answer, and the prompt suffix. Never cut.
+    ///
+    /// # Errors
+    ///
+    /// When the template cannot render the record or the tokenizer fails.
+    pub fn encode_prompt(&self, record: &Record) -> Result<Vec<u32>, DataError> {
+        let text = self.template.prompt(record)? + &self.options.prompt_suffix;
+        let bos = self.bos().filter(|_| !matches!(self.template, PromptTemplate::Chat(_)));
+        Ok(bos.into_iter().chain(self.tokenizer.encode(&text)?).collect())
+    }
+
+    /// Encodes all records, on all cores.
+    ///
+    /// # Errors
+    ///
+    /// [`DataError::Encode`] with every record that failed, as [`Encoder::encode`] does.
+    pub fn encode_all(&self, records: &[Record]) -> Result<EncodedSet, DataError> {
+        let encoded: Vec<_> = records.par_iter().map(|record| self.encode(record)).collect();
+        let mut set = EncodedSet::default();
+        let mut bad = BadRows::new("row");
+        for (record, examples) in records.iter().zip(encoded) {
+            match examples {
+                Ok(examples) if examples.is_empty() => set.dropped += 1,
+                Ok(examples) => set.examples.extend(examples),
+                Err(error) => bad.push(record.row, error.to_string()),
+            }
+        }
+        if bad.count > 0 {
+            return Err(DataError::Encode { records: records.len(), bad });
+        }
+        for example in &set.examples {
+            set.truncated += usize::from(example.truncated);
+            set.target_tokens += example.target_tokens();
+            set.tokens += example.ids.len();
+        }
+        Ok(set)
+    }
+
+    /// The begin token that this encoder puts before a text.
+    fn bos(&self) -> Option<u32> {
+        let wanted = !matches!(self.template, PromptTemplate::Code) || self.tokenizer.adds_bos();
+        self.tokenizer.bos().filter(|_| wanted)
+    }
+
+    fn eos(&self) -> Option<u32> {
+        self.tokenizer.eos().filter(|_| self.options.append_eos)
+    }
+
+    /// A prompt in the form of the template, and an answer.
+    fn exchange(&self, record: &Record) -> Result<Draft, DataError> {
+        let prompt = self.tokenizer.encode(&self.template.prompt(record)?)?;
+        let answer = self.tokenizer.encode(record.answer().unwrap_or_default())?;
+        let mut ids: Vec<u32> = self.bos().into_iter().chain(prompt).collect();
+        let answer_start = ids.len();
+        ids.extend(answer.into_iter().chain(self.eos()));
+        let target_mask = (0..ids.len()).map(|at| at >= answer_start || self.options.train_on_prompt).collect();
+        Ok(Draft { ids, target_mask, answer_start })
+    }
+
+    /// A conversation, tokenised as one text. The assistant's parts are found by rendering the conversation up to each.
+    fn conversation(&self, template: &ChatTemplate, messages: &[Message]) -> Result<Draft, DataError> {
+        let text = template.render(messages, false)?;
+        let mut turns = Vec::new();
+        for (index, _) in messages.iter().enumerate().filter(|(_, message)| message.is_assistant()) {
+            let before = template.render(&messages[..index], true)?;
+            let after = template.render(&messages[..=index], false)?;
+            if !after.starts_with(&before) || !text.starts_with(&after) {
+                return Err(DataError::NotPrefixStable { message: index + 1 });
+            }
+            turns.push(before.len()..after.len());
+        }
+        let encoding = self.tokenizer.encode_with_offsets(&text)?;
+        let starts = encoding.get_offsets().iter().map(|&(start, _)| start);
+        let target_mask = starts
+            .clone()
+            .map(|start| self.options.train_on_prompt || turns.iter().any(|turn| turn.contains(&start)))
+            .collect();
+        let last = turns.last().map_or(text.len(), |turn| turn.start);
+        let answer_start = starts.take_while(|&start| start < last).count();
+        Ok(Draft { ids: encoding.get_ids().to_vec(), target_mask, answer_start })
+    }
+
+    /// Plain text in windows of at most `max_length` tokens, each beginning with the last token of the one before.
+    fn windows(&self, text: &str, row: usize) -> Result<Vec<Example>, DataError> {
+        let text = self.tokenizer.encode(text)?;
+        let ids: Vec<u32> = self.bos().into_iter().chain(text).chain(self.eos()).collect();
+        let step = self.options.max_length - 1;
+        let window = |start| {
+            let ids = ids[start..ids.len().min(start + step + 1)].to_vec();
+            Example { target_mask: vec![true; ids.len()], ids, row, truncated: false }
+        };
+        Ok((0..ids.len().saturating_sub(1)).step_by(step).map(window).collect())
+    }
+
+    /// Makes a draft fit, or drops it.
+    fn fit(&self, mut draft: Draft, row: usize) -> Result<Option<Example>, DataError> {
+        let (tokens, max_length) = (draft.ids.len(), self.options.max_length);
+        match self.options.truncation {
+            Truncation::AuthorEach => draft.cut_each(max_length),
+            _ if tokens <= max_length => {}
+            Truncation::Error => return Err(DataError::TooLong { tokens, max_length }),
+            Truncation::DropRow => return Ok(None),
+            Truncation::KeepEnd => draft.keep_end(max_length, self.tokenizer.bos(), self.tokenizer.eos()),
+        }
+        let truncated = draft.ids.len() < tokens;
+        Ok(Some(Example { ids: draft.ids, target_mask: draft.target_mask, row, truncated }))
+    }
+}
+
+/// An example before it is known to fit.
+struct Draft {
+    ids: Vec<u32>,
+    target_mask: Vec<bool>,
+    /// Where the (last) answer begins.
+    answer_start: usize,
+}
+
+impl Draft {
+    fn remove(&mut self, range: std::ops::Range<usize>) {
+        self.ids.drain(range.clone());
+        self.target_mask.drain(range);
+    }
+
+    fn cut_each(&mut self, max_length: usize) {
+        let answer_end = self.ids.len().min(self.answer_start + max_length);
+        self.remove(answer_end..self.ids.len());
+        self.remove(self.answer_start.min(max_length)..self.answer_start);
+    }
+
+    fn keep_end(&mut self, max_length: usize, bos: Option<u32>, eos: Option<u32>) {
+        let kept = usize::from(bos.is_some() && self.ids.first().copied() == bos).min(self.answer_start);
+        let excess = self.ids.len() - max_length;
+        let from_prompt = excess.min(self.answer_start - kept);
+        self.remove(kept..kept + from_prompt);
+        if from_prompt == excess {
+            return;
+        }
+        let end = eos.filter(|eos| self.ids[kept..].contains(eos));
+        self.remove(max_length..self.ids.len());
+        if let (Some(end), Some(last)) = (end, self.ids.last_mut()) {
+            *last = end;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tokenizer::tests::{bytes, bytes_with};
+
+    const TALK: &str = "{% for m in messages %}<s>{{ m.role[0] }}:{{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}<s>a:{% endif %}";
+
+    fn encoder(template: PromptTemplate, options: EncodeOptions) -> Encoder {
+        Encoder::new(Arc::new(bytes()), template, options).unwrap()
+    }
+
+    fn raw(max_length: usize, truncation: Truncation) -> Encoder {
+        encoder(PromptTemplate::Raw, EncodeOptions { max_length, truncation, ..EncodeOptions::default() })
+    }
+
+    fn chat(options: EncodeOptions) -> Encoder {
+        encoder(PromptTemplate::Chat(ChatTemplate::new(TALK, "<s>", "</s>").unwrap()), options)
+    }
+
+    fn conversation(turns: &[(&str, &str)]) -> Record {
+        Record::new(1, Content::Chat(turns.iter().map(|&(role, text)| Message::new(role, text)).collect()))
+    }
+
+    /// The text of all ids, and that of the targets, with `<` and `>` for the begin and end tokens.
+    fn show(example: &Example) -> (String, String) {
+        let tokenizer = bytes();
+        let text = |id: &u32| match id {
+            0 => "<".to_owned(),
+            1 => ">".to_owned(),
+            _ => tokenizer.decode(&[*id]).unwrap(),
+        };
+        let targets = example.ids.iter().zip(&example.target_mask).filter(|&(_, &target)| target);
+        (example.ids.iter().map(text).collect(), targets.map(|(id, _)| text(id)).collect())
+    }
+
+    fn shown(encoder: &Encoder, record: &Record) -> Vec<(String, String)> {
+        encoder.encode(record).unwrap().iter().map(show).collect()
+    }
+
+    fn pair(ids: &str, targets: &str) -> Vec<(String, String)> {
+        vec![(ids.to_owned(), targets.to_owned())]
+    }
+
+    #[test]
+    fn the_loss_is_on_the_answer_and_its_end() {
+        let record = Record::instruction(1, "1+1=", "2");
+        assert_eq!(shown(&raw(8, Truncation::Error), &record), pair("<1+1=2>", "2>"));
+        let all = EncodeOptions { train_on_prompt: true, append_eos: false, ..EncodeOptions::default() };
+        assert_eq!(shown(&encoder(PromptTemplate::Raw, all), &record), pair("<1+1=2", "<1+1=2"));
+    }
+
+    #[test]
+    fn each_truncation_cuts_what_it_says() {
+        let record = Record::instruction(3, "prompt", "answer");
+        let cut = |truncation, max_length| shown(&raw(max_length, truncation), &record);
+        assert_eq!(cut(Truncation::KeepEnd, 14), pair("<promptanswer>", "answer>"));
+        assert_eq!(cut(Truncation::KeepEnd, 10), pair("<ptanswer>", "answer>"));
+        assert_eq!(cut(Truncation::KeepEnd, 8), pair("<answer>", "answer>"));
+        assert_eq!(cut(Truncation::KeepEnd, 5), pair("<ans>", "ans>"));
+        assert_eq!(cut(Truncation::KeepEnd, 2), pair("<>", ">"));
+        assert_eq!(cut(Truncation::AuthorEach, 7), pair("<promptanswer>", "answer>"));
+        assert_eq!(cut(Truncation::AuthorEach, 4), pair("<proansw", "answ"));
+        assert_eq!(cut(Truncation::DropRow, 13), []);
+        let error = raw(13, Truncation::Error).encode_all(&[record.clone(), record.clone()]).unwrap_err();
+        insta::assert_snapshot!(error, @r"
+        2 of 2 records cannot be encoded:
+          row 3: 14 tokens, at most 13 are allowed; raise max_length or choose another truncation
+          row 3: 14 tokens, at most 13 are allowed; raise max_length or choose another truncation
+        ");
+        let truncated = raw(10, Truncation::KeepEnd).encode_all(&[record]).unwrap();
+        assert_eq!((truncated.truncated, truncated.target_tokens, truncated.tokens), (1, 7, 10));
+    }
+
+    #[test]
+    fn long_text_becomes_windows_that_predict_every_token_once() {
+        let record = Record::new(1, Content::Text("abcdefgh".to_owned()));
+        let windows = shown(&raw(4, Truncation::Error), &record);
+        assert_eq!(windows.iter().map(|(ids, _)| ids.as_str()).collect::<Vec<_>>(), ["<abc", "cdef", "fgh>"]);
+        let set = raw(4, Truncation::Error).encode_all(&[record]).unwrap();
+        assert_eq!((set.target_tokens, set.truncated), (9, 0));
+    }
+
+    #[test]
+    fn the_loss_of_a_conversation_is_on_the_assistants_turns() {
+        let record = conversation(&[("user", "hi"), ("assistant", "yo"), ("user", "no"), ("assistant", "ok")]);
+        let ids = "<u:hi><a:yo><u:no><a:ok>";
+        assert_eq!(shown(&chat(EncodeOptions::default()), &record), pair(ids, "yo>ok>"));
+        let short = EncodeOptions { max_length: 12, truncation: Truncation::KeepEnd, ..EncodeOptions::default() };
+        assert_eq!(shown(&chat(short), &record), pair("<u:no><a:ok>", "ok>"));
+        let exchange = Record::instruction(1, "hi", "yo");
+        assert_eq!(shown(&chat(EncodeOptions::default()), &exchange), pair("<u:hi><a:yo>", "yo>"));
+    }
+
+    #[test]
+    fn the_prompt_to_generate_from_is_the_start_of_the_training_example() {
+        let suffix = EncodeOptions { prompt_suffix: " think".to_owned(), ..EncodeOptions::default() };
+        let record = Record::instruction(1, "why", "because");
+        for plain in [encoder(PromptTemplate::Alpaca, EncodeOptions::default()), chat(EncodeOptions::default())] {
+            let example = plain.encode(&record).unwrap().remove(0);
+            let first_target = example.target_mask.iter().position(|&target| target).unwrap();
+            let prompt = plain.encode_prompt(&record).unwrap();
+            assert_eq!(prompt, example.ids[..first_target]);
+            let template = plain.template.clone();
+            let with_suffix = encoder(template, suffix.clone()).encode_prompt(&record).unwrap();
+            assert_eq!(bytes().decode(&with_suffix[prompt.len()..]).unwrap(), " think");
+        }
+    }
+
+    #[test]
+    fn the_code_template_leaves_the_begin_token_to_the_tokenizer() {
+        for (adds, first) in [(false, '@'), (true, '<')] {
+            let config = format!(r#"{{"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": {adds}}}"#);
+            let tokenizer = Arc::new(bytes_with(&config));
+            let encoder = Encoder::new(tokenizer, PromptTemplate::Code, EncodeOptions::default()).unwrap();
+            let example = encoder.encode(&Record::instruction(1, "q", "a")).unwrap().remove(0);
+            assert_eq!(show(&example).0.chars().next(), Some(first));
+        }
+    }
+
+    #[test]
+    fn a_template_that_rewrites_earlier_turns_is_refused() {
+        let rewriting = "{% for m in messages %}[{{ m.content if loop.last else '..' }}]{% endfor %}";
+        let template = PromptTemplate::Chat(ChatTemplate::new(rewriting, "", "").unwrap());
+        let record = conversation(&[("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]);
+        let error = encoder(template, EncodeOptions::default()).encode(&record).unwrap_err();
+        assert!(matches!(error, DataError::NotPrefixStable { message: 2 }), "{error}");
+    }
+
+    #[test]
+    fn contradicting_options_are_all_named() {
+        let tokenizer = TextTokenizer::from_bytes(
+            br#"{"version": "1.0", "added_tokens": [], "model": {"type": "WordLevel", "unk_token": "?", "vocab": {"?": 0}}}"#,
+            None,
+        );
+        let options = EncodeOptions { max_length: 1, ..EncodeOptions::default() };
+        let error = Encoder::new(Arc::new(tokenizer.unwrap()), PromptTemplate::Raw, options).unwrap_err();
+        insta::assert_snapshot!(error, @"max_length is 1, at least 2 tokens are needed; append_eos is set, and the tokenizer has no end token");
+    }
+}

@@ -1,0 +1,193 @@
+//! What can be wrong with data, said so that the reader can mend it.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use crate::{Format, PromptTemplate};
+
+/// Everything that can go wrong between a file and a batch.
+#[derive(Debug, thiserror::Error)]
+pub enum DataError {
+    /// A file could not be opened or read.
+    #[error("cannot read {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// A folder was given where one file is expected.
+    #[error("{} is a folder; expected one file: .jsonl, .json, .parquet or .txt", path.display())]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// Neither the name nor the first bytes tell what the file is.
+    #[error("{} is neither JSON lines, a JSON array, parquet nor .txt", path.display())]
+    UnknownFile {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file as a whole, not one of its rows, is broken.
+    #[error("{} is not valid {kind}: {reason}", path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What it was taken for.
+        kind: &'static str,
+        /// Where and why reading stopped.
+        reason: String,
+    },
+    /// The rows are readable, but have the fields of no known format.
+    #[error(
+        "{}: no format has the fields of its first row ({}); the formats are:\n{}",
+        path.display(), found.join(", "), Format::describe_all()
+    )]
+    UnknownFormat {
+        /// The file.
+        path: PathBuf,
+        /// The fields of its first row.
+        found: Vec<String>,
+    },
+    /// Rows that do not hold what their format demands.
+    #[error(
+        "{}: {} of {rows_read} rows cannot be used as {format}:\n{bad}",
+        path.display(), bad.count
+    )]
+    BadRows {
+        /// The file.
+        path: PathBuf,
+        /// The format that was named or recognised.
+        format: Format,
+        /// How many rows were read in all.
+        rows_read: usize,
+        /// The rows.
+        bad: BadRows,
+    },
+    /// A file without a single usable row.
+    #[error("{} holds no data", path.display())]
+    Empty {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A name that stands for nothing here.
+    #[error("unknown {what} `{found}`; expected one of {expected}")]
+    UnknownName {
+        /// What was to be named: `format`, `prompt template`.
+        what: &'static str,
+        /// The name given.
+        found: String,
+        /// The names there are.
+        expected: String,
+    },
+    /// A tokenizer that cannot be used, with everything that is wrong with it.
+    #[error("cannot use the tokenizer in {place}:\n  {}", problems.join("\n  "))]
+    Tokenizer {
+        /// Its folder, or `memory`.
+        place: String,
+        /// One line for each thing wrong.
+        problems: Vec<String>,
+    },
+    /// A text that the tokenizer refuses, or ids that it cannot turn back into text.
+    #[error("the tokenizer failed: {reason}")]
+    Tokenize {
+        /// What the tokenizer said.
+        reason: String,
+    },
+    /// A chat template that does not compile or does not render.
+    #[error("chat template: {reason}")]
+    ChatTemplate {
+        /// The template engine's message, with the line.
+        reason: String,
+    },
+    /// The chat template was asked for, and the tokenizer brings none.
+    #[error(
+        "the tokenizer has no chat template: neither `chat_template.jinja` nor `chat_template` in tokenizer_config.json"
+    )]
+    NoChatTemplate,
+    /// A conversation under a template that knows only instructions.
+    #[error("the record is a conversation, which the {} template cannot render; use the chat template", template.name())]
+    NeedsChatTemplate {
+        /// The template in use.
+        template: PromptTemplate,
+    },
+    /// The start of a rendered conversation is not the rendering of its start, so the assistant's part cannot be told.
+    #[error(
+        "the chat template is not prefix-stable at message {message}: it rewrites earlier turns (or its generation prompt \
+         adds text that the turn lacks), so the assistant's tokens cannot be told from the rest; train on one exchange a record"
+    )]
+    NotPrefixStable {
+        /// The assistant message, counted from 1.
+        message: usize,
+    },
+    /// A record with more tokens than allowed, under [`Truncation::Error`](crate::Truncation::Error).
+    #[error("{tokens} tokens, at most {max_length} are allowed; raise max_length or choose another truncation")]
+    TooLong {
+        /// Tokens of the record, its begin and end tokens included.
+        tokens: usize,
+        /// The limit.
+        max_length: usize,
+    },
+    /// Records that could not be encoded.
+    #[error("{} of {records} records cannot be encoded:\n{bad}", bad.count)]
+    Encode {
+        /// How many records there were.
+        records: usize,
+        /// The records, by their row in the file.
+        bad: BadRows,
+    },
+    /// Options that contradict themselves or the data, all of them.
+    #[error("{}", problems.join("; "))]
+    Options {
+        /// One sentence for each.
+        problems: Vec<String>,
+    },
+}
+
+/// A row that cannot be used, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BadRow {
+    /// Counted from 1: the line of a text file, else the element or row.
+    pub row: usize,
+    /// What was expected and what was found.
+    pub reason: String,
+}
+
+/// The first bad rows, and how many there are in all.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct BadRows {
+    /// At most [`BadRows::SHOWN`] of them, in order.
+    pub first: Vec<BadRow>,
+    /// All of them.
+    pub count: usize,
+    /// `line` for files read by lines, else `row`.
+    pub unit: &'static str,
+}
+
+impl BadRows {
+    /// How many rows are kept with their reason.
+    pub const SHOWN: usize = 20;
+
+    pub(crate) fn new(unit: &'static str) -> Self {
+        Self { unit, ..Self::default() }
+    }
+
+    pub(crate) fn push(&mut self, row: usize, reason: String) {
+        self.count += 1;
+        if self.first.len() < Self::SHOWN {
+            self.first.push(BadRow { row, reason });
+        }
+    }
+}
+
+impl fmt::Display for BadRows {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let lines: Vec<String> =
+            self.first.iter().map(|bad| format!("  {} {}: {}", self.unit, bad.row, bad.reason)).collect();
+        f.write_str(&lines.join("\n"))?;
+        match self.count - self.first.len() {
+            0 => Ok(()),
+            rest => write!(f, "\n  and {rest} more"),
+        }
+    }
+}

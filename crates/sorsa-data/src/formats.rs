@@ -1,0 +1,406 @@
+//! The formats: which fields a row has, and what becomes of them.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::str::FromStr;
+
+use serde_json::{Map, Value};
+
+use crate::{Content, DataError, LoadOptions, Message, Record};
+
+/// How the fields of a row are to be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Format {
+    /// A conversation: `messages`, a list of `role` and `content`.
+    Messages,
+    /// MetaMathQA: `query`, `response`, and maybe `type`.
+    MetaMathQa,
+    /// GSM8K: `question`, and `answer` ending in `#### N`.
+    Gsm8k,
+    /// MATH: `problem`, `solution`, and maybe `level`, `type`, `answer`.
+    Math,
+    /// SVAMP: `Body`, `Question`, `Answer`, and maybe `Type`.
+    Svamp,
+    /// Alpaca: `instruction`, `output`, and maybe `input`.
+    Alpaca,
+    /// Any of the usual pairs: `prompt` and `completion` or `response`; `query` or `question` and `answer`.
+    PromptCompletion,
+    /// Plain text: `text`. Also what a .txt file is, as one single record.
+    Text,
+}
+
+/// How an answer ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum AnswerStyle {
+    /// As the file has it.
+    #[default]
+    AsIs,
+    /// With a last line `The answer is: X`, as MetaMathQA appends it, wherever a short answer X is known.
+    TheAnswerIs,
+}
+
+const PAIRS: [(&str, &str); 4] =
+    [("prompt", "completion"), ("prompt", "response"), ("query", "answer"), ("question", "answer")];
+
+impl Format {
+    /// All formats, in the order in which they are tried.
+    pub const fn all() -> [Self; 8] {
+        use Format::*;
+        [Messages, MetaMathQa, Gsm8k, Math, Svamp, Alpaca, PromptCompletion, Text]
+    }
+
+    /// The name used on a command line and in a recipe.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Messages => "messages",
+            Self::MetaMathQa => "metamathqa",
+            Self::Gsm8k => "gsm8k",
+            Self::Math => "math",
+            Self::Svamp => "svamp",
+            Self::Alpaca => "alpaca",
+            Self::PromptCompletion => "prompt-completion",
+            Self::Text => "text",
+        }
+    }
+
+    const fn fields(self) -> &'static str {
+        match self {
+            Self::Messages => "messages [{role, content}, ..]",
+            Self::MetaMathQa => "query, response [, type]",
+            Self::Gsm8k => "question, answer ending in `#### N`",
+            Self::Math => "problem, solution [, answer, level, type]",
+            Self::Svamp => "Body, Question, Answer [, Type]",
+            Self::Alpaca => "instruction, output [, input]",
+            Self::PromptCompletion => "prompt, completion | prompt, response | query, answer | question, answer",
+            Self::Text => "text",
+        }
+    }
+
+    pub(crate) fn describe_all() -> String {
+        let lines = Self::all().map(|format| format!("  {:<17} {}", format.name(), format.fields()));
+        lines.join("\n")
+    }
+
+    /// The format whose fields `row` has, if any.
+    pub(crate) fn recognise(row: &Value) -> Option<Self> {
+        let row = row.as_object()?;
+        let has = |names: &[&str]| names.iter().all(|name| row.contains_key(*name));
+        Self::all().into_iter().find(|format| match format {
+            Self::Messages => has(&["messages"]),
+            Self::MetaMathQa => has(&["query", "response"]),
+            Self::Gsm8k => {
+                has(&["question"]) && row.get("answer").and_then(Value::as_str).and_then(gsm8k_final).is_some()
+            }
+            Self::Math => has(&["problem", "solution"]),
+            Self::Svamp => has(&["Body", "Question", "Answer"]),
+            Self::Alpaca => has(&["instruction", "output"]),
+            Self::PromptCompletion => PAIRS.iter().any(|&(prompt, answer)| has(&[prompt, answer])),
+            Self::Text => has(&["text"]),
+        })
+    }
+
+    /// The record in `value`, the row numbered `row`; on failure every reason, as one line.
+    pub(crate) fn record(self, row: usize, value: Value, options: &LoadOptions) -> Result<Record, String> {
+        let mut fields = Fields::new(value)?;
+        let record = match self {
+            Self::Messages => Record::new(row, Content::Chat(fields.messages())),
+            Self::Text => Record::new(row, Content::Text(fields.text("text"))),
+            _ => {
+                let (instruction, answer) = match self {
+                    Self::MetaMathQa => ("query", "response"),
+                    Self::Gsm8k => ("question", "answer"),
+                    Self::Math => ("problem", "solution"),
+                    Self::Svamp => ("Question", "Answer"),
+                    Self::Alpaca => ("instruction", "output"),
+                    _ => fields.pair(),
+                };
+                let mut record = Record::instruction(row, fields.text(instruction), fields.text(answer));
+                if let Content::Instruction { instruction, input, answer } = &mut record.content {
+                    self.finish(&mut fields, instruction, input, answer, &mut record.final_answer, options);
+                }
+                record.level = fields.optional("level");
+                record.kind = fields.optional("type").or_else(|| fields.optional("Type"));
+                record
+            }
+        };
+        if fields.problems.is_empty() { Ok(record) } else { Err(fields.problems.join("; ")) }
+    }
+
+    /// What a format does beyond taking an instruction and an answer.
+    fn finish(
+        self,
+        fields: &mut Fields,
+        instruction: &mut String,
+        input: &mut Option<String>,
+        answer: &mut String,
+        final_answer: &mut Option<String>,
+        options: &LoadOptions,
+    ) {
+        match self {
+            Self::Gsm8k => {
+                *final_answer = gsm8k_final(answer).map(str::to_owned);
+                if final_answer.is_none() && !answer.is_empty() {
+                    fields.problems.push("`answer` does not end in `#### N`".to_owned());
+                }
+                if options.strip_calculator {
+                    *answer = strip_calculator(answer).into_owned();
+                }
+            }
+            Self::Math => {
+                *final_answer = fields.optional("answer").or_else(|| last_boxed(answer).map(str::to_owned));
+            }
+            Self::Svamp => {
+                *instruction = format!("{} {instruction}", fields.text("Body").trim_end());
+                *final_answer = Some(answer.clone());
+            }
+            Self::Alpaca => *input = fields.optional("input").filter(|input| !input.trim().is_empty()),
+            _ => {}
+        }
+        if let (AnswerStyle::TheAnswerIs, Some(short)) = (options.answer_style, final_answer) {
+            *answer = match self {
+                Self::Svamp => format!("The answer is: {short}"),
+                _ => format!("{answer}\nThe answer is: {short}"),
+            };
+        }
+    }
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Format {
+    type Err = DataError;
+
+    fn from_str(name: &str) -> Result<Self, DataError> {
+        Self::all().into_iter().find(|format| format.name() == name).ok_or_else(|| DataError::UnknownName {
+            what: "format",
+            found: name.to_owned(),
+            expected: Self::all().map(Self::name).join(", "),
+        })
+    }
+}
+
+/// The fields of one row, and what was found to be wrong with them.
+struct Fields {
+    row: Map<String, Value>,
+    problems: Vec<String>,
+}
+
+impl Fields {
+    fn new(row: Value) -> Result<Self, String> {
+        match row {
+            Value::Object(row) => Ok(Self { row, problems: Vec::new() }),
+            other => Err(format!("expected an object with named fields, found {}", kind(&other))),
+        }
+    }
+
+    /// The value of a field; its name stays, to be told in an error.
+    fn take(&mut self, name: &str) -> Option<Value> {
+        self.row.get_mut(name).map(Value::take)
+    }
+
+    /// A field that must hold text (a number is taken as its decimal form) and must not be blank.
+    fn text(&mut self, name: &str) -> String {
+        let problem = match self.take(name) {
+            Some(Value::String(text)) if !text.trim().is_empty() => return text,
+            Some(Value::String(_)) => format!("`{name}` is empty"),
+            Some(Value::Number(number)) => return plain_number(&number),
+            Some(other) => format!("`{name}` should be text, found {}", kind(&other)),
+            None => {
+                let found: Vec<&str> = self.row.keys().map(String::as_str).collect();
+                format!("no field `{name}` (found: {})", found.join(", "))
+            }
+        };
+        self.problems.push(problem);
+        String::new()
+    }
+
+    fn optional(&mut self, name: &str) -> Option<String> {
+        match self.take(name)? {
+            Value::String(text) => Some(text),
+            Value::Number(number) => Some(plain_number(&number)),
+            Value::Null => None,
+            other => {
+                self.problems.push(format!("`{name}` should be text, found {}", kind(&other)));
+                None
+            }
+        }
+    }
+
+    fn pair(&self) -> (&'static str, &'static str) {
+        let has = |name| self.row.contains_key(name);
+        PAIRS.into_iter().find(|&(prompt, answer)| has(prompt) && has(answer)).unwrap_or(PAIRS[0])
+    }
+
+    fn messages(&mut self) -> Vec<Message> {
+        let messages: Vec<Message> = match self.take("messages").map(serde_json::from_value) {
+            Some(Ok(messages)) => messages,
+            Some(Err(error)) => {
+                self.problems.push(format!("`messages` should be a list of {{role, content}}: {error}"));
+                return Vec::new();
+            }
+            None => {
+                self.problems.push("no field `messages`".to_owned());
+                return Vec::new();
+            }
+        };
+        if !messages.iter().any(Message::is_assistant) {
+            self.problems.push("`messages` has no turn of the assistant".to_owned());
+        }
+        for (index, message) in messages.iter().enumerate() {
+            if message.is_assistant() && message.content.trim().is_empty() {
+                self.problems.push(format!("message {} (assistant) is empty", index + 1));
+            }
+        }
+        messages
+    }
+}
+
+/// `51.0` is written `51`: SVAMP keeps its whole numbers as floats.
+fn plain_number(number: &serde_json::Number) -> String {
+    match number.as_f64() {
+        Some(float) if !number.is_i64() && !number.is_u64() => float.to_string(),
+        _ => number.to_string(),
+    }
+}
+
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "text",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}
+
+/// The `N` of a last line `#### N`.
+fn gsm8k_final(answer: &str) -> Option<&str> {
+    let last = answer.trim_end().lines().last()?;
+    let short = last.trim().strip_prefix("####")?.trim();
+    (!short.is_empty()).then_some(short)
+}
+
+/// GSM8K's annotations for a calculator, `<<48/2=24>>`, taken out.
+fn strip_calculator(answer: &str) -> Cow<'_, str> {
+    if !answer.contains("<<") {
+        return Cow::Borrowed(answer);
+    }
+    let mut plain = String::with_capacity(answer.len());
+    let mut rest = answer;
+    while let Some((before, after)) = rest.split_once("<<") {
+        let Some((_, after)) = after.split_once(">>") else { break };
+        plain.push_str(before);
+        rest = after;
+    }
+    Cow::Owned(plain + rest)
+}
+
+/// What stands in the last `\boxed{..}`, braces balanced.
+fn last_boxed(solution: &str) -> Option<&str> {
+    const OPEN: &str = r"\boxed{";
+    let inside = &solution[solution.rfind(OPEN)? + OPEN.len()..];
+    let mut depth = 1;
+    for (at, byte) in inside.bytes().enumerate() {
+        match byte {
+            b'{' => depth += 1,
+            b'}' => depth -= 1,
+            _ => {}
+        }
+        if depth == 0 {
+            return Some(&inside[..at]);
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn record(value: Value) -> Record {
+        let format = Format::recognise(&value).expect("a known format");
+        format.record(1, value, &LoadOptions::default()).expect("a good row")
+    }
+
+    #[test]
+    fn every_format_is_recognised_by_its_fields_and_by_its_name() {
+        let rows = [
+            json!({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}),
+            json!({"query": "q", "response": "a", "type": "GSM_Rephrased"}),
+            json!({"question": "q", "answer": "a\n#### 1"}),
+            json!({"problem": "q", "solution": "a"}),
+            json!({"Body": "b.", "Question": "q", "Answer": 1.0}),
+            json!({"instruction": "q", "input": "", "output": "a"}),
+            json!({"question": "q", "answer": "a, not numbered"}),
+            json!({"text": "t"}),
+        ];
+        for (row, format) in rows.iter().zip(Format::all()) {
+            assert_eq!(Format::recognise(row), Some(format), "{row}");
+            assert_eq!(format.name().parse::<Format>().unwrap(), format);
+        }
+        assert_eq!(Format::recognise(&json!({"prompt": "only half of a pair"})), None);
+    }
+
+    #[test]
+    fn gsm8k_loses_its_calculator_and_keeps_its_final_answer() {
+        let row = json!({"question": "q", "answer": "48/2 = <<48/2=24>>24, so <<24*50=1,200>>1,200.\n#### 1,200"});
+        let record = record(row);
+        assert_eq!(record.answer(), Some("48/2 = 24, so 1,200.\n#### 1,200"));
+        assert_eq!(record.final_answer.as_deref(), Some("1,200"));
+        assert_eq!(strip_calculator("1 << 2"), "1 << 2");
+    }
+
+    #[test]
+    fn the_answer_is_appended_where_a_short_answer_is_known() {
+        let options = LoadOptions { answer_style: AnswerStyle::TheAnswerIs, ..LoadOptions::default() };
+        let answer = |value: Value| {
+            let format = Format::recognise(&value).unwrap();
+            format.record(1, value, &options).unwrap().answer().unwrap().to_owned()
+        };
+        assert_eq!(answer(json!({"question": "q", "answer": "a\n#### 3"})), "a\n#### 3\nThe answer is: 3");
+        let boxed = r"so \boxed{1} and \boxed{\frac{1}{2}}.";
+        assert_eq!(
+            answer(json!({"problem": "q", "solution": boxed})),
+            format!("{boxed}\nThe answer is: \\frac{{1}}{{2}}")
+        );
+        assert_eq!(answer(json!({"Body": "b", "Question": "q", "Answer": 51.0})), "The answer is: 51");
+        assert_eq!(answer(json!({"query": "q", "response": "a"})), "a");
+    }
+
+    #[test]
+    fn metadata_and_input_are_kept() {
+        let math =
+            record(json!({"problem": "q", "solution": "a", "level": "Level 5", "type": "Algebra", "answer": "0"}));
+        assert_eq!((math.level.as_deref(), math.kind.as_deref()), (Some("Level 5"), Some("Algebra")));
+        assert_eq!(math.final_answer.as_deref(), Some("0"));
+        let alpaca = record(json!({"instruction": "q", "input": "i", "output": "a"}));
+        let Content::Instruction { input, .. } = alpaca.content else { panic!("not an instruction") };
+        assert_eq!(input.as_deref(), Some("i"));
+    }
+
+    #[test]
+    fn all_that_is_wrong_with_a_row_is_said() {
+        let reasons = |format: Format, value| format.record(1, value, &LoadOptions::default()).unwrap_err();
+        insta::assert_snapshot!(reasons(Format::Alpaca, json!({"instruction": 1, "output": " ", "input": []})),
+            @"`output` is empty; `input` should be text, found a list");
+        insta::assert_snapshot!(reasons(Format::Gsm8k, json!({"answer": "no number"})),
+            @"no field `question` (found: answer); `answer` does not end in `#### N`");
+        insta::assert_snapshot!(reasons(Format::Text, json!("bare")),
+            @"expected an object with named fields, found text");
+        insta::assert_snapshot!(reasons(Format::Messages, json!({"messages": [{"role": "user", "content": "q"}]})),
+            @"`messages` has no turn of the assistant");
+    }
+
+    #[test]
+    fn an_unknown_format_name_lists_the_names() {
+        insta::assert_snapshot!("gsm".parse::<Format>().unwrap_err(),
+            @"unknown format `gsm`; expected one of messages, metamathqa, gsm8k, math, svamp, alpaca, prompt-completion, text");
+    }
+}

@@ -1,0 +1,384 @@
+//! Files to records: JSON lines, a JSON array, parquet, plain text.
+
+use std::fs::File;
+use std::ops::ControlFlow::{self, Break, Continue};
+use std::path::Path;
+
+use parquet::file::reader::{FileReader, SerializedFileReader};
+use serde::Deserializer;
+use serde::de::{SeqAccess, Visitor};
+use serde_json::{Value, json};
+
+use crate::{AnswerStyle, BadRows, DataError, Format, Record};
+
+/// What to read of a file, and how.
+#[derive(Debug, Clone)]
+pub struct LoadOptions {
+    /// The format of the rows; `None` recognises it by the fields of the first rows.
+    pub format: Option<Format>,
+    /// Leave out rows that cannot be used, and count them, instead of failing.
+    pub skip_bad_rows: bool,
+    /// Look at the first `limit` rows only.
+    pub limit: Option<usize>,
+    /// Take GSM8K's calculator annotations (`<<48/2=24>>`) out of its answers. On unless turned off.
+    pub strip_calculator: bool,
+    /// How answers end.
+    pub answer_style: AnswerStyle,
+}
+
+impl Default for LoadOptions {
+    fn default() -> Self {
+        Self {
+            format: None,
+            skip_bad_rows: false,
+            limit: None,
+            strip_calculator: true,
+            answer_style: AnswerStyle::AsIs,
+        }
+    }
+}
+
+/// What a file held.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    /// The usable rows, in order.
+    pub records: Vec<Record>,
+    /// The others; empty unless [`LoadOptions::skip_bad_rows`] is set.
+    pub skipped: BadRows,
+    /// The format that was named or recognised.
+    pub format: Format,
+}
+
+/// Reads one file of records.
+///
+/// JSON is told by its content (`[` opens an array, anything else is one object a line; blank lines do not count),
+/// parquet by its first bytes or name, and a .txt or .md file is one single [`Format::Text`] record.
+///
+/// # Errors
+///
+/// When the file cannot be read, is of no known kind or format, has no usable row, or, unless rows may be skipped, has
+/// unusable ones: those are all counted, and the first [`BadRows::SHOWN`] reported with line (or row) and reason.
+pub fn load(path: impl AsRef<Path>, options: &LoadOptions) -> Result<Loaded, DataError> {
+    let path = path.as_ref();
+    if path.is_dir() {
+        return Err(DataError::Folder { path: path.to_owned() });
+    }
+    let extension = path.extension().map(|extension| extension.to_ascii_lowercase());
+    let extension = extension.as_ref().and_then(|extension| extension.to_str()).unwrap_or_default();
+    if extension == "parquet" {
+        return read_parquet(path, options);
+    }
+
+    let bytes = std::fs::read(path).map_err(|source| DataError::Read { path: path.to_owned(), source })?;
+    let bytes = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(&bytes);
+    let first = bytes.iter().find(|byte| !byte.is_ascii_whitespace());
+    match (extension, first) {
+        (_, None) => Err(DataError::Empty { path: path.to_owned() }),
+        ("txt" | "md", _) => read_text(path, bytes, options),
+        (_, Some(b'[')) => read_array(path, bytes, options),
+        ("jsonl" | "ndjson" | "json", _) | (_, Some(b'{')) => read_lines(path, bytes, options),
+        _ if bytes.starts_with(b"PAR1") => read_parquet(path, options),
+        _ => Err(DataError::UnknownFile { path: path.to_owned() }),
+    }
+}
+
+fn read_text(path: &Path, bytes: &[u8], options: &LoadOptions) -> Result<Loaded, DataError> {
+    let mut rows = Rows::new("row", options);
+    let text = std::str::from_utf8(bytes).map_err(|error| error.to_string());
+    let _ = rows.push(1, text.map(|text| json!({ "text": text })));
+    rows.finish(path)
+}
+
+fn read_lines(path: &Path, bytes: &[u8], options: &LoadOptions) -> Result<Loaded, DataError> {
+    let mut rows = Rows::new("line", options);
+    for (index, line) in bytes.split(|&byte| byte == b'\n').enumerate() {
+        if line.iter().all(u8::is_ascii_whitespace) {
+            continue;
+        }
+        let value = serde_json::from_slice(line).map_err(|error| format!("not JSON: {}", without_line(&error)));
+        if rows.push(index + 1, value).is_break() {
+            break;
+        }
+    }
+    rows.finish(path)
+}
+
+/// The message without its `at line 1`: of one line only the column says something.
+fn without_line(error: &serde_json::Error) -> String {
+    error.to_string().replace(" at line 1 column", " at column")
+}
+
+fn read_array(path: &Path, bytes: &[u8], options: &LoadOptions) -> Result<Loaded, DataError> {
+    let mut rows = Rows::new("row", options);
+    let mut json = serde_json::Deserializer::from_slice(bytes);
+    let read = json.deserialize_seq(ArrayVisitor(&mut rows)).and_then(|()| json.end());
+    match read {
+        Err(error) if !rows.is_full() => {
+            Err(DataError::Malformed { path: path.to_owned(), kind: "JSON", reason: error.to_string() })
+        }
+        _ => rows.finish(path),
+    }
+}
+
+/// Hands on the elements one by one, so that a file of any size is never held as a tree.
+struct ArrayVisitor<'a, 'b>(&'a mut Rows<'b>);
+
+impl<'de> Visitor<'de> for ArrayVisitor<'_, '_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("an array of objects")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<(), A::Error> {
+        let mut row = 0;
+        while let Some(value) = elements.next_element()? {
+            row += 1;
+            if self.0.push(row, Ok(value)).is_break() {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn read_parquet(path: &Path, options: &LoadOptions) -> Result<Loaded, DataError> {
+    let malformed = |error: parquet::errors::ParquetError| DataError::Malformed {
+        path: path.to_owned(),
+        kind: "parquet",
+        reason: error.to_string(),
+    };
+    let file = File::open(path).map_err(|source| DataError::Read { path: path.to_owned(), source })?;
+    let reader = SerializedFileReader::new(file).map_err(malformed)?;
+    let mut rows = Rows::new("row", options);
+    for (index, row) in reader.get_row_iter(None).map_err(malformed)?.enumerate() {
+        if rows.push(index + 1, Ok(row.map_err(malformed)?.to_json_value())).is_break() {
+            break;
+        }
+    }
+    rows.finish(path)
+}
+
+/// Rows on their way to records. Until a row shows which format this is, rows wait.
+struct Rows<'a> {
+    options: &'a LoadOptions,
+    format: Option<Format>,
+    waiting: Vec<(usize, Value)>,
+    records: Vec<Record>,
+    bad: BadRows,
+    read: usize,
+}
+
+impl<'a> Rows<'a> {
+    /// After so many rows of no known format the file is given up.
+    const PATIENCE: usize = 20;
+
+    fn new(unit: &'static str, options: &'a LoadOptions) -> Self {
+        let (waiting, records) = (Vec::new(), Vec::new());
+        Self { options, format: options.format, waiting, records, bad: BadRows::new(unit), read: 0 }
+    }
+
+    fn is_full(&self) -> bool {
+        self.options.limit.is_some_and(|limit| self.read >= limit)
+            || (self.format.is_none() && self.waiting.len() >= Self::PATIENCE)
+    }
+
+    /// Takes the row numbered `row`; breaks when no further one is wanted.
+    fn push(&mut self, row: usize, value: Result<Value, String>) -> ControlFlow<()> {
+        if self.is_full() {
+            return Break(());
+        }
+        self.read += 1;
+        match (value, self.format) {
+            (Err(reason), _) => self.bad.push(row, reason),
+            (Ok(value), Some(format)) => self.convert(format, row, value),
+            (Ok(value), None) => {
+                self.format = Format::recognise(&value);
+                self.waiting.push((row, value));
+                if let Some(format) = self.format {
+                    for (row, value) in std::mem::take(&mut self.waiting) {
+                        self.convert(format, row, value);
+                    }
+                }
+            }
+        }
+        if self.is_full() { Break(()) } else { Continue(()) }
+    }
+
+    fn convert(&mut self, format: Format, row: usize, value: Value) {
+        match format.record(row, value, self.options) {
+            Ok(record) => self.records.push(record),
+            Err(reason) => self.bad.push(row, reason),
+        }
+    }
+
+    fn finish(mut self, path: &Path) -> Result<Loaded, DataError> {
+        let path = path.to_owned();
+        let Some(format) = self.format else {
+            let fields = self.waiting.iter().find_map(|(_, value)| value.as_object());
+            return Err(match fields {
+                Some(fields) => DataError::UnknownFormat { path, found: fields.keys().cloned().collect() },
+                None if self.read == 0 => DataError::Empty { path },
+                None => {
+                    for (row, _) in self.waiting {
+                        self.bad.push(row, "not an object".to_owned());
+                    }
+                    let reason =
+                        format!("none of its first {} rows is an object with named fields\n{}", self.read, self.bad);
+                    DataError::Malformed { path, kind: "data", reason }
+                }
+            });
+        };
+        self.bad.first.sort_by_key(|bad| bad.row);
+        let nothing_left = self.records.is_empty() && self.bad.count > 0;
+        if nothing_left || (self.bad.count > 0 && !self.options.skip_bad_rows) {
+            return Err(DataError::BadRows { path, format, rows_read: self.read, bad: self.bad });
+        }
+        if self.records.is_empty() {
+            return Err(DataError::Empty { path });
+        }
+        Ok(Loaded { records: self.records, skipped: self.bad, format })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+    use std::sync::Arc;
+
+    use parquet::data_type::{ByteArray, ByteArrayType, Int64Type};
+    use parquet::file::properties::WriterProperties;
+    use parquet::file::writer::SerializedFileWriter;
+    use parquet::schema::parser::parse_message_type;
+
+    use super::*;
+    use crate::Content;
+
+    fn file(name: &str, content: impl AsRef<[u8]>) -> (tempfile::TempDir, PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(name);
+        std::fs::write(&path, content).unwrap();
+        (folder, path)
+    }
+
+    fn error(name: &str, content: impl AsRef<[u8]>) -> String {
+        let (folder, path) = file(name, content);
+        let error = load(path, &LoadOptions::default()).expect_err("it should fail").to_string();
+        error.replace(folder.path().to_str().unwrap(), "")
+    }
+
+    const GOOD: &str = r#"{"query": "q", "response": "a"}"#;
+
+    #[test]
+    fn lines_and_an_array_of_the_same_rows_give_the_same_records() {
+        let rows: Vec<String> = (0..50).map(|row| format!(r#"{{"query": "q{row}", "response": "é{row}"}}"#)).collect();
+        let (_a, lines) = file("rows.jsonl", rows.join("\r\n"));
+        let (_b, array) = file("rows.json", format!("\u{FEFF} [{}]", rows.join(",\n")));
+        let options = LoadOptions::default();
+        let (lines, array) = (load(lines, &options).unwrap(), load(array, &options).unwrap());
+        assert_eq!((lines.format, lines.records.len()), (Format::MetaMathQa, 50));
+        assert_eq!(lines.records, array.records);
+        assert_eq!(lines.records[49].row, 50);
+    }
+
+    #[test]
+    fn a_limit_stops_before_what_follows_is_looked_at() {
+        let options = LoadOptions { limit: Some(2), ..LoadOptions::default() };
+        let (_a, lines) = file("rows.jsonl", format!("{GOOD}\n{GOOD}\nbroken"));
+        let (_b, array) = file("rows.json", format!("[{GOOD},{GOOD}, broken"));
+        assert_eq!(load(lines, &options).unwrap().records.len(), 2);
+        assert_eq!(load(array, &options).unwrap().records.len(), 2);
+    }
+
+    #[test]
+    fn every_bad_line_is_named_with_its_reason() {
+        let bad =
+            format!("{GOOD}\n\n{{\"query\": \"q\"}}\n{GOOD}\nnonsense\n{{\"query\": \"q\", \"response\": \"\"}}\n7");
+        insta::assert_snapshot!(error("rows.jsonl", bad), @r"
+        /rows.jsonl: 4 of 6 rows cannot be used as metamathqa:
+          line 3: no field `response` (found: query)
+          line 5: not JSON: expected ident at column 2
+          line 6: `response` is empty
+          line 7: expected an object with named fields, found a number
+        ");
+    }
+
+    #[test]
+    fn bad_lines_beyond_twenty_are_counted() {
+        let message = error("rows.jsonl", format!("{GOOD}\n{}", "x\n".repeat(25)));
+        assert!(message.contains("25 of 26 rows") && message.contains("line 21: "), "{message}");
+        assert!(message.ends_with("and 5 more") && !message.contains("line 22: "), "{message}");
+    }
+
+    #[test]
+    fn bad_rows_can_be_skipped_and_are_counted() {
+        let (_folder, path) = file("rows.jsonl", format!("{{\"query\": \"q\"}}\n{GOOD}\nnonsense"));
+        let loaded = load(path, &LoadOptions { skip_bad_rows: true, ..LoadOptions::default() }).unwrap();
+        assert_eq!(loaded.records.len(), 1);
+        assert_eq!(loaded.skipped.first.iter().map(|bad| bad.row).collect::<Vec<_>>(), [1, 3]);
+    }
+
+    #[test]
+    fn a_text_file_is_one_record() {
+        let (_folder, path) = file("play.txt", "[First]\n\nSecond.");
+        let loaded = load(path, &LoadOptions::default()).unwrap();
+        assert_eq!(loaded.format, Format::Text);
+        assert_eq!(loaded.records, [Record::new(1, Content::Text("[First]\n\nSecond.".to_owned()))]);
+    }
+
+    #[test]
+    fn parquet_gives_what_lines_give() {
+        let schema = "message rows { required binary question (STRING); optional binary answer (STRING); required int64 extra; }";
+        let schema = Arc::new(parse_message_type(schema).unwrap());
+        let (_folder, path) = file("rows.parquet", "");
+        let mut writer =
+            SerializedFileWriter::new(File::create(&path).unwrap(), schema, WriterProperties::default().into())
+                .unwrap();
+        let mut group = writer.next_row_group().unwrap();
+        let texts = |texts: [&str; 2]| texts.map(ByteArray::from);
+        let mut column = group.next_column().unwrap().unwrap();
+        column.typed::<ByteArrayType>().write_batch(&texts(["é", "two"]), None, None).unwrap();
+        column.close().unwrap();
+        let mut column = group.next_column().unwrap().unwrap();
+        column.typed::<ByteArrayType>().write_batch(&texts(["1\n#### 1", ""])[..1], Some(&[1, 0]), None).unwrap();
+        column.close().unwrap();
+        let mut column = group.next_column().unwrap().unwrap();
+        column.typed::<Int64Type>().write_batch(&[5, 6], None, None).unwrap();
+        column.close().unwrap();
+        group.close().unwrap();
+        writer.close().unwrap();
+
+        let first = load(&path, &LoadOptions { limit: Some(1), ..LoadOptions::default() }).unwrap();
+        assert_eq!((first.format, first.records[0].answer()), (Format::Gsm8k, Some("1\n#### 1")));
+        let error = load(&path, &LoadOptions::default()).unwrap_err().to_string();
+        assert!(error.ends_with("row 2: `answer` should be text, found null"), "{error}");
+    }
+
+    #[test]
+    fn files_that_are_not_data_are_told_apart() {
+        insta::assert_snapshot!(error("rows.json", "[{\"query\": \"q\""), @"/rows.json is not valid JSON: EOF while parsing an object at line 1 column 14");
+        insta::assert_snapshot!(error("rows.jsonl", "question,answer\n1,2"), @r"
+        /rows.jsonl is not valid data: none of its first 2 rows is an object with named fields
+          line 1: not JSON: expected value at column 1
+          line 2: not JSON: trailing characters at column 2
+        ");
+        insta::assert_snapshot!(error("rows.jsonl", "\n \n"), @"/rows.jsonl holds no data");
+        insta::assert_snapshot!(error("rows.json", "[]"), @"/rows.json holds no data");
+        insta::assert_snapshot!(error("image.png", "\u{1}\u{2}"), @"/image.png is neither JSON lines, a JSON array, parquet nor .txt");
+        assert!(error("rows.parquet", "PAR1").starts_with("/rows.parquet is not valid parquet: "));
+        insta::assert_snapshot!(error("rows.jsonl", r#"{"task_id": 1, "prompt": "p"}"#), @r"
+        /rows.jsonl: no format has the fields of its first row (task_id, prompt); the formats are:
+          messages          messages [{role, content}, ..]
+          metamathqa        query, response [, type]
+          gsm8k             question, answer ending in `#### N`
+          math              problem, solution [, answer, level, type]
+          svamp             Body, Question, Answer [, Type]
+          alpaca            instruction, output [, input]
+          prompt-completion prompt, completion | prompt, response | query, answer | question, answer
+          text              text
+        ");
+        let folder = tempfile::tempdir().unwrap();
+        assert!(matches!(load(folder.path(), &LoadOptions::default()), Err(DataError::Folder { .. })));
+        assert!(matches!(load(folder.path().join("none.jsonl"), &LoadOptions::default()), Err(DataError::Read { .. })));
+    }
+}

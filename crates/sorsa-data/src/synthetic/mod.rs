@@ -1,0 +1,37 @@
+//! What a fresh machine needs to fine-tune something: a corpus to pretrain a small model on, a tokenizer for it, and a
+//! task that the corpus has the skills for but never the form of.
+//!
+//! Everything is drawn from a seed with integer draws, and is the same on every platform. Each artefact has one
+//! function that makes it and one that writes it:
+//!
+//! | artefact | made by | written by |
+//! |---|---|---|
+//! | corpus of small documents | [`corpus`] | [`write_corpus`] |
+//! | word problems in MetaMathQA's schema | [`task`] | [`write_task`] |
+//! | byte-level BPE, [`VOCABULARY`] tokens | [`train_tokenizer`] | [`write_tokenizer`] |
+//!
+//! ```
+//! use sorsa_data::synthetic;
+//!
+//! let task = synthetic::task(0);
+//! let problem = &task.test[0];
+//! assert!(problem.response.ends_with(&format!("The answer is: {}", problem.answer)));
+//! assert!(synthetic::corpus(0).take(100).all(|document| !document.contains("The answer is")));
+//! ```
+
+mod corpus;
+mod draw;
+mod equation;
+mod lexicon;
+mod numbers;
+mod scene;
+mod story;
+mod task;
+mod template;
+mod tokenizer;
+mod write;
+
+pub use corpus::corpus;
+pub use task::{Problem, TEST_PROBLEMS, TRAIN_PROBLEMS, Task, VALIDATION_PROBLEMS, task};
+pub use tokenizer::{BOS, EOS, PAD, VOCABULARY, train_tokenizer, write_tokenizer};
+pub use write::{SyntheticError, write_corpus, write_task};

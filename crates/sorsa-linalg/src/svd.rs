@@ -1,0 +1,250 @@
+//! The truncated SVD of one matrix: the choice of the algorithm, and what every result goes through.
+
+use faer::{Mat, MatRef};
+
+use crate::basis::norms;
+use crate::exact::thin_svd;
+use crate::krylov::{Outcome, Plan, iterate};
+use crate::operator::{Host, Operator, Wide};
+use crate::{LinalgError, Scalar};
+
+/// How to decompose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Algorithm {
+    /// Exact where that is cheaper, else block Krylov, and exact after all where that does not converge.
+    #[default]
+    Auto,
+    /// All triplets by faer's thin SVD, of which the leading ones are kept.
+    Exact,
+    /// The leading triplets by randomized block Krylov iteration.
+    BlockKrylov,
+}
+
+/// Options of [`truncated_svd`]. The default suits any matrix.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SvdOptions {
+    /// How to decompose.
+    pub algorithm: Algorithm,
+    /// Largest `||A v - s u||_2` accepted, in units of the largest singular value. Default 1e-5.
+    pub tolerance: f64,
+    /// Columns of a Krylov block; 0, the default, chooses by rank.
+    pub block: usize,
+    /// Krylov blocks before giving up. Default 64.
+    pub max_blocks: usize,
+    /// Seed of the random start. Default 0.
+    pub seed: u64,
+}
+
+impl Default for SvdOptions {
+    fn default() -> Self {
+        SvdOptions { algorithm: Algorithm::Auto, tolerance: 1e-5, block: 0, max_blocks: 64, seed: 0 }
+    }
+}
+
+/// How a decomposition went.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SvdReport {
+    /// What ran: never [`Algorithm::Auto`].
+    pub algorithm: Algorithm,
+    /// Largest `||A v - s u||_2` of the triplets returned, in units of the largest singular value: measured, not
+    /// estimated.
+    pub residual: f64,
+    /// Products with the matrix or its transpose, the final measurement among them.
+    pub products: usize,
+    /// Columns multiplied in those products.
+    pub columns: usize,
+}
+
+/// The leading singular triplets of `A [m, n]`: `A v = s u`. The largest entry of each column of `u` is positive, so
+/// that two machines agree on signs.
+#[derive(Debug, Clone)]
+pub struct Svd<T> {
+    /// Left singular vectors `[m, rank]`, orthonormal.
+    pub u: Mat<T>,
+    /// Singular values `[rank]`, descending.
+    pub s: Vec<T>,
+    /// Right singular vectors `[n, rank]`, orthonormal.
+    pub v: Mat<T>,
+    /// How it went.
+    pub report: SvdReport,
+}
+
+/// The `rank` leading singular triplets of `a [m, n]`.
+///
+/// `name` stands for the matrix in errors. Called from one of rayon's workers it stays on that thread, else it uses all.
+/// The Krylov iteration keeps a transposed copy of `a` while it runs.
+///
+/// # Errors
+///
+/// An empty matrix, one with entries that are not finite, a rank of 0 or above `min(m, n)`, and
+/// [`LinalgError::NotConverged`] where the residual stays above the tolerance.
+pub fn truncated_svd<T: Scalar>(
+    name: &str,
+    a: MatRef<'_, T>,
+    rank: usize,
+    options: &SvdOptions,
+) -> Result<Svd<T>, LinalgError> {
+    check_rank(name, a.shape(), rank)?;
+    check_finite(name, a)?;
+    let largest = a.norm_max().into();
+    if largest != 0.0 && !(1e-12..1e12).contains(&largest) {
+        // Squares would leave the range of f32.
+        let scaled = Mat::from_fn(a.nrows(), a.ncols(), |i, j| T::from_f64(a[(i, j)].into() / largest));
+        let mut svd = truncated_svd(name, scaled.as_ref(), rank, options)?;
+        svd.s.iter_mut().for_each(|s| *s = T::from_f64((*s).into() * largest));
+        return Ok(svd);
+    }
+    if options.algorithm != Algorithm::Auto {
+        return decompose(name, a, rank, options, options.algorithm);
+    }
+    if exact_is_cheaper(a.shape(), rank) {
+        return decompose(name, a, rank, options, Algorithm::Exact);
+    }
+    match decompose(name, a, rank, options, Algorithm::BlockKrylov) {
+        Err(LinalgError::NotConverged { .. }) => decompose(name, a, rank, options, Algorithm::Exact),
+        done => done,
+    }
+}
+
+fn decompose<T: Scalar>(
+    name: &str,
+    a: MatRef<'_, T>,
+    rank: usize,
+    options: &SvdOptions,
+    algorithm: Algorithm,
+) -> Result<Svd<T>, LinalgError> {
+    if algorithm == Algorithm::BlockKrylov {
+        return krylov_svd(name, &Host::copied(a), rank, options);
+    }
+    let Some(svd) = thin_svd(a) else {
+        return Err(not_converged(name, f64::NAN, options, 0));
+    };
+    let first = |x: &Mat<T>| x.subcols(0, rank).to_owned();
+    let host = Host::new(a);
+    let wide = Wide::new(&host);
+    let (u, v) = if wide.turned { (&svd.v, &svd.u) } else { (&svd.u, &svd.v) };
+    finish(name, &wide, first(u), first(v), options, 0)
+}
+
+/// Block Krylov iteration on whatever can be multiplied with, of finite entries and at least `rank` both ways.
+pub(crate) fn krylov_svd<T: Scalar>(
+    name: &str,
+    a: &impl Operator<T>,
+    rank: usize,
+    options: &SvdOptions,
+) -> Result<Svd<T>, LinalgError> {
+    let a = Wide::new(a);
+    let small_side = a.shape().0;
+    let automatic = (rank / 4).next_multiple_of(8).clamp(8, 64);
+    let block = if options.block == 0 { automatic } else { options.block }.min(small_side);
+    let auto_limit = small_side.div_ceil(2 * block);
+    let max_blocks = match options.algorithm {
+        Algorithm::Auto => options.max_blocks.min(auto_limit),
+        _ => options.max_blocks,
+    }
+    .max(rank.div_ceil(block));
+    // The other half is for rounding in what is measured at the end.
+    let plan = Plan { rank, block, max_blocks, tolerance: options.tolerance / 2.0, seed: options.seed };
+    match iterate(&a, &plan)? {
+        Outcome::Converged { u, v, blocks } => finish(name, &a, u, v, options, blocks),
+        Outcome::Stopped { residual, blocks } => Err(not_converged(name, residual, options, blocks)),
+    }
+}
+
+/// Measures the triplets `u`, `v` of `a`, and puts them in the form promised by [`Svd`]. The singular values are the
+/// Rayleigh quotients `u^T A v`: their error is the square of the vectors'. `blocks` is 0 after the exact algorithm.
+fn finish<T: Scalar, O: Operator<T>>(
+    name: &str,
+    a: &Wide<'_, O>,
+    mut u: Mat<T>,
+    mut v: Mat<T>,
+    options: &SvdOptions,
+    blocks: usize,
+) -> Result<Svd<T>, LinalgError> {
+    normalize(&mut u);
+    normalize(&mut v);
+    let image = a.apply(v.as_ref())?;
+    let rank = u.ncols();
+    let mut s = Vec::with_capacity(rank);
+    let mut residuals = Vec::with_capacity(rank);
+    for (image, u) in image.col_iter().zip(u.col_iter()) {
+        let pairs = || image.iter().zip(u.iter()).map(|(&x, &u)| (x.into(), u.into()));
+        let value = pairs().map(|(x, u): (f64, f64)| x * u).sum::<f64>().max(0.0);
+        residuals.push(pairs().map(|(x, u)| (x - value * u).powi(2)).sum::<f64>().sqrt());
+        s.push(value);
+    }
+    let mut order: Vec<usize> = (0..rank).collect();
+    order.sort_by(|&i, &j| s[j].total_cmp(&s[i]));
+    let largest = s[order[0]];
+    let worst = residuals.into_iter().fold(0.0, f64::max);
+    let residual = if worst == 0.0 { 0.0 } else { worst / largest };
+    if residual.is_nan() || residual > options.tolerance {
+        return Err(not_converged(name, residual, options, blocks));
+    }
+    if a.turned {
+        std::mem::swap(&mut u, &mut v);
+    }
+    let signs: Vec<T> = u.col_iter().map(|column| sign_of_largest(column.iter())).collect();
+    let arrange = |x: &Mat<T>| Mat::from_fn(x.nrows(), rank, |i, j| x[(i, order[j])] * signs[order[j]]);
+    let (products, columns) = a.work();
+    let algorithm = if blocks == 0 { Algorithm::Exact } else { Algorithm::BlockKrylov };
+    Ok(Svd {
+        u: arrange(&u),
+        s: order.iter().map(|&j| T::from_f64(s[j])).collect(),
+        v: arrange(&v),
+        report: SvdReport { algorithm, residual, products, columns },
+    })
+}
+
+fn normalize<T: Scalar>(a: &mut Mat<T>) {
+    for (j, norm) in norms(a.as_ref()).into_iter().enumerate() {
+        for x in a.col_as_slice_mut(j) {
+            *x = T::from_f64((*x).into() / norm);
+        }
+    }
+}
+
+fn sign_of_largest<'a, T: Scalar>(column: impl Iterator<Item = &'a T>) -> T {
+    let largest = column.map(|&x| x.into()).fold(0.0f64, |best, x: f64| if x.abs() > best.abs() { x } else { best });
+    T::from_f64(if largest < 0.0 { -1.0 } else { 1.0 })
+}
+
+fn not_converged(name: &str, residual: f64, options: &SvdOptions, blocks: usize) -> LinalgError {
+    LinalgError::NotConverged { name: name.into(), residual, tolerance: options.tolerance, blocks }
+}
+
+pub(crate) fn check_rank(name: &str, (rows, cols): (usize, usize), rank: usize) -> Result<(), LinalgError> {
+    let name = || name.to_owned();
+    if rows == 0 || cols == 0 {
+        return Err(LinalgError::Empty { name: name(), rows, cols });
+    }
+    if rank == 0 {
+        return Err(LinalgError::RankZero { name: name() });
+    }
+    if rank > rows.min(cols) {
+        return Err(LinalgError::RankTooLarge { name: name(), rank, rows, cols });
+    }
+    Ok(())
+}
+
+pub(crate) fn check_finite<T: Scalar>(name: &str, a: MatRef<'_, T>) -> Result<(), LinalgError> {
+    let finite = |x: &T| -> bool { (*x).into().is_finite() };
+    // Along the storage: a row-major matrix is a column-major one turned.
+    let turned = a.row_stride().abs() > a.col_stride().abs();
+    let stored = if turned { a.transpose() } else { a };
+    if stored.col_iter().all(|column| column.iter().all(finite)) {
+        return Ok(());
+    }
+    let mut bad = stored.col_iter().enumerate().flat_map(|(j, column)| {
+        column.iter().enumerate().filter(|(_, x)| !finite(x)).map(move |(i, &x)| (i, j, x.into()))
+    });
+    let Some((i, j, value)) = bad.next() else { return Ok(()) };
+    let (row, col) = if turned { (j, i) } else { (i, j) };
+    Err(LinalgError::NotFinite { name: name.into(), row, col, value, count: 1 + bad.count() })
+}
+
+/// Where all triplets cost less than the leading ones by iteration; measured, see `examples/svd_speed.rs`.
+pub(crate) fn exact_is_cheaper((rows, cols): (usize, usize), rank: usize) -> bool {
+    let small_side = rows.min(cols);
+    small_side <= 256 || 6 * rank > small_side
+}

@@ -1,0 +1,132 @@
+//! The truncated SVD of a burn tensor, where it lives.
+//!
+//! Of a Krylov iteration only the products with the weight are large. [`Placement::Device`] runs them where the weight
+//! is and moves panels of a few columns, so that a weight on a GPU stays there; [`Placement::Host`] copies the weight
+//! once and does everything in host memory.
+
+use burn::tensor::{DType, FloatDType, Tensor, TensorData};
+use faer::{Mat, MatRef};
+
+use crate::operator::Operator;
+use crate::svd::{check_rank, exact_is_cheaper, krylov_svd};
+use crate::{Algorithm, LinalgError, SvdOptions, SvdReport, truncated_svd as host_svd};
+
+/// Where the products with the weight are computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Placement {
+    /// In host memory: best for tensors of a CPU backend.
+    Host,
+    /// On the tensor's device: best for a GPU.
+    Device,
+}
+
+/// The leading singular triplets of a tensor `[m, n]`, on its device, in f32.
+#[derive(Debug, Clone)]
+pub struct TensorSvd {
+    /// Left singular vectors `[m, rank]`, orthonormal columns.
+    pub u: Tensor<2>,
+    /// Singular values `[rank]`, descending.
+    pub s: Tensor<1>,
+    /// Right singular vectors `[rank, n]`, orthonormal rows.
+    pub vt: Tensor<2>,
+    /// How it went.
+    pub report: SvdReport,
+}
+
+/// The `rank` leading singular triplets of `w [m, n]`, computed in f32 whatever float type it has; no gradient flows.
+///
+/// With [`Placement::Device`] a matrix for which the exact algorithm is chosen is copied to the host all the same.
+///
+/// # Errors
+///
+/// Those of [`truncated_svd`](crate::truncated_svd), and [`LinalgError::Device`] where the tensor cannot be read.
+pub fn truncated_svd(
+    name: &str,
+    w: Tensor<2>,
+    rank: usize,
+    options: &SvdOptions,
+    placement: Placement,
+) -> Result<TensorSvd, LinalgError> {
+    let w = w.inner().cast(FloatDType::F32);
+    let (device, [rows, cols]) = (w.device(), w.dims());
+    check_rank(name, (rows, cols), rank)?;
+    let iterate = match options.algorithm {
+        Algorithm::Auto => !exact_is_cheaper((rows, cols), rank),
+        Algorithm::Exact => false,
+        Algorithm::BlockKrylov => true,
+    };
+    let on_host = |options: &SvdOptions| {
+        let data = read(name, w.clone())?;
+        host_svd(name, MatRef::from_row_major_slice(&data, rows, cols), rank, options)
+    };
+    let svd = if placement == Placement::Host || !iterate || !all_finite(name, w.clone())? {
+        // The host also finds out where an entry is not finite.
+        on_host(options)?
+    } else {
+        let operator = OnDevice { name, w: w.clone() };
+        match krylov_svd(name, &operator, rank, options) {
+            Err(LinalgError::NotConverged { .. }) if options.algorithm == Algorithm::Auto => {
+                on_host(&SvdOptions { algorithm: Algorithm::Exact, ..options.clone() })?
+            }
+            done => done?,
+        }
+    };
+    let tensor = |values: Vec<f32>, shape: [usize; 2]| {
+        Tensor::<2>::from_data(TensorData::new(values, shape), (&device, DType::F32))
+    };
+    Ok(TensorSvd {
+        u: tensor(row_major(svd.u.as_ref()), [rows, rank]),
+        s: Tensor::from_data(TensorData::new(svd.s, [rank]), (&device, DType::F32)),
+        vt: tensor(row_major(svd.v.transpose()), [rank, cols]),
+        report: svd.report,
+    })
+}
+
+/// `A [m, n]` as a tensor. Panels travel transposed: the columns of a panel are the rows of a tensor.
+struct OnDevice<'a> {
+    name: &'a str,
+    w: Tensor<2>,
+}
+
+impl OnDevice<'_> {
+    /// `(X^T M)^T = M^T X`.
+    fn product(&self, x: MatRef<'_, f32>, m: Tensor<2>) -> Result<Mat<f32>, LinalgError> {
+        let (width, rows) = (x.ncols(), m.dims()[1]);
+        let panel = TensorData::new(row_major(x.transpose()), [width, x.nrows()]);
+        let panel = Tensor::<2>::from_data(panel, (&self.w.device(), DType::F32));
+        let data = read(self.name, panel.matmul(m))?;
+        Ok(MatRef::from_column_major_slice(&data, rows, width).to_owned())
+    }
+}
+
+impl Operator<f32> for OnDevice<'_> {
+    fn shape(&self) -> (usize, usize) {
+        let [rows, cols] = self.w.dims();
+        (rows, cols)
+    }
+
+    fn apply(&self, x: MatRef<'_, f32>) -> Result<Mat<f32>, LinalgError> {
+        self.product(x, self.w.clone().transpose())
+    }
+
+    fn apply_transpose(&self, x: MatRef<'_, f32>) -> Result<Mat<f32>, LinalgError> {
+        self.product(x, self.w.clone())
+    }
+}
+
+fn all_finite(name: &str, w: Tensor<2>) -> Result<bool, LinalgError> {
+    let all = w.is_finite().all().try_into_vec_as::<bool>().map_err(|source| device_error(name, source))?;
+    Ok(all == [true])
+}
+
+fn read(name: &str, w: Tensor<2>) -> Result<Vec<f32>, LinalgError> {
+    w.try_into_vec_as::<f32>().map_err(|source| device_error(name, source))
+}
+
+fn device_error(name: &str, source: impl std::error::Error + Send + Sync + 'static) -> LinalgError {
+    LinalgError::Device { name: name.into(), source: Box::new(source) }
+}
+
+fn row_major(a: MatRef<'_, f32>) -> Vec<f32> {
+    a.row_iter().flat_map(|row| row.iter().copied()).collect()
+}
