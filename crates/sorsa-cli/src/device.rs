@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyhow::{anyhow, bail};
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
+use sorsa_adapter::Placement;
 
 /// What computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -38,6 +39,14 @@ impl Backend {
             Self::Wgpu => "wgpu",
             Self::Vulkan => "vulkan",
             Self::Cuda => "cuda",
+        }
+    }
+
+    /// Where weights are decomposed: a GPU's stay there; a CPU's matrices are decomposed in parallel.
+    pub fn svd_placement(self) -> Placement {
+        match self {
+            Self::Flex => Placement::Host,
+            Self::Wgpu | Self::Vulkan | Self::Cuda => Placement::Device,
         }
     }
 

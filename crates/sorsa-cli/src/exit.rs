@@ -53,3 +53,16 @@ pub fn report(result: anyhow::Result<()>) -> ExitCode {
     eprintln!("error: {}", format!("{error:#}").replace('\n', " "));
     ExitCode::from(if error.is::<BadInput>() { 2 } else { 1 })
 }
+
+/// Help and version go to standard output; anything wrong with the command line is one line and exit code 2.
+pub fn usage(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() {
+        print!("{}", error.render().ansi());
+        return ExitCode::SUCCESS;
+    }
+    let text = error.to_string();
+    let lines = text.lines().take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"));
+    let line = lines.map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ");
+    eprintln!("{line}");
+    ExitCode::from(2)
+}

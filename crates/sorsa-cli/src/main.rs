@@ -2,9 +2,12 @@
 
 mod args;
 mod commands;
+mod curves;
 mod device;
+mod estimate;
 mod exit;
 mod format;
+mod plan;
 mod progress;
 mod recipe;
 mod run_dir;
@@ -22,7 +25,11 @@ use crate::args::{Cli, Command};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    exit::report(match Cli::parse().command {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return exit::usage(&error),
+    };
+    exit::report(match cli.command {
         Command::Finetune(args) => commands::finetune::run(&args),
         Command::Pretrain(args) => commands::pretrain::run(&args),
         Command::Eval(args) => commands::eval::run(&args),

@@ -1,1 +1,54 @@
-pub fn run(_args: &crate::args::GenerateArgs) -> anyhow::Result<()> { anyhow::bail!("not yet") }
+//! `sorsa generate`: continues a prompt, printing as it goes.
+
+use std::io::Write;
+
+use burn::tensor::FloatDType;
+use sorsa_data::{EncodeOptions, Record};
+use sorsa_models::{GenerateOptions, Sampling};
+
+use crate::args::GenerateArgs;
+use crate::device;
+use crate::exit::{OrBadInput, bad_input};
+use crate::progress::Style;
+use crate::session::Session;
+
+pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
+    if !(args.temperature >= 0.0 && args.temperature.is_finite()) {
+        return Err(bad_input(format!("--temperature should be 0 or more, found {}", args.temperature)));
+    }
+    if args.top_p.is_some_and(|p| !(0.0..=1.0).contains(&p)) || args.top_k == Some(0) {
+        return Err(bad_input("--top-p should be between 0 and 1, and --top-k at least 1"));
+    }
+    let device = device::open(args.device.backend, args.device.device)?;
+    let session = Session::load(&args.model, FloatDType::F32, &device, Style::choose(false))?
+        .with_adapter(args.adapter.as_deref())?;
+    let options = EncodeOptions { max_length: usize::MAX, ..EncodeOptions::default() };
+    let encoder = session.encoder(&args.template, options)?;
+    let prompt = encoder.encode_prompt(&Record::instruction(1, &args.prompt, "")).or_bad_input()?;
+
+    let sampling = if args.temperature == 0.0 {
+        Sampling::Greedy
+    } else {
+        Sampling::Random { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p, seed: args.seed }
+    };
+    let options = GenerateOptions { max_new_tokens: args.max_new_tokens, sampling, stop: session.stops() };
+    let mut stream = session.tokenizer.decode_stream();
+    let mut out = std::io::stdout().lock();
+    let mut failure = None;
+    session
+        .model
+        .generate(&[prompt], &options, |_, token| {
+            // Somebody may have closed the pipe: the rest is then not wanted.
+            let written = stream.push(token).map_err(anyhow::Error::from).and_then(|text| {
+                out.write_all(text.as_bytes())?;
+                Ok(out.flush()?)
+            });
+            failure = failure.take().or(written.err());
+        })
+        .or_bad_input()?;
+    if let Some(error) = failure {
+        return Err(error);
+    }
+    writeln!(out, "{}", stream.finish()?)?;
+    Ok(())
+}

@@ -1,1 +1,83 @@
-pub fn run(_args: &crate::args::MergeArgs) -> anyhow::Result<()> { anyhow::bail!("not yet") }
+//! `sorsa merge`: writes a model with its adapter merged, as a Hugging Face folder.
+
+use std::path::Path;
+
+use anyhow::Context;
+use burn::tensor::FloatDType;
+use sorsa_models::CausalLm;
+use sorsa_models::weights::{Checkpoint, Dtype, FloatDtype};
+
+use crate::args::MergeArgs;
+use crate::device;
+use crate::exit::{OrBadInput, bad_input};
+use crate::progress::Style;
+use crate::recipe::Recipe;
+use crate::session::{attach_saved, create_folder, model_folder};
+
+/// Files beside the weights that a runtime needs.
+const COMPANIONS: [&str; 6] = [
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "tokenizer.model",
+    "chat_template.jinja",
+];
+
+pub fn run(args: &MergeArgs) -> anyhow::Result<()> {
+    let device = device::open(args.device.backend, args.device.device)?;
+    let model = match &args.model {
+        Some(model) => model.clone(),
+        None => model_of_run(&args.adapter)?,
+    };
+    let folder = model_folder(&model, Style::choose(false))?;
+    let dtype = match args.dtype.as_deref() {
+        Some("f32") => FloatDtype::F32,
+        Some("f16") => FloatDtype::F16,
+        Some("bf16") => FloatDtype::Bf16,
+        Some(other) => return Err(bad_input(format!("unknown dtype `{other}`, expected f32, f16 or bf16"))),
+        None => stored_dtype(&folder)?,
+    };
+    if same_folder(&folder, &args.out) {
+        return Err(bad_input(format!("--out {} is the model's own folder", args.out.display())));
+    }
+    let base = CausalLm::load(&folder, FloatDType::F32, &device).or_bad_input()?;
+    let (merged, _) = attach_saved(base, &args.adapter)?.merge();
+    create_folder(&args.out)?;
+    merged.save(&args.out, dtype)?;
+    for name in COMPANIONS {
+        let from = folder.join(name);
+        if from.exists() {
+            std::fs::copy(&from, args.out.join(name)).with_context(|| format!("cannot copy {}", from.display()))?;
+        }
+    }
+    println!("merged model in {}", args.out.display());
+    Ok(())
+}
+
+/// The model named by the recipe of the run that the adapter is in.
+fn model_of_run(adapter: &Path) -> anyhow::Result<String> {
+    let places = [adapter.join("recipe.toml"), adapter.join("../recipe.toml")];
+    match places.iter().find(|path| path.exists()) {
+        Some(path) => Ok(Recipe::read(path)?.model.path),
+        None => Err(bad_input(format!("{} is not in a run's folder: name its model with --model", adapter.display()))),
+    }
+}
+
+/// The dtype that most of a checkpoint is in.
+fn stored_dtype(folder: &Path) -> anyhow::Result<FloatDtype> {
+    let checkpoint = Checkpoint::open(folder).or_bad_input()?;
+    let largest = checkpoint
+        .names()
+        .filter_map(|name| checkpoint.info(name))
+        .max_by_key(|info| info.shape.iter().product::<usize>());
+    Ok(match largest.map(|info| info.dtype) {
+        Some(Dtype::BF16) => FloatDtype::Bf16,
+        Some(Dtype::F16) => FloatDtype::F16,
+        _ => FloatDtype::F32,
+    })
+}
+
+fn same_folder(a: &Path, b: &Path) -> bool {
+    matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
+}

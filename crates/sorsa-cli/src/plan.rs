@@ -1,0 +1,253 @@
+//! What a recipe comes to: data encoded, model loaded, targets chosen.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use burn::prelude::Device;
+use serde::Serialize;
+use sorsa_adapter::Method;
+use sorsa_data::{BatchOptions, Batcher, EncodeOptions, Encoder, Example, Loaded, Record};
+use sorsa_models::{CausalLm, ModelConfig};
+
+use crate::estimate::{MemoryEstimate, bytes, grouped};
+use crate::exit::{OrBadInput, bad_input};
+use crate::progress::Style;
+use crate::recipe::Recipe;
+use crate::session::{self, EMBEDDED, Session, embedded_task, load_records};
+use crate::task::Problems;
+
+/// Everything a run needs but the adapter.
+pub struct Plan {
+    pub model: CausalLm,
+    pub train: Batcher,
+    pub validation: Option<Batcher>,
+    pub task: Task,
+}
+
+/// What accuracy is measured on, and what is said of the data.
+pub struct Task {
+    pub encoder: Encoder,
+    pub problems: Option<Problems>,
+    pub stops: Vec<u32>,
+    pub data: DataReport,
+}
+
+/// What the data files held.
+#[derive(Debug, Clone, Serialize)]
+pub struct DataReport {
+    pub format: String,
+    pub train_examples: usize,
+    pub train_tokens: usize,
+    pub target_tokens: usize,
+    pub dropped: usize,
+    pub truncated: usize,
+    pub skipped: usize,
+    pub validation_examples: usize,
+    pub problems: usize,
+}
+
+/// A data file by its name in a recipe.
+fn data_file(name: &str, split: &str) -> PathBuf {
+    if name == EMBEDDED { embedded_task(split) } else { PathBuf::from(name) }
+}
+
+impl Plan {
+    pub fn new(recipe: &Recipe, device: &Device, style: Style) -> anyhow::Result<Self> {
+        let session = Session::load(&recipe.model.path, session::dtype(&recipe.model.dtype)?, device, style)?;
+        let context = session.model.config().max_position_embeddings;
+        let max_length = recipe.data.max_length.min(context);
+        let options = EncodeOptions {
+            max_length,
+            truncation: recipe.truncation()?,
+            train_on_prompt: recipe.data.train_on_prompt,
+            append_eos: true,
+            prompt_suffix: recipe.eval.prompt_suffix.clone(),
+        };
+        let encoder = session.encoder(&recipe.data.template, options)?;
+
+        let load = |name: &str, split: &str, limit: Option<usize>| -> anyhow::Result<(PathBuf, Loaded)> {
+            let path = data_file(name, split);
+            let options = sorsa_data::LoadOptions { limit, ..recipe.load_options()? };
+            let loaded = load_records(&path, &options, style)?;
+            Ok((path, loaded))
+        };
+        let (path, loaded) = load(&recipe.data.train, "train", recipe.data.limit)?;
+        let (format, skipped) = (loaded.format.to_string(), loaded.skipped.count);
+        let (train, validation) = match &recipe.data.validation {
+            Some(name) => (loaded.records, load(name, "validation", None)?.1.records),
+            None => hold_out(&path, loaded.records, recipe)?,
+        };
+        let train_set = encode(&path, &encoder, &train)?;
+        let validation_set = encoder.encode_all(&validation).or_bad_input()?;
+        let problems = match &recipe.data.test {
+            Some(name) => {
+                let (path, loaded) = load(name, "test", Some(recipe.eval.problems))?;
+                Some(Problems::new(&path, loaded.records, &encoder, context)?)
+            }
+            None => None,
+        };
+        let data = DataReport {
+            format,
+            train_examples: train_set.examples.len(),
+            train_tokens: train_set.tokens,
+            target_tokens: train_set.target_tokens,
+            dropped: train_set.dropped,
+            truncated: train_set.truncated,
+            skipped,
+            validation_examples: validation_set.examples.len(),
+            problems: problems.as_ref().map_or(0, Problems::len),
+        };
+        let pad_id = session.tokenizer.pad();
+        let batcher = |examples: Vec<Example>, shuffle: bool| {
+            let options = BatchOptions {
+                batch_size: recipe.train.batch_size,
+                shuffle,
+                seed: recipe.train.seed,
+                bucket: recipe.data.bucket,
+                packing: recipe.data.packing && shuffle,
+                max_length,
+                pad_id,
+                pad_multiple: 1,
+                drop_last: false,
+            };
+            Batcher::new(Arc::new(examples), options).or_bad_input()
+        };
+        let validation = match validation_set.examples.is_empty() {
+            true => None,
+            false => Some(batcher(validation_set.examples, false)?),
+        };
+        let train = batcher(train_set.examples, true)?;
+        let task = Task { encoder, problems, stops: session.stops(), data };
+        Ok(Self { model: session.model, train, validation, task })
+    }
+}
+
+/// Encodes the training records; none left is an error that says why.
+fn encode(path: &Path, encoder: &Encoder, records: &[Record]) -> anyhow::Result<sorsa_data::EncodedSet> {
+    let set = encoder.encode_all(records).or_bad_input()?;
+    if set.examples.is_empty() {
+        return Err(bad_input(format!(
+            "{}: none of its {} rows fits the model's context or data.max_length",
+            path.display(),
+            records.len()
+        )));
+    }
+    Ok(set)
+}
+
+fn hold_out(path: &Path, records: Vec<Record>, recipe: &Recipe) -> anyhow::Result<(Vec<Record>, Vec<Record>)> {
+    // A small file keeps nine tenths for training.
+    let rows = recipe.data.validation_rows.min(records.len() / 10);
+    if rows == 0 {
+        return Ok((records, Vec::new()));
+    }
+    let split = sorsa_data::split(records, rows, recipe.train.seed)
+        .map_err(|error| bad_input(format!("{}: {error}", path.display())))?;
+    Ok((split.train, split.validation))
+}
+
+/// What would be trained: needs no weights, only `config.json`.
+#[derive(Debug, Serialize)]
+pub struct TrainingShape {
+    pub method: Method,
+    pub parameters: u64,
+    pub trainable_parameters: u64,
+    pub modules: Vec<ModuleShape>,
+    pub memory: MemoryEstimate,
+    pub memory_total: u64,
+}
+
+/// Linear layers of one shape.
+#[derive(Debug, Serialize)]
+pub struct ModuleShape {
+    /// Last component of the path.
+    pub name: String,
+    pub count: usize,
+    pub d_in: usize,
+    pub d_out: usize,
+    pub rank: Option<usize>,
+    pub trainable_parameters: u64,
+}
+
+impl TrainingShape {
+    pub fn new(recipe: &Recipe, config: &ModelConfig, device: &Device) -> anyhow::Result<Self> {
+        let model = CausalLm::init(config, device);
+        let method = recipe.adapter.method;
+        let mut modules: Vec<ModuleShape> = Vec::new();
+        for target in recipe.adapter.targets(&model).or_bad_input()? {
+            let name = target.path.rsplit('.').next().unwrap_or(&target.path).to_owned();
+            let rank = method.is_factored().then_some(target.rank);
+            let trained = target.trainable_parameters(method) as u64;
+            let same = |module: &&mut ModuleShape| {
+                module.name == name && [module.d_in, module.d_out] == target.shape && module.rank == rank
+            };
+            match modules.iter_mut().find(same) {
+                Some(module) => {
+                    module.count += 1;
+                    module.trainable_parameters += trained;
+                }
+                None => modules.push(ModuleShape {
+                    name,
+                    count: 1,
+                    d_in: target.shape[0],
+                    d_out: target.shape[1],
+                    rank,
+                    trainable_parameters: trained,
+                }),
+            }
+        }
+        let parameters = config.num_parameters() as u64;
+        let trainable_parameters = match method {
+            Method::Full => parameters,
+            _ => modules.iter().map(|module| module.trainable_parameters).sum(),
+        };
+        let weight_bytes = if recipe.model.dtype == "bf16" { 2 } else { 4 };
+        let len = recipe.data.max_length.min(config.max_position_embeddings);
+        let memory = MemoryEstimate::new(
+            config,
+            trainable_parameters,
+            !method.is_factored(),
+            weight_bytes,
+            recipe.train.batch_size,
+            len,
+        );
+        Ok(Self { method, parameters, trainable_parameters, modules, memory, memory_total: memory.total() })
+    }
+
+    /// The table for people.
+    pub fn table(&self) -> String {
+        let mut text = format!(
+            "{}: {} of {} parameters trained ({:.2} %)\n",
+            self.method,
+            grouped(self.trainable_parameters),
+            grouped(self.parameters),
+            100.0 * self.trainable_parameters as f64 / self.parameters as f64
+        );
+        if !self.modules.is_empty() {
+            text.push_str("  module        count     d_in  x  d_out   rank    trained\n");
+        }
+        for module in &self.modules {
+            let rank = module.rank.map_or_else(|| "-".to_owned(), |rank| rank.to_string());
+            text.push_str(&format!(
+                "  {:<12} {:>6} {:>8}  x {:>6} {:>6} {:>10}\n",
+                module.name,
+                module.count,
+                module.d_in,
+                module.d_out,
+                rank,
+                grouped(module.trainable_parameters)
+            ));
+        }
+        let memory = &self.memory;
+        text.push_str(&format!(
+            "memory: weights {}, adapter {}, gradients {}, optimizer {}, activations about {}; together about {}\n",
+            bytes(memory.weights),
+            bytes(memory.adapter),
+            bytes(memory.gradients),
+            bytes(memory.optimizer),
+            bytes(memory.activations),
+            bytes(self.memory_total)
+        ));
+        text
+    }
+}
