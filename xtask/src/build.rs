@@ -6,16 +6,20 @@ use std::io::{self, BufRead, BufReader, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+/// The backends that have to be asked for.
+const FEATURES: [&str; 3] = ["wgpu", "vulkan", "cuda"];
+
 /// Builds for the backend named in `args`, then runs `sorsa <command> <args>` in this folder, in this process's place.
 ///
 /// Backends share one target folder: cargo keeps the objects of each, and only links the last one built to the
 /// binary's name again, so that going back and forth compiles nothing.
 pub fn become_sorsa(command: &OsStr, args: &[OsString]) -> io::Result<u8> {
     let mut build = cargo();
-    build.args(["build", "--release", "--package", "sorsa-cli", "--bin", "sorsa"]);
-    // A backend and its feature have the same name; the CPU's is in every build.
-    if let Some(feature) = backend(args).filter(|name| name != "flex") {
-        build.args(["--features", &feature]);
+    // The whole workspace, so that cargo resolves the features it resolves for the tests, and compiles burn once.
+    build.args(["build", "--release", "--workspace", "--bin", "sorsa"]);
+    // A backend and its feature have the same name. The CPU's is in every build; an unknown one is for `sorsa` to refuse.
+    if let Some(name) = backend(args).filter(|name| FEATURES.contains(&name.as_str())) {
+        build.arg("--features").arg(format!("sorsa-cli/{name}"));
     }
     match build_quietly(&mut build)? {
         0 => replace(Command::new(sorsa()?).arg(command).args(args)),

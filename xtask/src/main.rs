@@ -8,19 +8,13 @@ mod check;
 use std::process::ExitCode;
 
 /// The commands of the `sorsa` binary. A word that is not here is refused before anything is built.
-const SORSA: [(&str, &str); 13] = [
+const SORSA: [(&str, &str); 7] = [
     ("finetune", "train an adapter, or all weights; without arguments, on the embedded model and task"),
-    ("pretrain", "train a small base model from scratch"),
-    ("eval", "GSM8K, MATH, the embedded task, perplexity"),
-    ("bench", "compare methods under equal conditions"),
-    ("analyze", "singular values and vectors over a run"),
-    ("generate", "text from a checkpoint"),
-    ("chat", "the same, in turns"),
-    ("merge", "an adapter into its base"),
-    ("export", "an adapter in PEFT's form"),
-    ("import", "an adapter from PEFT's form"),
-    ("verify", "compare logits with those of another framework"),
-    ("inspect", "what would be trained"),
+    ("pretrain", "train a small base model from scratch; without arguments, the embedded one"),
+    ("eval", "accuracy on a task, or the perplexity of a text"),
+    ("generate", "text from a checkpoint, with or without an adapter"),
+    ("merge", "an adapter into its base, as a Hugging Face folder"),
+    ("inspect", "what would be trained: modules, shapes, parameters, memory"),
     ("devices", "what this build can run on, and whether it works"),
 ];
 
