@@ -30,7 +30,13 @@ impl SvdCache {
         self.folder.join(format!("{}.safetensors", settings.to_hex()))
     }
 
-    pub fn get(&self, fingerprint: &str, [d_in, d_out]: [usize; 2], rank: usize, options: &SvdOptions) -> Option<Entry> {
+    pub fn get(
+        &self,
+        fingerprint: &str,
+        [d_in, d_out]: [usize; 2],
+        rank: usize,
+        options: &SvdOptions,
+    ) -> Option<Entry> {
         let mut tensors = read_tensors(&self.file(fingerprint, rank, options)).ok()?;
         let mut take = |name: &str, shape: &[usize]| tensors.remove(name).filter(|tensor| tensor.shape == shape);
         let (u, vt) = (take("u", &[d_in, rank])?, take("vt", &[rank, d_out])?);
@@ -62,4 +68,3 @@ pub(crate) fn fingerprint(weight: &Tensor<2>) -> String {
     hasher.update(data.as_bytes());
     hasher.finalize().to_hex().to_string()
 }
-

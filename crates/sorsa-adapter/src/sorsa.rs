@@ -7,9 +7,9 @@
 //!
 //! with `U_p [d_in, r]`, `s_p [r]` (a vector) and `V_p^T [r, d_out]`. At the start `s_p = s / scale`.
 
+use burn::module::Param;
 use burn::nn::Dropout;
 use burn::prelude::*;
-use burn::module::Param;
 
 use crate::config::AlphaConvention;
 use crate::factors::{FactorSet, HostTensor, Principal};

@@ -162,8 +162,7 @@ impl SavedAdapter {
         }
         let mut attached = install(model, self.state.clone(), jobs);
         if !method.is_factored() {
-            attached.model =
-                import_trainable(attached.model, &attached.trainable, &self.trained, &self.source)?;
+            attached.model = import_trainable(attached.model, &attached.trainable, &self.trained, &self.source)?;
         }
         Ok(attached)
     }
@@ -228,7 +227,10 @@ impl AdapterState {
             match linear.get(&module.path) {
                 None => faults.push(format!("the model has no linear layer `{}`", module.path)),
                 Some(shape) if *shape != module.shape => {
-                    faults.push(format!("`{}` is {:?} in the adapter, {shape:?} in the model", module.path, module.shape));
+                    faults.push(format!(
+                        "`{}` is {:?} in the adapter, {shape:?} in the model",
+                        module.path, module.shape
+                    ));
                 }
                 Some(_) => {}
             }

@@ -41,7 +41,9 @@ impl Pattern {
     pub fn matches(&self, path: &str) -> bool {
         match self {
             Self::AllLinear => path.rsplit('.').next() != Some("lm_head"),
-            Self::Name(name) => path.strip_suffix(name.as_str()).is_some_and(|rest| rest.is_empty() || rest.ends_with('.')),
+            Self::Name(name) => {
+                path.strip_suffix(name.as_str()).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+            }
             Self::Glob(glob) => glob.is_match(path),
             Self::Regex(regex) => regex.is_match(path),
         }

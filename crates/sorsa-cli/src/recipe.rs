@@ -160,8 +160,8 @@ impl Recipe {
         let mut typed = Table::new();
         let name = match &args.recipe {
             Some(path) => {
-                let text = std::fs::read_to_string(path)
-                    .map_err(|error| bad_input(format!("{}: {error}", path.display())))?;
+                let text =
+                    std::fs::read_to_string(path).map_err(|error| bad_input(format!("{}: {error}", path.display())))?;
                 typed = text.parse::<Table>().map_err(|error| toml_fault(&path.display().to_string(), &error))?;
                 path.display().to_string()
             }
@@ -252,7 +252,9 @@ impl Recipe {
             "exact" => Algorithm::Exact,
             "block-krylov" => Algorithm::BlockKrylov,
             other => {
-                return Err(bad_input(format!("unknown svd.algorithm `{other}`, expected auto, exact or block-krylov")));
+                return Err(bad_input(format!(
+                    "unknown svd.algorithm `{other}`, expected auto, exact or block-krylov"
+                )));
             }
         };
         Ok(SvdOptions { algorithm, tolerance: self.svd.tolerance, ..SvdOptions::default() })

@@ -33,7 +33,9 @@ pub fn model_folder(model: &str, style: Style) -> anyhow::Result<PathBuf> {
         let folder = datasets().join("base");
         return match folder.is_dir() {
             true => Ok(folder),
-            false => Err(bad_input(format!("the embedded model is not at {}; name one with --model", folder.display()))),
+            false => {
+                Err(bad_input(format!("the embedded model is not at {}; name one with --model", folder.display())))
+            }
         };
     }
     let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
@@ -109,7 +111,11 @@ impl Session {
 /// The folder of an adapter: `folder` itself, or `folder/adapter` of a run.
 pub fn adapter_folder(folder: &Path) -> PathBuf {
     let inside = folder.join("adapter");
-    if !folder.join("adapter.json").exists() && inside.join("adapter.json").exists() { inside } else { folder.to_owned() }
+    if !folder.join("adapter.json").exists() && inside.join("adapter.json").exists() {
+        inside
+    } else {
+        folder.to_owned()
+    }
 }
 
 /// Attaches a saved adapter.

@@ -37,9 +37,8 @@ impl LayerCache {
     /// Appends keys and values `[rows, kv_heads, new, head_dim]` and returns all of them.
     pub fn append(&mut self, k: Tensor<4>, v: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
         let [rows, heads, new, width] = k.dims();
-        let empty = |like: &Tensor<4>| {
-            Tensor::<4>::zeros([rows, heads, self.capacity, width], (&like.device(), like.dtype()))
-        };
+        let empty =
+            |like: &Tensor<4>| Tensor::<4>::zeros([rows, heads, self.capacity, width], (&like.device(), like.dtype()));
         let (keys, values) = self.stored.take().unwrap_or_else(|| (empty(&k), empty(&v)));
         let at = [0..rows, 0..heads, self.len..self.len + new, 0..width];
         let (keys, values) = (keys.slice_assign(at.clone(), k), values.slice_assign(at, v));

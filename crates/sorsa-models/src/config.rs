@@ -79,10 +79,32 @@ pub struct ModelConfig {
 
 /// Fields that do not change what the model computes.
 const HARMLESS: &[&str] = &[
-    "architectures", "attention_dropout", "dtype", "id2label", "is_decoder", "is_encoder_decoder", "label2id",
-    "max_sequence_length", "output_attentions", "output_hidden_states", "pad_token_id", "return_dict", "torch_dtype",
-    "torchscript", "transformers_version", "unk_token_id", "use_cache", "use_return_dict", "embd_pdrop", "resid_pdrop",
-    "hidden_dropout", "dropout", "problem_type", "task_specific_params", "cache_implementation", "license",
+    "architectures",
+    "attention_dropout",
+    "dtype",
+    "id2label",
+    "is_decoder",
+    "is_encoder_decoder",
+    "label2id",
+    "max_sequence_length",
+    "output_attentions",
+    "output_hidden_states",
+    "pad_token_id",
+    "return_dict",
+    "torch_dtype",
+    "torchscript",
+    "transformers_version",
+    "unk_token_id",
+    "use_cache",
+    "use_return_dict",
+    "embd_pdrop",
+    "resid_pdrop",
+    "hidden_dropout",
+    "dropout",
+    "problem_type",
+    "task_specific_params",
+    "cache_implementation",
+    "license",
 ];
 
 /// Takes fields out of the object, collecting faults.
@@ -214,17 +236,19 @@ impl ModelConfig {
             eos_token_ids: fields.tokens("eos_token_id"),
             model_type,
         };
-        if config.num_attention_heads % config.num_key_value_heads != 0 {
+        if !config.num_attention_heads.is_multiple_of(config.num_key_value_heads) {
             let (heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
             fields.faults.push(format!("{heads} attention heads cannot share {kv_heads} key-value heads"));
         }
-        if config.head_dim % 2 != 0 {
+        if !config.head_dim.is_multiple_of(2) {
             fields.faults.push(format!("`head_dim` should be even, found {}", config.head_dim));
         }
-        let unknown = fields.object.iter().filter(|(name, value)| {
-            !value.is_null() && !name.starts_with('_') && !HARMLESS.contains(&name.as_str())
-        });
-        let unknown: Vec<String> = unknown.map(|(name, value)| format!("`{name}` = {value} is not supported")).collect();
+        let unknown = fields
+            .object
+            .iter()
+            .filter(|(name, value)| !value.is_null() && !name.starts_with('_') && !HARMLESS.contains(&name.as_str()));
+        let unknown: Vec<String> =
+            unknown.map(|(name, value)| format!("`{name}` = {value} is not supported")).collect();
         fields.faults.extend(unknown);
         if fields.faults.is_empty() { Ok(config) } else { Err(fields.faults) }
     }

@@ -233,7 +233,8 @@ fn draw(logits: &[f32], temperature: f64, top_k: Option<usize>, top_p: Option<f6
     order.sort_unstable_by(|a, b| score(b).total_cmp(&score(a)).then(a.cmp(b)));
     order.truncate(top_k.unwrap_or(logits.len()).max(1));
     let largest = score(&order[0]);
-    let weights: Vec<f64> = order.iter().map(|token| ((score(token) - largest) / temperature.max(1e-6)).exp()).collect();
+    let weights: Vec<f64> =
+        order.iter().map(|token| ((score(token) - largest) / temperature.max(1e-6)).exp()).collect();
     let total: f64 = weights.iter().sum();
     // The nucleus: up to and including the token that reaches p.
     let mut kept = 0;

@@ -44,7 +44,8 @@ impl CausalLm {
         let checkpoint = Checkpoint::open(folder)?;
         let model = Self::init(&config, device);
         checkpoint.check(&expected(&model), ignorable(config.tie_word_embeddings))?;
-        let mut fill = Fill { walk: Walk::default(), checkpoint: &checkpoint, weights, error: None, faults: Vec::new() };
+        let mut fill =
+            Fill { walk: Walk::default(), checkpoint: &checkpoint, weights, error: None, faults: Vec::new() };
         let model = model.map(&mut fill);
         match (fill.error, fill.faults) {
             (Some(error), _) => Err(error.into()),
@@ -62,9 +63,8 @@ impl CausalLm {
     pub fn save(&self, folder: &Path, dtype: FloatDtype) -> Result<(), WeightsError> {
         let mut handles = Handles { walk: Walk::default(), found: BTreeMap::new() };
         self.visit(&mut handles);
-        CheckpointWriter::new(folder, dtype).write(&expected(self), |tensor| {
-            Ok::<_, WeightsError>(handles.found[&tensor.name].values())
-        })?;
+        CheckpointWriter::new(folder, dtype)
+            .write(&expected(self), |tensor| Ok::<_, WeightsError>(handles.found[&tensor.name].values()))?;
         let path = folder.join("config.json");
         let mut config = self.config().to_json();
         let name = match dtype {

@@ -103,10 +103,8 @@ impl CausalLm {
         let linear = |d_in, d_out, bias| {
             LinearConfig::new(d_in, d_out).with_bias(bias).with_initializer(normal.clone()).init(device)
         };
-        let norm = || RmsNorm {
-            weight: Initializer::Ones.init([config.hidden_size], device),
-            epsilon: config.rms_norm_eps,
-        };
+        let norm =
+            || RmsNorm { weight: Initializer::Ones.init([config.hidden_size], device), epsilon: config.rms_norm_eps };
         let (d, ffn, head_dim) = (config.hidden_size, config.intermediate_size, config.head_dim);
         let (heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
         let block = || Block {

@@ -37,7 +37,13 @@ impl AttentionMask {
 /// # Panics
 ///
 /// Panics where the shapes do not fit each other.
-pub fn causal_attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, mask: Option<&AttentionMask>, scale: f64) -> Tensor<4> {
+pub fn causal_attention(
+    q: Tensor<4>,
+    k: Tensor<4>,
+    v: Tensor<4>,
+    mask: Option<&AttentionMask>,
+    scale: f64,
+) -> Tensor<4> {
     let [batch, heads, queries, head_dim] = q.dims();
     let [_, kv_heads, keys, _] = k.dims();
     assert_eq!(heads % kv_heads, 0, "{heads} query heads cannot share {kv_heads} key heads");
@@ -73,9 +79,7 @@ mod tests {
         let device = Device::flex();
         let random = |shape: [usize; 4]| Tensor::<4>::random(shape, Distribution::Normal(0.0, 1.0), &device);
         let (q, k, v) = (random([2, 4, 5, 6]), random([2, 2, 5, 6]), random([2, 2, 5, 6]));
-        let repeat = |t: &Tensor<4>| {
-            t.clone().unsqueeze_dim::<5>(2).repeat_dim(2, 2).reshape([2, 4, 5, 6])
-        };
+        let repeat = |t: &Tensor<4>| t.clone().unsqueeze_dim::<5>(2).repeat_dim(2, 2).reshape([2, 4, 5, 6]);
         let mask = AttentionMask::from_rule([1, 5, 5], |_, query, key| key <= query, &device);
         let grouped = causal_attention(q.clone(), k.clone(), v.clone(), Some(&mask), 0.4);
         let repeated = causal_attention(q, repeat(&k), repeat(&v), Some(&mask), 0.4);

@@ -135,10 +135,9 @@ impl ModuleMapper for Update<'_> {
             let (shape, dtype) = (old.shape(), FloatDType::from(old.dtype()));
             let size = shape.num_elements();
             let gradient = gradient.cast(FloatDType::F32).reshape([size]);
-            let Moments { first, second } = moments.remove(&id).unwrap_or_else(|| Moments {
-                first: gradient.zeros_like(),
-                second: gradient.zeros_like(),
-            });
+            let Moments { first, second } = moments
+                .remove(&id)
+                .unwrap_or_else(|| Moments { first: gradient.zeros_like(), second: gradient.zeros_like() });
             let first = first * b1 + gradient.clone() * (1.0 - b1);
             let second = second * b2 + gradient.square() * (1.0 - b2);
             let denominator = second.clone().sqrt() / correction2.sqrt() + config.epsilon;

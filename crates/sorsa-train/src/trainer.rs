@@ -264,7 +264,15 @@ impl Trainer {
         if !loss.is_finite() || !grad_norm.is_finite() {
             let checkpoint = self.checkpoints.steps().last().copied();
             let rows = self.rows(&batches);
-            return Err(TrainError::NotFinite { step, loss, grad_norm, epoch: first.epoch, batch: first.batch, rows, checkpoint });
+            return Err(TrainError::NotFinite {
+                step,
+                loss,
+                grad_norm,
+                epoch: first.epoch,
+                batch: first.batch,
+                rows,
+                checkpoint,
+            });
         }
         let limit = self.config.clip_norm;
         if limit > 0.0 && f64::from(grad_norm) > limit {

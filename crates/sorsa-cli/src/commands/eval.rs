@@ -1,6 +1,6 @@
 //! `sorsa eval`: accuracy on problems with answers, or the perplexity of texts.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use burn::tensor::FloatDType;
@@ -22,8 +22,7 @@ use crate::task::{Problems, percent};
 pub fn run(args: &EvalArgs) -> anyhow::Result<()> {
     let device = device::open(args.device.backend, args.device.device)?;
     let style = Style::choose(args.quiet);
-    let session =
-        Session::load(&args.model, FloatDType::F32, &device, style)?.with_adapter(args.adapter.as_deref())?;
+    let session = Session::load(&args.model, FloatDType::F32, &device, style)?.with_adapter(args.adapter.as_deref())?;
     match &args.text {
         Some(path) => perplexity(args, &session, path, style),
         None => accuracy(args, &session, style),
@@ -31,7 +30,7 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<()> {
 }
 
 /// The mean loss of texts, token by token, each text from its own beginning.
-fn perplexity(args: &EvalArgs, session: &Session, path: &PathBuf, style: Style) -> anyhow::Result<()> {
+fn perplexity(args: &EvalArgs, session: &Session, path: &Path, style: Style) -> anyhow::Result<()> {
     let context = session.model.config().max_position_embeddings;
     let options = LoadOptions { skip_bad_rows: args.skip_bad_rows, limit: args.limit, ..LoadOptions::default() };
     let loaded = load_records(path, &options, style)?;
@@ -64,11 +63,8 @@ fn accuracy(args: &EvalArgs, session: &Session, style: Style) -> anyhow::Result<
         ..LoadOptions::default()
     };
     let loaded = load_records(&path, &options, style)?;
-    let encode = EncodeOptions {
-        max_length: usize::MAX,
-        prompt_suffix: args.prompt_suffix.clone(),
-        ..EncodeOptions::default()
-    };
+    let encode =
+        EncodeOptions { max_length: usize::MAX, prompt_suffix: args.prompt_suffix.clone(), ..EncodeOptions::default() };
     let encoder = session.encoder(&args.template, encode)?;
     let context = session.model.config().max_position_embeddings;
     let problems = Problems::new(&path, loaded.records, &encoder, context)?;

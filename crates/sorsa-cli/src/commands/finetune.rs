@@ -168,7 +168,11 @@ fn run_name(recipe: &Recipe) -> String {
     let model = Path::new(recipe.model.path.trim_end_matches('/')).file_name();
     let model = model.map_or("model".into(), |name| name.to_string_lossy().replace('@', "-"));
     let method = recipe.adapter.method;
-    if method.is_factored() { format!("{model}-{method}-r{}", recipe.adapter.rank) } else { format!("{model}-{method}") }
+    if method.is_factored() {
+        format!("{model}-{method}-r{}", recipe.adapter.rank)
+    } else {
+        format!("{model}-{method}")
+    }
 }
 
 /// Says what is going to happen.
@@ -222,7 +226,8 @@ fn attach(
     let rounding = attached.modules.iter().filter_map(|module| module.rounding).reduce(f64::max);
     if let (Some(residual), true) = (residual, style != Style::Quiet) {
         let cached = attached.modules.iter().filter(|module| module.cached).count();
-        let rounding = rounding.map_or_else(String::new, |lost| format!(", rounding takes up to {lost:.1e} of a residual"));
+        let rounding =
+            rounding.map_or_else(String::new, |lost| format!(", rounding takes up to {lost:.1e} of a residual"));
         eprintln!("svd    {count} matrices ({cached} cached), largest residual {residual:.1e} of s_1{rounding}");
     }
     Ok((attached, residual))

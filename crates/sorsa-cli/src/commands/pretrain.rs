@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use sorsa_adapter::{AdapterConfig, Method};
-use sorsa_data::{BatchOptions, Batcher, EncodeOptions, Encoder, LoadOptions, PromptTemplate, TextTokenizer, synthetic};
+use sorsa_data::{
+    BatchOptions, Batcher, EncodeOptions, Encoder, LoadOptions, PromptTemplate, TextTokenizer, synthetic,
+};
 use sorsa_models::weights::FloatDtype;
 use sorsa_models::{CausalLm, ModelConfig};
 use sorsa_train::files::write_atomic;
@@ -194,7 +196,8 @@ fn save(model: &CausalLm, tokenizer: &Path, args: &PretrainArgs) -> anyhow::Resu
         }
     }
     let config = model.config();
-    let generation = serde_json::json!({ "bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_ids.first() });
+    let generation =
+        serde_json::json!({ "bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_ids.first() });
     write_atomic(args.out.join("generation_config.json"), serde_json::to_vec_pretty(&generation)?)?;
     Ok(())
 }
