@@ -11,19 +11,19 @@ pub enum AdapterError {
         faults: Vec<String>,
     },
     /// Targets match nothing, or ranks do not fit.
-    #[error("adapter targets: {}", faults.join("; "))]
+    #[error("adapter targets: {}", shorten(faults, 5))]
     Targets {
         /// Everything found wrong.
         faults: Vec<String>,
     },
     /// Matrices that could not be decomposed.
-    #[error("singular value decomposition: {}", faults.join("; "))]
+    #[error("singular value decomposition: {}", shorten(faults, 20))]
     Decomposition {
         /// One line for each matrix.
         faults: Vec<String>,
     },
     /// Adapter tensors and model do not fit each other.
-    #[error("{}: the adapter does not fit the model: {}", path.display(), shorten(faults))]
+    #[error("{}: the adapter does not fit the model: {}", path.display(), shorten(faults, 20))]
     Mismatch {
         /// The adapter's folder or file.
         path: PathBuf,
@@ -48,10 +48,10 @@ pub enum AdapterError {
     },
 }
 
-/// Joins the first twenty faults and counts the rest.
-fn shorten(faults: &[String]) -> String {
-    let shown = faults.iter().take(20).map(String::as_str).collect::<Vec<_>>().join("; ");
-    match faults.len().saturating_sub(20) {
+/// Joins the first faults and counts the rest.
+fn shorten(faults: &[String], limit: usize) -> String {
+    let shown = faults.iter().take(limit).map(String::as_str).collect::<Vec<_>>().join("; ");
+    match faults.len().saturating_sub(limit) {
         0 => shown,
         more => format!("{shown}; and {more} more"),
     }

@@ -49,7 +49,7 @@ pub struct FinetuneArgs {
     /// Recipe (TOML); options below replace its fields
     #[arg(long, value_name = "FILE")]
     pub recipe: Option<PathBuf>,
-    /// Model: a Hugging Face folder, a hub id (owner/name[@revision]), or `embedded`
+    /// Model: a Hugging Face folder, a hub id (owner/name or owner/name@revision), or `embedded`
     #[arg(long)]
     pub model: Option<String>,
     /// Training data: JSONL, JSON or parquet

@@ -111,11 +111,11 @@ impl MetricsLog {
     /// As [`read`].
     pub fn resume(path: impl Into<PathBuf>, step: u64) -> Result<Self, FileError> {
         let path = path.into();
-        let mut kept = String::new();
-        for metric in read(&path)?.iter().filter(|metric| metric.step() <= step) {
-            kept += &line(metric);
-        }
-        write_atomic(&path, kept)?;
+        // Lines are kept as they are: a number that is read and written again may lose its last digit.
+        let text = whole_lines(&path)?;
+        let metrics = parse(&path, &text)?;
+        let kept = text.lines().zip(&metrics).filter(|(_, metric)| metric.step() <= step);
+        write_atomic(&path, kept.map(|(line, _)| format!("{line}\n")).collect::<String>())?;
         let file = OpenOptions::new().append(true).open(&path).map_err(at("open", &path))?;
         Ok(Self { path, file })
     }
@@ -135,11 +135,20 @@ impl MetricsLog {
 /// [`FileError::Io`]; [`FileError::Malformed`] with every line that is no metric.
 pub fn read(path: impl AsRef<Path>) -> Result<Vec<Metric>, FileError> {
     let path = path.as_ref();
-    let text = fs::read_to_string(path).map_err(at("read", path))?;
-    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    parse(path, &whole_lines(path)?)
+}
+
+/// The text up to the last line feed.
+fn whole_lines(path: &Path) -> Result<String, FileError> {
+    let mut text = fs::read_to_string(path).map_err(at("read", path))?;
+    text.truncate(text.rfind('\n').unwrap_or(0));
+    Ok(text)
+}
+
+fn parse(path: &Path, text: &str) -> Result<Vec<Metric>, FileError> {
     let mut metrics = Vec::new();
     let mut found = Vec::new();
-    for (number, line) in (1..).zip(whole.lines()) {
+    for (number, line) in (1..).zip(text.lines()) {
         match serde_json::from_str(line) {
             Ok(metric) => metrics.push(metric),
             Err(error) => found.push(format!("line {number}: {error}")),
@@ -191,6 +200,16 @@ mod tests {
         let mut log = MetricsLog::create(&path).unwrap();
         metrics.iter().for_each(|metric| log.append(metric).unwrap());
         path
+    }
+
+    #[test]
+    fn resuming_keeps_every_digit() {
+        let folder = tempfile::tempdir().unwrap();
+        let loss = 3.803_178_714_787_792_5;
+        let path = log(&folder, &[Metric::Eval(EvalMetrics { loss, ..Default::default() })]);
+        let before = fs::read_to_string(&path).unwrap();
+        MetricsLog::resume(&path, 0).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), before);
     }
 
     #[test]
