@@ -27,9 +27,17 @@ pub fn become_sorsa(command: &OsStr, args: &[OsString]) -> io::Result<u8> {
     }
 }
 
-/// The cargo that runs this program.
+/// The cargo that runs this program, without what `cargo run` told this program of itself: build scripts that watch these
+/// variables would run again whenever somebody goes back and forth between `cargo xtask` and `cargo`.
 pub fn cargo() -> Command {
-    Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    for (name, _) in env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
+            command.env_remove(&name);
+        }
+    }
+    command
 }
 
 /// The root of the workspace.
