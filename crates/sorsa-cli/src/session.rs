@@ -43,7 +43,8 @@ pub fn model_folder(model: &str, style: Style) -> anyhow::Result<PathBuf> {
         endpoint: variable("HF_ENDPOINT"),
         cache_dir: variable("HF_HUB_CACHE")
             .map(PathBuf::from)
-            .or_else(|| variable("HF_HOME").map(|home| Path::new(&home).join("hub"))),
+            .or_else(|| variable("HF_HOME").map(|home| Path::new(&home).join("hub")))
+            .or_else(|| variable("HOME").map(|home| Path::new(&home).join(".cache/huggingface/hub"))),
         token: variable("HF_TOKEN"),
         offline: variable("HF_HUB_OFFLINE").is_some_and(|value| value != "0"),
         progress: (style != Style::Quiet).then(|| Arc::new(download_progress(style)) as _),

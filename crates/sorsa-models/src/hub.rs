@@ -197,7 +197,7 @@ pub fn resolve(model: &str, options: &HubOptions) -> Result<PathBuf, HubError> {
     }
     let cache = match &options.cache_dir {
         Some(dir) => Cache::new(std::path::absolute(dir).unwrap_or_else(|_| dir.clone())),
-        None => Cache::new(std::env::home_dir().ok_or(HubError::NoHome)?.join(".cache/huggingface/hub")),
+        None => return Err(HubError::NoHome),
     };
     let wanted = Wanted { model, id, revision, cache, options };
 
