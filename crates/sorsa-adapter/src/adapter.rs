@@ -113,11 +113,9 @@ impl Adapter {
     /// The adapter's part of the weight, `scale * A diag(s) B`, `[d_in, d_out]`, f32. Dense: for merging and tests.
     pub fn delta(&self) -> Tensor<2> {
         let (a, s, b) = self.parts();
-        let identity = a;
-        // `low_rank_product` with the left factor already applied.
         let left = match s {
-            Some(s) => identity * (s * self.scale()).unsqueeze(),
-            None => identity * self.scale(),
+            Some(s) => a * (s * self.scale()).unsqueeze(),
+            None => a * self.scale(),
         };
         left.matmul(b)
     }

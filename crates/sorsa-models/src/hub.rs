@@ -51,7 +51,7 @@ const RETRIES: u32 = 4;
 pub struct HubOptions {
     /// Address of the hub; `https://huggingface.co` where there is none.
     pub endpoint: Option<String>,
-    /// The cache, which is the folder `hub` in `HF_HOME`; `~/.cache/huggingface/hub` where there is none.
+    /// The cache: the folder `hub` in `HF_HOME`, by custom `~/.cache/huggingface/hub`. Needed unless the model is a folder.
     pub cache_dir: Option<PathBuf>,
     /// An access token; the file `token` beside the cache, which `hf auth login` writes, where there is none.
     pub token: Option<String>,
@@ -173,8 +173,8 @@ pub enum HubError {
         /// What the operating system said.
         source: std::io::Error,
     },
-    /// No cache was given, and there is no home to look for one.
-    #[error("no home folder to keep a cache in: give one in HF_HOME")]
+    /// No cache was given.
+    #[error("no folder to keep a cache in: name one in HF_HOME")]
     NoHome,
     /// The list of shards that the hub sent is damaged.
     #[error(transparent)]
