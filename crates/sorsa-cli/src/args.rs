@@ -9,7 +9,7 @@ use crate::format::Format;
 
 /// Fine-tunes language models with SVD-based adapters.
 #[derive(Debug, Parser)]
-#[command(name = "sorsa", version, max_term_width = 100)]
+#[command(name = "sorsa", version, max_term_width = 100, args_override_self = true)]
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,

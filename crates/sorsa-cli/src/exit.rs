@@ -8,8 +8,7 @@ pub struct BadInput(anyhow::Error);
 
 impl std::fmt::Display for BadInput {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // One line, whatever the libraries below put between their causes.
-        f.write_str(&format!("{:#}", self.0).replace('\n', " "))
+        f.write_str(&one_line(&self.0))
     }
 }
 
@@ -44,13 +43,26 @@ pub fn bad_input(message: impl Into<String>) -> anyhow::Error {
     BadInput(anyhow::Error::msg(message.into())).into()
 }
 
+/// An error with its causes in one line, whatever the libraries below put between them. A cause that its error has
+/// already told is left out.
+fn one_line(error: &anyhow::Error) -> String {
+    let mut told: Vec<String> = Vec::new();
+    for cause in error.chain() {
+        let text = cause.to_string().lines().map(str::trim).collect::<Vec<_>>().join(" ");
+        if !told.last().is_some_and(|last| last.contains(&text)) {
+            told.push(text);
+        }
+    }
+    told.join(": ")
+}
+
 /// Prints the error in one line, if there is one, and chooses the exit code.
 pub fn report(result: anyhow::Result<()>) -> ExitCode {
     let Err(error) = result else { return ExitCode::SUCCESS };
     if error.is::<Interrupted>() {
         return ExitCode::from(130);
     }
-    eprintln!("error: {}", format!("{error:#}").replace('\n', " "));
+    eprintln!("error: {}", one_line(&error));
     ExitCode::from(if error.is::<BadInput>() { 2 } else { 1 })
 }
 

@@ -162,7 +162,7 @@ impl Recipe {
             Some(path) => {
                 let text =
                     std::fs::read_to_string(path).map_err(|error| bad_input(format!("{}: {error}", path.display())))?;
-                typed = text.parse::<Table>().map_err(|error| toml_fault(&path.display().to_string(), &error))?;
+                typed = text.parse().map_err(|error| syntax_fault(&path.display().to_string(), &text, &error))?;
                 path.display().to_string()
             }
             None => "command line".to_owned(),
@@ -177,7 +177,7 @@ impl Recipe {
     pub fn read(path: &Path) -> anyhow::Result<Self> {
         let name = path.display().to_string();
         let text = std::fs::read_to_string(path).map_err(|error| bad_input(format!("{name}: {error}")))?;
-        Self::from_typed(text.parse::<Table>().map_err(|error| toml_fault(&name, &error))?, &name)
+        Self::from_typed(text.parse().map_err(|error| syntax_fault(&name, &text, &error))?, &name)
     }
 
     fn from_typed(typed: Table, name: &str) -> anyhow::Result<Self> {
@@ -187,7 +187,7 @@ impl Recipe {
         };
         let mut table = Table::try_from(Self::defaults(method)).or_bad_input()?;
         merge(&mut table, typed);
-        let mut recipe: Self = table.try_into().map_err(|error| toml_fault(name, &error))?;
+        let mut recipe: Self = table.try_into().map_err(|error| field_fault(name, &error))?;
         recipe.fill_embedded();
         recipe.check(name)?;
         Ok(recipe)
@@ -341,7 +341,13 @@ fn merge(base: &mut Table, over: Table) {
     }
 }
 
-/// A TOML error in one line.
-fn toml_fault(name: &str, error: &toml::de::Error) -> anyhow::Error {
-    bad_input(format!("{name}: {}", error.message().trim().replace('\n', " ")))
+/// What is wrong with the TOML of a file, with its line.
+fn syntax_fault(name: &str, text: &str, error: &toml::de::Error) -> anyhow::Error {
+    let line = error.span().map_or(1, |span| text[..span.start.min(text.len())].lines().count().max(1));
+    bad_input(format!("{name}, line {line}: {}", error.message()))
+}
+
+/// What is wrong with a field, with its name.
+fn field_fault(name: &str, error: &toml::de::Error) -> anyhow::Error {
+    bad_input(format!("{name}: {}", error.to_string().trim()))
 }

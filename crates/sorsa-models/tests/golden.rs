@@ -70,8 +70,7 @@ fn check(folder: &Path) {
 
     // Labels are not shifted in the reference: the target of a position is the label of the next.
     let (_, labels) = ints(&io, "labels");
-    let targets: Vec<i32> =
-        (0..rows * len).map(|i| if (i + 1) % len == 0 { -100 } else { labels[i + 1] }).collect();
+    let targets: Vec<i32> = (0..rows * len).map(|i| if (i + 1) % len == 0 { -100 } else { labels[i + 1] }).collect();
     let count = targets.iter().filter(|target| **target >= 0).count();
     let loss = f64::from(model.loss_sum(&input, &targets).unwrap().into_scalar::<f32>()) / count as f64;
     let text = std::fs::read_to_string(folder.parent().unwrap().join("io.json")).unwrap();
@@ -95,9 +94,8 @@ fn check(folder: &Path) {
         let (_, mask) = ints(&io, "leftpad_attention_mask");
         let (generated_shape, generated) = ints(&io, "leftpad_generated_ids");
         let visible = |row: usize| row * shape[1]..(row + 1) * shape[1];
-        let prompts: Vec<Vec<u32>> = (0..shape[0])
-            .map(|row| visible(row).filter(|i| mask[*i] == 1).map(|i| ids[i] as u32).collect())
-            .collect();
+        let prompts: Vec<Vec<u32>> =
+            (0..shape[0]).map(|row| visible(row).filter(|i| mask[*i] == 1).map(|i| ids[i] as u32).collect()).collect();
         let found = generate(&prompts, generated_shape[1] - shape[1]);
         for (row, found) in found.iter().enumerate() {
             let expected = &generated[row * generated_shape[1] + shape[1]..(row + 1) * generated_shape[1]];

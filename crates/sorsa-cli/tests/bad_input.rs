@@ -1,0 +1,142 @@
+//! Bad input ends in one line that says what is wrong, with exit code 2 (the caller's) or 1 (the world's), and leaves
+//! nothing behind.
+
+mod common;
+
+use std::path::Path;
+
+use common::Place;
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+
+/// Runs, expects a failure of one line and no run directory, and compares the line with its snapshot.
+#[track_caller]
+fn refuse(name: &str, place: &Place, args: &[&str]) {
+    let output = place.finetune(args).output().unwrap();
+    let failure = place.failure(&output);
+    assert!(!output.status.success(), "{name}: accepted");
+    assert_eq!(failure.lines().count(), 2, "{name}: one line of error, found\n{failure}");
+    assert!(!failure.contains("panicked"), "{failure}");
+    assert!(!place.path("runs").exists(), "{name}: left a run directory behind");
+    insta::assert_snapshot!(name, failure);
+}
+
+/// Rewrites one tensor of the model's file.
+fn change_weights(place: &Place, change: impl Fn(&str, Vec<usize>, Vec<u8>) -> Option<(Vec<usize>, Vec<u8>)>) {
+    let path = place.path("model/model.safetensors");
+    let bytes = std::fs::read(&path).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let changed: Vec<(String, Vec<usize>, Vec<u8>)> = tensors
+        .iter()
+        .filter_map(|(name, view)| {
+            let (shape, data) = change(name, view.shape().to_vec(), view.data().to_vec())?;
+            Some((name.to_owned(), shape, data))
+        })
+        .collect();
+    let views = changed
+        .iter()
+        .map(|(name, shape, data)| (name.as_str(), TensorView::new(Dtype::F32, shape.clone(), data).unwrap()));
+    std::fs::write(path, safetensors::serialize(views, None).unwrap()).unwrap();
+}
+
+fn edit_config(path: &Path, edit: impl Fn(&mut serde_json::Value)) {
+    let mut config: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    edit(&mut config);
+    std::fs::write(path, config.to_string()).unwrap();
+}
+
+#[test]
+fn files_that_are_missing() {
+    let place = Place::new();
+    refuse("missing_data", &place, &["--data", "nowhere.jsonl"]);
+    refuse("missing_model", &place, &["--model", "./nowhere"]);
+    refuse("missing_recipe", &place, &["--recipe", "nowhere.toml"]);
+    std::fs::remove_file(place.path("model/tokenizer.json")).unwrap();
+    refuse("missing_tokenizer", &place, &[]);
+}
+
+#[test]
+fn weights_that_are_damaged() {
+    let place = Place::new();
+    let path = place.path("model/model.safetensors");
+    let whole = std::fs::read(&path).unwrap();
+    std::fs::write(&path, &whole[..whole.len() / 2]).unwrap();
+    refuse("truncated_weights", &place, &[]);
+    std::fs::write(&path, &whole).unwrap();
+    change_weights(&place, |name, shape, data| match name {
+        "model.norm.weight" => None,
+        "model.layers.0.mlp.up_proj.weight" => Some((vec![shape[1], shape[0]], data)),
+        _ => Some((shape, data)),
+    });
+    refuse("missing_and_misshapen_tensors", &place, &[]);
+    std::fs::write(&path, &whole).unwrap();
+    change_weights(&place, |name, shape, mut data| {
+        if name.contains("layers.1.self_attn.q_proj") {
+            data[20..24].copy_from_slice(&f32::NAN.to_le_bytes());
+        }
+        Some((shape, data))
+    });
+    refuse("weights_that_are_not_numbers", &place, &[]);
+    std::fs::remove_file(&path).unwrap();
+    place.write("model/pytorch_model.bin", b"pickled");
+    refuse("pickled_weights", &place, &[]);
+}
+
+#[test]
+fn a_config_with_unsupported_fields() {
+    let place = Place::new();
+    edit_config(&place.path("model/config.json"), |config| {
+        config["hidden_act"] = "gelu".into();
+        config["quantization_config"] = serde_json::json!({ "bits": 4 });
+    });
+    refuse("unsupported_config", &place, &[]);
+}
+
+#[test]
+fn adapters_that_cannot_be() {
+    let place = Place::new();
+    refuse("rank_too_large", &place, &["--rank", "64", "--target-modules", "q_proj"]);
+    refuse("unknown_target", &place, &["--target-modules", "q_proj,query_proj"]);
+    refuse("unknown_method", &place, &["--method", "dora"]);
+}
+
+#[test]
+fn data_that_cannot_be_used() {
+    let place = Place::new();
+    place.write("empty.jsonl", "");
+    refuse("empty_data", &place, &["--data", "empty.jsonl"]);
+    place.write("bad.jsonl", "{\"query\": \"1 + 1\", \"response\": \"2\"}\n{\"query\": \"2 + 2\"}\nnot json\n");
+    refuse("malformed_rows", &place, &["--data", "bad.jsonl"]);
+    refuse("rows_longer_than_the_context", &place, &["--max-length", "20"]);
+    let long = format!("{{\"query\": \"{}\", \"response\": \"The answer is: 2\"}}\n", "1 + ".repeat(200));
+    place.write("long.jsonl", long);
+    refuse("prompts_longer_than_the_context", &place, &["--test", "long.jsonl"]);
+}
+
+#[test]
+fn recipes_that_make_no_sense() {
+    let place = Place::new();
+    refuse("unknown_field", &place, &["--set", "train.learning_rate=1"]);
+    place.write("recipe.toml", "[train\n");
+    refuse("recipe_that_is_not_toml", &place, &["--recipe", "recipe.toml"]);
+    refuse("wrong_values", &place, &["--lr=-1", "--epochs", "0", "--set", "data.truncation=maybe"]);
+    refuse("wrong_type", &place, &["--set", "train.batch_size=many"]);
+}
+
+#[test]
+fn devices_that_are_not_there() {
+    let place = Place::new();
+    refuse("unknown_backend", &place, &["--backend", "abacus"]);
+    refuse("device_out_of_range", &place, &["--device", "7"]);
+}
+
+#[test]
+fn run_directories_that_cannot_be_used() {
+    let place = Place::new();
+    place.write("file", "");
+    refuse("unwritable_run_directory", &place, &["--run-dir", "file/run"]);
+    std::fs::create_dir(place.path("old")).unwrap();
+    place.write("old/recipe.toml", "");
+    refuse("run_directory_that_holds_a_run", &place, &["--run-dir", "old"]);
+    let output = place.command(&["finetune", "--resume", "model"]).output().unwrap();
+    insta::assert_snapshot!("resume_of_no_run", place.failure(&output));
+}
