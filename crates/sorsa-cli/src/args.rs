@@ -33,6 +33,9 @@ pub enum Command {
     Devices(DevicesArgs),
 }
 
+/// The largest integer of a TOML file.
+const MAX_SEED: u64 = i64::MAX as u64;
+
 /// Where to compute.
 #[derive(Debug, Clone, Args)]
 pub struct DeviceArgs {
@@ -44,8 +47,9 @@ pub struct DeviceArgs {
     pub device: usize,
 }
 
+/// What a run does: a recipe, and options that replace its fields.
 #[derive(Debug, Args)]
-pub struct FinetuneArgs {
+pub struct RecipeArgs {
     /// Recipe (TOML); options below replace its fields
     #[arg(long, value_name = "FILE")]
     pub recipe: Option<PathBuf>,
@@ -101,16 +105,22 @@ pub struct FinetuneArgs {
     #[arg(long, value_name = "TOKENS")]
     pub max_length: Option<usize>,
     /// Seed of data order, dropout, LoRA's start and the randomized SVD
-    #[arg(long)]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(..=MAX_SEED))]
     pub seed: Option<u64>,
     /// Any field of the recipe, e.g. --set train.optimizer.beta2=0.95
     #[arg(long, value_name = "FIELD=VALUE")]
     pub set: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct FinetuneArgs {
+    #[command(flatten)]
+    pub fields: RecipeArgs,
     /// Where results go; without it a new folder under runs/
     #[arg(long, value_name = "DIR")]
     pub run_dir: Option<PathBuf>,
     /// Go on with the run in this folder
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["recipe", "run_dir"])]
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["RecipeArgs", "run_dir"])]
     pub resume: Option<PathBuf>,
     /// Show what would be done, and stop
     #[arg(long)]

@@ -2,6 +2,8 @@
 
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
+
 /// Marks an error as the caller's: a file, a field or a name that is not what it should be.
 #[derive(Debug)]
 pub struct BadInput(anyhow::Error);
@@ -43,12 +45,26 @@ pub fn bad_input(message: impl Into<String>) -> anyhow::Error {
     BadInput(anyhow::Error::msg(message.into())).into()
 }
 
+/// The lines of a text in one: after a colon comes a list, and between its items a semicolon.
+fn joined<'a>(lines: impl Iterator<Item = &'a str>) -> String {
+    let mut text = String::new();
+    for line in lines.map(str::trim).filter(|line| !line.is_empty()) {
+        match text.chars().next_back() {
+            None => {}
+            Some(':' | ';' | ',') => text.push(' '),
+            Some(_) => text.push_str("; "),
+        }
+        text.push_str(line);
+    }
+    text
+}
+
 /// An error with its causes in one line, whatever the libraries below put between them. A cause that its error has
 /// already told is left out.
 fn one_line(error: &anyhow::Error) -> String {
     let mut told: Vec<String> = Vec::new();
     for cause in error.chain() {
-        let text = cause.to_string().lines().map(str::trim).collect::<Vec<_>>().join(" ");
+        let text = joined(cause.to_string().lines());
         if !told.last().is_some_and(|last| last.contains(&text)) {
             told.push(text);
         }
@@ -72,9 +88,12 @@ pub fn usage(error: &clap::Error) -> ExitCode {
         print!("{}", error.render().ansi());
         return ExitCode::SUCCESS;
     }
-    let text = error.to_string();
-    let lines = text.lines().take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"));
-    let line = lines.map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ");
-    eprintln!("{line}");
+    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        eprintln!("error: which command? `sorsa --help` lists them");
+    } else {
+        let text = error.to_string();
+        let lines = text.lines().take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"));
+        eprintln!("{}", joined(lines));
+    }
     ExitCode::from(2)
 }

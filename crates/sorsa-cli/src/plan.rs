@@ -77,7 +77,7 @@ impl Plan {
             Some(name) => (loaded.records, load(name, "validation", None)?.1.records),
             None => hold_out(&path, loaded.records, recipe)?,
         };
-        let train_set = encode(&path, &encoder, &train)?;
+        let train_set = encode(&path, &encoder, &train, max_length)?;
         let validation_set = encoder.encode_all(&validation).or_bad_input()?;
         let problems = match &recipe.data.test {
             Some(name) => {
@@ -123,13 +123,13 @@ impl Plan {
 }
 
 /// Encodes the training records; none left is an error that says why.
-fn encode(path: &Path, encoder: &Encoder, records: &[Record]) -> anyhow::Result<sorsa_data::EncodedSet> {
+fn encode(
+    path: &Path, encoder: &Encoder, records: &[Record], max_length: usize) -> anyhow::Result<sorsa_data::EncodedSet> {
     let set = encoder.encode_all(records).or_bad_input()?;
     if set.examples.is_empty() {
         return Err(bad_input(format!(
-            "{}: none of its {} rows fits the model's context or data.max_length",
-            path.display(),
-            records.len()
+            "{}: no row fits in {max_length} tokens, the smaller of data.max_length and the model's context",
+            path.display()
         )));
     }
     Ok(set)

@@ -9,7 +9,7 @@ use sorsa_data::{AnswerStyle, Format, LoadOptions, Truncation};
 use sorsa_train::TrainConfig;
 use toml::{Table, Value};
 
-use crate::args::FinetuneArgs;
+use crate::args::{FinetuneArgs, RecipeArgs};
 use crate::exit::{OrBadInput, bad_input};
 use crate::session::EMBEDDED;
 
@@ -155,8 +155,17 @@ impl Recipe {
         }
     }
 
-    /// The recipe of a command line: defaults of the method, then the file, then the options.
-    pub fn resolve(args: &FinetuneArgs) -> anyhow::Result<Self> {
+    /// The recipe of a command line: that of the run to go on with, or a new one.
+    pub fn of(args: &FinetuneArgs) -> anyhow::Result<Self> {
+        match &args.resume {
+            Some(run) => Self::read(&run.join("recipe.toml"))
+                .map_err(|error| bad_input(format!("{} holds no run to go on with: {error}", run.display()))),
+            None => Self::resolve(&args.fields),
+        }
+    }
+
+    /// Defaults of the method, then the file, then the options.
+    fn resolve(args: &RecipeArgs) -> anyhow::Result<Self> {
         let mut typed = Table::new();
         let name = match &args.recipe {
             Some(path) => {
@@ -267,7 +276,7 @@ impl Recipe {
 }
 
 /// The options of the command line as fields of a recipe.
-fn overrides(args: &FinetuneArgs) -> anyhow::Result<Vec<(String, Value)>> {
+fn overrides(args: &RecipeArgs) -> anyhow::Result<Vec<(String, Value)>> {
     fn float(value: Option<f64>) -> Option<Value> {
         value.map(Value::Float)
     }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use serde::Serialize;
-use sorsa_train::files::write_atomic;
+use sorsa_train::files::{recover, write_atomic};
 
 use crate::session::create_folder;
 
@@ -42,9 +42,10 @@ impl RunDir {
         Ok(Self { path })
     }
 
-    /// The folder of an earlier run.
-    pub fn open(path: &Path) -> Self {
-        Self { path: path.to_owned() }
+    /// The folder of an earlier run, without what it was writing when it was killed.
+    pub fn open(path: &Path) -> anyhow::Result<Self> {
+        recover(path)?;
+        Ok(Self { path: path.to_owned() })
     }
 
     pub fn path(&self) -> &Path {

@@ -121,8 +121,11 @@ pub fn adapter_folder(folder: &Path) -> PathBuf {
 
 /// Attaches a saved adapter.
 pub fn attach_saved(model: CausalLm, folder: &Path) -> anyhow::Result<Attached<CausalLm>> {
-    let folder = adapter_folder(folder);
-    SavedAdapter::load(&folder).and_then(|adapter| adapter.attach(model)).or_bad_input()
+    let found = adapter_folder(folder);
+    if !found.join("adapter.json").exists() {
+        return Err(bad_input(format!("{} holds no adapter: neither adapter.json nor adapter/adapter.json", folder.display())));
+    }
+    SavedAdapter::load(&found).and_then(|adapter| adapter.attach(model)).or_bad_input()
 }
 
 /// Reads a file of records and says what was left out.
@@ -152,5 +155,5 @@ pub fn cache_folder() -> Option<PathBuf> {
 
 /// Creates a folder, with its name in the error.
 pub fn create_folder(folder: &Path) -> anyhow::Result<()> {
-    std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))
+    std::fs::create_dir_all(folder).with_context(|| format!("cannot create the folder {}", folder.display()))
 }

@@ -203,14 +203,17 @@ impl ModelConfig {
         }
         let hidden_size = fields.size("hidden_size", None);
         let num_attention_heads = fields.size("num_attention_heads", None);
-        let max_position_embeddings = fields.size("max_position_embeddings", Some(2048));
+        // Transformers' defaults, which differ: Mistral's are those of Mistral 7B.
+        let (context, kv_heads) = if mistral { (131_072, 8) } else { (2048, num_attention_heads) };
+        let max_position_embeddings = fields.size("max_position_embeddings", Some(context));
         let rope = fields.rope(max_position_embeddings);
-        let sliding_window = match fields.take("sliding_window") {
-            Some(value) if mistral => {
-                fields.object.insert("sliding_window".to_owned(), value);
-                Some(fields.size("sliding_window", None))
-            }
+        let sliding_window = match fields.object.get("sliding_window") {
+            // Here null and a missing field are not the same.
+            Some(Value::Null) => None,
+            _ if mistral => Some(fields.size("sliding_window", Some(4096))),
             Some(value) => {
+                let value = value.clone();
+                fields.object.remove("sliding_window");
                 fields.wrong("sliding_window", "absent in a llama", &value);
                 None
             }
@@ -221,7 +224,7 @@ impl ModelConfig {
             intermediate_size: fields.size("intermediate_size", None),
             num_hidden_layers: fields.size("num_hidden_layers", None),
             num_attention_heads,
-            num_key_value_heads: fields.size("num_key_value_heads", Some(num_attention_heads)),
+            num_key_value_heads: fields.size("num_key_value_heads", Some(kv_heads)),
             head_dim: fields.size("head_dim", Some((hidden_size / num_attention_heads).max(1))),
             vocab_size: fields.size("vocab_size", None),
             max_position_embeddings,
@@ -274,11 +277,15 @@ impl ModelConfig {
             "tie_word_embeddings": self.tie_word_embeddings,
             "initializer_range": self.initializer_range,
             "bos_token_id": self.bos_token_id,
-            "eos_token_id": self.eos_token_ids.first(),
+            "eos_token_id": match self.eos_token_ids.as_slice() {
+                [] => Value::Null,
+                [id] => (*id).into(),
+                ids => ids.into(),
+            },
             "torch_dtype": "float32",
         });
-        if let Some(window) = self.sliding_window {
-            json["sliding_window"] = window.into();
+        if self.model_type == "mistral" {
+            json["sliding_window"] = self.sliding_window.into();
         }
         if let Some(scaling) = self.rope.scaling_json() {
             json["rope_scaling"] = scaling;
@@ -373,7 +380,41 @@ mod tests {
             "rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
             "original_max_position_embeddings": 8192,
         });
+        json["eos_token_id"] = serde_json::json!([128001, 128008, 128009]);
+        json["rope_theta"] = 500_000.0.into();
         let config = parse(&json).unwrap();
         assert_eq!(parse(&config.to_json()).unwrap(), config);
+        assert_eq!(config.eos_token_ids, [128001, 128008, 128009]);
+        json["model_type"] = "mistral".into();
+        for window in [Value::Null, 7.into()] {
+            json["sliding_window"] = window;
+            let config = parse(&json).unwrap();
+            assert_eq!(parse(&config.to_json()).unwrap(), config);
+        }
+    }
+
+    #[test]
+    fn what_a_mistral_leaves_out_is_as_in_mistral_7b() {
+        let mut json = llama_2_7b();
+        json["model_type"] = "mistral".into();
+        json.as_object_mut().unwrap().remove("max_position_embeddings");
+        let config = parse(&json).unwrap();
+        let found = (config.sliding_window, config.num_key_value_heads, config.max_position_embeddings);
+        assert_eq!(found, (Some(4096), 8, 131_072));
+        json["sliding_window"] = Value::Null;
+        assert_eq!(parse(&json).unwrap().sliding_window, None);
+    }
+
+    #[test]
+    fn other_ways_to_stretch_the_context_are_refused_in_one_error_that_names_them() {
+        for kind in ["yarn", "dynamic", "longrope"] {
+            let mut json = llama_2_7b();
+            json["rope_scaling"] = serde_json::json!({"rope_type": kind, "factor": 4.0, "beta_fast": 32});
+            json["sliding_window"] = 128.into();
+            let faults = parse(&json).unwrap_err();
+            assert_eq!(faults.len(), 2, "{faults:?}");
+            assert!(faults.iter().any(|fault| fault.contains(&format!("rope type `{kind}`"))), "{faults:?}");
+            assert!(faults.iter().any(|fault| fault.contains("`sliding_window`")), "{faults:?}");
+        }
     }
 }

@@ -9,7 +9,9 @@ use burn::tensor::{DType, FloatDType};
 
 use crate::config::{ConfigError, ModelConfig};
 use crate::transformer::{CausalLm, parameter_dtype};
-use crate::weights::{Checkpoint, CheckpointWriter, Expected, FloatDtype, WeightsError, first_non_finite, ignorable};
+use crate::weights::{
+    Checkpoint, CheckpointWriter, Expected, FloatDtype, WeightsError, first_non_finite, ignorable, write_file,
+};
 
 /// Why a model could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -65,7 +67,6 @@ impl CausalLm {
         self.visit(&mut handles);
         CheckpointWriter::new(folder, dtype)
             .write(&expected(self), |tensor| Ok::<_, WeightsError>(handles.found[&tensor.name].values()))?;
-        let path = folder.join("config.json");
         let mut config = self.config().to_json();
         let name = match dtype {
             FloatDtype::F32 => "float32",
@@ -73,8 +74,7 @@ impl CausalLm {
             FloatDtype::Bf16 => "bfloat16",
         };
         config["torch_dtype"] = name.into();
-        let json = serde_json::to_vec_pretty(&config).unwrap_or_default();
-        std::fs::write(&path, json).map_err(|source| WeightsError::Io { path, source })
+        write_file(folder, "config.json", format!("{config:#}").as_bytes())
     }
 }
 

@@ -1,11 +1,15 @@
 //! Logits, losses and greedy tokens of Transformers, on tiny random checkpoints. Runs where `SORSA_GOLDEN` names the
 //! folder of reference results.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use burn::module::{ModuleVisitor, Param, ParamId};
+use burn::optim::GradientsParams;
 use burn::prelude::*;
 use burn::tensor::FloatDType;
 use safetensors::{Dtype, SafeTensors};
+use sorsa_adapter::{AdapterConfig, Attached, Method};
 use sorsa_models::{CausalLm, GenerateOptions, ModelConfig, ModelInput, Sampling};
 
 /// Largest difference of a logit at |logit| about 10.
@@ -44,17 +48,42 @@ fn floats(file: &SafeTensors<'_>, name: &str) -> Vec<f32> {
     view.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
 }
 
+/// The batch that the reference results were computed on.
+struct Batch {
+    rows: usize,
+    len: usize,
+    input_ids: Vec<i32>,
+    positions: Vec<i32>,
+    mask: Vec<i32>,
+    targets: Vec<i32>,
+}
+
+impl Batch {
+    fn read(io: &SafeTensors<'_>) -> Self {
+        let (shape, input_ids) = ints(io, "input_ids");
+        let (rows, len) = (shape[0], shape[1]);
+        let (_, mask) = ints(io, "attention_mask");
+        let (_, labels) = ints(io, "labels");
+        // Labels are not shifted in the reference: the target of a position is the label of the next.
+        let targets = (0..rows * len).map(|i| if (i + 1) % len == 0 { -100 } else { labels[i + 1] }).collect();
+        let positions = (0..rows).flat_map(|_| 0..len as i32).collect();
+        Self { rows, len, input_ids, positions, mask, targets }
+    }
+
+    fn input(&self) -> ModelInput<'_> {
+        let Self { rows, len, input_ids, positions, mask, .. } = self;
+        ModelInput { rows: *rows, len: *len, input_ids, positions, segments: mask }
+    }
+}
+
 fn check(folder: &Path) {
     let name = folder.display();
     let io = std::fs::read(folder.parent().unwrap().join("io.safetensors")).unwrap();
     let io = SafeTensors::deserialize(&io).unwrap();
     let model = CausalLm::load(folder, FloatDType::F32, &Device::flex()).unwrap();
 
-    let (shape, input_ids) = ints(&io, "input_ids");
-    let (rows, len) = (shape[0], shape[1]);
-    let (_, mask) = ints(&io, "attention_mask");
-    let positions: Vec<i32> = (0..rows).flat_map(|_| 0..len as i32).collect();
-    let input = ModelInput { rows, len, input_ids: &input_ids, positions: &positions, segments: &mask };
+    let batch = Batch::read(&io);
+    let (input, mask) = (batch.input(), &batch.mask);
     let logits = model.logits(model.hidden(&input)).into_data().try_into_vec::<f32>().unwrap();
     let expected = floats(&io, "logits");
     let vocabulary = model.config().vocab_size;
@@ -67,12 +96,15 @@ fn check(folder: &Path) {
     }
     assert!(worst <= LOGITS, "{name}: logits differ by {worst}");
     assert!(logits.iter().all(|logit| logit.is_finite()), "{name}: padding made a logit that is not finite");
+    let hidden = model.hidden(&input).into_data().try_into_vec::<f32>().unwrap();
+    let expected = floats(&io, &format!("hidden_states.{}", model.config().num_hidden_layers));
+    let d = model.config().hidden_size;
+    for (i, (found, expected)) in hidden.iter().zip(&expected).enumerate().filter(|(i, _)| mask[i / d] == 1) {
+        assert!((found - expected).abs() <= LOGITS, "{name}: hidden state {i} is {found}, expected {expected}");
+    }
 
-    // Labels are not shifted in the reference: the target of a position is the label of the next.
-    let (_, labels) = ints(&io, "labels");
-    let targets: Vec<i32> = (0..rows * len).map(|i| if (i + 1) % len == 0 { -100 } else { labels[i + 1] }).collect();
-    let count = targets.iter().filter(|target| **target >= 0).count();
-    let loss = f64::from(model.loss_sum(&input, &targets).unwrap().into_scalar::<f32>()) / count as f64;
+    let count = batch.targets.iter().filter(|target| **target >= 0).count();
+    let loss = f64::from(model.loss_sum(&input, &batch.targets).unwrap().into_scalar::<f32>()) / count as f64;
     let text = std::fs::read_to_string(folder.parent().unwrap().join("io.json")).unwrap();
     let meta: serde_json::Value = serde_json::from_str(&text).unwrap();
     let expected = meta["loss"].as_f64().unwrap();
@@ -116,6 +148,69 @@ fn logits_losses_and_greedy_tokens_are_those_of_transformers() {
 fn a_checkpoint_in_bf16_gives_the_logits_of_its_weights_upcast() {
     let Some(golden) = golden() else { return };
     check(&golden.join("llama_gqa_bf16/checkpoint"));
+}
+
+/// The gradient of every parameter by its name in a checkpoint, as PyTorch has it.
+fn gradients(attached: &Attached<CausalLm>, loss: Tensor<1>) -> BTreeMap<String, Vec<f32>> {
+    struct Collect<'a> {
+        names: BTreeMap<ParamId, &'a str>,
+        gradients: GradientsParams,
+        found: BTreeMap<String, Vec<f32>>,
+    }
+    impl ModuleVisitor for Collect<'_> {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let name = self.names[&param.id];
+            let gradient = self.gradients.get::<D>(param.id).unwrap_or_else(|| panic!("no gradient of {name}"));
+            let is_linear = D == 2 && !name.contains("embed_tokens");
+            let gradient = if is_linear { gradient.swap_dims(0, 1) } else { gradient };
+            self.found.insert(name.to_owned(), gradient.into_data().try_into_vec::<f32>().unwrap());
+        }
+    }
+    let names = attached.trainable.iter().map(|parameter| (parameter.id, parameter.name.as_str())).collect();
+    let gradients = GradientsParams::from_grads(loss.backward(), &attached.model);
+    let mut collect = Collect { names, gradients, found: BTreeMap::new() };
+    attached.model.visit(&mut collect);
+    collect.found
+}
+
+#[test]
+fn the_gradient_of_every_parameter_is_that_of_pytorch() {
+    let Some(golden) = golden() else { return };
+    let folder = golden.join("llama_gqa");
+    let io = std::fs::read(folder.join("io.safetensors")).unwrap();
+    let io = SafeTensors::deserialize(&io).unwrap();
+    let model = CausalLm::load(&folder.join("checkpoint"), FloatDType::F32, &Device::flex()).unwrap();
+    let mut attached = AdapterConfig::new(Method::Full, 1, &[]).attach(model, &Default::default()).unwrap();
+    attached.model = attached.model.train();
+
+    let batch = Batch::read(&io);
+    let count = batch.targets.iter().filter(|target| **target >= 0).count();
+    let loss = attached.model.loss_sum(&batch.input(), &batch.targets).unwrap() / count as f64;
+    let found = gradients(&attached, loss);
+
+    let expected = std::fs::read(folder.join("grads.safetensors")).unwrap();
+    let expected = SafeTensors::deserialize(&expected).unwrap();
+    assert_eq!(found.len(), expected.names().len());
+    for (name, found) in found {
+        let expected = floats(&expected, &name);
+        let largest = expected.iter().fold(0f32, |largest, value| largest.max(value.abs()));
+        let worst = found.iter().zip(&expected).fold(0f32, |worst, (f, e)| worst.max((f - e).abs()));
+        assert!(worst <= 1e-4 * largest, "{name}: {worst} of {largest}");
+    }
+}
+
+#[test]
+fn a_model_that_computes_in_bf16_has_the_loss_of_one_that_does_not_to_two_per_cent() {
+    let Some(golden) = golden() else { return };
+    let folder = golden.join("llama_gqa_bf16");
+    let io = std::fs::read(folder.join("io.safetensors")).unwrap();
+    let batch = Batch::read(&SafeTensors::deserialize(&io).unwrap());
+    let loss = |dtype| {
+        let model = CausalLm::load(&folder.join("checkpoint"), dtype, &Device::flex()).unwrap();
+        model.loss_sum(&batch.input(), &batch.targets).unwrap().into_scalar::<f32>()
+    };
+    let ratio = loss(FloatDType::BF16) / loss(FloatDType::F32);
+    assert!((ratio - 1.0).abs() < 0.02 && ratio != 1.0, "{ratio}");
 }
 
 #[test]

@@ -23,8 +23,8 @@ pub struct RunState {
     pub best: Option<Best>,
     /// Evaluations in a row that were no better.
     pub evaluations_without_improvement: usize,
-    /// The gamma multiplier of the last step, where gamma adapts.
-    pub gamma_factor: f64,
+    /// The gamma multiplier of the next step, where gamma adapts. An f32, whose digits JSON gives back exactly.
+    pub gamma_factor: f32,
     /// Tokens seen.
     pub tokens: u64,
 }

@@ -216,31 +216,33 @@ impl Trainer {
             self.evaluate_and_log(observer)?;
         }
         while self.state.step < self.total_steps() {
+            // A run that is resumed may have ended already.
+            if self.has_stalled() {
+                return Ok(Outcome::EarlyStopped);
+            }
             let metrics = self.step()?;
             self.log(Metric::Step(metrics), observer)?;
             let (step, last) = (self.state.step, self.state.step == self.total_steps());
             let due = |every: u64| last || (every > 0 && step % every == 0);
-            let mut early = false;
-            if due(self.config.eval_every) {
-                let improved = self.evaluate_and_log(observer)?;
-                early = self.config.early_stopping > 0
-                    && self.state.evaluations_without_improvement >= self.config.early_stopping;
-                if improved && !due(self.config.checkpoint_every) {
-                    self.save_checkpoint()?;
-                }
-            }
+            let improved = due(self.config.eval_every) && self.evaluate_and_log(observer)?;
+            let early = self.has_stalled();
             let stop = !last && observer.should_stop();
-            if stop || early || due(self.config.checkpoint_every) {
+            if improved || stop || early || due(self.config.checkpoint_every) {
                 self.save_checkpoint()?;
-            }
-            if stop {
-                return Ok(Outcome::Interrupted);
             }
             if early {
                 return Ok(Outcome::EarlyStopped);
             }
+            if stop {
+                return Ok(Outcome::Interrupted);
+            }
         }
         Ok(Outcome::Completed)
+    }
+
+    fn has_stalled(&self) -> bool {
+        let patience = self.config.early_stopping;
+        patience > 0 && self.state.evaluations_without_improvement >= patience
     }
 
     /// One optimizer step.
@@ -264,15 +266,9 @@ impl Trainer {
         if !loss.is_finite() || !grad_norm.is_finite() {
             let checkpoint = self.checkpoints.steps().last().copied();
             let rows = self.rows(&batches);
-            return Err(TrainError::NotFinite {
-                step,
-                loss,
-                grad_norm,
-                epoch: first.epoch,
-                batch: first.batch,
-                rows,
-                checkpoint,
-            });
+            let at_end = first.batch >= self.train.batches_per_epoch(first.epoch);
+            let (epoch, batch) = if at_end { (first.epoch + 1, 0) } else { (first.epoch, first.batch) };
+            return Err(TrainError::NotFinite { step, loss, grad_norm, epoch, batch, rows, checkpoint });
         }
         let limit = self.config.clip_norm;
         if limit > 0.0 && f64::from(grad_norm) > limit {
@@ -290,7 +286,7 @@ impl Trainer {
         self.state.seconds += seconds;
         self.state.tokens += tokens;
         if let (Some(target), Some(stats)) = (self.config.regularizer.target_defect, stats) {
-            self.state.gamma_factor = (stats.mean_defect / target).min(10.0);
+            self.state.gamma_factor = (stats.mean_defect / target).min(10.0) as f32;
         }
         let per_epoch = self.train.batches_per_epoch(position.epoch).max(1);
         Ok(StepMetrics {
@@ -322,7 +318,7 @@ impl Trainer {
             gamma /= self.config.accumulation as f64;
         }
         if config.target_defect.is_some() {
-            gamma *= self.state.gamma_factor;
+            gamma *= f64::from(self.state.gamma_factor);
         }
         let (model, trainable) = (&self.attached.model, &self.attached.trainable);
         let (stats, decoupled) = match config.coupling {
@@ -349,7 +345,8 @@ impl Trainer {
         let Some(loss) = self.evaluate() else { return Ok(false) };
         let step = self.state.step;
         self.log(Metric::Eval(EvalMetrics { step, loss, perplexity: loss.exp(), accuracy: None }), observer)?;
-        let improved = self.state.best.is_none_or(|best| loss < best.loss);
+        // A loss that is not a number is no better than any, and must not be what later ones are compared with.
+        let improved = loss.is_finite() && self.state.best.is_none_or(|best| loss < best.loss);
         if improved {
             self.state.best = Some(Best { step, loss });
             self.state.evaluations_without_improvement = 0;

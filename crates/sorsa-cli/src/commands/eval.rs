@@ -12,7 +12,7 @@ use sorsa_train::mean_loss;
 
 use crate::args::EvalArgs;
 use crate::device;
-use crate::exit::OrBadInput;
+use crate::exit::{OrBadInput, bad_input};
 use crate::format::Format;
 use crate::progress::Style;
 use crate::run_dir::json_lines;
@@ -20,6 +20,9 @@ use crate::session::{Session, embedded_task, load_records};
 use crate::task::{Problems, percent};
 
 pub fn run(args: &EvalArgs) -> anyhow::Result<()> {
+    if args.batch_size == 0 {
+        return Err(bad_input("--batch-size should be at least 1"));
+    }
     let device = device::open(args.device.backend, args.device.device)?;
     let style = Style::choose(args.quiet);
     let session = Session::load(&args.model, FloatDType::F32, &device, style)?.with_adapter(args.adapter.as_deref())?;

@@ -59,10 +59,7 @@ struct Baseline {
 }
 
 pub fn run(args: &FinetuneArgs) -> anyhow::Result<()> {
-    let recipe = match &args.resume {
-        Some(folder) => Recipe::read(&folder.join("recipe.toml"))?,
-        None => Recipe::resolve(args)?,
-    };
+    let recipe = Recipe::of(args)?;
     if args.dry_run {
         println!("{}", recipe.to_toml()?);
         return print_shape(&recipe, args);
@@ -73,7 +70,7 @@ pub fn run(args: &FinetuneArgs) -> anyhow::Result<()> {
     let Plan { model, train, validation, task } = Plan::new(&recipe, &device, style)?;
     let shape = TrainingShape::new(&recipe, model.config(), &device)?;
     let run = match &args.resume {
-        Some(folder) => RunDir::open(folder),
+        Some(folder) => RunDir::open(folder)?,
         None => RunDir::create(args.run_dir.as_deref(), &run_name(&recipe))?,
     };
     if style != Style::Quiet {

@@ -12,8 +12,7 @@ use crate::recipe::Recipe;
 use crate::session::model_folder;
 
 pub fn run(args: &FinetuneArgs) -> anyhow::Result<()> {
-    let recipe = Recipe::resolve(args)?;
-    print_shape(&recipe, args)
+    print_shape(&Recipe::of(args)?, args)
 }
 
 /// Prints modules, shapes, counts and memory of a recipe.

@@ -40,6 +40,7 @@ pub use safetensors::Dtype;
 pub use writer::{CheckpointWriter, FloatDtype};
 
 pub(crate) use index::Index;
+pub(crate) use writer::write_file;
 
 /// Name of a checkpoint that is one file.
 pub const SINGLE_FILE: &str = "model.safetensors";

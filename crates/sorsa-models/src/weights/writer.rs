@@ -219,6 +219,13 @@ fn remove_if_there(path: &Path) -> Result<(), WeightsError> {
     }
 }
 
+/// Writes a small file beside the weights: whole, or not at all.
+pub(crate) fn write_file(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), WeightsError> {
+    let mut file = PendingFile::create(dir, name)?;
+    file.write(bytes)?;
+    file.commit().map(|_| ())
+}
+
 /// A file under a temporary name beside its place, removed unless it is committed.
 struct PendingFile {
     file: NamedTempFile,

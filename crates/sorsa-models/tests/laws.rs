@@ -1,0 +1,348 @@
+//! What holds for every model, on small ones with random weights.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use burn::prelude::*;
+use burn::tensor::{DType, FloatDType};
+use serde_json::{Value, json};
+use sorsa_models::weights::{Checkpoint, CheckpointWriter, Expected, FloatDtype, WeightsError};
+use sorsa_models::{
+    CausalLm, Finish, GenerateError, GenerateOptions, Generation, ModelConfig, ModelError, ModelInput, Sampling,
+};
+use tempfile::tempdir;
+
+const CLOSE: f32 = 2e-5;
+
+/// A llama of two blocks, 50 tokens and a context of 40, with some fields replaced. Its weights are large enough for
+/// its predictions to differ.
+fn config(changes: Value) -> ModelConfig {
+    let mut json = json!({
+        "model_type": "llama", "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 50, "max_position_embeddings": 40,
+        "initializer_range": 0.3,
+    });
+    let object = json.as_object_mut().unwrap();
+    object.extend(changes.as_object().unwrap().clone());
+    ModelConfig::parse(object.clone()).unwrap()
+}
+
+fn model(changes: Value) -> CausalLm {
+    CausalLm::init(&config(changes), &Device::flex())
+}
+
+/// A llama, and a mistral whose window is shorter than any sequence here.
+fn both() -> [CausalLm; 2] {
+    [model(json!({})), model(json!({"model_type": "mistral", "sliding_window": 3}))]
+}
+
+fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+    tensor.into_data().convert::<f32>().try_into_vec::<f32>().unwrap()
+}
+
+fn assert_close(found: &[f32], expected: &[f32]) {
+    assert_eq!(found.len(), expected.len());
+    for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
+        assert!((found - expected).abs() < CLOSE, "at {i}: {found}, expected {expected}");
+    }
+}
+
+/// Rows of sequences, each padded on the right to the longest row.
+struct Rows {
+    len: usize,
+    ids: Vec<i32>,
+    positions: Vec<i32>,
+    segments: Vec<i32>,
+}
+
+impl Rows {
+    fn new(rows: &[&[&[i32]]]) -> Self {
+        let len = rows.iter().map(|row| row.concat().len()).max().unwrap();
+        let mut all = Self { len, ids: vec![], positions: vec![], segments: vec![] };
+        for (index, row) in (1..).zip(rows) {
+            for (segment, ids) in (1..).zip(*row) {
+                all.ids.extend(*ids);
+                all.positions.extend(0..ids.len() as i32);
+                all.segments.extend(vec![segment; ids.len()]);
+            }
+            all.ids.resize(index * len, 7);
+            all.positions.resize(index * len, 0);
+            all.segments.resize(index * len, 0);
+        }
+        all
+    }
+
+    fn input(&self) -> ModelInput<'_> {
+        let rows = self.ids.len() / self.len;
+        let (input_ids, positions, segments) = (&self.ids, &self.positions, &self.segments);
+        ModelInput { rows, len: self.len, input_ids, positions, segments }
+    }
+
+    /// The next token of the same sequence, where there is one.
+    fn targets(&self) -> Vec<i32> {
+        let follows = |i: usize| (i + 1) % self.len != 0 && self.segments[i] > 0 && self.segments[i + 1] == self.segments[i];
+        (0..self.ids.len()).map(|i| if follows(i) { self.ids[i + 1] } else { -100 }).collect()
+    }
+
+    fn loss(&self, model: &CausalLm) -> f32 {
+        model.loss_sum(&self.input(), &self.targets()).unwrap().into_scalar::<f32>()
+    }
+}
+
+/// Logits `[len * vocab_size]` of one sequence by itself.
+fn logits(model: &CausalLm, ids: &[i32]) -> Vec<f32> {
+    values(model.logits(model.hidden(&Rows::new(&[&[ids]]).input())))
+}
+
+const A: &[i32] = &[1, 12, 30, 4, 41, 9, 22, 17, 3, 28];
+const B: &[i32] = &[5, 49, 2, 36, 11];
+
+#[test]
+fn padding_on_the_right_changes_nothing_for_the_tokens_before_it() {
+    for model in both() {
+        let rows = Rows::new(&[&[A], &[B]]);
+        let together = values(model.logits(model.hidden(&rows.input())));
+        let start = rows.len * 50;
+        assert_close(&together[..start], &logits(&model, A));
+        assert_close(&together[start..start + B.len() * 50], &logits(&model, B));
+        assert!(together.iter().all(|logit| logit.is_finite()));
+    }
+}
+
+#[test]
+fn sequences_packed_into_one_row_do_not_see_each_other() {
+    for model in both() {
+        let packed = Rows::new(&[&[A, B], &[B]]);
+        let together = values(model.logits(model.hidden(&packed.input())));
+        let apart = [logits(&model, A), logits(&model, B)].concat();
+        assert_close(&together[..apart.len()], &apart);
+        let loss = Rows::new(&[&[A], &[B], &[B]]).loss(&model);
+        assert!((packed.loss(&model) - loss).abs() < 1e-3, "{} packed, {loss} apart", packed.loss(&model));
+    }
+}
+
+#[test]
+fn a_window_of_w_in_two_blocks_reaches_back_twice_w_minus_one() {
+    let model = model(json!({"model_type": "mistral", "sliding_window": 3}));
+    let before = logits(&model, A);
+    let after = logits(&model, &[&[40], &A[1..]].concat());
+    let moved = |position: usize| (0..50).any(|i| before[position * 50 + i] != after[position * 50 + i]);
+    assert_eq!((0..A.len()).map(moved).collect::<Vec<_>>(), (0..A.len()).map(|p| p <= 4).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_window_as_long_as_the_sequence_is_none() {
+    let folder = tempdir().unwrap();
+    let window = |length: Value| json!({"model_type": "mistral", "sliding_window": length});
+    model(window(Value::Null)).save(folder.path(), FloatDtype::F32).unwrap();
+    let with = |length: Value| {
+        write_config(folder.path(), &config(window(length)));
+        logits(&CausalLm::load(folder.path(), FloatDType::F32, &Device::flex()).unwrap(), A)
+    };
+    let without = with(Value::Null);
+    assert_close(&with(A.len().into()), &without);
+    assert_ne!(with((A.len() - 1).into()), without);
+}
+
+fn greedy(max_new_tokens: usize, stop: &[u32]) -> GenerateOptions {
+    GenerateOptions { max_new_tokens, sampling: Sampling::Greedy, stop: stop.to_vec() }
+}
+
+fn generate(model: &CausalLm, prompts: &[Vec<u32>], options: &GenerateOptions) -> Vec<Generation> {
+    let mut told = vec![Vec::new(); prompts.len()];
+    let generations = model.generate(prompts, options, |row, token| told[row].push(token)).unwrap();
+    let ids: Vec<_> = generations.iter().map(|generation| generation.ids.clone()).collect();
+    assert_eq!(told, ids, "every token is told of, in order");
+    generations
+}
+
+fn prompts() -> Vec<Vec<u32>> {
+    vec![vec![1, 12, 30, 4, 41, 9, 22], vec![5], vec![49, 2, 36], vec![8, 8, 8, 8]]
+}
+
+#[test]
+fn generation_with_a_cache_is_the_argmax_of_the_whole_sequence_again_and_again() {
+    for model in both() {
+        for prompt in prompts() {
+            let mut ids: Vec<i32> = prompt.iter().map(|id| *id as i32).collect();
+            for _ in 0..9 {
+                let last = logits(&model, &ids)[(ids.len() - 1) * 50..].to_vec();
+                ids.push((0..50).max_by(|a, b| last[*a].total_cmp(&last[*b])).unwrap() as i32);
+            }
+            let expected: Vec<u32> = ids[prompt.len()..].iter().map(|id| *id as u32).collect();
+            let found = generate(&model, &[prompt], &greedy(9, &[]));
+            assert_eq!(found, [Generation { ids: expected, finish: Finish::Length }]);
+        }
+    }
+}
+
+#[test]
+fn each_prompt_of_a_batch_is_continued_as_if_alone_also_when_others_end_before_it() {
+    for model in both() {
+        let free = generate(&model, &prompts(), &greedy(12, &[]));
+        // Tokens that end some of the rows, at different steps.
+        let stop = [free[0].ids[2], free[1].ids[5]];
+        for options in [greedy(12, &[]), greedy(12, &stop)] {
+            let together = generate(&model, &prompts(), &options);
+            for (prompt, together) in prompts().iter().zip(&together) {
+                assert_eq!(generate(&model, std::slice::from_ref(prompt), &options), std::slice::from_ref(together));
+            }
+        }
+        let stopped = generate(&model, &prompts(), &greedy(12, &stop));
+        assert!(stopped[0].finish == Finish::Stop && stopped[0].ids.len() <= 2);
+        assert!(stopped.iter().all(|row| row.ids.iter().all(|id| !stop.contains(id))), "a stop token is no result");
+    }
+}
+
+#[test]
+fn generation_ends_where_the_context_does() {
+    for model in both() {
+        let prompts = [vec![3; 36], vec![4; 2]];
+        let found = generate(&model, &prompts, &greedy(1000, &[]));
+        assert_eq!(found.iter().map(|row| (row.ids.len(), row.finish)).collect::<Vec<_>>(), [
+            (4, Finish::Length),
+            (38, Finish::Length)
+        ]);
+        assert_eq!(generate(&model, &prompts[1..], &greedy(1000, &[]))[0], found[1]);
+    }
+}
+
+#[test]
+fn the_same_seed_draws_the_same_tokens_and_another_seed_others() {
+    let model = model(json!({}));
+    let draw = |seed| {
+        let sampling = Sampling::Random { temperature: 2.0, top_k: None, top_p: None, seed };
+        generate(&model, &prompts(), &GenerateOptions { max_new_tokens: 12, sampling, stop: vec![] })
+    };
+    assert_eq!(draw(1), draw(1));
+    assert_ne!(draw(1), draw(2));
+    let same_prompt = vec![vec![5]; 2];
+    let sampling = Sampling::Random { temperature: 2.0, top_k: None, top_p: None, seed: 1 };
+    let rows = generate(&model, &same_prompt, &GenerateOptions { max_new_tokens: 12, sampling, stop: vec![] });
+    assert_ne!(rows[0], rows[1], "rows draw from streams of their own");
+}
+
+#[test]
+fn a_prompt_that_cannot_be_continued_is_an_error_that_names_it() {
+    let model = model(json!({}));
+    let error = |prompt: Vec<u32>| model.generate(&[vec![1], prompt], &greedy(2, &[]), |_, _| ()).unwrap_err();
+    assert!(matches!(error(vec![]), GenerateError::Empty { row: 1 }));
+    assert!(matches!(error(vec![1; 40]), GenerateError::TooLong { row: 1, tokens: 40, context: 40 }));
+    assert!(matches!(error(vec![3, 50]), GenerateError::UnknownToken { row: 1, token: 50, vocabulary: 50 }));
+}
+
+#[test]
+fn what_is_saved_and_loaded_gives_the_same_logits_to_the_bit() {
+    let llama3 = json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 16});
+    for changes in [
+        json!({}),
+        json!({"tie_word_embeddings": true, "bos_token_id": 1, "eos_token_id": [2, 3]}),
+        json!({"attention_bias": true, "mlp_bias": true, "head_dim": 6, "rope_theta": 500.0}),
+        json!({"rope_scaling": llama3, "rms_norm_eps": 1e-5}),
+        json!({"rope_scaling": {"type": "linear", "factor": 2.5}}),
+        json!({"model_type": "mistral", "sliding_window": null}),
+    ] {
+        let folder = tempdir().unwrap();
+        let saved = model(changes.clone());
+        let expected = logits(&saved, A);
+        saved.save(folder.path(), FloatDtype::F32).unwrap();
+        let loaded = CausalLm::load(folder.path(), FloatDType::F32, &Device::flex()).unwrap();
+        assert_eq!(loaded.config(), saved.config(), "{changes}");
+        assert_eq!(logits(&loaded, A), expected, "{changes}");
+        assert_eq!(loaded.num_params(), loaded.config().num_parameters(), "{changes}");
+    }
+}
+
+#[test]
+fn linear_scaling_is_a_division_of_the_positions() {
+    let folder = tempdir().unwrap();
+    let scaled = model(json!({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}));
+    let plain = {
+        scaled.save(folder.path(), FloatDtype::F32).unwrap();
+        write_config(folder.path(), &config(json!({})));
+        CausalLm::load(folder.path(), FloatDType::F32, &Device::flex()).unwrap()
+    };
+    let mut rows = Rows::new(&[&[A]]);
+    rows.positions.iter_mut().for_each(|position| *position *= 2);
+    assert_close(&values(scaled.logits(scaled.hidden(&rows.input()))), &logits(&plain, A));
+}
+
+fn write_config(folder: &Path, config: &ModelConfig) {
+    std::fs::write(folder.join("config.json"), config.to_json().to_string()).unwrap();
+}
+
+#[test]
+fn every_tensor_that_does_not_fit_is_named_in_one_error() {
+    let folder = tempdir().unwrap();
+    model(json!({"mlp_bias": true})).save(folder.path(), FloatDtype::F32).unwrap();
+    write_config(folder.path(), &config(json!({"attention_bias": true, "vocab_size": 51})));
+    let error = CausalLm::load(folder.path(), FloatDType::F32, &Device::flex()).unwrap_err();
+    let ModelError::Weights(WeightsError::Mismatch { missing, extra, misshapen, .. }) = &error else {
+        panic!("{error}")
+    };
+    // Two blocks: four biases of attention each are missing, three of the feed-forward are left.
+    assert_eq!((missing.len(), extra.len(), misshapen.len()), (8, 6, 2));
+    let message = error.to_string();
+    for name in ["layers.1.self_attn.o_proj.bias [16]", "layers.0.mlp.up_proj.bias [24]", "lm_head.weight"] {
+        assert!(message.contains(name), "{message}");
+    }
+}
+
+#[test]
+fn weights_that_are_not_numbers_are_named_in_one_error() {
+    let folder = tempdir().unwrap();
+    model(json!({})).save(folder.path(), FloatDtype::F32).unwrap();
+    let checkpoint = Checkpoint::open(folder.path()).unwrap();
+    let mut tensors: BTreeMap<String, (Vec<usize>, Vec<f32>)> = checkpoint
+        .names()
+        .map(|name| (name.to_owned(), (checkpoint.info(name).unwrap().shape.clone(), checkpoint.to_f32(name).unwrap())))
+        .collect();
+    let mut poison = |name: &str, value| tensors.get_mut(name).unwrap().1[3] = value;
+    poison("model.norm.weight", f32::NAN);
+    poison("model.layers.1.mlp.up_proj.weight", f32::INFINITY);
+    let expected: Vec<Expected> = tensors.iter().map(|(name, (shape, _))| Expected::new(name, shape.clone())).collect();
+    let poisoned = tempdir().unwrap();
+    CheckpointWriter::new(poisoned.path(), FloatDtype::F32)
+        .write(&expected, |tensor| Ok::<_, WeightsError>(tensors[&tensor.name].1.clone()))
+        .unwrap();
+    write_config(poisoned.path(), &config(json!({})));
+    for dtype in [FloatDType::F32, FloatDType::BF16] {
+        let error = CausalLm::load(poisoned.path(), dtype, &Device::flex()).unwrap_err();
+        let ModelError::NotFinite { faults, .. } = &error else { panic!("{error}") };
+        assert_eq!(faults.len(), 2, "{error}");
+        assert!(error.to_string().contains("`model.norm.weight` element 3 is NaN"), "{error}");
+    }
+}
+
+#[test]
+fn weights_kept_as_bf16_are_those_of_the_file_and_norms_stay_f32() {
+    let folder = tempdir().unwrap();
+    model(json!({})).save(folder.path(), FloatDtype::Bf16).unwrap();
+    let load = |dtype| CausalLm::load(folder.path(), dtype, &Device::flex()).unwrap();
+    let (narrow, wide) = (load(FloatDType::BF16), load(FloatDType::F32));
+    let block = &narrow.model.layers[0];
+    assert_eq!(block.mlp.up_proj.weight.val().dtype(), DType::BF16);
+    assert_eq!(narrow.model.embed_tokens.weight.val().dtype(), DType::BF16);
+    assert_eq!(block.input_layernorm.weight.val().dtype(), DType::F32);
+    let same = |model: &CausalLm| values(model.model.layers[0].mlp.up_proj.weight.val());
+    assert_eq!(same(&narrow), same(&wide));
+
+    // Computed in bf16, with its 8 bits of precision.
+    let (found, expected) = (logits(&narrow, A), logits(&wide, A));
+    let largest = expected.iter().fold(0f32, |largest, logit| largest.max(logit.abs()));
+    let worst = found.iter().zip(&expected).fold(0f32, |worst, (f, e)| worst.max((f - e).abs()));
+    assert!(worst < 0.1 * largest, "{worst} of {largest}");
+    let loss = |model| Rows::new(&[&[A]]).loss(model) / (A.len() - 1) as f32;
+    assert!((loss(&narrow) / loss(&wide) - 1.0).abs() < 0.02, "{} {}", loss(&narrow), loss(&wide));
+    let rewritten = tempdir().unwrap();
+    narrow.save(rewritten.path(), FloatDtype::Bf16).unwrap();
+    let bytes = |folder: &Path| std::fs::read(folder.join("model.safetensors")).unwrap();
+    assert_eq!(bytes(rewritten.path()), bytes(folder.path()));
+}
+
+#[test]
+fn no_target_is_no_loss() {
+    let rows = Rows::new(&[&[A]]);
+    assert!(model(json!({})).loss_sum(&rows.input(), &vec![-100; A.len()]).is_none());
+}
