@@ -124,7 +124,11 @@ impl Plan {
 
 /// Encodes the training records; none left is an error that says why.
 fn encode(
-    path: &Path, encoder: &Encoder, records: &[Record], max_length: usize) -> anyhow::Result<sorsa_data::EncodedSet> {
+    path: &Path,
+    encoder: &Encoder,
+    records: &[Record],
+    max_length: usize,
+) -> anyhow::Result<sorsa_data::EncodedSet> {
     let set = encoder.encode_all(records).or_bad_input()?;
     if set.examples.is_empty() {
         return Err(bad_input(format!(

@@ -123,7 +123,10 @@ pub fn adapter_folder(folder: &Path) -> PathBuf {
 pub fn attach_saved(model: CausalLm, folder: &Path) -> anyhow::Result<Attached<CausalLm>> {
     let found = adapter_folder(folder);
     if !found.join("adapter.json").exists() {
-        return Err(bad_input(format!("{} holds no adapter: neither adapter.json nor adapter/adapter.json", folder.display())));
+        return Err(bad_input(format!(
+            "{} holds no adapter: neither adapter.json nor adapter/adapter.json",
+            folder.display()
+        )));
     }
     SavedAdapter::load(&found).and_then(|adapter| adapter.attach(model)).or_bad_input()
 }

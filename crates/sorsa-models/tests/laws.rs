@@ -80,7 +80,8 @@ impl Rows {
 
     /// The next token of the same sequence, where there is one.
     fn targets(&self) -> Vec<i32> {
-        let follows = |i: usize| (i + 1) % self.len != 0 && self.segments[i] > 0 && self.segments[i + 1] == self.segments[i];
+        let follows =
+            |i: usize| (i + 1) % self.len != 0 && self.segments[i] > 0 && self.segments[i + 1] == self.segments[i];
         (0..self.ids.len()).map(|i| if follows(i) { self.ids[i + 1] } else { -100 }).collect()
     }
 
@@ -199,10 +200,10 @@ fn generation_ends_where_the_context_does() {
     for model in both() {
         let prompts = [vec![3; 36], vec![4; 2]];
         let found = generate(&model, &prompts, &greedy(1000, &[]));
-        assert_eq!(found.iter().map(|row| (row.ids.len(), row.finish)).collect::<Vec<_>>(), [
-            (4, Finish::Length),
-            (38, Finish::Length)
-        ]);
+        assert_eq!(
+            found.iter().map(|row| (row.ids.len(), row.finish)).collect::<Vec<_>>(),
+            [(4, Finish::Length), (38, Finish::Length)]
+        );
         assert_eq!(generate(&model, &prompts[1..], &greedy(1000, &[]))[0], found[1]);
     }
 }
