@@ -113,17 +113,20 @@ impl Adapter {
     /// The adapter's part of the weight, `scale * A diag(s) B`, `[d_in, d_out]`, f32. Dense: for merging and tests.
     pub fn delta(&self) -> Tensor<2> {
         let (a, s, b) = self.parts();
-        let left = match s {
+        let scaled = match s {
             Some(s) => a * (s * self.scale()).unsqueeze(),
             None => a * self.scale(),
         };
-        left.matmul(b)
+        scaled.matmul(b)
     }
 
-    /// The factored forward: `x base + bias + ((x A) * s) B * scale` for `x` `[.., d_in]`.
+    /// The factored forward: `x base + bias + ((x A) * s) B * scale` for `x` `[.., d_in]`. While training, elements of
+    /// the adapter's `x` are dropped, never of the base's.
     pub fn forward<const D: usize>(&self, x: Tensor<D>, base: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<D> {
         let (a, s, b) = self.parts();
-        let dropped = (self.dropout().prob > 0.0).then(|| self.dropout().forward(x.clone()));
+        // burn drops elements of tensors with autodiff alone; the input of a model in training may come without.
+        let active = self.dropout().prob > 0.0 && a.is_autodiff();
+        let dropped = active.then(|| self.dropout().forward(x.clone().autodiff()));
         factored_linear(x, base, bias, dropped, a, s, b, self.scale())
     }
 
@@ -148,7 +151,8 @@ impl Reparameterization for Adapter {
 /// none is. `x` `[.., d_in]`, result `[.., d_out]`.
 ///
 /// A model that calls this instead of `linear.forward(x)` never forms a dense adapted weight: its step costs what
-/// LoRA's costs. A model that does not is still right, at the cost of full fine-tuning.
+/// LoRA's costs. A model that does not is still right, at the cost of full fine-tuning, but has no dropout: a dense
+/// weight has no input of the adapter's own.
 pub fn project<const D: usize>(linear: &Linear, x: Tensor<D>) -> Tensor<D> {
     match linear.weight.reparameterization::<Adapter>() {
         Some(adapter) => adapter.forward(x, linear.weight.base(), linear.bias.as_ref().map(Param::val)),

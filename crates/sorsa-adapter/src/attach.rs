@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use burn::module::{ModuleVisitor, Param, ParamId, Reparameterizer};
+use burn::module::{Param, Reparameterizer};
 use burn::prelude::*;
 use burn::tensor::{DType, FloatDType};
 use rayon::prelude::*;
@@ -16,9 +16,9 @@ use crate::config::{AdapterConfig, Method, Sizes};
 use crate::decompose::{Decomposed, decompose};
 use crate::error::AdapterError;
 use crate::factors::{FactorSet, NamedTensors};
-use crate::parameters::{Parameter, Trainable, parameters, trainable};
+use crate::parameters::{Trainable, has_adapter, linear_layers, module_of, trainable, weights};
 use crate::state::{AdapterState, ModuleState};
-use crate::target::Pattern;
+use crate::target::means;
 
 /// How weights are decomposed while attaching.
 pub struct AttachOptions<'a> {
@@ -38,6 +38,9 @@ impl Default for AttachOptions<'_> {
     }
 }
 
+/// A weight has one adapter in burn, which would keep the old one without a word.
+pub(crate) const HAS_ADAPTER: &str = "the model has an adapter already: merge it first";
+
 /// What was done to one module.
 #[derive(Debug, Clone)]
 pub struct ModuleReport {
@@ -45,7 +48,7 @@ pub struct ModuleReport {
     pub path: String,
     /// `[d_in, d_out]`.
     pub shape: [usize; 2],
-    /// Rank and scale; none for a densely trained weight.
+    /// Rank; none for a densely trained weight.
     pub rank: Option<usize>,
     /// The adapter's scale.
     pub scale: f64,
@@ -88,7 +91,6 @@ pub struct Target {
     pub rank: usize,
     /// The adapter's scale.
     pub scale: f64,
-    id: ParamId,
 }
 
 impl Target {
@@ -110,34 +112,34 @@ impl AdapterConfig {
     ///
     /// # Errors
     ///
-    /// [`AdapterError::Targets`] with every pattern that matches nothing and every rank that does not fit.
+    /// [`AdapterError::Config`] as [`validate`](Self::validate); [`AdapterError::Targets`] with every pattern that
+    /// matches nothing and every rank that does not fit.
     pub fn targets<M: Module>(&self, model: &M) -> Result<Vec<Target>, AdapterError> {
         self.validate()?;
-        let linear: Vec<Parameter> = parameters(model).into_iter().filter(|parameter| parameter.linear).collect();
-        let module = |parameter: &Parameter| parameter.path.trim_end_matches(".weight").to_owned();
+        let linear = linear_layers(model);
+        let patterns = if self.method == Method::Full { &[][..] } else { &self.target_modules };
         let mut faults = Vec::new();
-        let mut chosen: BTreeSet<usize> = BTreeSet::new();
-        for text in if self.method == Method::Full { &[][..] } else { &self.target_modules } {
-            let pattern = Pattern::parse(text).map_err(|fault| AdapterError::Config { faults: vec![fault] })?;
-            let matched: Vec<usize> = (0..linear.len()).filter(|i| pattern.matches(&module(&linear[*i]))).collect();
-            chosen.extend(&matched);
-            if matched.is_empty() {
-                let names: BTreeSet<String> =
-                    linear.iter().filter_map(|p| module(p).rsplit('.').next().map(str::to_owned)).collect();
-                let names = names.into_iter().collect::<Vec<_>>().join(", ");
-                faults.push(format!("`{text}` matches no linear layer (there are: {names})"));
-            }
+        for text in patterns.iter().filter(|text| !linear.iter().any(|(path, _)| means(text, path))) {
+            let names: BTreeSet<&str> = linear.iter().filter_map(|(path, _)| path.rsplit('.').next()).collect();
+            let names = names.into_iter().collect::<Vec<_>>().join(", ");
+            faults.push(format!("`{text}` matches no linear layer (there are: {names})"));
         }
         let mut targets = Vec::new();
-        for parameter in chosen.into_iter().map(|index| &linear[index]) {
-            let path = module(parameter);
-            let shape = [parameter.shape[0], parameter.shape[1]];
+        for (path, shape) in linear {
+            if !patterns.iter().any(|text| means(text, &path)) {
+                continue;
+            }
             let Sizes { rank, scale } = self.sizes(&path);
             let largest = shape[0].min(shape[1]);
             if self.method.is_factored() && rank > largest {
                 faults.push(format!("rank {rank} is larger than {largest}, the smaller side of `{path}` {shape:?}"));
             }
-            targets.push(Target { path, shape, rank, scale, id: parameter.id });
+            targets.push(Target { path, shape, rank, scale });
+        }
+        if self.method.is_factored() {
+            let overrides = self.rank_pattern.keys().chain(self.alpha_pattern.keys());
+            let idle = overrides.filter(|text| !targets.iter().any(|target| means(text, &target.path)));
+            faults.extend(idle.map(|text| format!("`{text}`, for which a rank or alpha is given, matches no target")));
         }
         if faults.is_empty() { Ok(targets) } else { Err(AdapterError::Targets { faults }) }
     }
@@ -149,10 +151,14 @@ impl AdapterConfig {
     ///
     /// # Errors
     ///
-    /// See [`targets`](Self::targets); [`AdapterError::Decomposition`] where a weight is not finite or its SVD does
-    /// not converge, for all weights at once.
+    /// See [`targets`](Self::targets), and [`AdapterError::Targets`] where the model has an adapter already;
+    /// [`AdapterError::Decomposition`] where a weight is not finite or its SVD does not converge, for all weights at
+    /// once.
     pub fn attach<M: Module>(&self, model: M, options: &AttachOptions<'_>) -> Result<Attached<M>, AdapterError> {
         let targets = self.targets(&model)?;
+        if has_adapter(&model) {
+            return Err(AdapterError::Targets { faults: vec![HAS_ADAPTER.to_owned()] });
+        }
         let mut decomposed = match self.method.needs_svd() {
             true => self.decompose_all(&model, &targets, options)?,
             false => BTreeMap::new(),
@@ -193,10 +199,11 @@ impl AdapterConfig {
         targets: &[Target],
         options: &AttachOptions<'_>,
     ) -> Result<BTreeMap<String, Decomposed>, AdapterError> {
-        let weights = collect_weights(model, targets);
+        let weights = weights(model, &targets.iter().map(|target| target.path.as_str()).collect());
         let cache = options.cache.as_ref().map(|folder| SvdCache::new(folder.clone()));
         let done = std::sync::atomic::AtomicUsize::new(0);
-        let one = |(target, weight): (&Target, Tensor<2>)| {
+        let one = |target: &Target| {
+            let weight = weights[&target.path].clone();
             let svd = SvdOptions { seed: options.svd.seed ^ self.seed, ..options.svd.clone() };
             let result = decompose(&target.path, weight, target.rank, &svd, options.placement, cache.as_ref());
             let count = done.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1;
@@ -205,11 +212,10 @@ impl AdapterConfig {
             }
             (target.path.clone(), result)
         };
-        let pairs: Vec<_> = targets.iter().zip(weights).collect();
         let results: Vec<_> = match options.placement {
-            Placement::Host => pairs.into_par_iter().with_max_len(1).map(one).collect(),
+            Placement::Host => targets.par_iter().with_max_len(1).map(one).collect(),
             // A device keeps one stream for each thread that uses it: stay on this one.
-            Placement::Device => pairs.into_iter().map(one).collect(),
+            Placement::Device => targets.iter().map(one).collect(),
         };
         let mut faults = Vec::new();
         let mut decomposed = BTreeMap::new();
@@ -223,27 +229,6 @@ impl AdapterConfig {
         }
         if faults.is_empty() { Ok(decomposed) } else { Err(AdapterError::Decomposition { faults }) }
     }
-}
-
-/// Handles to the weights of the targets, in their order. No copies are made.
-fn collect_weights<M: Module>(model: &M, targets: &[Target]) -> Vec<Tensor<2>> {
-    struct Collect<'a> {
-        wanted: BTreeMap<ParamId, usize>,
-        found: &'a mut Vec<Option<Tensor<2>>>,
-    }
-    impl ModuleVisitor for Collect<'_> {
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            if let Some(index) = self.wanted.get(&param.id) {
-                let shape = param.lazy_shape();
-                let weight = param.base().without_autodiff().reshape([shape[0], shape[1]]);
-                self.found[*index] = Some(weight);
-            }
-        }
-    }
-    let mut found = vec![None; targets.len()];
-    let wanted = targets.iter().enumerate().map(|(index, target)| (target.id, index)).collect();
-    model.visit(&mut Collect { wanted, found: &mut found });
-    found.into_iter().map(|weight| weight.expect("targets are parameters of the model")).collect()
 }
 
 /// What is done to one weight.
@@ -273,8 +258,7 @@ pub(crate) fn install<M: Module>(model: M, state: AdapterState, jobs: BTreeMap<S
             path: &str,
             param: Param<Tensor<D>>,
         ) -> (Param<Tensor<D>>, Option<Adapter>) {
-            let module = path.trim_end_matches(".weight");
-            let Some(job) = self.jobs.remove(module).filter(|_| path.ends_with(".weight")) else {
+            let Some((module, job)) = module_of(path).and_then(|module| self.jobs.remove_entry(module)) else {
                 let train = self.config.method == Method::Full || self.dense.contains(path);
                 return (param.set_require_grad(train), None);
             };
@@ -289,7 +273,7 @@ pub(crate) fn install<M: Module>(model: M, state: AdapterState, jobs: BTreeMap<S
                     param.map(|weight| {
                         let (rest, rounding) = residual(weight.clone().without_autodiff(), delta);
                         if let Some(rounding) = rounding {
-                            self.rounding.insert(module.to_owned(), rounding);
+                            self.rounding.insert(module, rounding);
                         }
                         if weight.is_autodiff() { Tensor::from_inner(rest) } else { rest }
                     })

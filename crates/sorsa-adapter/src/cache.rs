@@ -38,7 +38,10 @@ impl SvdCache {
         options: &SvdOptions,
     ) -> Option<Entry> {
         let mut tensors = read_tensors(&self.file(fingerprint, rank, options)).ok()?;
-        let mut take = |name: &str, shape: &[usize]| tensors.remove(name).filter(|tensor| tensor.shape == shape);
+        let mut take = |name: &str, shape: &[usize]| {
+            let whole = |tensor: &HostTensor| tensor.shape == shape && tensor.values.iter().all(|v| v.is_finite());
+            tensors.remove(name).filter(whole)
+        };
         let (u, vt) = (take("u", &[d_in, rank])?, take("vt", &[rank, d_out])?);
         let (s, residual) = (take("s", &[rank])?, take("residual", &[1])?);
         let principal = Principal { u, s: s.values, vt };

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::AdapterError;
-use crate::target::Pattern;
+use crate::target::{Pattern, means};
 
 /// How a weight is trained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -94,16 +94,17 @@ pub struct AdapterConfig {
     /// Numerator of the scale; absent, the scale is 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub alpha: Option<f64>,
-    /// Probability of dropping an element of the adapter's input while training.
+    /// Probability of dropping an element of the adapter's input while training, by [`project`](crate::project) only.
     #[serde(default)]
     pub dropout: f64,
     /// Which linear layers: a name (`q_proj`), a glob over the module path (`model.layers.*.mlp.*`), a regular
     /// expression (`re:.*\.(q|v)_proj`), or `all-linear`.
     pub target_modules: Vec<String>,
-    /// Ranks for the modules that a pattern (as in `target_modules`) matches.
+    /// Ranks for the modules that a pattern (as in `target_modules`) matches; of several, the first in alphabetical
+    /// order decides.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub rank_pattern: BTreeMap<String, usize>,
-    /// Alphas for the modules that a pattern matches.
+    /// Alphas for the modules that a pattern matches, chosen likewise.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub alpha_pattern: BTreeMap<String, f64>,
     /// How the scale follows from alpha and rank.
@@ -183,8 +184,7 @@ impl AdapterConfig {
     /// Rank and scale of the module at `path`; the first pattern that matches decides.
     pub(crate) fn sizes(&self, path: &str) -> Sizes {
         fn first<T: Copy>(patterns: &BTreeMap<String, T>, path: &str) -> Option<T> {
-            let matches = |key: &str| Pattern::parse(key).is_ok_and(|pattern| pattern.matches(path));
-            patterns.iter().find(|(key, _)| matches(key)).map(|(_, value)| *value)
+            patterns.iter().find(|(key, _)| means(key, path)).map(|(_, value)| *value)
         }
         let rank = first(&self.rank_pattern, path).unwrap_or(self.rank);
         let scale = match (first(&self.alpha_pattern, path).or(self.alpha), self.scaling) {

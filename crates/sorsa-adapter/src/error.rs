@@ -1,3 +1,5 @@
+//! What can go wrong, with everything that is wrong at once.
+
 use std::path::PathBuf;
 
 /// Why an adapter could not be attached, saved or loaded.

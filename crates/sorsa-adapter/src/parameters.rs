@@ -1,6 +1,6 @@
 //! The parameters of a model by path: which are linear weights, which are trained, and their values.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use burn::module::{ModuleMapper, ModuleVisitor, Param, ParamId, Reparameterization};
@@ -44,8 +44,13 @@ pub(crate) struct Parameter {
     /// Path in the model, adapters' factors included.
     pub path: String,
     pub shape: Vec<usize>,
-    /// Whether it is the weight of a `burn::nn::Linear`.
+    /// Whether it is the weight of a `burn::nn::Linear` inside the model.
     pub linear: bool,
+}
+
+/// The path of the module whose weight the parameter at `path` is.
+pub(crate) fn module_of(path: &str) -> Option<&str> {
+    path.strip_suffix(".weight")
 }
 
 /// Walks every float parameter of a model with its path, without touching values.
@@ -65,19 +70,54 @@ pub(crate) fn parameters<M: Module>(model: &M) -> Vec<Parameter> {
             self.container.pop();
         }
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            let is_weight = self.path.last().is_some_and(|name| name == "weight");
+            let path = self.path.join(".");
             let in_linear = self.container.last().is_some_and(|name| name == "Struct:Linear");
-            self.found.push(Parameter {
-                id: param.id,
-                path: self.path.join("."),
-                shape: param.lazy_shape().to_vec(),
-                linear: D == 2 && is_weight && in_linear,
-            });
+            let linear = D == 2 && in_linear && module_of(&path).is_some();
+            self.found.push(Parameter { id: param.id, path, shape: param.lazy_shape().to_vec(), linear });
         }
     }
     let mut walk = Walk { path: Vec::new(), container: Vec::new(), found: Vec::new() };
     model.visit(&mut walk);
     walk.found
+}
+
+/// The linear layers of a model by path, with the shapes `[d_in, d_out]` of their weights, in the model's order.
+pub(crate) fn linear_layers<M: Module>(model: &M) -> Vec<(String, [usize; 2])> {
+    let linear = parameters(model).into_iter().filter(|parameter| parameter.linear);
+    linear.filter_map(|p| Some((module_of(&p.path)?.to_owned(), [p.shape[0], p.shape[1]]))).collect()
+}
+
+/// Whether an adapter is attached to any weight of the model.
+pub(crate) fn has_adapter<M: Module>(model: &M) -> bool {
+    let marker = format!(".weight.{}.", Adapter::NAME);
+    parameters(model).iter().any(|parameter| parameter.path.contains(&marker))
+}
+
+/// The weights of the linear layers at the paths `wanted`, without autodiff. Lazy ones are made; nothing is copied.
+pub(crate) fn weights<M: Module>(model: &M, wanted: &BTreeSet<&str>) -> BTreeMap<String, Tensor<2>> {
+    struct Collect<'a> {
+        path: Vec<String>,
+        wanted: &'a BTreeSet<&'a str>,
+        found: BTreeMap<String, Tensor<2>>,
+    }
+    impl ModuleVisitor for Collect<'_> {
+        fn enter_module(&mut self, name: &str, _container_type: &str) {
+            self.path.push(name.to_owned());
+        }
+        fn exit_module(&mut self, _name: &str, _container_type: &str) {
+            self.path.pop();
+        }
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let path = self.path.join(".");
+            let Some(module) = module_of(&path).filter(|module| self.wanted.contains(module)) else { return };
+            let shape = param.lazy_shape();
+            let weight = param.base().without_autodiff().reshape([shape[0], shape[1]]);
+            self.found.insert(module.to_owned(), weight);
+        }
+    }
+    let mut collect = Collect { path: Vec::new(), wanted, found: BTreeMap::new() };
+    model.visit(&mut collect);
+    collect.found
 }
 
 /// The trained parameters of a model to which `method` was attached; `dense` says which paths are trained whole.
@@ -143,31 +183,34 @@ pub fn import_trainable<M: Module>(
             })
         }
     }
-    let expected = trainable.iter().map(|parameter| (parameter.name.as_str(), parameter.shape.as_slice()));
-    check_names(expected, values, source)?;
+    let expected = trainable.iter().map(|parameter| (parameter.name.clone(), parameter.shape.clone()));
+    fitting(tensor_faults(expected, values), source)?;
     let values = trainable.iter().map(|parameter| (parameter.id, &values[&parameter.name])).collect();
     Ok(model.map(&mut Import { values }))
 }
 
-/// Compares names and shapes, and reports every difference in one error.
-pub(crate) fn check_names<'a>(
-    expected: impl Iterator<Item = (&'a str, &'a [usize])>,
+/// A line for each tensor that is missing, misshapen or not called for.
+pub(crate) fn tensor_faults(
+    expected: impl IntoIterator<Item = (String, Vec<usize>)>,
     found: &NamedTensors,
-    source: &Path,
-) -> Result<(), AdapterError> {
+) -> Vec<String> {
+    let expected: BTreeMap<String, Vec<usize>> = expected.into_iter().collect();
     let mut faults = Vec::new();
-    let mut known = std::collections::BTreeSet::new();
-    for (name, shape) in expected {
-        known.insert(name);
+    for (name, shape) in &expected {
         match found.get(name) {
             None => faults.push(format!("`{name}` is missing")),
-            Some(tensor) if tensor.shape != shape => {
+            Some(tensor) if tensor.shape != *shape => {
                 faults.push(format!("`{name}` should be {shape:?}, found {:?}", tensor.shape));
             }
             Some(_) => {}
         }
     }
-    let extra = found.keys().filter(|name| !known.contains(name.as_str()));
+    let extra = found.keys().filter(|name| !expected.contains_key(*name));
     faults.extend(extra.map(|name| format!("`{name}` is not in the model")));
+    faults
+}
+
+/// An error with all `faults`, where there are any.
+pub(crate) fn fitting(faults: Vec<String>, source: &Path) -> Result<(), AdapterError> {
     if faults.is_empty() { Ok(()) } else { Err(AdapterError::Mismatch { path: source.to_owned(), faults }) }
 }

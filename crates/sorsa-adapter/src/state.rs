@@ -11,13 +11,15 @@ use burn::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::adapter::Adapter;
-use crate::attach::{Attached, Install, install};
+use crate::attach::{Attached, HAS_ADAPTER, Install, install};
 use crate::cache::fingerprint;
 use crate::config::{AdapterConfig, Method};
 use crate::error::AdapterError;
 use crate::factors::{FactorSet, NamedTensors};
 use crate::files::{read_tensors, write_atomic, write_tensors};
-use crate::parameters::{check_names, export_trainable, import_trainable, parameters};
+use crate::parameters::{
+    export_trainable, fitting, has_adapter, import_trainable, linear_layers, parameters, tensor_faults, weights,
+};
 
 /// One adapted module, as saved.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -128,20 +130,21 @@ impl SavedAdapter {
     /// [`AdapterError::Mismatch`] with everything that does not fit: modules, shapes, tensors, and bases whose
     /// content is another.
     pub fn attach<M: Module>(&self, model: M) -> Result<Attached<M>, AdapterError> {
-        self.state.check(&model, &self.source)?;
-        self.check_tensors()?;
+        let mut faults = self.faults(&model);
+        faults.extend(self.state.content_faults(&model));
+        fitting(faults, &self.source)?;
         let subtract = self.state.config.method.needs_svd().then_some(&self.state.initial);
         self.install(model, subtract)
     }
 
     /// The inverse of [`Attached::merge`]: takes the adapter out of merged weights and attaches it. The base is as
-    /// before up to rounding.
+    /// before up to rounding. Partial and full fine-tuning add nothing: their weights stay what they are.
     ///
     /// # Errors
     ///
-    /// [`AdapterError::Mismatch`] where the adapter does not fit.
+    /// [`AdapterError::Mismatch`] with everything that does not fit; the content of merged weights is not compared.
     pub fn unmerge<M: Module>(&self, merged: M) -> Result<Attached<M>, AdapterError> {
-        self.check_tensors()?;
+        fitting(self.faults(&merged), &self.source)?;
         let subtract = self.state.config.method.is_factored().then_some(&self.trained);
         self.install(merged, subtract)
     }
@@ -167,29 +170,18 @@ impl SavedAdapter {
         Ok(attached)
     }
 
-    /// Whether the tensors are those that the manifest calls for.
-    fn check_tensors(&self) -> Result<(), AdapterError> {
-        let method = self.state.config.method;
-        if !method.is_factored() {
-            return Ok(());
+    /// A line for everything that does not fit `model`, the content of its weights apart.
+    fn faults<M: Module>(&self, model: &M) -> Vec<String> {
+        if has_adapter(model) {
+            return vec![HAS_ADAPTER.to_owned()];
         }
-        let expected: Vec<(String, Vec<usize>)> = self
-            .state
-            .modules
-            .iter()
-            .flat_map(|module| {
-                Adapter::factor_names(method).iter().map(|name| {
-                    let shape = Adapter::factor_shape(name, module.shape, module.rank);
-                    (format!("{}.{method}.{name}", module.path), shape)
-                })
-            })
-            .collect();
-        let expected = || expected.iter().map(|(name, shape)| (name.as_str(), shape.as_slice()));
-        check_names(expected(), &self.trained, &self.source)?;
-        match method.needs_svd() {
-            true => check_names(expected(), &self.state.initial, &self.source),
-            false => Ok(()),
+        let mut faults = self.state.module_faults(model);
+        faults.extend(tensor_faults(self.state.expected(model), &self.trained));
+        if self.state.config.method.needs_svd() {
+            let initial = tensor_faults(self.state.expected(model), &self.state.initial);
+            faults.extend(initial.into_iter().map(|fault| format!("at the start, {fault}")));
         }
+        faults
     }
 }
 
@@ -215,64 +207,45 @@ impl AdapterState {
         Ok(Self { config: manifest.config, modules: manifest.modules, initial })
     }
 
-    /// Whether `model` has the modules with their shapes and, where known, their content.
-    fn check<M: Module>(&self, model: &M, source: &Path) -> Result<(), AdapterError> {
-        let mut faults = Vec::new();
-        let linear: BTreeMap<String, [usize; 2]> = parameters(model)
-            .into_iter()
-            .filter(|parameter| parameter.linear)
-            .map(|p| (p.path.trim_end_matches(".weight").to_owned(), [p.shape[0], p.shape[1]]))
-            .collect();
-        for module in &self.modules {
-            match linear.get(&module.path) {
-                None => faults.push(format!("the model has no linear layer `{}`", module.path)),
-                Some(shape) if *shape != module.shape => {
-                    faults.push(format!(
-                        "`{}` is {:?} in the adapter, {shape:?} in the model",
-                        module.path, module.shape
-                    ));
-                }
-                Some(_) => {}
+    /// A line for each module that `model` lacks or has in another shape.
+    fn module_faults<M: Module>(&self, model: &M) -> Vec<String> {
+        let linear: BTreeMap<String, [usize; 2]> = linear_layers(model).into_iter().collect();
+        let fault = |module: &ModuleState| match linear.get(&module.path) {
+            None => Some(format!("the model has no linear layer `{}`", module.path)),
+            Some(shape) if *shape != module.shape => {
+                Some(format!("`{}` is {:?} in the adapter, {shape:?} in the model", module.path, module.shape))
             }
-        }
-        if faults.is_empty() && self.config.method != Method::Full {
-            let expected: BTreeMap<String, &str> = self
-                .modules
-                .iter()
-                .filter_map(|module| Some((format!("{}.weight", module.path), module.fingerprint.as_deref()?)))
-                .collect();
-            faults.extend(foreign_weights(model, &expected));
-        }
-        if faults.is_empty() { Ok(()) } else { Err(AdapterError::Mismatch { path: source.to_owned(), faults }) }
+            Some(_) => None,
+        };
+        self.modules.iter().filter_map(fault).collect()
     }
-}
 
-/// A line for each weight whose content is not the expected one.
-fn foreign_weights<M: Module>(model: &M, expected: &BTreeMap<String, &str>) -> Vec<String> {
-    use burn::module::{ModuleVisitor, Param};
-    struct Compare<'a> {
-        path: Vec<String>,
-        expected: &'a BTreeMap<String, &'a str>,
-        faults: Vec<String>,
+    /// A line for each weight of the right shape whose content is known and another in `model`.
+    fn content_faults<M: Module>(&self, model: &M) -> Vec<String> {
+        let known = |module: &ModuleState| Some((module.path.clone(), (module.shape, module.fingerprint.clone()?)));
+        let known: BTreeMap<String, ([usize; 2], String)> = self.modules.iter().filter_map(known).collect();
+        weights(model, &known.keys().map(String::as_str).collect())
+            .into_iter()
+            .filter(|(path, weight)| weight.dims() == known[path].0 && fingerprint(weight) != known[path].1)
+            .map(|(path, _)| format!("`{path}.weight` is not the weight that the adapter was made for"))
+            .collect()
     }
-    impl ModuleVisitor for Compare<'_> {
-        fn enter_module(&mut self, name: &str, _container_type: &str) {
-            self.path.push(name.to_owned());
-        }
-        fn exit_module(&mut self, _name: &str, _container_type: &str) {
-            self.path.pop();
-        }
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            let path = self.path.join(".");
-            let Some(expected) = self.expected.get(&path) else { return };
-            let shape = param.lazy_shape();
-            let weight = param.base().without_autodiff().reshape([shape[0], shape[1]]);
-            if fingerprint(&weight) != *expected {
-                self.faults.push(format!("`{path}` is not the weight that the adapter was made for"));
+
+    /// Names and shapes of the trained tensors; full fine-tuning takes them from `model`.
+    fn expected<M: Module>(&self, model: &M) -> Vec<(String, Vec<usize>)> {
+        let method = self.config.method;
+        match method {
+            Method::Full => parameters(model).into_iter().map(|p| (p.path, p.shape)).collect(),
+            Method::Partial => self.modules.iter().map(|m| (format!("{}.weight", m.path), m.shape.to_vec())).collect(),
+            Method::Sorsa | Method::Pissa | Method::Lora => {
+                let factors = |module: &ModuleState| {
+                    let (path, shape, rank) = (module.path.clone(), module.shape, module.rank);
+                    Adapter::factor_names(method)
+                        .iter()
+                        .map(move |name| (format!("{path}.{method}.{name}"), Adapter::factor_shape(name, shape, rank)))
+                };
+                self.modules.iter().flat_map(factors).collect()
             }
         }
     }
-    let mut compare = Compare { path: Vec::new(), expected, faults: Vec::new() };
-    model.visit(&mut compare);
-    compare.faults
 }

@@ -50,6 +50,11 @@ impl Pattern {
     }
 }
 
+/// Whether `text` is a pattern that means the module at `path`.
+pub(crate) fn means(text: &str, path: &str) -> bool {
+    Pattern::parse(text).is_ok_and(|pattern| pattern.matches(path))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

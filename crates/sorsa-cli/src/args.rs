@@ -48,7 +48,7 @@ pub struct DeviceArgs {
 }
 
 /// What a run does: a recipe, and options that replace its fields.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, PartialEq, Args)]
 pub struct RecipeArgs {
     /// Recipe (TOML); options below replace its fields
     #[arg(long, value_name = "FILE")]
@@ -120,7 +120,7 @@ pub struct FinetuneArgs {
     #[arg(long, value_name = "DIR")]
     pub run_dir: Option<PathBuf>,
     /// Go on with the run in this folder
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["RecipeArgs", "run_dir"])]
+    #[arg(long, value_name = "DIR", conflicts_with = "run_dir")]
     pub resume: Option<PathBuf>,
     /// Show what would be done, and stop
     #[arg(long)]

@@ -1,5 +1,6 @@
 //! Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted.
 
+use std::io::ErrorKind::BrokenPipe;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
@@ -78,6 +79,10 @@ pub fn report(result: anyhow::Result<()>) -> ExitCode {
     if error.is::<Interrupted>() {
         return ExitCode::from(130);
     }
+    if error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == BrokenPipe) {
+        // Whoever read the output has what they wanted, as `| head` does.
+        return ExitCode::SUCCESS;
+    }
     eprintln!("error: {}", one_line(&error));
     ExitCode::from(if error.is::<BadInput>() { 2 } else { 1 })
 }
@@ -85,7 +90,8 @@ pub fn report(result: anyhow::Result<()>) -> ExitCode {
 /// Help and version go to standard output; anything wrong with the command line is one line and exit code 2.
 pub fn usage(error: &clap::Error) -> ExitCode {
     if !error.use_stderr() {
-        print!("{}", error.render().ansi());
+        // A closed pipe is the reader's business.
+        let _ = error.print();
         return ExitCode::SUCCESS;
     }
     if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {

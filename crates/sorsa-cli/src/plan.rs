@@ -73,18 +73,23 @@ impl Plan {
         };
         let (path, loaded) = load(&recipe.data.train, "train", recipe.data.limit)?;
         let (format, skipped) = (loaded.format.to_string(), loaded.skipped.count);
-        let (train, validation) = match &recipe.data.validation {
-            Some(name) => (loaded.records, load(name, "validation", None)?.1.records),
-            None => hold_out(&path, loaded.records, recipe)?,
+        let (train, validation_set) = match &recipe.data.validation {
+            Some(name) => {
+                let (path, validation) = load(name, "validation", None)?;
+                (loaded.records, encode(&path, &encoder, &validation.records, max_length)?)
+            }
+            None => {
+                let (train, validation) = hold_out(&path, loaded.records, recipe)?;
+                (train, encoder.encode_all(&validation).or_bad_input()?)
+            }
         };
         let train_set = encode(&path, &encoder, &train, max_length)?;
-        let validation_set = encoder.encode_all(&validation).or_bad_input()?;
         let problems = match &recipe.data.test {
-            Some(name) => {
+            Some(name) if recipe.eval.problems > 0 => {
                 let (path, loaded) = load(name, "test", Some(recipe.eval.problems))?;
                 Some(Problems::new(&path, loaded.records, &encoder, context)?)
             }
-            None => None,
+            _ => None,
         };
         let data = DataReport {
             format,
@@ -122,7 +127,7 @@ impl Plan {
     }
 }
 
-/// Encodes the training records; none left is an error that says why.
+/// Encodes the records of a file; none left is an error that says why.
 fn encode(
     path: &Path,
     encoder: &Encoder,

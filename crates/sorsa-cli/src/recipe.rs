@@ -82,7 +82,7 @@ pub struct SvdRecipe {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct EvalRecipe {
-    /// Problems for accuracy, the first of the test file.
+    /// Problems for accuracy, the first of the test file; 0: none.
     pub problems: usize,
     pub batch_size: usize,
     pub max_new_tokens: usize,
@@ -158,6 +158,9 @@ impl Recipe {
     /// The recipe of a command line: that of the run to go on with, or a new one.
     pub fn of(args: &FinetuneArgs) -> anyhow::Result<Self> {
         match &args.resume {
+            Some(_) if args.fields != RecipeArgs::default() => {
+                Err(bad_input("--resume goes on with the recipe of its run, which no option can change any more"))
+            }
             Some(run) => Self::read(&run.join("recipe.toml"))
                 .map_err(|error| bad_input(format!("{} holds no run to go on with: {error}", run.display()))),
             None => Self::resolve(&args.fields),
@@ -220,6 +223,9 @@ impl Recipe {
             result.unwrap_or_else(&mut note);
         }
         crate::session::dtype(&self.model.dtype).map(drop).unwrap_or_else(&mut note);
+        if !(self.svd.tolerance > 0.0 && self.svd.tolerance.is_finite()) {
+            faults.push("svd.tolerance must be positive".to_owned());
+        }
         if self.eval.batch_size == 0 {
             faults.push("eval.batch_size must be at least 1".to_owned());
         }
@@ -283,7 +289,7 @@ fn overrides(args: &RecipeArgs) -> anyhow::Result<Vec<(String, Value)>> {
     fn text(value: Option<&String>) -> Option<Value> {
         value.cloned().map(Value::String)
     }
-    let integer = |value: Option<u64>| value.map(|value| Value::Integer(value as i64));
+    let integer = |value: Option<u64>| value.map(|value| Value::Integer(i64::try_from(value).unwrap_or(i64::MAX)));
     let size = |value: Option<usize>| integer(value.map(|value| value as u64));
     let targets = args.target_modules.as_ref();
     let named = [
@@ -352,11 +358,11 @@ fn merge(base: &mut Table, over: Table) {
 
 /// What is wrong with the TOML of a file, with its line.
 fn syntax_fault(name: &str, text: &str, error: &toml::de::Error) -> anyhow::Error {
-    let line = error.span().map_or(1, |span| text[..span.start.min(text.len())].lines().count().max(1));
+    let line = error.span().map_or(1, |span| text[..span.start].matches('\n').count() + 1);
     bad_input(format!("{name}, line {line}: {}", error.message()))
 }
 
 /// What is wrong with a field, with its name.
 fn field_fault(name: &str, error: &toml::de::Error) -> anyhow::Error {
-    bad_input(format!("{name}: {}", error.to_string().trim()))
+    bad_input(format!("{name}: {}", error.to_string().trim().replace('\n', " ")))
 }

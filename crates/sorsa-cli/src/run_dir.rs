@@ -48,6 +48,13 @@ impl RunDir {
         Ok(Self { path: path.to_owned() })
     }
 
+    /// Takes back a folder that nothing was trained in, where it holds nothing else.
+    pub fn abandon(&self) {
+        // The reason for it is the error to report.
+        let _ = std::fs::remove_file(self.file("baseline.json"));
+        let _ = std::fs::remove_dir(&self.path);
+    }
+
     pub fn path(&self) -> &Path {
         &self.path
     }

@@ -3,21 +3,46 @@
 
 mod common;
 
-use std::path::Path;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use common::Place;
+use common::{Place, Succeed};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 /// Runs, expects a failure of one line and no run directory, and compares the line with its snapshot.
 #[track_caller]
 fn refuse(name: &str, place: &Place, args: &[&str]) {
-    let output = place.finetune(args).output().unwrap();
-    let failure = place.failure(&output);
+    refuse_command(name, place, &mut place.finetune(args));
+}
+
+/// The same for any command; nothing in the place may change.
+#[track_caller]
+fn refuse_command(name: &str, place: &Place, command: &mut Command) {
+    let before = files(&place.path(""));
+    let output = command.output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).replace(&place.path("").display().to_string(), "[dir]/");
+    let text = text.replace(std::env::consts::ARCH, "[arch]");
+    let failure = format!("exit code {}\n{text}", output.status.code().unwrap_or(-1));
     assert!(!output.status.success(), "{name}: accepted");
+    assert!(output.stdout.is_empty(), "{name}: printed a result");
     assert_eq!(failure.lines().count(), 2, "{name}: one line of error, found\n{failure}");
-    assert!(!failure.contains("panicked"), "{failure}");
-    assert!(!place.path("runs").exists(), "{name}: left a run directory behind");
+    assert!(failure.contains("\nerror: ") && !failure.contains("panicked"), "{failure}");
+    assert_eq!(files(&place.path("")), before, "{name}: left something behind");
     insta::assert_snapshot!(name, failure);
+}
+
+/// Every file and folder below `folder`.
+fn files(folder: &Path) -> BTreeSet<PathBuf> {
+    let mut found = BTreeSet::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(files(&path));
+        }
+        found.insert(path);
+    }
+    found
 }
 
 /// Rewrites one tensor of the model's file.
@@ -100,6 +125,16 @@ fn adapters_that_cannot_be() {
 }
 
 #[test]
+fn a_decomposition_that_fails_leaves_no_run_behind() {
+    let place = Place::new();
+    let output = place.finetune(&["--set", "svd.tolerance=1e-30", "--run-dir", "run"]).output().unwrap();
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(told.lines().count() == 1 && told.contains("did not converge"), "{told}");
+    assert!(!place.path("run").exists());
+}
+
+#[test]
 fn data_that_cannot_be_used() {
     let place = Place::new();
     place.write("empty.jsonl", "");
@@ -109,7 +144,13 @@ fn data_that_cannot_be_used() {
     refuse("rows_longer_than_the_context", &place, &["--max-length", "20"]);
     let long = format!("{{\"query\": \"{}\", \"response\": \"The answer is: 2\"}}\n", "1 + ".repeat(200));
     place.write("long.jsonl", long);
+    refuse("validation_rows_longer_than_the_context", &place, &["--validation", "long.jsonl"]);
     refuse("prompts_longer_than_the_context", &place, &["--test", "long.jsonl"]);
+    let eval = ["eval", "--model", "model", "--data"];
+    refuse_command("eval_of_prompts_that_are_too_long", &place, place.command(&eval).arg("long.jsonl"));
+    refuse_command("eval_of_nothing_at_a_time", &place, place.command(&eval).args(["data.jsonl", "--batch-size", "0"]));
+    let prompt = "1 + ".repeat(200);
+    refuse_command("prompt_that_is_too_long", &place, &mut place.command(&["generate", "--model", "model", &prompt]));
 }
 
 #[test]
@@ -118,6 +159,8 @@ fn recipes_that_make_no_sense() {
     refuse("unknown_field", &place, &["--set", "train.learning_rate=1"]);
     place.write("recipe.toml", "[train\n");
     refuse("recipe_that_is_not_toml", &place, &["--recipe", "recipe.toml"]);
+    place.write("recipe.toml", "[train]\nepochs = 1.0\n= 3\n");
+    refuse("fault_in_the_third_line", &place, &["--recipe", "recipe.toml"]);
     refuse("wrong_values", &place, &["--lr=-1", "--epochs", "0", "--set", "data.truncation=maybe"]);
     refuse("wrong_type", &place, &["--set", "train.batch_size=many"]);
 }
@@ -125,8 +168,12 @@ fn recipes_that_make_no_sense() {
 #[test]
 fn devices_that_are_not_there() {
     let place = Place::new();
-    refuse("unknown_backend", &place, &["--backend", "abacus"]);
     refuse("device_out_of_range", &place, &["--device", "7"]);
+    // Both list what the build has.
+    if !cfg!(any(feature = "wgpu", feature = "vulkan", feature = "cuda")) {
+        refuse("unknown_backend", &place, &["--backend", "abacus"]);
+        refuse("backend_of_another_build", &place, &["--backend", "vulkan"]);
+    }
 }
 
 #[test]
@@ -134,9 +181,33 @@ fn run_directories_that_cannot_be_used() {
     let place = Place::new();
     place.write("file", "");
     refuse("unwritable_run_directory", &place, &["--run-dir", "file/run"]);
+    refuse("file_where_the_run_should_be", &place, &["--run-dir", "file"]);
     std::fs::create_dir(place.path("old")).unwrap();
     place.write("old/recipe.toml", "");
     refuse("run_directory_that_holds_a_run", &place, &["--run-dir", "old"]);
-    let output = place.command(&["finetune", "--resume", "model"]).output().unwrap();
-    insta::assert_snapshot!("resume_of_no_run", place.failure(&output));
+    refuse_command("resume_of_no_run", &place, &mut place.command(&["finetune", "--resume", "model"]));
+    let resume = ["finetune", "--resume", "old", "--lr", "1", "--rank", "2"];
+    refuse_command("resume_with_other_settings", &place, &mut place.command(&resume));
+}
+
+#[test]
+fn adapters_of_another_model() {
+    let place = Place::new();
+    place.make_model("other", 1);
+    place.finetune(&["--max-steps", "1", "--target-modules", "q_proj", "--run-dir", "run"]).succeed();
+    let generate = ["generate", "hello", "--model", "other", "--adapter"];
+    refuse_command("adapter_of_another_model", &place, place.command(&generate).arg("run"));
+    refuse_command("folder_without_an_adapter", &place, place.command(&generate).arg("model"));
+    let merge = ["merge", "--model", "other", "--adapter", "run", "--out", "merged"];
+    refuse_command("merge_with_another_model", &place, &mut place.command(&merge));
+    let merge = ["merge", "--adapter", "run", "--out", "model"];
+    refuse_command("merge_into_the_model_itself", &place, &mut place.command(&merge));
+}
+
+#[test]
+fn command_lines_that_make_no_sense() {
+    let place = Place::new();
+    refuse_command("no_command", &place, &mut place.command(&[]));
+    refuse_command("unknown_option", &place, &mut place.command(&["finetune", "--rnk", "3"]));
+    refuse_command("seed_beyond_toml", &place, &mut place.finetune(&["--seed", "18446744073709551615"]));
 }

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::Place;
+use common::{Place, Succeed};
 
 const OPTIONS: [&str; 8] = [
     "--max-steps",
@@ -59,8 +59,7 @@ fn names(folder: &Path) -> Vec<String> {
 }
 
 fn resume(place: &Place, run: &str) {
-    let output = place.command(&["finetune", "--quiet", "--resume", run]).output().unwrap();
-    assert!(output.status.success(), "{}", place.failure(&output));
+    place.command(&["finetune", "--quiet", "--resume", run]).succeed();
 }
 
 fn same(place: &Place, run: &str) {
@@ -86,6 +85,9 @@ fn a_killed_run_goes_on_to_the_same_losses() {
         resume(&place, run);
         same(&place, run);
     }
+    // A run that is complete has nothing left to do, and stays what it is.
+    resume(&place, "whole");
+    same(&place, "early");
 
     // During a checkpoint: its folder has a temporary name then. A try may come too late; several seldom do.
     let caught = (0..20).any(|number| {

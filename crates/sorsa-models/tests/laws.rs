@@ -80,8 +80,9 @@ impl Rows {
 
     /// The next token of the same sequence, where there is one.
     fn targets(&self) -> Vec<i32> {
-        let follows =
-            |i: usize| (i + 1) % self.len != 0 && self.segments[i] > 0 && self.segments[i + 1] == self.segments[i];
+        let follows = |i: usize| {
+            !(i + 1).is_multiple_of(self.len) && self.segments[i] > 0 && self.segments[i + 1] == self.segments[i]
+        };
         (0..self.ids.len()).map(|i| if follows(i) { self.ids[i + 1] } else { -100 }).collect()
     }
 

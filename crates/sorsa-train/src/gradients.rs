@@ -92,3 +92,111 @@ pub(crate) fn scale<M: Module>(model: &M, gradients: GradientsParams, factor: f6
     model.visit(&mut scale);
     scale.gradients
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+
+    use burn::module::ParamId;
+    use sorsa_adapter::{AdapterConfig, Method};
+    use sorsa_data::{BatchOptions, Batcher, Example};
+    use sorsa_models::ModelConfig;
+
+    use super::*;
+
+    fn model() -> CausalLm {
+        let config = serde_json::json!({
+            "model_type": "llama", "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1,
+            "num_attention_heads": 2, "vocab_size": 11, "max_position_embeddings": 32, "initializer_range": 0.3,
+        });
+        let model = CausalLm::init(&ModelConfig::parse(config.as_object().unwrap().clone()).unwrap(), &Device::flex());
+        AdapterConfig::new(Method::Full, 1, &[]).attach(model, &Default::default()).unwrap().model.train()
+    }
+
+    /// Six sequences with 1 to 6 targets, in batches of `batch_size`.
+    fn batches(batch_size: usize) -> Vec<Batch> {
+        let example = |row: usize| Example {
+            ids: (0..8).map(|i| ((row * 3 + i * i) % 11) as u32).collect(),
+            target_mask: (0..8).map(|i| i > 6 - row).collect(),
+            row,
+            truncated: false,
+        };
+        let options = BatchOptions { batch_size, shuffle: false, ..BatchOptions::default() };
+        let batcher = Batcher::new(Arc::new((0..6).map(example).collect()), options).unwrap();
+        (0..batcher.batches_per_epoch(0)).map(|index| batcher.batch(0, index)).collect()
+    }
+
+    /// Loss and gradients on the host.
+    fn step(
+        model: &CausalLm,
+        batch_size: usize,
+        normalization: LossNormalization,
+    ) -> (f32, BTreeMap<ParamId, Vec<f32>>) {
+        let StepGradients { gradients, loss } = step_gradients(model, &batches(batch_size), normalization).unwrap();
+        (loss.into_scalar::<f32>(), on_host(model, &gradients))
+    }
+
+    fn on_host(model: &CausalLm, gradients: &GradientsParams) -> BTreeMap<ParamId, Vec<f32>> {
+        struct Collect<'a> {
+            gradients: &'a GradientsParams,
+            found: BTreeMap<ParamId, Vec<f32>>,
+        }
+        impl ModuleVisitor for Collect<'_> {
+            fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+                let gradient = self.gradients.get::<D>(param.id).unwrap();
+                self.found.insert(param.id, gradient.into_data().try_into_vec::<f32>().unwrap());
+            }
+        }
+        let mut collect = Collect { gradients, found: BTreeMap::new() };
+        model.visit(&mut collect);
+        collect.found
+    }
+
+    fn distance(a: &BTreeMap<ParamId, Vec<f32>>, b: &BTreeMap<ParamId, Vec<f32>>) -> f32 {
+        let pairs = a.iter().flat_map(|(id, values)| values.iter().zip(&b[id]));
+        pairs.fold(0f32, |worst, (a, b)| worst.max((a - b).abs()))
+    }
+
+    #[test]
+    fn micro_batches_with_unequal_numbers_of_targets_give_loss_and_gradient_of_the_large_batch() {
+        let model = model();
+        let (loss, gradients) = step(&model, 6, LossNormalization::Step);
+        for batch_size in [1, 2, 4] {
+            let (parts_loss, parts) = step(&model, batch_size, LossNormalization::Step);
+            assert!((parts_loss - loss).abs() < 1e-5, "{parts_loss} and {loss}");
+            assert!(distance(&parts, &gradients) < 1e-5, "{}", distance(&parts, &gradients));
+        }
+    }
+
+    #[test]
+    fn the_mean_of_the_micro_batches_means_is_another_thing() {
+        let model = model();
+        let (loss, gradients) = step(&model, 2, LossNormalization::MicroBatch);
+        let means: Vec<f32> = batches(2)
+            .iter()
+            .map(|batch| {
+                let sum = model.loss_sum(&model_input(batch), &batch.targets).unwrap();
+                sum.into_scalar::<f32>() / batch.target_tokens() as f32
+            })
+            .collect();
+        assert!((loss - means.iter().sum::<f32>() / 3.0).abs() < 1e-5);
+        assert!(distance(&gradients, &step(&model, 2, LossNormalization::Step).1) > 1e-3);
+    }
+
+    #[test]
+    fn the_norm_is_over_all_gradients_and_scaling_scales_it() {
+        let model = model();
+        let result = step_gradients(&model, &batches(6), LossNormalization::Step).unwrap();
+        let squares = |gradients: &GradientsParams| {
+            on_host(&model, gradients).into_values().flatten().map(|g| f64::from(g).powi(2)).sum::<f64>()
+        };
+        let norm =
+            |gradients: &GradientsParams| f64::from(global_norm(&model, gradients).unwrap().into_scalar::<f32>());
+        let before = norm(&result.gradients);
+        assert!((before - squares(&result.gradients).sqrt()).abs() < 1e-5 * before);
+        let clipped = scale(&model, result.gradients, 0.25 / before);
+        assert!((norm(&clipped) - 0.25).abs() < 1e-6);
+        assert!((squares(&clipped).sqrt() - 0.25).abs() < 1e-6);
+    }
+}

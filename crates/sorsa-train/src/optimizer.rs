@@ -154,3 +154,124 @@ impl ModuleMapper for Update<'_> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::nn::{Linear, LinearConfig};
+    use burn::tensor::Distribution;
+    use sorsa_adapter::{AdapterConfig, Attached, Method, export_trainable};
+
+    use crate::config::GroupOverride;
+
+    /// PyTorch's AdamW in f64, one number.
+    struct Reference {
+        rate: f64,
+        decay: f64,
+        p: f64,
+        m: f64,
+        v: f64,
+    }
+
+    impl Reference {
+        fn step(&mut self, gradient: f64, t: i32) {
+            self.p *= 1.0 - self.rate * self.decay;
+            self.m = 0.9 * self.m + 0.1 * gradient;
+            self.v = 0.999 * self.v + 0.001 * gradient * gradient;
+            let denominator = self.v.sqrt() / (1.0 - 0.999f64.powi(t)).sqrt() + 1e-8;
+            self.p -= self.rate / (1.0 - 0.9f64.powi(t)) * self.m / denominator;
+        }
+    }
+
+    #[derive(Module, Debug)]
+    struct Net {
+        proj: Linear,
+    }
+
+    fn attached() -> Attached<Net> {
+        let net = Net { proj: LinearConfig::new(5, 4).with_bias(false).init(&Device::flex()) };
+        let attached = AdapterConfig::new(Method::Sorsa, 2, &["proj"]).attach(net, &Default::default()).unwrap();
+        Attached { model: attached.model.train(), ..attached }
+    }
+
+    /// The same gradient for every number of every trained parameter.
+    fn gradients(trainable: &[Trainable], value: f64) -> GradientsParams {
+        let mut gradients = GradientsParams::new();
+        for parameter in trainable {
+            let device = Device::flex();
+            match *parameter.shape.as_slice() {
+                [d] => gradients.register::<1>(parameter.id, Tensor::full([d], value, &device)),
+                [rows, cols] => gradients.register::<2>(parameter.id, Tensor::full([rows, cols], value, &device)),
+                _ => unreachable!(),
+            }
+        }
+        gradients
+    }
+
+    #[test]
+    fn singular_values_follow_their_own_rate_and_decay_and_factors_the_others() {
+        let Attached { mut model, trainable, .. } = attached();
+        let singular_values = GroupOverride { learning_rate: Some(0.05), weight_decay: Some(0.4) };
+        let config =
+            OptimizerConfig { learning_rate: 0.01, weight_decay: 0.1, singular_values, ..OptimizerConfig::default() };
+        let start = export_trainable(&model, &trainable);
+        let mut optimizer = AdamW::new(config, &trainable);
+        let steps = [(0.5, 1.0), (-0.02, 0.5), (0.3, 0.25)];
+        for (gradient, factor) in steps {
+            model = optimizer.step(model, gradients(&trainable, gradient), factor, Decoupled::default());
+        }
+        let end = export_trainable(&model, &trainable);
+        assert_eq!(end.len(), 3);
+        for (name, start) in start {
+            let (rate, decay) = if name.ends_with(".s") { (0.05, 0.4) } else { (0.01, 0.1) };
+            for (start, end) in start.values.iter().zip(&end[&name].values) {
+                let mut reference = Reference { rate, decay, p: f64::from(*start), m: 0.0, v: 0.0 };
+                for (t, (gradient, factor)) in (1..).zip(steps) {
+                    reference.rate = rate * factor;
+                    reference.step(gradient, t);
+                }
+                assert!((f64::from(*end) - reference.p).abs() < 1e-6, "{name}: {end}, expected {}", reference.p);
+            }
+        }
+    }
+
+    #[test]
+    fn the_decoupled_direction_is_taken_beside_adams_step_at_its_own_rate() {
+        let Attached { model, trainable, .. } = attached();
+        let u = trainable.iter().find(|parameter| parameter.name.ends_with(".u")).unwrap();
+        let direction = Tensor::<2>::random([5, 2], Distribution::Normal(0.0, 1.0), &Device::flex());
+        let after = |rate| {
+            let directions = BTreeMap::from([(u.id, direction.clone())]);
+            let mut optimizer = AdamW::new(OptimizerConfig::default(), &trainable);
+            let moved = optimizer.step(model.clone(), gradients(&trainable, 0.1), 1.0, Decoupled { rate, directions });
+            export_trainable(&moved, &trainable)
+        };
+        let (without, with) = (after(0.0), after(0.5));
+        let direction = HostTensor::from_tensor(direction.clone()).values;
+        for (name, without) in &without {
+            let expected =
+                |i: usize| if *name == u.name { without.values[i] - 0.5 * direction[i] } else { without.values[i] };
+            let found = &with[name].values;
+            assert!((0..found.len()).all(|i| (found[i] - expected(i)).abs() < 1e-6), "{name}");
+        }
+    }
+
+    #[test]
+    fn moments_that_do_not_fit_are_named_in_one_error() {
+        let Attached { model, trainable, .. } = attached();
+        let mut optimizer = AdamW::new(OptimizerConfig::default(), &trainable);
+        optimizer.step(model, gradients(&trainable, 0.1), 1.0, Decoupled::default());
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("moments.safetensors");
+        optimizer.save(&path, &trainable).unwrap();
+        let load = |trainable: &[Trainable]| {
+            AdamW::load(OptimizerConfig::default(), &path, trainable, 1, &Device::flex()).map(|_| ())
+        };
+        assert!(load(&trainable).is_ok());
+        let mut other = trainable.clone();
+        other[0].shape = vec![7];
+        other[1].name = "elsewhere".to_owned();
+        let AdapterError::Mismatch { faults, .. } = load(&other).unwrap_err() else { panic!("another error") };
+        assert_eq!(faults.len(), 4, "{faults:?}");
+    }
+}

@@ -212,8 +212,9 @@ impl Trainer {
     ///
     /// [`TrainError`]; the last good checkpoint stays.
     pub fn run(&mut self, observer: &mut dyn Observer) -> Result<Outcome, TrainError> {
-        if self.state.step == 0 {
-            self.evaluate_and_log(observer)?;
+        // Where nothing is learned, the parameters before training are the best.
+        if self.state.step == 0 && self.state.best.is_none() && self.evaluate_and_log(observer)? {
+            self.save_checkpoint()?;
         }
         while self.state.step < self.total_steps() {
             // A run that is resumed may have ended already.

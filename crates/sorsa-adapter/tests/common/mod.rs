@@ -1,6 +1,20 @@
-//! The device that the tests run on.
+//! What all tests of this crate share: the device, a small network, numbers that are always the same.
 
+#![allow(dead_code, reason = "every file of tests uses a part of it")]
+
+use std::path::Path;
+
+use burn::module::{Module, Param};
+use burn::nn::{Linear, LinearConfig};
 use burn::prelude::*;
+use sorsa_adapter::{AdapterConfig, Attached, HostTensor, Method, NamedTensors, import_trainable, project};
+
+/// Largest difference allowed, relative to the largest value: f32 products in another order.
+pub const TOLERANCE: f32 = 1e-4;
+/// The methods that add factors to a frozen weight.
+pub const FACTORED: [Method; 3] = [Method::Sorsa, Method::Pissa, Method::Lora];
+/// Rank of [`config`].
+pub const RANK: usize = 4;
 
 /// Where the tests run: the CPU, or what `SORSA_TEST_BACKEND` names.
 pub fn device() -> Device {
@@ -9,6 +23,11 @@ pub fn device() -> Device {
         Ok("flex") | Err(_) => Device::flex(),
         Ok(other) => panic!("SORSA_TEST_BACKEND should be flex or wgpu, found {other}"),
     }
+}
+
+/// Whether equal operations give equal bits: on the CPU they do, a GPU may choose another kernel each time.
+pub fn is_repeatable() -> bool {
+    !matches!(std::env::var("SORSA_TEST_BACKEND").as_deref(), Ok("wgpu"))
 }
 
 #[cfg(feature = "wgpu")]
@@ -21,4 +40,100 @@ fn wgpu() -> Device {
 #[cfg(not(feature = "wgpu"))]
 fn wgpu() -> Device {
     panic!("the tests were built without the feature wgpu")
+}
+
+/// Two layers, neither square, one with a bias.
+#[derive(Module, Debug)]
+pub struct Net {
+    pub first: Linear,
+    pub second: Linear,
+}
+
+impl Net {
+    /// Always the same weights: burn's own initialisation is lazy, and its generator is shared by all tests.
+    pub fn new(device: &Device) -> Self {
+        let bias = HostTensor::new([20], noise(2, 20));
+        Self { first: linear(1, [12, 20], Some(bias), device), second: linear(3, [20, 9], None, device) }
+    }
+
+    pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        project(&self.second, project(&self.first, x).tanh())
+    }
+
+    /// The route that forms the dense weight, by burn alone.
+    pub fn forward_dense(&self, x: Tensor<2>) -> Tensor<2> {
+        self.second.forward(self.first.forward(x).tanh())
+    }
+}
+
+/// A layer with weights of noise.
+pub fn linear(seed: u64, shape: [usize; 2], bias: Option<HostTensor>, device: &Device) -> Linear {
+    let mut layer = LinearConfig::new(shape[0], shape[1]).with_bias(bias.is_some()).init(device);
+    layer.weight = Param::from_tensor(tensor(seed, shape, device));
+    layer.bias = bias.map(|bias| Param::from_tensor(bias.to_tensor(device)));
+    layer
+}
+
+/// Uniform numbers in -0.5..0.5 from a linear congruential generator.
+pub fn noise(seed: u64, count: usize) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let next = |_| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5
+    };
+    (0..count).map(next).collect()
+}
+
+pub fn tensor(seed: u64, shape: [usize; 2], device: &Device) -> Tensor<2> {
+    HostTensor::new(shape, noise(seed, shape[0] * shape[1])).to_tensor(device)
+}
+
+pub fn input(device: &Device) -> Tensor<2> {
+    tensor(4, [5, 12], device) * 4.0
+}
+
+pub fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+    HostTensor::from_tensor(tensor).values
+}
+
+pub fn largest<const D: usize>(tensor: Tensor<D>) -> f32 {
+    values(tensor).into_iter().fold(0.0, |largest, value| largest.max(value.abs()))
+}
+
+#[track_caller]
+pub fn assert_near<const D: usize>(a: Tensor<D>, b: Tensor<D>, what: &str) {
+    assert_within(a, b.clone(), TOLERANCE * largest(b), what);
+}
+
+#[track_caller]
+pub fn assert_within<const D: usize>(a: Tensor<D>, b: Tensor<D>, tolerance: f32, what: &str) {
+    assert_eq!(a.dims(), b.dims(), "{what}");
+    let pairs = values(a).into_iter().zip(values(b));
+    // Not `max`, which would pass over a NaN.
+    let worst = pairs.map(|(a, b)| (a - b).abs()).fold(0f32, |worst, d| if d <= worst { worst } else { d });
+    assert!(worst <= tolerance, "{what}: differs by {worst}, {tolerance} allowed");
+}
+
+pub fn config(method: Method) -> AdapterConfig {
+    AdapterConfig::new(method, RANK, &["first", "second"])
+}
+
+pub fn attach(config: &AdapterConfig, device: &Device) -> Attached<Net> {
+    config.attach(Net::new(device), &Default::default()).unwrap()
+}
+
+/// The same net with every trained number moved.
+pub fn disturbed(attached: Attached<Net>) -> Attached<Net> {
+    let mut moved = attached.snapshot().trained;
+    for (seed, tensor) in (10..).zip(moved.values_mut()) {
+        let noise = noise(seed, tensor.values.len());
+        tensor.values.iter_mut().zip(noise).for_each(|(value, noise)| *value += 0.5 * noise);
+    }
+    with_values(attached, &moved)
+}
+
+/// The same model with other trained values.
+pub fn with_values<M: Module>(attached: Attached<M>, values: &NamedTensors) -> Attached<M> {
+    let model = import_trainable(attached.model, &attached.trainable, values, Path::new("test")).unwrap();
+    Attached { model, ..attached }
 }

@@ -1,20 +1,15 @@
 //! `sorsa devices`: what this build can run on, and whether it works.
 
-use std::io::{self, Write};
-
-use anyhow::Context;
-
 use crate::device::{self, DeviceInfo, Kind, Status};
-use crate::format::Format;
+use crate::format::{Format, print, print_json};
 
 /// Tries every device and prints one line for each.
 pub fn run(format: Format) -> anyhow::Result<()> {
     let devices = device::list();
-    let text = match format {
-        Format::Table => table(&devices),
-        Format::Json => serde_json::to_string_pretty(&devices)? + "\n",
-    };
-    io::stdout().lock().write_all(text.as_bytes()).context("cannot write the list of devices")
+    match format {
+        Format::Table => print(table(&devices).trim_end()),
+        Format::Json => print_json(&devices),
+    }
 }
 
 fn table(devices: &[DeviceInfo]) -> String {

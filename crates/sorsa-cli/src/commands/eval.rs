@@ -13,10 +13,10 @@ use sorsa_train::mean_loss;
 use crate::args::EvalArgs;
 use crate::device;
 use crate::exit::{OrBadInput, bad_input};
-use crate::format::Format;
+use crate::format::{Format, print, print_json};
 use crate::progress::Style;
 use crate::run_dir::json_lines;
-use crate::session::{Session, embedded_task, load_records};
+use crate::session::{Session, create_folder, embedded_task, load_records};
 use crate::task::{Problems, percent};
 
 pub fn run(args: &EvalArgs) -> anyhow::Result<()> {
@@ -51,10 +51,9 @@ fn perplexity(args: &EvalArgs, session: &Session, path: &Path, style: Style) -> 
     let batcher = Batcher::new(Arc::new(set.examples), batches).or_bad_input()?;
     let loss = mean_loss(&session.model, &batcher);
     match args.format {
-        Format::Table => println!("perplexity {:.4} (loss {loss:.5} over {targets} tokens)", loss.exp()),
-        Format::Json => println!("{}", json!({ "loss": loss, "perplexity": loss.exp(), "tokens": targets })),
+        Format::Table => print(format_args!("perplexity {:.4} (loss {loss:.5} over {targets} tokens)", loss.exp())),
+        Format::Json => print_json(&json!({ "loss": loss, "perplexity": loss.exp(), "tokens": targets })),
     }
-    Ok(())
 }
 
 fn accuracy(args: &EvalArgs, session: &Session, style: Style) -> anyhow::Result<()> {
@@ -71,6 +70,10 @@ fn accuracy(args: &EvalArgs, session: &Session, style: Style) -> anyhow::Result<
     let encoder = session.encoder(&args.template, encode)?;
     let context = session.model.config().max_position_embeddings;
     let problems = Problems::new(&path, loaded.records, &encoder, context)?;
+    // Before the work, not after it: a folder that cannot be written would cost every answer.
+    if let Some(folder) = args.out.as_deref().and_then(Path::parent) {
+        create_folder(folder)?;
+    }
     let answers =
         problems.answer(&session.model, &encoder, args.batch_size, args.max_new_tokens, &session.stops(), style)?;
     if let Some(out) = &args.out {
@@ -80,16 +83,16 @@ fn accuracy(args: &EvalArgs, session: &Session, style: Style) -> anyhow::Result<
     match args.format {
         Format::Table => {
             for (grader, score) in answers.scores() {
-                println!("{:<9} {}", grader.name(), percent(&score));
+                print(format_args!("{:<9} {}", grader.name(), percent(&score)))?;
             }
             let unanswered = answers.score(Grader::Faithful).unanswered.rate();
-            println!(
+            print(format_args!(
                 "{} problems, {:.1} % without a final answer, {} tokens in {:.1} s ({speed:.0} tokens/s)",
                 problems.len(),
                 100.0 * unanswered,
                 answers.tokens(),
                 answers.seconds
-            );
+            ))
         }
         Format::Json => {
             let graders: serde_json::Map<String, serde_json::Value> = answers
@@ -105,12 +108,10 @@ fn accuracy(args: &EvalArgs, session: &Session, style: Style) -> anyhow::Result<
                     (grader.name().to_owned(), value)
                 })
                 .collect();
-            let result = json!({
+            print_json(&json!({
                 "problems": problems.len(), "graders": graders, "tokens": answers.tokens(),
                 "seconds": answers.seconds, "tokens_per_s": speed,
-            });
-            println!("{}", serde_json::to_string_pretty(&result)?);
+            }))
         }
     }
-    Ok(())
 }

@@ -13,11 +13,12 @@ use sorsa_train::metrics::{self, Metric};
 use sorsa_train::{Outcome, Trainer};
 
 use crate::args::FinetuneArgs;
-use crate::commands::inspect::print_shape;
+use crate::commands::inspect;
 use crate::curves::training_curves;
 use crate::device::{self, Backend};
 use crate::estimate::{bytes, grouped};
 use crate::exit::{Interrupted, OrBadInput};
+use crate::format::{Format, print, print_json};
 use crate::plan::{DataReport, Plan, Task, TrainingShape};
 use crate::progress::{Progress, Style, TrainingProgress};
 use crate::recipe::Recipe;
@@ -61,8 +62,7 @@ struct Baseline {
 pub fn run(args: &FinetuneArgs) -> anyhow::Result<()> {
     let recipe = Recipe::of(args)?;
     if args.dry_run {
-        println!("{}", recipe.to_toml()?);
-        return print_shape(&recipe, args);
+        return show(&recipe, &inspect::shape(&recipe, args)?, args.format);
     }
     let style = Style::choose(args.quiet);
     let device = device::open(args.device.backend, args.device.device)?;
@@ -90,7 +90,11 @@ pub fn run(args: &FinetuneArgs) -> anyhow::Result<()> {
     }
 
     let started = std::time::Instant::now();
-    let (attached, svd_residual) = attach(&recipe, model, &run, args, style)?;
+    let attached = attach(&recipe, model, &run, args, style);
+    if attached.is_err() && args.resume.is_none() {
+        run.abandon();
+    }
+    let (attached, svd_residual) = attached?;
     let svd_seconds = started.elapsed().as_secs_f64();
     if args.resume.is_none() {
         // The recipe comes last: a folder that has it can be resumed.
@@ -158,6 +162,17 @@ pub fn run(args: &FinetuneArgs) -> anyhow::Result<()> {
     let report = report(&recipe, &task.data, &summary, baseline, answers.as_ref(), &logged)?;
     run.write("report.html", report)?;
     conclude(&summary, answers.as_ref(), &run, &recipe, args)
+}
+
+/// Prints a recipe and what it would train, as one document: TOML that can be run, its shape in comments, or JSON.
+fn show(recipe: &Recipe, shape: &TrainingShape, format: Format) -> anyhow::Result<()> {
+    match format {
+        Format::Table => {
+            let comments: String = shape.table().lines().map(|line| format!("# {line}\n")).collect();
+            print(format_args!("{comments}\n{}", recipe.to_toml()?.trim_end()))
+        }
+        Format::Json => print_json(&serde_json::json!({ "recipe": recipe, "shape": shape })),
+    }
 }
 
 /// The name of a run's folder.
@@ -288,12 +303,11 @@ fn conclude(
     recipe: &Recipe,
     args: &FinetuneArgs,
 ) -> anyhow::Result<()> {
-    if args.format == crate::format::Format::Json {
-        println!("{}", serde_json::to_string_pretty(summary)?);
-        return Ok(());
+    if args.format == Format::Json {
+        return print_json(summary);
     }
     let rank = summary.rank.map_or_else(String::new, |rank| format!(" rank {rank}"));
-    println!(
+    print(format_args!(
         "{}{rank}: {} of {} parameters trained, {} steps, {:.0} s, {:.0} tokens/s, peak memory {}",
         summary.method,
         grouped(summary.trainable_parameters),
@@ -302,23 +316,27 @@ fn conclude(
         summary.seconds,
         summary.tokens_per_s,
         summary.peak_memory_bytes.map_or_else(|| "unknown".to_owned(), bytes)
-    );
+    ))?;
     if let (Some(before), Some(after)) = (summary.loss_before, summary.loss_after) {
-        println!("validation loss: {before:.4} before, {after:.4} after");
+        print(format_args!("validation loss: {before:.4} before, {after:.4} after"))?;
     }
     if let (Some(before), Some(answers)) = (summary.accuracy_before, answers) {
         let after = percent(&answers.score(Grader::Faithful));
-        println!("accuracy on {} held-out problems: {:.1} % before, {after} after", summary.problems, 100.0 * before);
+        print(format_args!(
+            "accuracy on {} held-out problems: {:.1} % before, {after} after",
+            summary.problems,
+            100.0 * before
+        ))?;
     }
     let folder = run.path().display();
-    println!("results: {folder} (report.html, summary.json, metrics.jsonl, adapter/)");
+    print(format_args!("results: {folder} (report.html, summary.json, metrics.jsonl, adapter/)"))?;
     let model = match recipe.model.path.as_str() {
         crate::session::EMBEDDED => String::new(),
         model => format!(" --model {model}"),
     };
-    println!(
+    print(format_args!(
         "next:    cargo xtask generate --adapter {folder}{model} --template {} \"Tom has 12 apples. He buys 7 more apples. How many apples does Tom have now?\"",
         recipe.data.template
-    );
+    ))?;
     Ok(())
 }

@@ -5,25 +5,24 @@ use sorsa_models::ModelConfig;
 use crate::args::FinetuneArgs;
 use crate::device;
 use crate::exit::OrBadInput;
-use crate::format::Format;
+use crate::format::{Format, print, print_json};
 use crate::plan::TrainingShape;
 use crate::progress::Style;
 use crate::recipe::Recipe;
 use crate::session::model_folder;
 
 pub fn run(args: &FinetuneArgs) -> anyhow::Result<()> {
-    print_shape(&Recipe::of(args)?, args)
+    let shape = shape(&Recipe::of(args)?, args)?;
+    match args.format {
+        Format::Table => print(shape.table().trim_end()),
+        Format::Json => print_json(&shape),
+    }
 }
 
-/// Prints modules, shapes, counts and memory of a recipe.
-pub fn print_shape(recipe: &Recipe, args: &FinetuneArgs) -> anyhow::Result<()> {
+/// Modules, shapes, counts and memory of a recipe.
+pub fn shape(recipe: &Recipe, args: &FinetuneArgs) -> anyhow::Result<TrainingShape> {
     let device = device::open(args.device.backend, args.device.device)?;
     let folder = model_folder(&recipe.model.path, Style::choose(args.quiet))?;
     let config = ModelConfig::read(&folder).or_bad_input()?;
-    let shape = TrainingShape::new(recipe, &config, &device)?;
-    match args.format {
-        Format::Table => print!("{}", shape.table()),
-        Format::Json => println!("{}", serde_json::to_string_pretty(&shape)?),
-    }
-    Ok(())
+    TrainingShape::new(recipe, &config, &device)
 }

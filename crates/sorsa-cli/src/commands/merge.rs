@@ -10,6 +10,7 @@ use sorsa_models::weights::{Checkpoint, Dtype, FloatDtype};
 use crate::args::MergeArgs;
 use crate::device;
 use crate::exit::{OrBadInput, bad_input};
+use crate::format::print;
 use crate::progress::Style;
 use crate::recipe::Recipe;
 use crate::session::{attach_saved, create_folder, model_folder};
@@ -51,8 +52,7 @@ pub fn run(args: &MergeArgs) -> anyhow::Result<()> {
             std::fs::copy(&from, args.out.join(name)).with_context(|| format!("cannot copy {}", from.display()))?;
         }
     }
-    println!("merged model in {}", args.out.display());
-    Ok(())
+    print(format_args!("merged model in {}", args.out.display()))
 }
 
 /// The model named by the recipe of the run that the adapter is in.

@@ -16,6 +16,7 @@ use sorsa_train::{OptimizerConfig, Outcome, ScheduleConfig, TrainConfig, Trainer
 use crate::args::PretrainArgs;
 use crate::device;
 use crate::exit::{Interrupted, OrBadInput, bad_input};
+use crate::format::print;
 use crate::progress::{Style, TrainingProgress};
 use crate::session::{create_folder, load_records};
 
@@ -25,6 +26,9 @@ const VALIDATION_DOCUMENTS: usize = 500;
 const TOKENIZER_FILES: [&str; 3] = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"];
 
 pub fn run(args: &PretrainArgs) -> anyhow::Result<()> {
+    if args.batch_size == 0 {
+        return Err(bad_input("--batch-size should be at least 1"));
+    }
     let style = Style::choose(args.quiet);
     if let Some(folder) = &args.generate_only {
         return generate(folder, args);
@@ -48,8 +52,8 @@ pub fn run(args: &PretrainArgs) -> anyhow::Result<()> {
     let model = CausalLm::init(&config, &device);
     if args.init_only {
         save(&model, &tokenizer_folder, args)?;
-        println!("{} parameters, freshly initialised, in {}", config.num_parameters(), args.out.display());
-        return Ok(());
+        let (parameters, out) = (config.num_parameters(), args.out.display());
+        return print(format_args!("{parameters} parameters, freshly initialised, in {out}"));
     }
 
     let corpus = match &args.corpus {
@@ -59,7 +63,7 @@ pub fn run(args: &PretrainArgs) -> anyhow::Result<()> {
             synthetic::write_corpus(&path, args.seed, args.documents)?;
             synthetic::write_corpus(
                 &work.join("validation.jsonl"),
-                args.seed + VALIDATION_SEED_OFFSET,
+                args.seed.wrapping_add(VALIDATION_SEED_OFFSET),
                 VALIDATION_DOCUMENTS,
             )?;
             path
@@ -125,7 +129,7 @@ pub fn run(args: &PretrainArgs) -> anyhow::Result<()> {
     }
     let state = trainer.state().clone();
     save(&trainer.model(), &tokenizer_folder, args)?;
-    println!(
+    print(format_args!(
         "{} parameters after {} steps, {} tokens, {:.0} s; validation loss {:.4}; in {}",
         config.num_parameters(),
         state.step,
@@ -133,8 +137,7 @@ pub fn run(args: &PretrainArgs) -> anyhow::Result<()> {
         state.seconds,
         state.best.map_or(f64::NAN, |best| best.loss),
         args.out.display()
-    );
-    Ok(())
+    ))
 }
 
 /// Writes corpus, tokenizer and task, and stops.
@@ -143,12 +146,11 @@ fn generate(folder: &Path, args: &PretrainArgs) -> anyhow::Result<()> {
     synthetic::write_corpus(&folder.join("corpus.jsonl"), args.seed, args.documents)?;
     synthetic::write_corpus(
         &folder.join("validation.jsonl"),
-        args.seed + VALIDATION_SEED_OFFSET,
+        args.seed.wrapping_add(VALIDATION_SEED_OFFSET),
         VALIDATION_DOCUMENTS,
     )?;
     synthetic::write_task(&folder.join("arithmetic"), args.seed)?;
-    println!("corpus, tokenizer and task are in {}", folder.display());
-    Ok(())
+    print(format_args!("corpus, tokenizer and task are in {}", folder.display()))
 }
 
 fn model_config(args: &PretrainArgs, tokenizer: &TextTokenizer) -> anyhow::Result<ModelConfig> {

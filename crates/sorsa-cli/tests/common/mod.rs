@@ -1,7 +1,7 @@
 //! The real binary in a folder of its own, with a tiny model and a few rows of data.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Command;
 
 /// A folder that holds `model/` and `data.jsonl`; the binary runs in it.
 pub struct Place {
@@ -12,18 +12,20 @@ impl Place {
     /// With a freshly initialised model of two blocks and 60 problems.
     pub fn new() -> Self {
         let place = Self { folder: tempfile::tempdir().unwrap() };
-        let tokenizer = datasets().join("base");
-        let made = place
-            .command(&["pretrain", "--init-only", "--out", "model", "--layers", "2", "--hidden-size", "32"])
-            .args(["--intermediate-size", "48", "--heads", "2", "--kv-heads", "1", "--quiet", "--tokenizer"])
-            .arg(tokenizer)
-            .output()
-            .unwrap();
-        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        place.make_model("model", 0);
         let rows = std::fs::read_to_string(datasets().join("arithmetic/train.jsonl")).unwrap();
         let rows: Vec<&str> = rows.lines().take(60).collect();
         place.write("data.jsonl", rows.join("\n") + "\n");
         place
+    }
+
+    /// A model of two blocks with weights drawn from `seed`.
+    pub fn make_model(&self, name: &str, seed: u64) {
+        self.command(&["pretrain", "--init-only", "--out", name, "--layers", "2", "--hidden-size", "32"])
+            .args(["--intermediate-size", "48", "--heads", "2", "--kv-heads", "1", "--quiet", "--tokenizer"])
+            .arg(datasets().join("base"))
+            .args(["--seed", &seed.to_string()])
+            .succeed();
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -51,11 +53,20 @@ impl Place {
         command.args(["--rank", "4", "--batch-size", "4", "--set", "data.validation_rows=4"]).args(args);
         command
     }
+}
 
-    /// The error line with this folder's name taken out, and the exit code.
-    pub fn failure(&self, output: &Output) -> String {
-        let text = String::from_utf8_lossy(&output.stderr).replace(&self.folder.path().display().to_string(), "[dir]");
-        format!("exit code {}\n{text}", output.status.code().unwrap_or(-1))
+/// Commands that are expected to work.
+pub trait Succeed {
+    /// Runs to the end; what was printed on standard output.
+    fn succeed(&mut self) -> String;
+}
+
+impl Succeed for Command {
+    #[track_caller]
+    fn succeed(&mut self) -> String {
+        let output = self.output().unwrap();
+        assert!(output.status.success(), "{self:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
     }
 }
 

@@ -1,0 +1,180 @@
+//! Adapters apart from their models: saved, loaded, refused.
+
+mod common;
+
+use std::path::Path;
+
+use burn::nn::LinearConfig;
+use sorsa_adapter::{AdapterConfig, AdapterError, HostTensor, Method, SavedAdapter, read_tensors, write_tensors};
+
+use common::*;
+
+#[test]
+fn a_saved_adapter_loads_onto_the_original_model() {
+    let device = device();
+    let mut configs: Vec<AdapterConfig> = Method::ALL.into_iter().map(|m| config(m).with_alpha(10.0)).collect();
+    let mut patterned = config(Method::Sorsa);
+    patterned.rank_pattern.insert("second".into(), 2);
+    configs.push(patterned);
+    for config in configs {
+        let folder = tempfile::tempdir().unwrap();
+        let adapted = disturbed(attach(&config, &device));
+        adapted.snapshot().save(folder.path()).unwrap();
+        let loaded = SavedAdapter::load(folder.path()).unwrap().attach(Net::new(&device)).unwrap();
+        assert_eq!(loaded.state, adapted.state);
+        assert_eq!(loaded.snapshot().trained, adapted.snapshot().trained);
+        let (x, y) = (loaded.model.forward(input(&device)), adapted.model.forward(input(&device)));
+        match is_repeatable() {
+            true => assert_eq!(values(x), values(y), "{config:?}"),
+            false => assert_near(x, y, &format!("{config:?}")),
+        }
+    }
+}
+
+#[test]
+fn an_adapter_unmerged_and_saved_again_still_fits_the_original_model() {
+    let device = device();
+    let adapted = disturbed(attach(&config(Method::Sorsa), &device));
+    let before = adapted.model.forward(input(&device));
+    let (merged, adapter) = adapted.merge();
+    let again = adapter.unmerge(merged).unwrap().snapshot();
+    let loaded = again.attach(Net::new(&device)).unwrap();
+    assert_near(loaded.model.forward(input(&device)), before, "unmerged");
+}
+
+fn faults<T>(result: Result<T, AdapterError>) -> Vec<String> {
+    match result.err().expect("accepted") {
+        AdapterError::Mismatch { faults, .. } => faults,
+        other => panic!("{other}"),
+    }
+}
+
+#[track_caller]
+fn assert_names(faults: &[String], expected: &[&str]) {
+    assert_eq!(faults.len(), expected.len(), "{faults:#?}");
+    for words in expected {
+        assert!(faults.iter().any(|fault| fault.contains(words)), "nothing about {words} in {faults:#?}");
+    }
+}
+
+#[test]
+fn everything_that_does_not_fit_is_reported_at_once() {
+    let device = device();
+    let mut saved = attach(&config(Method::Sorsa), &device).snapshot();
+    let mut missing = saved.state.modules[0].clone();
+    missing.path = "third".into();
+    saved.trained.remove("first.sorsa.s");
+    saved.trained.insert("first.sorsa.u".into(), HostTensor::new([12, 3], vec![0.0; 36]));
+    saved.trained.insert("first.lora.a".into(), HostTensor::new([1], vec![0.0]));
+    for name in ["u", "s", "vt"] {
+        let start = saved.state.initial[&format!("first.sorsa.{name}")].clone();
+        saved.trained.insert(format!("third.sorsa.{name}"), start.clone());
+        saved.state.initial.insert(format!("third.sorsa.{name}"), start);
+    }
+    saved.state.initial.remove("second.sorsa.vt");
+    saved.state.modules.push(missing);
+    let mut other = Net::new(&device);
+    other.first.weight = other.first.weight.map(|weight| weight * 1.5);
+    other.second = LinearConfig::new(20, 8).with_bias(false).init(&device);
+    let found = faults(saved.attach(other));
+    let expected = [
+        "no linear layer `third`",
+        "`second` is [20, 9] in the adapter, [20, 8] in the model",
+        "`first.weight` is not the weight",
+        "`first.sorsa.s` is missing",
+        "`first.sorsa.u` should be [12, 4], found [12, 3]",
+        "`first.lora.a` is not in the model",
+        "at the start, `second.sorsa.vt` is missing",
+    ];
+    assert_names(&found, &expected);
+}
+
+#[test]
+fn dense_values_that_do_not_fit_are_reported_at_once() {
+    let device = device();
+    for method in [Method::Partial, Method::Full] {
+        let mut saved = attach(&config(method), &device).snapshot();
+        saved.trained.remove("first.weight");
+        saved.trained.insert("second.weight".into(), HostTensor::new([9, 20], vec![0.0; 180]));
+        assert_names(&faults(saved.attach(Net::new(&device))), &["`first.weight` is missing", "should be [20, 9]"]);
+    }
+}
+
+#[test]
+fn an_svd_adapter_is_refused_by_another_base_and_lora_is_not() {
+    let device = device();
+    let other = || {
+        let mut net = Net::new(&device);
+        net.first.weight = net.first.weight.map(|weight| weight * 1.5);
+        net.second.weight = net.second.weight.map(|weight| weight * 1.5);
+        net
+    };
+    for method in [Method::Sorsa, Method::Pissa] {
+        let saved = attach(&config(method), &device).snapshot();
+        assert_names(&faults(saved.attach(other())), &["`first.weight` is not", "`second.weight` is not"]);
+    }
+    assert!(attach(&config(Method::Lora), &device).snapshot().attach(other()).is_ok());
+}
+
+#[test]
+fn unmerging_from_a_model_without_the_modules_is_refused() {
+    // Regression: a module that the model lacked was passed over, and the adapter came back without it.
+    let device = device();
+    let mut saved = attach(&config(Method::Lora), &device).snapshot();
+    saved.state.modules[0].path = "elsewhere".into();
+    for name in ["a", "b"] {
+        let tensor = saved.trained.remove(&format!("first.lora.{name}")).unwrap();
+        saved.trained.insert(format!("elsewhere.lora.{name}"), tensor);
+    }
+    assert_names(&faults(saved.unmerge(Net::new(&device))), &["`elsewhere`"]);
+}
+
+#[test]
+fn damaged_files_are_named_with_what_is_wrong() {
+    let folder = tempfile::tempdir().unwrap();
+    let save = || attach(&config(Method::Sorsa), &device()).snapshot().save(folder.path()).unwrap();
+    let error = || SavedAdapter::load(folder.path()).unwrap_err().to_string();
+    for file in ["adapter.safetensors", "initial.safetensors", "adapter.json"] {
+        save();
+        let path = folder.path().join(file);
+        let bytes = std::fs::read(&path).unwrap();
+        std::fs::write(&path, &bytes[..bytes.len() - 9]).unwrap();
+        assert!(error().contains(file), "{}", error());
+        std::fs::remove_file(&path).unwrap();
+        assert!(error().contains(file), "{}", error());
+    }
+    save();
+    let manifest = folder.path().join("adapter.json");
+    let text = std::fs::read_to_string(&manifest).unwrap();
+    std::fs::write(&manifest, text.replace("\"format\": 1", "\"format\": 7")).unwrap();
+    assert!(error().contains("format should be 1, found 7"), "{}", error());
+    std::fs::write(&manifest, text.replace("\"rank\": 4", "\"rank\": 0")).unwrap();
+    assert!(error().contains("rank must be at least 1"), "{}", error());
+}
+
+#[test]
+fn saving_leaves_nothing_but_the_adapters_files() {
+    let folder = tempfile::tempdir().unwrap();
+    for method in [Method::Sorsa, Method::Lora] {
+        let folder = folder.path().join(method.to_string());
+        attach(&config(method), &device()).snapshot().save(&folder).unwrap();
+        let mut names: Vec<_> = std::fs::read_dir(&folder).unwrap().map(|e| e.unwrap().file_name()).collect();
+        names.sort();
+        let expected = ["adapter.json", "adapter.safetensors", "initial.safetensors"];
+        assert_eq!(names, if method == Method::Sorsa { &expected[..] } else { &expected[..2] });
+    }
+}
+
+#[test]
+fn tensors_survive_a_file_to_the_bit() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("tensors.safetensors");
+    let tensor = HostTensor::new([2, 2], vec![f32::MIN_POSITIVE / 2.0, -0.0, f32::MAX, 1.0 / 3.0]);
+    let tensors = [("a.b".to_owned(), tensor), ("empty".to_owned(), HostTensor::new([0, 3], vec![]))].into();
+    write_tensors(&file, &tensors).unwrap();
+    let read = read_tensors(&file).unwrap();
+    assert_eq!(read, tensors);
+    assert_eq!(read["a.b"].values[1].to_bits(), (-0.0f32).to_bits());
+    let nowhere = write_tensors(Path::new("/nonexistent/folder/x"), &tensors).unwrap_err().to_string();
+    assert!(nowhere.contains("/nonexistent/folder/x"), "{nowhere}");
+}

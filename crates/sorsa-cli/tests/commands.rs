@@ -1,0 +1,202 @@
+//! What the commands leave behind and print, and that they agree with each other.
+
+mod common;
+
+use std::path::Path;
+
+use common::{Place, Succeed};
+use serde_json::Value;
+
+const METHODS: [&str; 5] = ["sorsa", "pissa", "lora", "partial", "full"];
+const RANK: u64 = 4;
+/// `[d_in, d_out]` of the linear layers of one block of the tiny model.
+const SHAPES: [[u64; 2]; 7] = [[32, 32], [32, 16], [32, 16], [32, 32], [32, 48], [32, 48], [48, 32]];
+
+/// Sums `count(d_in, d_out)` over the linear layers of both blocks.
+fn over_layers(count: impl Fn(u64, u64) -> u64) -> u64 {
+    2 * SHAPES.iter().map(|[d_in, d_out]| count(*d_in, *d_out)).sum::<u64>()
+}
+
+fn json(path: &Path) -> Value {
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+/// `(kind, step, loss, grad_norm)` of every line of the log, numbers as written.
+fn losses(run: &Path) -> Vec<String> {
+    let log = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    let rows = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    rows.map(|row| format!("{} {} {} {}", row["kind"], row["step"], row["loss"], row["grad_norm"])).collect()
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).unwrap();
+    let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn every_method_leaves_a_whole_run_that_its_recipe_repeats_to_the_bit() {
+    let place = Place::new();
+    for method in METHODS {
+        let options = ["--method", method, "--max-steps", "3", "--seed", "7", "--run-dir", method];
+        let test = ["--test", "data.jsonl", "--set", "eval.problems=3", "--set", "eval.max_new_tokens=4"];
+        place.finetune(&options).args(test).args(["--set", "adapter.dropout=0.1"]).succeed();
+        let run = place.path(method);
+        for name in
+            ["recipe.toml", "metrics.jsonl", "generations.jsonl", "report.html", "adapter", "checkpoints/step-3"]
+        {
+            assert!(run.join(name).exists(), "{method}: no {name}");
+        }
+        assert!(names(&run).iter().any(|name| name.contains("tfevents")), "{method}: no events");
+        assert!(!names(&run).iter().any(|name| name.starts_with('.')), "{method}: {:?}", names(&run));
+
+        let summary = json(&run.join("summary.json"));
+        for field in ["loss_before", "loss_after", "accuracy_before", "accuracy_after", "tokens_per_s", "seconds"] {
+            assert!(summary[field].is_number(), "{method}: {field} is {}", summary[field]);
+        }
+        if cfg!(target_os = "linux") {
+            assert!(summary["peak_memory_bytes"].as_u64().unwrap() > 1 << 20);
+        }
+        assert_eq!(summary["method"], method);
+        assert_eq!(summary["steps"], 3);
+        assert_eq!(summary["seed"], 7);
+        assert_eq!(summary["backend"], "flex");
+        let trained = match method {
+            "sorsa" => over_layers(|d_in, d_out| RANK * (d_in + d_out + 1)),
+            "pissa" | "lora" => over_layers(|d_in, d_out| RANK * (d_in + d_out)),
+            "partial" => over_layers(|d_in, d_out| d_in * d_out),
+            _ => summary["total_parameters"].as_u64().unwrap(),
+        };
+        assert_eq!(summary["trainable_parameters"], trained, "{method}");
+
+        let recipe = format!("{method}/recipe.toml");
+        place.command(&["finetune", "--quiet", "--recipe", &recipe, "--run-dir", "again"]).succeed();
+        assert_eq!(losses(&run), losses(&place.path("again")), "{method}");
+        assert_eq!(losses(&run).len(), 5, "three steps, an evaluation before and one after");
+        std::fs::remove_dir_all(place.path("again")).unwrap();
+    }
+}
+
+#[test]
+fn a_merged_model_says_what_the_model_with_its_adapter_says() {
+    let place = Place::new();
+    place.finetune(&["--max-steps", "12", "--lr", "0.02", "--run-dir", "run"]).succeed();
+    place.command(&["merge", "--adapter", "run", "--out", "merged"]).succeed();
+    let ways: [&[&str]; 3] = [&["--model", "model"], &["--model", "model", "--adapter", "run"], &["--model", "merged"]];
+
+    let texts = ways.map(|way| place.command(&["generate", "Tom has 3", "--max-new-tokens", "12"]).args(way).succeed());
+    assert_eq!(texts[1], texts[2]);
+    let answers = ways.map(|way| {
+        let eval =
+            ["eval", "--data", "data.jsonl", "--limit", "5", "--max-new-tokens", "8", "--out", "answers/all.jsonl"];
+        let printed = place.command(&eval).args(["--quiet", "--format", "json"]).args(way).succeed();
+        let result: Value = serde_json::from_str(&printed).unwrap();
+        assert_eq!(result["problems"], 5);
+        assert!(result["graders"]["faithful"]["accuracy"].is_number(), "{result}");
+        let rows = std::fs::read_to_string(place.path("answers/all.jsonl")).unwrap();
+        let rows = rows.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["generated"].clone());
+        rows.collect::<Vec<_>>()
+    });
+    assert_eq!(answers[1], answers[2]);
+    let [base, adapted, merged] = ways.map(|way| {
+        let eval = ["eval", "--text", "data.jsonl", "--limit", "5", "--quiet", "--format", "json"];
+        let result: Value = serde_json::from_str(&place.command(&eval).args(way).succeed()).unwrap();
+        result["loss"].as_f64().unwrap()
+    });
+    assert!((adapted - merged).abs() < 1e-5, "{adapted} with the adapter, {merged} merged");
+    assert!((adapted - base).abs() > 1e-2, "training changed nothing");
+}
+
+#[test]
+fn inspect_counts_in_closed_form() {
+    let place = Place::new();
+    let inspect = ["inspect", "--model", "model", "--format", "json", "--rank", "4"];
+    let shape: Value = serde_json::from_str(&place.command(&inspect).succeed()).unwrap();
+    assert_eq!(shape["trainable_parameters"], over_layers(|d_in, d_out| RANK * (d_in + d_out + 1)));
+    let modules = shape["modules"].as_array().unwrap();
+    assert_eq!(modules.len(), SHAPES.len());
+    for module in modules {
+        let [d_in, d_out, count] = ["d_in", "d_out", "count"].map(|field| module[field].as_u64().unwrap());
+        assert_eq!(module["trainable_parameters"], count * RANK * (d_in + d_out + 1), "{module}");
+    }
+}
+
+#[test]
+fn a_dry_run_writes_nothing_and_prints_a_recipe_that_runs() {
+    let place = Place::new();
+    let before = names(&place.path(""));
+    let printed = place.finetune(&["--max-steps", "1", "--dry-run"]).succeed();
+    let both = place.finetune(&["--max-steps", "1", "--dry-run", "--format", "json"]).succeed();
+    assert_eq!(names(&place.path("")), before);
+    let both: Value = serde_json::from_str(&both).unwrap();
+    assert_eq!(both["recipe"]["adapter"]["rank"], RANK);
+    assert_eq!(both["shape"]["method"], "sorsa");
+
+    place.write("recipe.toml", &printed);
+    place.command(&["finetune", "--quiet", "--recipe", "recipe.toml", "--run-dir", "run"]).succeed();
+    let resolved = std::fs::read_to_string(place.path("run/recipe.toml")).unwrap();
+    assert_eq!(printed.parse::<toml::Table>().unwrap(), resolved.parse::<toml::Table>().unwrap());
+}
+
+#[test]
+fn options_replace_the_recipe_and_set_replaces_both() {
+    let place = Place::new();
+    place.write("recipe.toml", "[adapter]\nrank = 2\nmethod = \"lora\"\n[train]\nbatch_size = 3\nepochs = 2.0\n");
+    let dry = ["finetune", "--dry-run", "--model", "model", "--recipe", "recipe.toml", "--rank", "5", "--epochs", "4"];
+    let set = ["--set", "train.epochs=7.5", "--set", "train.optimizer.beta2=0.95", "--set", "data.template=raw"];
+    let recipe: toml::Table = place.command(&dry).args(set).succeed().parse().unwrap();
+    let train = &recipe["train"];
+    assert_eq!(recipe["adapter"]["method"].as_str(), Some("lora"));
+    assert_eq!(recipe["adapter"]["rank"].as_integer(), Some(5));
+    assert_eq!(train["batch_size"].as_integer(), Some(3));
+    assert_eq!(train["epochs"].as_float(), Some(7.5));
+    assert_eq!(train["optimizer"]["beta2"].as_float(), Some(0.95));
+    assert_eq!(recipe["data"]["template"].as_str(), Some("raw"));
+}
+
+#[test]
+fn quiet_prints_the_result_alone() {
+    let place = Place::new();
+    let options = ["finetune", "--model", "model", "--data", "data.jsonl", "--max-steps", "1", "--format", "json"];
+    let quiet = place.command(&options).args(["--quiet", "--run-dir", "quiet"]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&quiet.stderr), "");
+    let printed: Value = serde_json::from_slice(&quiet.stdout).unwrap();
+    assert_eq!(printed, json(&place.path("quiet/summary.json")));
+    let told = place.command(&options).args(["--run-dir", "told"]).output().unwrap();
+    assert!(String::from_utf8_lossy(&told.stderr).contains("step 1/1"));
+    serde_json::from_slice::<Value>(&told.stdout).unwrap();
+}
+
+#[test]
+fn devices_lists_the_cpu_as_working() {
+    let place = Place::new();
+    let devices: Value = serde_json::from_str(&place.command(&["devices", "--format", "json"]).succeed()).unwrap();
+    let cpu = devices.as_array().unwrap().iter().find(|device| device["backend"] == "flex").unwrap();
+    assert_eq!(cpu["status"], "works");
+}
+
+#[test]
+fn help_says_what_there_is() {
+    let place = Place::new();
+    for (name, args) in [("help", &["--help"][..]), ("help_finetune", &["finetune", "--help"])] {
+        let text = place.command(args).env("COLUMNS", "100").succeed();
+        insta::assert_snapshot!(name, text);
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_reader_that_stops_reading_is_no_failure() {
+    use std::process::Stdio;
+
+    let place = Place::new();
+    for args in [&["--help"][..], &["devices"], &["inspect", "--model", "model"], &["generate", "--model", "model"]] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let child = place.command(args).stdout(writer).stderr(Stdio::piped()).spawn().unwrap();
+        let output = child.wait_with_output().unwrap();
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && told.is_empty(), "{args:?}: {told}");
+    }
+}
