@@ -12,12 +12,13 @@ use faer::linalg::householder::{
 };
 use faer::linalg::matmul::matmul;
 use faer::linalg::qr::no_pivoting::factor;
+use faer::prelude::{Reborrow, ReborrowMut};
 use faer::{Accum, Conj, Mat, MatRef, Par};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 
 use crate::Scalar;
-use crate::operator::{parallelism, transposed_product};
+use crate::operator::{parallelism, product, transposed_product};
 
 /// Orthonormal columns `[rows, k]`.
 pub(crate) struct Basis<T> {
@@ -53,6 +54,7 @@ impl<T: Scalar> Basis<T> {
         let mut inside = None;
         let mut orthonormal = false;
         loop {
+            let before = norms(block.as_ref());
             let part = transposed_product(self.columns.as_ref(), block.as_ref());
             matmul(&mut block, Accum::Add, &self.columns, &part, T::from_f64(-1.0), parallelism());
             let taken = part.norm_l2().into();
@@ -61,16 +63,13 @@ impl<T: Scalar> Basis<T> {
             if orthonormal && taken * taken <= T::EPSILON || taken.is_nan() {
                 return (block, inside.expect("set in the first pass"));
             }
-            let before = norms(block.as_ref());
-            let (q, diagonal) = householder(block);
-            block = q;
-            orthonormal = true;
-            for (j, (kept, norm)) in diagonal.into_iter().zip(before).enumerate() {
-                if kept <= 16.0 * T::EPSILON * norm {
-                    gaussian_column(&mut block, j, rng);
-                    orthonormal = false;
-                }
-            }
+            // Below this a column is rounding: it lies in the basis.
+            let floors: Vec<f64> = before.into_iter().map(|norm| 16.0 * T::EPSILON * norm).collect();
+            let outside = norms(block.as_ref()).iter().zip(&floors).all(|(norm, floor)| norm > floor);
+            (block, orthonormal) = match householder(&block) {
+                Some(q) if outside => (q, true),
+                _ => gram_schmidt(&block, &floors, rng),
+            };
         }
     }
 }
@@ -97,11 +96,12 @@ pub(crate) fn norms<T: Scalar>(a: MatRef<'_, T>) -> Vec<f64> {
     a.col_iter().map(|column| column.iter().map(square).sum::<f64>().sqrt()).collect()
 }
 
-/// The orthonormal factor of a thin QR decomposition, and the lengths on the diagonal of the triangular one.
-fn householder<T: Scalar>(mut a: Mat<T>) -> (Mat<T>, Vec<f64>) {
-    let (rows, width) = a.shape();
+/// The orthonormal factor of a thin QR decomposition; nothing where faer finds the columns dependent, which in f32 it
+/// does from a part in a hundred on.
+fn householder<T: Scalar>(block: &Mat<T>) -> Option<Mat<T>> {
+    let (rows, width) = block.shape();
     if width == 0 {
-        return (a, Vec::new());
+        return Some(block.clone());
     }
     let size = factor::recommended_block_size::<T>(rows, width);
     // Panels are too narrow for threads.
@@ -110,12 +110,47 @@ fn householder<T: Scalar>(mut a: Mat<T>) -> (Mat<T>, Vec<f64>) {
         factor::qr_in_place_scratch::<T>(rows, width, size, par, params).or(apply_scratch::<T>(rows, size, width));
     let mut memory = MemBuffer::new(scratch);
     let stack = MemStack::new(&mut memory);
-    let mut coefficients = Mat::zeros(size, width);
-    factor::qr_in_place(a.as_mut(), coefficients.as_mut(), par, stack, params);
+    let (mut a, mut coefficients) = (block.clone(), Mat::zeros(size, width));
+    let info = factor::qr_in_place(a.as_mut(), coefficients.as_mut(), par, stack, params);
     let mut q = Mat::identity(rows, width);
     apply_reflections(a.as_ref(), coefficients.as_ref(), Conj::No, q.as_mut(), par, stack);
-    let diagonal = (0..width).map(|j| a[(j, j)].into().abs()).collect();
-    (q, diagonal)
+    (info.rank == width).then_some(q)
+}
+
+/// Orthonormal columns that span those of `block` to working precision, column by column. Of a column that the others
+/// leave no more of than its floor, nothing is kept: as many random directions follow at the end, where they take
+/// nothing from the others. Also returns whether there was no need of them.
+fn gram_schmidt<T: Scalar>(block: &Mat<T>, floors: &[f64], rng: &mut ChaCha8Rng) -> (Mat<T>, bool) {
+    let (rows, width) = block.shape();
+    let mut q = Mat::zeros(rows, width);
+    let (mut kept, mut complete) = (0, true);
+    let mut columns = 0..width;
+    while kept < width {
+        let floor = match columns.next() {
+            Some(j) => {
+                q.col_as_slice_mut(kept).copy_from_slice(block.col_as_slice(j));
+                floors[j]
+            }
+            None => {
+                gaussian_column(&mut q, kept, rng);
+                complete = false;
+                0.0
+            }
+        };
+        let (before, mut rest) = q.split_at_col_mut(kept);
+        let mut column = rest.rb_mut().subcols_mut(0, 1);
+        // "Twice is enough", as above.
+        for _ in 0..2 {
+            let part = product(before.rb().transpose(), column.rb());
+            matmul(column.rb_mut(), Accum::Add, before.rb(), &part, T::from_f64(-1.0), Par::Seq);
+        }
+        let norm = norms(column.rb())[0];
+        if norm > floor.max(f64::from(f32::MIN_POSITIVE)) {
+            q.col_as_slice_mut(kept).iter_mut().for_each(|x| *x = T::from_f64((*x).into() / norm));
+            kept += 1;
+        }
+    }
+    (q, complete)
 }
 
 #[cfg(test)]
@@ -123,7 +158,6 @@ mod tests {
     use rand::SeedableRng;
 
     use super::*;
-    use crate::operator::product;
     use crate::spectral::orthonormality_defect;
 
     #[test]
@@ -141,6 +175,23 @@ mod tests {
         assert!(orthonormality_defect(basis.columns()) < 1e-5);
         let rebuilt = product(first.as_ref(), inside.as_ref());
         assert!((rebuilt - block).norm_max() < 1e-6);
+    }
+
+    #[test]
+    fn columns_after_a_dependent_one_are_kept_whole() {
+        let mut rng = ChaCha8Rng::seed_from_u64(5);
+        let mut basis = Basis::<f64>::new(30, 30);
+        let (first, _) = basis.orthonormalize(gaussian(30, 6, &mut rng), &mut rng);
+        basis.push(first.as_ref());
+        let mut block = gaussian::<f64>(30, 6, &mut rng);
+        for j in 0..3 {
+            let inside = first.col_as_slice(j).to_vec();
+            block.col_as_slice_mut(j).copy_from_slice(&inside);
+        }
+        let (second, inside) = basis.orthonormalize(block.clone(), &mut rng);
+        let outside = product(second.transpose(), block.as_ref());
+        let rebuilt = product(first.as_ref(), inside.as_ref()) + product(second.as_ref(), outside.as_ref());
+        assert!((rebuilt - block).norm_max() < 1e-13);
     }
 
     #[test]

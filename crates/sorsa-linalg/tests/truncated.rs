@@ -128,6 +128,19 @@ fn values_repeated_more_often_than_a_block_is_wide_are_all_found() {
     }
 }
 
+/// Found by proptest: a block of `A^T Q` whose first columns lie in the basis lost a part of those after them.
+#[test]
+fn columns_after_a_dependent_one_lose_nothing() {
+    let mut s = vec![1.0; 19];
+    s.push(0.5);
+    let seed = 4_818_982_271_447_562_006;
+    let a = with_spectrum(25, 29, &s, seed);
+    let options = SvdOptions { block: 4, seed, max_blocks: 90, tolerance: 1e-9, ..krylov() };
+    let svd = truncated_svd("a", a.as_ref(), 10, &options).unwrap();
+    assert_laws(a.as_ref(), &svd, 10, 1e-9);
+    assert_values(&svd.s, &s, 1e-9);
+}
+
 #[test]
 fn matrices_of_deficient_rank_still_give_orthonormal_vectors() {
     let a = narrow(&with_spectrum(260, 330, &[4.0, 2.0, 1.0, 0.5, 0.25], 6));
