@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "every file of tests uses a part of it")]
 
+pub mod reference;
+
 use std::path::Path;
 
 use burn::module::{Module, Param};
