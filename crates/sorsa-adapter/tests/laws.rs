@@ -315,7 +315,7 @@ fn no_gradient_flows_through_doras_norm() {
 
 #[test]
 fn a_column_of_zeros_stays_one_under_dora() {
-    // Regression: its norm divided its magnitude, 0 by 0.
+    // Its magnitude over its norm would be 0 by 0.
     let device = device();
     let mut net = Net::new(&device);
     let mask = HostTensor::new([1, 20], (0..20).map(|j| f32::from(j != 7)).collect()).to_tensor::<2>(&device);
