@@ -313,9 +313,8 @@ fn ten_adamw_steps_of_one_layer_are_those_of_the_authors_code() {
         layer.weight = Param::from_tensor(weight.to_tensor(&device));
         layer.bias = bias.then(|| Param::from_tensor(given("b").to_tensor(&device)));
         let number = |name: &str| meta[name].as_f64().unwrap();
-        let adapter =
-            AdapterConfig { alpha: meta["alpha"].as_f64(), ..AdapterConfig::new(Method::Sorsa, 1, &["layer"]) };
-        let adapter = AdapterConfig { rank: meta["r"].as_u64().unwrap() as usize, ..adapter };
+        let mut adapter = AdapterConfig::new(Method::Sorsa, meta["r"].as_u64().unwrap() as usize, &["layer"]);
+        adapter.alpha = meta["alpha"].as_f64();
         let module =
             |Target { path, shape, rank, scale, .. }| ModuleState { path, shape, rank, scale, fingerprint: None };
         let model = Layer { layer };
