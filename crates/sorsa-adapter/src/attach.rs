@@ -4,21 +4,23 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use burn::module::{Param, Reparameterizer};
+use burn::nn::DropoutConfig;
 use burn::prelude::*;
 use burn::tensor::{DType, FloatDType};
 use rayon::prelude::*;
 use sorsa_linalg::SvdOptions;
 use sorsa_linalg::tensor::Placement;
 
-use crate::adapter::Adapter;
-use crate::cache::SvdCache;
-use crate::config::{AdapterConfig, Method, Sizes};
-use crate::decompose::{Decomposed, decompose};
+use crate::cache::{SvdCache, fingerprint};
+use crate::config::{AdapterConfig, Sizes};
 use crate::error::AdapterError;
-use crate::factors::{FactorSet, NamedTensors};
-use crate::parameters::{Trainable, has_adapter, linear_layers, module_of, trainable, weights};
+use crate::factors::{FactorSet, HostTensor, NamedTensors};
+use crate::method::{Definition, Source};
+use crate::parameters::{Trainable, factor_path, has_adapter, linear_layers, module_of, trainable, weights};
+use crate::start::{Start, Started};
 use crate::state::{AdapterState, ModuleState};
 use crate::target::means;
+use crate::{Adapter, Method};
 
 /// How weights are decomposed while attaching.
 pub struct AttachOptions<'a> {
@@ -96,14 +98,10 @@ pub struct Target {
 impl Target {
     /// How many numbers `method` trains here.
     pub fn trainable_parameters(&self, method: Method) -> usize {
-        let [d_in, d_out] = self.shape;
         if !method.is_factored() {
-            return d_in * d_out;
+            return self.shape.iter().product();
         }
-        Adapter::factor_names(method)
-            .iter()
-            .map(|name| Adapter::factor_shape(name, self.shape, self.rank).iter().product::<usize>())
-            .sum()
+        method.factors().iter().map(|factor| factor.shape(self.shape, self.rank).iter().product::<usize>()).sum()
     }
 }
 
@@ -159,58 +157,65 @@ impl AdapterConfig {
         if has_adapter(&model) {
             return Err(AdapterError::Targets { faults: vec![HAS_ADAPTER.to_owned()] });
         }
-        let mut decomposed = match self.method.needs_svd() {
-            true => self.decompose_all(&model, &targets, options)?,
-            false => BTreeMap::new(),
+        let mut started = match self.method.definition() {
+            Some(method) => self.start_all(&model, &targets, &method, options)?,
+            None => BTreeMap::new(),
         };
+        let splits = self.method.splits_weight();
         let mut modules = Vec::new();
         let mut initial = NamedTensors::new();
         let mut jobs = BTreeMap::new();
         for target in targets {
-            let svd = decomposed.remove(&target.path);
-            modules.push(ModuleState {
-                path: target.path.clone(),
-                shape: target.shape,
-                rank: target.rank,
-                scale: target.scale,
-                fingerprint: svd.as_ref().map(|svd| svd.fingerprint.clone()),
-            });
-            if !self.method.is_factored() {
-                continue;
+            let start = started.remove(&target.path);
+            let fingerprint = start.as_ref().and_then(|(_, fingerprint)| fingerprint.clone());
+            let Target { path, shape, rank, scale } = target;
+            modules.push(ModuleState { path: path.clone(), shape, rank, scale, fingerprint });
+            let Some((Started { factors, svd }, _)) = start else { continue };
+            if splits {
+                let named =
+                    |(name, tensor): (&&str, &HostTensor)| (factor_path(&path, self.method, name), tensor.clone());
+                initial.extend(factors.iter().map(named));
             }
-            let report = svd.as_ref().map(|svd| (svd.residual, svd.cached));
-            let principal = svd.map(|svd| svd.principal);
-            let factors = Adapter::start(self, &target.path, target.shape, target.rank, target.scale, principal);
-            if self.method.needs_svd() {
-                for (name, tensor) in &factors {
-                    initial.insert(format!("{}.{}.{name}", target.path, self.method), tensor.clone());
-                }
-            }
-            let subtract = self.method.needs_svd().then(|| factors.clone());
-            jobs.insert(target.path, Install { factors, subtract, scale: target.scale, report });
+            let take_out = splits.then(|| TakeOut { factors: factors.clone(), kept: FactorSet::new() });
+            jobs.insert(path, Install { factors, take_out, scale, svd });
         }
         let state = AdapterState { config: self.clone(), modules, initial };
         Ok(install(model, state, jobs))
     }
 
-    fn decompose_all<M: Module>(
+    /// The factors of every target at the start, by path, and the hash of the weight where they split it.
+    fn start_all<M: Module>(
         &self,
         model: &M,
         targets: &[Target],
+        method: &Definition,
         options: &AttachOptions<'_>,
-    ) -> Result<BTreeMap<String, Decomposed>, AdapterError> {
-        let weights = weights(model, &targets.iter().map(|target| target.path.as_str()).collect());
+    ) -> Result<BTreeMap<String, (Started, Option<String>)>, AdapterError> {
+        let wanted = match method.source {
+            Source::Nothing => BTreeSet::new(),
+            Source::Weight | Source::Svd => targets.iter().map(|target| target.path.as_str()).collect(),
+        };
+        let weights = weights(model, &wanted);
         let cache = options.cache.as_ref().map(|folder| SvdCache::new(folder.clone()));
         let done = std::sync::atomic::AtomicUsize::new(0);
         let one = |target: &Target| {
-            let weight = weights[&target.path].clone();
-            let svd = SvdOptions { seed: options.svd.seed ^ self.seed, ..options.svd.clone() };
-            let result = decompose(&target.path, weight, target.rank, &svd, options.placement, cache.as_ref());
+            let weight = weights.get(&target.path).cloned();
+            let fingerprint = weight.as_ref().filter(|_| method.splits).map(fingerprint);
+            let start = Start {
+                config: self,
+                target,
+                weight,
+                fingerprint: fingerprint.as_deref(),
+                svd: &options.svd,
+                placement: options.placement,
+                cache: cache.as_ref(),
+            };
+            let result = (method.start)(&start);
             let count = done.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1;
-            if let Some(progress) = options.progress {
+            if let Some(progress) = options.progress.filter(|_| method.splits) {
                 progress(count, targets.len());
             }
-            (target.path.clone(), result)
+            (target.path.clone(), result.map(|started| (started, fingerprint)))
         };
         let results: Vec<_> = match options.placement {
             Placement::Host => targets.par_iter().with_max_len(1).map(one).collect(),
@@ -218,16 +223,16 @@ impl AdapterConfig {
             Placement::Device => targets.iter().map(one).collect(),
         };
         let mut faults = Vec::new();
-        let mut decomposed = BTreeMap::new();
+        let mut started = BTreeMap::new();
         for (path, result) in results {
             match result {
-                Ok(svd) => {
-                    decomposed.insert(path, svd);
+                Ok(start) => {
+                    started.insert(path, start);
                 }
                 Err(error) => faults.push(error.to_string()),
             }
         }
-        if faults.is_empty() { Ok(decomposed) } else { Err(AdapterError::Decomposition { faults }) }
+        if faults.is_empty() { Ok(started) } else { Err(AdapterError::Decomposition { faults }) }
     }
 }
 
@@ -235,11 +240,18 @@ impl AdapterConfig {
 pub(crate) struct Install {
     /// The adapter's factors.
     pub factors: FactorSet,
-    /// Factors whose product leaves the weight.
-    pub subtract: Option<FactorSet>,
+    /// What leaves the weight first.
+    pub take_out: Option<TakeOut>,
     pub scale: f64,
     /// Residual of the SVD and whether it was cached.
-    pub report: Option<(f64, bool)>,
+    pub svd: Option<(f64, bool)>,
+}
+
+/// An adapter that is a part of a weight, to be taken out of it.
+pub(crate) struct TakeOut {
+    pub factors: FactorSet,
+    /// What was kept of the weight when the adapter was merged into it.
+    pub kept: FactorSet,
 }
 
 /// Replaces bases, adds factors, freezes the rest.
@@ -258,20 +270,21 @@ pub(crate) fn install<M: Module>(model: M, state: AdapterState, jobs: BTreeMap<S
             path: &str,
             param: Param<Tensor<D>>,
         ) -> (Param<Tensor<D>>, Option<Adapter>) {
-            let Some((module, job)) = module_of(path).and_then(|module| self.jobs.remove_entry(module)) else {
+            let job = module_of(path).and_then(|module| self.jobs.remove_entry(module));
+            let Some((method, (module, job))) = self.config.method.definition().zip(job) else {
                 let train = self.config.method == Method::Full || self.dense.contains(path);
                 return (param.set_require_grad(train), None);
             };
             let device = param.lazy_device();
-            let (method, dropout) = (self.config.method, self.config.dropout);
-            let adapter = Adapter::new(method, &job.factors, job.scale, dropout, &device);
-            let base = match &job.subtract {
+            let adapter = |factors: &FactorSet, dropout: f64, device: &Device| {
+                (method.new)(factors, job.scale, DropoutConfig::new(dropout).init(), device)
+            };
+            let base = match &job.take_out {
                 None => param,
-                Some(subtract) => {
-                    let plain = device.clone().without_autodiff();
-                    let delta = Adapter::new(method, subtract, job.scale, 0.0, &plain).delta();
+                Some(TakeOut { factors, kept }) => {
+                    let part = adapter(factors, 0.0, &device.clone().without_autodiff());
                     param.map(|weight| {
-                        let (rest, rounding) = residual(weight.clone().without_autodiff(), delta);
+                        let (rest, rounding) = residual(weight.clone().without_autodiff(), &part, kept);
                         if let Some(rounding) = rounding {
                             self.rounding.insert(module, rounding);
                         }
@@ -279,11 +292,18 @@ pub(crate) fn install<M: Module>(model: M, state: AdapterState, jobs: BTreeMap<S
                     })
                 }
             };
-            (base.set_require_grad(false), Some(adapter))
+            let base = base.set_require_grad(false);
+            let matrix = || {
+                let weight = base.base();
+                let shape = weight.shape();
+                weight.reshape([shape[0], shape[1]])
+            };
+            let adapter = adapter(&job.factors, self.config.dropout, &device).beside(matrix);
+            (base, Some(adapter))
         }
     }
     let reports: BTreeMap<String, (f64, bool)> =
-        jobs.iter().filter_map(|(path, job)| Some((path.clone(), job.report?))).collect();
+        jobs.iter().filter_map(|(path, job)| Some((path.clone(), job.svd?))).collect();
     let dense: BTreeSet<String> = match state.config.method {
         Method::Partial => state.modules.iter().map(|module| format!("{}.weight", module.path)).collect(),
         _ => BTreeSet::new(),
@@ -309,10 +329,12 @@ pub(crate) fn install<M: Module>(model: M, state: AdapterState, jobs: BTreeMap<S
     Attached { model, state, trainable, modules }
 }
 
-/// `W - delta` in f32, rounded to the weight's dtype, and what the rounding took, relative to the residual's norm.
-fn residual<const D: usize>(weight: Tensor<D>, delta: Tensor<2>) -> (Tensor<D>, Option<f64>) {
+/// What is left of a weight without `part`, in f32, rounded to the weight's dtype, and what the rounding took, relative
+/// to the residual's norm.
+fn residual<const D: usize>(weight: Tensor<D>, part: &Adapter, kept: &FactorSet) -> (Tensor<D>, Option<f64>) {
     let (dtype, shape) = (weight.dtype(), weight.shape());
-    let rest = weight.cast(FloatDType::F32) - delta.reshape(shape);
+    let matrix = weight.cast(FloatDType::F32).reshape([shape[0], shape[1]]);
+    let rest = part.take_out(matrix, kept).reshape(shape);
     if dtype == DType::F32 {
         return (rest, None);
     }

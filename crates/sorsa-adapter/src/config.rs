@@ -4,62 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::AdapterError;
 use crate::target::{Pattern, means};
-
-/// How a weight is trained.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Method {
-    /// Singular values and orthonormal regularized singular vectors (arXiv 2409.00055).
-    Sorsa,
-    /// Principal singular values and vectors (arXiv 2404.02948).
-    Pissa,
-    /// Low-rank adaptation (arXiv 2106.09685).
-    Lora,
-    /// The target weights themselves, dense.
-    Partial,
-    /// Every parameter of the model.
-    Full,
-}
-
-impl Method {
-    /// Every method, in the order of the documentation.
-    pub const ALL: [Self; 5] = [Self::Sorsa, Self::Pissa, Self::Lora, Self::Partial, Self::Full];
-
-    /// Whether the method adds factors to a frozen weight.
-    pub fn is_factored(self) -> bool {
-        matches!(self, Self::Sorsa | Self::Pissa | Self::Lora)
-    }
-
-    /// Whether the method starts from the weight's singular vectors, which then leave the frozen base.
-    pub fn needs_svd(self) -> bool {
-        matches!(self, Self::Sorsa | Self::Pissa)
-    }
-}
-
-impl std::fmt::Display for Method {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Sorsa => "sorsa",
-            Self::Pissa => "pissa",
-            Self::Lora => "lora",
-            Self::Partial => "partial",
-            Self::Full => "full",
-        })
-    }
-}
-
-impl std::str::FromStr for Method {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        Self::ALL
-            .into_iter()
-            .find(|method| method.to_string() == text)
-            .ok_or_else(|| format!("unknown method `{text}`, expected sorsa, pissa, lora, partial or full"))
-    }
-}
+use crate::{AdapterError, Init, Method};
 
 /// What the scale of an adapter is, from its `alpha` and rank.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,6 +27,16 @@ pub enum AlphaConvention {
     Peft,
     /// They are kept, and `scale` times the principal part leaves the weight (the author's code).
     Author,
+}
+
+impl AlphaConvention {
+    /// What the singular values are divided by at the start.
+    pub(crate) fn divisor(self, scale: f64) -> f32 {
+        match self {
+            Self::Peft => scale as f32,
+            Self::Author => 1.0,
+        }
+    }
 }
 
 /// The adapter of a model: method, targets, rank, scale.
@@ -113,9 +69,16 @@ pub struct AdapterConfig {
     /// What becomes of the singular values where the scale is not 1.
     #[serde(default)]
     pub alpha_convention: AlphaConvention,
-    /// Seed of LoRA's random factor and of the randomized SVD.
+    /// Where the factors of LoRA and DoRA start.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub init: Init,
+    /// Seed of random factors and of the randomized SVD.
     #[serde(default)]
     pub seed: u64,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// Rank and scale of one module.
@@ -138,6 +101,7 @@ impl AdapterConfig {
             alpha_pattern: BTreeMap::new(),
             scaling: Scaling::default(),
             alpha_convention: AlphaConvention::default(),
+            init: Init::default(),
             seed: 0,
         }
     }
@@ -151,6 +115,12 @@ impl AdapterConfig {
     /// The same with dropout on the adapter's input.
     pub fn with_dropout(mut self, dropout: f64) -> Self {
         self.dropout = dropout;
+        self
+    }
+
+    /// The same with another start of LoRA's or DoRA's factors.
+    pub fn with_init(mut self, init: Init) -> Self {
+        self.init = init;
         self
     }
 
@@ -169,6 +139,14 @@ impl AdapterConfig {
             if !self.alpha.iter().chain(self.alpha_pattern.values()).all(positive) {
                 faults.push("alpha must be a positive number".to_owned());
             }
+        }
+        if self.init != Init::default() && (!self.method.is_factored() || self.method.splits_weight()) {
+            faults
+                .push(format!("init is for methods that add nothing to the weight at first, not for {}", self.method));
+        } else if self.init == Init::Orthogonal {
+            let ranks = self.rank_pattern.values().chain([&self.rank]);
+            let odd = ranks.filter(|rank| *rank % 2 == 1);
+            faults.extend(odd.map(|rank| format!("init = \"orthogonal\" takes an even rank, found {rank}")));
         }
         if !(0.0..1.0).contains(&self.dropout) {
             faults.push(format!("dropout must be at least 0 and below 1, found {}", self.dropout));
@@ -218,5 +196,32 @@ mod tests {
         config.rank_pattern.insert("[".into(), 2);
         let Err(AdapterError::Config { faults }) = config.validate() else { panic!("accepted") };
         assert_eq!(faults.len(), 5, "{faults:?}");
+    }
+
+    #[test]
+    fn a_start_is_refused_by_methods_that_have_their_own_and_by_odd_ranks() {
+        let faults = |config: AdapterConfig| match config.validate() {
+            Err(AdapterError::Config { faults }) => faults,
+            other => panic!("{other:?}"),
+        };
+        for method in [Method::Sorsa, Method::Olora, Method::Full] {
+            let config = AdapterConfig::new(method, 4, &["q_proj"]).with_init(Init::Gaussian);
+            assert_eq!(faults(config).len(), 1, "{method}");
+        }
+        let mut config = AdapterConfig::new(Method::Dora, 4, &["q_proj"]).with_init(Init::Orthogonal);
+        assert!(config.validate().is_ok());
+        config.rank_pattern.insert("q_proj".into(), 3);
+        assert_eq!(faults(config), ["init = \"orthogonal\" takes an even rank, found 3"]);
+    }
+
+    #[test]
+    fn the_default_start_is_not_written() {
+        // A file of before the choice existed, and a program of then, fit.
+        let config = AdapterConfig::new(Method::Lora, 4, &["q_proj"]);
+        let json = serde_json::to_string(&config).unwrap();
+        assert!(!json.contains("init"), "{json}");
+        assert_eq!(serde_json::from_str::<AdapterConfig>(&json).unwrap(), config);
+        let json = serde_json::to_string(&config.with_init(Init::Orthogonal)).unwrap();
+        assert!(json.contains("\"init\":\"orthogonal\""), "{json}");
     }
 }

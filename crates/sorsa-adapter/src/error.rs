@@ -18,8 +18,8 @@ pub enum AdapterError {
         /// Everything found wrong.
         faults: Vec<String>,
     },
-    /// Matrices that could not be decomposed.
-    #[error("singular value decomposition: {}", shorten(faults, 20))]
+    /// Weights that could not be decomposed.
+    #[error("decomposition of the weights: {}", shorten(faults, 20))]
     Decomposition {
         /// One line for each matrix.
         faults: Vec<String>,

@@ -1,10 +1,13 @@
-//! Tensors on the host, by name: what is saved, loaded, cached and turned into parameters.
+//! Factors: what they are called and how they are shaped, and tensors on the host, by name: what is saved, loaded, cached
+//! and turned into parameters.
 
 use std::collections::BTreeMap;
 
 use burn::module::Param;
 use burn::prelude::*;
 use burn::tensor::DType;
+
+use crate::parameters::ParameterGroup;
 
 /// An f32 tensor in row-major order.
 #[derive(Debug, Clone, PartialEq)]
@@ -20,6 +23,55 @@ pub type NamedTensors = BTreeMap<String, HostTensor>;
 
 /// The factors of one module, by their short names.
 pub(crate) type FactorSet = BTreeMap<&'static str, HostTensor>;
+
+/// The axes of a factor of a weight `[d_in, d_out]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Axes {
+    /// `[d_in, r]`.
+    InRank,
+    /// `[r]`.
+    Rank,
+    /// `[r, d_out]`.
+    RankOut,
+    /// `[d_out]`.
+    Out,
+}
+
+/// Where the vectors of an orthonormal factor lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Orthonormal {
+    Columns,
+    Rows,
+}
+
+/// One tensor of a method.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Factor {
+    /// The short name.
+    pub name: &'static str,
+    pub axes: Axes,
+    /// What the optimizer takes it for.
+    pub group: ParameterGroup,
+    /// Whether the regularizer keeps it orthonormal, and on which side.
+    pub orthonormal: Option<Orthonormal>,
+}
+
+impl Factor {
+    /// A factor like any other.
+    pub const fn new(name: &'static str, axes: Axes) -> Self {
+        Self { name, axes, group: ParameterGroup::Factor, orthonormal: None }
+    }
+
+    /// Its shape for a weight `[d_in, d_out]`.
+    pub fn shape(&self, [d_in, d_out]: [usize; 2], rank: usize) -> Vec<usize> {
+        match self.axes {
+            Axes::InRank => vec![d_in, rank],
+            Axes::Rank => vec![rank],
+            Axes::RankOut => vec![rank, d_out],
+            Axes::Out => vec![d_out],
+        }
+    }
+}
 
 /// The principal triplets of one weight: `u` `[d_in, r]`, `s` `[r]` descending, `vt` `[r, d_out]`.
 #[derive(Debug, Clone)]

@@ -1,4 +1,4 @@
-//! SVD-based adapters for any burn module: SORSA, PiSSA, LoRA and partial fine-tuning.
+//! Adapters for any burn module: SORSA, PiSSA, LoRA, DoRA, OLoRA and partial fine-tuning.
 //!
 //! An adapter is a burn [`Reparameterization`](burn::module::Reparameterization): it attaches to the linear layers of
 //! a model that is not changed for it. One line of the model may change to take the cheap route: call [`project`]
@@ -35,25 +35,31 @@ mod adapter;
 mod attach;
 mod cache;
 mod config;
-mod decompose;
+mod dora;
 mod error;
 mod factors;
 mod files;
 mod lora;
+mod method;
+mod olora;
 mod parameters;
 mod pissa;
 mod regularizer;
 mod sorsa;
+mod start;
 mod state;
 mod target;
 
-pub use adapter::{Adapter, project};
+pub use adapter::project;
 pub use attach::{AttachOptions, Attached, ModuleReport, Target};
-pub use config::{AdapterConfig, AlphaConvention, Method, Scaling};
+pub use config::{AdapterConfig, AlphaConvention, Scaling};
+pub use dora::Dora;
 pub use error::AdapterError;
 pub use factors::{HostTensor, NamedTensors};
 pub use files::{read_tensors, write_tensors};
-pub use lora::Lora;
+pub use lora::{Init, Lora};
+pub use method::{Adapter, Method};
+pub use olora::Olora;
 pub use parameters::{ParameterGroup, Trainable, export_trainable, import_trainable};
 pub use pissa::Pissa;
 pub use regularizer::{RegularizerForm, RegularizerStats, add_regularizer, regularizer_gradients};

@@ -7,10 +7,9 @@ use burn::module::{ModuleMapper, ModuleVisitor, Param, ParamId, Reparameterizati
 use burn::prelude::*;
 use burn::tensor::FloatDType;
 
-use crate::adapter::{Adapter, Orthonormal};
-use crate::config::Method;
 use crate::error::AdapterError;
-use crate::factors::{HostTensor, NamedTensors};
+use crate::factors::{Factor, HostTensor, NamedTensors, Orthonormal};
+use crate::{Adapter, Method};
 
 /// What kind of parameter is trained; optimizers may treat each kind in its own way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -19,6 +18,8 @@ pub enum ParameterGroup {
     Factor,
     /// The singular values of a SORSA adapter.
     SingularValues,
+    /// The magnitudes of a DoRA adapter's columns.
+    Magnitude,
     /// A parameter of the model itself (partial and full fine-tuning).
     Dense,
 }
@@ -51,6 +52,11 @@ pub(crate) struct Parameter {
 /// The path of the module whose weight the parameter at `path` is.
 pub(crate) fn module_of(path: &str) -> Option<&str> {
     path.strip_suffix(".weight")
+}
+
+/// The name of a factor of the module at the path `module`.
+pub(crate) fn factor_path(module: &str, method: Method, factor: &str) -> String {
+    format!("{module}.{method}.{factor}")
 }
 
 /// Walks every float parameter of a model with its path, without touching values.
@@ -127,9 +133,12 @@ pub(crate) fn trainable<M: Module>(model: &M, method: Method, dense: impl Fn(&st
     for parameter in parameters(model) {
         let (name, group, orthonormal) = if let Some((module, rest)) = parameter.path.split_once(&separator) {
             // `rest` is `<Variant>.<factor>`.
-            let factor = rest.rsplit('.').next().unwrap_or(rest);
-            let group = if factor == "s" { ParameterGroup::SingularValues } else { ParameterGroup::Factor };
-            (format!("{module}.{method}.{factor}"), group, Adapter::orthonormal(method, factor))
+            let name = rest.rsplit('.').next().unwrap_or(rest);
+            let Some(Factor { group, orthonormal, .. }) = method.factors().iter().find(|factor| factor.name == name)
+            else {
+                continue;
+            };
+            (factor_path(module, method, name), *group, *orthonormal)
         } else if dense(&parameter.path) {
             (parameter.path, ParameterGroup::Dense, None)
         } else {

@@ -4,9 +4,11 @@
 use burn::module::Param;
 use burn::nn::Dropout;
 use burn::prelude::*;
+use sorsa_linalg::LinalgError;
 
-use crate::config::AlphaConvention;
-use crate::factors::{FactorSet, Principal};
+use crate::factors::{Axes, Factor, FactorSet};
+use crate::method::{FactoredMethod, LowRank, Source};
+use crate::start::{Start, Started};
 
 /// The trained factors of one weight.
 #[derive(Module, Debug)]
@@ -15,37 +17,41 @@ pub struct Pissa {
     pub a: Param<Tensor<2>>,
     /// `B` `[r, d_out]`.
     pub b: Param<Tensor<2>>,
-    pub(crate) dropout: Dropout,
+    dropout: Dropout,
     #[module(skip)]
-    pub(crate) scale: f64,
+    scale: f64,
 }
 
-impl Pissa {
-    pub(crate) const FACTORS: [&'static str; 2] = ["a", "b"];
+impl FactoredMethod for Pissa {
+    const FACTORS: &'static [Factor] = &[Factor::new("a", Axes::InRank), Factor::new("b", Axes::RankOut)];
+    const SOURCE: Source = Source::Svd;
+    const SPLITS: bool = true;
 
-    pub(crate) fn start(svd: Principal, scale: f64, convention: AlphaConvention) -> FactorSet {
-        let divisor = match convention {
-            AlphaConvention::Peft => scale as f32,
-            AlphaConvention::Author => 1.0,
-        };
-        let root: Vec<f32> = svd.s.iter().map(|value| (value / divisor).sqrt()).collect();
-        let (mut a, mut b) = (svd.u, svd.vt);
-        for row in a.values.chunks_exact_mut(root.len()) {
-            row.iter_mut().zip(&root).for_each(|(value, root)| *value *= root);
-        }
-        let d_out = b.shape[1];
-        for (row, root) in b.values.chunks_exact_mut(d_out).zip(&root) {
-            row.iter_mut().for_each(|value| *value *= root);
-        }
-        FactorSet::from([("a", a), ("b", b)])
+    fn start(at: &Start<'_>) -> Result<Started, LinalgError> {
+        let divisor = at.config.alpha_convention.divisor(at.target.scale);
+        at.from_svd(|svd| {
+            let root: Vec<f32> = svd.s.iter().map(|value| (value / divisor).sqrt()).collect();
+            let (mut a, mut b) = (svd.u, svd.vt);
+            for row in a.values.chunks_exact_mut(root.len()) {
+                row.iter_mut().zip(&root).for_each(|(value, root)| *value *= root);
+            }
+            let d_out = b.shape[1];
+            for (row, root) in b.values.chunks_exact_mut(d_out).zip(&root) {
+                row.iter_mut().for_each(|value| *value *= root);
+            }
+            FactorSet::from([("a", a), ("b", b)])
+        })
     }
 
-    pub(crate) fn new(factors: &FactorSet, scale: f64, dropout: Dropout, device: &Device) -> Self {
+    fn new(factors: &FactorSet, scale: f64, dropout: Dropout, device: &Device) -> Self {
         Self { a: factors["a"].param(device), b: factors["b"].param(device), dropout, scale }
     }
 
-    /// `(A, none, B)`.
-    pub(crate) fn parts(&self) -> (Tensor<2>, Option<Tensor<1>>, Tensor<2>) {
-        (self.a.val(), None, self.b.val())
+    fn low_rank(&self) -> LowRank {
+        LowRank { a: self.a.val(), s: None, b: self.b.val(), scale: self.scale }
+    }
+
+    fn dropout(&self) -> &Dropout {
+        &self.dropout
     }
 }

@@ -18,7 +18,7 @@ use burn::prelude::*;
 use burn::tensor::FloatDType;
 use serde::{Deserialize, Serialize};
 
-use crate::adapter::Orthonormal;
+use crate::factors::Orthonormal;
 use crate::parameters::Trainable;
 
 /// The form of the regularizer.

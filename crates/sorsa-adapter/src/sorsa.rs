@@ -10,9 +10,12 @@
 use burn::module::Param;
 use burn::nn::Dropout;
 use burn::prelude::*;
+use sorsa_linalg::LinalgError;
 
-use crate::config::AlphaConvention;
-use crate::factors::{FactorSet, HostTensor, Principal};
+use crate::factors::{Axes, Factor, FactorSet, HostTensor, Orthonormal};
+use crate::method::{FactoredMethod, LowRank, Source};
+use crate::parameters::ParameterGroup;
+use crate::start::{Start, Started};
 
 /// The trained part of one weight: left singular vectors, singular values, right singular vectors.
 #[derive(Module, Debug)]
@@ -23,24 +26,29 @@ pub struct Sorsa {
     pub s: Param<Tensor<1>>,
     /// `V_p^T` `[r, d_out]`, rows orthonormal at the start.
     pub vt: Param<Tensor<2>>,
-    pub(crate) dropout: Dropout,
+    dropout: Dropout,
     #[module(skip)]
-    pub(crate) scale: f64,
+    scale: f64,
 }
 
-impl Sorsa {
-    pub(crate) const FACTORS: [&'static str; 3] = ["u", "s", "vt"];
+impl FactoredMethod for Sorsa {
+    const FACTORS: &'static [Factor] = &[
+        Factor { orthonormal: Some(Orthonormal::Columns), ..Factor::new("u", Axes::InRank) },
+        Factor { group: ParameterGroup::SingularValues, ..Factor::new("s", Axes::Rank) },
+        Factor { orthonormal: Some(Orthonormal::Rows), ..Factor::new("vt", Axes::RankOut) },
+    ];
+    const SOURCE: Source = Source::Svd;
+    const SPLITS: bool = true;
 
-    pub(crate) fn start(svd: Principal, scale: f64, convention: AlphaConvention) -> FactorSet {
-        let divisor = match convention {
-            AlphaConvention::Peft => scale as f32,
-            AlphaConvention::Author => 1.0,
-        };
-        let s = svd.s.iter().map(|value| value / divisor).collect();
-        FactorSet::from([("u", svd.u), ("s", HostTensor::new([svd.s.len()], s)), ("vt", svd.vt)])
+    fn start(at: &Start<'_>) -> Result<Started, LinalgError> {
+        let divisor = at.config.alpha_convention.divisor(at.target.scale);
+        at.from_svd(|svd| {
+            let s = svd.s.iter().map(|value| value / divisor).collect();
+            FactorSet::from([("u", svd.u), ("s", HostTensor::new([svd.s.len()], s)), ("vt", svd.vt)])
+        })
     }
 
-    pub(crate) fn new(factors: &FactorSet, scale: f64, dropout: Dropout, device: &Device) -> Self {
+    fn new(factors: &FactorSet, scale: f64, dropout: Dropout, device: &Device) -> Self {
         Self {
             u: factors["u"].param(device),
             s: factors["s"].param(device),
@@ -50,8 +58,11 @@ impl Sorsa {
         }
     }
 
-    /// `(U_p, s_p, V_p^T)`.
-    pub(crate) fn parts(&self) -> (Tensor<2>, Option<Tensor<1>>, Tensor<2>) {
-        (self.u.val(), Some(self.s.val()), self.vt.val())
+    fn low_rank(&self) -> LowRank {
+        LowRank { a: self.u.val(), s: Some(self.s.val()), b: self.vt.val(), scale: self.scale }
+    }
+
+    fn dropout(&self) -> &Dropout {
+        &self.dropout
     }
 }

@@ -2,23 +2,26 @@
 //!
 //! The folder holds `adapter.json` (configuration and modules), `adapter.safetensors` (the trained values) and, for
 //! methods that split the weight, `initial.safetensors`: the factors at the start, whose product left the base. With
-//! them the residual is rebuilt exactly, without a second SVD.
+//! them the residual is rebuilt exactly, without a second decomposition. The adapter of a merged model may come with
+//! `kept.safetensors`: what its method needs to be taken out again.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use burn::nn::DropoutConfig;
 use burn::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::adapter::Adapter;
-use crate::attach::{Attached, HAS_ADAPTER, Install, install};
+use crate::Method;
+use crate::attach::{Attached, HAS_ADAPTER, Install, TakeOut, install};
 use crate::cache::fingerprint;
-use crate::config::{AdapterConfig, Method};
+use crate::config::AdapterConfig;
 use crate::error::AdapterError;
-use crate::factors::{FactorSet, NamedTensors};
+use crate::factors::{Factor, FactorSet, NamedTensors};
 use crate::files::{read_tensors, write_atomic, write_tensors};
 use crate::parameters::{
-    export_trainable, fitting, has_adapter, import_trainable, linear_layers, parameters, tensor_faults, weights,
+    export_trainable, factor_path, fitting, has_adapter, import_trainable, linear_layers, parameters, tensor_faults,
+    weights,
 };
 
 /// One adapted module, as saved.
@@ -56,6 +59,8 @@ pub struct SavedAdapter {
     pub state: AdapterState,
     /// The trained values.
     pub trained: NamedTensors,
+    /// What was kept of the weights that the adapter was merged into; empty before, and for most methods.
+    kept: NamedTensors,
     source: PathBuf,
 }
 
@@ -71,18 +76,20 @@ const FORMAT: u32 = 1;
 const MANIFEST: &str = "adapter.json";
 const TRAINED: &str = "adapter.safetensors";
 const INITIAL: &str = "initial.safetensors";
+const KEPT: &str = "kept.safetensors";
 
 impl<M: Module> Attached<M> {
     /// The trained values as they are now, with what is needed to attach them again.
     pub fn snapshot(&self) -> SavedAdapter {
         let trained = export_trainable(&self.model, &self.trainable);
-        SavedAdapter { state: self.state.clone(), trained, source: PathBuf::from("memory") }
+        SavedAdapter { state: self.state.clone(), trained, kept: NamedTensors::new(), source: PathBuf::from("memory") }
     }
 
     /// The plain model with the adapter merged into its weights, and the adapter, to take out again with
     /// [`SavedAdapter::unmerge`].
     pub fn merge(self) -> (M, SavedAdapter) {
-        let adapter = self.snapshot();
+        let mut adapter = self.snapshot();
+        adapter.kept = adapter.kept_of(&self.model);
         (self.model.valid().materialize(), adapter)
     }
 }
@@ -90,7 +97,7 @@ impl<M: Module> Attached<M> {
 impl SavedAdapter {
     /// An adapter from its state and trained values; `source` is named in errors.
     pub fn new(state: AdapterState, trained: NamedTensors, source: &Path) -> Self {
-        Self { state, trained, source: source.to_owned() }
+        Self { state, trained, kept: NamedTensors::new(), source: source.to_owned() }
     }
 
     /// Writes the adapter into `folder`, which is created; each file is replaced atomically, the manifest last.
@@ -102,6 +109,9 @@ impl SavedAdapter {
         std::fs::create_dir_all(folder).map_err(|source| AdapterError::Io { path: folder.to_owned(), source })?;
         if !self.state.initial.is_empty() {
             write_tensors(&folder.join(INITIAL), &self.state.initial)?;
+        }
+        if !self.kept.is_empty() {
+            write_tensors(&folder.join(KEPT), &self.kept)?;
         }
         write_tensors(&folder.join(TRAINED), &self.trained)?;
         let manifest =
@@ -120,7 +130,11 @@ impl SavedAdapter {
     pub fn load(folder: &Path) -> Result<Self, AdapterError> {
         let state = AdapterState::load(folder)?;
         let trained = read_tensors(&folder.join(TRAINED))?;
-        Ok(Self { state, trained, source: folder.to_owned() })
+        let kept = match folder.join(KEPT) {
+            file if file.exists() => read_tensors(&file)?,
+            _ => NamedTensors::new(),
+        };
+        Ok(Self { state, trained, kept, source: folder.to_owned() })
     }
 
     /// Attaches the adapter to the model it was made for, trained values included.
@@ -133,8 +147,8 @@ impl SavedAdapter {
         let mut faults = self.faults(&model);
         faults.extend(self.state.content_faults(&model));
         fitting(faults, &self.source)?;
-        let subtract = self.state.config.method.needs_svd().then_some(&self.state.initial);
-        self.install(model, subtract)
+        let split = self.state.config.method.splits_weight();
+        self.install(model, split.then_some((&self.state.initial, &NamedTensors::new())))
     }
 
     /// The inverse of [`Attached::merge`]: takes the adapter out of merged weights and attaches it. The base is as
@@ -143,24 +157,33 @@ impl SavedAdapter {
     /// # Errors
     ///
     /// [`AdapterError::Mismatch`] with everything that does not fit; the content of merged weights is not compared.
+    /// DoRA's adapter must be the one that [`Attached::merge`] returned, or that one saved and loaded: it alone has the
+    /// norms that merging divided by.
     pub fn unmerge<M: Module>(&self, merged: M) -> Result<Attached<M>, AdapterError> {
-        fitting(self.faults(&merged), &self.source)?;
-        let subtract = self.state.config.method.is_factored().then_some(&self.trained);
-        self.install(merged, subtract)
+        let method = self.state.config.method;
+        let mut faults = self.faults(&merged);
+        let kept = tensor_faults(self.state.tensors(method.kept()), &self.kept);
+        faults.extend(kept.into_iter().map(|fault| format!("of the merge, {fault}")));
+        fitting(faults, &self.source)?;
+        self.install(merged, method.is_factored().then_some((&self.trained, &self.kept)))
     }
 
-    fn install<M: Module>(&self, model: M, subtract: Option<&NamedTensors>) -> Result<Attached<M>, AdapterError> {
+    /// Attaches the adapter; what leaves the weights first is made of factors and of what a merge kept.
+    fn install<M: Module>(
+        &self,
+        model: M,
+        take_out: Option<(&NamedTensors, &NamedTensors)>,
+    ) -> Result<Attached<M>, AdapterError> {
         let method = self.state.config.method;
-        let factors = |module: &ModuleState, tensors: &NamedTensors| -> FactorSet {
-            let tensor = |name: &&'static str| (*name, tensors[&format!("{}.{method}.{name}", module.path)].clone());
-            Adapter::factor_names(method).iter().map(tensor).collect()
-        };
         let mut jobs = BTreeMap::new();
         if method.is_factored() {
             for module in &self.state.modules {
-                let subtract = subtract.map(|tensors| factors(module, tensors));
-                let factors = factors(module, &self.trained);
-                jobs.insert(module.path.clone(), Install { factors, subtract, scale: module.scale, report: None });
+                let take_out = take_out.map(|(factors, kept)| TakeOut {
+                    factors: self.state.set(module, method.factors(), factors),
+                    kept: self.state.set(module, method.kept(), kept),
+                });
+                let factors = self.state.set(module, method.factors(), &self.trained);
+                jobs.insert(module.path.clone(), Install { factors, take_out, scale: module.scale, svd: None });
             }
         }
         let mut attached = install(model, self.state.clone(), jobs);
@@ -170,6 +193,24 @@ impl SavedAdapter {
         Ok(attached)
     }
 
+    /// What the method keeps of the frozen weights of `model`, into which the adapter is about to be merged.
+    fn kept_of<M: Module>(&self, model: &M) -> NamedTensors {
+        let method = self.state.config.method;
+        let Some(definition) = method.definition().filter(|definition| !definition.kept.is_empty()) else {
+            return NamedTensors::new();
+        };
+        let weights = weights(model, &self.state.modules.iter().map(|module| module.path.as_str()).collect());
+        let of = |module: &ModuleState| {
+            let weight = weights[&module.path].clone();
+            let factors = self.state.set(module, definition.factors, &self.trained);
+            let dropout = DropoutConfig::new(0.0).init();
+            let adapter = (definition.new)(&factors, module.scale, dropout, &weight.device());
+            let path = module.path.clone();
+            adapter.keep(weight).into_iter().map(move |(name, tensor)| (factor_path(&path, method, name), tensor))
+        };
+        self.state.modules.iter().flat_map(of).collect()
+    }
+
     /// A line for everything that does not fit `model`, the content of its weights apart.
     fn faults<M: Module>(&self, model: &M) -> Vec<String> {
         if has_adapter(model) {
@@ -177,7 +218,7 @@ impl SavedAdapter {
         }
         let mut faults = self.state.module_faults(model);
         faults.extend(tensor_faults(self.state.expected(model), &self.trained));
-        if self.state.config.method.needs_svd() {
+        if self.state.config.method.splits_weight() {
             let initial = tensor_faults(self.state.expected(model), &self.state.initial);
             faults.extend(initial.into_iter().map(|fault| format!("at the start, {fault}")));
         }
@@ -200,7 +241,7 @@ impl AdapterState {
             return Err(malformed(format!("format should be {FORMAT}, found {}", manifest.format)));
         }
         manifest.config.validate()?;
-        let initial = match manifest.config.method.needs_svd() {
+        let initial = match manifest.config.method.splits_weight() {
             true => read_tensors(&folder.join(INITIAL))?,
             false => NamedTensors::new(),
         };
@@ -237,15 +278,26 @@ impl AdapterState {
         match method {
             Method::Full => parameters(model).into_iter().map(|p| (p.path, p.shape)).collect(),
             Method::Partial => self.modules.iter().map(|m| (format!("{}.weight", m.path), m.shape.to_vec())).collect(),
-            Method::Sorsa | Method::Pissa | Method::Lora => {
-                let factors = |module: &ModuleState| {
-                    let (path, shape, rank) = (module.path.clone(), module.shape, module.rank);
-                    Adapter::factor_names(method)
-                        .iter()
-                        .map(move |name| (format!("{path}.{method}.{name}"), Adapter::factor_shape(name, shape, rank)))
-                };
-                self.modules.iter().flat_map(factors).collect()
-            }
+            _ => self.tensors(method.factors()),
         }
+    }
+
+    /// The tensors of one module by their short names, of those that `tensors` has.
+    fn set(&self, module: &ModuleState, factors: &[Factor], tensors: &NamedTensors) -> FactorSet {
+        let named = |factor: &Factor| {
+            let tensor = tensors.get(&factor_path(&module.path, self.config.method, factor.name))?;
+            Some((factor.name, tensor.clone()))
+        };
+        factors.iter().filter_map(named).collect()
+    }
+
+    /// Names and shapes of one tensor of each kind for every module.
+    fn tensors(&self, factors: &[Factor]) -> Vec<(String, Vec<usize>)> {
+        let method = self.config.method;
+        let of = |module: &ModuleState| {
+            let one = |f: &Factor| (factor_path(&module.path, method, f.name), f.shape(module.shape, module.rank));
+            factors.iter().map(one).collect::<Vec<_>>()
+        };
+        self.modules.iter().flat_map(of).collect()
     }
 }

@@ -42,6 +42,22 @@ fn an_adapter_unmerged_and_saved_again_still_fits_the_original_model() {
     assert_near(loaded.model.forward(input(&device)), before, "unmerged");
 }
 
+#[test]
+fn doras_adapter_is_taken_out_with_the_norms_of_the_merge_and_not_without() {
+    let device = device();
+    let adapted = disturbed(attach(&config(Method::Dora).with_alpha(10.0), &device));
+    let (before, early) = (adapted.model.forward(input(&device)), adapted.snapshot());
+    let (merged, adapter) = adapted.merge();
+    let folder = tempfile::tempdir().unwrap();
+    adapter.save(folder.path()).unwrap();
+    let loaded = SavedAdapter::load(folder.path()).unwrap();
+    assert_eq!(loaded.unmerge(merged.clone()).unwrap().snapshot().trained, early.trained);
+    assert_near(loaded.unmerge(merged.clone()).unwrap().model.forward(input(&device)), before.clone(), "unmerged");
+    assert_near(loaded.attach(Net::new(&device)).unwrap().model.forward(input(&device)), before, "attached");
+    let expected = ["of the merge, `first.dora.norm` is missing", "of the merge, `second.dora.norm` is missing"];
+    assert_names(&faults(early.unmerge(merged)), &expected);
+}
+
 fn faults<T>(result: Result<T, AdapterError>) -> Vec<String> {
     match result.err().expect("accepted") {
         AdapterError::Mismatch { faults, .. } => faults,
@@ -101,7 +117,7 @@ fn dense_values_that_do_not_fit_are_reported_at_once() {
 }
 
 #[test]
-fn an_svd_adapter_is_refused_by_another_base_and_lora_is_not() {
+fn an_adapter_that_was_split_from_its_base_is_refused_by_another_and_lora_is_not() {
     let device = device();
     let other = || {
         let mut net = Net::new(&device);
@@ -109,11 +125,13 @@ fn an_svd_adapter_is_refused_by_another_base_and_lora_is_not() {
         net.second.weight = net.second.weight.map(|weight| weight * 1.5);
         net
     };
-    for method in [Method::Sorsa, Method::Pissa] {
+    for method in [Method::Sorsa, Method::Pissa, Method::Olora] {
         let saved = attach(&config(method), &device).snapshot();
         assert_names(&faults(saved.attach(other())), &["`first.weight` is not", "`second.weight` is not"]);
     }
-    assert!(attach(&config(Method::Lora), &device).snapshot().attach(other()).is_ok());
+    for method in [Method::Lora, Method::Dora] {
+        assert!(attach(&config(method), &device).snapshot().attach(other()).is_ok(), "{method}");
+    }
 }
 
 #[test]
@@ -155,13 +173,13 @@ fn damaged_files_are_named_with_what_is_wrong() {
 #[test]
 fn saving_leaves_nothing_but_the_adapters_files() {
     let folder = tempfile::tempdir().unwrap();
-    for method in [Method::Sorsa, Method::Lora] {
+    for method in FACTORED {
         let folder = folder.path().join(method.to_string());
         attach(&config(method), &device()).snapshot().save(&folder).unwrap();
         let mut names: Vec<_> = std::fs::read_dir(&folder).unwrap().map(|e| e.unwrap().file_name()).collect();
         names.sort();
         let expected = ["adapter.json", "adapter.safetensors", "initial.safetensors"];
-        assert_eq!(names, if method == Method::Sorsa { &expected[..] } else { &expected[..2] });
+        assert_eq!(names, if method.splits_weight() { &expected[..] } else { &expected[..2] });
     }
 }
 

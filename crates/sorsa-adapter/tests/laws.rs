@@ -5,11 +5,11 @@ mod common;
 use burn::optim::GradientsParams;
 use burn::prelude::*;
 use burn::tensor::{DType, FloatDType};
-use sorsa_adapter::{Adapter, AdapterConfig, AlphaConvention, Attached, HostTensor, Method, Scaling, project};
+use sorsa_adapter::{Adapter, AdapterConfig, AlphaConvention, Attached, HostTensor, Init, Method, Scaling, project};
 
 use common::*;
 
-/// Every method with scale absent, 1, not 1, rank-stabilized, and under the author's convention.
+/// Every method with scale absent, 1, not 1, rank-stabilized, under the author's convention, and from every start.
 fn variants() -> Vec<AdapterConfig> {
     let mut variants = Vec::new();
     for method in Method::ALL {
@@ -19,6 +19,9 @@ fn variants() -> Vec<AdapterConfig> {
             variants.push(config(method).with_alpha(10.0));
             variants.push(AdapterConfig { scaling: Scaling::RankStabilized, ..config(method).with_alpha(10.0) });
             variants.push(authors(config(method).with_alpha(8.0)));
+        }
+        if method.is_factored() && !method.splits_weight() {
+            variants.extend([Init::Gaussian, Init::Orthogonal].map(|init| config(method).with_init(init)));
         }
     }
     variants
@@ -102,7 +105,8 @@ fn both_routes_give_the_factors_the_same_gradients() {
 fn trainable_parameters_have_their_closed_form() {
     let device = device();
     let pairs = RANK * (12 + 20) + RANK * (20 + 9);
-    let expected = [pairs + 2 * RANK, pairs, pairs, 12 * 20 + 20 * 9, 12 * 20 + 20 + 20 * 9];
+    let (dense, magnitudes) = (12 * 20 + 20 * 9, 20 + 9);
+    let expected = [pairs + 2 * RANK, pairs, pairs, pairs + magnitudes, pairs, dense, dense + 20];
     for (method, expected) in Method::ALL.into_iter().zip(expected) {
         assert_eq!(attach(&config(method), &device).trainable_parameters(), expected, "{method}");
         let targets = config(method).targets(&Net::new(&device)).unwrap();
@@ -115,10 +119,10 @@ fn trainable_parameters_have_their_closed_form() {
 fn residual_and_principal_part_sum_to_the_weight() {
     let device = device();
     let weight = Net::new(&device).first.weight.val();
-    for config in variants().into_iter().filter(|config| config.method.needs_svd()) {
+    for config in variants().into_iter().filter(|config| config.method.splits_weight()) {
         let adapted = attach(&config, &device).model.first;
         let adapter = adapted.weight.reparameterization::<Adapter>().unwrap();
-        assert_near(adapted.weight.base() + adapter.delta(), weight.clone(), &format!("{config:?}"));
+        assert_near(adapter.compose(adapted.weight.base()), weight.clone(), &format!("{config:?}"));
     }
 }
 
@@ -166,7 +170,7 @@ fn dropout_takes_elements_from_the_adapters_input_while_training_only() {
         // Each row of the identity carries one element of the input: it reaches the adapter doubled or not at all.
         let x = Tensor::<2>::eye(20, &device);
         let base = second.weight.base();
-        let delta = second.weight.reparameterization::<Adapter>().unwrap().delta();
+        let delta = second.weight.val() - base.clone();
         assert_near(project(second, x.clone()), base.clone() + delta.clone(), "evaluation");
         let training = adapted.model.train();
         let added = values(project(&training.second, x).inner() - base);
@@ -205,7 +209,7 @@ fn a_bf16_base_gets_a_rounded_residual_and_f32_factors_and_what_was_lost_is_repo
     let Some(Adapter::Sorsa(factors)) = weight.reparameterization() else { panic!("no SORSA") };
     assert_eq!([factors.u.val().dtype(), factors.s.val().dtype(), factors.vt.val().dtype()], [DType::F32; 3]);
 
-    let residual = before - weight.reparameterization::<Adapter>().unwrap().delta();
+    let residual = before.clone() - weight.reparameterization::<Adapter>().unwrap().compose(before.zeros_like());
     let norm = |tensor: Tensor<2>| values(tensor).into_iter().map(|v| f64::from(v).powi(2)).sum::<f64>().sqrt();
     let lost = norm(residual.clone() - weight.base().cast(FloatDType::F32)) / norm(residual);
     let reported = adapted.modules[0].rounding.unwrap();
@@ -237,4 +241,89 @@ fn loras_start_depends_on_seed_and_path_only() {
     let top = both["first.lora.a"].values.iter().fold(0f32, |top, value| top.max(value.abs()));
     assert!(top <= bound && top > 0.8 * bound, "{top} of {bound}");
     assert!(both["first.lora.b"].values.iter().all(|value| *value == 0.0));
+}
+
+#[test]
+fn other_starts_of_lora_are_those_of_peft() {
+    let device = device();
+    let start = |init| attach(&config(Method::Lora).with_init(init), &device);
+    let root_mean_square = |factor: &HostTensor| {
+        (factor.values.iter().map(|value| value * value).sum::<f32>() / factor.values.len() as f32).sqrt()
+    };
+    // Normal with deviation 1 / rank, to within what 48 numbers say.
+    for (name, factor) in start(Init::Gaussian).snapshot().trained {
+        let expected = if name.ends_with(".a") { 1.0 / RANK as f32 } else { 0.0 };
+        let found = root_mean_square(&factor);
+        assert!((found - expected).abs() <= expected / 3.0, "{name}: {found} of {expected}");
+    }
+    // Half of the squares of an orthogonal matrix, over 100; the product of both factors is zero.
+    let orthogonal = start(Init::Orthogonal);
+    for (name, factor) in orthogonal.snapshot().trained {
+        let (found, expected) = (root_mean_square(&factor), 0.005f32.sqrt());
+        assert!((found - expected).abs() <= expected / 3.0, "{name}: {found} of {expected}");
+    }
+    let layer = orthogonal.model.first;
+    let (a, _, b) = layer.weight.reparameterization::<Adapter>().unwrap().parts();
+    assert_within(a.matmul(b), layer.weight.base().zeros_like(), 1e-7, "orthogonal");
+}
+
+#[test]
+fn olora_takes_the_first_rows_of_the_weight_and_their_directions_from_the_rest() {
+    let device = device();
+    let layer = attach(&config(Method::Olora), &device).model.first;
+    let (_, _, b) = layer.weight.reparameterization::<Adapter>().unwrap().parts();
+    assert_near(b.clone().matmul(b.clone().transpose()), Tensor::eye(RANK, &device), "orthonormal rows");
+    let residual = layer.weight.base();
+    let nothing = residual.zeros_like();
+    assert_within(residual.clone().slice([..RANK]), nothing.clone().slice([..RANK]), 1e-6, "the first rows");
+    assert_within(residual.matmul(b.transpose()), nothing.slice_dim(1, ..RANK), 1e-6, "the directions");
+    // At scale 2.5 the residual keeps 1.5 times that part, with its sign turned, as PEFT has it.
+    let scaled = attach(&config(Method::Olora).with_alpha(10.0), &device).model.first;
+    let weight = Net::new(&device).first.weight.val();
+    assert_near(scaled.weight.base().slice([..RANK]), weight.slice([..RANK]) * -1.5, "scaled");
+}
+
+#[test]
+fn doras_columns_have_the_lengths_of_its_magnitudes() {
+    let device = device();
+    let adapted = disturbed(attach(&config(Method::Dora).with_alpha(10.0), &device));
+    let Some(Adapter::Dora(factors)) = adapted.model.first.weight.reparameterization() else { panic!("no DoRA") };
+    let lengths = adapted.model.first.weight.val().square().sum_dim(0).sqrt().squeeze_dim(0);
+    assert_near(lengths, factors.magnitude.val().abs(), "lengths");
+}
+
+#[test]
+fn no_gradient_flows_through_doras_norm() {
+    let device = device().autodiff();
+    let adapted = disturbed(attach(&config(Method::Dora).with_alpha(10.0), &device));
+    let layer = &adapted.model.first;
+    let Some(Adapter::Dora(factors)) = layer.weight.reparameterization() else { panic!("no DoRA") };
+    let loss = |y: Tensor<2>| y.square().mean().backward();
+    let found = loss(project(layer, input(&device)));
+    // The same equation with the norm as a number.
+    let changed = layer.weight.base() + factors.a.val().matmul(factors.b.val()) * 2.5;
+    let norm = changed.clone().square().sum_dim(0).sqrt().inner();
+    let gain = factors.magnitude.val().unsqueeze() / Tensor::from_inner(norm);
+    let bias = layer.bias.as_ref().unwrap().val();
+    let expected = loss(input(&device).matmul(changed) * gain + bias.unsqueeze());
+    for (factor, name) in [(factors.a.val(), "a"), (factors.b.val(), "b")] {
+        assert_near(factor.grad(&found).unwrap(), factor.grad(&expected).unwrap(), name);
+    }
+    let magnitude = factors.magnitude.val();
+    assert_near(magnitude.grad(&found).unwrap(), magnitude.grad(&expected).unwrap(), "magnitude");
+}
+
+#[test]
+fn a_column_of_zeros_stays_one_under_dora() {
+    // Its magnitude over its norm would be 0 by 0.
+    let device = device();
+    let mut net = Net::new(&device);
+    let mask = HostTensor::new([1, 20], (0..20).map(|j| f32::from(j != 7)).collect()).to_tensor::<2>(&device);
+    net.first.weight = net.first.weight.map(|weight| weight * mask.clone());
+    let before = net.forward(input(&device));
+    let adapted = config(Method::Dora).attach(net.clone(), &Default::default()).unwrap();
+    assert_near(adapted.model.forward(input(&device)), before, "attached");
+    let (merged, adapter) = adapted.merge();
+    let again = adapter.unmerge(merged).unwrap();
+    assert_near(again.model.first.weight.base(), net.first.weight.val(), "unmerged");
 }

@@ -71,7 +71,7 @@ pub struct RecipeArgs {
     /// Leave out malformed rows, and count them
     #[arg(long)]
     pub skip_bad_rows: bool,
-    /// sorsa, pissa, lora, partial or full
+    /// sorsa, pissa, lora, dora, olora, partial or full
     #[arg(long)]
     pub method: Option<String>,
     /// Rank of the adapters

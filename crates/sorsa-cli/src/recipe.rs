@@ -136,14 +136,15 @@ impl Default for EvalRecipe {
 }
 
 impl Recipe {
-    /// The defaults: the embedded model and task. Each method has the learning rate that suited it best there.
+    /// The defaults: the embedded model and task. Factors that are a part of the weight, factors that start from
+    /// nothing, and weights each have the learning rate that suited PiSSA and SORSA, LoRA, and full fine-tuning there.
     fn defaults(method: Method) -> Self {
         let targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
         let mut train = TrainConfig { batch_size: 16, epochs: 1.0, ..TrainConfig::default() };
         train.optimizer.learning_rate = match method {
-            Method::Sorsa | Method::Pissa => 2e-3,
-            Method::Lora => 4e-3,
-            Method::Partial | Method::Full => 1e-3,
+            _ if method.splits_weight() => 2e-3,
+            _ if method.is_factored() => 4e-3,
+            _ => 1e-3,
         };
         Self {
             model: ModelRecipe::default(),

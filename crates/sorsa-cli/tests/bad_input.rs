@@ -121,7 +121,7 @@ fn adapters_that_cannot_be() {
     let place = Place::new();
     refuse("rank_too_large", &place, &["--rank", "64", "--target-modules", "q_proj"]);
     refuse("unknown_target", &place, &["--target-modules", "q_proj,query_proj"]);
-    refuse("unknown_method", &place, &["--method", "dora"]);
+    refuse("unknown_method", &place, &["--method", "vera"]);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::path::Path;
 use common::{Place, Succeed};
 use serde_json::Value;
 
-const METHODS: [&str; 5] = ["sorsa", "pissa", "lora", "partial", "full"];
+const METHODS: [&str; 7] = ["sorsa", "pissa", "lora", "dora", "olora", "partial", "full"];
 const RANK: u64 = 4;
 /// `[d_in, d_out]` of the linear layers of one block of the tiny model.
 const SHAPES: [[u64; 2]; 7] = [[32, 32], [32, 16], [32, 16], [32, 32], [32, 48], [32, 48], [48, 32]];
@@ -64,7 +64,8 @@ fn every_method_leaves_a_whole_run_that_its_recipe_repeats_to_the_bit() {
         assert_eq!(summary["backend"], "flex");
         let trained = match method {
             "sorsa" => over_layers(|d_in, d_out| RANK * (d_in + d_out + 1)),
-            "pissa" | "lora" => over_layers(|d_in, d_out| RANK * (d_in + d_out)),
+            "pissa" | "lora" | "olora" => over_layers(|d_in, d_out| RANK * (d_in + d_out)),
+            "dora" => over_layers(|d_in, d_out| RANK * (d_in + d_out) + d_out),
             "partial" => over_layers(|d_in, d_out| d_in * d_out),
             _ => summary["total_parameters"].as_u64().unwrap(),
         };

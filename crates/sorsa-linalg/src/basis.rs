@@ -67,7 +67,7 @@ impl<T: Scalar> Basis<T> {
             let floors: Vec<f64> = before.into_iter().map(|norm| 16.0 * T::EPSILON * norm).collect();
             let outside = norms(block.as_ref()).iter().zip(&floors).all(|(norm, floor)| norm > floor);
             (block, orthonormal) = match householder(&block) {
-                Some(q) if outside => (q, true),
+                (q, true) if outside => (q, true),
                 _ => gram_schmidt(&block, &floors, rng),
             };
         }
@@ -96,12 +96,12 @@ pub(crate) fn norms<T: Scalar>(a: MatRef<'_, T>) -> Vec<f64> {
     a.col_iter().map(|column| column.iter().map(square).sum::<f64>().sqrt()).collect()
 }
 
-/// The orthonormal factor of a thin QR decomposition; nothing where faer finds the columns dependent, which in f32 it
-/// does from a part in a hundred on.
-fn householder<T: Scalar>(block: &Mat<T>) -> Option<Mat<T>> {
+/// The orthonormal factor of a thin QR decomposition, and whether it spans the columns: faer leaves out those that depend
+/// on others, which in f32 they do for it from a part in a hundred on, and fills up with other directions.
+pub(crate) fn householder<T: Scalar>(block: &Mat<T>) -> (Mat<T>, bool) {
     let (rows, width) = block.shape();
     if width == 0 {
-        return Some(block.clone());
+        return (block.clone(), true);
     }
     let size = factor::recommended_block_size::<T>(rows, width);
     // Panels are too narrow for threads.
@@ -114,7 +114,7 @@ fn householder<T: Scalar>(block: &Mat<T>) -> Option<Mat<T>> {
     let info = factor::qr_in_place(a.as_mut(), coefficients.as_mut(), par, stack, params);
     let mut q = Mat::identity(rows, width);
     apply_reflections(a.as_ref(), coefficients.as_ref(), Conj::No, q.as_mut(), par, stack);
-    (info.rank == width).then_some(q)
+    (q, info.rank == width)
 }
 
 /// Orthonormal columns that span those of `block` to working precision, column by column. Of a column that the others

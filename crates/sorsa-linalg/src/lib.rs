@@ -3,6 +3,7 @@
 //!
 //! - [`truncated_svd`] decomposes one matrix in host memory, [`decompose_all`] many of them in parallel;
 //! - [`tensor::truncated_svd`] decomposes a burn tensor where it lives;
+//! - [`leading_qr`] gives the first columns and rows of a QR decomposition;
 //! - [`spectral`] measures bases and singular values.
 //!
 //! ```
@@ -22,6 +23,7 @@ mod error;
 mod exact;
 mod krylov;
 mod operator;
+mod qr;
 mod scalar;
 pub mod spectral;
 mod svd;
@@ -30,5 +32,6 @@ pub mod tensor;
 pub use batch::{Job, Loader, Progress, decompose_all};
 pub use error::LinalgError;
 pub use faer;
+pub use qr::{LeadingQr, leading_qr};
 pub use scalar::Scalar;
 pub use svd::{Algorithm, Svd, SvdOptions, SvdReport, truncated_svd};

@@ -87,6 +87,8 @@ pub struct OptimizerConfig {
     pub epsilon: f64,
     /// Other settings for the singular values of SORSA.
     pub singular_values: GroupOverride,
+    /// Other settings for the magnitudes of DoRA.
+    pub magnitudes: GroupOverride,
 }
 
 /// Settings that replace the optimizer's for one kind of parameter.
@@ -110,6 +112,7 @@ impl Default for OptimizerConfig {
             beta2: 0.999,
             epsilon: 1e-8,
             singular_values: GroupOverride::default(),
+            magnitudes: GroupOverride::default(),
         }
     }
 }
@@ -119,6 +122,7 @@ impl OptimizerConfig {
     pub fn group(&self, group: ParameterGroup) -> (f64, f64) {
         let other = match group {
             ParameterGroup::SingularValues => self.singular_values,
+            ParameterGroup::Magnitude => self.magnitudes,
             ParameterGroup::Factor | ParameterGroup::Dense => GroupOverride::default(),
         };
         (other.learning_rate.unwrap_or(self.learning_rate), other.weight_decay.unwrap_or(self.weight_decay))

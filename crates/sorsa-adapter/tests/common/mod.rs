@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "every file of tests uses a part of it")]
 
+pub mod reference;
+
 use std::path::Path;
 
 use burn::module::{Module, Param};
@@ -12,7 +14,7 @@ use sorsa_adapter::{AdapterConfig, Attached, HostTensor, Method, NamedTensors, i
 /// Largest difference allowed, relative to the largest value: f32 products in another order.
 pub const TOLERANCE: f32 = 1e-4;
 /// The methods that add factors to a frozen weight.
-pub const FACTORED: [Method; 3] = [Method::Sorsa, Method::Pissa, Method::Lora];
+pub const FACTORED: [Method; 5] = [Method::Sorsa, Method::Pissa, Method::Lora, Method::Dora, Method::Olora];
 /// Rank of [`config`].
 pub const RANK: usize = 4;
 

@@ -1,0 +1,193 @@
+//! DoRA (arXiv 2402.09353): LoRA on the direction of each column of the weight, and a trained magnitude for each:
+//!
+//! ```text
+//! y = (x W + (x A) B * scale) * g + bias        g = m / n        n_j = ||(W + scale A B)_j||
+//! ```
+//!
+//! with `m [d_out]` the norms of the columns of `W` at the start. As in the paper (section 4.3) and in PEFT no gradient
+//! flows through `n`.
+
+use burn::module::Param;
+use burn::nn::Dropout;
+use burn::prelude::*;
+use burn::tensor::module::linear;
+use burn::tensor::{DType, FloatDType};
+use sorsa_linalg::LinalgError;
+
+use crate::factors::{Axes, Factor, FactorSet, HostTensor};
+use crate::method::{FactoredMethod, LowRank, Source};
+use crate::parameters::ParameterGroup;
+use crate::start::{Start, Started};
+
+/// The trained factors and magnitudes of one weight.
+#[derive(Module, Debug)]
+pub struct Dora {
+    /// `A` `[d_in, r]`.
+    pub a: Param<Tensor<2>>,
+    /// `B` `[r, d_out]`.
+    pub b: Param<Tensor<2>>,
+    /// `m` `[d_out]`.
+    pub magnitude: Param<Tensor<1>>,
+    /// `||W_j||^2` `[d_out]` of the frozen weight.
+    squares: Option<Tensor<1>>,
+    dropout: Dropout,
+    #[module(skip)]
+    scale: f64,
+}
+
+/// `||W_j||^2` of each column, f32.
+fn squares(weight: Tensor<2>) -> Tensor<1> {
+    weight.cast(FloatDType::F32).square().sum_dim(0).squeeze_dim(0)
+}
+
+/// `A^T W` `[r, d_out]` in f32, of a weight of any float dtype.
+fn projected(a: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
+    /// Rows of a narrower weight that are widened at a time: a copy of it all would be twice its size.
+    const ROWS: usize = 1024;
+    if weight.dtype() == DType::F32 {
+        return a.transpose().matmul(weight);
+    }
+    let d_in = weight.dims()[0];
+    let part = |start: usize| {
+        let rows = start..d_in.min(start + ROWS);
+        let wide = weight.clone().slice([rows.clone()]).cast(FloatDType::F32);
+        a.clone().slice([rows]).transpose().matmul(wide)
+    };
+    (ROWS..d_in).step_by(ROWS).map(part).fold(part(0), |sum, part| sum + part)
+}
+
+impl Dora {
+    /// The norms `n` `[d_out]` of the columns of `W + scale A B`, f32 and without autodiff.
+    ///
+    /// By the terms of the square, `||W_j||^2 + B_j^T (2 scale A^T W + scale^2 A^T A B)_j`: one narrow product with the
+    /// weight, as the forward of `r` tokens, where a dense `A B` would cost the same and fill `[d_in, d_out]` numbers
+    /// each step. The first term never changes and is kept. What is lost is accuracy where the adapter cancels a
+    /// column: `n` is good to `eps ||W_j||^2 / n^2`.
+    fn norms(&self, base: Tensor<2>) -> Tensor<1> {
+        let (a, b) = (self.a.val().without_autodiff(), self.b.val().without_autodiff());
+        let base = base.without_autodiff();
+        let squares = match &self.squares {
+            Some(squares) => squares.clone().without_autodiff(),
+            None => squares(base.clone()),
+        };
+        let gram = a.clone().transpose().matmul(a.clone());
+        let cross = projected(a, base) * (2.0 * self.scale) + gram.matmul(b.clone()) * self.scale.powi(2);
+        let added = (cross * b).sum_dim(0).squeeze_dim(0);
+        let norms = (squares + added).clamp_min(0.0).sqrt();
+        // A column of zeros stays one under any magnitude.
+        let zero = norms.clone().equal_elem(0.0);
+        norms.mask_fill(zero, 1.0)
+    }
+
+    /// `g` `[d_out]`, f32. The gradient is the magnitude's alone.
+    fn gain(&self, base: Tensor<2>) -> Tensor<1> {
+        self.magnitude.val() / self.norms(base)
+    }
+}
+
+impl FactoredMethod for Dora {
+    const FACTORS: &'static [Factor] = &[
+        Factor::new("a", Axes::InRank),
+        Factor::new("b", Axes::RankOut),
+        Factor { group: ParameterGroup::Magnitude, ..Factor::new("magnitude", Axes::Out) },
+    ];
+    /// A merged column has the length `|m|` whatever `n` was.
+    const KEPT: &'static [Factor] = &[Factor::new("norm", Axes::Out)];
+    const SOURCE: Source = Source::Weight;
+    const SPLITS: bool = false;
+
+    fn start(at: &Start<'_>) -> Result<Started, LinalgError> {
+        let mut factors = at.config.init.factors(at)?;
+        factors.insert("magnitude", HostTensor::from_tensor(squares(at.weight()).sqrt()));
+        Ok(factors.into())
+    }
+
+    fn new(factors: &FactorSet, scale: f64, dropout: Dropout, device: &Device) -> Self {
+        let magnitude = factors["magnitude"].param(device);
+        Self { a: factors["a"].param(device), b: factors["b"].param(device), magnitude, squares: None, dropout, scale }
+    }
+
+    fn low_rank(&self) -> LowRank {
+        LowRank { a: self.a.val(), s: None, b: self.b.val(), scale: self.scale }
+    }
+
+    fn dropout(&self) -> &Dropout {
+        &self.dropout
+    }
+
+    fn beside(self, base: impl FnOnce() -> Tensor<2>) -> Self {
+        Self { squares: Some(squares(base().without_autodiff())), ..self }
+    }
+
+    /// With dropout, as PEFT: `y = x W + bias + x_d W (g - 1) + (x_d A) B * scale * g`, which is the adapter's change of
+    /// the weight applied to what is left of its input.
+    fn forward<const D: usize>(&self, x: Tensor<D>, base: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<D> {
+        let gain = self.gain(base.clone()).cast(FloatDType::from(x.dtype())).unsqueeze::<D>();
+        let low_rank = self.low_rank();
+        match self.dropped(&x, &low_rank.a) {
+            None => {
+                let y = low_rank.forward(x, base, None, None) * gain;
+                match bias {
+                    Some(bias) => y + bias.unsqueeze(),
+                    None => y,
+                }
+            }
+            Some(input) => {
+                let lost = linear(x - input.clone(), base.clone(), bias);
+                lost + low_rank.forward(input, base, None, None) * gain
+            }
+        }
+    }
+
+    fn compose(&self, base: Tensor<2>) -> Tensor<2> {
+        let gain = self.gain(base.clone()).unsqueeze();
+        (base + self.low_rank().dense()) * gain
+    }
+
+    fn keep(&self, base: Tensor<2>) -> FactorSet {
+        FactorSet::from([("norm", HostTensor::from_tensor(self.norms(base)))])
+    }
+
+    fn take_out(&self, weight: Tensor<2>, kept: &FactorSet) -> Tensor<2> {
+        let norms = kept["norm"].to_tensor::<1>(&weight.device());
+        let magnitude = self.magnitude.val();
+        let zero = magnitude.clone().equal_elem(0.0);
+        let undo = (norms / magnitude).mask_fill(zero, 0.0);
+        weight * undo.unsqueeze() - self.low_rank().dense()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::Distribution;
+
+    #[test]
+    fn norms_by_the_terms_of_the_square_are_those_of_the_dense_sum_for_a_weight_of_either_dtype() {
+        let device = Device::flex();
+        let (d_in, d_out, rank) = (2100, 3, 2);
+        let random = |shape: [usize; 2]| Tensor::<2>::random(shape, Distribution::Normal(0.0, 1.0), &device);
+        let factors = |a, b| {
+            let magnitude = HostTensor::new([d_out], vec![1.0; d_out]);
+            FactorSet::from([
+                ("a", HostTensor::from_tensor(a)),
+                ("b", HostTensor::from_tensor(b)),
+                ("magnitude", magnitude),
+            ])
+        };
+        let (a, b) = (random([d_in, rank]), random([rank, d_out]));
+        let dropout = burn::nn::DropoutConfig::new(0.0).init();
+        let dora = Dora::new(&factors(a.clone(), b.clone()), 1.5, dropout, &device);
+        for dtype in [FloatDType::F32, FloatDType::BF16] {
+            let weight = random([d_in, d_out]).cast(dtype);
+            let dense = weight.clone().cast(FloatDType::F32) + a.clone().matmul(b.clone()) * 1.5;
+            let expected = HostTensor::from_tensor(squares(dense).sqrt()).values;
+            // Kept or not.
+            for module in [dora.clone(), dora.clone().beside(|| weight.clone())] {
+                let found = HostTensor::from_tensor(module.norms(weight.clone())).values;
+                let near = found.iter().zip(&expected).all(|(f, e)| (f - e).abs() < 1e-5 * e);
+                assert!(near, "{dtype:?}: {found:?}, expected {expected:?}");
+            }
+        }
+    }
+}
