@@ -16,7 +16,9 @@ use crate::config::{AdapterConfig, Sizes};
 use crate::error::AdapterError;
 use crate::factors::{FactorSet, HostTensor, NamedTensors};
 use crate::method::{Definition, Source};
-use crate::parameters::{Trainable, factor_path, has_adapter, linear_layers, module_of, trainable, weights};
+use crate::parameters::{
+    Trainable, factor_path, has_adapter, linear_layers, module_of, parameters, trainable, weights,
+};
 use crate::start::{Start, Started};
 use crate::state::{AdapterState, ModuleState};
 use crate::target::means;
@@ -139,7 +141,22 @@ impl AdapterConfig {
             let idle = overrides.filter(|text| !targets.iter().any(|target| means(text, &target.path)));
             faults.extend(idle.map(|text| format!("`{text}`, for which a rank or alpha is given, matches no target")));
         }
+        faults.extend(self.saved_faults(model, &targets));
         if faults.is_empty() { Ok(targets) } else { Err(AdapterError::Targets { faults }) }
+    }
+
+    /// A line for each entry of `modules_to_save` that means nothing, or a module that has an adapter too.
+    fn saved_faults<M: Module>(&self, model: &M, targets: &[Target]) -> Vec<String> {
+        let paths: Vec<String> = match self.modules_to_save.is_empty() {
+            true => Vec::new(),
+            false => parameters(model).into_iter().map(|parameter| parameter.path).collect(),
+        };
+        let alone = |text: &String| Self { modules_to_save: vec![text.clone()], ..Self::new(self.method, 1, &[]) };
+        let idle = self.modules_to_save.iter().filter(|text| !paths.iter().any(|path| alone(text).saves(path)));
+        let idle = idle.map(|text| format!("`{text}` of modules_to_save matches no module"));
+        let both = targets.iter().filter(|target| self.saves(&format!("{}.weight", target.path)));
+        let both = both.map(|target| format!("`{}` is a target and in modules_to_save", target.path));
+        idle.chain(both).collect()
     }
 
     /// Attaches a fresh adapter to `model` and freezes everything else. The model's output stays as it was.
@@ -153,12 +170,22 @@ impl AdapterConfig {
     /// [`AdapterError::Decomposition`] where a weight is not finite or its SVD does not converge, for all weights at
     /// once.
     pub fn attach<M: Module>(&self, model: M, options: &AttachOptions<'_>) -> Result<Attached<M>, AdapterError> {
-        let targets = self.targets(&model)?;
-        if has_adapter(&model) {
+        let (state, jobs) = self.prepare(&model, options)?;
+        Ok(install(model, state, jobs))
+    }
+
+    /// All of [`attach`](Self::attach) but the change of the model.
+    pub(crate) fn prepare<M: Module>(
+        &self,
+        model: &M,
+        options: &AttachOptions<'_>,
+    ) -> Result<(AdapterState, BTreeMap<String, Install>), AdapterError> {
+        let targets = self.targets(model)?;
+        if has_adapter(model) {
             return Err(AdapterError::Targets { faults: vec![HAS_ADAPTER.to_owned()] });
         }
         let mut started = match self.method.definition() {
-            Some(method) => self.start_all(&model, &targets, &method, options)?,
+            Some(method) => self.start_all(model, &targets, &method, options)?,
             None => BTreeMap::new(),
         };
         let splits = self.method.splits_weight();
@@ -179,8 +206,7 @@ impl AdapterConfig {
             let take_out = splits.then(|| TakeOut { factors: factors.clone(), kept: FactorSet::new() });
             jobs.insert(path, Install { factors, take_out, scale, svd });
         }
-        let state = AdapterState { config: self.clone(), modules, initial };
-        Ok(install(model, state, jobs))
+        Ok((AdapterState { config: self.clone(), modules, initial }, jobs))
     }
 
     /// The factors of every target at the start, by path, and the hash of the weight where they split it.
@@ -272,7 +298,7 @@ pub(crate) fn install<M: Module>(model: M, state: AdapterState, jobs: BTreeMap<S
         ) -> (Param<Tensor<D>>, Option<Adapter>) {
             let job = module_of(path).and_then(|module| self.jobs.remove_entry(module));
             let Some((method, (module, job))) = self.config.method.definition().zip(job) else {
-                let train = self.config.method == Method::Full || self.dense.contains(path);
+                let train = self.dense.contains(path);
                 return (param.set_require_grad(train), None);
             };
             let device = param.lazy_device();
@@ -304,15 +330,12 @@ pub(crate) fn install<M: Module>(model: M, state: AdapterState, jobs: BTreeMap<S
     }
     let reports: BTreeMap<String, (f64, bool)> =
         jobs.iter().filter_map(|(path, job)| Some((path.clone(), job.svd?))).collect();
-    let dense: BTreeSet<String> = match state.config.method {
-        Method::Partial => state.modules.iter().map(|module| format!("{}.weight", module.path)).collect(),
-        _ => BTreeSet::new(),
-    };
+    let dense: BTreeSet<String> = state.dense(&model).into_iter().map(|(path, _)| path).collect();
     let mut installer = Installer { config: &state.config, dense: &dense, jobs, rounding: BTreeMap::new() };
     let model = model.apply_reparameterization(&mut installer);
     let rounding = installer.rounding;
     let method = state.config.method;
-    let trainable = trainable(&model, method, |path| method == Method::Full || dense.contains(path));
+    let trainable = trainable(&model, method, |path| dense.contains(path));
     let modules = state
         .modules
         .iter()

@@ -56,6 +56,10 @@ pub struct AdapterConfig {
     /// Which linear layers: a name (`q_proj`), a glob over the module path (`model.layers.*.mlp.*`), a regular
     /// expression (`re:.*\.(q|v)_proj`), or `all-linear`.
     pub target_modules: Vec<String>,
+    /// Modules trained whole beside the adapter, as PEFT's field of this name: names, globs or regular expressions over
+    /// module paths; what lies below such a module is trained too.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub modules_to_save: Vec<String>,
     /// Ranks for the modules that a pattern (as in `target_modules`) matches; of several, the first in alphabetical
     /// order decides.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -97,6 +101,7 @@ impl AdapterConfig {
             alpha: None,
             dropout: 0.0,
             target_modules: targets.iter().map(ToString::to_string).collect(),
+            modules_to_save: Vec::new(),
             rank_pattern: BTreeMap::new(),
             alpha_pattern: BTreeMap::new(),
             scaling: Scaling::default(),
@@ -154,9 +159,20 @@ impl AdapterConfig {
         if self.method != Method::Full && self.target_modules.is_empty() {
             faults.push("target_modules is empty".to_owned());
         }
-        let patterns = self.target_modules.iter().chain(self.rank_pattern.keys()).chain(self.alpha_pattern.keys());
+        if !self.method.is_factored() && !self.modules_to_save.is_empty() {
+            faults.push(format!("modules_to_save is for methods that freeze the weights, not for {}", self.method));
+        }
+        let patterns = self.target_modules.iter().chain(&self.modules_to_save);
+        let patterns = patterns.chain(self.rank_pattern.keys()).chain(self.alpha_pattern.keys());
         faults.extend(patterns.filter_map(|pattern| Pattern::parse(pattern).err()));
         if faults.is_empty() { Ok(()) } else { Err(AdapterError::Config { faults }) }
+    }
+
+    /// Whether the parameter at `path` is in a module that is trained whole beside the adapter.
+    pub(crate) fn saves(&self, path: &str) -> bool {
+        let modules = path.match_indices('.').map(|(end, _)| &path[..end]);
+        let saved = |module: &str| self.modules_to_save.iter().any(|text| means(text, module));
+        !self.modules_to_save.is_empty() && modules.into_iter().any(saved)
     }
 
     /// Rank and scale of the module at `path`; the first pattern that matches decides.

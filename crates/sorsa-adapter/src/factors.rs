@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use burn::module::Param;
 use burn::prelude::*;
 use burn::tensor::DType;
+use sorsa_linalg::faer::MatRef;
 
 use crate::parameters::ParameterGroup;
 
@@ -100,6 +101,28 @@ impl HostTensor {
         Self { shape, values }
     }
 
+    /// A tensor of two axes as faer sees it.
+    ///
+    /// # Panics
+    ///
+    /// Panics for any other number of axes.
+    pub(crate) fn matrix(&self) -> MatRef<'_, f32> {
+        let [rows, cols] = self.shape[..] else { panic!("a matrix has two axes, not {:?}", self.shape) };
+        MatRef::from_row_major_slice(&self.values, rows, cols)
+    }
+
+    /// A copy of a matrix of faer's.
+    pub(crate) fn from_matrix(matrix: MatRef<'_, f32>) -> Self {
+        let mut values = Vec::with_capacity(matrix.nrows() * matrix.ncols());
+        matrix.row_iter().for_each(|row| values.extend(row.iter()));
+        Self::new([matrix.nrows(), matrix.ncols()], values)
+    }
+
+    /// The transpose of a matrix.
+    pub(crate) fn transposed(&self) -> Self {
+        Self::from_matrix(self.matrix().transpose())
+    }
+
     /// The tensor on a device, f32.
     ///
     /// # Panics
@@ -112,5 +135,18 @@ impl HostTensor {
     /// A trainable parameter on a device, f32.
     pub(crate) fn param<const D: usize>(&self, device: &Device) -> Param<Tensor<D>> {
         Param::from_tensor(self.to_tensor(device))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_transpose_exchanges_rows_and_columns() {
+        let matrix = HostTensor::new([2, 3], vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+        let turned = matrix.transposed();
+        assert_eq!(turned, HostTensor::new([3, 2], vec![1.0, 4.0, 2.0, 5.0, 3.0, 6.0]));
+        assert_eq!(turned.transposed(), matrix);
     }
 }

@@ -1,8 +1,10 @@
 //! Files of tensors: safetensors, f32, written beside their place and renamed into it.
 
+use std::collections::HashMap;
 use std::io::Write;
 use std::path::Path;
 
+use burn::tensor::{bf16, f16};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 use crate::error::AdapterError;
@@ -25,7 +27,20 @@ pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), AdapterError
 }
 
 /// Writes tensors as safetensors.
+///
+/// # Errors
+///
+/// [`AdapterError::Io`] with the file.
 pub fn write_tensors(path: &Path, tensors: &NamedTensors) -> Result<(), AdapterError> {
+    write_tensors_with(path, tensors, &[])
+}
+
+/// Writes tensors as safetensors with metadata.
+pub(crate) fn write_tensors_with(
+    path: &Path,
+    tensors: &NamedTensors,
+    metadata: &[(&str, &str)],
+) -> Result<(), AdapterError> {
     let bytes: Vec<(&String, Vec<u8>, &Vec<usize>)> = tensors
         .iter()
         .map(|(name, tensor)| {
@@ -38,23 +53,48 @@ pub fn write_tensors(path: &Path, tensors: &NamedTensors) -> Result<(), AdapterE
         .map(|(name, bytes, shape)| Ok((*name, TensorView::new(Dtype::F32, (*shape).clone(), bytes)?)))
         .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()
         .map_err(|error| malformed(error.to_string()))?;
-    let file = safetensors::serialize(views, None).map_err(|error| malformed(error.to_string()))?;
+    let metadata: HashMap<String, String> =
+        metadata.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+    let metadata = (!metadata.is_empty()).then_some(metadata);
+    let file = safetensors::serialize(views, metadata).map_err(|error| malformed(error.to_string()))?;
     write_atomic(path, &file)
 }
 
 /// Reads all tensors of a safetensors file, which must be f32.
+///
+/// # Errors
+///
+/// [`AdapterError::Io`] or [`AdapterError::Malformed`] with the file.
 pub fn read_tensors(path: &Path) -> Result<NamedTensors, AdapterError> {
+    read(path, |dtype| dtype == Dtype::F32, "F32")
+}
+
+/// Reads all tensors of a safetensors file of f32, f16 or bf16, as f32.
+pub(crate) fn read_float_tensors(path: &Path) -> Result<NamedTensors, AdapterError> {
+    read(path, |dtype| matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16), "F32, F16 or BF16")
+}
+
+fn read(path: &Path, accepted: impl Fn(Dtype) -> bool, names: &str) -> Result<NamedTensors, AdapterError> {
     let malformed = |reason: String| AdapterError::Malformed { path: path.to_owned(), reason };
     let bytes = std::fs::read(path).map_err(|source| AdapterError::Io { path: path.to_owned(), source })?;
     let file = SafeTensors::deserialize(&bytes)
         .map_err(|error| malformed(format!("not a whole safetensors file ({} bytes): {error}", bytes.len())))?;
     file.iter()
         .map(|(name, view)| {
-            if view.dtype() != Dtype::F32 {
-                return Err(malformed(format!("tensor `{name}` should be F32, found {:?}", view.dtype())));
+            if !accepted(view.dtype()) {
+                return Err(malformed(format!("tensor `{name}` should be {names}, found {:?}", view.dtype())));
             }
-            let values = view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
-            Ok((name.to_owned(), HostTensor::new(view.shape(), values)))
+            Ok((name.to_owned(), HostTensor::new(view.shape(), floats(&view))))
         })
         .collect()
+}
+
+/// The elements of an f32, f16 or bf16 tensor.
+fn floats(view: &TensorView<'_>) -> Vec<f32> {
+    let halves = || view.data().chunks_exact(2).map(|b| [b[0], b[1]]);
+    match view.dtype() {
+        Dtype::F16 => halves().map(|bytes| f16::from_le_bytes(bytes).to_f32()).collect(),
+        Dtype::BF16 => halves().map(|bytes| bf16::from_le_bytes(bytes).to_f32()).collect(),
+        _ => view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+    }
 }

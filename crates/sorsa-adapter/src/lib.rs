@@ -33,6 +33,7 @@
 
 mod adapter;
 mod attach;
+pub mod author;
 mod cache;
 mod config;
 mod dora;
@@ -43,6 +44,7 @@ mod lora;
 mod method;
 mod olora;
 mod parameters;
+pub mod peft;
 mod pissa;
 mod regularizer;
 mod sorsa;

@@ -187,7 +187,7 @@ impl SavedAdapter {
             }
         }
         let mut attached = install(model, self.state.clone(), jobs);
-        if !method.is_factored() {
+        if !method.is_factored() || !self.state.config.modules_to_save.is_empty() {
             attached.model = import_trainable(attached.model, &attached.trainable, &self.trained, &self.source)?;
         }
         Ok(attached)
@@ -211,6 +211,15 @@ impl SavedAdapter {
         self.state.modules.iter().flat_map(of).collect()
     }
 
+    /// Whether names and shapes fit `model`; the content of its weights is not looked at.
+    ///
+    /// # Errors
+    ///
+    /// [`AdapterError::Mismatch`] with everything that does not fit.
+    pub fn check<M: Module>(&self, model: &M) -> Result<(), AdapterError> {
+        fitting(self.faults(model), &self.source)
+    }
+
     /// A line for everything that does not fit `model`, the content of its weights apart.
     fn faults<M: Module>(&self, model: &M) -> Vec<String> {
         if has_adapter(model) {
@@ -219,7 +228,8 @@ impl SavedAdapter {
         let mut faults = self.state.module_faults(model);
         faults.extend(tensor_faults(self.state.expected(model), &self.trained));
         if self.state.config.method.splits_weight() {
-            let initial = tensor_faults(self.state.expected(model), &self.state.initial);
+            let factors = self.state.tensors(self.state.config.method.factors());
+            let initial = tensor_faults(factors, &self.state.initial);
             faults.extend(initial.into_iter().map(|fault| format!("at the start, {fault}")));
         }
         faults
@@ -272,13 +282,24 @@ impl AdapterState {
             .collect()
     }
 
-    /// Names and shapes of the trained tensors; full fine-tuning takes them from `model`.
+    /// Names and shapes of the trained tensors.
     fn expected<M: Module>(&self, model: &M) -> Vec<(String, Vec<usize>)> {
-        let method = self.config.method;
-        match method {
+        let mut expected = self.tensors(self.config.method.factors());
+        expected.extend(self.dense(model));
+        expected
+    }
+
+    /// Names and shapes of the parameters of the plain `model` that are trained whole.
+    pub(crate) fn dense<M: Module>(&self, model: &M) -> Vec<(String, Vec<usize>)> {
+        let weight = |module: &ModuleState| (format!("{}.weight", module.path), module.shape.to_vec());
+        match self.config.method {
+            Method::Partial => self.modules.iter().map(weight).collect(),
             Method::Full => parameters(model).into_iter().map(|p| (p.path, p.shape)).collect(),
-            Method::Partial => self.modules.iter().map(|m| (format!("{}.weight", m.path), m.shape.to_vec())).collect(),
-            _ => self.tensors(method.factors()),
+            _ if self.config.modules_to_save.is_empty() => Vec::new(),
+            _ => {
+                let saved = parameters(model).into_iter().filter(|parameter| self.config.saves(&parameter.path));
+                saved.map(|p| (p.path, p.shape)).collect()
+            }
         }
     }
 

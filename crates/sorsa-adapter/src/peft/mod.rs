@@ -1,0 +1,95 @@
+//! Adapters in the form of PEFT, the Python library: a folder of `adapter_config.json` and `adapter_model.safetensors`.
+//!
+//! PEFT keeps `A` `[r, d_in]` and `B` `[d_out, r]`, so that `W + scale B A` is PyTorch's `[d_out, d_in]` weight; here they
+//! are `[d_in, r]` and `[r, d_out]`. The transpose happens in this module and nowhere else.
+//!
+//! - [`PeftAdapter::load`] and [`PeftAdapter::attachable`] bring one in: LoRA, rsLoRA, DoRA, PiSSA, OLoRA.
+//! - [`PeftAdapter::from_saved`] and [`PeftAdapter::save`] take one out. An adapter that split its weights leaves as the
+//!   difference to its start, of rank `2 r`, which fits the *original* weights and needs no decomposition to load:
+//!
+//! ```text
+//! scale (A B - A_0 B_0) = scale [A, A_0] [B; -B_0]
+//! ```
+
+mod config;
+mod difference;
+mod read;
+mod write;
+
+use std::path::{Path, PathBuf};
+
+pub use config::{PeftConfig, PeftInit};
+pub use write::{PeftExport, PeftForm, Truncation};
+
+use crate::error::AdapterError;
+use crate::factors::{HostTensor, NamedTensors};
+use crate::files::{read_float_tensors, write_atomic, write_tensors_with};
+
+/// Name of the configuration in an adapter's folder.
+pub const CONFIG_FILE: &str = "adapter_config.json";
+/// Name of the tensors' file.
+pub const TENSORS_FILE: &str = "adapter_model.safetensors";
+
+/// What PEFT puts before the path of a module.
+const PREFIX: &str = "base_model.model.";
+const A: &str = ".lora_A.weight";
+const B: &str = ".lora_B.weight";
+const MAGNITUDE: &str = ".lora_magnitude_vector";
+
+/// An adapter as PEFT keeps it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PeftAdapter {
+    /// `adapter_config.json`.
+    pub config: PeftConfig,
+    /// The tensors under PEFT's names, in its layout.
+    pub tensors: NamedTensors,
+    source: PathBuf,
+}
+
+impl PeftAdapter {
+    /// Whether `folder` looks like one of PEFT's.
+    pub fn is_in(folder: &Path) -> bool {
+        folder.join(CONFIG_FILE).is_file()
+    }
+
+    /// Reads an adapter's folder; tensors may be f32, f16 or bf16.
+    ///
+    /// # Errors
+    ///
+    /// [`AdapterError::Io`] or [`AdapterError::Malformed`] with the file; options that this crate does not have are
+    /// listed in one error, and so are pickled tensors, which are never read.
+    pub fn load(folder: &Path) -> Result<Self, AdapterError> {
+        let path = folder.join(CONFIG_FILE);
+        let json = std::fs::read(&path).map_err(|source| AdapterError::Io { path: path.clone(), source })?;
+        let config = PeftConfig::parse(&json).map_err(|reason| AdapterError::Malformed { path, reason })?;
+        let path = folder.join(TENSORS_FILE);
+        let pickled = folder.join("adapter_model.bin");
+        if !path.exists() && pickled.exists() {
+            let reason = "pickled tensors can run code when they are read: save the adapter again with \
+                          `safe_serialization=True`";
+            return Err(AdapterError::Malformed { path: pickled, reason: reason.to_owned() });
+        }
+        Ok(Self { config, tensors: read_float_tensors(&path)?, source: folder.to_owned() })
+    }
+
+    /// Writes the adapter's folder, which is created; each file is replaced atomically, the configuration last.
+    ///
+    /// # Errors
+    ///
+    /// [`AdapterError::Io`] with the file.
+    pub fn save(&self, folder: &Path) -> Result<(), AdapterError> {
+        std::fs::create_dir_all(folder).map_err(|source| AdapterError::Io { path: folder.to_owned(), source })?;
+        // PEFT reads files that say that they are PyTorch's.
+        write_tensors_with(&folder.join(TENSORS_FILE), &self.tensors, &[("format", "pt")])?;
+        write_atomic(&folder.join(CONFIG_FILE), format!("{:#}\n", self.config.to_json()).as_bytes())
+    }
+
+    /// The matrices of each module by its path, in PEFT's layout, with the scale: what other formats are made of.
+    pub fn matrices(&self) -> impl Iterator<Item = (&str, &HostTensor, &HostTensor, f64)> {
+        self.tensors.iter().filter_map(|(name, a)| {
+            let module = name.strip_prefix(PREFIX)?.strip_suffix(A)?;
+            let b = self.tensors.get(&format!("{PREFIX}{module}{B}"))?;
+            Some((module, a, b, self.config.scale(module, a.shape[0])))
+        })
+    }
+}

@@ -1,0 +1,188 @@
+//! From PEFT: names and layouts changed, everything compared with the model.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use burn::prelude::*;
+
+use super::{A, B, MAGNITUDE, PREFIX, PeftAdapter, PeftInit};
+use crate::attach::AttachOptions;
+use crate::config::{AdapterConfig, Scaling};
+use crate::error::AdapterError;
+use crate::factors::{HostTensor, NamedTensors};
+use crate::parameters::{Parameter, factor_path, fitting, linear_layers, parameters};
+use crate::state::SavedAdapter;
+use crate::{Init, Method};
+
+/// The tensors of one module, as PEFT has them.
+#[derive(Default)]
+struct Parts<'a> {
+    a: Option<&'a HostTensor>,
+    b: Option<&'a HostTensor>,
+    magnitude: Option<&'a HostTensor>,
+}
+
+impl PeftAdapter {
+    /// The adapter as this crate keeps it, to be attached to the original weights in `model`, trained further, merged.
+    ///
+    /// PiSSA and OLoRA folders do not hold what their start took from the weights: as in PEFT it is decomposed again,
+    /// with `options`. PEFT's fast PiSSA (`pissa_niter_*`) approximates what is computed here.
+    ///
+    /// # Errors
+    ///
+    /// [`AdapterError::Mismatch`] with every tensor that is missing, misshapen, or not of this model;
+    /// [`AdapterError::Decomposition`] where the weights must be decomposed and cannot.
+    pub fn attachable<M: Module>(&self, model: &M, options: &AttachOptions<'_>) -> Result<SavedAdapter, AdapterError> {
+        let mut faults = Vec::new();
+        let (modules, whole) = self.sort(&mut faults);
+        let linear: BTreeMap<String, [usize; 2]> = linear_layers(model).into_iter().collect();
+        let method = self.method();
+        let mut trained = NamedTensors::new();
+        let mut ranks = BTreeMap::new();
+        for (path, parts) in &modules {
+            let shape = linear.get(*path);
+            match self.factors(path, parts, shape) {
+                Ok((rank, factors)) => {
+                    ranks.insert(*path, rank);
+                    let named = factors.into_iter().map(|(name, tensor)| (factor_path(path, method, name), tensor));
+                    trained.extend(named);
+                }
+                Err(found) => faults.extend(found),
+            }
+        }
+        if modules.is_empty() {
+            faults.push(format!("no tensor is called {PREFIX}..{A}"));
+        }
+        let all: BTreeMap<String, Parameter> = parameters(model).into_iter().map(|p| (p.path.clone(), p)).collect();
+        for (path, tensor) in whole {
+            match all.get(path) {
+                None => faults.push(format!("the model has no parameter `{path}`")),
+                Some(parameter) => {
+                    let tensor = if parameter.linear { tensor.transposed() } else { tensor.clone() };
+                    trained.insert(path.to_owned(), tensor);
+                }
+            }
+        }
+        fitting(faults, &self.source)?;
+        let config = self.config_for(&ranks, &linear);
+        let (state, _) = config.prepare(model, options)?;
+        Ok(SavedAdapter::new(state, trained, &self.source))
+    }
+
+    fn method(&self) -> Method {
+        match self.config.init {
+            PeftInit::Pissa => Method::Pissa,
+            PeftInit::Olora => Method::Olora,
+            PeftInit::Lora(_) if self.config.dora => Method::Dora,
+            PeftInit::Lora(_) => Method::Lora,
+        }
+    }
+
+    /// The tensors by module, and those of modules that were trained whole by parameter.
+    fn sort(&self, faults: &mut Vec<String>) -> (BTreeMap<&str, Parts<'_>>, BTreeMap<&str, &HostTensor>) {
+        let mut modules: BTreeMap<&str, Parts<'_>> = BTreeMap::new();
+        let mut whole = BTreeMap::new();
+        for (name, tensor) in &self.tensors {
+            let Some(path) = name.strip_prefix(PREFIX) else {
+                faults.push(format!("`{name}` should start with `{PREFIX}`"));
+                continue;
+            };
+            // Some versions write it as a module.
+            let magnitude = path.strip_suffix(".weight").unwrap_or(path).strip_suffix(MAGNITUDE);
+            if let Some(module) = path.strip_suffix(A) {
+                modules.entry(module).or_default().a = Some(tensor);
+            } else if let Some(module) = path.strip_suffix(B) {
+                modules.entry(module).or_default().b = Some(tensor);
+            } else if let Some(module) = magnitude {
+                modules.entry(module).or_default().magnitude = Some(tensor);
+            } else if path.contains(".lora_") || path.contains(".base_layer.") {
+                faults.push(format!("`{name}` is not supported"));
+            } else {
+                whole.insert(path, tensor);
+            }
+        }
+        (modules, whole)
+    }
+
+    /// The rank of a module and its factors in this crate's layout, or everything that is wrong with them.
+    fn factors(
+        &self,
+        path: &str,
+        parts: &Parts<'_>,
+        shape: Option<&[usize; 2]>,
+    ) -> Result<(usize, Vec<(&'static str, HostTensor)>), Vec<String>> {
+        let Some([d_in, d_out]) = shape else { return Err(vec![format!("the model has no linear layer `{path}`")]) };
+        let (Some(a), Some(b)) = (parts.a, parts.b) else {
+            let missing = if parts.a.is_none() { A } else { B };
+            return Err(vec![format!("`{PREFIX}{path}{missing}` is missing")]);
+        };
+        let mut faults = Vec::new();
+        let rank = self.config.rank(path);
+        let mut expect = |suffix: &str, tensor: &HostTensor, shape: &[usize]| {
+            if tensor.shape != shape {
+                faults.push(format!("`{PREFIX}{path}{suffix}` should be {shape:?}, found {:?}", tensor.shape));
+            }
+        };
+        expect(A, a, &[rank, *d_in]);
+        expect(B, b, &[*d_out, rank]);
+        if let Some(magnitude) = parts.magnitude {
+            expect(MAGNITUDE, magnitude, &[*d_out]);
+        }
+        if parts.magnitude.is_some() != self.config.dora {
+            let what = if self.config.dora { "is missing" } else { "is there without `use_dora`" };
+            faults.push(format!("`{PREFIX}{path}{MAGNITUDE}` {what}"));
+        }
+        if !faults.is_empty() {
+            return Err(faults);
+        }
+        let mut factors = vec![("a", a.transposed()), ("b", b.transposed())];
+        factors.extend(parts.magnitude.map(|magnitude| ("magnitude", magnitude.clone())));
+        Ok((rank, factors))
+    }
+
+    /// The configuration with which the same modules are chosen in this model, by name where a name means no others.
+    fn config_for(&self, ranks: &BTreeMap<&str, usize>, linear: &BTreeMap<String, [usize; 2]>) -> AdapterConfig {
+        fn last(path: &str) -> &str {
+            path.rsplit('.').next().unwrap_or(path)
+        }
+        let partly: BTreeSet<&str> =
+            linear.keys().filter(|path| !ranks.contains_key(path.as_str())).map(|path| last(path)).collect();
+        let name = |path| if partly.contains(last(path)) { path } else { last(path) };
+        let targets: BTreeSet<&str> = ranks.keys().map(|path| name(*path)).collect();
+        let targets: Vec<&str> = targets.into_iter().collect();
+        let peft = &self.config;
+        let mut config = AdapterConfig::new(self.method(), peft.rank, &targets).with_alpha(peft.alpha);
+        config.dropout = peft.dropout;
+        config.modules_to_save.clone_from(&peft.modules_to_save);
+        config.scaling = if peft.rank_stabilized { Scaling::RankStabilized } else { Scaling::Standard };
+        config.init = match peft.init {
+            PeftInit::Lora(init) => init,
+            PeftInit::Pissa | PeftInit::Olora => Init::default(),
+        };
+        for (path, rank) in ranks {
+            if *rank != peft.rank {
+                config.rank_pattern.insert((*path).to_owned(), *rank);
+            }
+            let divisor = if peft.rank_stabilized { (*rank as f64).sqrt() } else { *rank as f64 };
+            let alpha = peft.scale(path, *rank) * divisor;
+            if (alpha - peft.alpha).abs() > 1e-9 * peft.alpha {
+                config.alpha_pattern.insert((*path).to_owned(), alpha);
+            }
+        }
+        config
+    }
+}
+
+impl SavedAdapter {
+    /// Reads an adapter of this crate or of PEFT, whichever `folder` holds, for `model`.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`SavedAdapter::load`], [`PeftAdapter::load`] and [`PeftAdapter::attachable`].
+    pub fn load_any<M: Module>(folder: &Path, model: &M) -> Result<Self, AdapterError> {
+        match PeftAdapter::is_in(folder) {
+            true => PeftAdapter::load(folder)?.attachable(model, &AttachOptions::default()),
+            false => Self::load(folder),
+        }
+    }
+}
