@@ -2,6 +2,7 @@
 //! `tests/golden` is compared always; every method where `SORSA_GOLDEN` names the folder of reference results.
 
 mod reference;
+mod travel;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -161,10 +161,15 @@ impl Batch {
         model.loss_sum(&self.input(), &self.targets).unwrap() / count as f64
     }
 
+    /// The logits `[rows, len, vocabulary]`.
+    pub fn logits(&self, model: &CausalLm) -> HostTensor {
+        HostTensor::from_tensor(model.logits(model.hidden(&self.input())))
+    }
+
     /// Compares logits where there is no padding, to 1e-4, and the loss, to 2e-5.
     #[track_caller]
     pub fn assert_gives(&self, model: &CausalLm, expected: &NamedTensors, what: &str) {
-        let logits = model.logits(model.hidden(&self.input())).into_data().try_into_vec::<f32>().unwrap();
+        let logits = self.logits(model).values;
         let expected_logits = &expected["logits"].values;
         assert_eq!(logits.len(), expected_logits.len(), "{what}");
         let vocabulary = logits.len() / self.mask.len();
