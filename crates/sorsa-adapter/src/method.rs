@@ -70,6 +70,11 @@ pub(crate) trait FactoredMethod: Module {
     /// Whether the product at the start leaves the frozen weight. Otherwise the adapter does nothing at the start.
     const SPLITS: bool;
 
+    /// How many numbers the forward of one token keeps for the backward pass, beside its input and its output.
+    fn kept_per_token(_shape: [usize; 2], rank: usize) -> usize {
+        rank
+    }
+
     /// The factors at the start of training.
     fn start(at: &Start<'_>) -> Result<Started, LinalgError>;
 
@@ -126,6 +131,7 @@ pub(crate) struct Definition {
     pub kept: &'static [Factor],
     pub source: Source,
     pub splits: bool,
+    pub kept_per_token: fn([usize; 2], usize) -> usize,
     pub start: fn(&Start<'_>) -> Result<Started, LinalgError>,
     pub new: fn(&FactorSet, f64, Dropout, &Device) -> Adapter,
 }
@@ -163,6 +169,7 @@ macro_rules! factored_methods {
                         kept: $name::KEPT,
                         source: $name::SOURCE,
                         splits: $name::SPLITS,
+                        kept_per_token: $name::kept_per_token,
                         start: $name::start,
                         new: |factors, scale, dropout, device| {
                             Adapter::$name($name::new(factors, scale, dropout, device))

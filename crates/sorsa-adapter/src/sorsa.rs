@@ -40,6 +40,11 @@ impl FactoredMethod for Sorsa {
     const SOURCE: Source = Source::Svd;
     const SPLITS: bool = true;
 
+    /// Before the singular values and after.
+    fn kept_per_token(_shape: [usize; 2], rank: usize) -> usize {
+        2 * rank
+    }
+
     fn start(at: &Start<'_>) -> Result<Started, LinalgError> {
         let divisor = at.config.alpha_convention.divisor(at.target.scale);
         at.from_svd(|svd| {
