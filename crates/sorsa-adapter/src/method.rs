@@ -88,8 +88,7 @@ pub(crate) trait FactoredMethod: Module {
     fn dropout(&self) -> &Dropout;
 
     /// The module beside its frozen weight `[d_in, d_out]`, from which it may keep what the forward needs each time.
-    fn beside(self, base: impl FnOnce() -> Tensor<2>) -> Self {
-        let _ = base;
+    fn beside(self, _base: impl FnOnce() -> Tensor<2>) -> Self {
         self
     }
 
@@ -113,14 +112,12 @@ pub(crate) trait FactoredMethod: Module {
     }
 
     /// What is kept of `base` when the adapter is merged into it: the tensors named by [`KEPT`](Self::KEPT).
-    fn keep(&self, base: Tensor<2>) -> FactorSet {
-        let _ = base;
+    fn keep(&self, _base: Tensor<2>) -> FactorSet {
         FactorSet::new()
     }
 
     /// The inverse of [`compose`](Self::compose), with what was kept.
-    fn take_out(&self, weight: Tensor<2>, kept: &FactorSet) -> Tensor<2> {
-        let _ = kept;
+    fn take_out(&self, weight: Tensor<2>, _kept: &FactorSet) -> Tensor<2> {
         weight - self.low_rank().dense()
     }
 }
