@@ -150,6 +150,7 @@ macro_rules! factored_methods {
 
         /// The adapter of one weight.
         #[derive(Module, Debug)]
+        #[allow(clippy::large_enum_variant, reason = "there are as many as adapted weights, hundreds at most")]
         pub enum Adapter {
             $($(#[$doc])* $name($name),)+
         }

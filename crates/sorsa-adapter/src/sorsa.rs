@@ -47,7 +47,7 @@ impl FactoredMethod for Sorsa {
 
     fn start(at: &Start<'_>) -> Result<Started, LinalgError> {
         let divisor = at.config.alpha_convention.divisor(at.target.scale);
-        at.from_svd(|svd| {
+        at.by_svd(|svd| {
             let s = svd.s.iter().map(|value| value / divisor).collect();
             FactorSet::from([("u", svd.u), ("s", HostTensor::new([svd.s.len()], s)), ("vt", svd.vt)])
         })
