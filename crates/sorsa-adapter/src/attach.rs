@@ -105,6 +105,11 @@ impl Target {
         }
         method.factors().iter().map(|factor| factor.shape(self.shape, self.rank).iter().product::<usize>()).sum()
     }
+
+    /// How many numbers the adapter adds to what the forward of one token keeps for the backward pass.
+    pub fn kept_per_token(&self, method: Method) -> usize {
+        method.definition().map_or(0, |definition| (definition.kept_per_token)(self.shape, self.rank))
+    }
 }
 
 impl AdapterConfig {
@@ -167,7 +172,7 @@ impl AdapterConfig {
     /// # Errors
     ///
     /// See [`targets`](Self::targets), and [`AdapterError::Targets`] where the model has an adapter already;
-    /// [`AdapterError::Decomposition`] where a weight is not finite or its SVD does not converge, for all weights at
+    /// [`AdapterError::Decomposition`] where a weight that is to be decomposed is not finite or its SVD does not converge, for all weights at
     /// once.
     pub fn attach<M: Module>(&self, model: M, options: &AttachOptions<'_>) -> Result<Attached<M>, AdapterError> {
         let (state, jobs) = self.prepare(&model, options)?;

@@ -96,6 +96,11 @@ impl FactoredMethod for Dora {
     const SOURCE: Source = Source::Weight;
     const SPLITS: bool = false;
 
+    /// The output before the gain too: the magnitude's gradient needs it.
+    fn kept_per_token([_, d_out]: [usize; 2], rank: usize) -> usize {
+        rank + d_out
+    }
+
     fn start(at: &Start<'_>) -> Result<Started, LinalgError> {
         let mut factors = at.config.init.factors(at)?;
         factors.insert("magnitude", HostTensor::from_tensor(squares(at.weight()).sqrt()));

@@ -70,6 +70,11 @@ pub(crate) trait FactoredMethod: Module {
     /// Whether the product at the start leaves the frozen weight. Otherwise the adapter does nothing at the start.
     const SPLITS: bool;
 
+    /// How many numbers the forward of one token keeps for the backward pass, beside its input and its output.
+    fn kept_per_token(_shape: [usize; 2], rank: usize) -> usize {
+        rank
+    }
+
     /// The factors at the start of training.
     fn start(at: &Start<'_>) -> Result<Started, LinalgError>;
 
@@ -83,8 +88,7 @@ pub(crate) trait FactoredMethod: Module {
     fn dropout(&self) -> &Dropout;
 
     /// The module beside its frozen weight `[d_in, d_out]`, from which it may keep what the forward needs each time.
-    fn beside(self, base: impl FnOnce() -> Tensor<2>) -> Self {
-        let _ = base;
+    fn beside(self, _base: impl FnOnce() -> Tensor<2>) -> Self {
         self
     }
 
@@ -108,14 +112,12 @@ pub(crate) trait FactoredMethod: Module {
     }
 
     /// What is kept of `base` when the adapter is merged into it: the tensors named by [`KEPT`](Self::KEPT).
-    fn keep(&self, base: Tensor<2>) -> FactorSet {
-        let _ = base;
+    fn keep(&self, _base: Tensor<2>) -> FactorSet {
         FactorSet::new()
     }
 
     /// The inverse of [`compose`](Self::compose), with what was kept.
-    fn take_out(&self, weight: Tensor<2>, kept: &FactorSet) -> Tensor<2> {
-        let _ = kept;
+    fn take_out(&self, weight: Tensor<2>, _kept: &FactorSet) -> Tensor<2> {
         weight - self.low_rank().dense()
     }
 }
@@ -126,6 +128,7 @@ pub(crate) struct Definition {
     pub kept: &'static [Factor],
     pub source: Source,
     pub splits: bool,
+    pub kept_per_token: fn([usize; 2], usize) -> usize,
     pub start: fn(&Start<'_>) -> Result<Started, LinalgError>,
     pub new: fn(&FactorSet, f64, Dropout, &Device) -> Adapter,
 }
@@ -147,6 +150,7 @@ macro_rules! factored_methods {
 
         /// The adapter of one weight.
         #[derive(Module, Debug)]
+        #[allow(clippy::large_enum_variant, reason = "there are as many as adapted weights, hundreds at most")]
         pub enum Adapter {
             $($(#[$doc])* $name($name),)+
         }
@@ -163,6 +167,7 @@ macro_rules! factored_methods {
                         kept: $name::KEPT,
                         source: $name::SOURCE,
                         splits: $name::SPLITS,
+                        kept_per_token: $name::kept_per_token,
                         start: $name::start,
                         new: |factors, scale, dropout, device| {
                             Adapter::$name($name::new(factors, scale, dropout, device))

@@ -29,7 +29,7 @@ impl FactoredMethod for Pissa {
 
     fn start(at: &Start<'_>) -> Result<Started, LinalgError> {
         let divisor = at.config.alpha_convention.divisor(at.target.scale);
-        at.from_svd(|svd| {
+        at.by_svd(|svd| {
             let root: Vec<f32> = svd.s.iter().map(|value| (value / divisor).sqrt()).collect();
             let (mut a, mut b) = (svd.u, svd.vt);
             for row in a.values.chunks_exact_mut(root.len()) {

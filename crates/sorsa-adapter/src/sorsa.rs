@@ -40,9 +40,14 @@ impl FactoredMethod for Sorsa {
     const SOURCE: Source = Source::Svd;
     const SPLITS: bool = true;
 
+    /// Before the singular values and after.
+    fn kept_per_token(_shape: [usize; 2], rank: usize) -> usize {
+        2 * rank
+    }
+
     fn start(at: &Start<'_>) -> Result<Started, LinalgError> {
         let divisor = at.config.alpha_convention.divisor(at.target.scale);
-        at.from_svd(|svd| {
+        at.by_svd(|svd| {
             let s = svd.s.iter().map(|value| value / divisor).collect();
             FactorSet::from([("u", svd.u), ("s", HostTensor::new([svd.s.len()], s)), ("vt", svd.vt)])
         })

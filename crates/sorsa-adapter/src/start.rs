@@ -55,7 +55,7 @@ impl Start<'_> {
     }
 
     /// The start that `factors` makes of the weight's leading triplets: from the cache, or by an SVD.
-    pub fn from_svd(&self, factors: impl FnOnce(Principal) -> FactorSet) -> Result<Started, LinalgError> {
+    pub fn by_svd(&self, factors: impl FnOnce(Principal) -> FactorSet) -> Result<Started, LinalgError> {
         let (rank, fingerprint) = (self.target.rank, self.fingerprint.unwrap_or_default());
         let options = SvdOptions { seed: self.svd.seed ^ self.config.seed, ..self.svd.clone() };
         if let Some(entry) = self.cache.and_then(|cache| cache.get(fingerprint, self.target.shape, rank, &options)) {

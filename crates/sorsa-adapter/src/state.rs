@@ -110,8 +110,14 @@ impl SavedAdapter {
         if !self.state.initial.is_empty() {
             write_tensors(&folder.join(INITIAL), &self.state.initial)?;
         }
+        let kept = folder.join(KEPT);
         if !self.kept.is_empty() {
-            write_tensors(&folder.join(KEPT), &self.kept)?;
+            write_tensors(&kept, &self.kept)?;
+        } else if let Err(source) = std::fs::remove_file(&kept)
+            && source.kind() != std::io::ErrorKind::NotFound
+        {
+            // What another adapter kept, saved here before, would be taken for this one's.
+            return Err(AdapterError::Io { path: kept, source });
         }
         write_tensors(&folder.join(TRAINED), &self.trained)?;
         let manifest =

@@ -55,7 +55,10 @@ fn doras_adapter_is_taken_out_with_the_norms_of_the_merge_and_not_without() {
     assert_near(loaded.unmerge(merged.clone()).unwrap().model.forward(input(&device)), before.clone(), "unmerged");
     assert_near(loaded.attach(Net::new(&device)).unwrap().model.forward(input(&device)), before, "attached");
     let expected = ["of the merge, `first.dora.norm` is missing", "of the merge, `second.dora.norm` is missing"];
-    assert_names(&faults(early.unmerge(merged)), &expected);
+    assert_names(&faults(early.unmerge(merged.clone())), &expected);
+    // Saved over the other, it does not inherit its norms.
+    early.save(folder.path()).unwrap();
+    assert_names(&faults(SavedAdapter::load(folder.path()).unwrap().unmerge(merged)), &expected);
 }
 
 fn faults<T>(result: Result<T, AdapterError>) -> Vec<String> {

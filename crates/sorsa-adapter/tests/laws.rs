@@ -226,6 +226,28 @@ fn a_bf16_base_gets_a_rounded_residual_and_f32_factors_and_what_was_lost_is_repo
 }
 
 #[test]
+fn every_method_computes_in_the_dtype_of_its_input() {
+    let device = device();
+    if !device.supports_dtype(DType::BF16) {
+        eprintln!("no bf16 on this device: nothing tested");
+        return;
+    }
+    let exact = Net::new(&device).forward(input(&device));
+    for method in FACTORED {
+        let config = config(method).with_alpha(10.0).with_dropout(0.1);
+        let model = config.attach(to_bf16(Net::new(&device)), &Default::default()).unwrap().model;
+        let x = input(&device).cast(FloatDType::BF16);
+        let y = model.forward(x.clone());
+        assert_eq!(y.dtype(), DType::BF16, "{method}");
+        assert_within(y.cast(FloatDType::F32), exact.clone(), 0.04 * largest(exact.clone()), &method.to_string());
+        // In training too, where dropout takes another way.
+        let trained = model.train().forward(x.autodiff());
+        assert_eq!(trained.dtype(), DType::BF16, "{method}");
+        assert!(largest(trained.cast(FloatDType::F32)).is_finite(), "{method}");
+    }
+}
+
+#[test]
 fn loras_start_depends_on_seed_and_path_only() {
     let device = device();
     let start = |seed, targets: &[&str]| -> HostTensor {

@@ -16,8 +16,16 @@ pub struct MemoryEstimate {
 
 impl MemoryEstimate {
     /// `trained` parameters on a model whose frozen weights take `weight_bytes` each, for micro-batches of
-    /// `rows` sequences of `len` tokens.
-    pub fn new(config: &ModelConfig, trained: u64, dense: bool, weight_bytes: u64, rows: usize, len: usize) -> Self {
+    /// `rows` sequences of `len` tokens; the adapters keep `kept` numbers of each token.
+    pub fn new(
+        config: &ModelConfig,
+        trained: u64,
+        dense: bool,
+        kept: u64,
+        weight_bytes: u64,
+        rows: usize,
+        len: usize,
+    ) -> Self {
         let (rows, len) = (rows as u64, len as u64);
         let (d, ffn) = (config.hidden_size as u64, config.intermediate_size as u64);
         let heads = config.num_attention_heads as u64;
@@ -32,7 +40,7 @@ impl MemoryEstimate {
             adapter: if dense { 0 } else { trained * 4 },
             gradients: trained * 4,
             optimizer: trained * 8,
-            activations: 4 * (config.num_hidden_layers as u64 * tokens * per_token + head),
+            activations: 4 * (tokens * (config.num_hidden_layers as u64 * per_token + kept) + head),
         }
     }
 

@@ -183,10 +183,12 @@ impl TrainingShape {
         let model = CausalLm::init(config, device);
         let method = recipe.adapter.method;
         let mut modules: Vec<ModuleShape> = Vec::new();
+        let mut kept = 0;
         for target in recipe.adapter.targets(&model).or_bad_input()? {
             let name = target.path.rsplit('.').next().unwrap_or(&target.path).to_owned();
             let rank = method.is_factored().then_some(target.rank);
             let trained = target.trainable_parameters(method) as u64;
+            kept += target.kept_per_token(method) as u64;
             let same = |module: &&mut ModuleShape| {
                 module.name == name && [module.d_in, module.d_out] == target.shape && module.rank == rank
             };
@@ -216,6 +218,7 @@ impl TrainingShape {
             config,
             trainable_parameters,
             !method.is_factored(),
+            kept,
             weight_bytes,
             recipe.train.batch_size,
             len,

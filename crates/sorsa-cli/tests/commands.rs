@@ -124,6 +124,24 @@ fn inspect_counts_in_closed_form() {
 }
 
 #[test]
+fn inspect_says_what_a_method_trains_and_keeps() {
+    let place = Place::new();
+    let inspect = |method: &str| -> Value {
+        let options = ["--model", "model", "--format", "json", "--rank", "4", "--method", method];
+        serde_json::from_str(&place.command(&["inspect"]).args(options).succeed()).unwrap()
+    };
+    let (lora, dora) = (inspect("lora"), inspect("dora"));
+    let number = |shape: &Value, name: &str| shape.pointer(name).unwrap().as_u64().unwrap();
+    let more = |name: &str| number(&dora, name) - number(&lora, name);
+    // A magnitude for every output, and every output of every token once more.
+    let outputs = over_layers(|_, d_out| d_out);
+    assert_eq!(more("/trainable_parameters"), outputs);
+    assert_eq!(more("/memory/optimizer"), 8 * outputs);
+    assert!(more("/memory/activations") > 0 && more("/memory/activations").is_multiple_of(4 * outputs));
+    assert_eq!(inspect("olora")["trainable_parameters"], lora["trainable_parameters"]);
+}
+
+#[test]
 fn a_dry_run_writes_nothing_and_prints_a_recipe_that_runs() {
     let place = Place::new();
     let before = names(&place.path(""));
