@@ -56,7 +56,7 @@ pub(super) fn mark(table: &mut Table, model: &Json) -> Vec<String> {
         return Vec::new();
     }
     let note =
-        "the tokenizer has no tokens for single bytes: llama.cpp stops at a character that is not in the vocabulary";
+        "the tokenizer has no tokens for single bytes: llama.cpp aborts at a character that is not in the vocabulary";
     vec![note.to_owned()]
 }
 
