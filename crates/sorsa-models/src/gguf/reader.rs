@@ -170,7 +170,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Contents, Fault> {
         tensors.push(tensor);
     }
     // A file without tensors may end before the padding.
-    let start = cursor.at.next_multiple_of(alignment);
+    let start = cursor.at.checked_next_multiple_of(alignment).unwrap_or(usize::MAX);
     for tensor in &mut tensors {
         let relative = tensor.offset;
         let place = start.checked_add(relative).filter(|_| relative.is_multiple_of(alignment));
