@@ -80,7 +80,7 @@ def text(folder, prompts):
     return good
 
 
-def tokens(folder, file):
+def tokens(folder, file, pre=None):
     from tokenizers import Tokenizer
 
     reference = Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
@@ -89,6 +89,7 @@ def tokens(folder, file):
     bos = bos.get("content") if isinstance(bos, dict) else bos
     with tempfile.TemporaryDirectory() as dir:
         llm = Llama(str(export(folder, Path(dir) / "m.gguf", "f16")), vocab_only=True, verbose=False)
+        assert pre is None or llm.metadata["tokenizer.ggml.pre"] == pre, llm.metadata["tokenizer.ggml.pre"]
         lines = [line for line in Path(file).read_text().split("\n") if line.strip()]
         different = count = 0
         for line in lines:
