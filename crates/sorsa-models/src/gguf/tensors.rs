@@ -143,6 +143,45 @@ fn interleave(values: &[f32], rows: usize, heads: usize) -> Vec<f32> {
 mod tests {
     use super::*;
 
+    fn planned(model_type: &str) -> Vec<Planned> {
+        let config = serde_json::json!({"model_type": model_type, "hidden_size": 64, "intermediate_size": 96,
+            "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 50,
+            "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "query_pre_attn_scalar": 16});
+        let mut config = config.as_object().unwrap().clone();
+        if model_type != "gemma2" {
+            config.retain(|key, _| !key.contains("softcapping") && !key.contains("scalar"));
+        }
+        plan(&Architecture::parse(config).unwrap())
+    }
+
+    #[test]
+    fn gemma_has_norms_around_both_parts_and_one_is_added_to_each() {
+        for (model_type, norms) in [("gemma", 3), ("gemma2", 5), ("gemma3_text", 7)] {
+            let plan = planned(model_type);
+            let (vectors, matrices): (Vec<_>, Vec<_>) = plan.iter().partition(|p| p.name.ends_with("norm.weight"));
+            assert_eq!((vectors.len(), matrices.len()), (norms, 8), "{model_type}");
+            assert!(vectors.iter().all(|planned| planned.change == Change::PlusOne));
+            assert!(matrices.iter().all(|planned| planned.change == Change::None));
+        }
+        // Where there are four norms, the names of two change their meaning.
+        let source = |model_type, name| planned(model_type).into_iter().find(|p| p.name == name).unwrap().source.name;
+        assert_eq!(source("gemma", "blk.0.ffn_norm.weight"), "model.layers.0.post_attention_layernorm.weight");
+        assert_eq!(source("gemma2", "blk.0.ffn_norm.weight"), "model.layers.0.pre_feedforward_layernorm.weight");
+        assert_eq!(Change::PlusOne.apply(vec![-0.25, 0.5], 2), [0.75, 1.5]);
+    }
+
+    #[test]
+    fn phi_3_keeps_its_joined_matrices_and_qwen_2_has_biases() {
+        let shape = |plan: &[Planned], name: &str| plan.iter().find(|p| p.name == name).map(|p| p.source.shape.clone());
+        let phi = planned("phi3");
+        assert_eq!(shape(&phi, "blk.0.attn_qkv.weight"), Some(vec![128, 64]));
+        assert_eq!(shape(&phi, "blk.0.ffn_up.weight"), Some(vec![192, 64]));
+        assert_eq!(shape(&phi, "blk.0.ffn_gate.weight"), None);
+        let qwen = planned("qwen2");
+        assert_eq!(shape(&qwen, "blk.0.attn_k.bias"), Some(vec![32]));
+        assert_eq!(shape(&qwen, "blk.0.attn_output.bias"), None);
+    }
+
     #[test]
     fn halves_of_a_head_become_pairs() {
         // Two heads of four rows, two columns.
