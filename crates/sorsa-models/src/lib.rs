@@ -22,6 +22,7 @@
 mod cache;
 mod config;
 mod generate;
+pub mod gguf;
 pub mod hub;
 mod input;
 mod model_files;

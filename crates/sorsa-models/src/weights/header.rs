@@ -35,7 +35,7 @@ impl MappedFile {
 }
 
 #[allow(unsafe_code)]
-fn map(file: &File) -> std::io::Result<Mmap> {
+pub(crate) fn map(file: &File) -> std::io::Result<Mmap> {
     // SAFETY: the map is read-only, and weights are files that nobody changes in place: they are written under a
     // temporary name and renamed, which leaves an existing map as it was.
     unsafe { Mmap::map(file) }

@@ -39,8 +39,9 @@ pub use reader::{Checkpoint, TensorInfo};
 pub use safetensors::Dtype;
 pub use writer::{CheckpointWriter, FloatDtype};
 
+pub(crate) use header::map as map_file;
 pub(crate) use index::Index;
-pub(crate) use writer::write_file;
+pub(crate) use writer::{PendingFile, write_file};
 
 /// Name of a checkpoint that is one file.
 pub const SINGLE_FILE: &str = "model.safetensors";

@@ -227,7 +227,7 @@ pub(crate) fn write_file(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), Wei
 }
 
 /// A file under a temporary name beside its place, removed unless it is committed.
-struct PendingFile {
+pub(crate) struct PendingFile {
     file: NamedTempFile,
     path: PathBuf,
 }
@@ -244,11 +244,19 @@ impl PendingFile {
         Ok(Self { file, path })
     }
 
-    fn write(&mut self, bytes: &[u8]) -> Result<(), WeightsError> {
+    /// The same at a whole path.
+    pub(crate) fn at(path: &Path) -> Result<Self, WeightsError> {
+        let nowhere = std::io::Error::new(std::io::ErrorKind::InvalidInput, "not the name of a file");
+        let Some(name) = path.file_name() else { return Err(WeightsError::io(path)(nowhere)) };
+        let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        Self::create(dir, &name.to_string_lossy())
+    }
+
+    pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<(), WeightsError> {
         self.file.as_file_mut().write_all(bytes).map_err(WeightsError::io(&self.path))
     }
 
-    fn commit(self) -> Result<PathBuf, WeightsError> {
+    pub(crate) fn commit(self) -> Result<PathBuf, WeightsError> {
         let Self { file, path } = self;
         file.as_file().sync_all().map_err(WeightsError::io(&path))?;
         file.persist(&path).map_err(|error| WeightsError::io(&path)(error.error))?;
