@@ -61,6 +61,8 @@ pub struct ModelConfig {
     pub bos_token_id: Option<u32>,
     /// Tokens that end one.
     pub eos_token_ids: Vec<u32>,
+    /// Token that fills batches; what it is changes nothing.
+    pub pad_token_id: Option<u32>,
     /// What the blocks are.
     pub architecture: Architecture,
 }

@@ -15,7 +15,6 @@ const HARMLESS: &[&str] = &[
     "max_sequence_length",
     "output_attentions",
     "output_hidden_states",
-    "pad_token_id",
     "return_dict",
     "torch_dtype",
     "torchscript",

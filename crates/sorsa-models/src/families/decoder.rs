@@ -93,7 +93,6 @@ pub(super) fn write<'a>(
     put("head_dim", decoder.head_dim.into());
     put("max_position_embeddings", config.max_position_embeddings.into());
     put("rms_norm_eps", decoder.rms_norm_eps.into());
-    put("initializer_range", config.initializer_range.into());
     put(activation, decoder.activation.name().into());
     decoder.rope.write(json);
     Some(decoder)

@@ -65,6 +65,7 @@ impl Family {
         put("num_hidden_layers", config.num_hidden_layers.into());
         put("vocab_size", config.vocab_size.into());
         put("tie_word_embeddings", config.tie_word_embeddings.into());
+        put("initializer_range", config.initializer_range.into());
         put("bos_token_id", config.bos_token_id.into());
         let eos = match config.eos_token_ids.as_slice() {
             [] => Value::Null,
@@ -72,6 +73,8 @@ impl Family {
             ids => ids.into(),
         };
         put("eos_token_id", eos);
+        // Where it is not written, some classes of Transformers take one that a small vocabulary does not have.
+        put("pad_token_id", config.pad_token_id.into());
         put("torch_dtype", "float32".into());
         (self.write)(config, &mut json);
         Value::Object(json)
@@ -126,6 +129,8 @@ impl Sizes {
             initializer_range: fields.number("initializer_range", 0.02),
             bos_token_id: fields.tokens("bos_token_id").first().copied(),
             eos_token_ids: fields.tokens("eos_token_id"),
+            // Some files say -1 for none.
+            pad_token_id: fields.take("pad_token_id").and_then(|id| u32::try_from(id.as_u64()?).ok()),
             architecture,
         }
     }
