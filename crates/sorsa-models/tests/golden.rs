@@ -1,15 +1,16 @@
 //! Logits, losses and greedy tokens of Transformers, on tiny random checkpoints. Runs where `SORSA_GOLDEN` names the
 //! folder of reference results.
 
+mod common;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use burn::module::{ModuleVisitor, Param, ParamId};
-use burn::optim::GradientsParams;
+use burn::module::Module;
 use burn::prelude::*;
 use burn::tensor::FloatDType;
 use safetensors::{Dtype, SafeTensors};
-use sorsa_adapter::{AdapterConfig, Attached, Method};
+use sorsa_adapter::{AdapterConfig, Method};
 use sorsa_models::{CausalLm, GenerateOptions, ModelInput, Sampling};
 
 /// Largest difference of a logit at |logit| about 10.
@@ -167,33 +168,6 @@ fn no_folder_of_reference_results_is_left_out() {
     assert_eq!(found, MODELS);
 }
 
-/// The gradient of every parameter by its name in a checkpoint, as PyTorch has it.
-fn gradients(attached: &Attached<CausalLm>, loss: Tensor<1>) -> BTreeMap<String, Vec<f32>> {
-    struct Collect<'a> {
-        names: BTreeMap<ParamId, &'a str>,
-        gradients: GradientsParams,
-        found: BTreeMap<String, Vec<f32>>,
-        container: String,
-    }
-    impl ModuleVisitor for Collect<'_> {
-        fn enter_module(&mut self, _name: &str, container_type: &str) {
-            container_type.clone_into(&mut self.container);
-        }
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            let name = self.names[&param.id];
-            let gradient = self.gradients.get::<D>(param.id).unwrap_or_else(|| panic!("no gradient of {name}"));
-            let is_linear = D == 2 && self.container == "Struct:Linear";
-            let gradient = if is_linear { gradient.swap_dims(0, 1) } else { gradient };
-            self.found.insert(name.to_owned(), gradient.into_data().try_into_vec::<f32>().unwrap());
-        }
-    }
-    let names = attached.trainable.iter().map(|parameter| (parameter.id, parameter.name.as_str())).collect();
-    let gradients = GradientsParams::from_grads(loss.backward(), &attached.model);
-    let mut collect = Collect { names, gradients, found: BTreeMap::new(), container: String::new() };
-    attached.model.visit(&mut collect);
-    collect.found
-}
-
 /// The gradients of the mean loss of the batch in `folder`.
 fn loss_gradients(folder: &Path) -> BTreeMap<String, Vec<f32>> {
     let io = std::fs::read(folder.join("io.safetensors")).unwrap();
@@ -204,7 +178,7 @@ fn loss_gradients(folder: &Path) -> BTreeMap<String, Vec<f32>> {
     let batch = Batch::read(&io);
     let count = batch.targets.iter().filter(|target| **target >= 0).count();
     let loss = attached.model.loss_sum(&batch.input(), &batch.targets).unwrap() / count as f64;
-    gradients(&attached, loss)
+    common::gradients(&attached, loss)
 }
 
 #[test]

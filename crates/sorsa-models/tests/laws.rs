@@ -478,6 +478,20 @@ fn weights_kept_as_bf16_are_those_of_the_file_and_norms_stay_f32() {
 }
 
 #[test]
+fn every_family_computes_in_bf16_what_it_computes_in_f32_to_its_precision() {
+    for family in families() {
+        let folder = tempdir().unwrap();
+        model(family).save(folder.path(), FloatDtype::Bf16).unwrap();
+        let loss = |dtype| {
+            let model = CausalLm::load(folder.path(), dtype, &Device::flex()).unwrap();
+            Rows::new(&[&[A], &[B]]).loss(&model)
+        };
+        let (narrow, wide) = (loss(FloatDType::BF16), loss(FloatDType::F32));
+        assert!((narrow / wide - 1.0).abs() < 0.03 && narrow != wide, "{}: {narrow} {wide}", folder.path().display());
+    }
+}
+
+#[test]
 fn no_target_is_no_loss() {
     let rows = Rows::new(&[&[A]]);
     assert!(model(json!({})).loss_sum(&rows.input(), &vec![-100; A.len()]).is_none());
