@@ -13,6 +13,7 @@ use crate::transparent::transparent_module;
 
 /// Attention, with its projections as the family's checkpoints have them.
 #[derive(Debug, Clone)]
+#[allow(clippy::large_enum_variant, reason = "one a block: a box would save nothing")]
 pub enum Attention {
     /// Queries, keys and values from a layer each.
     Separate(SeparateAttention),

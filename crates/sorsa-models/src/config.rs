@@ -69,6 +69,7 @@ pub struct ModelConfig {
 
 /// What the blocks of a model are.
 #[derive(Debug, Clone, PartialEq)]
+#[allow(clippy::large_enum_variant, reason = "one a model: a box would save nothing")]
 pub enum Architecture {
     /// Attention over all tokens before.
     Transformer(TransformerConfig),

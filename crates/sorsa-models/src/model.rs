@@ -17,6 +17,7 @@ use crate::transparent::transparent_module;
 ///
 /// Its parameters have the paths of the architecture inside, which are the names of tensors in checkpoints.
 #[derive(Debug, Clone)]
+#[allow(clippy::large_enum_variant, reason = "one a process: a box would save nothing")]
 pub enum CausalLm {
     /// Attention over all tokens before.
     Transformer(Transformer),

@@ -126,12 +126,12 @@ impl Literal {
         let bonus = get("time_faaaa");
         let mut out = vec![0.0; D];
         for (head, wkv) in state.wkv.iter_mut().enumerate() {
-            for key in 0..HEAD {
+            for (key, row) in wkv.iter_mut().enumerate() {
                 let i = head * HEAD + key;
-                for value in 0..HEAD {
+                for (value, sum) in row.iter_mut().enumerate() {
                     let product = k[i] * v[head * HEAD + value];
-                    out[head * HEAD + value] += r[i] * (wkv[key][value] + bonus[i] * product);
-                    wkv[key][value] = decay[i] * wkv[key][value] + product;
+                    out[head * HEAD + value] += r[i] * (*sum + bonus[i] * product);
+                    *sum = decay[i] * *sum + product;
                 }
             }
         }

@@ -68,6 +68,7 @@ pub struct RwkvBlock {
 
 /// What mixes tokens.
 #[derive(Debug, Clone)]
+#[allow(clippy::large_enum_variant, reason = "one a block: a box would save nothing")]
 pub enum TimeMix {
     /// One state per channel, constant decay.
     V4(TimeMix4),

@@ -25,6 +25,7 @@ pub(crate) struct LayerState {
 
 /// The sums of a recurrence.
 #[derive(Debug, Clone)]
+#[allow(clippy::large_enum_variant, reason = "one a block: a box would save nothing")]
 pub(crate) enum MixState {
     V4(Wkv4State),
     /// `[rows, heads, head_size, head_size]`.
