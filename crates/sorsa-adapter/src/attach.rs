@@ -17,7 +17,7 @@ use crate::error::AdapterError;
 use crate::factors::{FactorSet, HostTensor, NamedTensors};
 use crate::method::{Definition, Source};
 use crate::parameters::{
-    Trainable, factor_path, has_adapter, linear_layers, module_of, parameters, trainable, weights,
+    Parameter, Trainable, factor_path, has_adapter, linear_layers, module_of, parameters, trainable, weights,
 };
 use crate::start::{Start, Started};
 use crate::state::{AdapterState, ModuleState};
@@ -148,6 +148,12 @@ impl AdapterConfig {
         }
         faults.extend(self.saved_faults(model, &targets));
         if faults.is_empty() { Ok(targets) } else { Err(AdapterError::Targets { faults }) }
+    }
+
+    /// How many numbers of `model` are in modules that are trained whole beside the adapter.
+    pub fn whole_parameters<M: Module>(&self, model: &M) -> usize {
+        let saved = |parameter: &Parameter| self.saves(&parameter.path);
+        parameters(model).iter().filter(|p| saved(p)).map(|p| p.shape.iter().product::<usize>()).sum()
     }
 
     /// A line for each entry of `modules_to_save` that means nothing, or a module that has an adapter too.

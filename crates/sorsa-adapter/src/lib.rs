@@ -63,6 +63,7 @@ pub use lora::{Init, Lora};
 pub use method::{Adapter, Method};
 pub use olora::Olora;
 pub use parameters::{ParameterGroup, Trainable, export_trainable, import_trainable};
+pub use peft::method_of;
 pub use pissa::Pissa;
 pub use regularizer::{RegularizerForm, RegularizerStats, add_regularizer, regularizer_gradients};
 pub use sorsa::Sorsa;

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::device::Backend;
 use crate::format::Format;
@@ -27,6 +27,12 @@ pub enum Command {
     Generate(Box<GenerateArgs>),
     /// Merge an adapter into its model and write a Hugging Face folder
     Merge(MergeArgs),
+    /// Write a model or an adapter in the form of another program
+    Export(ExportArgs),
+    /// Bring in an adapter that PEFT or SORSA's author wrote
+    Import(ImportArgs),
+    /// Compare a model with results that another framework wrote
+    Verify(VerifyArgs),
     /// Show what would be trained: modules, shapes, parameters, memory
     Inspect(Box<FinetuneArgs>),
     /// Show what this build can run on, and whether it works
@@ -56,6 +62,9 @@ pub struct RecipeArgs {
     /// Model: a Hugging Face folder, a hub id (owner/name or owner/name@revision), or `embedded`
     #[arg(long)]
     pub model: Option<String>,
+    /// Start from this adapter: its folder, PEFT's, or a run's; it decides method, rank and targets
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<String>,
     /// Training data: JSONL, JSON or parquet
     #[arg(long, value_name = "FILE")]
     pub data: Option<String>,
@@ -287,6 +296,84 @@ pub struct MergeArgs {
     /// f32, f16 or bf16; without it, as the base model is stored
     #[arg(long)]
     pub dtype: Option<String>,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+}
+
+/// What `export` writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ExportFormat {
+    /// Merged model as a Hugging Face folder
+    Hf,
+    /// Adapter as a PEFT folder, for the original model
+    Peft,
+    /// Merged model as one GGUF file, for llama.cpp
+    Gguf,
+    /// Adapter as a GGUF file, for llama.cpp's --lora
+    GgufLora,
+    /// SORSA adapter as its author's checkpoint
+    Author,
+}
+
+#[derive(Debug, Args)]
+pub struct ExportArgs {
+    /// What to write
+    #[arg(long, value_enum)]
+    pub format: ExportFormat,
+    /// Folder of an adapter, of PEFT's, or of a run that has one; without it the model alone (hf, gguf)
+    #[arg(long, value_name = "DIR", required_if_eq_any = [("format", "peft"), ("format", "gguf-lora"), ("format", "author")])]
+    pub adapter: Option<PathBuf>,
+    /// The model it was trained on; without it the one that the run's recipe names
+    #[arg(long, required_unless_present = "adapter")]
+    pub model: Option<String>,
+    /// Folder, or file for gguf and gguf-lora
+    #[arg(long, value_name = "PATH")]
+    pub out: PathBuf,
+    /// f32, f16, bf16 (hf, gguf), q8_0 (gguf); without it as the model is stored, or f32 for an adapter
+    #[arg(long)]
+    pub dtype: Option<String>,
+    /// Approximate what was trained by a LoRA of this rank, and say what that leaves out (peft, gguf-lora)
+    #[arg(long)]
+    pub rank: Option<usize>,
+    /// Leave PiSSA, OLoRA and SORSA as they are, for PEFT to decompose the model again (peft)
+    #[arg(long, conflicts_with = "rank")]
+    pub as_trained: bool,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct ImportArgs {
+    /// Folder of PEFT's adapter or of the author's checkpoint
+    #[arg(value_name = "DIR")]
+    pub from: PathBuf,
+    /// The original model
+    #[arg(long)]
+    pub model: String,
+    /// Folder of the adapter
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct VerifyArgs {
+    /// Model: a Hugging Face folder, a hub id, or `embedded`
+    #[arg(long)]
+    pub model: String,
+    /// Results (safetensors): input_ids, attention_mask, labels, logits, prompt_ids, generated_ids, whatever is there
+    #[arg(long, value_name = "FILE")]
+    pub golden: PathBuf,
+    /// Folder of an adapter, of PEFT's, or of a run that has one
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
+    /// Largest difference of a logit and of the loss
+    #[arg(long, default_value_t = 1e-4)]
+    pub tolerance: f64,
+    /// How the table is printed
+    #[arg(long, value_enum, default_value_t)]
+    pub format: Format,
     #[command(flatten)]
     pub device: DeviceArgs,
 }

@@ -210,7 +210,10 @@ impl TrainingShape {
         let parameters = config.num_parameters() as u64;
         let trainable_parameters = match method {
             Method::Full => parameters,
-            _ => modules.iter().map(|module| module.trainable_parameters).sum(),
+            _ => {
+                let whole = recipe.adapter.whole_parameters(&model) as u64;
+                whole + modules.iter().map(|module| module.trainable_parameters).sum::<u64>()
+            }
         };
         let weight_bytes = if recipe.model.dtype == "bf16" { 2 } else { 4 };
         let len = recipe.data.max_length.min(config.max_position_embeddings);

@@ -4,14 +4,14 @@
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use sorsa_adapter::{AdapterConfig, Algorithm, Method, SvdOptions};
+use sorsa_adapter::{AdapterConfig, Algorithm, Method, SavedAdapter, SvdOptions, method_of};
 use sorsa_data::{AnswerStyle, Format, LoadOptions, Truncation};
 use sorsa_train::TrainConfig;
 use toml::{Table, Value};
 
 use crate::args::{FinetuneArgs, RecipeArgs};
 use crate::exit::{OrBadInput, bad_input};
-use crate::session::EMBEDDED;
+use crate::session::{EMBEDDED, adapter_folder};
 
 /// The fields of a recipe.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -32,6 +32,9 @@ pub struct ModelRecipe {
     pub path: String,
     /// dtype of the frozen weights: f32 or bf16.
     pub dtype: String,
+    /// Folder of an adapter to start from; it decides what `[adapter]` says, but for the dropout.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -98,7 +101,7 @@ impl Default for Recipe {
 
 impl Default for ModelRecipe {
     fn default() -> Self {
-        Self { path: EMBEDDED.to_owned(), dtype: "f32".to_owned() }
+        Self { path: EMBEDDED.to_owned(), dtype: "f32".to_owned(), adapter: None }
     }
 }
 
@@ -196,7 +199,10 @@ impl Recipe {
     fn from_typed(typed: Table, name: &str) -> anyhow::Result<Self> {
         let method = match typed.get("adapter").and_then(|adapter| adapter.get("method")) {
             Some(Value::String(method)) => method.parse().map_err(bad_input)?,
-            _ => Method::Sorsa,
+            _ => match typed.get("model").and_then(|model| model.get("adapter")) {
+                Some(Value::String(folder)) => method_of(&adapter_folder(Path::new(folder))?).or_bad_input()?,
+                _ => Method::Sorsa,
+            },
         };
         let mut table = Table::try_from(Self::defaults(method)).or_bad_input()?;
         merge(&mut table, typed);
@@ -204,6 +210,25 @@ impl Recipe {
         recipe.fill_embedded();
         recipe.check(name)?;
         Ok(recipe)
+    }
+
+    /// Takes over what the adapter to start from is. Whatever `[adapter]` says beside defaults must agree.
+    pub fn start_from(&mut self, saved: &SavedAdapter) -> anyhow::Result<()> {
+        let (own, defaults) = (&self.adapter, Self::defaults(self.adapter.method).adapter);
+        let dropout = if own.dropout == defaults.dropout { saved.state.config.dropout } else { own.dropout };
+        let config = AdapterConfig { dropout, seed: own.seed, ..saved.state.config.clone() };
+        let silent = *own == AdapterConfig { dropout: own.dropout, seed: own.seed, ..defaults };
+        let own = AdapterConfig { dropout, ..own.clone() };
+        if !silent && own != config {
+            return Err(bad_input(format!(
+                "the adapter to start from is {} of rank {} on {}: [adapter] asks for another",
+                config.method,
+                config.rank,
+                config.target_modules.join(", ")
+            )));
+        }
+        self.adapter = config;
+        Ok(())
     }
 
     /// The embedded task brings its validation and test problems along.
@@ -295,6 +320,7 @@ fn overrides(args: &RecipeArgs) -> anyhow::Result<Vec<(String, Value)>> {
     let targets = args.target_modules.as_ref();
     let named = [
         ("model.path", text(args.model.as_ref())),
+        ("model.adapter", text(args.adapter.as_ref())),
         ("data.train", text(args.data.as_ref())),
         ("data.validation", text(args.validation.as_ref())),
         ("data.test", text(args.test.as_ref())),

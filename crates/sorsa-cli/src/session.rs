@@ -6,6 +6,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use burn::prelude::Device;
 use burn::tensor::FloatDType;
+use sorsa_adapter::peft::{CONFIG_FILE, PeftAdapter};
 use sorsa_adapter::{Attached, SavedAdapter};
 use sorsa_data::{EncodeOptions, Encoder, LoadOptions, Loaded, PromptTemplate, TextTokenizer};
 use sorsa_models::CausalLm;
@@ -13,6 +14,7 @@ use sorsa_models::hub::{self, HubOptions};
 
 use crate::exit::{OrBadInput, bad_input};
 use crate::progress::Style;
+use crate::recipe::Recipe;
 
 /// The name that stands for the model and the task in `datasets/`.
 pub const EMBEDDED: &str = "embedded";
@@ -109,26 +111,36 @@ impl Session {
     }
 }
 
-/// The folder of an adapter: `folder` itself, or `folder/adapter` of a run.
-pub fn adapter_folder(folder: &Path) -> PathBuf {
+/// The folder of an adapter, of this program's form or of PEFT's: `folder` itself, or `folder/adapter` of a run.
+pub fn adapter_folder(folder: &Path) -> anyhow::Result<PathBuf> {
+    let holds_one = |folder: &Path| folder.join("adapter.json").is_file() || PeftAdapter::is_in(folder);
     let inside = folder.join("adapter");
-    if !folder.join("adapter.json").exists() && inside.join("adapter.json").exists() {
-        inside
-    } else {
-        folder.to_owned()
+    match [folder.to_owned(), inside].into_iter().find(|folder| holds_one(folder)) {
+        Some(found) => Ok(found),
+        None => Err(bad_input(format!(
+            "{} holds no adapter: neither adapter.json nor {CONFIG_FILE}, and none of them in adapter/",
+            folder.display()
+        ))),
     }
+}
+
+/// Reads an adapter for `model`.
+pub fn load_saved(model: &CausalLm, folder: &Path) -> anyhow::Result<SavedAdapter> {
+    SavedAdapter::load_any(&adapter_folder(folder)?, model).or_bad_input()
 }
 
 /// Attaches a saved adapter.
 pub fn attach_saved(model: CausalLm, folder: &Path) -> anyhow::Result<Attached<CausalLm>> {
-    let found = adapter_folder(folder);
-    if !found.join("adapter.json").exists() {
-        return Err(bad_input(format!(
-            "{} holds no adapter: neither adapter.json nor adapter/adapter.json",
-            folder.display()
-        )));
+    load_saved(&model, folder)?.attach(model).or_bad_input()
+}
+
+/// The model named by the recipe of the run that the adapter is in.
+pub fn model_of_run(adapter: &Path) -> anyhow::Result<String> {
+    let places = [adapter.join("recipe.toml"), adapter.join("../recipe.toml")];
+    match places.iter().find(|path| path.exists()) {
+        Some(path) => Ok(Recipe::read(path)?.model.path),
+        None => Err(bad_input(format!("{} is not in a run's folder: name its model with --model", adapter.display()))),
     }
-    SavedAdapter::load(&found).and_then(|adapter| adapter.attach(model)).or_bad_input()
 }
 
 /// Reads a file of records and says what was left out.

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::Init;
+use crate::{Init, Method};
 
 /// What the factors started as, and so which weights the adapter belongs on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -149,6 +149,16 @@ impl PeftConfig {
             "fan_in_fan_out": false,
             "inference_mode": true,
         })
+    }
+
+    /// The method that makes such factors.
+    pub fn method(&self) -> Method {
+        match self.init {
+            PeftInit::Pissa => Method::Pissa,
+            PeftInit::Olora => Method::Olora,
+            PeftInit::Lora(_) if self.dora => Method::Dora,
+            PeftInit::Lora(_) => Method::Lora,
+        }
     }
 
     /// The rank that the configuration gives the module at `path`.

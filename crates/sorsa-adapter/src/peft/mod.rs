@@ -19,6 +19,7 @@ mod write;
 use std::path::{Path, PathBuf};
 
 pub use config::{PeftConfig, PeftInit};
+pub use read::method_of;
 pub use write::{PeftExport, PeftForm, Truncation};
 
 use crate::error::AdapterError;
@@ -46,6 +47,19 @@ pub struct PeftAdapter {
     source: PathBuf,
 }
 
+impl PeftConfig {
+    /// Reads the configuration in an adapter's folder.
+    ///
+    /// # Errors
+    ///
+    /// [`AdapterError::Io`] or [`AdapterError::Malformed`] with the file and all that is wrong with it.
+    pub fn load(folder: &Path) -> Result<Self, AdapterError> {
+        let path = folder.join(CONFIG_FILE);
+        let json = std::fs::read(&path).map_err(|source| AdapterError::Io { path: path.clone(), source })?;
+        Self::parse(&json).map_err(|reason| AdapterError::Malformed { path, reason })
+    }
+}
+
 impl PeftAdapter {
     /// Whether `folder` looks like one of PEFT's.
     pub fn is_in(folder: &Path) -> bool {
@@ -59,9 +73,7 @@ impl PeftAdapter {
     /// [`AdapterError::Io`] or [`AdapterError::Malformed`] with the file; options that this crate does not have are
     /// listed in one error, and so are pickled tensors, which are never read.
     pub fn load(folder: &Path) -> Result<Self, AdapterError> {
-        let path = folder.join(CONFIG_FILE);
-        let json = std::fs::read(&path).map_err(|source| AdapterError::Io { path: path.clone(), source })?;
-        let config = PeftConfig::parse(&json).map_err(|reason| AdapterError::Malformed { path, reason })?;
+        let config = PeftConfig::load(folder)?;
         let path = folder.join(TENSORS_FILE);
         let pickled = folder.join("adapter_model.bin");
         if !path.exists() && pickled.exists() {

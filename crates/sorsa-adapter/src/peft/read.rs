@@ -5,13 +5,13 @@ use std::path::Path;
 
 use burn::prelude::*;
 
-use super::{A, B, MAGNITUDE, PREFIX, PeftAdapter, PeftInit};
+use super::{A, B, MAGNITUDE, PREFIX, PeftAdapter, PeftConfig, PeftInit};
 use crate::attach::AttachOptions;
 use crate::config::{AdapterConfig, Scaling};
 use crate::error::AdapterError;
 use crate::factors::{HostTensor, NamedTensors};
 use crate::parameters::{Parameter, factor_path, fitting, linear_layers, parameters};
-use crate::state::SavedAdapter;
+use crate::state::{AdapterState, SavedAdapter};
 use crate::{Init, Method};
 
 /// The tensors of one module, as PEFT has them.
@@ -36,7 +36,7 @@ impl PeftAdapter {
         let mut faults = Vec::new();
         let (modules, whole) = self.sort(&mut faults);
         let linear: BTreeMap<String, [usize; 2]> = linear_layers(model).into_iter().collect();
-        let method = self.method();
+        let method = self.config.method();
         let mut trained = NamedTensors::new();
         let mut ranks = BTreeMap::new();
         for (path, parts) in &modules {
@@ -67,15 +67,6 @@ impl PeftAdapter {
         let config = self.config_for(&ranks, &linear);
         let (state, _) = config.prepare(model, options)?;
         Ok(SavedAdapter::new(state, trained, &self.source))
-    }
-
-    fn method(&self) -> Method {
-        match self.config.init {
-            PeftInit::Pissa => Method::Pissa,
-            PeftInit::Olora => Method::Olora,
-            PeftInit::Lora(_) if self.config.dora => Method::Dora,
-            PeftInit::Lora(_) => Method::Lora,
-        }
     }
 
     /// The tensors by module, and those of modules that were trained whole by parameter.
@@ -151,7 +142,7 @@ impl PeftAdapter {
         let targets: BTreeSet<&str> = ranks.keys().map(|path| name(*path)).collect();
         let targets: Vec<&str> = targets.into_iter().collect();
         let peft = &self.config;
-        let mut config = AdapterConfig::new(self.method(), peft.rank, &targets).with_alpha(peft.alpha);
+        let mut config = AdapterConfig::new(self.config.method(), peft.rank, &targets).with_alpha(peft.alpha);
         config.dropout = peft.dropout;
         config.modules_to_save.clone_from(&peft.modules_to_save);
         config.scaling = if peft.rank_stabilized { Scaling::RankStabilized } else { Scaling::Standard };
@@ -184,5 +175,17 @@ impl SavedAdapter {
             true => PeftAdapter::load(folder)?.attachable(model, &AttachOptions::default()),
             false => Self::load(folder),
         }
+    }
+}
+
+/// The method of the adapter in `folder`, of this crate's form or of PEFT's, by its configuration alone.
+///
+/// # Errors
+///
+/// [`AdapterError::Io`] or [`AdapterError::Malformed`] with the file.
+pub fn method_of(folder: &Path) -> Result<Method, AdapterError> {
+    match PeftAdapter::is_in(folder) {
+        true => Ok(PeftConfig::load(folder)?.method()),
+        false => Ok(AdapterState::load(folder)?.config.method),
     }
 }

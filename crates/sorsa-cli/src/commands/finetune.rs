@@ -23,7 +23,7 @@ use crate::plan::{DataReport, Plan, Task, TrainingShape};
 use crate::progress::{Progress, Style, TrainingProgress};
 use crate::recipe::Recipe;
 use crate::run_dir::RunDir;
-use crate::session::cache_folder;
+use crate::session::{cache_folder, load_saved};
 use crate::task::{Answers, percent};
 
 /// What a run came to: `summary.json`.
@@ -60,7 +60,7 @@ struct Baseline {
 }
 
 pub fn run(args: &FinetuneArgs) -> anyhow::Result<()> {
-    let recipe = Recipe::of(args)?;
+    let mut recipe = Recipe::of(args)?;
     if args.dry_run {
         return show(&recipe, &inspect::shape(&recipe, args)?, args.format);
     }
@@ -68,6 +68,13 @@ pub fn run(args: &FinetuneArgs) -> anyhow::Result<()> {
     let device = device::open(args.device.backend, args.device.device)?;
     // Everything that reads comes before anything is written.
     let Plan { model, train, validation, task } = Plan::new(&recipe, &device, style)?;
+    let start = match (&recipe.model.adapter, &args.resume) {
+        (Some(folder), None) => Some(load_saved(&model, Path::new(folder))?),
+        _ => None,
+    };
+    if let Some(start) = &start {
+        recipe.start_from(start)?;
+    }
     let shape = TrainingShape::new(&recipe, model.config(), &device)?;
     let run = match &args.resume {
         Some(folder) => RunDir::open(folder)?,
@@ -90,7 +97,7 @@ pub fn run(args: &FinetuneArgs) -> anyhow::Result<()> {
     }
 
     let started = std::time::Instant::now();
-    let attached = attach(&recipe, model, &run, args, style);
+    let attached = attach(&recipe, model, start, &run, args, style);
     if attached.is_err() && args.resume.is_none() {
         run.abandon();
     }
@@ -207,11 +214,12 @@ fn announce(recipe: &Recipe, data: &DataReport, shape: &TrainingShape, backend: 
     eprintln!("run    {}", run.path().display());
 }
 
-/// Attaches the adapter: fresh, or as it was at the start of the run that is resumed. Returns the largest residual of
+/// Attaches the adapter: fresh, the one to start `from`, or as it was at the start of the run that is resumed. Returns the largest residual of
 /// the decompositions too.
 fn attach(
     recipe: &Recipe,
     model: CausalLm,
+    from: Option<SavedAdapter>,
     run: &RunDir,
     args: &FinetuneArgs,
     style: Style,
@@ -219,6 +227,11 @@ fn attach(
     let start = run.file("start");
     if args.resume.is_some() && recipe.adapter.method.is_factored() {
         return Ok((SavedAdapter::load(&start).and_then(|adapter| adapter.attach(model)).or_bad_input()?, None));
+    }
+    if let Some(mut saved) = from {
+        saved.state.config.dropout = recipe.adapter.dropout;
+        saved.save(&start)?;
+        return Ok((saved.attach(model).or_bad_input()?, None));
     }
     let count = recipe.adapter.targets(&model).or_bad_input()?.len() as u64;
     let progress = Progress::new("decomposing weights", count, style);

@@ -1,6 +1,8 @@
 //! `sorsa inspect`: what would be trained. Reads `config.json`, no weights.
 
-use sorsa_models::ModelConfig;
+use std::path::Path;
+
+use sorsa_models::{CausalLm, ModelConfig};
 
 use crate::args::FinetuneArgs;
 use crate::device;
@@ -9,7 +11,7 @@ use crate::format::{Format, print, print_json};
 use crate::plan::TrainingShape;
 use crate::progress::Style;
 use crate::recipe::Recipe;
-use crate::session::model_folder;
+use crate::session::{dtype, load_saved, model_folder};
 
 pub fn run(args: &FinetuneArgs) -> anyhow::Result<()> {
     let shape = shape(&Recipe::of(args)?, args)?;
@@ -24,5 +26,10 @@ pub fn shape(recipe: &Recipe, args: &FinetuneArgs) -> anyhow::Result<TrainingSha
     let device = device::open(args.device.backend, args.device.device)?;
     let folder = model_folder(&recipe.model.path, Style::choose(args.quiet))?;
     let config = ModelConfig::read(&folder).or_bad_input()?;
-    TrainingShape::new(recipe, &config, &device)
+    let Some(adapter) = &recipe.model.adapter else { return TrainingShape::new(recipe, &config, &device) };
+    // Only a decomposition would need weights.
+    let model = CausalLm::load(&folder, dtype(&recipe.model.dtype)?, &device).or_bad_input()?;
+    let mut recipe = recipe.clone();
+    recipe.start_from(&load_saved(&model, Path::new(adapter))?)?;
+    TrainingShape::new(&recipe, &config, &device)
 }

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::Context;
+use burn::prelude::Device;
 use burn::tensor::FloatDType;
 use sorsa_models::CausalLm;
 use sorsa_models::weights::{Checkpoint, Dtype, FloatDtype};
@@ -12,8 +13,7 @@ use crate::device;
 use crate::exit::{OrBadInput, bad_input};
 use crate::format::print;
 use crate::progress::Style;
-use crate::recipe::Recipe;
-use crate::session::{attach_saved, create_folder, model_folder};
+use crate::session::{attach_saved, create_folder, model_folder, model_of_run};
 
 /// Files beside the weights that a runtime needs.
 const COMPANIONS: [&str; 6] = [
@@ -32,36 +32,42 @@ pub fn run(args: &MergeArgs) -> anyhow::Result<()> {
         None => model_of_run(&args.adapter)?,
     };
     let folder = model_folder(&model, Style::choose(false))?;
-    let dtype = match args.dtype.as_deref() {
+    write_merged(&folder, Some(&args.adapter), &args.out, args.dtype.as_deref(), &device)?;
+    print(format_args!("merged model in {}", args.out.display()))
+}
+
+/// Writes the model in `folder`, with an adapter merged where there is one, and the files that a runtime needs beside it.
+pub fn write_merged(
+    folder: &Path,
+    adapter: Option<&Path>,
+    out: &Path,
+    dtype: Option<&str>,
+    device: &Device,
+) -> anyhow::Result<()> {
+    let dtype = match dtype {
         Some("f32") => FloatDtype::F32,
         Some("f16") => FloatDtype::F16,
         Some("bf16") => FloatDtype::Bf16,
         Some(other) => return Err(bad_input(format!("unknown dtype `{other}`, expected f32, f16 or bf16"))),
-        None => stored_dtype(&folder)?,
+        None => stored_dtype(folder)?,
     };
-    if same_folder(&folder, &args.out) {
-        return Err(bad_input(format!("--out {} is the model's own folder", args.out.display())));
+    if same_folder(folder, out) {
+        return Err(bad_input(format!("--out {} is the model's own folder", out.display())));
     }
-    let base = CausalLm::load(&folder, FloatDType::F32, &device).or_bad_input()?;
-    let (merged, _) = attach_saved(base, &args.adapter)?.merge();
-    create_folder(&args.out)?;
-    merged.save(&args.out, dtype)?;
+    let base = CausalLm::load(folder, FloatDType::F32, device).or_bad_input()?;
+    let model = match adapter {
+        Some(adapter) => attach_saved(base, adapter)?.merge().0,
+        None => base,
+    };
+    create_folder(out)?;
+    model.save(out, dtype)?;
     for name in COMPANIONS {
         let from = folder.join(name);
         if from.exists() {
-            std::fs::copy(&from, args.out.join(name)).with_context(|| format!("cannot copy {}", from.display()))?;
+            std::fs::copy(&from, out.join(name)).with_context(|| format!("cannot copy {}", from.display()))?;
         }
     }
-    print(format_args!("merged model in {}", args.out.display()))
-}
-
-/// The model named by the recipe of the run that the adapter is in.
-fn model_of_run(adapter: &Path) -> anyhow::Result<String> {
-    let places = [adapter.join("recipe.toml"), adapter.join("../recipe.toml")];
-    match places.iter().find(|path| path.exists()) {
-        Some(path) => Ok(Recipe::read(path)?.model.path),
-        None => Err(bad_input(format!("{} is not in a run's folder: name its model with --model", adapter.display()))),
-    }
+    Ok(())
 }
 
 /// The dtype that most of a checkpoint is in.
@@ -78,6 +84,6 @@ fn stored_dtype(folder: &Path) -> anyhow::Result<FloatDtype> {
     })
 }
 
-fn same_folder(a: &Path, b: &Path) -> bool {
+pub fn same_folder(a: &Path, b: &Path) -> bool {
     matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
 }

@@ -2,8 +2,11 @@
 
 pub mod devices;
 pub mod eval;
+pub mod export;
 pub mod finetune;
 pub mod generate;
+pub mod import;
 pub mod inspect;
 pub mod merge;
 pub mod pretrain;
+pub mod verify;

@@ -167,8 +167,10 @@ fn the_authors_checkpoint_comes_in_and_goes_out() {
     }
 
     // Another base: the difference is no longer of the adapter's rank.
-    let mut other = place.model();
-    other.model.layers[1].mlp.up_proj.weight = other.model.layers[1].mlp.up_proj.weight.map(|weight| weight * 1.5);
+    let up = AdapterConfig::new(Method::Partial, 1, &["layers.1.mlp.up_proj"]);
+    let mut changed = up.attach(place.model(), &Default::default()).unwrap().snapshot();
+    changed.trained.values_mut().flat_map(|tensor| &mut tensor.values).for_each(|value| *value *= 1.5);
+    let other = changed.attach(place.model()).unwrap().merge().0;
     let error = attachable(&config, &names, read, &other, &folder).unwrap_err();
     assert!(error.to_string().contains("layers.1.mlp.up_proj.weight` less the residual"), "{error}");
     assert_eq!(PROJECTIONS.len() * 3, saved.state.modules.len());

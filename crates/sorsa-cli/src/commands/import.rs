@@ -1,0 +1,56 @@
+//! `sorsa import`: an adapter that PEFT or SORSA's author wrote, as one of this program's.
+
+use std::path::Path;
+
+use burn::tensor::FloatDType;
+use sorsa_adapter::author::{self, AuthorConfig};
+use sorsa_adapter::peft::PeftAdapter;
+use sorsa_adapter::{AdapterError, HostTensor, SavedAdapter};
+use sorsa_models::CausalLm;
+use sorsa_models::weights::Checkpoint;
+
+use crate::args::ImportArgs;
+use crate::device;
+use crate::estimate::grouped;
+use crate::exit::{OrBadInput, bad_input};
+use crate::format::print;
+use crate::progress::Style;
+use crate::session::{create_folder, load_saved, model_folder};
+
+pub fn run(args: &ImportArgs) -> anyhow::Result<()> {
+    let device = device::open(args.device.backend, args.device.device)?;
+    let folder = model_folder(&args.model, Style::choose(false))?;
+    let model = CausalLm::load(&folder, FloatDType::F32, &device).or_bad_input()?;
+    let saved = match PeftAdapter::is_in(&args.from) {
+        true => load_saved(&model, &args.from)?,
+        false => of_author(&args.from, &model)?,
+    };
+    create_folder(&args.out)?;
+    saved.save(&args.out)?;
+    let trained: usize = saved.trained.values().map(|tensor| tensor.values.len()).sum();
+    let (method, modules) = (saved.state.config.method, saved.state.modules.len());
+    print(format_args!("{method} on {modules} modules, {} numbers, in {}", grouped(trained as u64), args.out.display()))
+}
+
+/// The adapter in an author's checkpoint.
+fn of_author(folder: &Path, model: &CausalLm) -> anyhow::Result<SavedAdapter> {
+    let path = folder.join("config.json");
+    let json = std::fs::read(&path).map_err(|error| bad_input(format!("{}: {error}", path.display())))?;
+    let config = AuthorConfig::parse(&json).map_err(|error| bad_input(format!("{}: {error}", path.display())))?;
+    let Some(config) = config else {
+        return Err(bad_input(format!(
+            "{} holds neither PEFT's adapter_config.json nor a config.json with `model_type` \"{}\"",
+            folder.display(),
+            author::MODEL_TYPE
+        )));
+    };
+    let checkpoint = Checkpoint::open(folder).or_bad_input()?;
+    let names: Vec<String> = checkpoint.names().map(str::to_owned).collect();
+    let read = |name: &str| -> Result<HostTensor, AdapterError> {
+        let malformed = |reason: String| AdapterError::Malformed { path: folder.to_owned(), reason };
+        let shape = checkpoint.info(name).map(|info| info.shape.clone()).unwrap_or_default();
+        let values = checkpoint.to_f32(name).map_err(|error| malformed(error.to_string()))?;
+        Ok(HostTensor::new(shape, values))
+    };
+    author::attachable(&config, &names, read, model, folder).or_bad_input()
+}
