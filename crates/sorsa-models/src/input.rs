@@ -22,11 +22,11 @@ impl ModelInput<'_> {
     /// Causal, within segments and the window. One mask serves all rows where none holds two sequences: padding on
     /// the right is never seen by what comes before it.
     pub(crate) fn mask(&self, window: Option<usize>, device: &Device) -> AttentionMask {
-        let near = |query: usize, key: usize| key <= query && window.is_none_or(|window| query - key < window);
         let packed = self.segments.iter().any(|segment| *segment > 1);
-        let rows = if packed { self.rows } else { 1 };
-        let segment = |row: usize, index: usize| self.segments[row * self.len + index];
-        let visible = |row, query, key| near(query, key) && (!packed || segment(row, query) == segment(row, key));
-        AttentionMask::from_rule([rows, self.len, self.len], visible, device)
+        if packed {
+            AttentionMask::causal(self.segments, [self.rows, self.len], window, device)
+        } else {
+            AttentionMask::causal(&vec![1; self.len], [1, self.len], window, device)
+        }
     }
 }

@@ -4,10 +4,11 @@
 use burn::module::{Initializer, Param};
 use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
 use burn::prelude::*;
-use burn::tensor::activation::silu;
 use burn::tensor::{DType, FloatDType};
 use sorsa_adapter::project;
-use sorsa_ops::{AttentionMask, RotaryAngles, causal_attention, head_loss_sum, rms_norm, rotate_half};
+use sorsa_ops::{
+    AttentionMask, RotaryAngles, causal_attention, gated_silu, head_loss_sum, rms_norm, rotary_attention, rotate_half,
+};
 
 use crate::cache::{KvCache, LayerCache};
 use crate::config::ModelConfig;
@@ -243,23 +244,29 @@ impl Attention {
     fn forward(&self, x: Tensor<3>, context: &Context, cache: Option<&mut LayerCache>) -> Tensor<3> {
         let [rows, len, _] = x.dims();
         let split = |y: Tensor<3>, heads: usize| y.reshape([rows, len, heads, self.head_dim]).swap_dims(1, 2);
-        let q = rotate_half(split(project(&self.q_proj, x.clone()), self.heads), &context.angles);
-        let k = rotate_half(split(project(&self.k_proj, x.clone()), self.kv_heads), &context.angles);
+        let q = split(project(&self.q_proj, x.clone()), self.heads);
+        let k = split(project(&self.k_proj, x.clone()), self.kv_heads);
         let v = split(project(&self.v_proj, x), self.kv_heads);
-        let (k, v) = match cache {
-            Some(cache) => cache.append(k, v),
-            None => (k, v),
-        };
         let scale = 1.0 / (self.head_dim as f64).sqrt();
-        let y = causal_attention(q, k, v, context.mask.as_ref(), scale);
+        let y = match (cache, &context.mask) {
+            (None, Some(mask)) => rotary_attention(q, k, v, &context.angles, mask, scale),
+            (cache, mask) => {
+                let (q, k) = (rotate_half(q, &context.angles), rotate_half(k, &context.angles));
+                let (k, v) = match cache {
+                    Some(cache) => cache.append(k, v),
+                    None => (k, v),
+                };
+                causal_attention(q, k, v, mask.as_ref(), scale)
+            }
+        };
         project(&self.o_proj, y.swap_dims(1, 2).reshape([rows, len, self.heads * self.head_dim]))
     }
 }
 
 impl Mlp {
     fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let gate = silu(project(&self.gate_proj, x.clone()));
-        project(&self.down_proj, gate * project(&self.up_proj, x))
+        let gate = project(&self.gate_proj, x.clone());
+        project(&self.down_proj, gated_silu(gate, project(&self.up_proj, x)))
     }
 }
 
