@@ -48,7 +48,7 @@ fn same(name: &str, lengths: &[usize], tracked: &[bool], f: impl Fn(&[Tensor<1>]
         match (fused, plain) {
             (Some(fused), Some(plain)) => {
                 assert_eq!(fused.len(), plain.len());
-                let size = plain.iter().fold(1e-2f32, |size, value| size.max(value.abs()));
+                let size = plain.iter().fold(0.1f32, |size, value| size.max(value.abs()));
                 for (a, b) in fused.iter().zip(plain) {
                     assert!((a - b).abs() <= 2e-5 * size, "{name}, tensor {index}: {a} and {b} of {size}");
                 }
