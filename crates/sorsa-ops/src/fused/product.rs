@@ -59,6 +59,17 @@ impl<'a> Matrix<'a> {
         self.columns
     }
 
+    /// The element of a row and a column.
+    pub fn at(&self, row: usize, column: usize) -> f32 {
+        self.data[row * self.row_stride + column * self.column_stride]
+    }
+
+    /// The columns from `start` to `end`.
+    pub fn column_range(self, start: usize, end: usize) -> Self {
+        assert!(start < end && end <= self.columns, "columns {start} to {end} of {}", self.columns);
+        Self { data: &self.data[start * self.column_stride..], columns: end - start, ..self }.checked()
+    }
+
     fn checked(self) -> Self {
         if self.rows > 0 && self.columns > 0 {
             let last = (self.rows - 1) * self.row_stride + (self.columns - 1) * self.column_stride;
