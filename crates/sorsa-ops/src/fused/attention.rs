@@ -125,10 +125,9 @@ impl Inputs {
 
 /// The output `[batch, heads, seq, head_dim]`, and of each of its rows the logarithm of the sum of exponentials.
 pub(super) fn forward(inputs: &Inputs) -> (Values, Vec<f32>) {
-    let [batch, heads, key_heads, seq, width] = inputs.sizes();
+    let [batch, heads, _, seq, width] = inputs.sizes();
     let results: Vec<(Vec<f32>, Vec<f32>)> =
         (0..batch * heads).into_par_iter().map(|task| forward_head(inputs, task / heads, task % heads)).collect();
-    debug_assert_eq!(heads % key_heads, 0);
     let (outputs, normalisers): (Vec<_>, Vec<_>) = results.into_iter().unzip();
     (by_position(&outputs, [batch, heads, seq, width], 1), normalisers.concat())
 }
