@@ -122,10 +122,10 @@ fn xtask_depends_on_nothing() {
 }
 
 #[test]
-fn ops_knows_burn_and_nothing_else() {
+fn ops_knows_burn_and_what_its_cpu_kernels_are_made_of() {
     let metadata = metadata();
     let normal = package(&metadata, "sorsa-ops").dependencies.iter().filter(|d| d.kind == Default::default());
-    assert_eq!(normal.map(|d| d.name.as_str()).collect::<Vec<_>>(), ["burn"]);
+    assert_eq!(normal.map(|d| d.name.as_str()).collect::<Vec<_>>(), ["burn", "gemm", "pulp", "rayon"]);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use burn::nn::Linear;
 use burn::prelude::*;
 use sorsa_adapter::project;
-use sorsa_ops::{rotate_half, soft_capped_attention};
+use sorsa_ops::{rotary_attention, rotate_half, soft_capped_attention};
 
 use crate::cache::LayerCache;
 use crate::config::{ModelConfig, TransformerConfig};
@@ -138,12 +138,19 @@ impl Heads {
     /// The heads' outputs beside each other, `[rows, len, queries * width]`.
     fn attend(&self, [q, k, v]: [Tensor<4>; 3], view: &View, cache: Option<&mut LayerCache>) -> Tensor<3> {
         let [rows, _, len, _] = q.dims();
-        let (q, k) = (self.rotate(q, view), self.rotate(k, view));
-        let (k, v) = match cache {
-            Some(cache) => cache.append(k, v),
-            None => (k, v),
+        // A whole sequence whose heads are rotated wholly, with no cap: the rotation is a part of the operation.
+        let whole = self.soft_cap.is_none() && self.rotated == self.width;
+        let y = match (cache, &view.mask) {
+            (None, Some(mask)) if whole => rotary_attention(q, k, v, &view.angles, mask, self.scale),
+            (cache, mask) => {
+                let (q, k) = (self.rotate(q, view), self.rotate(k, view));
+                let (k, v) = match cache {
+                    Some(cache) => cache.append(k, v),
+                    None => (k, v),
+                };
+                soft_capped_attention(q, k, v, mask.as_ref(), self.scale, self.soft_cap)
+            }
         };
-        let y = soft_capped_attention(q, k, v, view.mask.as_ref(), self.scale, self.soft_cap);
         y.swap_dims(1, 2).reshape([rows, len, self.queries * self.width])
     }
 

@@ -3,8 +3,6 @@
 use burn::prelude::*;
 use sorsa_ops::AttentionMask;
 
-use crate::transformer::near;
-
 /// Token sequences, right padded, all arrays `[rows * len]` in row-major order.
 #[derive(Debug, Clone, Copy)]
 pub struct ModelInput<'a> {
@@ -29,11 +27,10 @@ impl ModelInput<'_> {
     /// Causal, within segments and the window. One mask serves all rows where none holds two sequences: padding on
     /// the right is never seen by what comes before it.
     pub(crate) fn mask(&self, window: Option<usize>, device: &Device) -> AttentionMask {
-        let packed = self.is_packed();
-        let rows = if packed { self.rows } else { 1 };
-        let segment = |row: usize, index: usize| self.segments[row * self.len + index];
-        let visible =
-            |row, query, key| near(window, query, key) && (!packed || segment(row, query) == segment(row, key));
-        AttentionMask::from_rule([rows, self.len, self.len], visible, device)
+        if self.is_packed() {
+            AttentionMask::causal(self.segments, [self.rows, self.len], window, device)
+        } else {
+            AttentionMask::causal(&vec![1; self.len], [1, self.len], window, device)
+        }
     }
 }

@@ -2,8 +2,9 @@
 
 use burn::nn::Linear;
 use burn::prelude::*;
-use burn::tensor::activation::{gelu, gelu_approximate, silu};
+use burn::tensor::activation::gelu;
 use sorsa_adapter::project;
+use sorsa_ops::{gated_gelu, gated_silu};
 
 use crate::config::{Activation, ModelConfig, TransformerConfig};
 use crate::layers::Fresh;
@@ -59,25 +60,26 @@ impl Mlp {
     pub(crate) fn forward(&self, x: Tensor<3>) -> Tensor<3> {
         match self {
             Self::Separate(mlp) => {
-                let gate = mlp.activation.apply(project(&mlp.gate_proj, x.clone()));
-                project(&mlp.down_proj, gate * project(&mlp.up_proj, x))
+                let gate = project(&mlp.gate_proj, x.clone());
+                project(&mlp.down_proj, mlp.activation.gate(gate, project(&mlp.up_proj, x)))
             }
             Self::Fused(mlp) => {
                 let both = project(&mlp.gate_up_proj, x);
                 let width = both.dims()[2] / 2;
-                let gate = mlp.activation.apply(both.clone().narrow(2, 0, width));
-                project(&mlp.down_proj, gate * both.narrow(2, width, width))
+                let (gate, up) = (both.clone().narrow(2, 0, width), both.narrow(2, width, width));
+                project(&mlp.down_proj, mlp.activation.gate(gate, up))
             }
         }
     }
 }
 
 impl Activation {
-    fn apply(self, x: Tensor<3>) -> Tensor<3> {
+    /// `f(gate) * up`.
+    fn gate(self, gate: Tensor<3>, up: Tensor<3>) -> Tensor<3> {
         match self {
-            Self::Silu => silu(x),
-            Self::Gelu => gelu(x),
-            Self::GeluTanh => gelu_approximate(x),
+            Self::Silu => gated_silu(gate, up),
+            Self::Gelu => gelu(gate) * up,
+            Self::GeluTanh => gated_gelu(gate, up),
         }
     }
 }

@@ -1,15 +1,54 @@
 //! Causal attention with grouped keys and values: `softmax(q k^T * scale + mask) v`.
 
+use std::sync::{Arc, OnceLock};
+
 use burn::prelude::*;
 use burn::tensor::activation::softmax;
 use burn::tensor::{DType, FloatDType};
 
+use crate::fused;
+use crate::rotary::{RotaryAngles, rotate_half};
 use crate::soft_cap::soft_cap;
 
-/// Which key each query may not see, `[batch or 1, 1, queries, keys]`, true = hidden.
+/// Which keys each query may see.
 #[derive(Debug, Clone)]
 pub struct AttentionMask {
-    hidden: Tensor<4, Bool>,
+    kind: Kind,
+}
+
+#[derive(Debug, Clone)]
+enum Kind {
+    /// `[batch or 1, 1, queries, keys]`, true = hidden.
+    Table(Tensor<4, Bool>),
+    /// Every query sees a run of keys that ends with its own position.
+    Run { first: FirstVisible, device: Device },
+}
+
+/// The first key that each query sees; the last is the key of its own position.
+#[derive(Debug, Clone)]
+pub struct FirstVisible {
+    shared: Arc<FirstVisibleOf>,
+}
+
+#[derive(Debug)]
+struct FirstVisibleOf {
+    /// `[rows, seq]`, rows 1 where all are alike.
+    first: Vec<u32>,
+    rows: usize,
+    seq: usize,
+    /// The same as a table, made when a plain form first asks for it.
+    table: OnceLock<Tensor<4, Bool>>,
+}
+
+impl FirstVisible {
+    pub(crate) fn first(&self, row: usize, query: usize) -> usize {
+        let row = if self.shared.rows == 1 { 0 } else { row };
+        self.shared.first[row * self.shared.seq + query] as usize
+    }
+
+    fn fits(&self, batch: usize, queries: usize, keys: usize) -> bool {
+        queries == keys && queries == self.shared.seq && (self.shared.rows == 1 || self.shared.rows == batch)
+    }
 }
 
 impl AttentionMask {
@@ -21,15 +60,92 @@ impl AttentionMask {
         visible: impl Fn(usize, usize, usize) -> bool,
         device: &Device,
     ) -> Self {
-        let mut hidden = Vec::with_capacity(rows * queries * keys);
-        for row in 0..rows {
-            for query in 0..queries {
-                hidden.extend((0..keys).map(|key| !visible(row, query, key)));
+        Self { kind: Kind::Table(hidden([rows, queries, keys], visible, device)) }
+    }
+
+    /// Each token sees itself and what precedes it in its own segment, at most `window` tokens in all. `segments`
+    /// `[rows, seq]` numbers the segment of each token; equal numbers that are not neighbours count as two segments.
+    ///
+    /// Attention under such a mask needs no table of scores where a fused form exists.
+    ///
+    /// # Panics
+    ///
+    /// Panics where `segments` has not `rows * seq` elements.
+    pub fn causal(segments: &[i32], [rows, seq]: [usize; 2], window: Option<usize>, device: &Device) -> Self {
+        assert_eq!(segments.len(), rows * seq, "segments of {rows} rows of {seq}");
+        let mut first = Vec::with_capacity(rows * seq);
+        for row in segments.chunks_exact(seq.max(1)) {
+            let mut start = 0;
+            for (query, segment) in row.iter().enumerate() {
+                if query > 0 && row[query - 1] != *segment {
+                    start = query;
+                }
+                let near = window.map_or(0, |window| (query + 1).saturating_sub(window.max(1)));
+                first.push(start.max(near) as u32);
             }
         }
-        let data = TensorData::new::<bool, _>(hidden, [rows, 1, queries, keys]);
-        Self { hidden: Tensor::from_data(data, device) }
+        let shared = FirstVisibleOf { first, rows, seq, table: OnceLock::new() };
+        let first = FirstVisible { shared: Arc::new(shared) };
+        Self { kind: Kind::Run { first, device: device.clone() } }
     }
+
+    /// `[batch or 1, 1, queries, keys]`, true = hidden.
+    fn table(&self) -> Tensor<4, Bool> {
+        match &self.kind {
+            Kind::Table(table) => table.clone(),
+            Kind::Run { first, device } => {
+                let FirstVisibleOf { rows, seq, .. } = *first.shared;
+                let visible = |row, query, key| key <= query && key >= first.first(row, query);
+                first.shared.table.get_or_init(|| hidden([rows, seq, seq], visible, device)).clone()
+            }
+        }
+    }
+}
+
+fn hidden(
+    [rows, queries, keys]: [usize; 3],
+    visible: impl Fn(usize, usize, usize) -> bool,
+    device: &Device,
+) -> Tensor<4, Bool> {
+    let mut hidden = Vec::with_capacity(rows * queries * keys);
+    for row in 0..rows {
+        for query in 0..queries {
+            hidden.extend((0..keys).map(|key| !visible(row, query, key)));
+        }
+    }
+    Tensor::from_data(TensorData::new::<bool, _>(hidden, [rows, 1, queries, keys]), device)
+}
+
+/// [`causal_attention`] of `q` and `k` rotated by `angles`, in which they are one operation where a fused form exists.
+/// All three are of whole sequences: queries and keys have the same positions.
+///
+/// # Panics
+///
+/// Panics where the shapes do not fit each other.
+pub fn rotary_attention(
+    q: Tensor<4>,
+    k: Tensor<4>,
+    v: Tensor<4>,
+    angles: &RotaryAngles,
+    mask: &AttentionMask,
+    scale: f64,
+) -> Tensor<4> {
+    if let Some(first) = fused_mask(&q, &k, &v, Some(mask)).filter(|_| angles.fits(&q)) {
+        return fused::rotary_attention([q, k, v], Some(angles.tables()), first, scale);
+    }
+    causal_attention(rotate_half(q, angles), rotate_half(k, angles), v, Some(mask), scale)
+}
+
+/// The mask of the fused form, where that applies.
+fn fused_mask(q: &Tensor<4>, k: &Tensor<4>, v: &Tensor<4>, mask: Option<&AttentionMask>) -> Option<FirstVisible> {
+    let Kind::Run { first, .. } = &mask?.kind else { return None };
+    let [batch, heads, queries, head_dim] = q.dims();
+    let [_, kv_heads, keys, _] = k.dims();
+    let fits = first.fits(batch, queries, keys)
+        && heads % kv_heads == 0
+        && k.dims() == [batch, kv_heads, keys, head_dim]
+        && v.dims() == k.dims();
+    (fits && fused::applies([fused::kind(q), fused::kind(k), fused::kind(v)])).then(|| first.clone())
 }
 
 /// Attention of `q` `[batch, heads, queries, head_dim]` over `k`, `v` `[batch, kv_heads, keys, head_dim]`; `heads` is
@@ -62,6 +178,21 @@ pub fn soft_capped_attention(
     scale: f64,
     cap: Option<f64>,
 ) -> Tensor<4> {
+    // The fused form has no cap.
+    match fused_mask(&q, &k, &v, mask).filter(|_| cap.is_none()) {
+        Some(first) => fused::rotary_attention([q, k, v], None, first, scale),
+        None => plain(q, k, v, mask, scale, cap),
+    }
+}
+
+pub(crate) fn plain(
+    q: Tensor<4>,
+    k: Tensor<4>,
+    v: Tensor<4>,
+    mask: Option<&AttentionMask>,
+    scale: f64,
+    cap: Option<f64>,
+) -> Tensor<4> {
     let [batch, heads, queries, head_dim] = q.dims();
     let [_, kv_heads, keys, _] = k.dims();
     assert_eq!(heads % kv_heads, 0, "{heads} query heads cannot share {kv_heads} key heads");
@@ -77,7 +208,7 @@ pub fn soft_capped_attention(
     }
     if let Some(mask) = mask {
         // A large finite number, not infinity: a row with nothing visible stays finite.
-        scores = scores.mask_fill(mask.hidden.clone().expand([batch, heads, queries, keys]), -1e30);
+        scores = scores.mask_fill(mask.table().expand([batch, heads, queries, keys]), -1e30);
     }
     let probabilities = softmax(scores, 3).cast(dtype);
     probabilities

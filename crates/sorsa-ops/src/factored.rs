@@ -10,6 +10,8 @@ use burn::prelude::*;
 use burn::tensor::FloatDType;
 use burn::tensor::module::linear;
 
+use crate::fused;
+
 /// `((x A) * s) B * scale` for `x` `[.., d_in]`, `a` `[d_in, r]`, `s` `[r]` (absent: ones), `b` `[r, d_out]`.
 ///
 /// The factors are cast to the dtype of `x`; gradients come back in the factors' own dtype.
@@ -34,6 +36,35 @@ pub fn low_rank_product<const D: usize>(
 /// `x W + bias + low_rank_product(x_a, ..)`. `adapter_input` is `x` after the adapter's dropout; absent, `x` itself.
 #[allow(clippy::too_many_arguments, reason = "the terms of one equation")]
 pub fn factored_linear<const D: usize>(
+    x: Tensor<D>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+    adapter_input: Option<Tensor<D>>,
+    a: Tensor<2>,
+    s: Option<Tensor<1>>,
+    b: Tensor<2>,
+    scale: f64,
+) -> Tensor<D> {
+    let kind = |t: &Option<Tensor<D>>| fused::kind(t.as_ref().unwrap_or(&x));
+    let vector = |t: &Option<Tensor<1>>| t.as_ref().map_or_else(|| fused::kind(&x), fused::kind);
+    let operands = [
+        fused::kind(&x),
+        fused::kind(&weight),
+        vector(&bias),
+        kind(&adapter_input),
+        fused::kind(&a),
+        vector(&s),
+        fused::kind(&b),
+    ];
+    if fused::applies(operands) {
+        fused::factored_linear(x, weight, bias, adapter_input, a, s, b, scale)
+    } else {
+        plain(x, weight, bias, adapter_input, a, s, b, scale)
+    }
+}
+
+#[allow(clippy::too_many_arguments, reason = "the terms of one equation")]
+pub(crate) fn plain<const D: usize>(
     x: Tensor<D>,
     weight: Tensor<2>,
     bias: Option<Tensor<1>>,

@@ -1,5 +1,6 @@
-//! The differentiable operations a decoder-only transformer is made of, written in burn's own operations, so that
-//! they run on every backend and serve as the oracle for any faster form.
+//! The differentiable operations a decoder-only transformer is made of. Each has a plain form in burn's own operations,
+//! which runs on every backend and is the oracle; most have a fused form for the CPU backend `flex`, with a backward
+//! pass of its own, which is taken where it applies.
 //!
 //! Softmax, norms and losses are computed in f32 whatever the dtype of their input.
 //!
@@ -15,6 +16,8 @@
 
 mod attention;
 mod factored;
+mod fused;
+mod gated;
 mod layer_norm;
 mod loss;
 mod norm;
@@ -23,8 +26,10 @@ mod soft_cap;
 mod wkv4;
 mod wkv6;
 
-pub use attention::{AttentionMask, causal_attention, soft_capped_attention};
+pub use attention::{AttentionMask, causal_attention, rotary_attention, soft_capped_attention};
 pub use factored::{factored_linear, low_rank_product};
+pub use fused::without_fused;
+pub use gated::{gated_gelu, gated_silu};
 pub use layer_norm::{group_norm, layer_norm};
 pub use loss::{cross_entropy_sum, head_loss_sum};
 pub use norm::{rms_norm, rms_norm_offset};

@@ -3,23 +3,35 @@
 use burn::prelude::*;
 use burn::tensor::FloatDType;
 
+use crate::fused;
+
 /// Rows of logits that exist at one time in [`head_loss_sum`].
 const CHUNK_ROWS: usize = 2048;
 
 /// `sum_i -log softmax(logits_i)[target_i]` of `logits` `[rows, vocabulary]` and `targets` `[rows]`, in f32, as a
-/// tensor of one element.
+/// tensor of one element. Rows whose target is negative count for nothing.
 pub fn cross_entropy_sum(logits: Tensor<2>, targets: Tensor<1, Int>) -> Tensor<1> {
     let logits = logits.cast(FloatDType::F32);
     let largest = logits.clone().detach().max_dim(1);
     let shifted = logits - largest;
     let log_normaliser = shifted.clone().exp().sum_dim(1).log();
-    let picked = shifted.gather(1, targets.unsqueeze_dim::<2>(1));
-    (log_normaliser - picked).sum()
+    let targets = targets.unsqueeze_dim::<2>(1);
+    let picked = shifted.gather(1, targets.clone().clamp_min(0));
+    (log_normaliser - picked).mask_fill(targets.lower_elem(0), 0.0).sum()
 }
 
 /// The loss of `hidden` `[rows, d_model]` under the output head `weight` `[d_model, vocabulary]`: [`cross_entropy_sum`]
-/// of their product, in chunks of rows, so that the largest temporary has a bounded number of rows.
+/// of their product, in chunks of rows, so that the largest temporary has a bounded number of rows. The fused form
+/// keeps no logits for the backward pass.
 pub fn head_loss_sum(hidden: Tensor<2>, weight: Tensor<2>, targets: Tensor<1, Int>) -> Tensor<1> {
+    if fused::applies([fused::kind(&hidden), fused::kind(&weight)]) {
+        fused::head_loss_sum(hidden, weight, targets)
+    } else {
+        plain(hidden, weight, targets)
+    }
+}
+
+pub(crate) fn plain(hidden: Tensor<2>, weight: Tensor<2>, targets: Tensor<1, Int>) -> Tensor<1> {
     let rows = hidden.dims()[0];
     (0..rows)
         .step_by(CHUNK_ROWS)

@@ -3,10 +3,20 @@
 use burn::prelude::*;
 use burn::tensor::{DType, FloatDType};
 
+use crate::fused;
+
 /// Normalises the last axis of `x` `[.., d_model]` and scales it by `weight` `[d_model]`.
 ///
-/// The mean is taken in f32; the result has the dtype of `x`.
+/// The mean is taken in f32; the result has the dtype of `x`. Models whose scale is `1 + weight` pass that sum.
 pub fn rms_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, epsilon: f64) -> Tensor<D> {
+    if fused::applies([fused::kind(&x), fused::kind(&weight)]) {
+        fused::rms_norm(x, weight, epsilon)
+    } else {
+        plain(x, weight, epsilon)
+    }
+}
+
+pub(crate) fn plain<const D: usize>(x: Tensor<D>, weight: Tensor<1>, epsilon: f64) -> Tensor<D> {
     let dtype = FloatDType::from(x.dtype());
     let x = if x.dtype() == DType::F32 { x } else { x.cast(FloatDType::F32) };
     let scale = (x.clone().square().mean_dim(D - 1) + epsilon).sqrt().recip();

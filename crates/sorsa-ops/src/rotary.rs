@@ -4,6 +4,8 @@
 use burn::prelude::*;
 use burn::tensor::FloatDType;
 
+use crate::fused;
+
 /// Cosines and sines of the positions of one batch, `[batch or 1, 1, seq, head_dim / 2]`, f32.
 #[derive(Debug, Clone)]
 pub struct RotaryAngles {
@@ -37,6 +39,19 @@ impl RotaryAngles {
             Tensor::from_data(data, device)
         };
         Self { cos: table(f64::cos), sin: table(f64::sin) }
+    }
+
+    /// Cosines and sines.
+    pub(crate) fn tables(&self) -> (Tensor<4>, Tensor<4>) {
+        (self.cos.clone(), self.sin.clone())
+    }
+
+    /// Whether these are the angles of `x` `[batch, heads, seq, head_dim]` on a device of the same kind.
+    pub(crate) fn fits(&self, x: &Tensor<4>) -> bool {
+        let [batch, _, seq, head_dim] = x.dims();
+        let [rows, _, positions, planes] = self.cos.dims();
+        let shape = positions == seq && (rows == 1 || rows == batch) && 2 * planes <= head_dim;
+        shape && fused::applies([fused::kind(&self.cos)])
     }
 }
 

@@ -186,12 +186,10 @@ impl<'a> Golden<'a> {
         let labels = same_shape("labels")?;
         let input_ids: Vec<i32> = tokens.iter().map(|id| *id as i32).collect();
         let segments: Vec<i32> = mask.iter().map(|visible| i32::from(*visible != 0)).collect();
-        // Of a row that is padded on the left the first token is at 0.
-        let mut positions = Vec::with_capacity(rows * len);
-        for row in segments.chunks_exact(len) {
-            let first = row.iter().position(|visible| *visible == 1).unwrap_or(0);
-            positions.extend((0..len).map(|index| index.saturating_sub(first) as i32));
+        if segments.chunks_exact(len).any(|row| !row.is_sorted_by(|a, b| a >= b)) {
+            return Err(self.fault("`attention_mask` should be 1 up to some token of a row, and 0 after it".to_owned()));
         }
+        let positions: Vec<i32> = (0..rows).flat_map(|_| 0..len as i32).collect();
         let input = ModelInput { rows, len, input_ids: &input_ids, positions: &positions, segments: &segments };
 
         let expected = self.floats("logits", &[rows, len, vocabulary])?;
@@ -223,7 +221,7 @@ impl<'a> Golden<'a> {
     /// Greedy continuations of each prompt alone, and of a batch that is padded on the left.
     fn check_generation(&self, model: &CausalLm, checks: &mut Vec<Check>) -> anyhow::Result<()> {
         let names = [
-            ("greedy tokens", "prompt_ids", "attention_mask of prompts", "generated_ids"),
+            ("greedy tokens", "prompt_ids", "prompt_attention_mask", "generated_ids"),
             ("greedy, left padding", "leftpad_prompt_ids", "leftpad_attention_mask", "leftpad_generated_ids"),
         ];
         for (what, prompt, mask, generated) in names {

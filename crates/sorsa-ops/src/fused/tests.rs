@@ -1,0 +1,264 @@
+//! Every fused form against its plain one, values and gradients, on awkward shapes.
+
+use super::*;
+use crate::{AttentionMask, RotaryAngles};
+
+/// Numbers around zero that depend on the seed alone.
+fn numbers(length: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ 0xD1B5_4A32_D192_ED03;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    };
+    (0..length).map(|_| next() + 0.5 * next()).collect()
+}
+
+fn leaf(length: usize, seed: u64, device: &Device) -> Tensor<1> {
+    Tensor::from_data(TensorData::new::<f32, _>(numbers(length, seed), [length]), device)
+}
+
+/// The output and the gradients of all leaves, of a sum of the output's elements with random weights.
+fn run(lengths: &[usize], tracked: &[bool], f: &dyn Fn(&[Tensor<1>]) -> Tensor<1>) -> Vec<Option<Vec<f32>>> {
+    let device = burn::tensor::Device::flex().autodiff();
+    let leaves: Vec<Tensor<1>> = lengths
+        .iter()
+        .zip(tracked)
+        .zip(1..)
+        .map(|((length, tracked), seed)| leaf(*length, seed, &device).set_require_grad(*tracked))
+        .collect();
+    let output = f(&leaves);
+    let weights = leaf(output.dims()[0], 99, &device);
+    let gradients = (output.clone() * weights).sum().backward();
+    let values = |t: Tensor<1>| t.into_data().try_into_vec::<f32>().unwrap();
+    let of_leaves = leaves.iter().map(|leaf| leaf.grad(&gradients).map(values));
+    std::iter::once(Some(values(output))).chain(of_leaves).collect()
+}
+
+/// Asserts that `f` goes the fused way by the public function, and that the plain way gives the same.
+fn same(name: &str, lengths: &[usize], tracked: &[bool], f: impl Fn(&[Tensor<1>]) -> Tensor<1>) {
+    let before = CALLS.get();
+    let fused = run(lengths, tracked, &f);
+    assert!(CALLS.get() > before, "{name}: the fused form did not run");
+    let before = CALLS.get();
+    let plain = without_fused(|| run(lengths, tracked, &f));
+    assert_eq!(CALLS.get(), before, "{name}: the plain form did not run");
+    for (index, (fused, plain)) in fused.iter().zip(&plain).enumerate() {
+        match (fused, plain) {
+            (Some(fused), Some(plain)) => {
+                assert_eq!(fused.len(), plain.len());
+                let size = plain.iter().fold(0.1f32, |size, value| size.max(value.abs()));
+                for (a, b) in fused.iter().zip(plain) {
+                    assert!((a - b).abs() <= 2e-5 * size, "{name}, tensor {index}: {a} and {b} of {size}");
+                }
+            }
+            (fused, plain) => assert_eq!(fused.is_some(), plain.is_some(), "{name}: gradient {index}"),
+        }
+    }
+}
+
+fn flat<const D: usize>(tensor: Tensor<D>) -> Tensor<1> {
+    let length = tensor.dims().iter().product::<usize>();
+    tensor.reshape([length])
+}
+
+#[test]
+fn rms_norm_equals_its_plain_form() {
+    for (rows, width) in [(1, 1), (1, 7), (3, 16), (70, 33)] {
+        for tracked in [[true, true], [true, false], [false, true]] {
+            same("rms norm", &[rows * width, width], &tracked, |t| {
+                flat(crate::rms_norm(t[0].clone().reshape([1, rows, width]), t[1].clone(), 1e-5))
+            });
+        }
+    }
+}
+
+#[test]
+fn rms_norm_takes_strided_rows() {
+    same("rms norm of a transposed tensor", &[5 * 6, 5], &[true, true], |t| {
+        flat(crate::rms_norm(t[0].clone().reshape([5, 6]).transpose(), t[1].clone() + 1.0, 1e-6))
+    });
+}
+
+#[test]
+fn gated_units_equal_their_plain_forms() {
+    for length in [1, 15, 40_000] {
+        for tracked in [[true, true], [true, false], [false, true]] {
+            same("silu", &[length, length], &tracked, |t| crate::gated_silu(t[0].clone() * 4.0, t[1].clone()));
+            same("gelu", &[length, length], &tracked, |t| crate::gated_gelu(t[0].clone() * 4.0, t[1].clone()));
+        }
+    }
+    same("silu of views", &[12, 12], &[true, true], |t| {
+        let view = |t: &Tensor<1>| t.clone().reshape([3, 4]).transpose();
+        flat(crate::gated_silu(view(&t[0]), view(&t[1])))
+    });
+}
+
+#[test]
+fn a_gradient_that_is_used_twice_is_not_overwritten() {
+    same("silu beside a sum", &[24, 24], &[true, true], |t| {
+        crate::gated_silu(t[0].clone(), t[1].clone()) + t[0].clone() + t[1].clone()
+    });
+}
+
+#[test]
+fn the_head_and_its_loss_equal_their_plain_form() {
+    let targets = |rows: usize, vocabulary: usize| -> Vec<i32> {
+        (0..rows).map(|row| if row % 5 == 3 { -1 } else { (row * 7 % vocabulary) as i32 }).collect()
+    };
+    for (rows, width, vocabulary) in [(1, 3, 5), (4, 8, 1), (9, 5, 37), (300, 3, 70_001), (2100, 2, 9)] {
+        for tracked in [[true, true], [true, false], [false, true]] {
+            let device = burn::tensor::Device::flex();
+            let ids = Tensor::<1, Int>::from_ints(targets(rows, vocabulary).as_slice(), &device);
+            same("head loss", &[rows * width, width * vocabulary], &tracked, |t| {
+                let hidden = t[0].clone().reshape([rows, width]);
+                crate::head_loss_sum(hidden, t[1].clone().reshape([width, vocabulary]), ids.clone()) * 0.25
+            });
+            same("tied head loss", &[rows * width, width * vocabulary], &tracked, |t| {
+                let hidden = t[0].clone().reshape([rows, width]);
+                crate::head_loss_sum(hidden, t[1].clone().reshape([vocabulary, width]).transpose(), ids.clone())
+            });
+        }
+    }
+}
+
+#[test]
+fn targets_may_be_of_64_bits_and_all_masked() {
+    let device = burn::tensor::Device::flex();
+    let loss = |targets: TensorData| {
+        let targets = Tensor::<1, Int>::from_data(targets, (&device, DType::I64));
+        let hidden = leaf(6, 1, &device).reshape([2, 3]);
+        super::head_loss_sum(hidden, leaf(12, 2, &device).reshape([3, 4]), targets).into_scalar::<f32>()
+    };
+    assert_eq!(loss(TensorData::new::<i64, _>(vec![-1, -100], [2])), 0.0);
+    assert!(loss(TensorData::new::<i64, _>(vec![-1, 3], [2])) > 0.0);
+}
+
+#[derive(Clone, Copy)]
+struct AttentionCase {
+    batch: usize,
+    heads: usize,
+    kv_heads: usize,
+    seq: usize,
+    head_dim: usize,
+    /// Planes that rotate; the plain form rotates all or none.
+    rotate: bool,
+    window: Option<usize>,
+    packed: bool,
+}
+
+const SMALL: AttentionCase =
+    AttentionCase { batch: 2, heads: 4, kv_heads: 2, seq: 7, head_dim: 8, rotate: true, window: None, packed: false };
+
+fn attention_is_the_same(case: AttentionCase) {
+    let AttentionCase { batch, heads, kv_heads, seq, head_dim, rotate, window, packed } = case;
+    let device = burn::tensor::Device::flex();
+    let segments: Vec<i32> = (0..batch * seq)
+        .map(|i| {
+            let (row, position) = (i / seq, i % seq);
+            // A second segment in each row, and padding behind it.
+            if position < seq / 3 + row {
+                1
+            } else if position + 2 < seq {
+                2
+            } else {
+                0
+            }
+        })
+        .collect();
+    let mask = if packed {
+        AttentionMask::causal(&segments, [batch, seq], window, &device)
+    } else {
+        AttentionMask::causal(&vec![1; seq], [1, seq], window, &device)
+    };
+    let frequencies: Vec<f64> = (0..head_dim / 2).map(|plane| 0.5f64.powi(plane as i32)).collect();
+    let rows = if packed { batch } else { 1 };
+    let positions: Vec<i32> = (0..rows * seq).map(|i| (i % seq + i / seq) as i32).collect();
+    let angles = RotaryAngles::new(&frequencies, 1.1, &positions, [rows, seq], &device);
+    let (queries, keys) = (batch * heads * seq * head_dim, batch * kv_heads * seq * head_dim);
+    for tracked in [[true, true, true], [false, false, true], [true, false, false]] {
+        same("attention", &[queries, keys, keys], &tracked, |t| {
+            let split = |t: &Tensor<1>, heads: usize| t.clone().reshape([batch, seq, heads, head_dim]).swap_dims(1, 2);
+            let (q, k, v) = (split(&t[0], heads), split(&t[1], kv_heads), split(&t[2], kv_heads));
+            let y = if rotate {
+                crate::rotary_attention(q, k, v, &angles, &mask, 0.7)
+            } else {
+                crate::causal_attention(q, k, v, Some(&mask), 0.7)
+            };
+            flat(y.swap_dims(1, 2))
+        });
+    }
+}
+
+#[test]
+fn attention_equals_its_plain_form() {
+    attention_is_the_same(SMALL);
+    attention_is_the_same(AttentionCase { rotate: false, ..SMALL });
+    attention_is_the_same(AttentionCase { batch: 1, heads: 1, kv_heads: 1, seq: 1, head_dim: 2, ..SMALL });
+    attention_is_the_same(AttentionCase { seq: 64, head_dim: 24, heads: 3, kv_heads: 1, ..SMALL });
+    attention_is_the_same(AttentionCase { seq: 65, head_dim: 64, kv_heads: 4, ..SMALL });
+}
+
+#[test]
+fn attention_within_windows_and_segments_equals_its_plain_form() {
+    attention_is_the_same(AttentionCase { window: Some(1), ..SMALL });
+    attention_is_the_same(AttentionCase { window: Some(3), packed: true, ..SMALL });
+    attention_is_the_same(AttentionCase { packed: true, seq: 150, ..SMALL });
+    attention_is_the_same(AttentionCase { packed: true, seq: 200, window: Some(70), batch: 3, ..SMALL });
+}
+
+#[test]
+fn the_causal_mask_equals_its_rule() {
+    let device = burn::tensor::Device::flex();
+    let segments = [1, 1, 2, 2, 2, 0, 1, 1, 1, 1, 0, 0];
+    let causal = AttentionMask::causal(&segments, [2, 6], Some(2), &device);
+    let rule = |row: usize, query: usize, key: usize| {
+        key <= query && query - key < 2 && segments[row * 6 + query] == segments[row * 6 + key]
+    };
+    let rule = AttentionMask::from_rule([2, 6, 6], rule, &device);
+    let [q, k, v] = [1, 2, 3].map(|seed| leaf(2 * 6 * 4, seed, &device).reshape([2, 1, 6, 4]));
+    let by = |mask: &AttentionMask| crate::causal_attention(q.clone(), k.clone(), v.clone(), Some(mask), 1.0);
+    assert!((by(&causal) - by(&rule)).abs().max().into_scalar::<f32>() < 1e-6);
+}
+
+#[test]
+fn the_factored_linear_map_equals_its_plain_form() {
+    let all = [true; 7];
+    let adapter = [true, false, false, true, true, true, true];
+    let first_layer = [false, false, false, false, true, true, true];
+    for (rows, d_in, d_out, rank) in [(1, 1, 1, 1), (5, 7, 3, 2), (40, 33, 65, 1), (70, 96, 80, 16)] {
+        let lengths = [rows * d_in, d_in * d_out, d_out, rows * d_in, d_in * rank, rank, rank * d_out];
+        for tracked in [all, adapter, first_layer] {
+            for (bias, dropout, s) in [(false, false, true), (true, true, true), (true, false, false)] {
+                let mut tracked = tracked;
+                tracked[2] &= bias;
+                tracked[3] &= dropout;
+                tracked[5] &= s;
+                same("factored linear", &lengths, &tracked, |t| {
+                    let two = |i: usize, shape: [usize; 2]| t[i].clone().reshape(shape);
+                    let x = two(0, [rows, d_in]).reshape([1, rows, d_in]);
+                    flat(crate::factored_linear(
+                        x,
+                        two(1, [d_in, d_out]),
+                        bias.then(|| t[2].clone()),
+                        dropout.then(|| two(3, [rows, d_in]).reshape([1, rows, d_in])),
+                        two(4, [rank, d_in]).transpose(),
+                        s.then(|| t[5].clone()),
+                        two(6, [rank, d_out]),
+                        1.5,
+                    ))
+                });
+            }
+        }
+    }
+}
+
+#[test]
+fn half_precision_and_other_devices_keep_the_plain_form() {
+    let flex = burn::tensor::Device::flex();
+    assert!(applies([(flex.clone(), DType::F32), (flex.clone().autodiff(), DType::F32)]));
+    assert!(!applies([(flex.clone(), DType::F32), (flex.clone(), DType::BF16)]));
+    without_fused(|| assert!(!applies([(flex.clone(), DType::F32)])));
+    assert!(applies([(flex, DType::F32)]));
+}
