@@ -1,0 +1,134 @@
+"""Adapters and merged models of `sorsa`, read by PEFT and Transformers.
+
+    python peft_transformers.py MODEL_FOLDER DATA_FILE [STEPS]
+
+For every method: `sorsa finetune` for a few steps, then
+- `sorsa export --format peft`, loaded by `PeftModel.from_pretrained` on the original model,
+- the same with --as-trained, for methods that split the weights,
+- `sorsa export --format hf`, loaded by `AutoModelForCausalLm`,
+- PEFT's own merge of the export, saved, brought in again by `sorsa import` and compared by `sorsa verify`.
+Each line is the largest difference of a logit to those of `sorsa`, which come from `sorsa verify`: it compares the model and
+its adapter with a file of the logits that PEFT or Transformers computed. At the end an adapter that PEFT trained is brought in,
+verified, and taken out again to the bit.
+
+Run at the root of the repository, after `cargo build --release --workspace --bin sorsa`. Exits with 1 past 1e-4.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+SORSA = "target/release/sorsa"
+METHODS = ["lora", "rslora", "dora", "pissa", "olora", "sorsa", "partial"]
+SPLIT = ["pissa", "olora", "sorsa"]
+TOLERANCE = 1e-4
+
+
+def sorsa(*arguments, check=True):
+    command = [SORSA, *(str(argument) for argument in arguments)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if check and done.returncode != 0:
+        sys.exit(f"{' '.join(command)}: {done.stderr}")
+    return done.stdout
+
+
+def base(folder):
+    return AutoModelForCausalLM.from_pretrained(folder, torch_dtype=torch.float32, attn_implementation="eager").eval()
+
+
+class Check:
+    def __init__(self, model, scratch):
+        self.model, self.scratch, self.good = model, scratch, True
+        vocabulary = base(model).config.vocab_size
+        generator = torch.Generator().manual_seed(0)
+        self.ids = torch.randint(1, vocabulary, (2, 24), generator=generator)
+
+    def compare(self, what, theirs, *options, model=None):
+        """The logits of a PyTorch model beside those of `sorsa`."""
+        golden = self.scratch / "golden.safetensors"
+        with torch.no_grad():
+            logits = theirs(self.ids).logits
+        save_file({"input_ids": self.ids, "logits": logits.float().contiguous()}, golden)
+        printed = sorsa("verify", "--model", model or self.model, "--golden", golden, "--format", "json", *options, check=False)
+        difference = json.loads(printed)["checks"][0]["difference"]
+        self.good &= difference <= TOLERANCE
+        print(f"{what:<44} {difference:.1e}{'' if difference <= TOLERANCE else '  DIFFERENT'}", flush=True)
+
+
+def trained(check, method, data, steps):
+    run = check.scratch / method
+    options = ["--set", "adapter.scaling=rank-stabilized"] if method == "rslora" else []
+    sorsa("finetune", "--model", check.model, "--data", data, "--method", {"rslora": "lora"}.get(method, method), "--rank", 4,
+          "--alpha", 6, "--max-steps", steps, "--batch-size", 4, "--limit", 200, "--max-length", 96, "--set", "data.validation_rows=4",
+          "--set", "data.truncation=keep-end", "--set", "eval.problems=0", "--set", "svd.cache=false", "--lr", "5e-3", "--quiet",
+          "--run-dir", run, *options)
+    return run
+
+
+def every_method(check, data, steps):
+    for method in METHODS:
+        run, out = trained(check, method, data, steps), check.scratch / f"{method}-out"
+        rank = ["--rank", 1000] if method == "partial" else []
+        sorsa("export", "--format", "peft", "--adapter", run, "--out", out / "peft", *rank)
+        peft = PeftModel.from_pretrained(base(check.model), out / "peft").eval()
+        check.compare(f"{method}: PEFT on the original model", peft, "--adapter", run)
+        if method in SPLIT:
+            sorsa("export", "--format", "peft", "--as-trained", "--adapter", run, "--out", out / "as-trained")
+            again = PeftModel.from_pretrained(base(check.model), out / "as-trained").eval()
+            check.compare(f"{method}: PEFT, decomposing the model again", again, "--adapter", run)
+        sorsa("export", "--format", "hf", "--adapter", run, "--out", out / "hf")
+        check.compare(f"{method}: merged, in Transformers", base(out / "hf"), "--adapter", run)
+        if method != "partial":
+            sorsa("import", out / "peft", "--model", check.model, "--out", out / "imported")
+            check.compare(f"{method}: brought in again", peft, "--adapter", out / "imported")
+        peft.merge_and_unload().save_pretrained(out / "theirs")
+        check.compare(f"{method}: merged by PEFT", base(out / "theirs"), model=out / "theirs")
+
+
+def of_peft(check, kind, **options):
+    """An adapter that PEFT trained: in, verified, out again."""
+    torch.manual_seed(0)
+    config = LoraConfig(r=4, lora_alpha=6, target_modules=["q_proj", "v_proj", "up_proj", "down_proj"], **options)
+    model = get_peft_model(base(check.model), config)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-3)
+    for _ in range(3):
+        model(check.ids, labels=check.ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    folder, out = check.scratch / f"of-peft-{kind}", check.scratch / f"of-peft-{kind}-out"
+    model.eval().save_pretrained(folder)
+    check.compare(f"{kind} trained by PEFT", model, "--adapter", folder)
+    keep = ["--as-trained"] if kind in SPLIT else []
+    sorsa("export", "--format", "peft", "--model", check.model, "--adapter", folder, "--out", out, *keep)
+    before, after = (load_file(folder / "adapter_model.safetensors") for folder in (folder, out))
+    same = before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    check.good &= same
+    print(f"{kind + ' in and out again, ' + str(len(before)) + ' tensors':<44} {'the same to the bit' if same else 'DIFFERENT'}", flush=True)
+
+
+def main():
+    model, data, steps = sys.argv[1], sys.argv[2], int(sys.argv[3]) if len(sys.argv) > 3 else 4
+    print(*(f"{name} {version(name)}" for name in ["torch", "transformers", "peft", "safetensors"]), sep=", ")
+    with tempfile.TemporaryDirectory() as scratch:
+        check = Check(model, Path(scratch))
+        every_method(check, data, steps)
+        of_peft(check, "lora")
+        of_peft(check, "rslora", use_rslora=True)
+        of_peft(check, "dora", use_dora=True)
+        of_peft(check, "pissa", init_lora_weights="pissa")
+        of_peft(check, "olora", init_lora_weights="olora")
+        of_peft(check, "patterns", rank_pattern={"q_proj": 2}, alpha_pattern={"layers.0.*.up_proj": 3}, layers_to_transform=[0, 2])
+        if not base(model).config.tie_word_embeddings:
+            of_peft(check, "head", modules_to_save=["lm_head"])
+    sys.exit(0 if check.good else 1)
+
+
+main()
