@@ -98,7 +98,7 @@ pub(crate) fn norms<T: Scalar>(a: MatRef<'_, T>) -> Vec<f64> {
 }
 
 /// The orthonormal factor of a thin QR decomposition, and the lengths on the diagonal of the triangular one.
-pub(crate) fn householder<T: Scalar>(mut a: Mat<T>) -> (Mat<T>, Vec<f64>) {
+fn householder<T: Scalar>(mut a: Mat<T>) -> (Mat<T>, Vec<f64>) {
     let (rows, width) = a.shape();
     if width == 0 {
         return (a, Vec::new());
