@@ -98,7 +98,7 @@ pub(crate) fn norms<T: Scalar>(a: MatRef<'_, T>) -> Vec<f64> {
 
 /// The orthonormal factor of a thin QR decomposition, and whether it spans the columns: faer leaves out those that depend
 /// on others, which in f32 they do for it from a part in a hundred on, and fills up with other directions.
-pub(crate) fn householder<T: Scalar>(block: &Mat<T>) -> (Mat<T>, bool) {
+fn householder<T: Scalar>(block: &Mat<T>) -> (Mat<T>, bool) {
     let (rows, width) = block.shape();
     if width == 0 {
         return (block.clone(), true);
