@@ -110,7 +110,7 @@ fn weights_that_are_damaged() {
 fn a_config_with_unsupported_fields() {
     let place = Place::new();
     edit_config(&place.path("model/config.json"), |config| {
-        config["hidden_act"] = "gelu".into();
+        config["hidden_act"] = "relu".into();
         config["quantization_config"] = serde_json::json!({ "bits": 4 });
     });
     refuse("unsupported_config", &place, &[]);

@@ -14,6 +14,8 @@ fn read(fields: &mut Fields) -> ModelConfig {
     let defaults = defaults(fields);
     let (sizes, mut decoder) = decoder::read(fields, &defaults, ("hidden_act", Activation::Silu));
     decoder.qkv_bias = true;
+    // Positions in three parts, of the models that see; the published files of the others say that they have none.
+    fields.only("use_mrope", false);
     read_window(fields, &mut decoder);
     sizes.config(&FAMILY, fields, Architecture::Transformer(decoder))
 }

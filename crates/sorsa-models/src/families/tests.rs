@@ -153,6 +153,8 @@ fn fields_that_would_change_the_mathematics_are_faults_in_the_families_that_do_n
         (json!({"model_type": "phi3", "partial_rotary_factor": 0.3}), ""),
         (json!({"model_type": "phi3", "partial_rotary_factor": 0.2}), "`partial_rotary_factor`"),
         (json!({"model_type": "llama", "pretraining_tp": 2}), "`pretraining_tp`"),
+        (json!({"model_type": "qwen2", "num_key_value_heads": 2, "use_mrope": false}), ""),
+        (json!({"model_type": "qwen2", "num_key_value_heads": 2, "use_mrope": true}), "`use_mrope`"),
         (json!({"model_type": "rwkv", "num_attention_heads": 4}), "`num_attention_heads`"),
         (json!({"model_type": "rwkv6", "head_size": 24}), "64 values do not make heads of 24"),
         (json!({"model_type": "rwkv6", "model_version": "6_1"}), "`model_version`"),
