@@ -40,7 +40,8 @@ impl Pattern {
     /// Whether the pattern means the module at `path` (`model.layers.0.self_attn.q_proj`).
     pub fn matches(&self, path: &str) -> bool {
         match self {
-            Self::AllLinear => path.rsplit('.').next() != Some("lm_head"),
+            // As Transformers' architectures call it; RWKV says `head`.
+            Self::AllLinear => !matches!(path.rsplit('.').next(), Some("lm_head" | "head")),
             Self::Name(name) => {
                 path.strip_suffix(name.as_str()).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
             }
@@ -77,6 +78,6 @@ mod tests {
         assert!(!matches("layers.*.mlp.up_proj", "model.layers.3.mlp.up_proj"));
         assert!(matches(r"re:.*\.(q|v)_proj", "model.layers.0.self_attn.v_proj"));
         assert!(!matches(r"re:(q|v)_proj", "model.layers.0.self_attn.v_proj"));
-        assert!(!matches("all-linear", "lm_head"));
+        assert!(!matches("all-linear", "lm_head") && !matches("all-linear", "head"));
     }
 }

@@ -1,7 +1,7 @@
 //! Memory of a training step, part by part, from shapes alone.
 
 use serde::Serialize;
-use sorsa_models::ModelConfig;
+use sorsa_models::{Architecture, ModelConfig};
 
 /// Bytes of each part. Weights, adapter, gradients and optimizer are exact; activations follow what the plain
 /// operations keep for the backward pass, and are an estimate.
@@ -20,12 +20,20 @@ impl MemoryEstimate {
     pub fn new(config: &ModelConfig, trained: u64, dense: bool, weight_bytes: u64, rows: usize, len: usize) -> Self {
         let (rows, len) = (rows as u64, len as u64);
         let (d, ffn) = (config.hidden_size as u64, config.intermediate_size as u64);
-        let heads = config.num_attention_heads as u64;
-        let (q, kv) = (heads * config.head_dim as u64, (config.num_key_value_heads * config.head_dim) as u64);
         let tokens = rows * len;
-        // Numbers kept per token and block: norms and residuals, rotated q and k, v, gate, up and their product; and
-        // for attention the scores before and after softmax.
-        let per_token = 8 * d + 4 * q + 5 * kv + 5 * ffn + 3 * heads * len;
+        // Numbers kept per token and block: norms and residuals, gate, up and their product; and
+        let mixing = match &config.architecture {
+            // rotated q and k, v, and the scores before and after softmax;
+            Architecture::Transformer(decoder) => {
+                let heads = decoder.num_attention_heads as u64;
+                let (q, kv) =
+                    (heads * decoder.head_dim as u64, (decoder.num_key_value_heads * decoder.head_dim) as u64);
+                4 * q + 5 * kv + 3 * heads * len
+            }
+            // or the blended inputs, what is made of them, and the weights of each pair of tokens within a chunk.
+            Architecture::Rwkv(rwkv) => 16 * d + (8 + 3 * len.min(32)) * rwkv.attention_hidden_size as u64,
+        };
+        let per_token = 8 * d + 5 * ffn + mixing;
         let head = 3 * tokens * config.vocab_size as u64;
         Self {
             weights: config.num_parameters() as u64 * weight_bytes,

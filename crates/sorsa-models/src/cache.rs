@@ -2,10 +2,12 @@
 
 use burn::prelude::*;
 
-/// The cache of a whole model.
+/// The cache of a transformer, whose rows are padded on the left.
 #[derive(Debug, Clone)]
 pub(crate) struct KvCache {
     pub layers: Vec<LayerCache>,
+    /// Positions at the start of each row that hold no token.
+    pub pads: Vec<usize>,
 }
 
 /// Keys and values of one block, `[rows, kv_heads, capacity, head_dim]`, the first `len` positions in use.
@@ -18,14 +20,18 @@ pub(crate) struct LayerCache {
 }
 
 impl KvCache {
-    pub fn new(layers: usize, capacity: usize) -> Self {
-        Self { layers: vec![LayerCache { stored: None, len: 0, capacity }; layers] }
+    pub fn new(layers: usize, capacity: usize, pads: Vec<usize>) -> Self {
+        Self { layers: vec![LayerCache { stored: None, len: 0, capacity }; layers], pads }
     }
 
-    /// Keeps only the given rows.
-    pub fn select_rows(&mut self, rows: &[usize], device: &Device) {
-        let indices: Vec<i32> = rows.iter().map(|row| *row as i32).collect();
-        let indices = Tensor::<1, Int>::from_data(TensorData::new::<i32, _>(indices, [rows.len()]), device);
+    /// Positions in use, those without a token included.
+    pub fn len(&self) -> usize {
+        self.layers.first().map_or(0, |layer| layer.len)
+    }
+
+    /// Keeps only the given rows; `indices` holds them on the device.
+    pub fn select_rows(&mut self, rows: &[usize], indices: &Tensor<1, Int>) {
+        self.pads = rows.iter().map(|row| self.pads[*row]).collect();
         for layer in &mut self.layers {
             layer.stored =
                 layer.stored.take().map(|(k, v)| (k.select(0, indices.clone()), v.select(0, indices.clone())));

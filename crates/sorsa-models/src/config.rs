@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use crate::rope::{Rope, RopeScaling};
+use crate::families::{self, Family};
+use crate::fields::Fields;
+use crate::rope::Rope;
 
 /// Why a `config.json` cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -36,37 +38,21 @@ pub enum ConfigError {
     },
 }
 
-/// Sizes and constants of a decoder-only transformer.
+/// Sizes and constants of a language model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelConfig {
-    /// Hugging Face's `model_type`.
-    pub model_type: String,
+    /// Whose `config.json` this is.
+    pub family: &'static Family,
     /// Width of the residual stream.
     pub hidden_size: usize,
     /// Width of the feed-forward layers.
     pub intermediate_size: usize,
     /// Number of blocks.
     pub num_hidden_layers: usize,
-    /// Query heads.
-    pub num_attention_heads: usize,
-    /// Key and value heads; divides the query heads.
-    pub num_key_value_heads: usize,
-    /// Width of a head.
-    pub head_dim: usize,
     /// Number of tokens.
     pub vocab_size: usize,
-    /// Longest context.
+    /// Longest context of the pretraining.
     pub max_position_embeddings: usize,
-    /// Added to the mean square in a norm.
-    pub rms_norm_eps: f64,
-    /// Rotary embedding.
-    pub rope: Rope,
-    /// A query sees this many keys, itself included; absent: all before it.
-    pub sliding_window: Option<usize>,
-    /// Whether q, k, v and o have a bias.
-    pub attention_bias: bool,
-    /// Whether gate, up and down have a bias.
-    pub mlp_bias: bool,
     /// Whether the output head is the embedding.
     pub tie_word_embeddings: bool,
     /// Standard deviation of fresh weights.
@@ -75,101 +61,121 @@ pub struct ModelConfig {
     pub bos_token_id: Option<u32>,
     /// Tokens that end one.
     pub eos_token_ids: Vec<u32>,
+    /// What the blocks are.
+    pub architecture: Architecture,
 }
 
-/// Fields that do not change what the model computes.
-const HARMLESS: &[&str] = &[
-    "architectures",
-    "attention_dropout",
-    "dtype",
-    "id2label",
-    "is_decoder",
-    "is_encoder_decoder",
-    "label2id",
-    "max_sequence_length",
-    "output_attentions",
-    "output_hidden_states",
-    "pad_token_id",
-    "return_dict",
-    "torch_dtype",
-    "torchscript",
-    "transformers_version",
-    "unk_token_id",
-    "use_cache",
-    "use_return_dict",
-    "embd_pdrop",
-    "resid_pdrop",
-    "hidden_dropout",
-    "dropout",
-    "problem_type",
-    "task_specific_params",
-    "cache_implementation",
-    "license",
-];
-
-/// Takes fields out of the object, collecting faults.
-struct Fields {
-    object: Map<String, Value>,
-    faults: Vec<String>,
+/// What the blocks of a model are.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Architecture {
+    /// Attention over all tokens before.
+    Transformer(TransformerConfig),
+    /// A recurrence with a state of fixed size.
+    Rwkv(RwkvConfig),
 }
 
-impl Fields {
-    fn take(&mut self, name: &str) -> Option<Value> {
-        self.object.remove(name).filter(|value| !value.is_null())
-    }
+/// The switches of the decoder-only transformer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TransformerConfig {
+    /// Query heads.
+    pub num_attention_heads: usize,
+    /// Key and value heads; divides the query heads.
+    pub num_key_value_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Share of a head that is rotated, from its start.
+    pub partial_rotary_factor: f64,
+    /// Added to the mean square in a norm.
+    pub rms_norm_eps: f64,
+    /// Whether a norm's weight is what its scale differs from 1 by.
+    pub norm_offset: bool,
+    /// Where the norms of a block are.
+    pub block_norms: BlockNorms,
+    /// Whether each head's queries and keys are normalised before the rotation.
+    pub query_key_norm: bool,
+    /// Between the two halves of the feed-forward layer.
+    pub activation: Activation,
+    /// Scores are divided by the square root of this.
+    pub query_pre_attn_scalar: f64,
+    /// Soft cap of the scores.
+    pub attention_soft_cap: Option<f64>,
+    /// Soft cap of the logits.
+    pub logit_soft_cap: Option<f64>,
+    /// Whether embeddings are multiplied by the square root of their width.
+    pub scale_embedding: bool,
+    /// Whether queries, keys and values, and gate and up, are one linear layer each.
+    pub fused_projections: bool,
+    /// Whether q, k and v have a bias.
+    pub qkv_bias: bool,
+    /// Whether o has one.
+    pub output_bias: bool,
+    /// Whether gate, up and down have one.
+    pub mlp_bias: bool,
+    /// Rotary embedding.
+    pub rope: Rope,
+    /// Rotary embedding of the layers with a window; absent: the same.
+    pub local_rope: Option<Rope>,
+    /// A query of a layer with a window sees this many keys, itself included.
+    pub sliding_window: Option<usize>,
+    /// For each layer, whether it has the window.
+    pub layer_types: Vec<LayerType>,
+}
 
-    fn wrong(&mut self, name: &str, expected: &str, found: &Value) {
-        self.faults.push(format!("`{name}` should be {expected}, found {found}"));
-    }
+/// What a layer's queries see.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LayerType {
+    /// All tokens before.
+    Full,
+    /// The last of them.
+    Sliding,
+}
 
-    fn size(&mut self, name: &str, default: Option<usize>) -> usize {
-        match (self.take(name), default) {
-            (Some(value), _) => match value.as_u64().filter(|size| (1..1 << 40).contains(size)) {
-                Some(size) => size as usize,
-                None => {
-                    self.wrong(name, "a positive integer", &value);
-                    1
-                }
-            },
-            (None, Some(default)) => default,
-            (None, None) => {
-                self.faults.push(format!("`{name}` is missing"));
-                1
-            }
-        }
-    }
+/// Where the norms of a block are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BlockNorms {
+    /// Before attention and before the feed-forward layer.
+    Before,
+    /// Before and after each.
+    BeforeAndAfter,
+}
 
-    fn number(&mut self, name: &str, default: f64) -> f64 {
-        let Some(value) = self.take(name) else { return default };
-        match value.as_f64().filter(|number| number.is_finite() && *number > 0.0) {
-            Some(number) => number,
-            None => {
-                self.wrong(name, "a positive number", &value);
-                default
-            }
-        }
-    }
+/// An activation function.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// `x sigmoid(x)`.
+    Silu,
+    /// `x Phi(x)` with the error function.
+    Gelu,
+    /// `x Phi(x)` by its approximation with tanh.
+    GeluTanh,
+}
 
-    fn flag(&mut self, name: &str, default: bool) -> bool {
-        let Some(value) = self.take(name) else { return default };
-        value.as_bool().unwrap_or_else(|| {
-            self.wrong(name, "true or false", &value);
-            default
-        })
-    }
+/// The sizes of an RWKV.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RwkvConfig {
+    /// Which recurrence.
+    pub version: RwkvVersion,
+    /// Width of receptance, keys and values.
+    pub attention_hidden_size: usize,
+    /// Added to the variance in a layer norm.
+    pub layer_norm_epsilon: f64,
+    /// Transformers halves the residual stream every so many layers when it infers in half precision. It changes no
+    /// result; kept because it belongs to the file.
+    pub rescale_every: i64,
+}
 
-    fn tokens(&mut self, name: &str) -> Vec<u32> {
-        let Some(value) = self.take(name) else { return Vec::new() };
-        let one = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
-        let ids: Option<Vec<u32>> = match &value {
-            Value::Array(ids) => ids.iter().map(one).collect(),
-            id => one(id).map(|id| vec![id]),
-        };
-        ids.unwrap_or_else(|| {
-            self.wrong(name, "a token id or a list of them", &value);
-            Vec::new()
-        })
-    }
+/// A recurrence of the RWKV line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RwkvVersion {
+    /// RWKV-4: one state per channel, constant decay.
+    V4,
+    /// RWKV-6: a matrix per head, decay and token shift that depend on the token.
+    V6 {
+        /// Width of a head.
+        head_size: usize,
+        /// Its square multiplies the epsilon of the norm over each head.
+        head_size_divisor: usize,
+    },
 }
 
 impl ModelConfig {
@@ -188,233 +194,114 @@ impl ModelConfig {
 
     /// A configuration from the fields of a `config.json`; the error lists every fault.
     pub fn parse(object: Map<String, Value>) -> Result<Self, Vec<String>> {
-        let mut fields = Fields { object, faults: Vec::new() };
+        let mut fields = Fields::new(object);
         let model_type = match fields.take("model_type") {
-            Some(Value::String(name)) if matches!(name.as_str(), "llama" | "mistral") => name,
-            Some(found) => return Err(vec![format!("`model_type` should be llama or mistral, found {found}")]),
+            Some(Value::String(name)) => name,
+            Some(found) => return Err(vec![format!("`model_type` should be a name, found {found}")]),
             None => return Err(vec!["`model_type` is missing".to_owned()]),
         };
-        let mistral = model_type == "mistral";
-        if let Some(activation) = fields.take("hidden_act").filter(|value| value != "silu") {
-            fields.wrong("hidden_act", "silu", &activation);
+        let family = families::named(&model_type).ok_or_else(|| {
+            let names = families::names().join(", ");
+            vec![format!("`model_type` should be one of {names}, found \"{model_type}\"")]
+        })?;
+        let config = family.read(&mut fields);
+        match fields.finish() {
+            faults if faults.is_empty() => Ok(config),
+            faults => Err(faults),
         }
-        if let Some(parallel) = fields.take("pretraining_tp").filter(|value| value != 1) {
-            fields.wrong("pretraining_tp", "1", &parallel);
-        }
-        let hidden_size = fields.size("hidden_size", None);
-        let num_attention_heads = fields.size("num_attention_heads", None);
-        // Transformers' defaults, which differ: Mistral's are those of Mistral 7B.
-        let (context, kv_heads) = if mistral { (131_072, 8) } else { (2048, num_attention_heads) };
-        let max_position_embeddings = fields.size("max_position_embeddings", Some(context));
-        let rope = fields.rope(max_position_embeddings);
-        let sliding_window = match fields.object.get("sliding_window") {
-            // Here null and a missing field are not the same.
-            Some(Value::Null) => None,
-            _ if mistral => Some(fields.size("sliding_window", Some(4096))),
-            Some(value) => {
-                let value = value.clone();
-                fields.object.remove("sliding_window");
-                fields.wrong("sliding_window", "absent in a llama", &value);
-                None
-            }
-            None => None,
-        };
-        let config = Self {
-            hidden_size,
-            intermediate_size: fields.size("intermediate_size", None),
-            num_hidden_layers: fields.size("num_hidden_layers", None),
-            num_attention_heads,
-            num_key_value_heads: fields.size("num_key_value_heads", Some(kv_heads)),
-            head_dim: fields.size("head_dim", Some((hidden_size / num_attention_heads).max(1))),
-            vocab_size: fields.size("vocab_size", None),
-            max_position_embeddings,
-            rms_norm_eps: fields.number("rms_norm_eps", 1e-6),
-            rope,
-            sliding_window,
-            attention_bias: fields.flag("attention_bias", false),
-            mlp_bias: fields.flag("mlp_bias", false),
-            tie_word_embeddings: fields.flag("tie_word_embeddings", false),
-            initializer_range: fields.number("initializer_range", 0.02),
-            bos_token_id: fields.tokens("bos_token_id").first().copied(),
-            eos_token_ids: fields.tokens("eos_token_id"),
-            model_type,
-        };
-        if !config.num_attention_heads.is_multiple_of(config.num_key_value_heads) {
-            let (heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
-            fields.faults.push(format!("{heads} attention heads cannot share {kv_heads} key-value heads"));
-        }
-        if !config.head_dim.is_multiple_of(2) {
-            fields.faults.push(format!("`head_dim` should be even, found {}", config.head_dim));
-        }
-        let unknown = fields
-            .object
-            .iter()
-            .filter(|(name, value)| !value.is_null() && !name.starts_with('_') && !HARMLESS.contains(&name.as_str()));
-        let unknown: Vec<String> =
-            unknown.map(|(name, value)| format!("`{name}` = {value} is not supported")).collect();
-        fields.faults.extend(unknown);
-        if fields.faults.is_empty() { Ok(config) } else { Err(fields.faults) }
     }
 
     /// The `config.json` of this configuration.
     pub fn to_json(&self) -> Value {
-        let mut json = serde_json::json!({
-            "architectures": [if self.model_type == "mistral" { "MistralForCausalLM" } else { "LlamaForCausalLM" }],
-            "model_type": self.model_type,
-            "hidden_size": self.hidden_size,
-            "intermediate_size": self.intermediate_size,
-            "num_hidden_layers": self.num_hidden_layers,
-            "num_attention_heads": self.num_attention_heads,
-            "num_key_value_heads": self.num_key_value_heads,
-            "head_dim": self.head_dim,
-            "vocab_size": self.vocab_size,
-            "max_position_embeddings": self.max_position_embeddings,
-            "rms_norm_eps": self.rms_norm_eps,
-            "rope_theta": self.rope.theta,
-            "hidden_act": "silu",
-            "attention_bias": self.attention_bias,
-            "mlp_bias": self.mlp_bias,
-            "tie_word_embeddings": self.tie_word_embeddings,
-            "initializer_range": self.initializer_range,
-            "bos_token_id": self.bos_token_id,
-            "eos_token_id": match self.eos_token_ids.as_slice() {
-                [] => Value::Null,
-                [id] => (*id).into(),
-                ids => ids.into(),
-            },
-            "torch_dtype": "float32",
-        });
-        if self.model_type == "mistral" {
-            json["sliding_window"] = self.sliding_window.into();
+        self.family.write(self)
+    }
+
+    /// The switches of the transformer, where the model is one.
+    pub fn transformer(&self) -> Option<&TransformerConfig> {
+        match &self.architecture {
+            Architecture::Transformer(config) => Some(config),
+            Architecture::Rwkv(_) => None,
         }
-        if let Some(scaling) = self.rope.scaling_json() {
-            json["rope_scaling"] = scaling;
+    }
+
+    /// The longest sequence that the model can take; absent: there is no end.
+    pub fn context_length(&self) -> Option<usize> {
+        match &self.architecture {
+            Architecture::Transformer(config) => Some(config.rope.context(self.max_position_embeddings)),
+            Architecture::Rwkv(_) => None,
         }
-        json
     }
 
     /// Number of parameters, in closed form.
     pub fn num_parameters(&self) -> usize {
-        let (d, ffn) = (self.hidden_size, self.intermediate_size);
-        let (q, kv) = (self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim);
-        let attention = d * q + 2 * d * kv + q * d + if self.attention_bias { q + 2 * kv + d } else { 0 };
-        let mlp = 3 * d * ffn + if self.mlp_bias { 2 * ffn + d } else { 0 };
-        let embeddings = self.vocab_size * d * if self.tie_word_embeddings { 1 } else { 2 };
-        self.num_hidden_layers * (attention + mlp + 2 * d) + d + embeddings
+        let embeddings = self.vocab_size * self.hidden_size * if self.tie_word_embeddings { 1 } else { 2 };
+        embeddings
+            + match &self.architecture {
+                Architecture::Transformer(config) => config.num_parameters(self),
+                Architecture::Rwkv(config) => config.num_parameters(self),
+            }
     }
 }
 
-impl Fields {
-    /// `rope_theta` and `rope_scaling`, or `rope_parameters` that holds both.
-    fn rope(&mut self, max_position_embeddings: usize) -> Rope {
-        let mut theta = self.number("rope_theta", 10_000.0);
-        let nested = self.take("rope_parameters").or_else(|| self.take("rope_scaling"));
-        let mut scaling = RopeScaling::None;
-        if let Some(Value::Object(object)) = nested {
-            let mut inner = Fields { object, faults: Vec::new() };
-            theta = inner.number("rope_theta", theta);
-            let kind = inner.take("rope_type").or_else(|| inner.take("type"));
-            inner.object.remove("type");
-            scaling = match kind.as_ref().and_then(Value::as_str) {
-                None | Some("default") => RopeScaling::None,
-                Some("linear") => RopeScaling::Linear { factor: inner.number("factor", 1.0) },
-                Some("llama3") => RopeScaling::Llama3 {
-                    factor: inner.number("factor", 8.0),
-                    low_freq_factor: inner.number("low_freq_factor", 1.0),
-                    high_freq_factor: inner.number("high_freq_factor", 4.0),
-                    original_max_position_embeddings: inner
-                        .size("original_max_position_embeddings", Some(max_position_embeddings)),
-                },
-                Some(other) => {
-                    inner.faults.push(format!("rope type `{other}` is not supported (default, linear, llama3)"));
-                    inner.object.clear();
-                    RopeScaling::None
-                }
-            };
-            let left = inner.object.keys().map(|name| format!("`rope_scaling.{name}` is not supported"));
-            self.faults.extend(left.collect::<Vec<_>>());
-            self.faults.extend(inner.faults);
-        } else if let Some(other) = nested {
-            self.wrong("rope_scaling", "an object", &other);
+impl TransformerConfig {
+    /// Width of the rotated part of a head.
+    pub fn rotary_dim(&self) -> usize {
+        (self.head_dim as f64 * self.partial_rotary_factor) as usize
+    }
+
+    /// How many keys a query sees in a layer, itself included; absent: all before it.
+    pub fn window(&self, layer_type: LayerType) -> Option<usize> {
+        match layer_type {
+            LayerType::Full => None,
+            LayerType::Sliding => self.sliding_window,
         }
-        Rope { theta, scaling }
+    }
+
+    /// The rotary embedding of a layer.
+    pub fn layer_rope(&self, layer_type: LayerType) -> Rope {
+        match layer_type {
+            LayerType::Full => self.rope,
+            LayerType::Sliding => self.local_rope.unwrap_or(self.rope),
+        }
+    }
+
+    /// Parameters of the blocks and the final norm.
+    fn num_parameters(&self, sizes: &ModelConfig) -> usize {
+        let (d, ffn) = (sizes.hidden_size, sizes.intermediate_size);
+        let (q, kv) = (self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim);
+        let bias = |has: bool, width: usize| if has { width } else { 0 };
+        let attention = d * (q + 2 * kv) + bias(self.qkv_bias, q + 2 * kv) + q * d + bias(self.output_bias, d);
+        let mlp = 3 * d * ffn + bias(self.mlp_bias, 2 * ffn + d);
+        let norms = match self.block_norms {
+            BlockNorms::Before => 2 * d,
+            BlockNorms::BeforeAndAfter => 4 * d,
+        } + bias(self.query_key_norm, 2 * self.head_dim);
+        sizes.num_hidden_layers * (attention + mlp + norms) + d
+    }
+}
+
+impl RwkvConfig {
+    /// Parameters of the blocks and the final norm.
+    fn num_parameters(&self, sizes: &ModelConfig) -> usize {
+        let (d, ffn, width) = (sizes.hidden_size, sizes.intermediate_size, self.attention_hidden_size);
+        let attention = match self.version {
+            RwkvVersion::V4 => 2 * width + 3 * d + 4 * d * width,
+            RwkvVersion::V6 { .. } => {
+                let [mix, decay] = self.low_ranks(d);
+                // Shifts and their low-rank form, decay and its low-rank form, bonus and norm, five projections.
+                6 * d + 10 * mix * d + width + decay * (d + width) + 3 * width + 5 * d * width
+            }
+        };
+        let feed_forward = 2 * d + 2 * d * ffn + d * d;
+        sizes.num_hidden_layers * (attention + feed_forward + 4 * d) + 2 * d + 2 * d
+    }
+
+    /// RWKV-6: ranks of what the token adds to the shifts and to the decay. They follow from the width in the
+    /// reference implementation and are in no file.
+    pub(crate) fn low_ranks(&self, hidden_size: usize) -> [usize; 2] {
+        if hidden_size == 4096 { [64, 128] } else { [32, 64] }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn parse(json: &Value) -> Result<ModelConfig, Vec<String>> {
-        ModelConfig::parse(json.as_object().unwrap().clone())
-    }
-
-    fn llama_2_7b() -> Value {
-        serde_json::json!({
-            "model_type": "llama", "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
-            "num_attention_heads": 32, "vocab_size": 32000, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5,
-        })
-    }
-
-    #[test]
-    fn llama_2_7b_has_its_published_number_of_parameters() {
-        assert_eq!(parse(&llama_2_7b()).unwrap().num_parameters(), 6_738_415_616);
-    }
-
-    #[test]
-    fn every_fault_is_listed_at_once() {
-        let mut json = llama_2_7b();
-        json["hidden_act"] = "gelu".into();
-        json["num_key_value_heads"] = 5.into();
-        json["quantization_config"] = serde_json::json!({"bits": 4});
-        json["rope_scaling"] = serde_json::json!({"rope_type": "longrope"});
-        json.as_object_mut().unwrap().remove("vocab_size");
-        let faults = parse(&json).unwrap_err();
-        assert_eq!(faults.len(), 5, "{faults:?}");
-    }
-
-    #[test]
-    fn what_is_written_is_read_back() {
-        let mut json = llama_2_7b();
-        json["rope_scaling"] = serde_json::json!({
-            "rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 8192,
-        });
-        json["eos_token_id"] = serde_json::json!([128001, 128008, 128009]);
-        json["rope_theta"] = 500_000.0.into();
-        let config = parse(&json).unwrap();
-        assert_eq!(parse(&config.to_json()).unwrap(), config);
-        assert_eq!(config.eos_token_ids, [128001, 128008, 128009]);
-        json["model_type"] = "mistral".into();
-        for window in [Value::Null, 7.into()] {
-            json["sliding_window"] = window;
-            let config = parse(&json).unwrap();
-            assert_eq!(parse(&config.to_json()).unwrap(), config);
-        }
-    }
-
-    #[test]
-    fn what_a_mistral_leaves_out_is_as_in_mistral_7b() {
-        let mut json = llama_2_7b();
-        json["model_type"] = "mistral".into();
-        json.as_object_mut().unwrap().remove("max_position_embeddings");
-        let config = parse(&json).unwrap();
-        let found = (config.sliding_window, config.num_key_value_heads, config.max_position_embeddings);
-        assert_eq!(found, (Some(4096), 8, 131_072));
-        json["sliding_window"] = Value::Null;
-        assert_eq!(parse(&json).unwrap().sliding_window, None);
-    }
-
-    #[test]
-    fn other_ways_to_stretch_the_context_are_refused_in_one_error_that_names_them() {
-        for kind in ["yarn", "dynamic", "longrope"] {
-            let mut json = llama_2_7b();
-            json["rope_scaling"] = serde_json::json!({"rope_type": kind, "factor": 4.0, "beta_fast": 32});
-            json["sliding_window"] = 128.into();
-            let faults = parse(&json).unwrap_err();
-            assert_eq!(faults.len(), 2, "{faults:?}");
-            assert!(faults.iter().any(|fault| fault.contains(&format!("rope type `{kind}`"))), "{faults:?}");
-            assert!(faults.iter().any(|fault| fault.contains("`sliding_window`")), "{faults:?}");
-        }
-    }
-}
+mod tests;

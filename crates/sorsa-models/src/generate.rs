@@ -3,10 +3,9 @@
 use burn::prelude::*;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use sorsa_ops::AttentionMask;
 
-use crate::cache::KvCache;
-use crate::transformer::CausalLm;
+use crate::layers::index_tensor;
+use crate::model::CausalLm;
 
 /// How the next token is chosen.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -72,7 +71,7 @@ pub enum GenerateError {
         row: usize,
         /// Its length.
         tokens: usize,
-        /// The model's `max_position_embeddings`.
+        /// The longest that it can take, [`ModelConfig::context_length`](crate::ModelConfig::context_length).
         context: usize,
     },
     /// A token that the model does not have.
@@ -90,7 +89,6 @@ pub enum GenerateError {
 /// A sequence being generated.
 struct Sequence {
     row: usize,
-    pad: usize,
     next: u32,
     done: bool,
     rng: ChaCha8Rng,
@@ -99,7 +97,9 @@ struct Sequence {
 impl CausalLm {
     /// Continues each prompt. `on_token(row, token)` is called for every new token in order.
     ///
-    /// Prompts of unequal length are padded on the left and masked; each sequence gets what it would get alone.
+    /// Prompts may be of unequal length: each sequence gets what it would get alone. (One exception, as in
+    /// Transformers: with a dynamic scaling of the rotary embedding, past the context of the pretraining, the longest
+    /// sequence of the batch counts for all.)
     /// Finished sequences leave the batch once they are half of it. Call it on a model without autodiff.
     ///
     /// # Errors
@@ -113,44 +113,23 @@ impl CausalLm {
     ) -> Result<Vec<Generation>, GenerateError> {
         self.check_prompts(prompts)?;
         let mut results = vec![Generation { ids: Vec::new(), finish: Finish::Length }; prompts.len()];
-        let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
         let steps = options.max_new_tokens;
         if steps == 0 || prompts.is_empty() {
             return Ok(results);
         }
-        let context = self.config().max_position_embeddings;
-        let window = self.config().sliding_window;
+        let context = self.config().context_length().unwrap_or(usize::MAX);
         let device = self.device().without_autodiff();
-        let capacity = longest + steps.min(context);
-        let mut cache = KvCache::new(self.config().num_hidden_layers, capacity);
-        let mut active: Vec<Sequence> = prompts
-            .iter()
-            .enumerate()
-            .map(|(row, prompt)| {
+        let mut active: Vec<Sequence> = (0..prompts.len())
+            .map(|row| {
                 let seed = if let Sampling::Random { seed, .. } = options.sampling { seed } else { 0 };
                 let mut rng = ChaCha8Rng::seed_from_u64(seed);
                 rng.set_stream(row as u64);
-                Sequence { row, pad: longest - prompt.len(), next: 0, done: false, rng }
+                Sequence { row, next: 0, done: false, rng }
             })
             .collect();
 
-        // The prompts, in one pass.
-        let mut ids = Vec::with_capacity(prompts.len() * longest);
-        let mut positions = Vec::with_capacity(prompts.len() * longest);
-        for (prompt, sequence) in prompts.iter().zip(&active) {
-            ids.extend(std::iter::repeat_n(0, sequence.pad).chain(prompt.iter().map(|id| *id as i32)));
-            positions.extend((0..longest).map(|index| index.saturating_sub(sequence.pad) as i32));
-        }
-        let near = |query: usize, key: usize| key <= query && window.is_none_or(|window| query - key < window);
-        let mask = AttentionMask::from_rule(
-            [prompts.len(), longest, longest],
-            |row, query, key| near(query, key) && key >= active[row].pad,
-            &device,
-        );
-        let hidden = self.hidden_cached(&ids, &positions, [prompts.len(), longest], Some(mask), &mut cache);
-        let mut hidden = hidden.narrow(1, longest - 1, 1);
-
-        for step in 0.. {
+        let (mut hidden, mut cache) = self.prefill(prompts, steps.min(context));
+        loop {
             self.choose(hidden, &mut active, options.sampling);
             for sequence in active.iter_mut().filter(|sequence| !sequence.done) {
                 let result = &mut results[sequence.row];
@@ -170,33 +149,23 @@ impl CausalLm {
             }
             // Sequences that have ended are carried along until they are half of the batch.
             if unfinished.len() * 2 <= active.len() {
-                cache.select_rows(&unfinished, &device);
+                let rows = index_tensor(unfinished.iter().map(|row| *row as i32).collect(), &device);
+                cache.select_rows(&unfinished, &rows);
                 active.retain(|sequence| !sequence.done);
             }
-            let length = longest + step;
             let ids: Vec<i32> = active.iter().map(|sequence| sequence.next as i32).collect();
-            let positions: Vec<i32> =
-                active.iter().map(|sequence| (length - sequence.pad).min(context - 1) as i32).collect();
-            let padded = active.iter().any(|sequence| sequence.pad > 0);
-            let mask = (padded || window.is_some()).then(|| {
-                AttentionMask::from_rule(
-                    [active.len(), 1, length + 1],
-                    |row, _, key| near(length, key) && key >= active[row].pad,
-                    &device,
-                )
-            });
-            hidden = self.hidden_cached(&ids, &positions, [active.len(), 1], mask, &mut cache);
+            hidden = self.advance(&ids, &mut cache);
         }
         Ok(results)
     }
 
     fn check_prompts(&self, prompts: &[Vec<u32>]) -> Result<(), GenerateError> {
-        let (context, vocabulary) = (self.config().max_position_embeddings, self.config().vocab_size);
+        let (context, vocabulary) = (self.config().context_length(), self.config().vocab_size);
         for (row, prompt) in prompts.iter().enumerate() {
             if prompt.is_empty() {
                 return Err(GenerateError::Empty { row });
             }
-            if prompt.len() >= context {
+            if let Some(context) = context.filter(|context| prompt.len() >= *context) {
                 return Err(GenerateError::TooLong { row, tokens: prompt.len(), context });
             }
             if let Some(token) = prompt.iter().find(|id| **id as usize >= vocabulary) {

@@ -3,6 +3,8 @@
 use burn::prelude::*;
 use sorsa_ops::AttentionMask;
 
+use crate::transformer::near;
+
 /// Token sequences, right padded, all arrays `[rows * len]` in row-major order.
 #[derive(Debug, Clone, Copy)]
 pub struct ModelInput<'a> {
@@ -19,14 +21,19 @@ pub struct ModelInput<'a> {
 }
 
 impl ModelInput<'_> {
+    /// Whether a row holds more than one sequence.
+    pub(crate) fn is_packed(&self) -> bool {
+        self.segments.iter().any(|segment| *segment > 1)
+    }
+
     /// Causal, within segments and the window. One mask serves all rows where none holds two sequences: padding on
     /// the right is never seen by what comes before it.
     pub(crate) fn mask(&self, window: Option<usize>, device: &Device) -> AttentionMask {
-        let near = |query: usize, key: usize| key <= query && window.is_none_or(|window| query - key < window);
-        let packed = self.segments.iter().any(|segment| *segment > 1);
+        let packed = self.is_packed();
         let rows = if packed { self.rows } else { 1 };
         let segment = |row: usize, index: usize| self.segments[row * self.len + index];
-        let visible = |row, query, key| near(query, key) && (!packed || segment(row, query) == segment(row, key));
+        let visible =
+            |row, query, key| near(window, query, key) && (!packed || segment(row, query) == segment(row, key));
         AttentionMask::from_rule([rows, self.len, self.len], visible, device)
     }
 }

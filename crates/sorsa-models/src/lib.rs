@@ -1,4 +1,5 @@
-//! Decoder-only transformers on burn: Hugging Face checkpoints in and out, losses, cached and batched generation.
+//! Language models on burn: Hugging Face checkpoints in and out, losses, cached and batched generation. The families
+//! are decoder-only transformers (Llama, Mistral, Qwen 2 and 3, Gemma 1 to 3, Phi-3) and RWKV 4 and 6.
 //!
 //! ```
 //! use burn::prelude::*;
@@ -19,19 +20,36 @@
 //! assert_eq!(together[1], alone[0]);
 //! ```
 
+mod attention;
 mod cache;
 mod config;
+mod families;
+mod fields;
 mod generate;
 pub mod hub;
 mod input;
+mod layers;
+mod mlp;
+mod model;
 mod model_files;
 mod rope;
+mod rwkv;
 mod transformer;
+mod transparent;
 pub mod weights;
 
-pub use config::{ConfigError, ModelConfig};
+pub use attention::{Attention, FusedAttention, SeparateAttention};
+pub use config::{
+    Activation, Architecture, BlockNorms, ConfigError, LayerType, ModelConfig, RwkvConfig, RwkvVersion,
+    TransformerConfig,
+};
+pub use families::Family;
 pub use generate::{Finish, GenerateError, GenerateOptions, Generation, Sampling};
 pub use input::ModelInput;
+pub use layers::{LayerNorm, RmsNorm};
+pub use mlp::{FusedMlp, Mlp, SeparateMlp};
+pub use model::CausalLm;
 pub use model_files::ModelError;
-pub use rope::{Rope, RopeScaling};
-pub use transformer::{Attention, Block, CausalLm, Decoder, Mlp, RmsNorm};
+pub use rope::{Frequencies, Rope, RopeScaling, Yarn};
+pub use rwkv::{ChannelMix, ChannelMix4, ChannelMix6, Rwkv, RwkvBlock, RwkvModel, TimeMix, TimeMix4, TimeMix6};
+pub use transformer::{Block, Decoder, Transformer};

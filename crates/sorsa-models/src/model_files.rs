@@ -8,7 +8,7 @@ use burn::prelude::*;
 use burn::tensor::{DType, FloatDType};
 
 use crate::config::{ConfigError, ModelConfig};
-use crate::transformer::{CausalLm, parameter_dtype};
+use crate::model::CausalLm;
 use crate::weights::{
     Checkpoint, CheckpointWriter, Expected, FloatDtype, WeightsError, first_non_finite, ignorable, write_file,
 };
@@ -34,8 +34,8 @@ pub enum ModelError {
 }
 
 impl CausalLm {
-    /// Reads a model in the Hugging Face layout. Linear and embedding weights are kept as `weights` (f32 or bf16),
-    /// norms as f32. One tensor at a time is converted: the model is never in memory twice.
+    /// Reads a model in the Hugging Face layout. Linear layers and embeddings are kept as `weights` (f32 or bf16),
+    /// norms and other vectors as f32. One tensor at a time is converted: the model is never in memory twice.
     ///
     /// # Errors
     ///
@@ -125,6 +125,14 @@ impl Walk {
         self.path.join(".")
     }
 
+    /// The dtype in which the parameter is kept where the model's weights are `weights`.
+    fn parameter_dtype(&self, weights: FloatDType) -> DType {
+        match self.container.as_str() {
+            "Struct:Linear" | "Struct:Embedding" => DType::from(weights),
+            _ => DType::F32,
+        }
+    }
+
     /// PyTorch keeps these as `[d_out, d_in]`: this is where the transpose happens.
     fn is_linear_weight(&self) -> bool {
         self.container == "Struct:Linear" && self.path.last().is_some_and(|name| name == "weight")
@@ -154,7 +162,7 @@ impl ModuleMapper for Fill<'_> {
             return param;
         }
         let name = self.walk.name();
-        let dtype = parameter_dtype(&name, self.weights);
+        let dtype = self.walk.parameter_dtype(self.weights);
         let (device, shape) = (param.lazy_device(), param.lazy_shape());
         let transposed = self.walk.is_linear_weight();
         let data = if dtype == DType::BF16 {
@@ -188,19 +196,20 @@ impl ModuleMapper for Fill<'_> {
     }
 }
 
-/// A parameter's tensor by its axes.
+/// A parameter's tensor.
 enum Handle {
-    Vector(Tensor<1>),
-    Matrix { tensor: Tensor<2>, transposed: bool },
+    /// Its elements in the checkpoint's order.
+    Flat(Tensor<1>),
+    /// The weight of a linear layer.
+    Linear(Tensor<2>),
 }
 
 impl Handle {
     /// The elements as the checkpoint has them, f32.
     fn values(&self) -> Vec<f32> {
         let data = match self {
-            Self::Vector(tensor) => tensor.to_data(),
-            Self::Matrix { tensor, transposed: false } => tensor.to_data(),
-            Self::Matrix { tensor, transposed: true } => tensor.clone().transpose().into_data(),
+            Self::Flat(tensor) => tensor.to_data(),
+            Self::Linear(tensor) => tensor.clone().transpose().into_data(),
         };
         data.convert::<f32>().try_into_vec::<f32>().expect("converted to f32")
     }
@@ -224,11 +233,8 @@ impl ModuleVisitor for Handles {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         let tensor = param.base().without_autodiff();
         let handle = match *tensor.dims().as_slice() {
-            [len] => Handle::Vector(tensor.reshape([len])),
-            [rows, cols] => {
-                Handle::Matrix { tensor: tensor.reshape([rows, cols]), transposed: self.walk.is_linear_weight() }
-            }
-            ref other => unreachable!("a parameter of {} axes", other.len()),
+            [d_in, d_out] if self.walk.is_linear_weight() => Handle::Linear(tensor.reshape([d_in, d_out])),
+            ref axes => Handle::Flat(tensor.reshape([axes.iter().product::<usize>()])),
         };
         self.found.insert(self.walk.name(), handle);
     }

@@ -1,29 +1,31 @@
-//! The decoder-only transformer of Llama and Mistral: RMSNorm before each part, rotary grouped-query attention,
-//! SwiGLU. Fields are named as Hugging Face names tensors, so that a parameter's path is its name in a checkpoint.
+//! The decoder-only transformer of all families that attend: norms, rotary grouped-query attention, a gated
+//! feed-forward layer, and the switches of [`TransformerConfig`]. Fields are named as Hugging Face names tensors, so
+//! that a parameter's path is its name in a checkpoint.
 
-use burn::module::{Initializer, Param};
-use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
+use std::collections::BTreeMap;
+
+use burn::nn::{Embedding, Linear};
 use burn::prelude::*;
-use burn::tensor::activation::silu;
-use burn::tensor::{DType, FloatDType};
-use sorsa_adapter::project;
-use sorsa_ops::{AttentionMask, RotaryAngles, causal_attention, head_loss_sum, rms_norm, rotate_half};
+use sorsa_ops::{AttentionMask, RotaryAngles};
 
+use crate::attention::Attention;
 use crate::cache::{KvCache, LayerCache};
-use crate::config::ModelConfig;
+use crate::config::{BlockNorms, LayerType, ModelConfig, TransformerConfig};
 use crate::input::ModelInput;
+use crate::layers::{Fresh, RmsNorm, ids_tensor};
+use crate::mlp::Mlp;
 
-/// A language model: tokens in, next-token scores out.
+/// A transformer: decoder and output head.
 #[derive(Module, Debug)]
-pub struct CausalLm {
+pub struct Transformer {
     /// Everything but the head.
     pub model: Decoder,
     /// The output head; absent where it is the embedding.
     pub lm_head: Option<Linear>,
     #[module(skip)]
-    config: ModelConfig,
+    pub(crate) config: ModelConfig,
     #[module(skip)]
-    inverse_frequencies: Vec<f64>,
+    decoder: TransformerConfig,
 }
 
 /// Embedding, blocks, final norm.
@@ -46,231 +48,158 @@ pub struct Block {
     pub mlp: Mlp,
     /// Norm before attention.
     pub input_layernorm: RmsNorm,
-    /// Norm before feed-forward.
+    /// Norm before feed-forward; with four norms, after attention.
     pub post_attention_layernorm: RmsNorm,
-}
-
-/// Grouped-query attention.
-#[derive(Module, Debug)]
-pub struct Attention {
-    /// Queries `[hidden_size, heads * head_dim]`.
-    pub q_proj: Linear,
-    /// Keys `[hidden_size, kv_heads * head_dim]`.
-    pub k_proj: Linear,
-    /// Values, as keys.
-    pub v_proj: Linear,
-    /// Output `[heads * head_dim, hidden_size]`.
-    pub o_proj: Linear,
+    /// With four norms, before feed-forward.
+    pub pre_feedforward_layernorm: Option<RmsNorm>,
+    /// With four norms, after feed-forward.
+    pub post_feedforward_layernorm: Option<RmsNorm>,
     #[module(skip)]
-    heads: usize,
-    #[module(skip)]
-    kv_heads: usize,
-    #[module(skip)]
-    head_dim: usize,
+    layer_type: LayerType,
 }
 
-/// `down(silu(gate(x)) * up(x))`.
-#[derive(Module, Debug)]
-pub struct Mlp {
-    /// Gate `[hidden_size, intermediate_size]`.
-    pub gate_proj: Linear,
-    /// Up, as gate.
-    pub up_proj: Linear,
-    /// Down `[intermediate_size, hidden_size]`.
-    pub down_proj: Linear,
+/// What the layers of a type need besides their input.
+pub(crate) struct View {
+    pub angles: RotaryAngles,
+    pub mask: Option<AttentionMask>,
 }
 
-/// Root-mean-square norm with a learned scale.
-#[derive(Module, Debug)]
-pub struct RmsNorm {
-    /// The scale `[hidden_size]`, f32.
-    pub weight: Param<Tensor<1>>,
-    #[module(skip)]
-    epsilon: f64,
-}
+/// The views of all types that a model has.
+type Views = BTreeMap<LayerType, View>;
 
-/// What every block needs besides its input.
-struct Context {
-    angles: RotaryAngles,
-    mask: Option<AttentionMask>,
-}
-
-impl CausalLm {
-    /// A model with fresh weights, normal with the configuration's `initializer_range`. Parameters are lazy: nothing
-    /// is allocated before it is used or replaced.
-    pub fn init(config: &ModelConfig, device: &Device) -> Self {
-        let normal = Initializer::Normal { mean: 0.0, std: config.initializer_range };
-        let linear = |d_in, d_out, bias| {
-            LinearConfig::new(d_in, d_out).with_bias(bias).with_initializer(normal.clone()).init(device)
-        };
-        let norm =
-            || RmsNorm { weight: Initializer::Ones.init([config.hidden_size], device), epsilon: config.rms_norm_eps };
-        let (d, ffn, head_dim) = (config.hidden_size, config.intermediate_size, config.head_dim);
-        let (heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
-        let block = || Block {
-            self_attn: Attention {
-                q_proj: linear(d, heads * head_dim, config.attention_bias),
-                k_proj: linear(d, kv_heads * head_dim, config.attention_bias),
-                v_proj: linear(d, kv_heads * head_dim, config.attention_bias),
-                o_proj: linear(heads * head_dim, d, config.attention_bias),
-                heads,
-                kv_heads,
-                head_dim,
-            },
-            mlp: Mlp {
-                gate_proj: linear(d, ffn, config.mlp_bias),
-                up_proj: linear(d, ffn, config.mlp_bias),
-                down_proj: linear(ffn, d, config.mlp_bias),
-            },
+impl Transformer {
+    /// A transformer with fresh weights.
+    pub(crate) fn init(config: &ModelConfig, decoder: &TransformerConfig, device: &Device) -> Self {
+        let fresh = Fresh::new(config, device);
+        let norm = || RmsNorm::init(config.hidden_size, decoder.rms_norm_eps, decoder.norm_offset, device);
+        let around = || (decoder.block_norms == BlockNorms::BeforeAndAfter).then(norm);
+        let block = |layer_type: &LayerType| Block {
+            self_attn: Attention::init(config, decoder, &fresh),
+            mlp: Mlp::init(config, decoder, &fresh),
             input_layernorm: norm(),
             post_attention_layernorm: norm(),
+            pre_feedforward_layernorm: around(),
+            post_feedforward_layernorm: around(),
+            layer_type: *layer_type,
         };
         Self {
             model: Decoder {
-                embed_tokens: EmbeddingConfig::new(config.vocab_size, d).with_initializer(normal.clone()).init(device),
-                layers: (0..config.num_hidden_layers).map(|_| block()).collect(),
+                embed_tokens: fresh.embedding(config),
+                layers: decoder.layer_types.iter().map(block).collect(),
                 norm: norm(),
             },
-            lm_head: (!config.tie_word_embeddings).then(|| linear(d, config.vocab_size, false)),
-            inverse_frequencies: config.rope.inverse_frequencies(head_dim),
+            lm_head: fresh.head(config),
             config: config.clone(),
+            decoder: decoder.clone(),
         }
     }
 
-    /// Sizes and constants.
-    pub fn config(&self) -> &ModelConfig {
-        &self.config
-    }
-
-    /// Where the parameters are.
-    pub fn device(&self) -> Device {
+    pub(crate) fn device(&self) -> Device {
         self.model.norm.weight.lazy_device()
     }
 
+    /// Soft cap of the logits.
+    pub(crate) fn logit_soft_cap(&self) -> Option<f64> {
+        self.decoder.logit_soft_cap
+    }
+
     /// Hidden states after the final norm `[rows, len, hidden_size]`, of whole sequences.
-    pub fn hidden(&self, input: &ModelInput<'_>) -> Tensor<3> {
+    pub(crate) fn hidden(&self, input: &ModelInput<'_>) -> Tensor<3> {
         let device = self.device().without_autodiff();
-        let context = Context {
-            angles: self.angles(input.positions, [input.rows, input.len], &device),
-            mask: Some(input.mask(self.config.sliding_window, &device)),
-        };
-        let mut x = self.embed(input.input_ids, [input.rows, input.len]);
-        for layer in &self.model.layers {
-            x = layer.forward(x, &context, None);
+        let shape = [input.rows, input.len];
+        let views = self.views(input.positions, shape, |window| Some(input.mask(window, &device)));
+        self.forward(input.input_ids, shape, &views, None)
+    }
+
+    /// Takes in the prompts, in one pass, padded on the left and masked. Returns the hidden states of their last
+    /// tokens `[rows, 1, hidden_size]` and the cache, with room for `room` more tokens.
+    pub(crate) fn prefill(&self, prompts: &[Vec<u32>], room: usize) -> (Tensor<3>, KvCache) {
+        let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
+        let pads: Vec<usize> = prompts.iter().map(|prompt| longest - prompt.len()).collect();
+        let mut ids = Vec::with_capacity(prompts.len() * longest);
+        let mut positions = Vec::with_capacity(prompts.len() * longest);
+        for (prompt, pad) in prompts.iter().zip(&pads) {
+            ids.extend(std::iter::repeat_n(0, *pad).chain(prompt.iter().map(|id| *id as i32)));
+            positions.extend((0..longest).map(|index| index.saturating_sub(*pad) as i32));
+        }
+        let device = self.device().without_autodiff();
+        let views = self.views(&positions, [prompts.len(), longest], |window| {
+            let visible = |row: usize, query, key| near(window, query, key) && key >= pads[row];
+            Some(AttentionMask::from_rule([prompts.len(), longest, longest], visible, &device))
+        });
+        let mut cache = KvCache::new(self.config.num_hidden_layers, longest + room, pads);
+        let hidden = self.forward(&ids, [prompts.len(), longest], &views, Some(&mut cache));
+        (hidden.narrow(1, longest - 1, 1), cache)
+    }
+
+    /// Hidden states `[rows, 1, hidden_size]` of one more token of each row, `cache` grows by it.
+    pub(crate) fn advance(&self, ids: &[i32], cache: &mut KvCache) -> Tensor<3> {
+        let length = cache.len();
+        // Rows that have ended may be carried past the context; what becomes of them does not matter.
+        let last = self.config.context_length().unwrap_or(usize::MAX) - 1;
+        let positions: Vec<i32> = cache.pads.iter().map(|pad| (length - pad).min(last) as i32).collect();
+        let device = self.device().without_autodiff();
+        let shape = [ids.len(), 1];
+        let padded = cache.pads.iter().any(|pad| *pad > 0);
+        let views = self.views(&positions, shape, |window| {
+            let visible = |row: usize, _, key| near(window, length, key) && key >= cache.pads[row];
+            (padded || window.is_some()).then(|| AttentionMask::from_rule([ids.len(), 1, length + 1], visible, &device))
+        });
+        self.forward(ids, shape, &views, Some(cache))
+    }
+
+    fn forward(&self, ids: &[i32], shape: [usize; 2], views: &Views, mut cache: Option<&mut KvCache>) -> Tensor<3> {
+        let ids = ids_tensor(ids, shape, &self.device().without_autodiff());
+        let mut x = self.model.embed_tokens.forward(ids);
+        if self.decoder.scale_embedding {
+            x = x * (self.config.hidden_size as f64).sqrt();
+        }
+        for (index, layer) in self.model.layers.iter().enumerate() {
+            let cache = cache.as_mut().map(|cache| &mut cache.layers[index]);
+            x = layer.forward(x, &views[&layer.layer_type], cache);
         }
         self.model.norm.forward(x)
     }
 
-    /// Hidden states of the tokens that follow what `cache` holds, `[rows, len, hidden_size]`; `cache` grows by them.
-    /// `mask` says which cached and new keys each new token sees.
-    pub(crate) fn hidden_cached(
+    /// Angles of `positions` `[rows, len]` and masks, by the window, for each type of layer that the model has.
+    fn views(
         &self,
-        ids: &[i32],
         positions: &[i32],
-        shape: [usize; 2],
-        mask: Option<AttentionMask>,
-        cache: &mut KvCache,
-    ) -> Tensor<3> {
-        let device = self.device().without_autodiff();
-        let context = Context { angles: self.angles(positions, shape, &device), mask };
-        let mut x = self.embed(ids, shape);
-        for (layer, cache) in self.model.layers.iter().zip(&mut cache.layers) {
-            x = layer.forward(x, &context, Some(cache));
-        }
-        self.model.norm.forward(x)
-    }
-
-    /// Scores of the next token, `[.., vocab_size]`, of hidden states `[.., hidden_size]`.
-    pub fn logits<const D: usize>(&self, hidden: Tensor<D>) -> Tensor<D> {
-        match &self.lm_head {
-            Some(head) => project(head, hidden),
-            None => burn::tensor::module::linear(hidden, self.model.embed_tokens.weight.val().transpose(), None),
-        }
-    }
-
-    /// The cross-entropy summed over all positions whose target is not negative. `targets` `[rows * len]` holds the
-    /// token that follows each position. Nothing where there is no target.
-    pub fn loss_sum(&self, input: &ModelInput<'_>, targets: &[i32]) -> Option<Tensor<1>> {
-        let (picked, targets): (Vec<i32>, Vec<i32>) = targets
-            .iter()
-            .enumerate()
-            .filter(|(_, target)| **target >= 0)
-            .map(|(index, target)| (index as i32, *target))
-            .unzip();
-        if picked.is_empty() {
-            return None;
-        }
-        let device = self.device().without_autodiff();
-        let ints = |values: Vec<i32>| {
-            let count = values.len();
-            Tensor::<1, Int>::from_data(TensorData::new::<i32, _>(values, [count]), &device)
-        };
-        // The head is dear: only rows that have a target go through it.
-        let hidden = self.hidden(input).reshape([input.rows * input.len, self.config.hidden_size]);
-        let hidden = hidden.select(0, ints(picked));
-        let targets = ints(targets);
-        Some(match &self.lm_head {
-            Some(head) if head.weight.reparameterization::<sorsa_adapter::Adapter>().is_some() => {
-                sorsa_ops::cross_entropy_sum(project(head, hidden), targets)
-            }
-            Some(head) => head_loss_sum(hidden, head.weight.val(), targets),
-            None => head_loss_sum(hidden, self.model.embed_tokens.weight.val().transpose(), targets),
-        })
-    }
-
-    fn embed(&self, ids: &[i32], [rows, len]: [usize; 2]) -> Tensor<3> {
-        let device = self.device().without_autodiff();
-        let ids = Tensor::<2, Int>::from_data(TensorData::new::<i32, _>(ids.to_vec(), [rows, len]), &device);
-        self.model.embed_tokens.forward(ids)
-    }
-
-    /// Angles of one row where all rows have the same positions, else of each.
-    fn angles(&self, positions: &[i32], [rows, len]: [usize; 2], device: &Device) -> RotaryAngles {
+        [rows, len]: [usize; 2],
+        mask: impl Fn(Option<usize>) -> Option<AttentionMask>,
+    ) -> Views {
+        // One row of angles serves all where all have the same positions.
         let same = positions.chunks_exact(len).all(|row| row == &positions[..len]);
         let rows = if same { 1 } else { rows };
-        RotaryAngles::new(&self.inverse_frequencies, 1.0, &positions[..rows * len], [rows, len], device)
+        let longest = positions.iter().max().map_or(0, |last| *last as usize + 1);
+        let device = self.device().without_autodiff();
+        let view = |layer_type: LayerType| {
+            let frequencies = self.decoder.layer_rope(layer_type).frequencies(self.decoder.rotary_dim(), longest);
+            let (inverse, amplitude) = (&frequencies.inverse, frequencies.amplitude);
+            let angles = RotaryAngles::new(inverse, amplitude, &positions[..rows * len], [rows, len], &device);
+            View { angles, mask: mask(self.decoder.window(layer_type)) }
+        };
+        let mut views = Views::new();
+        for layer_type in &self.decoder.layer_types {
+            views.entry(*layer_type).or_insert_with(|| view(*layer_type));
+        }
+        views
     }
 }
 
 impl Block {
-    fn forward(&self, x: Tensor<3>, context: &Context, cache: Option<&mut LayerCache>) -> Tensor<3> {
-        let x = x.clone() + self.self_attn.forward(self.input_layernorm.forward(x), context, cache);
-        x.clone() + self.mlp.forward(self.post_attention_layernorm.forward(x))
-    }
-}
-
-impl Attention {
-    fn forward(&self, x: Tensor<3>, context: &Context, cache: Option<&mut LayerCache>) -> Tensor<3> {
-        let [rows, len, _] = x.dims();
-        let split = |y: Tensor<3>, heads: usize| y.reshape([rows, len, heads, self.head_dim]).swap_dims(1, 2);
-        let q = rotate_half(split(project(&self.q_proj, x.clone()), self.heads), &context.angles);
-        let k = rotate_half(split(project(&self.k_proj, x.clone()), self.kv_heads), &context.angles);
-        let v = split(project(&self.v_proj, x), self.kv_heads);
-        let (k, v) = match cache {
-            Some(cache) => cache.append(k, v),
-            None => (k, v),
+    fn forward(&self, x: Tensor<3>, view: &View, cache: Option<&mut LayerCache>) -> Tensor<3> {
+        let attention = self.self_attn.forward(self.input_layernorm.forward(x.clone()), view, cache);
+        let (Some(before), Some(after)) = (&self.pre_feedforward_layernorm, &self.post_feedforward_layernorm) else {
+            let x = x + attention;
+            return x.clone() + self.mlp.forward(self.post_attention_layernorm.forward(x));
         };
-        let scale = 1.0 / (self.head_dim as f64).sqrt();
-        let y = causal_attention(q, k, v, context.mask.as_ref(), scale);
-        project(&self.o_proj, y.swap_dims(1, 2).reshape([rows, len, self.heads * self.head_dim]))
+        let x = x + self.post_attention_layernorm.forward(attention);
+        x.clone() + after.forward(self.mlp.forward(before.forward(x)))
     }
 }
 
-impl Mlp {
-    fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let gate = silu(project(&self.gate_proj, x.clone()));
-        project(&self.down_proj, gate * project(&self.up_proj, x))
-    }
-}
-
-impl RmsNorm {
-    fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        rms_norm(x, self.weight.val(), self.epsilon)
-    }
-}
-
-/// The dtype in which a parameter is kept where the model's weights are `weights`: norms stay f32.
-pub(crate) fn parameter_dtype(path: &str, weights: FloatDType) -> DType {
-    let norm = path.rsplit('.').nth(1).is_some_and(|module| module.ends_with("norm"));
-    if norm { DType::F32 } else { DType::from(weights) }
+/// Whether a query sees a key by causality and window alone.
+pub(crate) fn near(window: Option<usize>, query: usize, key: usize) -> bool {
+    key <= query && window.is_none_or(|window| query - key < window)
 }

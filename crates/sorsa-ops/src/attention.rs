@@ -4,6 +4,8 @@ use burn::prelude::*;
 use burn::tensor::activation::softmax;
 use burn::tensor::{DType, FloatDType};
 
+use crate::soft_cap::soft_cap;
+
 /// Which key each query may not see, `[batch or 1, 1, queries, keys]`, true = hidden.
 #[derive(Debug, Clone)]
 pub struct AttentionMask {
@@ -44,6 +46,22 @@ pub fn causal_attention(
     mask: Option<&AttentionMask>,
     scale: f64,
 ) -> Tensor<4> {
+    soft_capped_attention(q, k, v, mask, scale, None)
+}
+
+/// [`causal_attention`] whose scores, before the mask, go through [`soft_cap`] where `cap` is given (Gemma 2).
+///
+/// # Panics
+///
+/// Panics where the shapes do not fit each other.
+pub fn soft_capped_attention(
+    q: Tensor<4>,
+    k: Tensor<4>,
+    v: Tensor<4>,
+    mask: Option<&AttentionMask>,
+    scale: f64,
+    cap: Option<f64>,
+) -> Tensor<4> {
     let [batch, heads, queries, head_dim] = q.dims();
     let [_, kv_heads, keys, _] = k.dims();
     assert_eq!(heads % kv_heads, 0, "{heads} query heads cannot share {kv_heads} key heads");
@@ -53,6 +71,9 @@ pub fn causal_attention(
     let mut scores = grouped.matmul(k.swap_dims(2, 3)).reshape([batch, heads, queries, keys]);
     if scores.dtype() != DType::F32 {
         scores = scores.cast(FloatDType::F32);
+    }
+    if let Some(cap) = cap {
+        scores = soft_cap(scores, cap);
     }
     if let Some(mask) = mask {
         // A large finite number, not infinity: a row with nothing visible stays finite.
@@ -95,6 +116,23 @@ mod tests {
         let mask = AttentionMask::from_rule([1, 3, 3], |_, query, key| key <= query, &device);
         let y = causal_attention(x.clone(), x.clone(), x.clone(), Some(&mask), 1.0);
         assert_eq!(values(y.narrow(2, 0, 1)), values(x.narrow(2, 0, 1)));
+    }
+
+    #[test]
+    fn a_large_cap_changes_nothing_and_a_small_one_evens_out_the_weights() {
+        let device = Device::flex();
+        let random = || Tensor::<4>::random([1, 2, 5, 4], Distribution::Normal(0.0, 2.0), &device);
+        let (q, k, v) = (random(), random(), random());
+        let mask = AttentionMask::from_rule([1, 5, 5], |_, query, key| key <= query, &device);
+        let capped = |cap| values(soft_capped_attention(q.clone(), k.clone(), v.clone(), Some(&mask), 0.5, cap));
+        let difference = |a: &[f32], b: &[f32]| a.iter().zip(b).fold(0f32, |worst, (x, y)| worst.max((x - y).abs()));
+        let plain = capped(None);
+        assert!(difference(&capped(Some(1e3)), &plain) < 1e-3);
+        assert!(difference(&capped(Some(1.0)), &plain) > 1e-2);
+        // Scores that are capped at nothing are all equal: each query takes the mean of what it sees, and no more.
+        let mean = values(v.clone().narrow(2, 0, 3).mean_dim(2));
+        let third = &capped(Some(1e-6))[2 * 4..3 * 4];
+        assert!(difference(third, &mean[..4]) < 1e-4, "{third:?} {mean:?}");
     }
 
     #[test]

@@ -15,12 +15,20 @@
 
 mod attention;
 mod factored;
+mod layer_norm;
 mod loss;
 mod norm;
 mod rotary;
+mod soft_cap;
+mod wkv4;
+mod wkv6;
 
-pub use attention::{AttentionMask, causal_attention};
+pub use attention::{AttentionMask, causal_attention, soft_capped_attention};
 pub use factored::{factored_linear, low_rank_product};
+pub use layer_norm::{group_norm, layer_norm};
 pub use loss::{cross_entropy_sum, head_loss_sum};
-pub use norm::rms_norm;
+pub use norm::{rms_norm, rms_norm_offset};
 pub use rotary::{RotaryAngles, rotate_half};
+pub use soft_cap::{soft_cap, soft_capped_head_loss_sum};
+pub use wkv4::{Wkv4State, wkv4};
+pub use wkv6::wkv6;

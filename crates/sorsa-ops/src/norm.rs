@@ -14,9 +14,28 @@ pub fn rms_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, epsilon: f64) -
     y * weight.cast(dtype).unsqueeze()
 }
 
+/// Normalises the last axis of `x` `[.., d_model]` and scales it by `1 + weight` `[d_model]`, as Gemma does:
+/// `y = x / sqrt(mean(x^2) + eps) * (1 + weight)`.
+///
+/// All of it is computed in f32; the result has the dtype of `x`.
+pub fn rms_norm_offset<const D: usize>(x: Tensor<D>, weight: Tensor<1>, epsilon: f64) -> Tensor<D> {
+    let dtype = FloatDType::from(x.dtype());
+    let x = if x.dtype() == DType::F32 { x } else { x.cast(FloatDType::F32) };
+    rms_norm(x, weight.cast(FloatDType::F32) + 1.0, epsilon).cast(dtype)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_weight_of_zero_is_a_scale_of_one() {
+        let device = Device::flex();
+        let x = Tensor::<2>::from_floats([[1.0, -2.0, 3.0], [0.5, 0.25, -4.0]], &device);
+        let found = rms_norm_offset(x.clone(), Tensor::zeros([3], &device), 1e-6);
+        let expected = rms_norm(x, Tensor::ones([3], &device), 1e-6);
+        assert_eq!(found.into_data(), expected.into_data());
+    }
 
     #[test]
     fn a_row_of_equal_values_becomes_the_weight() {

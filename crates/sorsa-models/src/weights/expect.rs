@@ -69,5 +69,7 @@ impl Checkpoint {
 /// assert!(ignorable(true)("lm_head.weight") && !ignorable(false)("lm_head.weight"));
 /// ```
 pub fn ignorable(tied_embeddings: bool) -> impl Fn(&str) -> bool {
-    move |name| name.ends_with(".rotary_emb.inv_freq") || (tied_embeddings && name == "lm_head.weight")
+    move |name| {
+        name.ends_with(".rotary_emb.inv_freq") || (tied_embeddings && matches!(name, "lm_head.weight" | "head.weight"))
+    }
 }

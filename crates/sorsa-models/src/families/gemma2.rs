@@ -1,0 +1,46 @@
+//! Gemma 2 (arXiv 2408.00118): norms before and after each part, soft-capped scores and logits, a sliding window in
+//! every other layer, a scale of the scores of its own.
+
+use serde_json::{Map, Value};
+
+use super::decoder::{self, Defaults};
+use super::{Family, gemma};
+use crate::config::{Activation, Architecture, BlockNorms, ModelConfig, TransformerConfig};
+use crate::fields::Fields;
+
+pub(super) static FAMILY: Family = Family { model_type: "gemma2", class: "Gemma2ForCausalLM", read, write };
+
+fn read(fields: &mut Fields) -> ModelConfig {
+    let defaults = Defaults { num_key_value_heads: Some(4), ..gemma::defaults() };
+    let (sizes, mut decoder) = decoder::read(fields, &defaults, ("hidden_activation", Activation::GeluTanh));
+    read_shared_with_gemma3(fields, &mut decoder);
+    decoder.attention_soft_cap = fields.optional_number("attn_logit_softcapping", Some(50.0));
+    decoder.logit_soft_cap = fields.optional_number("final_logit_softcapping", Some(30.0));
+    decoder::read_layer_types(fields, &mut decoder, |layer| layer.is_multiple_of(2));
+    sizes.config(&FAMILY, fields, Architecture::Transformer(decoder))
+}
+
+fn write(config: &ModelConfig, json: &mut Map<String, Value>) {
+    let Some(decoder) = decoder::write(config, json, "hidden_activation") else { return };
+    write_shared_with_gemma3(decoder, json);
+}
+
+pub(super) fn read_shared_with_gemma3(fields: &mut Fields, decoder: &mut TransformerConfig) {
+    // Read by nothing in Transformers since `hidden_activation` took its place.
+    fields.take("hidden_act");
+    gemma::make_gemma(decoder);
+    decoder.block_norms = BlockNorms::BeforeAndAfter;
+    decoder.query_pre_attn_scalar = fields.number("query_pre_attn_scalar", 256.0);
+    decoder.sliding_window = fields.optional_size("sliding_window", Some(4096));
+    decoder::read_attention_bias(fields, decoder);
+}
+
+pub(super) fn write_shared_with_gemma3(decoder: &TransformerConfig, json: &mut Map<String, Value>) {
+    let mut put = |name: &str, value: Value| json.insert(name.to_owned(), value);
+    put("query_pre_attn_scalar", decoder.query_pre_attn_scalar.into());
+    put("sliding_window", decoder.sliding_window.into());
+    put("attention_bias", decoder.qkv_bias.into());
+    put("attn_logit_softcapping", decoder.attention_soft_cap.into());
+    put("final_logit_softcapping", decoder.logit_soft_cap.into());
+    put("layer_types", decoder::layer_types_json(decoder));
+}

@@ -1,0 +1,41 @@
+//! Phi-3 and 4 (arXiv 2404.14219): a Llama whose queries, keys and values are one linear layer and whose gate and up
+//! are another; a part of each head may stay unrotated.
+
+use serde_json::{Map, Value};
+
+use super::Family;
+use super::decoder::{self, DEFAULTS, Defaults};
+use crate::config::{Activation, Architecture, LayerType, ModelConfig};
+use crate::fields::Fields;
+use crate::rope::RopeScaling;
+
+pub(super) static FAMILY: Family = Family { model_type: "phi3", class: "Phi3ForCausalLM", read, write };
+
+fn read(fields: &mut Fields) -> ModelConfig {
+    let defaults = Defaults { max_position_embeddings: 4096, rms_norm_eps: 1e-5, ..DEFAULTS };
+    let (sizes, mut decoder) = decoder::read(fields, &defaults, ("hidden_act", Activation::Silu));
+    decoder.fused_projections = true;
+    if decoder.rope.scaling != RopeScaling::None {
+        fields.faults.push("`rope_scaling` should be null: a phi3 knows longrope only, which is not supported".into());
+    }
+    // Counts for longrope only.
+    fields.take("original_max_position_embeddings");
+    decoder.partial_rotary_factor = fields.number("partial_rotary_factor", 1.0);
+    if decoder.partial_rotary_factor > 1.0 || !decoder.rotary_dim().is_multiple_of(2) || decoder.rotary_dim() == 0 {
+        let (factor, width) = (decoder.partial_rotary_factor, decoder.head_dim);
+        fields.faults.push(format!("`partial_rotary_factor` {factor} rotates no even part of heads of {width}"));
+    }
+    decoder.sliding_window = fields.optional_size("sliding_window", None);
+    if decoder.sliding_window.is_some() {
+        decoder.layer_types.fill(LayerType::Sliding);
+    }
+    fields.only("attention_bias", false);
+    sizes.config(&FAMILY, fields, Architecture::Transformer(decoder))
+}
+
+fn write(config: &ModelConfig, json: &mut Map<String, Value>) {
+    let Some(decoder) = decoder::write(config, json, "hidden_act") else { return };
+    json.insert("partial_rotary_factor".to_owned(), decoder.partial_rotary_factor.into());
+    json.insert("sliding_window".to_owned(), decoder.sliding_window.into());
+    json.insert("original_max_position_embeddings".to_owned(), config.max_position_embeddings.into());
+}

@@ -1,0 +1,83 @@
+//! The gated feed-forward layer, `down(f(gate(x)) * up(x))` (Shazeer, 2020).
+
+use burn::nn::Linear;
+use burn::prelude::*;
+use burn::tensor::activation::{gelu, gelu_approximate, silu};
+use sorsa_adapter::project;
+
+use crate::config::{Activation, ModelConfig, TransformerConfig};
+use crate::layers::Fresh;
+use crate::transparent::transparent_module;
+
+/// The feed-forward layer, with its projections as the family's checkpoints have them.
+#[derive(Debug, Clone)]
+pub enum Mlp {
+    /// Gate and up from a layer each.
+    Separate(SeparateMlp),
+    /// Both from one.
+    Fused(FusedMlp),
+}
+
+transparent_module!(Mlp { Separate, Fused });
+
+/// A feed-forward layer whose gate and up are a linear layer each.
+#[derive(Module, Debug)]
+pub struct SeparateMlp {
+    /// Gate `[hidden_size, intermediate_size]`.
+    pub gate_proj: Linear,
+    /// Up, as gate.
+    pub up_proj: Linear,
+    /// Down `[intermediate_size, hidden_size]`.
+    pub down_proj: Linear,
+    #[module(skip)]
+    activation: Activation,
+}
+
+/// A feed-forward layer whose gate and up are one linear layer.
+#[derive(Module, Debug)]
+pub struct FusedMlp {
+    /// Gate and up, in this order: `[hidden_size, 2 * intermediate_size]`.
+    pub gate_up_proj: Linear,
+    /// Down `[intermediate_size, hidden_size]`.
+    pub down_proj: Linear,
+    #[module(skip)]
+    activation: Activation,
+}
+
+impl Mlp {
+    pub(crate) fn init(config: &ModelConfig, decoder: &TransformerConfig, fresh: &Fresh<'_>) -> Self {
+        let (d, ffn, bias) = (config.hidden_size, config.intermediate_size, decoder.mlp_bias);
+        let (down_proj, activation) = (fresh.linear(ffn, d, bias), decoder.activation);
+        if decoder.fused_projections {
+            let gate_up_proj = fresh.linear(d, 2 * ffn, bias);
+            return Self::Fused(FusedMlp { gate_up_proj, down_proj, activation });
+        }
+        let (gate_proj, up_proj) = (fresh.linear(d, ffn, bias), fresh.linear(d, ffn, bias));
+        Self::Separate(SeparateMlp { gate_proj, up_proj, down_proj, activation })
+    }
+
+    pub(crate) fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        match self {
+            Self::Separate(mlp) => {
+                let gate = mlp.activation.apply(project(&mlp.gate_proj, x.clone()));
+                project(&mlp.down_proj, gate * project(&mlp.up_proj, x))
+            }
+            Self::Fused(mlp) => {
+                let both = project(&mlp.gate_up_proj, x);
+                let width = both.dims()[2] / 2;
+                let gate = mlp.activation.apply(both.clone().narrow(2, 0, width));
+                project(&mlp.down_proj, gate * both.narrow(2, width, width))
+            }
+        }
+    }
+}
+
+impl Activation {
+    fn apply(self, x: Tensor<3>) -> Tensor<3> {
+        match self {
+            Self::Silu => silu(x),
+            Self::Gelu => gelu(x),
+            Self::GeluTanh => gelu_approximate(x),
+        }
+    }
+}
