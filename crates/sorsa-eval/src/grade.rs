@@ -107,10 +107,7 @@ impl Grader {
                 let found = author::math::predicted(generated);
                 let solution = [r"\boxed", r"\fbox"].iter().any(|command| expected.contains(command));
                 let gold = if solution { author::math::expected(expected) } else { Some(expected) };
-                Verdict {
-                    extracted: found.map(str::to_owned),
-                    correct: author::math::is_equivalent(gold, found),
-                }
+                Verdict { extracted: found.map(str::to_owned), correct: author::math::is_equivalent(gold, found) }
             }
         }
     }
@@ -244,8 +241,7 @@ mod tests {
         let mut corrected = 0;
         for case in cases.iter().filter(|case| case["via_except_branch"] == true) {
             let text = |field: &str| case[field].as_str().unwrap();
-            let verdict =
-                Grader::Faithful.grade_as(AnswerKind::Expression, text("gold_text"), text("prediction_text"));
+            let verdict = Grader::Faithful.grade_as(AnswerKind::Expression, text("gold_text"), text("prediction_text"));
             // The one pair of these that is equal.
             let equal = final_answer(text("gold_text")) == Some(r"\frac{x}{2}");
             assert_eq!(verdict.correct, equal, "{case}");

@@ -19,6 +19,7 @@
 mod algebra;
 pub mod answer;
 mod author;
+pub mod code;
 mod error;
 mod faithful;
 pub mod grade;

@@ -19,7 +19,9 @@ fn every_pair_gets_the_verdict_that_was_written_for_it() {
     assert!(right > 80 && pairs.len() - right > 80, "{right} of {} pairs are equal", pairs.len());
     let wrong: Vec<&Value> = pairs
         .iter()
-        .filter(|pair| same_answer(pair["gold"].as_str().unwrap(), pair["prediction"].as_str().unwrap()) != pair["equal"])
+        .filter(|pair| {
+            same_answer(pair["gold"].as_str().unwrap(), pair["prediction"].as_str().unwrap()) != pair["equal"]
+        })
         .collect();
     assert!(wrong.is_empty(), "{} of {}: {wrong:#?}", wrong.len(), pairs.len());
 }

@@ -69,9 +69,10 @@ impl Point {
     /// The value of a variable: a fraction that depends on its name and the point alone, negative at every third point.
     fn variable(self, name: &str) -> Rational {
         // FNV-1a: the same on every machine.
-        let hash = name.bytes().chain(self.index.to_le_bytes()).fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-        });
+        let hash = name
+            .bytes()
+            .chain(self.index.to_le_bytes())
+            .fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
         let numerator = 11 + (hash >> 8) % 89;
         let denominator = [7, 9, 11, 13][(hash >> 40) as usize % 4];
         let sign = if self.index % 3 == 2 { -1 } else { 1 };
@@ -113,11 +114,7 @@ impl Expr {
             Self::Number(_) | Self::Variable(_) | Self::Pi | Self::E | Self::I | Self::Infinity => {}
             Self::Sum(parts) | Self::Product(parts) => parts.iter().for_each(|part| part.visit(visit)),
             Self::Negated(x) | Self::Call(_, x) => x.visit(visit),
-            Self::Quotient(a, b)
-            | Self::Power(a, b)
-            | Self::Root(a, b)
-            | Self::Log(a, b)
-            | Self::Binomial(a, b) => {
+            Self::Quotient(a, b) | Self::Power(a, b) | Self::Root(a, b) | Self::Log(a, b) | Self::Binomial(a, b) => {
                 a.visit(visit);
                 b.visit(visit);
             }

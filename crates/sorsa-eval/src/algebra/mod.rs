@@ -74,9 +74,8 @@ mod tests {
     #[test]
     fn a_square_equals_its_expansion_and_nothing_near_it() {
         let short = square(Expr::Sum(vec![x(), Expr::whole(1)]));
-        let long = |constant| {
-            Expr::Sum(vec![square(x()), Expr::Product(vec![Expr::whole(2), x()]), Expr::Number(constant)])
-        };
+        let long =
+            |constant| Expr::Sum(vec![square(x()), Expr::Product(vec![Expr::whole(2), x()]), Expr::Number(constant)]);
         assert!(same_expression(&short, &long(Rational::ONE)));
         assert!(!same_expression(&short, &long(Rational::new(1_000_000_000_001, 1_000_000_000_000).unwrap())));
     }

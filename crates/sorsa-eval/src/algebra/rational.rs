@@ -64,10 +64,7 @@ impl Rational {
     }
 
     pub(crate) fn times(self, other: Self) -> Option<Self> {
-        Self::new(
-            self.numerator.checked_mul(other.numerator)?,
-            self.denominator.checked_mul(other.denominator)?,
-        )
+        Self::new(self.numerator.checked_mul(other.numerator)?, self.denominator.checked_mul(other.denominator)?)
     }
 
     pub(crate) fn divided_by(self, other: Self) -> Option<Self> {

@@ -263,7 +263,8 @@ mod tests {
 
     #[test]
     fn what_python_refuses_is_refused() {
-        for text in ["37x", "007", r"\pi", "x>3", "(1,2)", "43 and 50", "f(x)", "x^2", "2(3)", "{1}", "", "1 2", "5:30"] {
+        for text in ["37x", "007", r"\pi", "x>3", "(1,2)", "43 and 50", "f(x)", "x^2", "2(3)", "{1}", "", "1 2", "5:30"]
+        {
             assert_eq!(parse(text, Caret::Xor), None, "{text}");
         }
     }

@@ -52,11 +52,9 @@ impl Answer {
         };
         let open = |relation: char| if matches!(relation, '≤' | '≥') { ['[', ']'] } else { ['(', ')'] };
         match (&sides[..], &relations[..]) {
-            ([low, Expr::Variable(_), high], [first @ ('<' | '≤'), second @ ('<' | '≤')]) => Some(Self::Bracketed(
-                open(*first)[0],
-                vec![plain(bound(low)?), plain(bound(high)?)],
-                open(*second)[1],
-            )),
+            ([low, Expr::Variable(_), high], [first @ ('<' | '≤'), second @ ('<' | '≤')]) => {
+                Some(Self::Bracketed(open(*first)[0], vec![plain(bound(low)?), plain(bound(high)?)], open(*second)[1]))
+            }
             ([Expr::Variable(_), limit], [relation]) | ([limit, Expr::Variable(_)], [relation]) => {
                 let first = matches!(sides[0], Expr::Variable(_));
                 let below = match relation {

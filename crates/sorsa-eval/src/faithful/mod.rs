@@ -88,7 +88,8 @@ fn same(gold: &Answer, found: &Answer) -> bool {
 /// Equal values, and the same unit where both name one. A percentage is its number or a hundredth of it: where only one
 /// side has the sign, either reading of it counts.
 fn same_quantity((a, unit_a): (&Expr, Option<&str>), (b, unit_b): (&Expr, Option<&str>)) -> bool {
-    let hundredth = |x: &Expr| Expr::Product(vec![x.clone(), Expr::Number(Rational::new(1, 100).unwrap_or(Rational::ONE))]);
+    let hundredth =
+        |x: &Expr| Expr::Product(vec![x.clone(), Expr::Number(Rational::new(1, 100).unwrap_or(Rational::ONE))]);
     match (unit_a, unit_b) {
         (Some("percent"), None) => same_expression(a, b) || same_expression(&hundredth(a), b),
         (None, Some("percent")) => same_expression(a, b) || same_expression(a, &hundredth(b)),

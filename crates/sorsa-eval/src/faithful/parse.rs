@@ -113,7 +113,8 @@ impl Parser<'_> {
 
     /// Whether what comes next can be multiplied with by juxtaposition. Two numbers side by side cannot.
     fn starts_factor(&self) -> bool {
-        let after_number = matches!(self.tokens.get(self.at.wrapping_sub(1)), Some(Token { kind: Kind::Number(..), .. }));
+        let after_number =
+            matches!(self.tokens.get(self.at.wrapping_sub(1)), Some(Token { kind: Kind::Number(..), .. }));
         match self.peek() {
             Some(Kind::Number(..)) => !after_number,
             Some(Kind::Letter(_) | Kind::Sign('(' | '{' | '[')) => true,
@@ -267,7 +268,9 @@ impl Parser<'_> {
                 let (below, second) = operand(1 + first)?;
                 (above, below, 1 + first + second)
             }
-            Kind::Number(..) if self.tokens[self.at].spaced && kind(1)? == &Kind::Sign('/') => (whole(0)?, whole(2)?, 3),
+            Kind::Number(..) if self.tokens[self.at].spaced && kind(1)? == &Kind::Sign('/') => {
+                (whole(0)?, whole(2)?, 3)
+            }
             _ => return None,
         };
         // 3\frac{8}{2} is a product: a mixed number's fraction is a proper one.

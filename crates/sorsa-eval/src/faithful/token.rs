@@ -38,8 +38,25 @@ const MAX_TOKENS: usize = 600;
 
 /// Commands that only move or size what they stand before.
 const LAYOUT: [&str; 19] = [
-    "left", "right", "big", "Big", "bigl", "bigr", "Bigl", "Bigr", "displaystyle", "textstyle", "quad", "qquad", "limits",
-    "bigg", "biggl", "biggr", "hspace", "thinspace", "boldsymbol",
+    "left",
+    "right",
+    "big",
+    "Big",
+    "bigl",
+    "bigr",
+    "Bigl",
+    "Bigr",
+    "displaystyle",
+    "textstyle",
+    "quad",
+    "qquad",
+    "limits",
+    "bigg",
+    "biggl",
+    "biggr",
+    "hspace",
+    "thinspace",
+    "boldsymbol",
 ];
 
 /// Commands whose argument is text in words.
