@@ -114,7 +114,15 @@ impl Reader {
             let [Some(plus), Some(minus)] = both else { return None };
             return Some(Answer::List(vec![plus, minus]));
         }
-        based(tokens).or_else(|| ratio(tokens)).or_else(|| quantity(tokens, true)).or_else(|| words(tokens))
+        // `no solution` is no product of n and o in solutions; `x cm` is x with its unit.
+        let strange = |token: &Token| {
+            matches!(&token.kind, Kind::Words(words) if words.split(' ').any(|word| !super::unit::is_unit(word)))
+        };
+        let said = if tokens.iter().any(strange) { words(tokens) } else { None };
+        said.or_else(|| based(tokens))
+            .or_else(|| ratio(tokens))
+            .or_else(|| quantity(tokens, true))
+            .or_else(|| words(tokens))
     }
 
     /// Points, intervals, sets, matrices: what one pair of brackets holds, all of it.
