@@ -57,6 +57,11 @@ impl AnswersFile {
     }
 }
 
+/// A number that tells what was generated from apart: FNV-1a, the same on every machine.
+pub fn fingerprint(text: &str) -> u64 {
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
 /// The rows of a file whose settings are the same.
 fn read<T: DeserializeOwned>(path: &Path, text: &str, settings: &Value) -> anyhow::Result<Vec<T>> {
     let mut lines = text.lines();

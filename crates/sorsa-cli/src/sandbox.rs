@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 
+use crate::answers_file::fingerprint;
 use crate::exit::bad_input;
 
 /// Limits of one program.
@@ -146,11 +147,6 @@ fn last_line(errors: &Path, status: std::process::ExitStatus) -> String {
     let text = String::from_utf8_lossy(&text);
     let line = text.lines().rev().find(|line| !line.trim().is_empty());
     line.map_or_else(|| format!("ended early: {status}"), |line| line.chars().take(300).collect())
-}
-
-/// FNV-1a.
-pub fn fingerprint(text: &str) -> u64 {
-    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 /// A new folder, removed in the end.

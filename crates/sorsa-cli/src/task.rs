@@ -42,10 +42,9 @@ pub struct Generated {
     pub author: Verdict,
 }
 
-/// Every generation, and the time it took.
+/// Every generation.
 pub struct Answers {
     pub rows: Vec<Generated>,
-    pub seconds: f64,
 }
 
 impl Problems {
@@ -88,7 +87,6 @@ impl Problems {
         stops: &[u32],
         style: Style,
     ) -> anyhow::Result<Answers> {
-        let started = std::time::Instant::now();
         let continuing = Continuing {
             slots: batch_size,
             max_new_tokens,
@@ -102,7 +100,7 @@ impl Problems {
             Ok(())
         })?;
         rows.sort_by_key(|row| row.row);
-        Ok(Answers { rows, seconds: started.elapsed().as_secs_f64() })
+        Ok(Answers { rows })
     }
 
     /// Continues every prompt as `continuing` says, except those in `done`, and grades each answer as it is made.
@@ -146,7 +144,7 @@ impl Problems {
         for (record, prompt) in self.records.iter().zip(&self.prompts) {
             text.push_str(&format!("{} {prompt:?} {}\n", record.row, expected(record)));
         }
-        format!("{:016x}", crate::sandbox::fingerprint(&text))
+        format!("{:016x}", crate::answers_file::fingerprint(&text))
     }
 }
 

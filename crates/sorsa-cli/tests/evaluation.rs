@@ -97,7 +97,7 @@ fn samples_are_drawn_apart_and_alike_in_every_batch() {
         json_of(&place)
     };
     let result = run("one.jsonl", "1");
-    let keys: Vec<&String> = result["pass_at"].as_object().unwrap().keys().collect();
+    let keys: Vec<&str> = result["pass_at"].as_object().unwrap().keys().map(String::as_str).collect();
     assert_eq!((keys, &result["answers"]), (vec!["1", "2", "3"], &json!(27)));
     let samples = rows(&place, "one.jsonl");
     assert_eq!(samples.len(), 27);

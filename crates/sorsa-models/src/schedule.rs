@@ -48,6 +48,14 @@ impl CausalLm {
         let context = self.config().context_length().unwrap_or(usize::MAX);
         let room = options.max_new_tokens.min(context);
         let device = self.device().without_autodiff();
+        if options.max_new_tokens == 0 {
+            for row in 0..prompts.len() {
+                if on_finished(row, Generation { ids: Vec::new(), finish: Finish::Length }).is_break() {
+                    break;
+                }
+            }
+            return Ok(());
+        }
         let mut ids: Vec<Vec<u32>> = vec![Vec::new(); prompts.len()];
 
         // Takes in the token that was chosen for a sequence; `Break` if the caller has had enough.
@@ -66,14 +74,6 @@ impl CausalLm {
             on_finished(row, Generation { ids: std::mem::take(ids), finish })
         };
 
-        if options.max_new_tokens == 0 {
-            for row in 0..prompts.len() {
-                if on_finished(row, Generation { ids: Vec::new(), finish: Finish::Length }).is_break() {
-                    break;
-                }
-            }
-            return Ok(());
-        }
         let mut active: Vec<Sequence> = Vec::new();
         let mut cache: Option<Cache> = None;
         let mut next = 0;

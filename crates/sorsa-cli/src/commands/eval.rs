@@ -203,7 +203,7 @@ fn programs(args: &EvalArgs, session: &Session, path: &Path, sandbox: &Sandbox, 
     let encoder = encoder(args, session, "raw")?;
     let context = session.model.config().context_length().unwrap_or(usize::MAX);
     let prompts = humaneval::encode(&problems, &encoder, context)?;
-    let fingerprint = format!("{:016x}", crate::sandbox::fingerprint(&format!("{prompts:?} {problems:?}")));
+    let fingerprint = format!("{:016x}", crate::answers_file::fingerprint(&format!("{prompts:?} {problems:?}")));
     let settings = settings(args, "humaneval", problems.len(), &fingerprint);
     let (mut file, mut rows) = match &args.out {
         Some(out) => AnswersFile::open::<humaneval::Tested>(out, &settings).map(|(file, rows)| (Some(file), rows))?,
