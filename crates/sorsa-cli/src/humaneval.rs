@@ -123,3 +123,27 @@ pub fn counts(rows: &[Tested]) -> Vec<(u64, u64)> {
     }
     problems.into_values().collect()
 }
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+    use crate::sandbox::Limits;
+
+    #[test]
+    fn the_published_solutions_pass_and_empty_ones_do_not() {
+        let Some(data) = std::env::var_os("SORSA_DATA") else { return };
+        let Ok(sandbox) = Sandbox::new(Limits { seconds: 30, memory_bytes: 1 << 30 }) else { return };
+        let path = Path::new(&data).join("humaneval/HumanEval.jsonl");
+        assert!(recognised(&path));
+        let text = std::fs::read_to_string(&path).unwrap();
+        let problems = load(&path, None).unwrap();
+        for (problem, line) in problems.iter().zip(text.lines()).step_by(8) {
+            let row: serde_json::Value = serde_json::from_str(line).unwrap();
+            let run = |completion: &str| {
+                sandbox.run(&program(&problem.prompt, completion, &problem.test, &problem.entry_point)).unwrap()
+            };
+            assert_eq!(run(row["canonical_solution"].as_str().unwrap()), Outcome::Passed, "{}", problem.task_id);
+            assert_ne!(run("    pass\n"), Outcome::Passed, "{}", problem.task_id);
+        }
+    }
+}

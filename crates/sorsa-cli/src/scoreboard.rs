@@ -1,10 +1,10 @@
 //! What the graders say of many answers: side by side, in all and by level and subject, with 95 % intervals.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value, json};
 use sorsa_eval::grade::{AnswerKind, Grader, Score, Verdict};
-use sorsa_eval::stats::{Mean, pass_at_k};
+use sorsa_eval::stats::{pass_at_k, score_interval};
 
 use crate::format::{TableFormat, print, print_json};
 
@@ -44,15 +44,14 @@ impl Group<'_> {
     }
 
     /// The chance of a right answer among `k`, over the problems.
-    fn pass_at(&self, grader: usize, k: u64) -> Option<Mean> {
+    fn pass_at(&self, grader: usize, k: u64) -> Option<PassRate> {
         let mut problems: BTreeMap<usize, (u64, u64)> = BTreeMap::new();
         for row in &self.rows {
             let (total, right) = problems.entry(row.problem).or_default();
             *total += 1;
             *right += u64::from(row.verdicts[grader].correct);
         }
-        let chances: Option<Vec<f64>> = problems.values().map(|(total, right)| pass_at_k(*total, *right, k)).collect();
-        Mean::of(&chances?)
+        PassRate::of(problems.into_values(), k)
     }
 
     fn json(&self) -> Value {
@@ -72,6 +71,32 @@ impl Group<'_> {
             })
             .collect();
         json!({ "answers": self.rows.len(), "graders": graders })
+    }
+}
+
+/// The mean of pass@k over problems.
+pub struct PassRate {
+    mean: f64,
+    problems: u64,
+}
+
+impl PassRate {
+    /// From the generations and the right ones of each problem; `None` where one has fewer than `k`, or none is.
+    pub fn of(problems: impl Iterator<Item = (u64, u64)>, k: u64) -> Option<Self> {
+        let chances: Option<Vec<f64>> = problems.map(|(total, right)| pass_at_k(total, right, k)).collect();
+        let chances = chances.filter(|chances| !chances.is_empty())?;
+        Some(Self { mean: chances.iter().sum::<f64>() / chances.len() as f64, problems: chances.len() as u64 })
+    }
+
+    pub fn json(&self) -> Value {
+        let interval = score_interval(self.mean, self.problems);
+        json!({ "mean": self.mean, "interval": [interval.low, interval.high], "problems": self.problems })
+    }
+
+    /// `12.5 % [8.6, 17.8]`.
+    pub fn percent(&self) -> String {
+        let interval = score_interval(self.mean, self.problems);
+        format!("{:.1} % [{:.1}, {:.1}]", 100.0 * self.mean, 100.0 * interval.low, 100.0 * interval.high)
     }
 }
 
@@ -116,11 +141,10 @@ pub fn print_scores(
         }
         if samples > 1 {
             let pass = |k: u64| {
-                let graders = GRADERS.into_iter().enumerate().filter_map(|(index, grader)| {
-                    let mean = all.pass_at(index, k)?;
-                    let interval = mean.interval.map(|interval| [interval.low, interval.high]);
-                    Some((grader.name().to_owned(), json!({ "mean": mean.mean, "interval": interval })))
-                });
+                let graders = GRADERS
+                    .into_iter()
+                    .enumerate()
+                    .filter_map(|(index, grader)| Some((grader.name().to_owned(), all.pass_at(index, k)?.json())));
                 (k.to_string(), Value::Object(graders.collect()))
             };
             document.insert("pass_at".into(), Value::Object(reported(samples).into_iter().map(pass).collect()));
@@ -140,10 +164,9 @@ pub fn print_scores(
     }
     if samples > 1 {
         for k in reported(samples) {
-            let mut cells = vec![format!("pass@{k}"), all.rows.len().to_string()];
-            cells.extend(
-                (0..3).map(|grader| all.pass_at(grader, k).map_or_else(String::new, |mean| percent_mean(&mean))),
-            );
+            let problems: BTreeSet<usize> = rows.iter().map(|row| row.problem).collect();
+            let mut cells = vec![format!("pass@{k}"), problems.len().to_string()];
+            cells.extend((0..3).map(|grader| all.pass_at(grader, k).map_or_else(String::new, |rate| rate.percent())));
             cells.push(String::new());
             table.push(cells);
         }
@@ -153,17 +176,4 @@ pub fn print_scores(
         print(format_args!("{notes}{disputed} answers that the graders disagree on"))?;
     }
     Ok(())
-}
-
-/// `12.5 % [8.6, 17.8]`: a mean of shares with Student's 95 % interval.
-pub fn percent_mean(mean: &Mean) -> String {
-    match mean.interval {
-        Some(interval) => format!(
-            "{:.1} % [{:.1}, {:.1}]",
-            100.0 * mean.mean,
-            100.0 * interval.low.max(0.0),
-            100.0 * interval.high.min(1.0)
-        ),
-        None => format!("{:.1} %", 100.0 * mean.mean),
-    }
 }

@@ -6,7 +6,6 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use sorsa_data::{Encoder, Record};
 use sorsa_eval::grade::{AnswerKind, Grader, Score, Verdict};
-use sorsa_eval::stats::Proportion;
 use sorsa_models::{CausalLm, Sampling};
 
 use crate::exit::{OrBadInput, bad_input};
@@ -183,11 +182,6 @@ impl Answers {
 
 /// `12.5 % [8.6, 17.8]`: a share with its 95 % interval.
 pub fn percent(score: &Score) -> String {
-    share(score.correct)
-}
-
-/// The same of any proportion.
-pub fn share(proportion: Proportion) -> String {
-    let interval = proportion.interval();
-    format!("{:.1} % [{:.1}, {:.1}]", 100.0 * proportion.rate(), 100.0 * interval.low, 100.0 * interval.high)
+    let interval = score.correct.interval();
+    format!("{:.1} % [{:.1}, {:.1}]", 100.0 * score.correct.rate(), 100.0 * interval.low, 100.0 * interval.high)
 }

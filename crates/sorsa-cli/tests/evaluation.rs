@@ -1,5 +1,6 @@
 //! `sorsa eval` and `sorsa grade`: what is kept, gone on with, and counted.
 
+#[allow(dead_code, reason = "each test file uses its part of it")]
 mod common;
 
 use common::{Place, Succeed};
@@ -34,7 +35,8 @@ fn generations_made_elsewhere_are_graded_side_by_side() {
     let disputed = std::fs::read_to_string(place.path("disputed.jsonl")).unwrap();
     let disputed: Vec<Value> = disputed.lines().map(|line| json_of(line)["line"].clone()).collect();
     assert_eq!(disputed, [2, 3]);
-    let tables = ["table", "markdown", "latex"].map(|format| place.command(&grade).args(["--format", format]).succeed());
+    let tables =
+        ["table", "markdown", "latex"].map(|format| place.command(&grade).args(["--format", format]).succeed());
     insta::assert_snapshot!("graded_in_every_format", tables.join("\n"));
 }
 
@@ -48,7 +50,10 @@ fn math_is_graded_by_its_own_rules_level_by_level() {
     place.write("math.jsonl", lines.map(|line| line.to_string() + "\n").concat());
     let result = json_of(&place.command(&["grade", "math.jsonl", "--task", "math", "--format", "json"]).succeed());
     let correct = |group: &Value, grader: &str| group["graders"][grader]["correct"].as_u64().unwrap();
-    assert_eq!((correct(&result["by_level"]["Level 1"], "author"), correct(&result["by_level"]["Level 1"], "faithful")), (1, 0));
+    assert_eq!(
+        (correct(&result["by_level"]["Level 1"], "author"), correct(&result["by_level"]["Level 1"], "faithful")),
+        (1, 0)
+    );
     assert_eq!(correct(&result["by_level"]["Level 5"], "faithful"), 1);
     assert_eq!(result["by_kind"]["Algebra"]["answers"], 2);
 }
@@ -118,7 +123,8 @@ fn programs_are_run_only_where_that_is_allowed() {
         json!({"task_id": id, "prompt": prompt, "entry_point": "one", "test": "def check(f):\n    assert f() == 1\n"})
     };
     place.write("code.jsonl", format!("{}\n{}\n", problem("right", 1), problem("wrong", 2)));
-    let eval = ["eval", "--model", "model", "--data", "code.jsonl", "--max-new-tokens", "1", "--quiet", "--format", "json"];
+    let eval =
+        ["eval", "--model", "model", "--data", "code.jsonl", "--max-new-tokens", "1", "--quiet", "--format", "json"];
     let output = place.command(&eval).output().unwrap();
     assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8(output.stderr).unwrap().contains("--allow-code-execution"));

@@ -41,17 +41,23 @@ impl Proportion {
     /// assert!((interval.low - 0.5334).abs() < 1e-4 && (interval.high - 0.5868).abs() < 1e-4);
     /// ```
     pub fn interval(self) -> Interval {
-        /// The 97.5 % quantile of the normal distribution.
-        const Z: f64 = 1.959_963_984_540_054;
-        if self.total == 0 {
-            return Interval { low: 0.0, high: 1.0 };
-        }
-        let (p, n) = (self.rate(), self.total as f64);
-        let denominator = 1.0 + Z * Z / n;
-        let center = (p + Z * Z / (2.0 * n)) / denominator;
-        let half = Z * (p * (1.0 - p) / n + (Z / (2.0 * n)).powi(2)).sqrt() / denominator;
-        Interval { low: (center - half).max(0.0), high: (center + half).min(1.0) }
+        score_interval(self.rate(), self.total)
     }
+}
+
+/// Wilson's 95 % interval of a rate over `total` trials. For a mean of chances, such as pass@k over problems, it is too
+/// wide rather than too narrow: no spread of numbers within `0..=1` is larger than that of zeros and ones.
+pub fn score_interval(rate: f64, total: u64) -> Interval {
+    /// The 97.5 % quantile of the normal distribution.
+    const Z: f64 = 1.959_963_984_540_054;
+    if total == 0 {
+        return Interval { low: 0.0, high: 1.0 };
+    }
+    let (p, n) = (rate, total as f64);
+    let denominator = 1.0 + Z * Z / n;
+    let center = (p + Z * Z / (2.0 * n)) / denominator;
+    let half = Z * (p * (1.0 - p) / n + (Z / (2.0 * n)).powi(2)).sqrt() / denominator;
+    Interval { low: (center - half).max(0.0), high: (center + half).min(1.0) }
 }
 
 /// The chance that at least one of `k` answers is right, where `correct` of `total` sampled ones were: the unbiased

@@ -8,7 +8,6 @@ use burn::tensor::FloatDType;
 use serde_json::{Map, Value, json};
 use sorsa_data::{AnswerStyle, BatchOptions, Batcher, EncodeOptions, Encoder, Format, LoadOptions};
 use sorsa_eval::grade::AnswerKind;
-use sorsa_eval::stats::{Mean, Proportion, pass_at_k};
 use sorsa_models::Sampling;
 use sorsa_train::files::write_atomic;
 use sorsa_train::mean_loss;
@@ -23,7 +22,7 @@ use crate::progress::Style;
 use crate::run_dir::json_lines;
 use crate::sampling::Continuing;
 use crate::sandbox::{Isolation, Limits, Sandbox};
-use crate::scoreboard::{Judged, percent_mean, print_scores, reported};
+use crate::scoreboard::{Judged, PassRate, print_scores, reported};
 use crate::session::{Session, embedded_task, load_records};
 use crate::task::{Generated, Problems};
 
@@ -225,23 +224,14 @@ fn programs(args: &EvalArgs, session: &Session, path: &Path, sandbox: &Sandbox, 
         file.conclude(&rows)?;
     }
     let counts = humaneval::counts(&rows);
-    let pass = |k: u64| {
-        let chances: Option<Vec<f64>> = counts.iter().map(|(total, passed)| pass_at_k(*total, *passed, k)).collect();
-        chances.and_then(|chances| Mean::of(&chances))
-    };
+    let pass = |k: u64| PassRate::of(counts.iter().copied(), k);
     let isolation = match sandbox.isolation() {
         Isolation::Namespaces => "namespaces",
         Isolation::Limits => "limits",
     };
     if args.format == TableFormat::Json {
-        let pass_at: Map<String, Value> = reported(args.samples as u64)
-            .into_iter()
-            .filter_map(|k| {
-                let mean = pass(k)?;
-                let interval = mean.interval.map(|interval| [interval.low, interval.high]);
-                Some((k.to_string(), json!({ "mean": mean.mean, "interval": interval })))
-            })
-            .collect();
+        let pass_at: Map<String, Value> =
+            reported(args.samples as u64).into_iter().filter_map(|k| Some((k.to_string(), pass(k)?.json()))).collect();
         return print_json(&json!({
             "task": "humaneval", "problems": problems.len(), "samples": args.samples, "resumed": done.len(),
             "passed": rows.iter().filter(|row| row.passed).count(), "pass_at": pass_at, "isolation": isolation,
@@ -250,16 +240,7 @@ fn programs(args: &EvalArgs, session: &Session, path: &Path, sandbox: &Sandbox, 
     }
     let mut table = vec![["programs", "problems", "passed"].map(str::to_owned).to_vec()];
     for k in reported(args.samples as u64) {
-        let shown = match pass(k) {
-            // One greedy answer for each problem: Wilson's interval, which holds near the ends.
-            Some(_) if args.samples == 1 => {
-                let successes = rows.iter().filter(|row| row.passed).count() as u64;
-                let score = Proportion { successes, total: rows.len() as u64 };
-                crate::task::share(score)
-            }
-            Some(mean) => percent_mean(&mean),
-            None => String::new(),
-        };
+        let shown = pass(k).map_or_else(String::new, |rate| rate.percent());
         table.push(vec![format!("pass@{k}"), problems.len().to_string(), shown]);
     }
     print(args.format.table(&table).unwrap_or_default().trim_end())?;

@@ -115,9 +115,7 @@ impl Reader {
             return Some(Answer::List(vec![plus, minus]));
         }
         // `no solution` is no product of n and o in solutions; `x cm` is x with its unit.
-        let strange = |token: &Token| {
-            matches!(&token.kind, Kind::Words(words) if words.split(' ').any(|word| !super::unit::is_unit(word)))
-        };
+        let strange = |token: &Token| matches!(&token.kind, Kind::Words(words) if words.split(' ').any(|word| !super::unit::is_unit(word)));
         let said = if tokens.iter().any(strange) { words(tokens) } else { None };
         said.or_else(|| based(tokens))
             .or_else(|| ratio(tokens))
