@@ -1,4 +1,4 @@
-//! The faithful grader on pairs whose verdicts were written by hand, one by one, before it saw them, and on strings made
+//! The faithful grader on pairs whose verdicts were written by hand, one by one, and on strings made
 //! to break it.
 
 use std::time::{Duration, Instant};

@@ -24,8 +24,8 @@ pub(super) enum Answer {
     Relation(Vec<Expr>, Vec<char>),
     /// What a name stands for: `x = 3`, `f(x) = x^2`, `x \in [0, 1]`.
     Named(String, Box<Answer>),
-    /// `2:3:4`.
-    Ratio(Vec<Expr>),
+    /// `2:3:4`, or a time of day with what stands after it: `8:34 pm`.
+    Ratio(Vec<Expr>, Option<String>),
     /// Digits in a base: `1011_2`.
     Based(String, String),
     /// Words, in lower case.
@@ -324,12 +324,13 @@ fn based(tokens: &[Token]) -> Option<Answer> {
 
 /// `2:3`: values with colons between them.
 fn ratio(tokens: &[Token]) -> Option<Answer> {
+    let (tokens, after) = tokens.split_at(unit_start(tokens));
     let parts = split(tokens, |kind| *kind == Kind::Sign(':'));
     if parts.len() < 2 {
         return None;
     }
     let parts: Option<Vec<Expr>> = parts.into_iter().map(|part| Some(expression(part, true)?.expr)).collect();
-    parts.map(Answer::Ratio)
+    Some(Answer::Ratio(parts?, unit_name(after).0))
 }
 
 /// The name on the left of `=` or `\in`: a variable, a function of one, or two capitals (a segment).

@@ -60,7 +60,8 @@ const LAYOUT: [&str; 19] = [
 ];
 
 /// Commands whose argument is text in words.
-const TEXT: [&str; 8] = ["text", "mbox", "textbf", "textit", "textrm", "mathrm", "operatorname", "mathbf"];
+const TEXT: [&str; 9] =
+    ["text", "textnormal", "mbox", "textbf", "textit", "textrm", "mathrm", "operatorname", "mathbf"];
 
 /// Names that are functions or constants even without a backslash.
 const NAMES: [&str; 20] = [
@@ -182,7 +183,9 @@ impl Scanner<'_> {
                     && (**separator != "," || self.depth == 0)
                     && digits(end + separator.len()) == 3
             };
-            let Some(separator) = [",\\!", "{,}", "\\,", ","].iter().find(group) else { break };
+            let Some(separator) = [", \\! ", ",\\! ", ", \\!", ",\\!", "{,}", "\\,", ","].iter().find(group) else {
+                break;
+            };
             let from = end + separator.len();
             text.push_str(&self.rest[from..from + 3]);
             end = from + 3;
@@ -302,8 +305,10 @@ impl Scanner<'_> {
     /// `\text{..}`: words, unless it holds something else, such as `(A)` or a number.
     fn text(&mut self) -> Option<()> {
         let content = self.argument()?;
-        let words = content.trim().trim_end_matches('.').to_lowercase();
-        let worded = words.chars().all(|c| c.is_alphabetic() || c.is_whitespace() || matches!(c, '\'' | '-'));
+        // `sq. ft`, `p.m.`
+        let words = content.trim().replace('.', "").to_lowercase();
+        let worded = !content.contains(|c: char| c.is_ascii_digit())
+            && words.chars().all(|c| c.is_alphabetic() || c.is_whitespace() || matches!(c, '\'' | '-'));
         if worded && words.chars().count() == 1 && !super::unit::is_unit(&words) {
             self.push(Kind::Letter(content.trim().chars().next()?));
         } else if worded {
