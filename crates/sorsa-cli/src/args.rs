@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::device::Backend;
-use crate::format::Format;
+use crate::format::{Format, TableFormat};
 
 /// Fine-tunes language models with SVD-based adapters.
 #[derive(Debug, Parser)]
@@ -23,6 +23,8 @@ pub enum Command {
     Pretrain(Box<PretrainArgs>),
     /// Measure accuracy on a task, or the loss of a text
     Eval(Box<EvalArgs>),
+    /// Grade generations that were made elsewhere
+    Grade(GradeArgs),
     /// Continue a prompt
     Generate(Box<GenerateArgs>),
     /// Merge an adapter into its model and write a Hugging Face folder
@@ -212,18 +214,22 @@ pub struct EvalArgs {
     /// Folder of an adapter, or of a run that has one
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
-    /// Problems (GSM8K, MATH, MetaMathQA, SVAMP or any prompts with answers); without it the embedded test problems
+    /// Problems (GSM8K, MATH, SVAMP, HumanEval, MetaMathQA or any prompts with answers); without it the embedded test
+    /// problems
     #[arg(long, value_name = "FILE")]
     pub data: Option<String>,
+    /// What kind of problems they are; without it told by the fields of the file
+    #[arg(long, value_enum)]
+    pub task: Option<Task>,
     /// Measure the perplexity of these texts instead
     #[arg(long, value_name = "FILE", conflicts_with = "data")]
     pub text: Option<PathBuf>,
     /// Use the first rows only
     #[arg(long, value_name = "ROWS")]
     pub limit: Option<usize>,
-    /// alpaca, code, raw or chat
-    #[arg(long, default_value = "alpaca")]
-    pub template: String,
+    /// alpaca, code, raw or chat; without it alpaca, and raw for HumanEval
+    #[arg(long)]
+    pub template: Option<String>,
     /// Text put after every prompt
     #[arg(long, default_value = "")]
     pub prompt_suffix: String,
@@ -233,20 +239,83 @@ pub struct EvalArgs {
     /// Prompts generated together
     #[arg(long, default_value_t = 64)]
     pub batch_size: usize,
-    /// Where every generation is written (JSONL)
+    /// Generations of each prompt
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub samples: usize,
+    /// Sample at this temperature; 0 is greedy
+    #[arg(long, default_value_t = 0.0)]
+    pub temperature: f64,
+    /// Sample from the k most likely tokens
+    #[arg(long)]
+    pub top_k: Option<usize>,
+    /// Sample from the most likely tokens that together reach this probability
+    #[arg(long)]
+    pub top_p: Option<f64>,
+    /// Seed of the sampling
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=MAX_SEED))]
+    pub seed: u64,
+    /// Where every generation is kept (JSONL); a second call with the same settings goes on where it stopped
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
+    /// Where the answers are written that the graders disagree on (JSONL)
+    #[arg(long, value_name = "FILE")]
+    pub disagreements: Option<PathBuf>,
+    /// Run the programs that the model writes, in a child process with limits (HumanEval)
+    #[arg(long)]
+    pub allow_code_execution: bool,
+    /// Time limit of a program
+    #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub code_timeout: u64,
+    /// Memory limit of a program
+    #[arg(long, value_name = "MIB", default_value_t = 1024, value_parser = clap::value_parser!(u64).range(64..=1 << 20))]
+    pub code_memory: u64,
     /// Leave out malformed rows, and count them
     #[arg(long)]
     pub skip_bad_rows: bool,
     /// How the result is printed
     #[arg(long, value_enum, default_value_t)]
-    pub format: Format,
+    pub format: TableFormat,
     /// Print results only
     #[arg(long, short)]
     pub quiet: bool,
     #[command(flatten)]
     pub device: DeviceArgs,
+}
+
+/// A kind of problems.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Task {
+    Gsm8k,
+    Math,
+    Svamp,
+    Humaneval,
+    Embedded,
+}
+
+#[derive(Debug, Args)]
+pub struct GradeArgs {
+    /// Generations, one JSON object a line
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// gsm8k, math, svamp or embedded
+    #[arg(long, value_enum, default_value = "gsm8k")]
+    pub task: Task,
+    /// Field of the generated text; without it the first of prediction, generation, generated, output, completion and
+    /// response
+    #[arg(long, value_name = "FIELD")]
+    pub prediction_field: Option<String>,
+    /// Field of the gold answer or solution; without it the first of gold, answer, expected, solution and target
+    #[arg(long, value_name = "FIELD")]
+    pub gold_field: Option<String>,
+    /// Where every verdict is written (JSONL)
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// Where the answers are written that the graders disagree on (JSONL)
+    #[arg(long, value_name = "FILE")]
+    pub disagreements: Option<PathBuf>,
+    /// How the result is printed
+    #[arg(long, value_enum, default_value_t)]
+    pub format: TableFormat,
 }
 
 #[derive(Debug, Args)]

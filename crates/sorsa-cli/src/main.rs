@@ -1,5 +1,6 @@
 //! The `sorsa` binary.
 
+mod answers_file;
 mod args;
 mod commands;
 mod curves;
@@ -7,10 +8,14 @@ mod device;
 mod estimate;
 mod exit;
 mod format;
+mod humaneval;
 mod plan;
 mod progress;
 mod recipe;
 mod run_dir;
+mod sampling;
+mod sandbox;
+mod scoreboard;
 mod session;
 mod task;
 
@@ -33,6 +38,7 @@ fn main() -> ExitCode {
         Command::Finetune(args) => commands::finetune::run(&args),
         Command::Pretrain(args) => commands::pretrain::run(&args),
         Command::Eval(args) => commands::eval::run(&args),
+        Command::Grade(args) => commands::grade::run(&args),
         Command::Generate(args) => commands::generate::run(&args),
         Command::Merge(args) => commands::merge::run(&args),
         Command::Export(args) => commands::export::run(&args),

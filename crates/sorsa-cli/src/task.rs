@@ -1,14 +1,17 @@
 //! Accuracy on problems with answers: prompts are continued, every generation is kept and graded.
 
+use std::collections::HashSet;
 use std::path::Path;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use sorsa_data::{Encoder, Record};
-use sorsa_eval::grade::{Grader, Score, Verdict};
-use sorsa_models::{CausalLm, Finish, GenerateOptions, Sampling};
+use sorsa_eval::grade::{AnswerKind, Grader, Score, Verdict};
+use sorsa_models::{CausalLm, Sampling};
 
 use crate::exit::{OrBadInput, bad_input};
-use crate::progress::{Progress, Style};
+use crate::progress::Style;
+use crate::sampling::Continuing;
+use crate::scoreboard::{Judged, judge};
 
 /// Problems, encoded for one tokenizer.
 pub struct Problems {
@@ -17,12 +20,15 @@ pub struct Problems {
 }
 
 /// One generation and what the graders say of it: a line of `generations.jsonl`.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Generated {
     pub row: usize,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// Number of the generation among the row's.
+    #[serde(default)]
+    pub sample: usize,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub level: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kind: Option<String>,
     pub prompt: String,
     pub expected: String,
@@ -35,10 +41,9 @@ pub struct Generated {
     pub author: Verdict,
 }
 
-/// Every generation, and the time it took.
+/// Every generation.
 pub struct Answers {
     pub rows: Vec<Generated>,
-    pub seconds: f64,
 }
 
 impl Problems {
@@ -81,39 +86,81 @@ impl Problems {
         stops: &[u32],
         style: Style,
     ) -> anyhow::Result<Answers> {
-        let started = std::time::Instant::now();
-        let options = GenerateOptions { max_new_tokens, sampling: Sampling::Greedy, stop: stops.to_vec() };
-        // Prompts of similar length together: less padding.
-        let mut order: Vec<usize> = (0..self.prompts.len()).collect();
-        order.sort_by_key(|index| self.prompts[*index].len());
-        let progress = Progress::new("answers", self.len() as u64, style);
-        let mut rows: Vec<Option<Generated>> = vec![None; self.len()];
-        for (number, batch) in order.chunks(batch_size).enumerate() {
-            let prompts: Vec<Vec<u32>> = batch.iter().map(|index| self.prompts[*index].clone()).collect();
-            let generations = model.generate(&prompts, &options, |_, _| ()).or_bad_input()?;
-            for (index, generation) in batch.iter().zip(generations) {
-                let record = &self.records[*index];
-                let text = encoder.tokenizer().decode(&generation.ids)?;
-                // The short answer where the format has one; the whole solution otherwise.
-                let expected = record.final_answer.as_deref().or(record.answer()).unwrap_or_default();
-                rows[*index] = Some(Generated {
-                    row: record.row,
-                    level: record.level.clone(),
-                    kind: record.kind.clone(),
-                    prompt: encoder.tokenizer().decode(&self.prompts[*index])?,
-                    expected: expected.to_owned(),
-                    tokens: generation.ids.len(),
-                    finished: generation.finish == Finish::Stop,
-                    strict: Grader::Strict.grade(expected, &text),
-                    faithful: Grader::Faithful.grade(expected, &text),
-                    author: Grader::Author.grade(expected, &text),
-                    generated: text,
-                });
-            }
-            progress.set(((number + 1) * batch_size).min(self.len()) as u64, "");
+        let continuing = Continuing {
+            slots: batch_size,
+            max_new_tokens,
+            sampling: Sampling::Greedy,
+            samples: 1,
+            stops: stops.to_vec(),
+        };
+        let mut rows = Vec::new();
+        self.continue_all((model, encoder), &continuing, AnswerKind::Number, &[], style, |row| {
+            rows.push(row);
+            Ok(())
+        })?;
+        rows.sort_by_key(|row| row.row);
+        Ok(Answers { rows })
+    }
+
+    /// Continues every prompt as `continuing` says, except those in `done`, and grades each answer as it is made.
+    pub fn continue_all(
+        &self,
+        (model, encoder): (&CausalLm, &Encoder),
+        continuing: &Continuing,
+        kind: AnswerKind,
+        done: &[Generated],
+        style: Style,
+        mut on_row: impl FnMut(Generated) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let done: HashSet<(usize, usize)> = done
+            .iter()
+            .filter_map(|row| Some((self.records.iter().position(|record| record.row == row.row)?, row.sample)))
+            .collect();
+        continuing.run((model, encoder), &self.prompts, &done, style, |sampled| {
+            let record = &self.records[sampled.index];
+            let expected = expected(record);
+            let [faithful, strict, author] = judge(kind, expected, &sampled.text);
+            on_row(Generated {
+                row: record.row,
+                sample: sampled.sample,
+                level: record.level.clone(),
+                kind: record.kind.clone(),
+                prompt: encoder.tokenizer().decode(&self.prompts[sampled.index])?,
+                expected: expected.to_owned(),
+                tokens: sampled.tokens,
+                finished: sampled.finished,
+                strict,
+                faithful,
+                author,
+                generated: sampled.text,
+            })
+        })
+    }
+
+    /// A number that differs where prompts or expected answers do.
+    pub fn fingerprint(&self) -> String {
+        let mut text = String::new();
+        for (record, prompt) in self.records.iter().zip(&self.prompts) {
+            text.push_str(&format!("{} {prompt:?} {}\n", record.row, expected(record)));
         }
-        progress.finish();
-        Ok(Answers { rows: rows.into_iter().flatten().collect(), seconds: started.elapsed().as_secs_f64() })
+        format!("{:016x}", crate::answers_file::fingerprint(&text))
+    }
+}
+
+/// The short answer where the format has one; the whole solution otherwise.
+fn expected(record: &Record) -> &str {
+    record.final_answer.as_deref().or(record.answer()).unwrap_or_default()
+}
+
+impl Generated {
+    /// The answer as the scores count it.
+    pub fn judged(&self) -> Judged<'_> {
+        Judged {
+            problem: self.row,
+            level: self.level.as_deref(),
+            kind: self.kind.as_deref(),
+            verdicts: [&self.faithful, &self.strict, &self.author],
+        }
     }
 }
 
@@ -130,10 +177,6 @@ impl Answers {
     /// Scores by every grader kept.
     pub fn scores(&self) -> Vec<(Grader, Score)> {
         [Grader::Faithful, Grader::Strict, Grader::Author].map(|grader| (grader, self.score(grader))).to_vec()
-    }
-
-    pub fn tokens(&self) -> usize {
-        self.rows.iter().map(|row| row.tokens).sum()
     }
 }
 

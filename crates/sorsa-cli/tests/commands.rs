@@ -89,14 +89,14 @@ fn a_merged_model_says_what_the_model_with_its_adapter_says() {
     let texts = ways.map(|way| place.command(&["generate", "Tom has 3", "--max-new-tokens", "12"]).args(way).succeed());
     assert_eq!(texts[1], texts[2]);
     let answers = ways.map(|way| {
-        let eval =
-            ["eval", "--data", "data.jsonl", "--limit", "5", "--max-new-tokens", "8", "--out", "answers/all.jsonl"];
+        let out = format!("answers/{}.jsonl", way.len() + usize::from(way[1] == "merged"));
+        let eval = ["eval", "--data", "data.jsonl", "--limit", "5", "--max-new-tokens", "8", "--out", &out];
         let printed = place.command(&eval).args(["--quiet", "--format", "json"]).args(way).succeed();
         let result: Value = serde_json::from_str(&printed).unwrap();
         assert_eq!(result["problems"], 5);
         assert!(result["graders"]["faithful"]["accuracy"].is_number(), "{result}");
-        let rows = std::fs::read_to_string(place.path("answers/all.jsonl")).unwrap();
-        let rows = rows.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["generated"].clone());
+        let rows = std::fs::read_to_string(place.path(&out)).unwrap();
+        let rows = rows.lines().skip(1).map(|line| serde_json::from_str::<Value>(line).unwrap()["generated"].clone());
         rows.collect::<Vec<_>>()
     });
     assert_eq!(answers[1], answers[2]);
@@ -198,7 +198,12 @@ fn devices_lists_the_cpu_as_working() {
 #[test]
 fn help_says_what_there_is() {
     let place = Place::new();
-    for (name, args) in [("help", &["--help"][..]), ("help_finetune", &["finetune", "--help"])] {
+    for (name, args) in [
+        ("help", &["--help"][..]),
+        ("help_finetune", &["finetune", "--help"]),
+        ("help_eval", &["eval", "--help"]),
+        ("help_grade", &["grade", "--help"]),
+    ] {
         let text = place.command(args).env("COLUMNS", "100").succeed();
         insta::assert_snapshot!(name, text);
     }

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::answer::{final_answer, last_number};
 use crate::author;
+use crate::faithful::same_answer;
 use crate::latex::strip_string;
 use crate::number::Quantity;
 use crate::stats::Proportion;
@@ -13,16 +14,28 @@ use crate::stats::Proportion;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Grader {
-    /// GSM8K as SORSA's author grades it, bug for bug: the first number after `The answer is: `, rounded.
+    /// As SORSA's author grades, bug for bug: GSM8K by the first number after `The answer is: `, rounded; MATH by equal
+    /// strings, numbers within 1e-4 (or a hundredfold), or expressions that sympy reads.
     Author,
     /// Equal strings in the normal form of the MATH paper; in plain numbers, thousands separators, currency signs and
     /// `%` do not count.
     Strict,
-    /// Numbers compared as exact rationals, whatever their spelling; anything else as [`Strict`](Self::Strict).
+    /// Answers compared as what they mean, numbers exactly: see [`same_answer`].
     Faithful,
     /// The last number of the text, compared as [`Faithful`](Self::Faithful) does: for models that were never taught to
     /// announce an answer (`flexible-extract` of lm-eval).
     LastNumber,
+}
+
+/// Which of a grader's rules applies, where it has one for each kind of problem: the author's has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AnswerKind {
+    /// Numbers: GSM8K, SVAMP, the embedded task.
+    #[default]
+    Number,
+    /// Expressions: MATH.
+    Expression,
 }
 
 /// What a grader says of one generated text.
@@ -48,7 +61,8 @@ impl Grader {
         }
     }
 
-    /// Grades `generated` against `expected`: a worked solution with its [`final_answer`], or the bare answer.
+    /// Grades a number in `generated` against `expected`: a worked solution with its [`final_answer`], or the bare
+    /// answer.
     ///
     /// ```
     /// use sorsa_eval::grade::Grader;
@@ -58,22 +72,42 @@ impl Grader {
     /// assert_eq!(verdict.extracted.as_deref(), Some("$1250.00"));
     /// ```
     pub fn grade(self, expected: &str, generated: &str) -> Verdict {
+        self.grade_as(AnswerKind::Number, expected, generated)
+    }
+
+    /// Grades an answer of the given kind in `generated` against `expected`: a worked solution or the bare answer.
+    ///
+    /// ```
+    /// use sorsa_eval::grade::{AnswerKind, Grader};
+    ///
+    /// let right = |grader: Grader, gold, text| grader.grade_as(AnswerKind::Expression, gold, text).correct;
+    /// assert!(right(Grader::Faithful, r"\boxed{x^2+2x+1}", "The answer is: (x+1)^2"));
+    /// // The author's code cannot read `x/2`, and compares the gold answer with itself.
+    /// assert!(right(Grader::Author, r"\boxed{x/2}", "The answer is: 5"));
+    /// ```
+    pub fn grade_as(self, kind: AnswerKind, expected: &str, generated: &str) -> Verdict {
         let gold = final_answer(expected).unwrap_or(expected.trim());
         let judge = |found: Option<&str>, same: fn(&str, &str) -> bool| Verdict {
             extracted: found.map(str::to_owned),
             correct: found.is_some_and(|found| same(gold, found)),
         };
-        match self {
-            Self::Strict => judge(final_answer(generated), same_string),
-            Self::Faithful => judge(final_answer(generated), same_value),
-            Self::LastNumber => judge(last_number(generated), same_value),
-            Self::Author => {
-                let found = author::predicted(generated);
-                let gold = author::expected(expected).unwrap_or_else(|| gold.replace(',', ""));
+        match (self, kind) {
+            (Self::Strict, _) => judge(final_answer(generated), same_string),
+            (Self::Faithful, _) => judge(final_answer(generated), same_answer),
+            (Self::LastNumber, _) => judge(last_number(generated), same_answer),
+            (Self::Author, AnswerKind::Number) => {
+                let found = author::gsm8k::predicted(generated);
+                let gold = author::gsm8k::expected(expected).unwrap_or_else(|| gold.replace(',', ""));
                 Verdict {
                     extracted: found.map(|number| format!("{number:.0}")),
                     correct: found.is_some() && found == gold.parse().ok(),
                 }
+            }
+            (Self::Author, AnswerKind::Expression) => {
+                let found = author::math::predicted(generated);
+                let solution = [r"\boxed", r"\fbox"].iter().any(|command| expected.contains(command));
+                let gold = if solution { author::math::expected(expected) } else { Some(expected) };
+                Verdict { extracted: found.map(str::to_owned), correct: author::math::is_equivalent(gold, found) }
             }
         }
     }
@@ -104,15 +138,8 @@ impl Score {
     }
 }
 
-fn same_string(gold: &str, found: &str) -> bool {
+pub(crate) fn same_string(gold: &str, found: &str) -> bool {
     normalize(gold) == normalize(found)
-}
-
-fn same_value(gold: &str, found: &str) -> bool {
-    match (Quantity::parse(gold), Quantity::parse(found)) {
-        (Some(gold), Some(found)) => gold.matches(&found),
-        _ => same_string(gold, found),
-    }
 }
 
 /// [`strip_string`], after what decorates a plain number is gone: `+$1,234.50%` is `1234.50`.
@@ -182,6 +209,45 @@ mod tests {
                 "{case}"
             );
         }
+    }
+
+    #[test]
+    fn golden_gsm8k_predictions_that_rounding_made_right_are_wrong() {
+        let Some(cases) = golden_cases("gsm8k") else { return };
+        let mut rounded = 0;
+        for case in cases {
+            let text = |field: &str| case[field].as_str().unwrap();
+            let (gold, found) = (text("gold_text"), text("prediction_text"));
+            let number = |text: &str| text.replace(',', "").parse::<f64>().ok();
+            // Where the text is a plain number, only an equal one is right.
+            let Some((gold_value, found_value)) =
+                number(final_answer(gold).unwrap()).zip(final_answer(found).and_then(number))
+            else {
+                continue;
+            };
+            let verdict = Grader::Faithful.grade(gold, found);
+            if found.ends_with(&format!("1,{gold_value}")) {
+                continue; // `1,27` is no number
+            }
+            assert_eq!(verdict.correct, gold_value == found_value, "{case}");
+            rounded += usize::from(case["equal"] == true && !verdict.correct);
+        }
+        assert!(rounded > 3, "only {rounded} verdicts came from rounding");
+    }
+
+    #[test]
+    fn golden_math_verdicts_of_the_exception_branch_are_put_right() {
+        let Some(cases) = golden_cases("math") else { return };
+        let mut corrected = 0;
+        for case in cases.iter().filter(|case| case["via_except_branch"] == true) {
+            let text = |field: &str| case[field].as_str().unwrap();
+            let verdict = Grader::Faithful.grade_as(AnswerKind::Expression, text("gold_text"), text("prediction_text"));
+            // The one pair of these that is equal.
+            let equal = final_answer(text("gold_text")) == Some(r"\frac{x}{2}");
+            assert_eq!(verdict.correct, equal, "{case}");
+            corrected += usize::from(case["equal"] == true && !verdict.correct);
+        }
+        assert!(corrected > 5, "only {corrected} verdicts put right");
     }
 
     #[test]

@@ -3,6 +3,17 @@
 /// Rewrites an answer so that common spellings of one expression become equal strings. Where the original raises an
 /// exception (`\frac` with nothing after it, two units, `x/2`) that step leaves the string as it is.
 pub fn strip_string(answer: &str) -> String {
+    stripped(answer, &mut false)
+}
+
+/// [`strip_string`] as the original has it: `None` where it raises an exception.
+pub(crate) fn try_strip_string(answer: &str) -> Option<String> {
+    let mut raised = false;
+    let stripped = stripped(answer, &mut raised);
+    (!raised).then_some(stripped)
+}
+
+fn stripped(answer: &str, raised: &mut bool) -> String {
     let mut s = answer.replace('\n', "").replace(r"\!", "").replace(r"\\", r"\");
     for (from, to) in [
         ("tfrac", "frac"),
@@ -15,8 +26,10 @@ pub fn strip_string(answer: &str) -> String {
     ] {
         s = s.replace(from, to);
     }
-    if let [value, _unit] = s.split(r"\text{ ").collect::<Vec<_>>()[..] {
-        s = value.to_owned();
+    match s.split(r"\text{ ").collect::<Vec<_>>()[..] {
+        [_] => {}
+        [value, _unit] => s = value.to_owned(),
+        _ => *raised = true,
     }
     s = s.replace(r"\%", "").replace(" .", " 0.").replace("{.", "{0.");
     if s.starts_with('.') {
@@ -28,23 +41,24 @@ pub fn strip_string(answer: &str) -> String {
     {
         s = value.to_owned();
     }
-    s = brace_arguments(&s, r"\sqrt", 1).replace(' ', "");
-    s = brace_arguments(&s, r"\frac", 2);
+    s = brace_arguments(&s, r"\sqrt", 1, raised).replace(' ', "");
+    s = brace_arguments(&s, r"\frac", 2, raised);
     if s == "0.5" {
         s = r"\frac{1}{2}".to_owned();
     }
-    slash_to_frac(&s).unwrap_or(s)
+    slash_to_frac(&s, raised).unwrap_or(s)
 }
 
 /// Puts the single-character arguments of a command into braces: `\frac12` becomes `\frac{1}{2}`, `\sqrt3` `\sqrt{3}`.
 /// As in the original, a first argument in braces ends the matter (`\frac{72}1` stays).
-fn brace_arguments(s: &str, command: &str, arguments: usize) -> String {
+fn brace_arguments(s: &str, command: &str, arguments: usize, raised: &mut bool) -> String {
     let mut parts = s.split(command);
     let mut result = parts.next().unwrap_or_default().to_owned();
     for part in parts {
         result += command;
         let mut rest = part.chars();
-        if part.chars().count() < arguments {
+        *raised |= part.is_empty();
+        if !part.starts_with('{') && part.chars().count() < arguments {
             return s.to_owned();
         }
         for _ in 0..arguments {
@@ -60,11 +74,18 @@ fn brace_arguments(s: &str, command: &str, arguments: usize) -> String {
     result
 }
 
-/// `\frac{a}{b}` for an answer that is two plain integers with a slash between them.
-fn slash_to_frac(s: &str) -> Option<String> {
-    let integer = |part: &str| part.parse::<i128>().is_ok_and(|number| number.to_string() == part);
-    let (a, b) = s.split_once('/')?;
-    (integer(a) && integer(b)).then(|| format!(r"\frac{{{a}}}{{{b}}}"))
+/// `\frac{a}{b}` for an answer that is two plain integers with a slash between them. The original raises where a part
+/// is no integer to Python.
+fn slash_to_frac(s: &str, raised: &mut bool) -> Option<String> {
+    let [a, b] = s.split('/').collect::<Vec<_>>()[..] else { return None };
+    let digits = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+    let unsigned = |part: &str| part.strip_prefix(['-', '+']).unwrap_or(part).replace('_', "");
+    *raised |= ![a, b].into_iter().all(|part| digits(&unsigned(part)));
+    let plain = |part: &str| {
+        let size = part.strip_prefix('-').unwrap_or(part);
+        digits(size) && (size == "0" && part == "0" || !size.starts_with('0'))
+    };
+    (plain(a) && plain(b)).then(|| format!(r"\frac{{{a}}}{{{b}}}"))
 }
 
 #[cfg(test)]

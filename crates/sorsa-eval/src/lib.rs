@@ -16,9 +16,12 @@
 //! assert_eq!(right(Grader::Strict), 0); // the strings differ
 //! ```
 
+mod algebra;
 pub mod answer;
 mod author;
+pub mod code;
 mod error;
+mod faithful;
 pub mod grade;
 mod latex;
 pub mod number;
@@ -27,3 +30,4 @@ pub mod report;
 pub mod stats;
 
 pub use error::EvalError;
+pub use faithful::same_answer;

@@ -4,45 +4,8 @@ use std::sync::LazyLock;
 
 use regex::Regex;
 
+pub use crate::algebra::Rational;
 use crate::latex::strip_string;
-
-/// A rational number in lowest terms, its denominator positive.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Rational {
-    numerator: i128,
-    denominator: i128,
-}
-
-impl Rational {
-    /// `numerator / denominator`; `None` for a denominator of 0, or beyond 127 bits.
-    pub fn new(numerator: i128, denominator: i128) -> Option<Self> {
-        let divisor = i128::try_from(gcd(numerator.unsigned_abs(), denominator.unsigned_abs())).ok()?;
-        if denominator == 0 {
-            return None;
-        }
-        let sign = denominator.signum();
-        Some(Self {
-            numerator: (numerator / divisor).checked_mul(sign)?,
-            denominator: (denominator / divisor).checked_mul(sign)?,
-        })
-    }
-
-    /// A decimal such as `-1,234.50`, `12.` or `.5`: commas are left out wherever they stand.
-    fn decimal(text: &str) -> Option<Self> {
-        let digits = text.replace(',', "");
-        let (whole, fraction) = digits.split_once('.').unwrap_or((&digits, ""));
-        let numerator = format!("{whole}{fraction}").parse().ok()?;
-        Self::new(numerator, 10i128.checked_pow(u32::try_from(fraction.len()).ok()?)?)
-    }
-
-    fn divided_by(self, other: Self) -> Option<Self> {
-        Self::new(self.numerator.checked_mul(other.denominator)?, self.denominator.checked_mul(other.numerator)?)
-    }
-}
-
-fn gcd(a: u128, b: u128) -> u128 {
-    if b == 0 { a } else { gcd(b, a % b) }
-}
 
 /// A number with its unit, where it has one.
 ///
@@ -117,7 +80,7 @@ mod tests {
     use super::*;
 
     fn value(text: &str) -> Option<(i128, i128)> {
-        Quantity::parse(text).map(|quantity| (quantity.value.numerator, quantity.value.denominator))
+        Quantity::parse(text).map(|quantity| quantity.value.parts())
     }
 
     #[test]

@@ -41,17 +41,43 @@ impl Proportion {
     /// assert!((interval.low - 0.5334).abs() < 1e-4 && (interval.high - 0.5868).abs() < 1e-4);
     /// ```
     pub fn interval(self) -> Interval {
-        /// The 97.5 % quantile of the normal distribution.
-        const Z: f64 = 1.959_963_984_540_054;
-        if self.total == 0 {
-            return Interval { low: 0.0, high: 1.0 };
-        }
-        let (p, n) = (self.rate(), self.total as f64);
-        let denominator = 1.0 + Z * Z / n;
-        let center = (p + Z * Z / (2.0 * n)) / denominator;
-        let half = Z * (p * (1.0 - p) / n + (Z / (2.0 * n)).powi(2)).sqrt() / denominator;
-        Interval { low: (center - half).max(0.0), high: (center + half).min(1.0) }
+        score_interval(self.rate(), self.total)
     }
+}
+
+/// Wilson's 95 % interval of a rate over `total` trials. For a mean of chances, such as pass@k over problems, it is too
+/// wide rather than too narrow: no spread of numbers within `0..=1` is larger than that of zeros and ones.
+pub fn score_interval(rate: f64, total: u64) -> Interval {
+    /// The 97.5 % quantile of the normal distribution.
+    const Z: f64 = 1.959_963_984_540_054;
+    if total == 0 {
+        return Interval { low: 0.0, high: 1.0 };
+    }
+    let (p, n) = (rate, total as f64);
+    let denominator = 1.0 + Z * Z / n;
+    let center = (p + Z * Z / (2.0 * n)) / denominator;
+    let half = Z * (p * (1.0 - p) / n + (Z / (2.0 * n)).powi(2)).sqrt() / denominator;
+    Interval { low: (center - half).max(0.0), high: (center + half).min(1.0) }
+}
+
+/// The chance that at least one of `k` answers is right, where `correct` of `total` sampled ones were: the unbiased
+/// estimator of Chen et al. 2021 (arXiv 2107.03374), `1 - C(n - c, k) / C(n, k)`. `None` for `k` of 0 or beyond `total`.
+///
+/// ```
+/// use sorsa_eval::stats::pass_at_k;
+///
+/// assert_eq!(pass_at_k(4, 1, 1), Some(0.25));
+/// assert_eq!(pass_at_k(4, 1, 4), Some(1.0));
+/// ```
+pub fn pass_at_k(total: u64, correct: u64, k: u64) -> Option<f64> {
+    if k == 0 || k > total || correct > total {
+        return None;
+    }
+    if total - correct < k {
+        return Some(1.0);
+    }
+    let all_wrong: f64 = (total - correct + 1..=total).map(|n| 1.0 - k as f64 / n as f64).product();
+    Some(1.0 - all_wrong)
 }
 
 /// The mean of a sample, such as one number per seed.
@@ -145,6 +171,20 @@ mod tests {
             close(interval.high, high, 5e-5);
         }
         assert_eq!(Proportion { successes: 0, total: 0 }.interval(), Interval { low: 0.0, high: 1.0 });
+    }
+
+    #[test]
+    fn pass_at_k_is_the_share_of_subsets_with_a_right_answer() {
+        // By hand: of the subsets of k out of n answers, those that hold one of the first c.
+        for (n, c) in [(1u64, 0u64), (1, 1), (5, 0), (5, 2), (6, 3), (6, 6)] {
+            for k in 1..=n {
+                let subsets = (0u64..1 << n).filter(|subset| u64::from(subset.count_ones()) == k);
+                let (all, hits) = subsets
+                    .fold((0, 0), |(all, hits), subset| (all + 1, hits + u64::from(subset & ((1 << c) - 1) != 0)));
+                close(pass_at_k(n, c, k).unwrap(), f64::from(hits as u32) / f64::from(all), 1e-12);
+            }
+        }
+        assert_eq!((pass_at_k(3, 1, 0), pass_at_k(3, 1, 4), pass_at_k(3, 4, 1)), (None, None, None));
     }
 
     #[test]

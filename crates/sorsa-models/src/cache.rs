@@ -37,9 +37,37 @@ impl KvCache {
                 layer.stored.take().map(|(k, v)| (k.select(0, indices.clone()), v.select(0, indices.clone())));
         }
     }
+
+    /// The rows of both, one after the other, with room for `room` more tokens. Rows stay aligned on the right, and
+    /// positions at the start that hold no token in any row are gone.
+    pub fn joined(self, other: Self, room: usize) -> Self {
+        let longest = |cache: &Self| cache.pads.iter().map(|pad| cache.len() - pad).max().unwrap_or(0);
+        let length = longest(&self).max(longest(&other));
+        let (len_a, len_b) = (self.len(), other.len());
+        let moved = |pads: Vec<usize>, len: usize| pads.into_iter().map(move |pad| pad + length - len);
+        let pads = moved(self.pads, len_a).chain(moved(other.pads, len_b)).collect();
+        let layers = self.layers.into_iter().zip(other.layers);
+        Self { layers: layers.map(|(a, b)| a.joined(b, length, length + room)).collect(), pads }
+    }
 }
 
 impl LayerCache {
+    /// The rows of both with their last `len` positions, in room for `capacity`.
+    fn joined(self, other: Self, len: usize, capacity: usize) -> Self {
+        let placed = |tensor: Tensor<4>, used: usize| {
+            let [rows, heads, _, width] = tensor.dims();
+            let kept = used.min(len);
+            let room = Tensor::<4>::zeros([rows, heads, capacity, width], (&tensor.device(), tensor.dtype()));
+            room.slice_assign([0..rows, 0..heads, len - kept..len, 0..width], tensor.narrow(2, used - kept, kept))
+        };
+        let rows = |a, b| Tensor::cat(vec![placed(a, self.len), placed(b, other.len)], 0);
+        let stored = match (self.stored, other.stored) {
+            (Some((k_a, v_a)), Some((k_b, v_b))) => Some((rows(k_a, k_b), rows(v_a, v_b))),
+            (one, other) => one.or(other),
+        };
+        Self { stored, len, capacity }
+    }
+
     /// Appends keys and values `[rows, kv_heads, new, head_dim]` and returns all of them.
     pub fn append(&mut self, k: Tensor<4>, v: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
         let [rows, heads, new, width] = k.dims();

@@ -87,11 +87,21 @@ pub enum GenerateError {
 }
 
 /// A sequence being generated.
-struct Sequence {
-    row: usize,
-    next: u32,
-    done: bool,
+pub(crate) struct Sequence {
+    pub row: usize,
+    pub next: u32,
+    pub done: bool,
     rng: ChaCha8Rng,
+}
+
+impl Sequence {
+    /// The sequence of prompt `row`, which draws from the stream `stream`.
+    pub fn new(row: usize, sampling: Sampling, stream: u64) -> Self {
+        let seed = if let Sampling::Random { seed, .. } = sampling { seed } else { 0 };
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        rng.set_stream(stream);
+        Self { row, next: 0, done: false, rng }
+    }
 }
 
 impl CausalLm {
@@ -119,14 +129,8 @@ impl CausalLm {
         }
         let context = self.config().context_length().unwrap_or(usize::MAX);
         let device = self.device().without_autodiff();
-        let mut active: Vec<Sequence> = (0..prompts.len())
-            .map(|row| {
-                let seed = if let Sampling::Random { seed, .. } = options.sampling { seed } else { 0 };
-                let mut rng = ChaCha8Rng::seed_from_u64(seed);
-                rng.set_stream(row as u64);
-                Sequence { row, next: 0, done: false, rng }
-            })
-            .collect();
+        let mut active: Vec<Sequence> =
+            (0..prompts.len()).map(|row| Sequence::new(row, options.sampling, row as u64)).collect();
 
         let (mut hidden, mut cache) = self.prefill(prompts, steps.min(context));
         loop {
@@ -159,7 +163,7 @@ impl CausalLm {
         Ok(results)
     }
 
-    fn check_prompts(&self, prompts: &[Vec<u32>]) -> Result<(), GenerateError> {
+    pub(crate) fn check_prompts(&self, prompts: &[Vec<u32>]) -> Result<(), GenerateError> {
         let (context, vocabulary) = (self.config().context_length(), self.config().vocab_size);
         for (row, prompt) in prompts.iter().enumerate() {
             if prompt.is_empty() {
@@ -176,7 +180,7 @@ impl CausalLm {
     }
 
     /// Chooses the next token of every active sequence from hidden states `[rows, 1, hidden_size]`.
-    fn choose(&self, hidden: Tensor<3>, active: &mut [Sequence], sampling: Sampling) {
+    pub(crate) fn choose(&self, hidden: Tensor<3>, active: &mut [Sequence], sampling: Sampling) {
         let logits = self.logits(hidden).squeeze_dim::<2>(1);
         match sampling {
             Sampling::Greedy => {

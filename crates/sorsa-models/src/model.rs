@@ -41,6 +41,19 @@ impl Cache {
             Self::State(state) => state.select_rows(indices),
         }
     }
+
+    /// The rows of both, one after the other, with room for `room` more tokens.
+    ///
+    /// # Panics
+    ///
+    /// Panics where they are of different architectures.
+    pub fn joined(self, other: Self, room: usize) -> Self {
+        match (self, other) {
+            (Self::Keys(a), Self::Keys(b)) => Self::Keys(a.joined(b, room)),
+            (Self::State(a), Self::State(b)) => Self::State(RwkvState::concatenated(vec![a, b])),
+            _ => unreachable!("both caches come from the same model"),
+        }
+    }
 }
 
 impl CausalLm {

@@ -1,6 +1,7 @@
 //! What holds for every model, on small ones with random weights.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use burn::module::{Module, ModuleMapper, Param, ParamId};
@@ -10,7 +11,8 @@ use serde_json::{Value, json};
 use sorsa_adapter::{AdapterConfig, Method};
 use sorsa_models::weights::{Checkpoint, CheckpointWriter, Expected, FloatDtype, WeightsError};
 use sorsa_models::{
-    CausalLm, Finish, GenerateError, GenerateOptions, Generation, Mlp, ModelConfig, ModelError, ModelInput, Sampling,
+    CausalLm, Finish, GenerateError, GenerateOptions, Generation, Mlp, ModelConfig, ModelError, ModelInput, Requests,
+    Sampling,
 };
 use tempfile::tempdir;
 
@@ -495,4 +497,56 @@ fn every_family_computes_in_bf16_what_it_computes_in_f32_to_its_precision() {
 fn no_target_is_no_loss() {
     let rows = Rows::new(&[&[A]]);
     assert!(model(json!({})).loss_sum(&rows.input(), &vec![-100; A.len()]).is_none());
+}
+
+#[test]
+fn a_queue_gives_each_prompt_what_it_gets_alone() {
+    let rwkv = json!({
+        "model_type": "rwkv", "hidden_size": 16, "attention_hidden_size": 16, "intermediate_size": 24,
+        "num_hidden_layers": 2, "vocab_size": 50, "context_length": 40, "initializer_range": 0.3,
+    });
+    let rwkv = ModelConfig::parse(rwkv.as_object().unwrap().clone()).unwrap();
+    let [llama, mistral] = both();
+    let models = [("llama", llama), ("mistral", mistral), ("rwkv", CausalLm::init(&rwkv, &Device::flex()))];
+    for (name, model) in models {
+        let prompts: Vec<Vec<u32>> =
+            (0..13u32).map(|row| (0..1 + row * 5 % 11).map(|at| (7 * row + 3 * at) % 40 + 1).collect()).collect();
+        let sampled = Sampling::Random { temperature: 0.8, top_k: Some(20), top_p: None, seed: 5 };
+        // A stop token that greedy choice reaches, so that sequences end at different times.
+        let free = generate(&model, &prompts, &greedy(9, &[]));
+        let stop = [free[0].ids[4], free[5].ids[2]];
+        for options in [
+            greedy(9, &stop),
+            greedy(0, &[]),
+            GenerateOptions { max_new_tokens: 7, sampling: sampled, stop: stop.to_vec() },
+        ] {
+            let alone = model.generate(&prompts, &options, |_, _| ()).unwrap();
+            let streams: Vec<u64> = (0..prompts.len() as u64).collect();
+            for slots in [1, 3, 8, 20] {
+                let mut found = vec![None; prompts.len()];
+                let requests = Requests { prompts: &prompts, streams: &streams, slots };
+                let keep = |row: usize, generation| {
+                    assert!(found[row].replace(generation).is_none(), "{name}: row {row} ended twice");
+                    ControlFlow::Continue(())
+                };
+                model.generate_queue(requests, &options, keep).unwrap();
+                for (row, (found, alone)) in found.into_iter().zip(&alone).enumerate() {
+                    assert_eq!(found.as_ref(), Some(alone), "{name}: row {row} of {slots} slots, {options:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_queue_ends_when_it_is_told_to() {
+    let [model, _] = both();
+    let mut ended = 0;
+    let requests = Requests { prompts: &prompts(), streams: &vec![0; prompts().len()], slots: 2 };
+    let stop = |_, _| {
+        ended += 1;
+        ControlFlow::Break(())
+    };
+    model.generate_queue(requests, &greedy(3, &[]), stop).unwrap();
+    assert_eq!(ended, 1);
 }

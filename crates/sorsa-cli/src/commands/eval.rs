@@ -2,33 +2,108 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 use burn::tensor::FloatDType;
-use serde_json::json;
-use sorsa_data::{AnswerStyle, BatchOptions, Batcher, EncodeOptions, LoadOptions};
-use sorsa_eval::grade::Grader;
+use serde_json::{Map, Value, json};
+use sorsa_data::{AnswerStyle, BatchOptions, Batcher, EncodeOptions, Encoder, Format, LoadOptions};
+use sorsa_eval::grade::AnswerKind;
+use sorsa_models::Sampling;
 use sorsa_train::files::write_atomic;
 use sorsa_train::mean_loss;
 
-use crate::args::EvalArgs;
+use crate::answers_file::AnswersFile;
+use crate::args::{EvalArgs, Task};
 use crate::device;
 use crate::exit::{OrBadInput, bad_input};
-use crate::format::{Format, print, print_json};
+use crate::format::{TableFormat, print, print_json};
+use crate::humaneval;
 use crate::progress::Style;
 use crate::run_dir::json_lines;
-use crate::session::{Session, create_folder, embedded_task, load_records};
-use crate::task::{Problems, percent};
+use crate::sampling::Continuing;
+use crate::sandbox::{Isolation, Limits, Sandbox};
+use crate::scoreboard::{Judged, PassRate, print_scores, reported};
+use crate::session::{Session, embedded_task, load_records};
+use crate::task::{Generated, Problems};
 
 pub fn run(args: &EvalArgs) -> anyhow::Result<()> {
-    if args.batch_size == 0 {
-        return Err(bad_input("--batch-size should be at least 1"));
-    }
+    check(args)?;
+    let path = args.data.as_ref().map_or_else(|| embedded_task("test"), PathBuf::from);
+    let code = args.text.is_none()
+        && (args.task == Some(Task::Humaneval) || (args.task.is_none() && humaneval::recognised(&path)));
+    // Before the model is loaded: what is missing is known already.
+    let sandbox = if code { Some(sandbox(args)?) } else { None };
     let device = device::open(args.device.backend, args.device.device)?;
     let style = Style::choose(args.quiet);
     let session = Session::load(&args.model, FloatDType::F32, &device, style)?.with_adapter(args.adapter.as_deref())?;
-    match &args.text {
-        Some(path) => perplexity(args, &session, path, style),
-        None => accuracy(args, &session, style),
+    match (&args.text, sandbox) {
+        (Some(texts), _) => perplexity(args, &session, texts, style),
+        (None, Some(sandbox)) => programs(args, &session, &path, &sandbox, style),
+        (None, None) => accuracy(args, &session, &path, style),
+    }
+}
+
+fn check(args: &EvalArgs) -> anyhow::Result<()> {
+    if args.batch_size == 0 {
+        return Err(bad_input("--batch-size should be at least 1"));
+    }
+    if args.samples == 0 {
+        return Err(bad_input("--samples should be at least 1"));
+    }
+    if !(args.temperature >= 0.0 && args.temperature.is_finite()) {
+        return Err(bad_input(format!("--temperature should be 0 or more, found {}", args.temperature)));
+    }
+    if args.samples > 1 && args.temperature == 0.0 {
+        return Err(bad_input("several greedy generations are one: --samples needs a --temperature above 0"));
+    }
+    if args.top_p.is_some_and(|p| !(0.0..=1.0).contains(&p)) || args.top_k == Some(0) {
+        return Err(bad_input("--top-p should be between 0 and 1, and --top-k at least 1"));
+    }
+    Ok(())
+}
+
+fn sandbox(args: &EvalArgs) -> anyhow::Result<Sandbox> {
+    if !args.allow_code_execution {
+        return Err(bad_input(
+            "HumanEval runs programs that the model writes: allow it with --allow-code-execution, where that can do no harm",
+        ));
+    }
+    Sandbox::new(Limits { seconds: args.code_timeout, memory_bytes: args.code_memory << 20 })
+}
+
+fn continuing(args: &EvalArgs, session: &Session) -> Continuing {
+    let (temperature, top_k, top_p, seed) = (args.temperature, args.top_k, args.top_p, args.seed);
+    Continuing {
+        slots: args.batch_size,
+        max_new_tokens: args.max_new_tokens,
+        sampling: match temperature == 0.0 {
+            true => Sampling::Greedy,
+            false => Sampling::Random { temperature, top_k, top_p, seed },
+        },
+        samples: args.samples,
+        stops: session.stops(),
+    }
+}
+
+fn encoder(args: &EvalArgs, session: &Session, template: &str) -> anyhow::Result<Encoder> {
+    let template = args.template.as_deref().unwrap_or(template);
+    let encode =
+        EncodeOptions { max_length: usize::MAX, prompt_suffix: args.prompt_suffix.clone(), ..EncodeOptions::default() };
+    session.encoder(template, encode)
+}
+
+/// What the generations depend on, but for the speed: the first line of their file.
+fn settings(args: &EvalArgs, task: &str, problems: usize, fingerprint: &str) -> Map<String, Value> {
+    let settings = json!({
+        "task": task, "model": args.model, "adapter": args.adapter, "problems": problems, "fingerprint": fingerprint,
+        "max_new_tokens": args.max_new_tokens, "samples": args.samples, "temperature": args.temperature,
+        "top_k": args.top_k, "top_p": args.top_p, "seed": args.seed,
+        "code_timeout": (task == "humaneval").then_some(args.code_timeout),
+        "code_memory": (task == "humaneval").then_some(args.code_memory),
+    });
+    match settings {
+        Value::Object(fields) => fields,
+        _ => Map::new(),
     }
 }
 
@@ -51,67 +126,130 @@ fn perplexity(args: &EvalArgs, session: &Session, path: &Path, style: Style) -> 
     let batcher = Batcher::new(Arc::new(set.examples), batches).or_bad_input()?;
     let loss = mean_loss(&session.model, &batcher);
     match args.format {
-        Format::Table => print(format_args!("perplexity {:.4} (loss {loss:.5} over {targets} tokens)", loss.exp())),
-        Format::Json => print_json(&json!({ "loss": loss, "perplexity": loss.exp(), "tokens": targets })),
+        TableFormat::Json => print_json(&json!({ "loss": loss, "perplexity": loss.exp(), "tokens": targets })),
+        _ => print(format_args!("perplexity {:.4} (loss {loss:.5} over {targets} tokens)", loss.exp())),
     }
 }
 
-fn accuracy(args: &EvalArgs, session: &Session, style: Style) -> anyhow::Result<()> {
-    let path = args.data.as_ref().map_or_else(|| embedded_task("test"), PathBuf::from);
+fn accuracy(args: &EvalArgs, session: &Session, path: &Path, style: Style) -> anyhow::Result<()> {
     let options = LoadOptions {
         skip_bad_rows: args.skip_bad_rows,
         limit: args.limit,
         answer_style: AnswerStyle::TheAnswerIs,
         ..LoadOptions::default()
     };
-    let loaded = load_records(&path, &options, style)?;
-    let encode =
-        EncodeOptions { max_length: usize::MAX, prompt_suffix: args.prompt_suffix.clone(), ..EncodeOptions::default() };
-    let encoder = session.encoder(&args.template, encode)?;
-    let context = session.model.config().max_position_embeddings;
-    let problems = Problems::new(&path, loaded.records, &encoder, context)?;
-    // Before the work, not after it: a folder that cannot be written would cost every answer.
-    if let Some(folder) = args.out.as_deref().and_then(Path::parent) {
-        create_folder(folder)?;
-    }
-    let answers =
-        problems.answer(&session.model, &encoder, args.batch_size, args.max_new_tokens, &session.stops(), style)?;
-    if let Some(out) = &args.out {
-        write_atomic(out, json_lines(&answers.rows)?)?;
-    }
-    let speed = answers.tokens() as f64 / answers.seconds;
-    match args.format {
-        Format::Table => {
-            for (grader, score) in answers.scores() {
-                print(format_args!("{:<9} {}", grader.name(), percent(&score)))?;
-            }
-            let unanswered = answers.score(Grader::Faithful).unanswered.rate();
-            print(format_args!(
-                "{} problems, {:.1} % without a final answer, {} tokens in {:.1} s ({speed:.0} tokens/s)",
-                problems.len(),
-                100.0 * unanswered,
-                answers.tokens(),
-                answers.seconds
-            ))
+    let loaded = load_records(path, &options, style)?;
+    let kind = match args.task {
+        Some(Task::Math) => AnswerKind::Expression,
+        None if loaded.format == Format::Math => AnswerKind::Expression,
+        _ => AnswerKind::Number,
+    };
+    let task = match kind {
+        AnswerKind::Expression => "math",
+        AnswerKind::Number => "number",
+    };
+    let encoder = encoder(args, session, "alpaca")?;
+    // RWKV has no context that prompts could overflow.
+    let context = session.model.config().context_length().unwrap_or(usize::MAX);
+    let problems = Problems::new(path, loaded.records, &encoder, context)?;
+    // Before the work, not after it: a file that cannot be written would cost every answer.
+    let settings = settings(args, task, problems.len(), &problems.fingerprint());
+    let (mut file, mut rows) = match &args.out {
+        Some(out) => AnswersFile::open::<Generated>(out, &settings).map(|(file, rows)| (Some(file), rows))?,
+        None => (None, Vec::new()),
+    };
+    let (started, done) = (Instant::now(), rows.clone());
+    let continuing = continuing(args, session);
+    problems.continue_all((&session.model, &encoder), &continuing, kind, &done, style, |row| {
+        if let Some(file) = &mut file {
+            file.push(&row)?;
         }
-        Format::Json => {
-            let graders: serde_json::Map<String, serde_json::Value> = answers
-                .scores()
-                .into_iter()
-                .map(|(grader, score)| {
-                    let interval = score.correct.interval();
-                    let value = json!({
-                        "accuracy": score.correct.rate(),
-                        "interval": [interval.low, interval.high],
-                        "unanswered": score.unanswered.rate(),
-                    });
-                    (grader.name().to_owned(), value)
-                })
-                .collect();
-            print_json(&json!({
-                "problems": problems.len(), "graders": graders, "tokens": answers.tokens(),
-                "seconds": answers.seconds, "tokens_per_s": speed,
-            }))
-        }
+        rows.push(row);
+        Ok(())
+    })?;
+    let seconds = started.elapsed().as_secs_f64();
+    rows.sort_by_key(|row| (row.row, row.sample));
+    if let Some(file) = file {
+        file.conclude(&rows)?;
     }
+    if let Some(out) = &args.disagreements {
+        let disputed: Vec<&Generated> = rows.iter().filter(|row| row.judged().disputed()).collect();
+        write_atomic(out, json_lines(&disputed)?)?;
+    }
+    let judged: Vec<Judged<'_>> = rows.iter().map(Generated::judged).collect();
+    let all: usize = rows.iter().map(|row| row.tokens).sum();
+    let new = all - done.iter().map(|row| row.tokens).sum::<usize>();
+    let speed = new as f64 / seconds;
+    let mut extra = Map::new();
+    for (name, value) in [
+        ("task", json!(task)),
+        ("problems", json!(problems.len())),
+        ("samples", json!(args.samples)),
+        ("resumed", json!(done.len())),
+        ("tokens", json!(all)),
+        ("seconds", json!(seconds)),
+        ("tokens_per_s", json!(speed)),
+    ] {
+        extra.insert(name.to_owned(), value);
+    }
+    let notes = format!("{} problems, {new} tokens in {seconds:.1} s ({speed:.0} tokens/s), ", problems.len());
+    print_scores(&judged, args.samples as u64, args.format, extra, &notes)
+}
+
+/// HumanEval: pass@k of the functions that the model completes.
+fn programs(args: &EvalArgs, session: &Session, path: &Path, sandbox: &Sandbox, style: Style) -> anyhow::Result<()> {
+    let problems = humaneval::load(path, args.limit)?;
+    let encoder = encoder(args, session, "raw")?;
+    let context = session.model.config().context_length().unwrap_or(usize::MAX);
+    let prompts = humaneval::encode(&problems, &encoder, context)?;
+    let fingerprint = format!("{:016x}", crate::answers_file::fingerprint(&format!("{prompts:?} {problems:?}")));
+    let settings = settings(args, "humaneval", problems.len(), &fingerprint);
+    let (mut file, mut rows) = match &args.out {
+        Some(out) => AnswersFile::open::<humaneval::Tested>(out, &settings).map(|(file, rows)| (Some(file), rows))?,
+        None => (None, Vec::new()),
+    };
+    let (started, done) = (Instant::now(), rows.clone());
+    let continuing = continuing(args, session);
+    let models = (&session.model, &encoder);
+    humaneval::test_all((&problems, &prompts), models, &continuing, sandbox, &done, style, |row| {
+        if let Some(file) = &mut file {
+            file.push(&row)?;
+        }
+        rows.push(row);
+        Ok(())
+    })?;
+    let seconds = started.elapsed().as_secs_f64();
+    rows.sort_by_key(|row| (row.row, row.sample));
+    if let Some(file) = file {
+        file.conclude(&rows)?;
+    }
+    let counts = humaneval::counts(&rows);
+    let pass = |k: u64| PassRate::of(counts.iter().copied(), k);
+    let isolation = match sandbox.isolation() {
+        Isolation::Namespaces => "namespaces",
+        Isolation::Limits => "limits",
+    };
+    if args.format == TableFormat::Json {
+        let pass_at: Map<String, Value> =
+            reported(args.samples as u64).into_iter().filter_map(|k| Some((k.to_string(), pass(k)?.json()))).collect();
+        return print_json(&json!({
+            "task": "humaneval", "problems": problems.len(), "samples": args.samples, "resumed": done.len(),
+            "passed": rows.iter().filter(|row| row.passed).count(), "pass_at": pass_at, "isolation": isolation,
+            "seconds": seconds,
+        }));
+    }
+    let mut table = vec![["programs", "problems", "passed"].map(str::to_owned).to_vec()];
+    for k in reported(args.samples as u64) {
+        let shown = pass(k).map_or_else(String::new, |rate| rate.percent());
+        table.push(vec![format!("pass@{k}"), problems.len().to_string(), shown]);
+    }
+    print(args.format.table(&table).unwrap_or_default().trim_end())?;
+    if args.format == TableFormat::Table {
+        let held = match sandbox.isolation() {
+            Isolation::Namespaces => "without network",
+            Isolation::Limits => "within limits of time and memory, but with network",
+        };
+        print(format_args!("{} programs run {held}, {seconds:.1} s", rows.len() - done.len()))?;
+    }
+    Ok(())
 }

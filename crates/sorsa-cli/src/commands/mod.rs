@@ -5,6 +5,7 @@ pub mod eval;
 pub mod export;
 pub mod finetune;
 pub mod generate;
+pub mod grade;
 pub mod import;
 pub mod inspect;
 pub mod merge;

@@ -26,7 +26,7 @@ pub(crate) fn expected(solution: &str) -> Option<String> {
 }
 
 /// Python's `\d` and `float` know the decimal digits of every script. Unicode assigns them in runs of ten.
-fn ascii_digits(number: &str) -> String {
+pub(super) fn ascii_digits(number: &str) -> String {
     static DIGIT: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"^\d$").expect("a valid pattern"));
     let is_digit = |code: u32| char::from_u32(code).is_some_and(|c| DIGIT.is_match(c.encode_utf8(&mut [0; 4])));
     let to_ascii = |c: char| {

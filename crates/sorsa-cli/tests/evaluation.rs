@@ -1,0 +1,141 @@
+//! `sorsa eval` and `sorsa grade`: what is kept, gone on with, and counted.
+
+#[allow(dead_code, reason = "each test file uses its part of it")]
+mod common;
+
+use common::{Place, Succeed};
+use serde_json::{Value, json};
+
+fn json_of(text: &str) -> Value {
+    serde_json::from_str(text).unwrap()
+}
+
+/// The rows of a file of generations, without its settings.
+fn rows(place: &Place, name: &str) -> Vec<Value> {
+    std::fs::read_to_string(place.path(name)).unwrap().lines().skip(1).map(json_of).collect()
+}
+
+const EVAL: [&str; 8] = ["eval", "--model", "model", "--data", "data.jsonl", "--limit", "9", "--quiet"];
+
+#[test]
+fn generations_made_elsewhere_are_graded_side_by_side() {
+    let place = Place::new();
+    let lines = [
+        json!({"gold": "18", "prediction": "The answer is: 18"}),
+        json!({"gold": "18", "prediction": "The answer is: 18.4"}),
+        json!({"gold": "#### 1,000", "prediction": "#### 1000"}),
+        json!({"gold": 5, "prediction": "I do not know."}),
+    ];
+    place.write("graded.jsonl", lines.map(|line| line.to_string() + "\n").concat());
+    let grade = ["grade", "graded.jsonl", "--disagreements", "disputed.jsonl"];
+    let result = json_of(&place.command(&grade).args(["--format", "json"]).succeed());
+    let counts = ["faithful", "strict", "author"].map(|grader| result["graders"][grader]["correct"].as_u64().unwrap());
+    assert_eq!((counts, &result["disagreements"]), ([2, 2, 2], &json!(2)));
+    assert_eq!(result["graders"]["faithful"]["unanswered"], 0.25);
+    let disputed = std::fs::read_to_string(place.path("disputed.jsonl")).unwrap();
+    let disputed: Vec<Value> = disputed.lines().map(|line| json_of(line)["line"].clone()).collect();
+    assert_eq!(disputed, [2, 3]);
+    let tables =
+        ["table", "markdown", "latex"].map(|format| place.command(&grade).args(["--format", format]).succeed());
+    insta::assert_snapshot!("graded_in_every_format", tables.join("\n"));
+}
+
+#[test]
+fn math_is_graded_by_its_own_rules_level_by_level() {
+    let place = Place::new();
+    let lines = [
+        json!({"solution": r"so $\boxed{x/2}$", "generation": "The answer is: 5", "level": "Level 1", "type": "Algebra"}),
+        json!({"solution": r"\boxed{(x+1)^2}", "generation": "The answer is: x^2+2x+1", "level": "Level 5", "type": "Algebra"}),
+    ];
+    place.write("math.jsonl", lines.map(|line| line.to_string() + "\n").concat());
+    let result = json_of(&place.command(&["grade", "math.jsonl", "--task", "math", "--format", "json"]).succeed());
+    let correct = |group: &Value, grader: &str| group["graders"][grader]["correct"].as_u64().unwrap();
+    assert_eq!(
+        (correct(&result["by_level"]["Level 1"], "author"), correct(&result["by_level"]["Level 1"], "faithful")),
+        (1, 0)
+    );
+    assert_eq!(correct(&result["by_level"]["Level 5"], "faithful"), 1);
+    assert_eq!(result["by_kind"]["Algebra"]["answers"], 2);
+}
+
+#[test]
+fn lines_that_cannot_be_graded_are_named() {
+    let place = Place::new();
+    place.write("bad.jsonl", "{\"gold\": \"1\"}\nnonsense\n{\"gold\": \"1\", \"output\": [1]}\n");
+    let output = place.command(&["grade", "bad.jsonl"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    insta::assert_snapshot!(String::from_utf8(output.stderr).unwrap());
+}
+
+#[test]
+fn an_evaluation_that_was_ended_goes_on_where_it_stopped() {
+    let place = Place::new();
+    let run = |out: &str, batch: &str| {
+        let options = ["--max-new-tokens", "12", "--format", "json", "--out", out, "--batch-size", batch];
+        json_of(&place.command(&EVAL).args(options).succeed())
+    };
+    run("whole.jsonl", "1");
+    let whole = rows(&place, "whole.jsonl");
+    assert_eq!(whole.len(), 9);
+    // What a process that was killed leaves: some rows, in any order, and a line cut short.
+    let text = std::fs::read_to_string(place.path("whole.jsonl")).unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    place.write("cut.jsonl", format!("{}\n{}\n{}\n{}", lines[0], lines[4], lines[2], &lines[3][..40]));
+    let result = run("cut.jsonl", "4");
+    assert_eq!((&result["resumed"], &result["problems"]), (&json!(2), &json!(9)));
+    assert_eq!(rows(&place, "cut.jsonl"), whole, "and whatever is generated together says the same");
+    assert_eq!(run("cut.jsonl", "4")["resumed"], 9);
+
+    let others = ["--max-new-tokens", "13", "--out", "cut.jsonl"];
+    let output = place.command(&EVAL).args(others).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(error.contains("max_new_tokens is 12 there and 13 here"), "{error}");
+}
+
+#[test]
+fn samples_are_drawn_apart_and_alike_in_every_batch() {
+    let place = Place::new();
+    let run = |out: &str, batch: &str| {
+        let options = ["--max-new-tokens", "6", "--samples", "3", "--temperature", "1", "--format", "json"];
+        let place = place.command(&EVAL).args(options).args(["--out", out, "--batch-size", batch]).succeed();
+        json_of(&place)
+    };
+    let result = run("one.jsonl", "1");
+    let keys: Vec<&str> = result["pass_at"].as_object().unwrap().keys().map(String::as_str).collect();
+    assert_eq!((keys, &result["answers"]), (vec!["1", "2", "3"], &json!(27)));
+    let samples = rows(&place, "one.jsonl");
+    assert_eq!(samples.len(), 27);
+    assert!(samples[0]["generated"] != samples[1]["generated"] || samples[1]["generated"] != samples[2]["generated"]);
+    run("many.jsonl", "8");
+    assert_eq!(rows(&place, "many.jsonl"), samples);
+    let output = place.command(&EVAL).args(["--samples", "2"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2), "several greedy generations are refused");
+}
+
+#[cfg(unix)]
+#[test]
+fn programs_are_run_only_where_that_is_allowed() {
+    let place = Place::new();
+    // Whatever one token the model adds stands in a comment.
+    let problem = |id: &str, value: u32| {
+        let prompt = format!("def one():\n    return {value}\n# ");
+        json!({"task_id": id, "prompt": prompt, "entry_point": "one", "test": "def check(f):\n    assert f() == 1\n"})
+    };
+    place.write("code.jsonl", format!("{}\n{}\n", problem("right", 1), problem("wrong", 2)));
+    let eval =
+        ["eval", "--model", "model", "--data", "code.jsonl", "--max-new-tokens", "1", "--quiet", "--format", "json"];
+    let output = place.command(&eval).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8(output.stderr).unwrap().contains("--allow-code-execution"));
+    // Where there is no Python there is nothing more to test.
+    if std::process::Command::new("python3").arg("--version").output().is_err() {
+        return;
+    }
+    let options = ["--allow-code-execution", "--out", "tested.jsonl"];
+    let result = json_of(&place.command(&eval).args(options).succeed());
+    assert_eq!((&result["passed"], &result["pass_at"]["1"]["mean"]), (&json!(1), &json!(0.5)), "{result}");
+    let tested = rows(&place, "tested.jsonl");
+    assert_eq!(tested[0]["passed"], true, "{}", tested[0]);
+    assert_eq!(tested[1]["error"], "AssertionError");
+}
