@@ -169,11 +169,11 @@ impl Reader {
         let mut at = 0;
         let relations: Vec<char> = sides[..sides.len() - 1]
             .iter()
-            .filter_map(|side| {
+            .map(|side| {
                 at += side.len() + 1;
                 match &tokens[at - 1].kind {
-                    Kind::Sign(sign) => Some(*sign),
-                    _ => Some('∈'),
+                    Kind::Sign(sign) => *sign,
+                    _ => '∈',
                 }
             })
             .collect();
