@@ -8,12 +8,16 @@ mod check;
 use std::process::ExitCode;
 
 /// The commands of the `sorsa` binary. A word that is not here is refused before anything is built.
-const SORSA: [(&str, &str); 7] = [
+const SORSA: [(&str, &str); 11] = [
     ("finetune", "train an adapter, or all weights; without arguments, on the embedded model and task"),
     ("pretrain", "train a small base model from scratch; without arguments, the embedded one"),
     ("eval", "accuracy on a task, or the perplexity of a text"),
+    ("grade", "generations that were made elsewhere"),
     ("generate", "text from a checkpoint, with or without an adapter"),
     ("merge", "an adapter into its base, as a Hugging Face folder"),
+    ("export", "a model or an adapter in the form of another program"),
+    ("import", "an adapter that PEFT or SORSA's author wrote"),
+    ("verify", "a model beside results of another framework"),
     ("inspect", "what would be trained: modules, shapes, parameters, memory"),
     ("devices", "what this build can run on, and whether it works"),
 ];

@@ -501,14 +501,8 @@ fn no_target_is_no_loss() {
 
 #[test]
 fn a_queue_gives_each_prompt_what_it_gets_alone() {
-    let rwkv = json!({
-        "model_type": "rwkv", "hidden_size": 16, "attention_hidden_size": 16, "intermediate_size": 24,
-        "num_hidden_layers": 2, "vocab_size": 50, "context_length": 40, "initializer_range": 0.3,
-    });
-    let rwkv = ModelConfig::parse(rwkv.as_object().unwrap().clone()).unwrap();
-    let [llama, mistral] = both();
-    let models = [("llama", llama), ("mistral", mistral), ("rwkv", CausalLm::init(&rwkv, &Device::flex()))];
-    for (name, model) in models {
+    for family in families() {
+        let (name, model) = (family.to_string(), model(family));
         let prompts: Vec<Vec<u32>> =
             (0..13u32).map(|row| (0..1 + row * 5 % 11).map(|at| (7 * row + 3 * at) % 40 + 1).collect()).collect();
         let sampled = Sampling::Random { temperature: 0.8, top_k: Some(20), top_p: None, seed: 5 };
@@ -540,7 +534,7 @@ fn a_queue_gives_each_prompt_what_it_gets_alone() {
 
 #[test]
 fn a_queue_ends_when_it_is_told_to() {
-    let [model, _] = both();
+    let model = model(json!({}));
     let mut ended = 0;
     let requests = Requests { prompts: &prompts(), streams: &vec![0; prompts().len()], slots: 2 };
     let stop = |_, _| {
