@@ -13,7 +13,7 @@ use burn::optim::{AdamWConfig, GradientsParams, ModuleOptimizer};
 use burn::prelude::*;
 use serde_json::{Value, json};
 use sorsa_adapter::{AdapterConfig, Method, RegularizerForm, add_regularizer};
-use sorsa_models::{CausalLm, ModelConfig, ModelInput, Rope, RopeScaling};
+use sorsa_models::{CausalLm, ModelConfig, ModelInput};
 
 /// What the binary allocates with.
 #[global_allocator]
@@ -35,26 +35,17 @@ fn sizes(shape: &str) -> [usize; 6] {
 }
 
 fn model([width, layers, heads, ffn, vocabulary, _]: [usize; 6], device: &Device) -> CausalLm {
-    let config = ModelConfig {
-        model_type: "llama".to_owned(),
-        hidden_size: width,
-        intermediate_size: ffn,
-        num_hidden_layers: layers,
-        num_attention_heads: heads,
-        num_key_value_heads: heads,
-        head_dim: width / heads,
-        vocab_size: vocabulary,
-        max_position_embeddings: SEQ,
-        rms_norm_eps: 1e-5,
-        rope: Rope { theta: 10_000.0, scaling: RopeScaling::None },
-        sliding_window: None,
-        attention_bias: false,
-        mlp_bias: false,
-        tie_word_embeddings: false,
-        initializer_range: 0.02,
-        bos_token_id: None,
-        eos_token_ids: Vec::new(),
-    };
+    let config = json!({
+        "model_type": "llama",
+        "hidden_size": width,
+        "intermediate_size": ffn,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "vocab_size": vocabulary,
+        "max_position_embeddings": SEQ,
+        "rms_norm_eps": 1e-5,
+    });
+    let config = ModelConfig::parse(config.as_object().expect("an object").clone()).expect("a configuration");
     CausalLm::init(&config, device)
 }
 
