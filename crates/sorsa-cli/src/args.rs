@@ -419,6 +419,9 @@ pub struct ImportArgs {
     /// The original model
     #[arg(long)]
     pub model: String,
+    /// PEFT's folder of the same adapter before training, for one that split the weights: what it took is then known
+    #[arg(long, value_name = "DIR")]
+    pub start: Option<PathBuf>,
     /// Folder of the adapter
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,

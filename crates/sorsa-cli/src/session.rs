@@ -118,7 +118,7 @@ pub fn adapter_folder(folder: &Path) -> anyhow::Result<PathBuf> {
     match [folder.to_owned(), inside].into_iter().find(|folder| holds_one(folder)) {
         Some(found) => Ok(found),
         None => Err(bad_input(format!(
-            "{} holds no adapter: neither adapter.json nor {CONFIG_FILE}, and none of them in adapter/",
+            "{} holds no adapter: adapter.json or {CONFIG_FILE} should be there, or in adapter/",
             folder.display()
         ))),
     }

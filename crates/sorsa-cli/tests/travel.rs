@@ -72,12 +72,12 @@ fn every_adapter_leaves_as_a_peft_folder_that_comes_back_the_same() {
         let own = ["--model", "model", "--adapter", method];
         assert_same(&place, &own, &["--model", "model", "--adapter", &out]);
         assert_same(&place, &own, &["--model", &merged]);
-        // The adapter does something.
+        // The adapter does something to the loss, far beyond what is allowed above.
         let (with, without) = (
             differences(&place, "zero.safetensors", &own),
             differences(&place, "zero.safetensors", &["--model", "model"]),
         );
-        assert!((with[0] - without[0]).abs() > 1e-3, "{method}: {with:?} {without:?}");
+        assert!((with[1] - without[1]).abs() > 5e-4, "{method}: {with:?} {without:?}");
 
         let imported = format!("{method}-imported");
         place.command(&["import", &out, "--model", "model", "--out", &imported]).succeed();

@@ -11,6 +11,8 @@ pub enum PeftInit {
     Lora(Init),
     /// Beside the residual of the weights' leading singular triplets.
     Pissa,
+    /// Beside the residual of triplets approximated by so many iterations from a random start (`pissa_niter_*`).
+    PissaApproximate(u32),
     /// Beside the residual of the weights' QR decomposition.
     Olora,
 }
@@ -135,6 +137,7 @@ impl PeftConfig {
                 PeftInit::Lora(Init::Gaussian) => "gaussian".into(),
                 PeftInit::Lora(Init::Orthogonal) => "orthogonal".into(),
                 PeftInit::Pissa => "pissa".into(),
+                PeftInit::PissaApproximate(iterations) => format!("pissa_niter_{iterations}").into(),
                 PeftInit::Olora => "olora".into(),
             },
             "target_modules": self.target_modules,
@@ -154,7 +157,7 @@ impl PeftConfig {
     /// The method that makes such factors.
     pub fn method(&self) -> Method {
         match self.init {
-            PeftInit::Pissa => Method::Pissa,
+            PeftInit::Pissa | PeftInit::PissaApproximate(_) => Method::Pissa,
             PeftInit::Olora => Method::Olora,
             PeftInit::Lora(_) if self.dora => Method::Dora,
             PeftInit::Lora(_) => Method::Lora,
@@ -225,9 +228,8 @@ fn init(value: &Value) -> Option<PeftInit> {
             // Its start leaves the weights as they are.
             "eva" => Some(PeftInit::Lora(Init::Kaiming)),
             "olora" => Some(PeftInit::Olora),
-            // The fast form approximates the same triplets.
-            name if name == "pissa" || name.starts_with("pissa_niter_") => Some(PeftInit::Pissa),
-            _ => None,
+            "pissa" => Some(PeftInit::Pissa),
+            name => name.strip_prefix("pissa_niter_")?.parse().ok().map(PeftInit::PissaApproximate),
         },
         _ => None,
     }
@@ -290,7 +292,7 @@ mod tests {
             "rank_pattern": {"b": 1, "a": 2}, "alpha_pattern": {"a": 3}, "base_model_name_or_path": "some/model",
         }))
         .unwrap();
-        assert_eq!(config.init, PeftInit::Pissa);
+        assert_eq!(config.init, PeftInit::PissaApproximate(16));
         assert_eq!(parse(config.to_json()).unwrap(), config);
     }
 

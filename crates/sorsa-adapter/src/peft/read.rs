@@ -26,13 +26,45 @@ impl PeftAdapter {
     /// The adapter as this crate keeps it, to be attached to the original weights in `model`, trained further, merged.
     ///
     /// PiSSA and OLoRA folders do not hold what their start took from the weights: as in PEFT it is decomposed again,
-    /// with `options`. PEFT's fast PiSSA (`pissa_niter_*`) approximates what is computed here.
+    /// with `options`. PEFT's fast PiSSA (`pissa_niter_*`) took an approximation that only its own start knows: see
+    /// [`attachable_from`](Self::attachable_from).
     ///
     /// # Errors
     ///
     /// [`AdapterError::Mismatch`] with every tensor that is missing, misshapen, or not of this model;
     /// [`AdapterError::Decomposition`] where the weights must be decomposed and cannot.
     pub fn attachable<M: Module>(&self, model: &M, options: &AttachOptions<'_>) -> Result<SavedAdapter, AdapterError> {
+        if let PeftInit::PissaApproximate(iterations) = self.config.init {
+            let fault = format!(
+                "`pissa_niter_{iterations}` took from the weights what a random start found: give the adapter as it was \
+                 before training (its start), or convert it with PEFT"
+            );
+            fitting(vec![fault], &self.source)?;
+        }
+        self.with_start(None, model, options)
+    }
+
+    /// [`attachable`](Self::attachable) of an adapter that split its weights, with the adapter as it was before training,
+    /// which PEFT's users save to convert one: what it took from the weights is then known exactly.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`attachable`](Self::attachable), for both folders.
+    pub fn attachable_from<M: Module>(
+        &self,
+        start: &Self,
+        model: &M,
+        options: &AttachOptions<'_>,
+    ) -> Result<SavedAdapter, AdapterError> {
+        self.with_start(Some(start), model, options)
+    }
+
+    fn with_start<M: Module>(
+        &self,
+        start: Option<&Self>,
+        model: &M,
+        options: &AttachOptions<'_>,
+    ) -> Result<SavedAdapter, AdapterError> {
         let mut faults = Vec::new();
         let (modules, whole) = self.sort(&mut faults);
         let linear: BTreeMap<String, [usize; 2]> = linear_layers(model).into_iter().collect();
@@ -65,7 +97,23 @@ impl PeftAdapter {
         }
         fitting(faults, &self.source)?;
         let config = self.config_for(&ranks, &linear);
-        let (state, _) = config.prepare(model, options)?;
+        let (mut state, _) = config.prepare(model, options)?;
+        if let Some(start) = start.filter(|_| method.splits_weight()) {
+            // Its own configuration says that it is a LoRA: so PEFT tells its users to save it.
+            let start = Self { config: self.config.clone(), ..start.clone() };
+            let mut faults = Vec::new();
+            state.initial.clear();
+            for (path, parts) in start.sort(&mut faults).0 {
+                match start.factors(path, &parts, linear.get(path)) {
+                    Ok((_, factors)) => {
+                        let named = |(name, tensor)| (factor_path(path, method, name), tensor);
+                        state.initial.extend(factors.into_iter().map(named));
+                    }
+                    Err(found) => faults.extend(found),
+                }
+            }
+            fitting(faults, &start.source)?;
+        }
         Ok(SavedAdapter::new(state, trained, &self.source))
     }
 
@@ -148,7 +196,7 @@ impl PeftAdapter {
         config.scaling = if peft.rank_stabilized { Scaling::RankStabilized } else { Scaling::Standard };
         config.init = match peft.init {
             PeftInit::Lora(init) => init,
-            PeftInit::Pissa | PeftInit::Olora => Init::default(),
+            PeftInit::Pissa | PeftInit::PissaApproximate(_) | PeftInit::Olora => Init::default(),
         };
         for (path, rank) in ranks {
             if *rank != peft.rank {

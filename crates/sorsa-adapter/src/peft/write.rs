@@ -7,6 +7,7 @@ use burn::prelude::*;
 
 use super::difference::{Pair, Product, truncated};
 use super::{A, B, MAGNITUDE, PREFIX, PeftAdapter, PeftConfig, PeftInit};
+use crate::attach::AttachOptions;
 use crate::config::Scaling;
 use crate::error::AdapterError;
 use crate::factors::{Axes, HostTensor, NamedTensors};
@@ -21,7 +22,8 @@ pub enum PeftForm {
     /// The original ones, by the difference to the start. Loading needs no decomposition.
     #[default]
     Difference,
-    /// Their residual, which PEFT makes again by the decomposition that the configuration names.
+    /// Their residual, which PEFT makes again by the decomposition that the configuration names. For adapters whose own
+    /// start was that decomposition.
     AsTrained,
 }
 
@@ -75,6 +77,9 @@ impl PeftAdapter {
             _ => {}
         }
         let as_trained = method.splits_weight() && options.form == PeftForm::AsTrained && options.rank.is_none();
+        if as_trained {
+            exact_start(saved, model)?;
+        }
         let keeps_scale = (!method.splits_weight() || as_trained) && options.rank.is_none();
         let dora = method == Method::Dora && options.rank.is_none();
 
@@ -125,6 +130,20 @@ impl PeftAdapter {
         }
         Ok((Self { config: peft, tensors, source: PathBuf::from("memory") }, truncations))
     }
+}
+
+/// Whether the start is the exact one, which PEFT computes again.
+fn exact_start<M: Module>(saved: &SavedAdapter, model: &M) -> Result<(), AdapterError> {
+    let (again, _) = saved.state.config.prepare(model, &AttachOptions::default())?;
+    let mut faults = Vec::new();
+    for module in &saved.state.modules {
+        let [own, exact] = [&saved.state.initial, &again.initial].map(|tensors| product(saved, module, tensors).pair());
+        let (own, exact) = (own.dense(module.scale), exact.dense(module.scale));
+        if (&own - &exact).norm_l2() > 1e-2 * exact.norm_l2() {
+            faults.push(format!("`{}` did not start from the exact decomposition, which PEFT would make", module.path));
+        }
+    }
+    if faults.is_empty() { Ok(()) } else { Err(AdapterError::Config { faults }) }
 }
 
 /// The trained factors of every module, or their difference to the start.

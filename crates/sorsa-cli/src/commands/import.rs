@@ -5,7 +5,7 @@ use std::path::Path;
 use burn::tensor::FloatDType;
 use sorsa_adapter::author::{self, AuthorConfig};
 use sorsa_adapter::peft::PeftAdapter;
-use sorsa_adapter::{AdapterError, HostTensor, SavedAdapter};
+use sorsa_adapter::{AdapterError, AttachOptions, HostTensor, SavedAdapter};
 use sorsa_models::CausalLm;
 use sorsa_models::weights::Checkpoint;
 
@@ -21,9 +21,15 @@ pub fn run(args: &ImportArgs) -> anyhow::Result<()> {
     let device = device::open(args.device.backend, args.device.device)?;
     let folder = model_folder(&args.model, Style::choose(false))?;
     let model = CausalLm::load(&folder, FloatDType::F32, &device).or_bad_input()?;
-    let saved = match PeftAdapter::is_in(&args.from) {
-        true => load_saved(&model, &args.from)?,
-        false => of_author(&args.from, &model)?,
+    let saved = match (PeftAdapter::is_in(&args.from), &args.start) {
+        (true, None) => load_saved(&model, &args.from)?,
+        (true, Some(start)) => {
+            let (adapter, start) =
+                (PeftAdapter::load(&args.from).or_bad_input()?, PeftAdapter::load(start).or_bad_input()?);
+            adapter.attachable_from(&start, &model, &AttachOptions::default()).or_bad_input()?
+        }
+        (false, None) => of_author(&args.from, &model)?,
+        (false, Some(_)) => return Err(bad_input("--start goes with a folder of PEFT's")),
     };
     create_folder(&args.out)?;
     saved.save(&args.out)?;

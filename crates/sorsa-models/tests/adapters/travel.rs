@@ -4,7 +4,7 @@ use std::path::Path;
 
 use burn::prelude::*;
 use sorsa_adapter::author::{AuthorConfig, AuthorExport, attachable};
-use sorsa_adapter::peft::{PeftAdapter, PeftExport, PeftForm};
+use sorsa_adapter::peft::{PeftAdapter, PeftExport, PeftForm, PeftInit};
 use sorsa_adapter::{AdapterConfig, AdapterError, AttachOptions, HostTensor, Method, NamedTensors, SavedAdapter};
 use sorsa_models::CausalLm;
 use sorsa_models::weights::Checkpoint;
@@ -21,14 +21,40 @@ fn check(place: &Place, folder: &Path) {
     let what = folder.display().to_string();
     let (batch, expected) = (place.batch(), tensors(&folder.join("expected.safetensors")));
     let peft = PeftAdapter::load(&folder.join("adapter")).unwrap();
-    let saved = peft.attachable(&place.model(), &AttachOptions::default()).unwrap();
+    let approximate = matches!(peft.config.init, PeftInit::PissaApproximate(_));
+    let alone = peft.attachable(&place.model(), &AttachOptions::default());
+    let start = PeftAdapter::load(&folder.join("init_adapter")).ok();
+    let saved = match start {
+        None => alone.unwrap(),
+        Some(start) if approximate => {
+            let error = alone.unwrap_err();
+            assert!(error.to_string().contains("random start"), "{error}");
+            peft.attachable_from(&start, &place.model(), &AttachOptions::default()).unwrap()
+        }
+        Some(start) => {
+            // Two decompositions in f32 mix neighbouring vectors differently: without the start the logits are near only.
+            let logits = batch.logits(&alone.unwrap().attach(place.model()).unwrap().model);
+            let pairs = logits.values.iter().zip(&expected["logits"].values);
+            // Where there is no padding, in the first row.
+            let worst = pairs.take(256).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
+            assert!(worst < 2e-3, "{what}: {worst}");
+            peft.attachable_from(&start, &place.model(), &AttachOptions::default()).unwrap()
+        }
+    };
     batch.assert_gives(&saved.attach(place.model()).unwrap().model, &expected, &what);
 
-    let again = export(&saved, &place.model(), PeftForm::AsTrained);
-    assert_eq!(again.tensors, peft.tensors, "{what}: to the bit");
     let written = tempfile::tempdir().unwrap();
-    again.save(written.path()).unwrap();
-    assert_eq!(PeftAdapter::load(written.path()).unwrap().config, again.config);
+    let options = PeftExport { form: PeftForm::AsTrained, ..PeftExport::default() };
+    let again = PeftAdapter::from_saved(&saved, &place.model(), &options);
+    if approximate {
+        let error = again.unwrap_err();
+        assert!(error.to_string().contains("did not start from the exact decomposition"), "{error}");
+    } else {
+        let again = again.unwrap().0;
+        assert_eq!(again.tensors, peft.tensors, "{what}: to the bit");
+        again.save(written.path()).unwrap();
+        assert_eq!(PeftAdapter::load(written.path()).unwrap().config, again.config);
+    }
 
     let lora = export(&saved, &place.model(), PeftForm::Difference);
     lora.save(written.path()).unwrap();
@@ -141,15 +167,9 @@ fn the_authors_checkpoint_comes_in_and_goes_out() {
     let expected = tensors(&folder.join("expected.safetensors"));
     let batch = place.batch();
     batch.assert_gives(&saved.attach(place.model()).unwrap().model, &expected, "the author's adapter");
-    for form in [PeftForm::Difference, PeftForm::AsTrained] {
-        let peft = export(&saved, &place.model(), form);
-        let lora = peft.attachable(&place.model(), &AttachOptions::default()).unwrap();
-        batch.assert_gives(
-            &lora.attach(place.model()).unwrap().model,
-            &expected,
-            "the author's adapter in PEFT's form",
-        );
-    }
+    let peft = export(&saved, &place.model(), PeftForm::Difference);
+    let lora = peft.attachable(&place.model(), &AttachOptions::default()).unwrap();
+    batch.assert_gives(&lora.attach(place.model()).unwrap().model, &expected, "the author's adapter in PEFT's form");
 
     let model = place.model();
     let export = AuthorExport::new(&saved, &model, None).unwrap();
