@@ -11,7 +11,8 @@ Each line is the largest difference of a logit to those of `sorsa`, which come f
 its adapter with a file of the logits that PEFT or Transformers computed. At the end an adapter that PEFT trained is brought in,
 verified, and taken out again to the bit.
 
-Run at the root of the repository, after `cargo build --release --workspace --bin sorsa`. Exits with 1 past 1e-4.
+Run at the root of the repository, after `cargo build --release --workspace --bin sorsa`. Exits with 1 past 1e-4
+(1e-3 where two programs decompose the same weights).
 """
 
 import json
@@ -30,6 +31,8 @@ SORSA = "target/release/sorsa"
 METHODS = ["lora", "rslora", "dora", "pissa", "olora", "sorsa", "partial"]
 SPLIT = ["pissa", "olora", "sorsa"]
 TOLERANCE = 1e-4
+# Two singular value decompositions in f32 mix neighbouring vectors differently; what they take from a weight differs by that.
+AGAIN = 1e-3
 
 
 def sorsa(*arguments, check=True):
@@ -41,7 +44,7 @@ def sorsa(*arguments, check=True):
 
 
 def base(folder):
-    return AutoModelForCausalLM.from_pretrained(folder, torch_dtype=torch.float32, attn_implementation="eager").eval()
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
 
 
 class Check:
@@ -51,7 +54,7 @@ class Check:
         generator = torch.Generator().manual_seed(0)
         self.ids = torch.randint(1, vocabulary, (2, 24), generator=generator)
 
-    def compare(self, what, theirs, *options, model=None):
+    def compare(self, what, theirs, *options, model=None, tolerance=TOLERANCE):
         """The logits of a PyTorch model beside those of `sorsa`."""
         golden = self.scratch / "golden.safetensors"
         with torch.no_grad():
@@ -59,8 +62,8 @@ class Check:
         save_file({"input_ids": self.ids, "logits": logits.float().contiguous()}, golden)
         printed = sorsa("verify", "--model", model or self.model, "--golden", golden, "--format", "json", *options, check=False)
         difference = json.loads(printed)["checks"][0]["difference"]
-        self.good &= difference <= TOLERANCE
-        print(f"{what:<44} {difference:.1e}{'' if difference <= TOLERANCE else '  DIFFERENT'}", flush=True)
+        self.good &= difference <= tolerance
+        print(f"{what:<44} {difference:.1e} of {tolerance:.0e}{'' if difference <= tolerance else '  DIFFERENT'}", flush=True)
 
 
 def trained(check, method, data, steps):
@@ -83,7 +86,7 @@ def every_method(check, data, steps):
         if method in SPLIT:
             sorsa("export", "--format", "peft", "--as-trained", "--adapter", run, "--out", out / "as-trained")
             again = PeftModel.from_pretrained(base(check.model), out / "as-trained").eval()
-            check.compare(f"{method}: PEFT, decomposing the model again", again, "--adapter", run)
+            check.compare(f"{method}: PEFT, decomposing the model again", again, "--adapter", run, tolerance=AGAIN)
         sorsa("export", "--format", "hf", "--adapter", run, "--out", out / "hf")
         check.compare(f"{method}: merged, in Transformers", base(out / "hf"), "--adapter", run)
         if method != "partial":
@@ -98,14 +101,22 @@ def of_peft(check, kind, **options):
     torch.manual_seed(0)
     config = LoraConfig(r=4, lora_alpha=6, target_modules=["q_proj", "v_proj", "up_proj", "down_proj"], **options)
     model = get_peft_model(base(check.model), config)
+    folder, start, out = (check.scratch / f"of-peft-{kind}{part}" for part in ["", "-start", "-out"])
+    # As PEFT's documentation has users of PiSSA save the start, to convert the adapter later.
+    model.peft_config["default"].init_lora_weights = True
+    model.save_pretrained(start)
+    model.peft_config["default"].init_lora_weights = options.get("init_lora_weights", True)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-3)
     for _ in range(3):
         model(check.ids, labels=check.ids).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    folder, out = check.scratch / f"of-peft-{kind}", check.scratch / f"of-peft-{kind}-out"
     model.eval().save_pretrained(folder)
-    check.compare(f"{kind} trained by PEFT", model, "--adapter", folder)
+    check.compare(f"{kind} trained by PEFT", model, "--adapter", folder, tolerance=AGAIN if kind in SPLIT else TOLERANCE)
+    if kind in SPLIT:
+        imported = check.scratch / f"of-peft-{kind}-imported"
+        sorsa("import", folder, "--start", start, "--model", check.model, "--out", imported)
+        check.compare(f"{kind} trained by PEFT, with its start", model, "--adapter", imported)
     keep = ["--as-trained"] if kind in SPLIT else []
     sorsa("export", "--format", "peft", "--model", check.model, "--adapter", folder, "--out", out, *keep)
     before, after = (load_file(folder / "adapter_model.safetensors") for folder in (folder, out))

@@ -22,6 +22,9 @@ struct Parts<'a> {
     magnitude: Option<&'a HostTensor>,
 }
 
+/// The rank of a module and its factors by their names here.
+type Ranked = (usize, Vec<(&'static str, HostTensor)>);
+
 impl PeftAdapter {
     /// The adapter as this crate keeps it, to be attached to the original weights in `model`, trained further, merged.
     ///
@@ -144,12 +147,7 @@ impl PeftAdapter {
     }
 
     /// The rank of a module and its factors in this crate's layout, or everything that is wrong with them.
-    fn factors(
-        &self,
-        path: &str,
-        parts: &Parts<'_>,
-        shape: Option<&[usize; 2]>,
-    ) -> Result<(usize, Vec<(&'static str, HostTensor)>), Vec<String>> {
+    fn factors(&self, path: &str, parts: &Parts<'_>, shape: Option<&[usize; 2]>) -> Result<Ranked, Vec<String>> {
         let Some([d_in, d_out]) = shape else { return Err(vec![format!("the model has no linear layer `{path}`")]) };
         let (Some(a), Some(b)) = (parts.a, parts.b) else {
             let missing = if parts.a.is_none() { A } else { B };
