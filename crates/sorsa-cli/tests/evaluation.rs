@@ -1,6 +1,5 @@
 //! `sorsa eval` and `sorsa grade`: what is kept, gone on with, and counted.
 
-#[allow(dead_code, reason = "each test file uses its part of it")]
 mod common;
 
 use common::{Place, Succeed};

@@ -202,7 +202,7 @@ impl<'a> Golden<'a> {
             checks.push(Check::numbers("logits", pairs, tolerance));
         }
         let Some(labels) = labels else { return Ok(()) };
-        let target = |index: usize| if (index + 1) % len == 0 { -100 } else { labels[index + 1] };
+        let target = |index: usize| if (index + 1).is_multiple_of(len) { -100 } else { labels[index + 1] };
         let targets: Vec<i32> =
             (0..rows * len).map(|index| target(index).clamp(-100, i64::from(i32::MAX)) as i32).collect();
         if let Some(wrong) = targets.iter().find(|target| **target >= 0 && **target as usize >= vocabulary) {

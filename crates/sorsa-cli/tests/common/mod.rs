@@ -1,5 +1,7 @@
 //! The real binary in a folder of its own, with a tiny model and a few rows of data.
 
+#![allow(dead_code, reason = "every file of tests uses a part of it")]
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
