@@ -93,6 +93,14 @@ impl PeftAdapter {
             match all.get(path) {
                 None => faults.push(format!("the model has no parameter `{path}`")),
                 Some(parameter) => {
+                    let mut shape = parameter.shape.clone();
+                    if parameter.linear {
+                        shape.reverse();
+                    }
+                    if tensor.shape != shape {
+                        faults.push(format!("`{PREFIX}{path}` should be {shape:?}, found {:?}", tensor.shape));
+                        continue;
+                    }
                     let tensor = if parameter.linear { tensor.transposed() } else { tensor.clone() };
                     trained.insert(path.to_owned(), tensor);
                 }
