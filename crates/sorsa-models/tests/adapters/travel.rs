@@ -35,8 +35,9 @@ fn check(place: &Place, folder: &Path) {
             // Two decompositions in f32 mix neighbouring vectors differently: without the start the logits are near only.
             let logits = batch.logits(&alone.unwrap().attach(place.model()).unwrap().model);
             let pairs = logits.values.iter().zip(&expected["logits"].values);
-            // Where there is no padding, in the first row.
-            let worst = pairs.take(256).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
+            // The first of the two rows, which has no padding. Not `max`, which would pass over a NaN.
+            let differences = pairs.take(logits.values.len() / 2).map(|(a, b)| (a - b).abs());
+            let worst = differences.fold(0f32, |worst, d| if d <= worst { worst } else { d });
             assert!(worst < 2e-3, "{what}: {worst}");
             peft.attachable_from(&start, &place.model(), &AttachOptions::default()).unwrap()
         }
