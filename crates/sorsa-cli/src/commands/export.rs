@@ -187,7 +187,8 @@ fn author(folder: &Path, trained: &Trained, out: &Path) -> anyhow::Result<()> {
         let tensor = export.tensor(&tensor.name, original).with_context(|| format!("no tensor `{}`", tensor.name))?;
         Ok(tensor.values)
     })?;
-    let path = out.join("config.json");
-    std::fs::write(&path, format!("{:#}\n", export.config.to_json()))
+    let (path, pending) = (out.join("config.json"), out.join(".config.json.tmp"));
+    std::fs::write(&pending, format!("{:#}\n", export.config.to_json()))
+        .and_then(|()| std::fs::rename(&pending, &path))
         .with_context(|| format!("cannot write {}", path.display()))
 }
