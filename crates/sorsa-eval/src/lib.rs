@@ -20,6 +20,7 @@ mod algebra;
 pub mod answer;
 mod author;
 pub mod code;
+pub mod comparison;
 mod error;
 mod faithful;
 pub mod grade;
