@@ -9,8 +9,8 @@ use burn::tensor::FloatDType;
 use sorsa_adapter::peft::{CONFIG_FILE, PeftAdapter};
 use sorsa_adapter::{Attached, SavedAdapter};
 use sorsa_data::{EncodeOptions, Encoder, LoadOptions, Loaded, PromptTemplate, TextTokenizer};
-use sorsa_models::{CausalLm, ModelConfig};
 use sorsa_models::hub::{self, HubOptions};
+use sorsa_models::{CausalLm, ModelConfig};
 
 use crate::exit::{OrBadInput, bad_input};
 use crate::progress::Style;
@@ -116,11 +116,7 @@ pub fn stops(tokenizer: &TextTokenizer, config: &ModelConfig) -> Vec<u32> {
 }
 
 /// An encoder for a tokenizer.
-pub fn encoder(
-    tokenizer: &Arc<TextTokenizer>,
-    template: &str,
-    options: EncodeOptions,
-) -> anyhow::Result<Encoder> {
+pub fn encoder(tokenizer: &Arc<TextTokenizer>, template: &str, options: EncodeOptions) -> anyhow::Result<Encoder> {
     let template = PromptTemplate::from_name(template, tokenizer).or_bad_input()?;
     Encoder::new(Arc::clone(tokenizer), template, options).or_bad_input()
 }

@@ -64,8 +64,7 @@ impl CrossedMean {
         let cells = (n * m) as f64;
         let mean = seeds.iter().flatten().sum::<f64>() / cells;
         let by_seed: Vec<f64> = seeds.iter().map(|seed| seed.iter().sum::<f64>() / n as f64).collect();
-        let by_problem: Vec<f64> =
-            (0..n).map(|i| seeds.iter().map(|seed| seed[i]).sum::<f64>() / m as f64).collect();
+        let by_problem: Vec<f64> = (0..n).map(|i| seeds.iter().map(|seed| seed[i]).sum::<f64>() / m as f64).collect();
         // Sums of squares of problems, seeds and what is left, each with its degrees of freedom.
         let squares = |means: &[f64]| means.iter().map(|value| (value - mean).powi(2)).sum::<f64>();
         let problems = (m as f64 * squares(&by_problem), (n - 1) as f64);
@@ -263,10 +262,14 @@ mod tests {
     fn pairs_cancel_what_two_methods_share() {
         let mut normal = Normal(3);
         let before = normal.table((50, 3), [2.0, 1.0, 0.1]);
-        let after: Vec<Vec<f64>> = before.iter().map(|row| row.iter().map(|x| x + 0.5 + normal.draw(0.1)).collect()).collect();
+        let after: Vec<Vec<f64>> =
+            before.iter().map(|row| row.iter().map(|x| x + 0.5 + normal.draw(0.1)).collect()).collect();
         let difference = CrossedMean::of_differences(&before, &after).unwrap().unwrap();
         close(difference.mean, 0.5, 0.05);
-        assert!(difference.standard_error.unwrap() < 0.05 * CrossedMean::of(&before).unwrap().unwrap().standard_error.unwrap());
+        assert!(
+            difference.standard_error.unwrap()
+                < 0.05 * CrossedMean::of(&before).unwrap().unwrap().standard_error.unwrap()
+        );
         let shorter = CrossedMean::of_differences(&before, &after[..2]).unwrap_err().to_string();
         assert_eq!(shorter, "paired samples differ in length: 3 and 2");
         assert!(CrossedMean::of(&[vec![1.0], vec![]]).is_err());

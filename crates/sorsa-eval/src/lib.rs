@@ -26,6 +26,7 @@ mod faithful;
 pub mod grade;
 mod latex;
 pub mod number;
+pub mod page;
 pub mod plot;
 pub mod report;
 pub mod stats;

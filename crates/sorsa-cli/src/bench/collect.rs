@@ -93,8 +93,6 @@ pub struct Base {
     pub loss: Option<f64>,
     pub accuracy: Option<f64>,
     pub text_loss: Option<f64>,
-    #[serde(skip)]
-    pub verdicts: Option<Vec<(usize, bool)>>,
 }
 
 /// The validation loss of a finished run; none where it diverged.
@@ -188,7 +186,8 @@ impl Run {
     pub fn seconds_to(&self, target: f64) -> Option<f64> {
         let at = self.curve.iter().position(|point| point.loss <= target)?;
         let reached = self.curve[at];
-        let Some(before) = at.checked_sub(1).map(|index| self.curve[index]).filter(|point| point.loss.is_finite()) else {
+        let Some(before) = at.checked_sub(1).map(|index| self.curve[index]).filter(|point| point.loss.is_finite())
+        else {
             return Some(reached.seconds);
         };
         let share = (before.loss - target) / (before.loss - reached.loss);
@@ -201,7 +200,7 @@ impl Base {
     pub fn read(folder: &Path, tests: &Tests) -> anyhow::Result<Self> {
         let verdicts = verdicts(folder, tests)?;
         let accuracy = verdicts.as_deref().and_then(accuracy);
-        Ok(Self { loss: None, accuracy, text_loss: text_loss(folder, tests)?, verdicts })
+        Ok(Self { loss: None, accuracy, text_loss: text_loss(folder, tests)? })
     }
 }
 
@@ -236,7 +235,8 @@ fn text_loss(folder: &Path, tests: &Tests) -> anyhow::Result<Option<f64>> {
         return Ok(None);
     }
     let fault = || format!("cannot read {}", path.display());
-    let result: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).with_context(fault)?).with_context(fault)?;
+    let result: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(&path).with_context(fault)?).with_context(fault)?;
     Ok(result["loss"].as_f64())
 }
 

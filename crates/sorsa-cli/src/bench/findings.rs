@@ -148,7 +148,10 @@ pub fn notes(comparison: &Comparison, plan: &Plan) -> Vec<String> {
         notes.push(format!("{resumed} runs were interrupted and gone on with: the time of their start is left out."));
     }
     if plan.common.svd.cache {
-        notes.push("Decompositions were kept between runs (svd.cache): start-up times are not those of a first run.".to_owned());
+        notes.push(
+            "Decompositions were kept between runs (svd.cache): start-up times are not those of a first run."
+                .to_owned(),
+        );
     }
     notes
 }

@@ -130,7 +130,8 @@ impl Plan {
         }
         self.steps = total_steps(&self.common.train, &inputs.train);
         let data = &inputs.task.data;
-        (self.train_tokens, self.train_examples, self.problems) = (data.train_tokens, data.train_examples, data.problems);
+        (self.train_tokens, self.train_examples, self.problems) =
+            (data.train_tokens, data.train_examples, data.problems);
         if !self.fields.set.iter().any(|field| field.starts_with("train.eval_every=")) {
             self.fields.set.push(format!("train.eval_every={}", self.steps.div_ceil(EVALUATIONS)));
         }
@@ -199,7 +200,11 @@ impl Plan {
         let eval = &self.common.eval;
         let setting = format!(
             "{} {} {} {:?} {}",
-            self.test.as_ref()?, eval.problems, eval.max_new_tokens, eval.prompt_suffix, self.common.data.template
+            self.test.as_ref()?,
+            eval.problems,
+            eval.max_new_tokens,
+            eval.prompt_suffix,
+            self.common.data.template
         );
         Some(short_hash(&setting))
     }
@@ -218,6 +223,48 @@ impl Plan {
     pub fn tokens_per_step(&self) -> f64 {
         let rows = self.common.train.batch_size * self.common.train.accumulation;
         rows as f64 * self.train_tokens as f64 / self.train_examples.max(1) as f64
+    }
+}
+
+/// Training speed of the embedded model (836,736 parameters) on two cores; see docs/performance.md.
+const EMBEDDED_SPEED: (f64, f64, f64) = (20_000.0, 836_736.0, 2.0);
+
+impl Plan {
+    /// Runs without extensions of a grid: one for each rate, the other seeds at the best, the gammas that are no other run.
+    pub fn run_count(&self) -> usize {
+        let rates: usize = self.grids.iter().map(|grid| grid.rates().len()).sum();
+        let seeds = self.arms.len() * (self.seeds.len() - 1);
+        let gamma = self.common.train.regularizer.gamma;
+        let new =
+            if self.gamma_arm().is_some() { self.gammas.iter().filter(|other| **other != gamma).count() } else { 0 };
+        rates + seeds + new
+    }
+
+    /// A rough estimate, from the speed of the embedded model, parameters and cores.
+    pub fn estimated_seconds(&self) -> f64 {
+        let (speed, parameters, cores) = EMBEDDED_SPEED;
+        let here = std::thread::available_parallelism().map_or(1, usize::from) as f64;
+        let tokens = self.run_count() as f64 * self.steps as f64 * self.tokens_per_step();
+        // A tenth more for evaluations and starts.
+        1.1 * tokens / (speed * here / cores) * (self.parameters as f64 / parameters)
+    }
+
+    /// The plan in a few words.
+    pub fn summary(&self) -> String {
+        let gammas = if self.gamma_arm().is_some() { self.gammas.len() } else { 0 };
+        format!(
+            "{} runs of {} steps ({:.0} tokens each step): {} methods, {} rates, {} seeds, {gammas} gammas; grids may grow by {}; {} \
+             test problems; very roughly {:.0} minutes on the CPU",
+            self.run_count(),
+            self.steps,
+            self.tokens_per_step(),
+            self.arms.len(),
+            self.grids.iter().map(|grid| grid.rates().len()).sum::<usize>(),
+            self.seeds.len(),
+            self.extend,
+            self.problems,
+            self.estimated_seconds() / 60.0
+        )
     }
 }
 

@@ -186,7 +186,8 @@ impl ArmResult {
             let values: Option<Vec<f64>> = runs.iter().map(of).collect();
             values.and_then(|values| Mean::of(&values))
         };
-        let undisturbed: Vec<f64> = runs.iter().filter(|run| run.concurrent <= 1).filter_map(|run| run.tokens_per_s).collect();
+        let undisturbed: Vec<f64> =
+            runs.iter().filter(|run| run.concurrent <= 1).filter_map(|run| run.tokens_per_s).collect();
         let starts: Vec<f64> = runs.iter().filter_map(|run| run.start_seconds).collect();
         Ok(Self {
             name: arm.to_string(),

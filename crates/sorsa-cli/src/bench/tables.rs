@@ -93,7 +93,8 @@ fn differences(comparison: &Comparison) -> Table {
             or_absent(loss.and_then(|loss| loss.interval).map(|interval| shown(interval.excludes_zero()))),
         ]);
     }
-    let caption = "Differences, paired by seed and problem, with 95 % intervals; shown: the interval does not hold 0".to_owned();
+    let caption =
+        "Differences, paired by seed and problem, with 95 % intervals; shown: the interval does not hold 0".to_owned();
     Table { name: "differences", caption, rows }
 }
 
@@ -108,7 +109,8 @@ fn cost(comparison: &Comparison) -> Table {
     let target = or_absent(comparison.target_loss.map(|loss| format!("s to {loss:.3}")));
     let mut rows = vec![head(&["method", "rank", "tokens/s", &target, "start s", "peak memory", "saved"])];
     for arm in &comparison.arms {
-        let mean = |of: &Option<Mean>, decimals: usize| or_absent(of.as_ref().map(|mean| with_interval(mean, decimals)));
+        let mean =
+            |of: &Option<Mean>, decimals: usize| or_absent(of.as_ref().map(|mean| with_interval(mean, decimals)));
         rows.push(vec![
             arm.method.clone(),
             or_absent(arm.rank.map(|rank| rank.to_string())),
@@ -167,10 +169,11 @@ fn gammas(comparison: &Comparison) -> Table {
 
 /// `results.csv`: a row for each run, empty where nothing was measured.
 pub fn csv(runs: &[Run]) -> String {
-    let mut text = "run,method,rank,learning_rate,gamma,seed,diverged,steps,best_step,loss_before,loss_after,accuracy,problems,\
+    let mut text =
+        "run,method,rank,learning_rate,gamma,seed,diverged,steps,best_step,loss_before,loss_after,accuracy,problems,\
                     text_loss,defect,trainable_parameters,tokens_per_s,seconds,seconds_to_target,start_seconds,\
                     peak_memory_bytes,adapter_bytes,concurrent,resumed\n"
-        .to_owned();
+            .to_owned();
     fn cell<T: ToString>(value: Option<T>) -> String {
         value.map(|value| value.to_string()).unwrap_or_default()
     }

@@ -133,7 +133,8 @@ impl Workshop {
             }
             if self.interrupted.load(Ordering::SeqCst) {
                 let limit = Instant::now() + GRACE;
-                while Instant::now() < limit && at_work.iter_mut().any(|ours| matches!(ours.child.try_wait(), Ok(None))) {
+                while Instant::now() < limit && at_work.iter_mut().any(|ours| matches!(ours.child.try_wait(), Ok(None)))
+                {
                     std::thread::sleep(POLL);
                 }
                 return Err(Interrupted.into());
@@ -176,7 +177,9 @@ impl Workshop {
     /// How many jobs are at work, of all processes that share the folder.
     fn count_at_work(&self) -> usize {
         let Ok(entries) = std::fs::read_dir(&self.locks) else { return 0 };
-        let held = |path: &Path| File::open(path).is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)));
+        let held = |path: &Path| {
+            File::open(path).is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
+        };
         entries.filter_map(Result::ok).filter(|entry| held(&entry.path())).count()
     }
 

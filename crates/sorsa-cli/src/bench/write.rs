@@ -9,6 +9,7 @@ use super::results::Comparison;
 use super::tables::{Table, csv, tables};
 use crate::args::BenchFormat;
 use crate::format::{TableFormat, escaped, print};
+use crate::session::create_folder;
 
 /// Writes every form of the comparison into `folder` and prints the one asked for.
 pub fn write(comparison: &Comparison, folder: &Path, format: BenchFormat) -> anyhow::Result<()> {
@@ -16,7 +17,14 @@ pub fn write(comparison: &Comparison, folder: &Path, format: BenchFormat) -> any
     let json = serde_json::to_string_pretty(comparison)?;
     let csv = csv(&comparison.runs);
     let (markdown, latex) = (markdown(comparison, &tables), latex(comparison, &tables));
-    let report = super::page::html(comparison, &tables).context("cannot draw the report")?;
+    let figures = super::figures::figures(comparison);
+    let report = super::page::html(comparison, &tables, &figures).context("cannot draw the report")?;
+    create_folder(&folder.join("figures"))?;
+    for (name, figure) in &figures {
+        let path = folder.join("figures").join(name);
+        write_atomic(path.with_extension("svg"), figure.svg_file()?)?;
+        write_atomic(path.with_extension("png"), figure.png()?)?;
+    }
     for (name, content) in [
         ("results.json", &json),
         ("results.csv", &csv),
@@ -47,13 +55,13 @@ fn plain(comparison: &Comparison, tables: &[Table], folder: &Path) -> String {
         text.push_str(&format!("{finding}\n"));
     }
     text.push_str(&format!(
-        "\nresults: {} (report.html, results.json, results.csv, comparison.md, comparison.tex)",
+        "\nresults: {} (report.html, results.json, results.csv, comparison.md, comparison.tex, figures/)",
         folder.display()
     ));
     text
 }
 
-fn title(comparison: &Comparison) -> String {
+pub fn title(comparison: &Comparison) -> String {
     format!("Fine-tuning {} on {}", comparison.model, comparison.data)
 }
 
