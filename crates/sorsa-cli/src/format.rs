@@ -75,7 +75,7 @@ impl TableFormat {
 }
 
 /// The characters that LaTeX reads as commands, escaped.
-fn escaped(cell: &str) -> String {
+pub fn escaped(cell: &str) -> String {
     let mut text = String::new();
     for c in cell.chars() {
         if matches!(c, '%' | '&' | '_' | '#' | '$' | '{' | '}') {

@@ -2,6 +2,7 @@
 
 mod answers_file;
 mod args;
+mod bench;
 mod commands;
 mod curves;
 mod device;
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
         Command::Finetune(args) => commands::finetune::run(&args),
         Command::Pretrain(args) => commands::pretrain::run(&args),
         Command::Eval(args) => commands::eval::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Grade(args) => commands::grade::run(&args),
         Command::Generate(args) => commands::generate::run(&args),
         Command::Merge(args) => commands::merge::run(&args),

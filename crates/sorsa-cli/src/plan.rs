@@ -6,7 +6,7 @@ use std::sync::Arc;
 use burn::prelude::Device;
 use serde::Serialize;
 use sorsa_adapter::Method;
-use sorsa_data::{BatchOptions, Batcher, EncodeOptions, Encoder, Example, Loaded, Record};
+use sorsa_data::{BatchOptions, Batcher, EncodeOptions, Encoder, Example, Loaded, Record, TextTokenizer};
 use sorsa_models::{CausalLm, ModelConfig};
 
 use crate::estimate::{MemoryEstimate, bytes, grouped};
@@ -47,14 +47,34 @@ pub struct DataReport {
 }
 
 /// A data file by its name in a recipe.
-fn data_file(name: &str, split: &str) -> PathBuf {
+pub fn data_file(name: &str, split: &str) -> PathBuf {
     if name == EMBEDDED { embedded_task(split) } else { PathBuf::from(name) }
 }
 
 impl Plan {
     pub fn new(recipe: &Recipe, device: &Device, style: Style) -> anyhow::Result<Self> {
         let session = Session::load(&recipe.model.path, session::dtype(&recipe.model.dtype)?, device, style)?;
-        let context = session.model.config().max_position_embeddings;
+        let Inputs { train, validation, task } =
+            Inputs::new(recipe, &session.tokenizer, session.model.config(), style)?;
+        Ok(Self { model: session.model, train, validation, task })
+    }
+}
+
+/// What a run reads beside the model's weights.
+pub struct Inputs {
+    pub train: Batcher,
+    pub validation: Option<Batcher>,
+    pub task: Task,
+}
+
+impl Inputs {
+    pub fn new(
+        recipe: &Recipe,
+        tokenizer: &Arc<TextTokenizer>,
+        config: &ModelConfig,
+        style: Style,
+    ) -> anyhow::Result<Self> {
+        let context = config.max_position_embeddings;
         let max_length = recipe.data.max_length.min(context);
         let options = EncodeOptions {
             max_length,
@@ -63,7 +83,7 @@ impl Plan {
             append_eos: true,
             prompt_suffix: recipe.eval.prompt_suffix.clone(),
         };
-        let encoder = session.encoder(&recipe.data.template, options)?;
+        let encoder = session::encoder(tokenizer, &recipe.data.template, options)?;
 
         let load = |name: &str, split: &str, limit: Option<usize>| -> anyhow::Result<(PathBuf, Loaded)> {
             let path = data_file(name, split);
@@ -102,7 +122,7 @@ impl Plan {
             validation_examples: validation_set.examples.len(),
             problems: problems.as_ref().map_or(0, Problems::len),
         };
-        let pad_id = session.tokenizer.pad();
+        let pad_id = tokenizer.pad();
         let batcher = |examples: Vec<Example>, shuffle: bool| {
             let options = BatchOptions {
                 batch_size: recipe.train.batch_size,
@@ -122,8 +142,8 @@ impl Plan {
             false => Some(batcher(validation_set.examples, false)?),
         };
         let train = batcher(train_set.examples, true)?;
-        let task = Task { encoder, problems, stops: session.stops(), data };
-        Ok(Self { model: session.model, train, validation, task })
+        let task = Task { encoder, problems, stops: session::stops(tokenizer, config), data };
+        Ok(Self { train, validation, task })
     }
 }
 

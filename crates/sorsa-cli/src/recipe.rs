@@ -172,7 +172,7 @@ impl Recipe {
     }
 
     /// Defaults of the method, then the file, then the options.
-    fn resolve(args: &RecipeArgs) -> anyhow::Result<Self> {
+    pub fn resolve(args: &RecipeArgs) -> anyhow::Result<Self> {
         let mut typed = Table::new();
         let name = match &args.recipe {
             Some(path) => {

@@ -9,8 +9,8 @@ use burn::tensor::FloatDType;
 use sorsa_adapter::peft::{CONFIG_FILE, PeftAdapter};
 use sorsa_adapter::{Attached, SavedAdapter};
 use sorsa_data::{EncodeOptions, Encoder, LoadOptions, Loaded, PromptTemplate, TextTokenizer};
-use sorsa_models::CausalLm;
 use sorsa_models::hub::{self, HubOptions};
+use sorsa_models::{CausalLm, ModelConfig};
 
 use crate::exit::{OrBadInput, bad_input};
 use crate::progress::Style;
@@ -97,18 +97,28 @@ impl Session {
 
     /// Tokens that end an answer.
     pub fn stops(&self) -> Vec<u32> {
-        let mut stops = self.tokenizer.stops().to_vec();
-        stops.extend(&self.model.config().eos_token_ids);
-        stops.sort_unstable();
-        stops.dedup();
-        stops
+        stops(&self.tokenizer, self.model.config())
     }
 
     /// An encoder for this tokenizer.
     pub fn encoder(&self, template: &str, options: EncodeOptions) -> anyhow::Result<Encoder> {
-        let template = PromptTemplate::from_name(template, &self.tokenizer).or_bad_input()?;
-        Encoder::new(Arc::clone(&self.tokenizer), template, options).or_bad_input()
+        encoder(&self.tokenizer, template, options)
     }
+}
+
+/// Tokens that end an answer of a model.
+pub fn stops(tokenizer: &TextTokenizer, config: &ModelConfig) -> Vec<u32> {
+    let mut stops = tokenizer.stops().to_vec();
+    stops.extend(&config.eos_token_ids);
+    stops.sort_unstable();
+    stops.dedup();
+    stops
+}
+
+/// An encoder for a tokenizer.
+pub fn encoder(tokenizer: &Arc<TextTokenizer>, template: &str, options: EncodeOptions) -> anyhow::Result<Encoder> {
+    let template = PromptTemplate::from_name(template, tokenizer).or_bad_input()?;
+    Encoder::new(Arc::clone(tokenizer), template, options).or_bad_input()
 }
 
 /// The folder of an adapter, of this program's form or of PEFT's: `folder` itself, or `folder/adapter` of a run.

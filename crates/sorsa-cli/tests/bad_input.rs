@@ -211,3 +211,21 @@ fn command_lines_that_make_no_sense() {
     refuse_command("unknown_option", &place, &mut place.command(&["finetune", "--rnk", "3"]));
     refuse_command("seed_beyond_toml", &place, &mut place.finetune(&["--seed", "18446744073709551615"]));
 }
+
+#[test]
+fn comparisons_that_make_no_sense() {
+    let place = Place::new();
+    let bench = |args: &[&str]| {
+        let mut command = place.command(&["bench", "--model", "model", "--data", "data.jsonl", "--rank", "4"]);
+        command.args(args);
+        command
+    };
+    refuse_command("bench_of_an_unknown_method", &place, &mut bench(&["--methods", "lora,adalora"]));
+    refuse_command("bench_with_an_empty_grid", &place, &mut bench(&["--lrs", ""]));
+    refuse_command("bench_of_one_seed_twice", &place, &mut bench(&["--seeds", "1,2,1"]));
+    refuse_command("bench_with_a_rate_for_nobody", &place, &mut bench(&["--methods", "lora", "--lrs", "sorsa=1e-3"]));
+    refuse_command("bench_with_one_method", &place, &mut bench(&["--method", "lora"]));
+    refuse_command("bench_with_a_negative_gamma", &place, &mut bench(&["--gammas", "0,-1"]));
+    refuse_command("bench_without_validation", &place, &mut bench(&["--set", "data.validation_rows=0"]));
+    refuse_command("bench_without_its_text", &place, &mut bench(&["--forgetting-text", "nothing.jsonl"]));
+}

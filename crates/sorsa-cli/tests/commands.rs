@@ -202,6 +202,7 @@ fn help_says_what_there_is() {
         ("help", &["--help"][..]),
         ("help_finetune", &["finetune", "--help"]),
         ("help_eval", &["eval", "--help"]),
+        ("help_bench", &["bench", "--help"]),
         ("help_grade", &["grade", "--help"]),
     ] {
         let text = place.command(args).env("COLUMNS", "100").succeed();

@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 
 use crate::EvalError;
 use crate::grade::{Grader, Score, Verdict};
+use crate::page::document;
 use crate::plot::TrainingCurves;
 use crate::stats::Proportion;
 
@@ -73,24 +74,14 @@ impl RunReport {
             "" => String::new(),
             recipe => format!("<pre class=\"recipe\">{}</pre>\n", Escaped(recipe)),
         };
-        let mut html = format!(
-            "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
-             <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-             <title>{title}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<h1>{title}</h1>\n<p>{setting}</p>\n",
-            title = Escaped(&self.title),
-            style = include_str!("report.css"),
-            setting = Escaped(&setting.join(" · ")),
-        );
-        for (heading, content) in [
+        let sections = [
             ("Before and after", comparison(&self.before, &self.after)),
             ("Run", summary(&self.summary)),
             ("Curves", nonempty("<div class=\"figures\">\n", &figures.concat(), "</div>\n")),
             ("Generations", samples(&self.samples)),
             ("Recipe", recipe),
-        ] {
-            html += &nonempty(&format!("<h2>{heading}</h2>\n"), &content, "");
-        }
-        Ok(html + "</body>\n</html>\n")
+        ];
+        Ok(document(&self.title, &setting.join(" · "), &sections))
     }
 }
 
@@ -245,7 +236,7 @@ fn samples(samples: &[Sample]) -> String {
 }
 
 /// Text with the characters that HTML takes for its own replaced.
-struct Escaped<'a>(&'a str);
+pub(crate) struct Escaped<'a>(pub &'a str);
 
 impl Display for Escaped<'_> {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {

@@ -48,12 +48,17 @@ impl Proportion {
 /// Wilson's 95 % interval of a rate over `total` trials. For a mean of chances, such as pass@k over problems, it is too
 /// wide rather than too narrow: no spread of numbers within `0..=1` is larger than that of zeros and ones.
 pub fn score_interval(rate: f64, total: u64) -> Interval {
+    score_interval_of(rate, total as f64)
+}
+
+/// The same for a number of trials that need not be whole.
+pub(crate) fn score_interval_of(rate: f64, total: f64) -> Interval {
     /// The 97.5 % quantile of the normal distribution.
     const Z: f64 = 1.959_963_984_540_054;
-    if total == 0 {
+    if total <= 0.0 {
         return Interval { low: 0.0, high: 1.0 };
     }
-    let (p, n) = (rate, total as f64);
+    let (p, n) = (rate, total);
     let denominator = 1.0 + Z * Z / n;
     let center = (p + Z * Z / (2.0 * n)) / denominator;
     let half = Z * (p * (1.0 - p) / n + (Z / (2.0 * n)).powi(2)).sqrt() / denominator;
@@ -127,7 +132,7 @@ impl Mean {
 }
 
 /// The `t` with `P(|T| <= t) = 0.95` for Student's distribution, by bisection.
-fn t_quantile(degrees: usize) -> f64 {
+pub(crate) fn t_quantile(degrees: usize) -> f64 {
     // 12.706, for one degree of freedom, is the largest.
     let (mut low, mut high) = (0.0, 13.0);
     for _ in 0..60 {

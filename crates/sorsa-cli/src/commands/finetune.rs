@@ -10,7 +10,7 @@ use sorsa_eval::report::{Evaluation, RunReport, Sample};
 use sorsa_models::CausalLm;
 use sorsa_train::memory::peak_memory_bytes;
 use sorsa_train::metrics::{self, Metric};
-use sorsa_train::{Outcome, Trainer};
+use sorsa_train::{Outcome, TrainError, Trainer};
 
 use crate::args::FinetuneArgs;
 use crate::commands::inspect;
@@ -52,6 +52,9 @@ struct Summary {
     outcome: &'static str,
     version: &'static str,
 }
+
+/// What a run leaves whose loss was not a number any more.
+pub const DIVERGED: &str = "diverged.json";
 
 /// Accuracy before training, kept for a resumed run.
 #[derive(Debug, Serialize, Deserialize)]
@@ -114,8 +117,13 @@ pub fn run(args: &FinetuneArgs) -> anyhow::Result<()> {
         None => Trainer::start(attached, train, validation, config, run.path())?,
     };
     let mut progress = TrainingProgress::new(trainer.total_steps(), style);
-    let outcome = trainer.run(&mut progress)?;
+    let outcome = trainer.run(&mut progress);
     progress.finish();
+    if let Err(TrainError::NotFinite { step, .. }) = &outcome {
+        // Whoever tries learning rates tells this from a machine that failed.
+        run.write(DIVERGED, serde_json::to_vec_pretty(&serde_json::json!({ "step": step }))?)?;
+    }
+    let outcome = outcome?;
     if outcome == Outcome::Interrupted {
         let step = trainer.state().step;
         eprintln!("interrupted at step {step}; go on with: cargo xtask finetune --resume {}", run.path().display());

@@ -21,8 +21,8 @@ use crate::progress::{Style, TrainingProgress};
 use crate::session::{create_folder, load_records};
 
 /// Seed of the generated validation texts: any but the corpus's.
-const VALIDATION_SEED_OFFSET: u64 = 1_000_003;
-const VALIDATION_DOCUMENTS: usize = 500;
+pub const VALIDATION_SEED_OFFSET: u64 = 1_000_003;
+pub const VALIDATION_DOCUMENTS: usize = 500;
 const TOKENIZER_FILES: [&str; 3] = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"];
 
 pub fn run(args: &PretrainArgs) -> anyhow::Result<()> {

@@ -1,0 +1,217 @@
+//! A comparison from beginning to end: its files, what a second call does, and what becomes of one that was ended.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::SystemTime;
+
+use common::{Place, Succeed};
+use serde_json::Value;
+
+/// A comparison of the tiny model, one method and three steps unless told otherwise.
+fn bench(place: &Place, args: &[&str]) -> Command {
+    let mut command = place.command(&["bench", "--model", "model", "--data", "data.jsonl", "--bench-dir", "bench"]);
+    command.args(["--rank", "4", "--batch-size", "4", "--set", "data.validation_rows=4", "--extend", "0"]).args(args);
+    command
+}
+
+const ONE_RUN: [&str; 8] = ["--methods", "lora", "--lrs", "1e-3", "--seeds", "1", "--gammas", "none"];
+
+fn results(place: &Place) -> Value {
+    serde_json::from_slice(&std::fs::read(place.path("bench/results.json")).unwrap()).unwrap()
+}
+
+/// The folders of the runs.
+fn runs(place: &Place) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(place.path("bench/runs")) else { return Vec::new() };
+    let mut folders: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+    folders.sort();
+    folders
+}
+
+fn files(folder: &Path) -> BTreeMap<PathBuf, SystemTime> {
+    let mut found = BTreeMap::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(files(&path));
+        } else {
+            found.insert(path.clone(), path.metadata().unwrap().modified().unwrap());
+        }
+    }
+    found
+}
+
+/// The steps that a run logged, in order.
+fn steps(run: &Path) -> Vec<u64> {
+    let Ok(log) = std::fs::read_to_string(run.join("metrics.jsonl")) else { return Vec::new() };
+    let whole = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    whole.filter(|row| row["kind"] == "step").map(|row| row["step"].as_u64().unwrap()).collect()
+}
+
+#[test]
+fn a_comparison_leaves_every_file_and_does_nothing_twice() {
+    let place = Place::new();
+    let mut args = vec!["--methods", "lora,sorsa,full", "--lrs", "1e-3,4e-3,full=1e-3", "--seeds", "1,2"];
+    args.extend(["--gammas", "0,4e-4", "--max-steps", "3", "--test", "data.jsonl", "--set", "eval.problems=3"]);
+    args.extend(["--set", "eval.max_new_tokens=4", "--forgetting-text", "data.jsonl"]);
+    let plan: Value =
+        serde_json::from_str(&bench(&place, &args).args(["--dry-run", "--format", "json"]).succeed()).unwrap();
+    assert_eq!(plan["runs"], 9, "five rates, three more seeds, one gamma: {plan}");
+    assert!(runs(&place).is_empty(), "a plan begins nothing");
+
+    let table = bench(&place, &args).arg("--quiet").succeed();
+    assert_eq!(runs(&place).len(), 9);
+    for part in ["Quality after 3 steps", "sorsa", "less lora-r4", "its interval", "results: bench"] {
+        assert!(table.contains(part), "{part} is missing from {table}");
+    }
+    let found = results(&place);
+    assert_eq!(found["problems"], 3);
+    assert_eq!(found["runs"].as_array().unwrap().len(), 9);
+    assert_eq!(found["gammas"].as_array().unwrap().len(), 2);
+    assert!(found["base"]["text_loss"].is_number() && found["base"]["accuracy"].is_number());
+    let arms = found["arms"].as_array().unwrap();
+    assert_eq!(
+        arms.iter().map(|arm| arm["name"].as_str().unwrap()).collect::<Vec<_>>(),
+        ["lora-r4", "sorsa-r4", "full"]
+    );
+    for arm in arms {
+        for field in ["trainable_parameters", "adapter_bytes"] {
+            assert!(arm[field].as_u64().unwrap() > 0, "{field} of {arm}");
+        }
+        for field in ["loss", "tokens_per_s", "seconds_to_target", "start_seconds", "forgetting"] {
+            assert!(arm[field]["interval"]["low"].is_number(), "{field} of {arm}");
+        }
+        assert_eq!((&arm["accuracy"]["seeds"], &arm["accuracy"]["problems"]), (&2.into(), &3.into()));
+        assert_eq!(arm["difference"].is_null(), arm["name"] == "lora-r4");
+        // The chosen rate is that of the lowest validation loss.
+        let loss = |tried: &&Value| tried["loss"].as_f64().unwrap();
+        let tried = arm["tried"].as_array().unwrap();
+        let best = tried.iter().min_by(|a, b| loss(a).total_cmp(&loss(b))).unwrap();
+        assert_eq!(best["learning_rate"], arm["learning_rate"]);
+    }
+    // What is compared had the same data in the same order: the first step's loss is the same before anything is learned.
+    let first = |arm: usize| {
+        let run = place.path("bench/runs").join(arms[arm]["runs"][0].as_str().unwrap());
+        let log = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+        let step: Value = log
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .find(|row: &Value| row["kind"] == "step")
+            .unwrap();
+        step["loss"].as_f64().unwrap()
+    };
+    assert!((first(0) - first(1)).abs() < 1e-4 && (first(0) - first(2)).abs() < 1e-4);
+
+    let report = std::fs::read_to_string(place.path("bench/report.html")).unwrap();
+    assert!(report.contains("<svg") && !report.replace("http://www.w3.org/2000/svg", "").contains("http"));
+    assert_eq!(std::fs::read_to_string(place.path("bench/results.csv")).unwrap().lines().count(), 10);
+    for figure in ["accuracy", "loss", "learning-rates", "learning-curves", "speed", "gamma-loss"] {
+        for extension in ["svg", "png"] {
+            assert!(place.path(&format!("bench/figures/{figure}.{extension}")).exists(), "no {figure}.{extension}");
+        }
+    }
+
+    let before = files(&place.path("bench/runs"));
+    for (format, file) in [("latex", "comparison.tex"), ("markdown", "comparison.md"), ("json", "results.json")] {
+        let printed = bench(&place, &args).args(["--quiet", "--format", format]).succeed();
+        assert_eq!(printed.trim(), std::fs::read_to_string(place.path("bench").join(file)).unwrap().trim());
+    }
+    assert_eq!(files(&place.path("bench/runs")), before, "a second call wrote into a run");
+
+    // Ended before its last step: it goes on, to the same end.
+    let run = place.path("bench/runs").join(arms[1]["runs"][1].as_str().unwrap());
+    std::fs::remove_file(run.join("summary.json")).unwrap();
+    std::fs::remove_dir_all(run.join("checkpoints/step-3")).unwrap();
+    bench(&place, &args).arg("--quiet").succeed();
+    let (mut again, mut found) = (results(&place), found);
+    let resumed =
+        |results: &Value| results["runs"].as_array().unwrap().iter().filter(|run| run["resumed"] == true).count();
+    assert_eq!((resumed(&found), resumed(&again)), (0, 1));
+    let loss = |results: &mut Value| results["arms"][1]["loss"].take();
+    assert_eq!(loss(&mut again), loss(&mut found));
+    assert!(again["notes"].to_string().contains("1 runs were interrupted"));
+}
+
+#[test]
+fn two_processes_share_the_work() {
+    let place = Place::new();
+    let args = ["--methods", "lora,pissa", "--lrs", "1e-3,2e-3", "--seeds", "1", "--max-steps", "20", "--epochs", "9"];
+    let start = || {
+        let mut command = bench(&place, &args);
+        command.arg("--quiet").stdout(std::process::Stdio::piped()).spawn().unwrap()
+    };
+    let (one, other) = (start(), start());
+    let printed = [one, other].map(|child| child.wait_with_output().unwrap());
+    assert!(printed.iter().all(|output| output.status.success() && !output.stdout.is_empty()));
+    assert_eq!(runs(&place).len(), 4);
+    for run in runs(&place) {
+        assert_eq!(steps(&run), (1..=20).collect::<Vec<_>>(), "{}", run.display());
+    }
+    let concurrent = |run: &Value| run["concurrent"].as_u64().unwrap();
+    assert_eq!(results(&place)["runs"].as_array().unwrap().iter().map(concurrent).max(), Some(2));
+    assert_eq!(results(&place)["problems"], 0, "without problems the comparison is one of losses");
+}
+
+#[cfg(unix)]
+mod ended {
+    use super::*;
+    use std::os::unix::process::CommandExt;
+    use std::process::{Child, Stdio};
+    use std::time::{Duration, Instant};
+
+    const STEPS: u64 = 60;
+
+    /// A comparison of one run, in a process group of its own, once the run has made some steps.
+    fn under_way(place: &Place) -> Child {
+        let mut command = long(place);
+        let child = command.process_group(0).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let limit = Instant::now() + Duration::from_secs(60);
+        while runs(place).first().is_none_or(|run| steps(run).len() < 3) {
+            assert!(Instant::now() < limit, "the run did not begin");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        child
+    }
+
+    fn long(place: &Place) -> Command {
+        let mut command = bench(place, &ONE_RUN);
+        command.args([
+            "--quiet",
+            "--epochs",
+            "99",
+            "--max-steps",
+            &STEPS.to_string(),
+            "--set",
+            "train.checkpoint_every=2",
+        ]);
+        command
+    }
+
+    #[test]
+    fn a_killed_comparison_leaves_its_run_to_its_child_and_the_next_waits_for_it() {
+        let place = Place::new();
+        let mut parent = under_way(&place);
+        parent.kill().unwrap();
+        parent.wait().unwrap();
+        long(&place).succeed();
+        // Two writers would have logged steps twice.
+        assert_eq!(steps(&runs(&place)[0]), (1..=STEPS).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn an_interrupted_comparison_goes_on_where_it_stopped() {
+        let place = Place::new();
+        let mut parent = under_way(&place);
+        let group = format!("-{}", parent.id());
+        assert!(Command::new("kill").args(["-INT", "--", &group]).status().unwrap().success());
+        assert_eq!(parent.wait().unwrap().code(), Some(130));
+        let run = runs(&place).remove(0);
+        assert!(!run.join("summary.json").exists() && !place.path("bench/results.json").exists());
+        long(&place).succeed();
+        assert_eq!(steps(&run), (1..=STEPS).collect::<Vec<_>>());
+        assert_eq!(results(&place)["runs"][0]["resumed"], true);
+    }
+}
