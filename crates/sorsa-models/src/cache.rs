@@ -8,6 +8,10 @@ pub(crate) struct KvCache {
     pub layers: Vec<LayerCache>,
     /// Positions at the start of each row that hold no token.
     pub pads: Vec<usize>,
+    /// The tokens of each row, from which keys are made anew where their frequencies change.
+    pub ids: Vec<Vec<u32>>,
+    /// Whether keys were made with the frequencies of long sequences; nothing where some were and some were not.
+    pub long: Option<bool>,
 }
 
 /// Keys and values of one block, `[rows, kv_heads, capacity, head_dim]`, the first `len` positions in use.
@@ -20,8 +24,21 @@ pub(crate) struct LayerCache {
 }
 
 impl KvCache {
-    pub fn new(layers: usize, capacity: usize, pads: Vec<usize>) -> Self {
-        Self { layers: vec![LayerCache { stored: None, len: 0, capacity }; layers], pads }
+    /// A cache for `prompts`, with room for `room` more tokens.
+    pub fn new(layers: usize, prompts: &[Vec<u32>], room: usize, long: bool) -> Self {
+        let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
+        let layer = LayerCache { stored: None, len: 0, capacity: longest + room };
+        Self {
+            layers: vec![layer; layers],
+            pads: prompts.iter().map(|prompt| longest - prompt.len()).collect(),
+            ids: prompts.to_vec(),
+            long: Some(long),
+        }
+    }
+
+    /// Positions that are free.
+    pub fn room(&self) -> usize {
+        self.layers.first().map_or(0, |layer| layer.capacity - layer.len)
     }
 
     /// Positions in use, those without a token included.
@@ -32,6 +49,7 @@ impl KvCache {
     /// Keeps only the given rows; `indices` holds them on the device.
     pub fn select_rows(&mut self, rows: &[usize], indices: &Tensor<1, Int>) {
         self.pads = rows.iter().map(|row| self.pads[*row]).collect();
+        self.ids = rows.iter().map(|row| std::mem::take(&mut self.ids[*row])).collect();
         for layer in &mut self.layers {
             layer.stored =
                 layer.stored.take().map(|(k, v)| (k.select(0, indices.clone()), v.select(0, indices.clone())));
@@ -47,7 +65,12 @@ impl KvCache {
         let moved = |pads: Vec<usize>, len: usize| pads.into_iter().map(move |pad| pad + length - len);
         let pads = moved(self.pads, len_a).chain(moved(other.pads, len_b)).collect();
         let layers = self.layers.into_iter().zip(other.layers);
-        Self { layers: layers.map(|(a, b)| a.joined(b, length, length + room)).collect(), pads }
+        Self {
+            layers: layers.map(|(a, b)| a.joined(b, length, length + room)).collect(),
+            pads,
+            ids: self.ids.into_iter().chain(other.ids).collect(),
+            long: self.long.filter(|long| other.long == Some(*long)),
+        }
     }
 }
 

@@ -261,10 +261,10 @@ impl TransformerConfig {
     }
 
     /// The rotary embedding of a layer.
-    pub fn layer_rope(&self, layer_type: LayerType) -> Rope {
+    pub fn layer_rope(&self, layer_type: LayerType) -> &Rope {
         match layer_type {
-            LayerType::Full => self.rope,
-            LayerType::Sliding => self.local_rope.unwrap_or(self.rope),
+            LayerType::Full => &self.rope,
+            LayerType::Sliding => self.local_rope.as_ref().unwrap_or(&self.rope),
         }
     }
 

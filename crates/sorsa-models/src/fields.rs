@@ -79,6 +79,11 @@ impl Fields {
         self.object.get(name).and_then(Value::as_u64).filter(|size| *size <= most as u64).unwrap_or(0) as usize
     }
 
+    /// A name that somebody else takes.
+    pub fn peek_text(&self, name: &str) -> Option<&str> {
+        self.object.get(name).and_then(Value::as_str)
+    }
+
     /// An index, which may be 0.
     pub fn index(&mut self, name: &str, default: usize) -> usize {
         let Some(value) = self.take(name) else { return default };
@@ -127,6 +132,34 @@ impl Fields {
             None => default,
             Some(_) => Some(self.number(name, 1.0)),
         }
+    }
+
+    /// A list of positive numbers that has to be there.
+    pub fn numbers(&mut self, name: &str) -> Vec<f64> {
+        let Some(value) = self.take(name) else {
+            self.faults.push(format!("`{name}` is missing"));
+            return Vec::new();
+        };
+        let positive = |value: &Value| value.as_f64().filter(|number| number.is_finite() && *number > 0.0);
+        let numbers: Option<Vec<f64>> = value.as_array().and_then(|list| list.iter().map(positive).collect());
+        numbers.filter(|numbers| !numbers.is_empty()).unwrap_or_else(|| {
+            self.wrong(name, "a list of positive numbers", &value);
+            Vec::new()
+        })
+    }
+
+    /// The object of this name and its faults, to be [put back](Self::put_back).
+    pub fn take_object(&mut self, name: &str) -> Option<Self> {
+        match self.object.get_mut(name) {
+            Some(Value::Object(object)) => Some(Self::new(std::mem::take(object))),
+            _ => None,
+        }
+    }
+
+    /// Puts back what is left of an object, and takes over its faults.
+    pub fn put_back(&mut self, name: &str, inner: Self) {
+        self.faults.extend(inner.faults);
+        self.object.insert(name.to_owned(), Value::Object(inner.object));
     }
 
     pub fn flag(&mut self, name: &str, default: bool) -> bool {

@@ -108,8 +108,8 @@ impl CausalLm {
     /// Continues each prompt. `on_token(row, token)` is called for every new token in order.
     ///
     /// Prompts may be of unequal length: each sequence gets what it would get alone. (One exception, as in
-    /// Transformers: with a dynamic scaling of the rotary embedding, past the context of the pretraining, the longest
-    /// sequence of the batch counts for all.)
+    /// Transformers: with a dynamic scaling of the rotary embedding or a LongRoPE, past the context of the pretraining,
+    /// the longest sequence of the batch counts for all.)
     /// Finished sequences leave the batch once they are half of it. Call it on a model without autodiff.
     ///
     /// # Errors

@@ -52,7 +52,7 @@ pub use layers::{LayerNorm, RmsNorm};
 pub use mlp::{FusedMlp, Mlp, SeparateMlp};
 pub use model::CausalLm;
 pub use model_files::ModelError;
-pub use rope::{Frequencies, Rope, RopeScaling, Yarn};
+pub use rope::{Frequencies, LongRope, Rope, RopeScaling, Yarn};
 pub use rwkv::{ChannelMix, ChannelMix4, ChannelMix6, Rwkv, RwkvBlock, RwkvModel, TimeMix, TimeMix4, TimeMix6};
 pub use schedule::Requests;
 pub use transformer::{Block, Decoder, Transformer};

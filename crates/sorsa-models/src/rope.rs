@@ -1,11 +1,15 @@
 //! The frequencies of rotary embeddings and how long-context checkpoints rescale them, as Transformers 4.57 does.
 
+mod long;
+
 use serde_json::{Map, Value, json};
 
 use crate::fields::Fields;
 
+pub use long::LongRope;
+
 /// Base and scaling of the rotary frequencies.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Rope {
     /// Base of the geometric series of wavelengths.
     pub theta: f64,
@@ -14,7 +18,7 @@ pub struct Rope {
 }
 
 /// Rescaling of frequencies for contexts longer than the pretraining's.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum RopeScaling {
     /// As trained.
     None,
@@ -35,6 +39,10 @@ pub enum RopeScaling {
     /// Long wavelengths are divided by the factor, short ones kept, with a ramp over the planes between (Peng et
     /// al., 2023).
     Yarn(Yarn),
+    /// A divisor for each plane, from one of two lists by the length of the sequence (Ding et al., 2024). As with
+    /// [`Dynamic`](Self::Dynamic), the longest sequence of the batch counts; keys that are cached are made anew where
+    /// the list changes.
+    LongRope(LongRope),
     /// Llama 3.1: long wavelengths are divided by the factor, short ones kept, those between interpolated.
     Llama3 {
         /// The factor.
@@ -99,6 +107,10 @@ impl Rope {
                 });
                 (scaled.collect(), yarn.amplitude())
             }
+            RopeScaling::LongRope(ref long) => {
+                let scaled = planes(self.theta).zip(long.factors(length)).map(|(frequency, factor)| frequency / factor);
+                (scaled.collect(), long.amplitude())
+            }
             RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => {
                 let original = original_max_position_embeddings as f64;
                 let scaled = planes(self.theta).map(|frequency| {
@@ -120,8 +132,17 @@ impl Rope {
             RopeScaling::Yarn(Yarn { factor, original_max_position_embeddings: trained, .. }) => {
                 max_position_embeddings.max((factor * trained as f64) as usize)
             }
-            RopeScaling::None | RopeScaling::Linear { .. } | RopeScaling::Llama3 { .. } => max_position_embeddings,
+            RopeScaling::None
+            | RopeScaling::Linear { .. }
+            | RopeScaling::LongRope(_)
+            | RopeScaling::Llama3 { .. } => max_position_embeddings,
         }
+    }
+
+    /// Whether keys of a sequence of `length` tokens have to be made with other frequencies than those of one within
+    /// the original context.
+    pub(crate) fn is_long(&self, length: usize) -> bool {
+        matches!(&self.scaling, RopeScaling::LongRope(long) if long.is_long(length))
     }
 
     /// Takes `rope_theta` and `rope_scaling`, or `rope_parameters` that holds both.
@@ -188,7 +209,7 @@ impl RopeScaling {
         }
     }
 
-    fn to_json(self) -> Option<Value> {
+    fn to_json(&self) -> Option<Value> {
         match self {
             Self::None => None,
             Self::Linear { factor } => Some(json!({"rope_type": "linear", "factor": factor})),
@@ -214,6 +235,7 @@ impl RopeScaling {
                 }
                 Some(object)
             }
+            Self::LongRope(long) => Some(long.to_json()),
             Self::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => {
                 Some(json!({
                     "rope_type": "llama3",

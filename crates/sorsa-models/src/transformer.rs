@@ -127,14 +127,25 @@ impl Transformer {
             let visible = |row: usize, query, key| near(window, query, key) && key >= pads[row];
             Some(AttentionMask::from_rule([prompts.len(), longest, longest], visible, &device))
         });
-        let mut cache = KvCache::new(self.config.num_hidden_layers, longest + room, pads);
+        let long = self.decoder.rope.is_long(longest);
+        let mut cache = KvCache::new(self.config.num_hidden_layers, prompts, room, long);
         let hidden = self.forward(&ids, [prompts.len(), longest], &views, Some(&mut cache));
         (hidden.narrow(1, longest - 1, 1), cache)
     }
 
-    /// Hidden states `[rows, 1, hidden_size]` of one more token of each row, `cache` grows by it.
+    /// Hidden states `[rows, 1, hidden_size]` of one more token of each row, `cache` grows by it. Where the longest row
+    /// comes to need other frequencies than the keys have that are there, all tokens are taken in again.
     pub(crate) fn advance(&self, ids: &[i32], cache: &mut KvCache) -> Tensor<3> {
         let length = cache.len();
+        for (row, id) in cache.ids.iter_mut().zip(ids) {
+            row.push(*id as u32);
+        }
+        let longest = cache.ids.iter().map(Vec::len).max().unwrap_or(0);
+        if cache.long != Some(self.decoder.rope.is_long(longest)) {
+            let (hidden, fresh) = self.prefill(&cache.ids, cache.room().saturating_sub(1));
+            *cache = fresh;
+            return hidden;
+        }
         // Rows that have ended may be carried past the context; what becomes of them does not matter.
         let last = self.config.context_length().unwrap_or(usize::MAX) - 1;
         let positions: Vec<i32> = cache.pads.iter().map(|pad| (length - pad).min(last) as i32).collect();

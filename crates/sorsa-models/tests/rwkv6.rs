@@ -1,5 +1,5 @@
 //! RWKV-6 against its definition (Peng et al., 2024, arXiv 2404.05892, section 4.2), written down here token by token
-//! in f64: no other implementation is at hand that could make reference files.
+//! in f64, for gradients too. The logits of its author's package are compared in `long_and_recurrent.rs`.
 
 mod common;
 

@@ -37,6 +37,6 @@ fn read(fields: &mut Fields) -> ModelConfig {
 fn write(config: &ModelConfig, json: &mut Map<String, Value>) {
     let Some(decoder) = decoder::write(config, json, "hidden_activation") else { return };
     gemma2::write_shared_with_gemma3(decoder, json);
-    json.insert("rope_local_base_freq".to_owned(), decoder.local_rope.map(|rope| rope.theta).into());
+    json.insert("rope_local_base_freq".to_owned(), decoder.local_rope.as_ref().map(|rope| rope.theta).into());
     json.insert("use_bidirectional_attention".to_owned(), false.into());
 }

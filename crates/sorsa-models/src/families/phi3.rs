@@ -7,23 +7,28 @@ use super::Family;
 use super::decoder::{self, DEFAULTS, Defaults};
 use crate::config::{Activation, Architecture, LayerType, ModelConfig};
 use crate::fields::Fields;
-use crate::rope::RopeScaling;
+use crate::rope::{LongRope, RopeScaling};
 
 pub(super) static FAMILY: Family = Family { model_type: "phi3", class: "Phi3ForCausalLM", read, write };
 
 fn read(fields: &mut Fields) -> ModelConfig {
     let defaults = Defaults { max_position_embeddings: 4096, rms_norm_eps: 1e-5, ..DEFAULTS };
+    let long = LongRope::take(fields, defaults.max_position_embeddings);
     let (sizes, mut decoder) = decoder::read(fields, &defaults, ("hidden_act", Activation::Silu));
     decoder.fused_projections = true;
     if decoder.rope.scaling != RopeScaling::None {
-        fields.faults.push("`rope_scaling` should be null: a phi3 knows longrope only, which is not supported".into());
+        fields.faults.push("`rope_scaling` should be null or a longrope: a phi3 knows no other".into());
     }
-    // Counts for longrope only.
+    // Without a longrope it counts for nothing.
     fields.take("original_max_position_embeddings");
     decoder.partial_rotary_factor = fields.number("partial_rotary_factor", 1.0);
     if decoder.partial_rotary_factor > 1.0 || !decoder.rotary_dim().is_multiple_of(2) || decoder.rotary_dim() == 0 {
         let (factor, width) = (decoder.partial_rotary_factor, decoder.head_dim);
         fields.faults.push(format!("`partial_rotary_factor` {factor} rotates no even part of heads of {width}"));
+    }
+    if let Some(long) = long {
+        long.check_planes(decoder.rotary_dim() / 2, fields);
+        decoder.rope.scaling = RopeScaling::LongRope(long);
     }
     decoder.sliding_window = fields.optional_size("sliding_window", None);
     if decoder.sliding_window.is_some() {
@@ -37,5 +42,9 @@ fn write(config: &ModelConfig, json: &mut Map<String, Value>) {
     let Some(decoder) = decoder::write(config, json, "hidden_act") else { return };
     json.insert("partial_rotary_factor".to_owned(), decoder.partial_rotary_factor.into());
     json.insert("sliding_window".to_owned(), decoder.sliding_window.into());
-    json.insert("original_max_position_embeddings".to_owned(), config.max_position_embeddings.into());
+    let original = match &decoder.rope.scaling {
+        RopeScaling::LongRope(long) => long.original_max_position_embeddings,
+        _ => config.max_position_embeddings,
+    };
+    json.insert("original_max_position_embeddings".to_owned(), original.into());
 }

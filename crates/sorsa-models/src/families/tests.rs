@@ -4,6 +4,7 @@ use burn::prelude::Device;
 use super::*;
 use crate::CausalLm;
 use crate::config::{Activation, LayerType, RwkvConfig, RwkvVersion, TransformerConfig};
+use crate::rope::RopeScaling;
 
 /// A configuration with these sizes (hidden, intermediate, layers, heads, vocabulary) and fields.
 fn parse(sizes: [usize; 5], more: Value) -> Result<ModelConfig, Vec<String>> {
@@ -139,16 +140,55 @@ fn gemma_computes_with_hidden_act_and_its_successors_with_hidden_activation() {
     assert_eq!([activation("gemma2"), activation("gemma3_text")], [Activation::GeluTanh; 2]);
 }
 
+/// A phi3 whose `rope_scaling` has these fields too.
+fn long_rope(more: Value) -> Value {
+    let factors = [1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5];
+    let mut scaling = json!({"type": "longrope", "short_factor": factors, "long_factor": factors});
+    scaling.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    let original = 2048;
+    json!({"model_type": "phi3", "rope_scaling": scaling, "original_max_position_embeddings": original,
+        "max_position_embeddings": 8192})
+}
+
+#[test]
+fn a_longrope_is_read_from_the_files_of_each_generation_and_written_as_transformers_reads_it() {
+    let config = small(long_rope(json!({}))).unwrap();
+    let RopeScaling::LongRope(long) = &decoder(&config).rope.scaling else { panic!("{config:?}") };
+    assert_eq!((long.original_max_position_embeddings, config.context_length()), (2048, Some(8192)));
+    // With a fourth field Transformers 4 refuses it.
+    let written = config.to_json();
+    assert_eq!(written["rope_scaling"].as_object().unwrap().len(), 3);
+    assert_eq!(written["original_max_position_embeddings"], 2048);
+    let again = ModelConfig::parse(written.as_object().unwrap().clone()).unwrap();
+    assert_eq!(again, config);
+
+    // The first Phi-3 called it `su`; Transformers 5 has the base and the original context in the same object.
+    assert_eq!(small(long_rope(json!({"type": "su"}))).unwrap(), config);
+    let mut fields = long_rope(json!({"rope_theta": 10_000.0, "rope_type": "longrope",
+        "original_max_position_embeddings": 2048}));
+    let object = fields.as_object_mut().unwrap();
+    let scaling = object.remove("rope_scaling").unwrap();
+    object.insert("rope_parameters".to_owned(), scaling);
+    object.remove("original_max_position_embeddings");
+    assert_eq!(small(fields).unwrap(), config);
+    let mut fields = long_rope(json!({}));
+    fields.as_object_mut().unwrap().remove("original_max_position_embeddings");
+    assert_eq!(small(fields).unwrap_err(), ["a longrope asks for `original_max_position_embeddings`, of more than 1"]);
+}
+
 #[test]
 fn fields_that_would_change_the_mathematics_are_faults_in_the_families_that_do_not_compute_them() {
     for (more, fault) in [
         (json!({"model_type": "gemma3_text", "attn_logit_softcapping": 50.0}), "`attn_logit_softcapping`"),
         (json!({"model_type": "gemma3_text", "use_bidirectional_attention": true}), "`use_bidirectional_attention`"),
         (json!({"model_type": "gemma3_text", "text_config": {}}), "`text_config`"),
-        (
-            json!({"model_type": "phi3", "rope_scaling": {"type": "longrope", "long_factor": [1.0], "short_factor": [1.0]}}),
-            "rope type `longrope` is not supported",
-        ),
+        (long_rope(json!({})), ""),
+        (long_rope(json!({"short_factor": null})), "`short_factor` is missing"),
+        (long_rope(json!({"short_factor": [1.0]})), "`short_factor` should have 8 numbers, one for each plane, found 1"),
+        (long_rope(json!({"long_factor": [1.0, 0.0]})), "`long_factor` should be a list of positive numbers"),
+        (long_rope(json!({"long_factor": []})), "`long_factor` should be a list of positive numbers"),
+        (long_rope(json!({"original_max_position_embeddings": 1})), "a longrope asks for `original_max"),
+        (long_rope(json!({"short_mscale": 1.2})), "`rope_scaling.short_mscale` is not supported"),
         (json!({"model_type": "phi3", "rope_scaling": {"type": "linear", "factor": 2.0}}), "`rope_scaling`"),
         (json!({"model_type": "phi3", "partial_rotary_factor": 0.3}), ""),
         (json!({"model_type": "phi3", "partial_rotary_factor": 0.2}), "`partial_rotary_factor`"),

@@ -43,8 +43,8 @@ fn llama_3_scaling_keeps_short_wavelengths_and_divides_long_ones() {
 #[test]
 fn dynamic_scaling_is_none_within_the_context_and_stretches_the_longest_wavelength_as_the_sequence_grows() {
     let dynamic = RopeScaling::Dynamic { factor: 4.0, max_position_embeddings: 64 };
-    assert_eq!(frequencies(dynamic, 64), frequencies(RopeScaling::None, 64));
-    assert_eq!(frequencies(dynamic, 3), frequencies(RopeScaling::None, 3));
+    assert_eq!(frequencies(dynamic.clone(), 64), frequencies(RopeScaling::None, 64));
+    assert_eq!(frequencies(dynamic.clone(), 3), frequencies(RopeScaling::None, 3));
     // The exponent dim / (dim - 2) is chosen so that the slowest plane slows by exactly the stretch.
     let (plain, stretched) = (frequencies(RopeScaling::None, 1), frequencies(dynamic, 200));
     let stretch = 4.0 * 200.0 / 64.0 - 3.0;
@@ -78,7 +78,7 @@ fn dynamic_frequencies_are_those_of_transformers() {
     let dynamic = RopeScaling::Dynamic { factor: 4.0, max_position_embeddings: 64 };
     let at_65 = [1.0, 0.31350085, 0.098282784, 0.030811736, 0.0096595054, 0.0030282631, 0.00094936311, 0.00029762613];
     let at_200 = [1.0, 0.22925837, 0.052559398, 0.012049682, 0.0027624907, 0.00063332409, 0.00014519485, 3.3287135e-05];
-    assert_near(&frequencies(dynamic, 65), at_65, 1.0);
+    assert_near(&frequencies(dynamic.clone(), 65), at_65, 1.0);
     assert_near(&frequencies(dynamic, 200), at_200, 1.0);
 }
 
@@ -126,6 +126,32 @@ fn llama_3_frequencies_are_those_of_transformers() {
     let expected =
         [1.0, 0.11917551, 0.014865089, 0.0051262085, 0.001767767, 0.00060961233, 0.0002102241, 7.2495532e-05];
     assert_near(&Rope { theta: 5000.0, scaling }.frequencies(16, 1), expected, 1.0);
+}
+
+fn long() -> LongRope {
+    LongRope {
+        short_factor: vec![1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7],
+        long_factor: vec![1.0, 1.5, 2.0, 4.0, 6.0, 8.0, 9.0, 10.0],
+        max_position_embeddings: 128,
+        original_max_position_embeddings: 32,
+        attention_factor: None,
+    }
+}
+
+#[test]
+fn longrope_frequencies_are_those_of_transformers() {
+    let rope = RopeScaling::LongRope(long());
+    let at_32 = [1.0, 0.28747976, 0.083333336, 0.024325214, 0.0071428572, 0.0021081853, 0.00062499999, 0.00018601633];
+    let at_33 = [1.0, 0.2108185, 0.050000001, 0.0079056947, 0.0016666667, 0.00039528473, 0.00011111111, 3.1622778e-05];
+    assert_near(&frequencies(rope.clone(), 32), at_32, 1.18321596);
+    assert_near(&frequencies(rope, 33), at_33, 1.18321596);
+}
+
+#[test]
+fn a_longrope_has_an_amplitude_of_one_where_the_context_did_not_grow_and_any_that_it_says() {
+    let amplitude = |long| frequencies(RopeScaling::LongRope(long), 1).amplitude;
+    assert_eq!(amplitude(LongRope { max_position_embeddings: 32, ..long() }), 1.0);
+    assert_eq!(amplitude(LongRope { attention_factor: Some(1.25), ..long() }), 1.25);
 }
 
 #[test]
