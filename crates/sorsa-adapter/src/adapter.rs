@@ -16,7 +16,7 @@ impl Reparameterization for Adapter {
     }
 }
 
-/// `linear.forward(x)`, by the factored route where an adapter is attached to the weight and by the plain one where
+/// `linear.forward(x)` for a weight that may be narrower than `x`, by the factored route where an adapter is attached to the weight and by the plain one where
 /// none is. `x` `[.., d_in]`, result `[.., d_out]`.
 ///
 /// A model that calls this instead of `linear.forward(x)` never forms a dense adapted weight: its step costs what
@@ -25,6 +25,6 @@ impl Reparameterization for Adapter {
 pub fn project<const D: usize>(linear: &Linear, x: Tensor<D>) -> Tensor<D> {
     match linear.weight.reparameterization::<Adapter>() {
         Some(adapter) => adapter.forward(x, linear.weight.base(), linear.bias.as_ref().map(Param::val)),
-        None => linear.forward(x),
+        None => sorsa_ops::linear(x, linear.weight.val(), linear.bias.as_ref().map(Param::val)),
     }
 }

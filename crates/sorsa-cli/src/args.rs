@@ -66,6 +66,9 @@ pub struct RecipeArgs {
     /// Model: a Hugging Face folder, a hub id (owner/name or owner/name@revision), or `embedded`
     #[arg(long)]
     pub model: Option<String>,
+    /// What the frozen weights are kept in: f32 or bf16
+    #[arg(long)]
+    pub dtype: Option<String>,
     /// Start from this adapter: its folder, PEFT's, or a run's; it decides method, rank and targets
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<String>,
@@ -216,6 +219,9 @@ pub struct EvalArgs {
     /// Folder of an adapter, or of a run that has one
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
+    /// What the weights are kept in: f32 or bf16
+    #[arg(long, default_value = "f32")]
+    pub dtype: String,
     /// Problems (GSM8K, MATH, SVAMP, HumanEval, MetaMathQA or any prompts with answers); without it the embedded test
     /// problems
     #[arg(long, value_name = "FILE")]
@@ -401,6 +407,9 @@ pub struct GenerateArgs {
     /// Folder of an adapter, or of a run that has one
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
+    /// What the weights are kept in: f32 or bf16
+    #[arg(long, default_value = "f32")]
+    pub dtype: String,
     /// alpaca, code, raw or chat
     #[arg(long, default_value = "raw")]
     pub template: String,

@@ -36,6 +36,23 @@ fn names(folder: &Path) -> Vec<String> {
 }
 
 #[test]
+fn every_method_trains_beside_weights_in_bf16_to_about_the_loss_of_f32() {
+    let place = Place::new();
+    for method in METHODS {
+        let loss_after = |dtype: &str| {
+            let run = format!("{method}-{dtype}");
+            let options = ["--method", method, "--max-steps", "4", "--seed", "7", "--dtype", dtype, "--run-dir", &run];
+            place.finetune(&options).succeed();
+            let recipe = std::fs::read_to_string(place.path(&run).join("recipe.toml")).unwrap();
+            assert!(recipe.contains(&format!("dtype = \"{dtype}\"")), "{recipe}");
+            json(&place.path(&run).join("summary.json"))["loss_after"].as_f64().unwrap()
+        };
+        let (narrow, wide) = (loss_after("bf16"), loss_after("f32"));
+        assert!((narrow / wide - 1.0).abs() < 0.01, "{method}: {narrow} {wide}");
+    }
+}
+
+#[test]
 fn every_method_leaves_a_whole_run_that_its_recipe_repeats_to_the_bit() {
     let place = Place::new();
     for method in METHODS {

@@ -1,7 +1,7 @@
 //! Speed and memory of the training step of a random Llama, with the fused operations of `sorsa-ops` or without.
 //!
 //! ```text
-//! cargo run --release --workspace --example step_speed -- [S|S8|L] [sorsa|lora|full] [fused|plain] [steps]
+//! cargo run --release --workspace --example step_speed -- [S|S8|L] [sorsa|lora|full] [fused|plain] [steps] [f32|bf16]
 //! ```
 //!
 //! One configuration a process, since the peak of memory is the process's; one line of JSON on standard output. CPU
@@ -9,8 +9,10 @@
 
 use std::time::Instant;
 
+use burn::module::{ModuleMapper, Param};
 use burn::optim::{AdamWConfig, GradientsParams, ModuleOptimizer};
 use burn::prelude::*;
+use burn::tensor::FloatDType;
 use serde_json::{Value, json};
 use sorsa_adapter::{AdapterConfig, Method, RegularizerForm, add_regularizer};
 use sorsa_models::{CausalLm, ModelConfig, ModelInput};
@@ -31,6 +33,15 @@ fn sizes(shape: &str) -> [usize; 6] {
         "S8" => [288, 6, 6, 768, 8192, 4],
         "L" => [768, 12, 12, 2048, 32_000, 1],
         other => panic!("unknown shape {other}: S, S8 or L"),
+    }
+}
+
+/// Matrices in bf16.
+struct Narrow;
+
+impl ModuleMapper for Narrow {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        if D == 2 { param.map(|weight| weight.cast(FloatDType::BF16)) } else { param }
     }
 }
 
@@ -63,13 +74,15 @@ fn peak_megabytes() -> Option<f64> {
     Some((kib.parse::<f64>().ok()? * 1.024e-3).round())
 }
 
-fn run(shape: &str, method: Method, steps: usize) -> Value {
+fn run(shape: &str, method: Method, steps: usize, bf16: bool) -> Value {
     let sizes = sizes(shape);
     let [_, _, _, _, vocabulary, batch] = sizes;
     let device = Device::flex().autodiff();
     device.seed(1);
     let config = AdapterConfig::new(method, 16, &TARGETS);
-    let attached = config.attach(model(sizes, &device), &Default::default()).unwrap();
+    let base = model(sizes, &device);
+    let base = if bf16 { base.map(&mut Narrow) } else { base };
+    let attached = config.attach(base, &Default::default()).unwrap();
     let (mut model, trainable) = (attached.model, attached.trainable);
     let mut optimizer: ModuleOptimizer = AdamWConfig::new().with_weight_decay(0.0).init();
 
@@ -120,11 +133,17 @@ fn main() {
     let (shape, form) = (argument(0, "S"), argument(2, "fused"));
     let method: Method = argument(1, "sorsa").parse().unwrap();
     let steps: usize = argument(3, "10").parse().unwrap();
+    let bf16 = match argument(4, "f32") {
+        "f32" => false,
+        "bf16" => true,
+        other => panic!("unknown dtype {other}: f32 or bf16"),
+    };
     let mut line = match form {
-        "fused" => run(shape, method, steps),
-        "plain" => sorsa_ops::without_fused(|| run(shape, method, steps)),
+        "fused" => run(shape, method, steps, bf16),
+        "plain" => sorsa_ops::without_fused(|| run(shape, method, steps, bf16)),
         other => panic!("unknown form {other}: fused or plain"),
     };
     line["form"] = json!(form);
+    line["weights"] = json!(argument(4, "f32"));
     println!("{line}");
 }

@@ -3,7 +3,7 @@
 use burn::module::{Initializer, Param};
 use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
 use burn::prelude::*;
-use sorsa_ops::{layer_norm, rms_norm, rms_norm_offset};
+use sorsa_ops::{activation_dtype, layer_norm, rms_norm, rms_norm_offset};
 
 use crate::config::ModelConfig;
 
@@ -85,6 +85,11 @@ impl<'a> Fresh<'a> {
     pub fn head(&self, config: &ModelConfig) -> Option<Linear> {
         (!config.tie_word_embeddings).then(|| self.linear(config.hidden_size, config.vocab_size, false))
     }
+}
+
+/// The embeddings `[rows, len, hidden_size]` of token ids, in the dtype of activations beside such weights.
+pub(crate) fn embedded(embedding: &Embedding, ids: Tensor<2, Int>) -> Tensor<3> {
+    embedding.forward(ids).cast(activation_dtype(&embedding.weight.val()))
 }
 
 /// Token ids as a tensor `[rows, len]` on a device without autodiff.

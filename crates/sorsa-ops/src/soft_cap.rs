@@ -3,6 +3,7 @@
 use burn::prelude::*;
 use burn::tensor::FloatDType;
 
+use crate::linear::linear;
 use crate::loss::cross_entropy_sum;
 
 /// Rows of logits that exist at one time in [`soft_capped_head_loss_sum`].
@@ -21,7 +22,7 @@ pub fn soft_capped_head_loss_sum(hidden: Tensor<2>, weight: Tensor<2>, targets: 
         .step_by(CHUNK_ROWS)
         .map(|start| {
             let length = CHUNK_ROWS.min(rows - start);
-            let logits = hidden.clone().narrow(0, start, length).matmul(weight.clone()).cast(FloatDType::F32);
+            let logits = linear(hidden.clone().narrow(0, start, length), weight.clone(), None).cast(FloatDType::F32);
             cross_entropy_sum(soft_cap(logits, cap), targets.clone().narrow(0, start, length))
         })
         .reduce(|sum, loss| sum + loss)

@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use burn::tensor::FloatDType;
 use serde_json::{Map, Value, json};
 use sorsa_data::{AnswerStyle, BatchOptions, Batcher, EncodeOptions, Encoder, Format, LoadOptions};
 use sorsa_eval::grade::AnswerKind;
@@ -23,7 +22,7 @@ use crate::run_dir::json_lines;
 use crate::sampling::Continuing;
 use crate::sandbox::{Isolation, Limits, Sandbox};
 use crate::scoreboard::{Judged, PassRate, print_scores, reported};
-use crate::session::{Session, embedded_task, load_records};
+use crate::session::{self, Session, embedded_task, load_records};
 use crate::task::{Generated, Problems};
 
 pub fn run(args: &EvalArgs) -> anyhow::Result<()> {
@@ -35,7 +34,8 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<()> {
     let sandbox = if code { Some(sandbox(args)?) } else { None };
     let device = device::open(args.device.backend, args.device.device)?;
     let style = Style::choose(args.quiet);
-    let session = Session::load(&args.model, FloatDType::F32, &device, style)?.with_adapter(args.adapter.as_deref())?;
+    let session = Session::load(&args.model, session::dtype(&args.dtype)?, &device, style)?;
+    let session = session.with_adapter(args.adapter.as_deref())?;
     match (&args.text, sandbox) {
         (Some(texts), _) => perplexity(args, &session, texts, style),
         (None, Some(sandbox)) => programs(args, &session, &path, &sandbox, style),

@@ -2,7 +2,6 @@
 
 use std::io::Write;
 
-use burn::tensor::FloatDType;
 use sorsa_data::{EncodeOptions, Record};
 use sorsa_models::{GenerateOptions, Sampling};
 
@@ -10,7 +9,7 @@ use crate::args::GenerateArgs;
 use crate::device;
 use crate::exit::{OrBadInput, bad_input};
 use crate::progress::Style;
-use crate::session::Session;
+use crate::session::{self, Session};
 
 pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     if !(args.temperature >= 0.0 && args.temperature.is_finite()) {
@@ -20,7 +19,7 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
         return Err(bad_input("--top-p should be between 0 and 1, and --top-k at least 1"));
     }
     let device = device::open(args.device.backend, args.device.device)?;
-    let session = Session::load(&args.model, FloatDType::F32, &device, Style::choose(false))?
+    let session = Session::load(&args.model, session::dtype(&args.dtype)?, &device, Style::choose(false))?
         .with_adapter(args.adapter.as_deref())?;
     let options = EncodeOptions { max_length: usize::MAX, ..EncodeOptions::default() };
     let encoder = session.encoder(&args.template, options)?;

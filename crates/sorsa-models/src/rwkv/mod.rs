@@ -21,7 +21,7 @@ pub use time_mix6::TimeMix6;
 
 use crate::config::{ModelConfig, RwkvConfig, RwkvVersion};
 use crate::input::ModelInput;
-use crate::layers::{Fresh, LayerNorm, ids_tensor, index_tensor};
+use crate::layers::{Fresh, LayerNorm, embedded, ids_tensor, index_tensor};
 use crate::transparent::transparent_module;
 use packing::Pieces;
 use start::Start;
@@ -164,7 +164,7 @@ impl Rwkv {
     }
 
     fn embed(&self, ids: &[i32], shape: [usize; 2]) -> Tensor<3> {
-        self.rwkv.embeddings.forward(ids_tensor(ids, shape, &self.device().without_autodiff()))
+        embedded(&self.rwkv.embeddings, ids_tensor(ids, shape, &self.device().without_autodiff()))
     }
 
     /// The state before the first token of sequences like `x`.

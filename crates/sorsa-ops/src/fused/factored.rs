@@ -13,15 +13,18 @@ use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 
+use super::linear::weight_gradient;
 use super::product::{Matrix, Threads, multiply};
 use super::simd::{add_scaled, wide};
 use super::storage::{Tracked, Values, contiguous, floats, rows_and_width, shape, tensor};
+use super::weight::{Weight, with_weight_strides};
 
 /// What both passes read; absent ones have no elements.
 #[derive(Debug, Clone)]
 pub(super) struct Inputs {
     /// `[.., d_in]`, contiguous.
     x: Values,
+    /// f32 or bf16; the rest is f32.
     weight: Values,
     bias: Values,
     adapter_input: Values,
@@ -54,7 +57,7 @@ impl Inputs {
         let strided = |t: Values| if Matrix::of(&t).is_some() { t } else { t.to_contiguous() };
         Self {
             x: contiguous(x),
-            weight: strided(weight),
+            weight: with_weight_strides(weight),
             bias: contiguous(bias),
             adapter_input: contiguous(adapter_input),
             a: strided(a),
@@ -98,12 +101,12 @@ impl Inputs {
 /// The output `[.., d_out]` and `h` `[rows, rank]`.
 pub(super) fn forward(inputs: &Inputs) -> (Values, Vec<f32>) {
     let (rows, rank) = (inputs.rows(), inputs.rank());
-    let weight = matrix(&inputs.weight);
+    let weight = Weight::of(&inputs.weight);
     let d_out = weight.columns();
     let mut h = vec![0.0; rows * rank];
     multiply(&mut h, inputs.adapter_input(), matrix(&inputs.a), 1.0, false, Threads::All);
     let mut y = vec![0.0; rows * d_out];
-    multiply(&mut y, inputs.x(), weight, 1.0, false, Threads::All);
+    weight.multiply(&mut y, floats(&inputs.x), false);
     multiply(&mut y, Matrix::new(&inputs.scaled(&h), rows, rank), matrix(&inputs.b), 1.0, true, Threads::All);
     if !is_absent(&inputs.bias) {
         y.chunks_exact_mut(d_out).for_each(|row| add_scaled(row, floats(&inputs.bias), 1.0));
@@ -126,8 +129,9 @@ impl Backward<Flex, 7> for FactoredLinear {
         let dy = contiguous(gradients.consume::<Flex>(&ops.node));
         let (inputs, h) = ops.state;
         let [x_node, weight_node, bias_node, adapter_input_node, a_node, s_node, b_node] = ops.parents;
-        let (rows, rank, d_out) = (inputs.rows(), inputs.rank(), matrix(&inputs.weight).columns());
-        let dy = Matrix::new(floats(&dy), rows, d_out);
+        let (rows, rank, d_out) = (inputs.rows(), inputs.rank(), Weight::of(&inputs.weight).columns());
+        let dy_rows = floats(&dy);
+        let dy = Matrix::new(dy_rows, rows, d_out);
         let of_shape = |values: Vec<f32>, like: &Values| tensor(values, shape(like));
         let product = |lhs: Matrix<'_>, rhs: Matrix<'_>, like: &Values| {
             let mut out = vec![0.0; like.layout().num_elements()];
@@ -167,15 +171,15 @@ impl Backward<Flex, 7> for FactoredLinear {
             gradients.register::<Flex>(node.id, of_shape(dx, &inputs.adapter_input));
         }
         if let Some(node) = x_node {
-            let mut dx = product(dy, matrix(&inputs.weight).transposed(), &inputs.x);
+            let mut dx = vec![0.0; inputs.x.layout().num_elements()];
+            Weight::of(&inputs.weight).transposed().multiply(&mut dx, dy_rows, false);
             if is_absent(&inputs.adapter_input) {
                 multiply(&mut dx, dh, matrix(&inputs.a).transposed(), 1.0, true, Threads::All);
             }
             gradients.register::<Flex>(node.id, of_shape(dx, &inputs.x));
         }
         if let Some(node) = weight_node {
-            let dw = product(inputs.x().transposed(), dy, &inputs.weight);
-            gradients.register::<Flex>(node.id, of_shape(dw, &inputs.weight));
+            gradients.register::<Flex>(node.id, weight_gradient(inputs.x(), dy, &inputs.weight));
         }
         if let Some(node) = bias_node {
             let ones = vec![1.0; rows];

@@ -15,11 +15,13 @@ use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::IntTensor;
+use burn::tensor::DType;
 use rayon::prelude::*;
 
 use super::product::{Matrix, Threads, multiply};
 use super::simd::{exp, exp_in_place, exp_sum, largest, scale};
-use super::storage::{Tracked, Values, contiguous, floats, into_vec, rows_and_width, tensor, tokens};
+use super::storage::{Tracked, Values, contiguous, floats, into_vec, of_dtype, rows_and_width, tensor, tokens};
+use super::weight::{Weight, with_weight_strides};
 
 /// Bytes of logits that exist at one time.
 const BLOCK_BYTES: usize = 16 << 20;
@@ -42,8 +44,10 @@ pub(super) struct Output {
 pub(super) fn forward(hidden: Values, weight: Values, targets: IntTensor<Flex>, wanted: Wanted) -> Output {
     let targets = tokens(targets);
     let hidden = contiguous(hidden);
-    let weight = if Matrix::of(&weight).is_some() { weight } else { weight.to_contiguous() };
-    let w = Matrix::of(&weight).expect("two axes, strides of zero or more");
+    // The gradient of a head that is trained is formed in f32, so its blocks of rows are multiplied in f32.
+    let weight = if wanted.weight { of_dtype(weight, DType::F32) } else { weight };
+    let weight = with_weight_strides(weight);
+    let w = Weight::of(&weight);
     let [rows, width] = rows_and_width(&hidden);
     let vocabulary = w.columns();
     assert_eq!(targets.len(), rows, "one target for each row");
@@ -53,8 +57,10 @@ pub(super) fn forward(hidden: Values, weight: Values, targets: IntTensor<Flex>, 
     let mut d_hidden = vec![0.0; if wanted.hidden { rows * width } else { 0 }];
     let mut d_weight = vec![0.0; if wanted.weight { width * vocabulary } else { 0 }];
     let (x, d) = (floats(&hidden), (&mut d_hidden[..], &mut d_weight[..]));
-    let loss =
-        if wanted.weight { by_rows(x, width, w, &targets, d) } else { by_vocabulary(x, width, w, &targets, d.0) };
+    let loss = match w {
+        Weight::F32(w) if wanted.weight => by_rows(x, width, w, &targets, d),
+        _ => by_vocabulary(x, width, w, &targets, d.0),
+    };
     Output { loss: tensor(vec![loss as f32], [1]), gradients: [d_hidden, d_weight] }
 }
 
@@ -64,7 +70,7 @@ fn block_of(side: usize, least: usize) -> usize {
 }
 
 /// The loss of a frozen head; `d_hidden` is filled where it has elements.
-fn by_vocabulary(x: &[f32], width: usize, w: Matrix<'_>, targets: &[Option<usize>], d_hidden: &mut [f32]) -> f64 {
+fn by_vocabulary(x: &[f32], width: usize, w: Weight<'_>, targets: &[Option<usize>], d_hidden: &mut [f32]) -> f64 {
     #[derive(Clone, Copy)]
     struct Row {
         target: Option<usize>,
@@ -78,14 +84,14 @@ fn by_vocabulary(x: &[f32], width: usize, w: Matrix<'_>, targets: &[Option<usize
     let mut loss = 0.0;
     for start in (0..targets.len()).step_by(ROWS) {
         let count = ROWS.min(targets.len() - start);
-        let x = Matrix::new(&x[start * width..(start + count) * width], count, width);
+        let x = &x[start * width..(start + count) * width];
         let d_hidden = if wanted { &mut d_hidden[start * width..(start + count) * width] } else { &mut [] };
         let new = |target: &Option<usize>| Row { target: *target, picked: 0.0, largest: f32::NEG_INFINITY, sum: 0.0 };
         let mut rows: Vec<Row> = targets[start..start + count].iter().map(new).collect();
         for first in (0..vocabulary).step_by(block) {
             let some = w.column_range(first, (first + block).min(vocabulary));
             let logits = &mut buffer[..count * some.columns()];
-            multiply(logits, x, some, 1.0, false, Threads::All);
+            some.multiply(logits, x, false);
             let step = |row: &mut Row, logits: &mut [f32]| -> f32 {
                 if let Some(target) = row.target.filter(|target| (first..first + logits.len()).contains(target)) {
                     row.picked = logits[target - first];
@@ -106,8 +112,7 @@ fn by_vocabulary(x: &[f32], width: usize, w: Matrix<'_>, targets: &[Option<usize
                         scale(d, kept);
                     }
                 });
-                let exponentials = Matrix::new(logits, count, some.columns());
-                multiply(d_hidden, exponentials, some.transposed(), 1.0, true, Threads::All);
+                some.transposed().multiply(d_hidden, logits, true);
             } else {
                 by_row.for_each(|(row, logits)| {
                     step(row, logits);
@@ -191,10 +196,10 @@ impl Backward<Flex, 2> for HeadLoss {
         let d_loss = floats(&contiguous(gradients.consume::<Flex>(&ops.node)))[0];
         for (node, gradient) in ops.parents.into_iter().zip(ops.state) {
             if let (Some(node), Some(gradient)) = (node, gradient) {
-                let shape = super::storage::shape(&gradient);
-                let mut gradient = into_vec(gradient);
+                let (shape, dtype) = (super::storage::shape(&gradient), gradient.dtype());
+                let mut gradient = into_vec(of_dtype(gradient, DType::F32));
                 gradient.par_chunks_mut(65_536).for_each(|part| scale(part, d_loss));
-                gradients.register::<Flex>(node.id, tensor(gradient, shape));
+                gradients.register::<Flex>(node.id, of_dtype(tensor(gradient, shape), dtype));
             }
         }
     }
@@ -205,13 +210,14 @@ pub(super) fn tracked<C: CheckpointStrategy>(hidden: Tracked, weight: Tracked, t
     let prepared = HeadLoss.prepare::<C>([hidden.node(), weight.node()]).compute_bound().stateful();
     let (hidden, weight) = (hidden.into_primitive(), weight.into_primitive());
     let shapes = [super::storage::shape(&hidden), super::storage::shape(&weight)];
+    let weight_dtype = weight.dtype();
     let Output { loss, gradients: [d_hidden, d_weight] } = forward(hidden, weight, targets, wanted);
     match prepared {
         OpsKind::Tracked(prepared) => {
             let [hidden_shape, weight_shape] = shapes;
             let state = [
                 wanted.hidden.then(|| tensor(d_hidden, hidden_shape)),
-                wanted.weight.then(|| tensor(d_weight, weight_shape)),
+                wanted.weight.then(|| of_dtype(tensor(d_weight, weight_shape), weight_dtype)),
             ];
             prepared.finish(state, loss)
         }

@@ -1,20 +1,24 @@
 //! Fused forms for burn's CPU backend `flex`, each with a backward pass of its own.
 //!
 //! A fused form computes what its plain form computes in fewer passes over memory, with fewer and smaller
-//! temporaries, on all threads. [`applies`] says when it is taken: f32 tensors of `flex`. Any other backend keeps the
-//! plain form, and so does code inside [`without_fused`].
+//! temporaries, on all threads. [`applies`] says when it is taken: f32 tensors of `flex`; a weight may be bf16
+//! ([`takes_weight`]). Any other backend keeps the plain form, and so does code inside [`without_fused`].
 //!
 //! Dispatch is asked by the device, before the call: burn panics where an extension operation meets a backend that
 //! its trait does not list.
 
 mod attention;
+mod bf16;
 mod factored;
 mod gated;
+mod linear;
 mod loss;
+mod narrow;
 mod norm;
 mod product;
 mod simd;
 mod storage;
+mod weight;
 
 use std::cell::Cell;
 
@@ -49,9 +53,27 @@ pub fn without_fused<R>(body: impl FnOnce() -> R) -> R {
 /// Whether tensors of these devices and dtypes take the fused form.
 pub(crate) fn applies<const N: usize>(operands: [(Device, DType); N]) -> bool {
     !PLAIN.get()
-        && operands.into_iter().all(|(device, dtype)| {
-            dtype == DType::F32 && matches!(device.without_autodiff().as_dispatch(), DispatchDevice::Flex(_))
-        })
+        && operands.into_iter().all(|(device, dtype)| dtype == DType::F32 && is_flex(&device))
+}
+
+/// Whether a device is burn's CPU backend.
+pub(crate) fn is_flex(device: &Device) -> bool {
+    matches!(device.clone().without_autodiff().as_dispatch(), DispatchDevice::Flex(_))
+}
+
+/// Whether a weight may stand beside the f32 operands of a fused form that multiplies with it: it is f32, or bf16.
+pub(crate) fn takes_weight(weight: &Tensor<2>) -> bool {
+    let (device, dtype) = kind(weight);
+    applies([(device, if dtype == DType::BF16 { DType::F32 } else { dtype })])
+}
+
+/// Whether a linear map has a fused form: beside a weight in bf16, and for few rows. With many rows of f32, burn's own
+/// product is as fast.
+pub(crate) fn linear_applies<const D: usize>(x: &Tensor<D>, weight: &Tensor<2>, bias: &Option<Tensor<1>>) -> bool {
+    let rows: usize = x.dims()[..D - 1].iter().product();
+    let few = rows <= bf16::NARROW && !x.device().is_autodiff();
+    let bias = bias.as_ref().map_or_else(|| kind(x), kind);
+    (few || weight.dtype() == DType::BF16) && takes_weight(weight) && applies([kind(x), bias])
 }
 
 /// What [`applies`] asks of a tensor.
@@ -86,6 +108,9 @@ pub trait FusedOps: Backend {
         visible: FirstVisible,
         scale: f64,
     ) -> FloatTensor<Self>;
+
+    /// Of [`linear`].
+    fn fused_linear(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self>;
 
     /// Of [`factored_linear`].
     #[allow(clippy::too_many_arguments, reason = "the terms of one equation")]
@@ -130,6 +155,11 @@ impl FusedOps for Flex {
         attention::forward(&attention::Inputs::new(q, k, v, cos, sin, visible, scale)).0
     }
 
+    fn fused_linear(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
+        let [x, weight, bias] = linear::arranged(x, weight, bias);
+        linear::forward(&x, &weight, &bias)
+    }
+
     fn fused_factored_linear(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
@@ -171,6 +201,10 @@ impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
         scale: f64,
     ) -> FloatTensor<Self> {
         attention::tracked::<C>([q, k, v], cos.into_primitive(), sin.into_primitive(), visible, scale)
+    }
+
+    fn fused_linear(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
+        linear::tracked::<C>(x, weight, bias)
     }
 
     fn fused_factored_linear(
@@ -219,6 +253,13 @@ pub(crate) fn rotary_attention(
     let (cos, sin) = (cos.into_dispatch(), sin.into_dispatch());
     let (q, k, v) = (q.into_dispatch(), k.into_dispatch(), v.into_dispatch());
     Tensor::from_dispatch(Dispatch::fused_attention(q, k, v, cos, sin, visible, scale))
+}
+
+/// [`crate::linear`], fused.
+pub(crate) fn linear<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<D> {
+    count();
+    let bias = bias.unwrap_or_else(|| absent(&x.device().without_autodiff()));
+    Tensor::from_dispatch(Dispatch::fused_linear(x.into_dispatch(), weight.into_dispatch(), bias.into_dispatch()))
 }
 
 /// [`crate::factored_linear`], fused.

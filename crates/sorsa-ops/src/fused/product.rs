@@ -59,6 +59,26 @@ impl<'a> Matrix<'a> {
         self.columns
     }
 
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Whether elements of a row are neighbours.
+    pub fn contiguous_rows(&self) -> bool {
+        self.column_stride == 1
+    }
+
+    /// Whether elements of a row are neighbours, or those of a column.
+    pub fn has_neighbours(&self) -> bool {
+        self.column_stride == 1 || self.row_stride == 1
+    }
+
+    /// A row whose elements are neighbours.
+    pub fn row(&self, row: usize) -> &'a [f32] {
+        debug_assert!(self.contiguous_rows(), "a row of neighbours");
+        &self.data[row * self.row_stride..][..self.columns]
+    }
+
     /// The element of a row and a column.
     pub fn at(&self, row: usize, column: usize) -> f32 {
         self.data[row * self.row_stride + column * self.column_stride]

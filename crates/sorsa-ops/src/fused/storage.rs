@@ -2,7 +2,8 @@
 
 use burn::backend::Flex;
 use burn::backend::tensor::{FloatTensor, IntTensor};
-use burn::tensor::{DType, TensorData};
+use burn::backend::ops::FloatTensorOps;
+use burn::tensor::{DType, FloatDType, TensorData};
 
 /// A float tensor of flex.
 pub(super) type Values = FloatTensor<Flex>;
@@ -27,6 +28,11 @@ pub(super) fn tensor(values: Vec<f32>, shape: impl Into<Vec<usize>>) -> Values {
 pub(super) fn into_vec(tensor: Values) -> Vec<f32> {
     let data = tensor.into_data();
     data.try_into_vec::<f32>().expect("f32")
+}
+
+/// The values in another dtype; the tensor itself where it has that already.
+pub(super) fn of_dtype(tensor: Values, dtype: DType) -> Values {
+    if tensor.dtype() == dtype { tensor } else { Flex::float_cast(tensor, FloatDType::from(dtype)) }
 }
 
 /// Shape of a tensor.

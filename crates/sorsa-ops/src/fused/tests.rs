@@ -254,11 +254,92 @@ fn the_factored_linear_map_equals_its_plain_form() {
     }
 }
 
+/// Asserts that `f`, some of whose products are with weights in bf16, goes the fused way and gives what the plain way
+/// gives, values and gradients, to the rounding of activations to bf16.
+fn same_to_bf16(name: &str, lengths: &[usize], tracked: &[bool], f: impl Fn(&[Tensor<1>]) -> Tensor<1>) {
+    let before = CALLS.get();
+    let fused = run(lengths, tracked, &f);
+    assert!(CALLS.get() > before, "{name}: the fused form did not run");
+    let plain = without_fused(|| run(lengths, tracked, &f));
+    let norm = |values: &[f32]| values.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
+    for (index, (fused, plain)) in fused.iter().zip(&plain).enumerate() {
+        let (Some(fused), Some(plain)) = (fused, plain) else {
+            assert_eq!(fused.is_some(), plain.is_some(), "{name}: gradient {index}");
+            continue;
+        };
+        let difference: Vec<f32> = fused.iter().zip(plain).map(|(a, b)| a - b).collect();
+        let relative = norm(&difference) / norm(plain).max(1e-3);
+        assert!(relative < 1e-2, "{name}, tensor {index}: {relative}");
+    }
+}
+
+fn narrowed(weight: Tensor<1>, shape: [usize; 2]) -> Tensor<2> {
+    weight.reshape(shape).cast(burn::tensor::FloatDType::BF16)
+}
+
+#[test]
+fn linear_maps_beside_weights_in_bf16_equal_their_plain_form_to_its_precision() {
+    for (rows, d_in, d_out) in [(1, 7, 5), (3, 33, 70), (40, 96, 65)] {
+        for (weight, bias) in [(false, true), (true, false)] {
+            same_to_bf16("linear", &[rows * d_in, d_in * d_out, d_out], &[true, weight, bias], |t| {
+                let x = t[0].clone().reshape([1, rows, d_in]);
+                flat(crate::linear(x, narrowed(t[1].clone(), [d_in, d_out]), bias.then(|| t[2].clone())))
+            });
+        }
+        let rank = 3;
+        let lengths = [rows * d_in, d_in * d_out, d_in * rank, rank, rank * d_out];
+        for tracked in [[true, false, true, true, true], [false, true, true, true, true]] {
+            same_to_bf16("factored linear", &lengths, &tracked, |t| {
+                let two = |i: usize, shape: [usize; 2]| t[i].clone().reshape(shape);
+                // The weight of a tied layer is a transposed view.
+                let weight = narrowed(t[1].clone(), [d_out, d_in]).transpose();
+                let (a, b) = (two(2, [d_in, rank]), two(4, [rank, d_out]));
+                flat(crate::factored_linear(two(0, [rows, d_in]), weight, None, None, a, Some(t[3].clone()), b, 0.5))
+            });
+        }
+    }
+}
+
+#[test]
+fn a_head_in_bf16_and_its_loss_equal_their_plain_form_to_its_precision() {
+    let device = burn::tensor::Device::flex();
+    for (rows, width, vocabulary) in [(1, 3, 5), (9, 40, 37), (2100, 6, 9), (300, 3, 20_001)] {
+        let targets: Vec<i32> = (0..rows).map(|row| if row % 5 == 3 { -1 } else { row * 7 % vocabulary }).collect();
+        let ids = Tensor::<1, Int>::from_ints(targets.as_slice(), &device);
+        let [rows, vocabulary] = [rows as usize, vocabulary as usize];
+        for tracked in [[true, false], [true, true]] {
+            same_to_bf16("head loss", &[rows * width, width * vocabulary], &tracked, |t| {
+                let weight = narrowed(t[1].clone(), [vocabulary, width]).transpose();
+                crate::head_loss_sum(t[0].clone().reshape([rows, width]), weight, ids.clone())
+            });
+        }
+    }
+}
+
+#[test]
+fn a_product_of_few_rows_equals_burns() {
+    let device = burn::tensor::Device::flex();
+    for (rows, d_in, d_out) in [(1, 40, 90), (8, 33, 17), (2, 300, 600)] {
+        let x = leaf(rows * d_in, 1, &device).reshape([rows, d_in]);
+        let (w, bias) = (leaf(d_in * d_out, 2, &device), leaf(d_out, 3, &device));
+        for weight in [w.clone().reshape([d_in, d_out]), w.clone().reshape([d_out, d_in]).transpose()] {
+            let before = CALLS.get();
+            let fused = crate::linear(x.clone(), weight.clone(), Some(bias.clone()));
+            assert_eq!(CALLS.get(), before + 1, "the fused form did not run");
+            let plain = without_fused(|| crate::linear(x.clone(), weight, Some(bias.clone())));
+            assert!((fused - plain).abs().max().into_scalar::<f32>() < 1e-5 * d_in as f32);
+        }
+    }
+}
+
 #[test]
 fn half_precision_and_other_devices_keep_the_plain_form() {
     let flex = burn::tensor::Device::flex();
     assert!(applies([(flex.clone(), DType::F32), (flex.clone().autodiff(), DType::F32)]));
     assert!(!applies([(flex.clone(), DType::F32), (flex.clone(), DType::BF16)]));
+    let narrow = Tensor::<2>::ones([2, 2], &flex).cast(burn::tensor::FloatDType::BF16);
+    assert!(takes_weight(&narrow) && !linear_applies(&narrow, &narrow, &None));
+    without_fused(|| assert!(!takes_weight(&narrow)));
     without_fused(|| assert!(!applies([(flex.clone(), DType::F32)])));
     assert!(applies([(flex, DType::F32)]));
 }

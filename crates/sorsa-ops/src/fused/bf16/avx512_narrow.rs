@@ -1,0 +1,156 @@
+//! The product of a few rows, as in generation: it costs what reading the weight costs. So the weight is read once, in
+//! its own order and unpacked, and the columns are shared out among the threads, each of which has a copy of its part of
+//! the result.
+
+use std::arch::x86_64::*;
+use std::ops::Range;
+
+use burn::tensor::bf16;
+
+use super::avx512::{available, load, pairs_of};
+use super::pack::{round, rounded_rows};
+use super::{Bf16Matrix, NARROW, Order};
+use crate::fused::narrow::by_columns;
+
+/// Pairs of rows of the weight that are read side by side.
+const PAIRS: usize = 8;
+/// Numbers of a register.
+const LANES: usize = 32;
+
+/// `out (+)= x W`, as [`super::multiply`], of at most [`NARROW`] rows.
+///
+/// # Panics
+///
+/// Panics for more rows, and where the processor lacks the instructions.
+pub(super) fn multiply(out: &mut [f32], x: &[f32], weight: Bf16Matrix<'_>, accumulate: bool) {
+    assert!(available(), "called for its instructions");
+    let (k, n) = (weight.rows, weight.columns);
+    let rows = x.len() / k;
+    let width = k.next_multiple_of(LANES);
+    let x = match weight.order {
+        Order::Rows => pairs(x, k),
+        Order::Columns => rounded_rows(x, k, width),
+    };
+    by_columns(out, [k, n], accumulate, |columns, part| {
+        macro_rules! by_rows {
+            ($($rows:literal)*) => {
+                match (rows, weight.order) {
+                    // SAFETY: `available` was asked.
+                    $(($rows, Order::Rows) => unsafe { stream::<$rows>(part, &x, weight, columns) },
+                    ($rows, Order::Columns) => unsafe { inner::<$rows>(part, &x, weight, columns) },)*
+                    _ => panic!("{rows} rows, at most {NARROW}"),
+                }
+            };
+        }
+        #[allow(unsafe_code, reason = "functions compiled for instructions that were asked for")]
+        {
+            by_rows!(1 2 3 4 5 6 7 8);
+        }
+    });
+}
+
+/// For each pair of neighbours in `k`, that of each row: two numbers, the last maybe zero.
+fn pairs(x: &[f32], k: usize) -> Vec<u16> {
+    let at = |row: &[f32], index: usize| row.get(index).map_or(0, |x| round(*x));
+    let pair = |first: usize| x.chunks_exact(k).flat_map(move |row| [at(row, first), at(row, first + 1)]);
+    (0..k).step_by(2).flat_map(pair).collect()
+}
+
+/// Adds `x W` of some columns to `part` `[ROWS, columns]`, for a weight whose rows are contiguous.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+fn stream<const ROWS: usize>(part: &mut [f32], x: &[u16], weight: Bf16Matrix<'_>, columns: Range<usize>) {
+    // Interleaves two registers: their lower and their upper halves.
+    let order = |first: i16| {
+        let lanes: [i16; LANES] = std::array::from_fn(|lane| first + lane as i16 / 2 + (lane as i16 % 2) * LANES as i16);
+        integers(&lanes)
+    };
+    let [lower, upper] = [order(0), order(16)];
+    let width = columns.len();
+    let pairs = weight.rows.div_ceil(2);
+    for start in (0..pairs).step_by(PAIRS) {
+        for first in (0..width).step_by(LANES) {
+            let count = LANES.min(width - first);
+            let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
+            for (row, sums) in sums.iter_mut().enumerate() {
+                let part = &part[row * width + first..][..count];
+                *sums = [floats(&part[..count.min(16)]), floats(&part[count.min(16)..])];
+            }
+            for pair in start..pairs.min(start + PAIRS) {
+                let values = |row: usize| load(&weight.data[weight.index(row, columns.start + first)..][..count]);
+                let low = values(2 * pair);
+                let high = if 2 * pair + 1 < weight.rows { values(2 * pair + 1) } else { _mm512_setzero_si512() };
+                let weights = [lower, upper].map(|order| pairs_of(_mm512_permutex2var_epi16(low, order, high)));
+                let x = &x[2 * pair * ROWS..][..2 * ROWS];
+                for (sums, x) in sums.iter_mut().zip(x.chunks_exact(2)) {
+                    let both = u32::from(x[0]) | u32::from(x[1]) << 16;
+                    let x = pairs_of(_mm512_set1_epi32(both.cast_signed()));
+                    *sums = [_mm512_dpbf16_ps(sums[0], x, weights[0]), _mm512_dpbf16_ps(sums[1], x, weights[1])];
+                }
+            }
+            for (row, sums) in sums.into_iter().enumerate() {
+                let (left, right) = part[row * width + first..][..count].split_at_mut(count.min(16));
+                put(left, sums[0]);
+                put(right, sums[1]);
+            }
+        }
+    }
+}
+
+/// Adds `x W` of some columns to `part` `[ROWS, columns]`, for a weight whose columns are contiguous. Rows of `x` are
+/// padded to whole registers.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+fn inner<const ROWS: usize>(part: &mut [f32], x: &[u16], weight: Bf16Matrix<'_>, columns: Range<usize>) {
+    let width = columns.len();
+    let padded = x.len() / ROWS;
+    // Two columns at a time, so that a sum need not wait for the one before.
+    for first in (0..width).step_by(2) {
+        let count = 2.min(width - first);
+        let column = |index: usize| &weight.data[weight.index(0, columns.start + first + index)..][..weight.rows];
+        let pair: [&[bf16]; 2] = [column(0), column(count - 1)];
+        let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
+        for start in (0..weight.rows).step_by(LANES) {
+            let end = weight.rows.min(start + LANES);
+            let weights = pair.map(|column| pairs_of(load(&column[start..end])));
+            for (row, sums) in sums.iter_mut().enumerate() {
+                let x = pairs_of(integers(x[row * padded + start..][..LANES].try_into().expect("whole registers")));
+                *sums = [_mm512_dpbf16_ps(sums[0], x, weights[0]), _mm512_dpbf16_ps(sums[1], x, weights[1])];
+            }
+        }
+        for (row, sums) in sums.into_iter().enumerate() {
+            for (out, sum) in part[row * width + first..][..count].iter_mut().zip(sums) {
+                *out += _mm512_reduce_add_ps(sum);
+            }
+        }
+    }
+}
+
+/// 32 numbers of 16 bits of either sign.
+#[inline]
+#[target_feature(enable = "avx512f")]
+#[allow(unsafe_code, reason = "a load of 64 bytes that are there")]
+fn integers<T>(values: &[T; LANES]) -> __m512i {
+    assert_eq!(size_of::<T>(), 2, "numbers of 16 bits");
+    // SAFETY: 32 elements of two bytes.
+    unsafe { _mm512_loadu_si512(values.as_ptr().cast()) }
+}
+
+fn mask(length: usize) -> __mmask16 {
+    u16::MAX.checked_shr(16 - length.min(16) as u32).unwrap_or(0)
+}
+
+/// Up to 16 numbers, zeros beyond.
+#[inline]
+#[target_feature(enable = "avx512f")]
+#[allow(unsafe_code, reason = "a load from a slice, masked to its length")]
+fn floats(values: &[f32]) -> __m512 {
+    // SAFETY: lanes beyond the slice are masked out, and not read.
+    unsafe { _mm512_maskz_loadu_ps(mask(values.len()), values.as_ptr()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+#[allow(unsafe_code, reason = "a store to a slice, masked to its length")]
+fn put(out: &mut [f32], values: __m512) {
+    // SAFETY: lanes beyond the slice are masked out, and not written.
+    unsafe { _mm512_mask_storeu_ps(out.as_mut_ptr(), mask(out.len()), values) }
+}
