@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::device::Backend;
 use crate::format::{Format, TableFormat};
+use crate::speed::SpeedArgs;
 
 /// Fine-tunes language models with SVD-based adapters.
 #[derive(Debug, Parser)]
@@ -37,6 +38,8 @@ pub enum Command {
     Verify(VerifyArgs),
     /// Show what would be trained: modules, shapes, parameters, memory
     Inspect(Box<FinetuneArgs>),
+    /// Measure the training step of a random model: seconds, CPU seconds, memory
+    Bench(Box<BenchArgs>),
     /// Show what this build can run on, and whether it works
     Devices(DevicesArgs),
 }
@@ -446,6 +449,17 @@ pub struct VerifyArgs {
     /// How the table is printed
     #[arg(long, value_enum, default_value_t)]
     pub format: Format,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    /// Measure speed and memory; the only comparison there is
+    #[arg(long, required = true)]
+    pub speed: bool,
+    #[command(flatten)]
+    pub speed_args: SpeedArgs,
     #[command(flatten)]
     pub device: DeviceArgs,
 }

@@ -17,6 +17,7 @@ mod sampling;
 mod sandbox;
 mod scoreboard;
 mod session;
+mod speed;
 mod task;
 
 use std::process::ExitCode;
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
         Command::Import(args) => commands::import::run(&args),
         Command::Verify(args) => commands::verify::run(&args),
         Command::Inspect(args) => commands::inspect::run(&args),
+        Command::Bench(args) => speed::run(&args.speed_args, &args.device),
         Command::Devices(args) => commands::devices::run(args.format),
     })
 }
