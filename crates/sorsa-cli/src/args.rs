@@ -1,11 +1,13 @@
 //! The command line, as typed. What it means is decided in `recipe.rs`.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::device::Backend;
 use crate::format::{Format, TableFormat};
+use crate::speed::SpeedArgs;
 
 /// Fine-tunes language models with SVD-based adapters.
 #[derive(Debug, Parser)]
@@ -39,8 +41,30 @@ pub enum Command {
     Verify(VerifyArgs),
     /// Show what would be trained: modules, shapes, parameters, memory
     Inspect(Box<FinetuneArgs>),
+    /// Measure the training step of a random model: seconds, CPU seconds, memory
+    #[command(name = BENCH_SPEED, bin_name = "sorsa bench --speed", hide = true)]
+    BenchSpeed(Box<BenchSpeedArgs>),
     /// Show what this build can run on, and whether it works
     Devices(DevicesArgs),
+}
+
+/// What `bench --speed` is to the parser: none of its options are the comparison's.
+const BENCH_SPEED: &str = "bench-speed";
+
+impl Cli {
+    /// The command line of this process.
+    ///
+    /// # Errors
+    /// Usage, and the texts that were asked for.
+    pub fn of_process() -> Result<Self, clap::Error> {
+        let mut arguments: Vec<OsString> = std::env::args_os().collect();
+        let speed = arguments.iter().skip(2).take_while(|argument| *argument != "--").position(|it| it == "--speed");
+        if let (Some("bench"), Some(index)) = (arguments.get(1).and_then(|command| command.to_str()), speed) {
+            arguments.remove(index + 2);
+            arguments[1] = BENCH_SPEED.into();
+        }
+        Self::try_parse_from(arguments)
+    }
 }
 
 /// The largest integer of a TOML file.
@@ -332,6 +356,9 @@ pub struct BenchArgs {
     /// List the runs, with a rough estimate of their time, and stop
     #[arg(long)]
     pub dry_run: bool,
+    /// Measure the training step of a random model instead; its options: sorsa bench --speed --help
+    #[arg(long)]
+    speed: bool,
     #[command(flatten)]
     pub fields: RecipeArgs,
     /// Print results only
@@ -527,6 +554,14 @@ pub struct VerifyArgs {
     /// How the table is printed
     #[arg(long, value_enum, default_value_t)]
     pub format: Format,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct BenchSpeedArgs {
+    #[command(flatten)]
+    pub speed: SpeedArgs,
     #[command(flatten)]
     pub device: DeviceArgs,
 }

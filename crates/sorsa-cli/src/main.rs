@@ -18,11 +18,10 @@ mod sampling;
 mod sandbox;
 mod scoreboard;
 mod session;
+mod speed;
 mod task;
 
 use std::process::ExitCode;
-
-use clap::Parser;
 
 use crate::args::{Cli, Command};
 
@@ -31,7 +30,7 @@ use crate::args::{Cli, Command};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::of_process() {
         Ok(cli) => cli,
         Err(error) => return exit::usage(&error),
     };
@@ -47,6 +46,7 @@ fn main() -> ExitCode {
         Command::Import(args) => commands::import::run(&args),
         Command::Verify(args) => commands::verify::run(&args),
         Command::Inspect(args) => commands::inspect::run(&args),
+        Command::BenchSpeed(args) => speed::run(&args.speed, &args.device),
         Command::Devices(args) => commands::devices::run(args.format),
     })
 }

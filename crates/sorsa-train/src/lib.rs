@@ -2,6 +2,7 @@
 
 mod checkpoint;
 mod config;
+pub mod cpu_time;
 pub mod files;
 mod gradients;
 pub mod memory;

@@ -246,8 +246,12 @@ impl Trainer {
         patience > 0 && self.state.evaluations_without_improvement >= patience
     }
 
-    /// One optimizer step.
-    fn step(&mut self) -> Result<StepMetrics, TrainError> {
+    /// One optimizer step, without evaluation, log or checkpoint.
+    ///
+    /// # Errors
+    ///
+    /// [`TrainError`] where the loss is not a number or no batch has a target.
+    pub fn step(&mut self) -> Result<StepMetrics, TrainError> {
         let started = Instant::now();
         let first = self.state.position;
         let mut position = first;

@@ -1,0 +1,286 @@
+//! One configuration, measured in this process: the trainer's own step on a random Llama and random tokens.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use burn::module::{ModuleMapper, Param};
+use burn::optim::GradientsParams;
+use burn::prelude::*;
+use burn::tensor::FloatDType;
+use serde::Serialize;
+use sorsa_adapter::{AdapterConfig, AttachOptions, Attached, Method, add_regularizer};
+use sorsa_data::{BatchOptions, Batcher, Example};
+use sorsa_models::CausalLm;
+use sorsa_train::cpu_time::cpu_seconds;
+use sorsa_train::memory::peak_memory_bytes;
+use sorsa_train::{OptimizerConfig, TrainConfig, Trainer};
+
+use super::args::{Sizes, SpeedArgs};
+use crate::device::Backend;
+use crate::exit::OrBadInput;
+
+const TARGETS: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+
+/// What one process found; fields are named as those of the comparison's PyTorch program.
+#[derive(Debug, Serialize)]
+pub struct Measurement {
+    pub method: Method,
+    pub dim: usize,
+    pub layers: usize,
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub ffn: usize,
+    pub vocab: usize,
+    pub batch: usize,
+    pub seq: usize,
+    pub rank: usize,
+    pub threads: usize,
+    pub dtype: &'static str,
+    /// Fused or plain operations.
+    pub form: &'static str,
+    pub backend: Backend,
+    pub n_params: usize,
+    pub trainable: usize,
+    /// Making the random weights.
+    pub load_s: f64,
+    /// Attaching the adapter, decompositions included.
+    pub adapter_init_s: f64,
+    pub peak_rss_mb_after_init: Option<f64>,
+    #[serde(flatten)]
+    pub steps: Option<StepMeasurement>,
+    /// Of the whole process.
+    pub peak_rss_mb: Option<f64>,
+    pub load_avg: Option<f64>,
+    pub version: &'static str,
+}
+
+/// What the measured steps came to.
+#[derive(Debug, Serialize)]
+pub struct StepMeasurement {
+    pub steps: usize,
+    pub step_s_median: f64,
+    pub step_s_min: f64,
+    pub cpu_s_per_step_median: Option<f64>,
+    pub cpu_s_per_step_min: Option<f64>,
+    pub tokens_per_s_median: f64,
+    pub tokens_per_s_best: f64,
+    /// The regularizer alone, gradient and norms, once; and its part of the median step.
+    pub regularizer_s: Option<f64>,
+    pub regularizer_share: Option<f64>,
+    pub first_loss: f64,
+    pub last_loss: f64,
+    /// Of the measured steps alone, where the system can begin anew.
+    pub peak_rss_mb_steps: Option<f64>,
+}
+
+/// A folder that the trainer may write to; removed with this.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new() -> anyhow::Result<Self> {
+        let folder = std::env::temp_dir().join(format!("sorsa-speed-{}", std::process::id()));
+        std::fs::create_dir_all(&folder)?;
+        Ok(Self(folder))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // Nothing can be done about a folder that does not go.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Measures `method` at the sizes of `args` on `device`.
+///
+/// # Errors
+///
+/// Bad input where sizes do not go together; anything that the trainer fails with.
+pub fn measure(args: &SpeedArgs, method: Method, backend: Backend, device: &Device) -> anyhow::Result<Measurement> {
+    let body = || measure_form(args, method, backend, device);
+    if args.plain { sorsa_ops::without_fused(body) } else { body() }
+}
+
+fn measure_form(args: &SpeedArgs, method: Method, backend: Backend, device: &Device) -> anyhow::Result<Measurement> {
+    let sizes = args.sizes();
+    device.seed(args.seed);
+    let clock = Instant::now();
+    let model = made(CausalLm::init(&sizes.config()?, device), args.dtype == "bf16");
+    let load_s = clock.elapsed().as_secs_f64();
+    let n_params = model.num_params();
+
+    let clock = Instant::now();
+    let options = AttachOptions { placement: backend.svd_placement(), ..AttachOptions::default() };
+    let attached = AdapterConfig::new(method, args.rank, &TARGETS).attach(model, &options).or_bad_input()?;
+    let adapter_init_s = clock.elapsed().as_secs_f64();
+    let trainable = attached.trainable_parameters();
+    let peak_rss_mb_after_init = peak_megabytes();
+
+    let steps = if args.init_only { None } else { Some(steps(args, &sizes, attached)?) };
+    let Sizes { dim, layers, heads, kv_heads, ffn, vocab, batch, seq } = sizes;
+    Ok(Measurement {
+        method,
+        dim,
+        layers,
+        heads,
+        kv_heads,
+        ffn,
+        vocab,
+        batch,
+        seq,
+        rank: args.rank,
+        threads: rayon::current_num_threads(),
+        dtype: if args.dtype == "bf16" { "bfloat16" } else { "float32" },
+        form: if args.plain { "plain" } else { "fused" },
+        backend,
+        n_params,
+        trainable,
+        load_s: rounded(load_s),
+        adapter_init_s: rounded(adapter_init_s),
+        peak_rss_mb_after_init,
+        steps,
+        peak_rss_mb: peak_megabytes(),
+        load_avg: load_average(),
+        version: env!("CARGO_PKG_VERSION"),
+    })
+}
+
+/// The model with every parameter made: they are lazy, and what makes them is not what is measured later. Matrices in
+/// bf16 if `narrow`.
+fn made(model: CausalLm, narrow: bool) -> CausalLm {
+    struct Made {
+        narrow: bool,
+    }
+    impl ModuleMapper for Made {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            let narrow = self.narrow && D == 2;
+            param.map(|weight| if narrow { weight.cast(FloatDType::BF16) } else { weight })
+        }
+    }
+    model.map(&mut Made { narrow })
+}
+
+fn steps(args: &SpeedArgs, sizes: &Sizes, attached: Attached<CausalLm>) -> anyhow::Result<StepMeasurement> {
+    let scratch = Scratch::new()?;
+    let count = args.warmup + args.steps;
+    let batcher = batcher(sizes, count, args.seed)?;
+    let (method, attached_parameters) = (attached.state.config.method, attached.trainable.clone());
+    let config = TrainConfig {
+        batch_size: sizes.batch,
+        max_steps: Some(count as u64),
+        optimizer: OptimizerConfig { learning_rate: 1e-4, ..OptimizerConfig::default() },
+        ..TrainConfig::default()
+    };
+    let form = config.regularizer.form;
+    let mut trainer = Trainer::start(attached, batcher, None, config, &scratch.0)?;
+    let (mut seconds, mut cpu, mut losses) = (Vec::new(), Vec::new(), Vec::new());
+    for step in 0..count {
+        if step == args.warmup {
+            // The peak so far may be that of making the weights; Linux can be told to begin anew. Elsewhere it stays.
+            let _ = std::fs::write("/proc/self/clear_refs", "5");
+        }
+        let (clock, cpu_clock) = (Instant::now(), cpu_seconds());
+        let metrics = trainer.step()?;
+        losses.push(metrics.loss);
+        if step >= args.warmup {
+            seconds.push(clock.elapsed().as_secs_f64());
+            cpu.extend(cpu_clock.zip(cpu_seconds()).map(|(start, end)| end - start));
+        }
+    }
+    let peak_rss_mb_steps = peak_megabytes();
+    let step_s_median = median(&seconds);
+    let regularizer_s = (method == Method::Sorsa).then(|| {
+        let model = trainer.into_attached().model;
+        let once = || {
+            let clock = Instant::now();
+            add_regularizer(&model, &attached_parameters, form, 1e-4, &mut GradientsParams::new());
+            clock.elapsed().as_secs_f64()
+        };
+        once();
+        median(&(0..9).map(|_| once()).collect::<Vec<f64>>())
+    });
+    let least = |values: &[f64]| values.iter().copied().fold(f64::INFINITY, f64::min);
+    let cpu = (!cpu.is_empty()).then_some(cpu);
+    let tokens = (sizes.batch * sizes.seq) as f64;
+    Ok(StepMeasurement {
+        steps: args.steps,
+        step_s_median: rounded(step_s_median),
+        step_s_min: rounded(least(&seconds)),
+        cpu_s_per_step_median: cpu.as_deref().map(|cpu| rounded(median(cpu))),
+        cpu_s_per_step_min: cpu.as_deref().map(|cpu| rounded(least(cpu))),
+        tokens_per_s_median: rounded(tokens / step_s_median),
+        tokens_per_s_best: rounded(tokens / least(&seconds)),
+        regularizer_s: regularizer_s.map(rounded),
+        regularizer_share: regularizer_s.map(|seconds| rounded(seconds / step_s_median)),
+        first_loss: rounded(losses[0]),
+        last_loss: rounded(losses[losses.len() - 1]),
+        peak_rss_mb_steps,
+    })
+}
+
+/// `count` batches of random tokens, each a target but the first.
+fn batcher(sizes: &Sizes, count: usize, seed: u64) -> anyhow::Result<Batcher> {
+    let mut state = seed;
+    // SplitMix64: any sequence that looks random will do.
+    let mut next = || {
+        state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mixed = (state ^ (state >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB) >> 32
+    };
+    let mut example = |row: usize| Example {
+        // One more id than positions: the last is a target alone.
+        ids: (0..=sizes.seq).map(|_| (next() % sizes.vocab as u64) as u32).collect(),
+        target_mask: vec![true; sizes.seq + 1],
+        row,
+        truncated: false,
+    };
+    let examples = (0..count * sizes.batch).map(&mut example).collect();
+    let options = BatchOptions { batch_size: sizes.batch, shuffle: false, ..BatchOptions::default() };
+    Batcher::new(Arc::new(examples), options).or_bad_input()
+}
+
+/// The middle value, or the mean of the two.
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let middle = sorted.len() / 2;
+    if sorted.len() % 2 == 1 { sorted[middle] } else { (sorted[middle - 1] + sorted[middle]) / 2.0 }
+}
+
+/// Four digits behind the point.
+fn rounded(value: f64) -> f64 {
+    (value * 1e4).round() / 1e4
+}
+
+/// In units of 2^20 bytes, as the PyTorch program.
+fn peak_megabytes() -> Option<f64> {
+    peak_memory_bytes().map(|bytes| (bytes as f64 / f64::from(1 << 20) * 10.0).round() / 10.0)
+}
+
+/// Processes that ran or waited to run over the last minute: how quiet the machine was.
+fn load_average() -> Option<f64> {
+    std::fs::read_to_string("/proc/loadavg").ok()?.split_whitespace().next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_is_the_middle_or_the_mean_of_the_two() {
+        assert_eq!(median(&[3.0, 1.0, 2.0]), 2.0);
+        assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), 2.5);
+    }
+
+    #[test]
+    fn batches_are_of_the_size_that_was_asked_for_and_all_positions_are_targets() {
+        let sizes = Sizes { dim: 8, layers: 1, heads: 1, kv_heads: 1, ffn: 8, vocab: 50, batch: 3, seq: 7 };
+        let batcher = batcher(&sizes, 4, 1).unwrap();
+        assert_eq!(batcher.batches_per_epoch(0), 4);
+        let batch = batcher.batch(0, 3);
+        assert_eq!((batch.rows, batch.len, batch.target_tokens()), (3, 7, 21));
+        assert!(batch.input_ids.iter().all(|id| (0..50).contains(id)));
+        assert_ne!(batch.input_ids, batcher.batch(0, 2).input_ids);
+    }
+}
