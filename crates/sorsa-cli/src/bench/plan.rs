@@ -31,7 +31,8 @@ const GAMMAS: [f64; 5] = [0.0, 4e-5, 4e-4, 4e-3, 4e-2];
 /// Settings of a comparison that the caller's take the place of. The cache of decompositions is off, for the time of each
 /// start to be its own.
 const DEFAULTS: [&str; 2] = ["svd.cache=false", "eval.problems=400"];
-const QUICK_DEFAULTS: [&str; 3] = ["svd.cache=false", "eval.problems=200", "train.max_steps=150"];
+const QUICK_DEFAULTS: [&str; 2] = ["svd.cache=false", "eval.problems=200"];
+const QUICK_STEPS: u64 = 150;
 
 /// A comparison, checked.
 pub struct Plan {
@@ -82,6 +83,9 @@ impl Plan {
         let seeds = seeds.unwrap_or_else(|| if args.quick { SEEDS[..2].to_vec() } else { SEEDS.to_vec() });
         let defaults = if args.quick { &QUICK_DEFAULTS[..] } else { &DEFAULTS };
         let mut fields = args.fields.clone();
+        if args.quick {
+            fields.max_steps.get_or_insert(QUICK_STEPS);
+        }
         let typed = std::mem::take(&mut fields.set);
         fields.set = defaults.iter().map(ToString::to_string).chain(typed).collect();
         let mut plan = Self {
