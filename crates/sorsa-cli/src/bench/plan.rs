@@ -139,6 +139,7 @@ impl Plan {
         if !self.fields.set.iter().any(|field| field.starts_with("train.eval_every=")) {
             self.fields.set.push(format!("train.eval_every={}", self.steps.div_ceil(EVALUATIONS)));
         }
+        self.common = Recipe::resolve(&self.fields)?;
         let mut fingerprints = Fingerprints::default();
         let mut of = |name: &str, split: &str| fingerprints.of(&data_file(name, split));
         let data = &self.common.data;
@@ -249,8 +250,8 @@ impl Plan {
         let (speed, parameters, cores) = EMBEDDED_SPEED;
         let here = std::thread::available_parallelism().map_or(1, usize::from) as f64;
         let tokens = self.run_count() as f64 * self.steps as f64 * self.tokens_per_step();
-        // A tenth more for evaluations and starts.
-        1.1 * tokens / (speed * here / cores) * (self.parameters as f64 / parameters)
+        // A third more for evaluations, starts and tests.
+        1.33 * tokens / (speed * here / cores) * (self.parameters as f64 / parameters)
     }
 
     /// The plan in a few words.
@@ -258,7 +259,7 @@ impl Plan {
         let gammas = if self.gamma_arm().is_some() { self.gammas.len() } else { 0 };
         format!(
             "{} runs of {} steps ({:.0} tokens each step): {} methods, {} rates, {} seeds, {gammas} gammas; grids may grow by {}; {} \
-             test problems; very roughly {:.0} minutes on the CPU",
+             test problems; very roughly {:.1} minutes on the CPU",
             self.run_count(),
             self.steps,
             self.tokens_per_step(),
