@@ -313,7 +313,7 @@ mod tests {
     #[test]
     fn a_seed_that_diverged_leaves_no_mean() {
         let arm = Arm { variant: Variant::DEFAULT[0], rank: Some(4) };
-        let mut runs = vec![run(0.3, &[1]), run(0.3, &[1])];
+        let mut runs = [run(0.3, &[1]), run(0.3, &[1])];
         runs[1].loss_after = None;
         assert!(ArmResult::new(arm, &runs, &runs, &Base::default()).unwrap().loss.is_none());
     }
@@ -321,7 +321,7 @@ mod tests {
     #[test]
     fn speed_is_that_of_runs_that_were_alone() {
         let arm = Arm { variant: Variant::DEFAULT[0], rank: Some(4) };
-        let mut runs = vec![run(0.3, &[1]); 4];
+        let mut runs = [(); 4].map(|()| run(0.3, &[1]));
         for (run, (speed, concurrent)) in runs.iter_mut().zip([(100.0, 1), (40.0, 2), (120.0, 1), (101.0, 1)]) {
             (run.tokens_per_s, run.concurrent) = (Some(speed), concurrent);
         }
