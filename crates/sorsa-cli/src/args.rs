@@ -330,7 +330,7 @@ pub struct BenchArgs {
     #[arg(long, value_name = "TIMES")]
     pub extend: Option<usize>,
     /// Seeds of each method at its best rate; the first one chooses the rate. Without it 42, 43, 44
-    #[arg(long, value_delimiter = ',', value_name = "SEED,..")]
+    #[arg(long, value_delimiter = ',', value_name = "SEED,..", value_parser = clap::value_parser!(u64).range(..=MAX_SEED))]
     pub seeds: Option<Vec<u64>>,
     /// Ranks of the methods that have one; without it --rank, or 16
     #[arg(long, value_delimiter = ',', value_name = "RANK,..")]

@@ -64,7 +64,7 @@ fn a_comparison_leaves_every_file_and_does_nothing_twice() {
 
     let table = bench(&place, &args).arg("--quiet").succeed();
     assert_eq!(runs(&place).len(), 9);
-    for part in ["Quality after 3 steps", "sorsa", "less lora-r4", "its interval", "results: bench"] {
+    for part in ["Quality after 3 steps", "sorsa", "minus lora-r4", "its interval", "results: bench"] {
         assert!(table.contains(part), "{part} is missing from {table}");
     }
     let found = results(&place);
@@ -81,7 +81,10 @@ fn a_comparison_leaves_every_file_and_does_nothing_twice() {
         for field in ["trainable_parameters", "adapter_bytes"] {
             assert!(arm[field].as_u64().unwrap() > 0, "{field} of {arm}");
         }
-        for field in ["loss", "tokens_per_s", "seconds_to_target", "start_seconds", "forgetting"] {
+        for field in ["tokens_per_s", "seconds_to_target", "start_seconds"] {
+            assert!(arm[field]["median"].is_number(), "{field} of {arm}");
+        }
+        for field in ["loss", "forgetting"] {
             assert!(arm[field]["interval"]["low"].is_number(), "{field} of {arm}");
         }
         assert_eq!((&arm["accuracy"]["seeds"], &arm["accuracy"]["problems"]), (&2.into(), &3.into()));
@@ -132,18 +135,18 @@ fn a_comparison_leaves_every_file_and_does_nothing_twice() {
     assert_eq!((resumed(&found), resumed(&again)), (0, 1));
     let loss = |results: &mut Value| results["arms"][1]["loss"].take();
     assert_eq!(loss(&mut again), loss(&mut found));
-    assert!(again["notes"].to_string().contains("1 runs were interrupted"));
+    assert!(again["notes"].to_string().contains("interrupted and gone on with: 1."));
 }
 
 #[test]
 fn two_processes_share_the_work() {
     let place = Place::new();
     let args = ["--methods", "lora,pissa", "--lrs", "1e-3,2e-3", "--seeds", "1", "--max-steps", "20", "--epochs", "9"];
-    let start = || {
+    let start = |jobs: &str| {
         let mut command = bench(&place, &args);
-        command.arg("--quiet").stdout(std::process::Stdio::piped()).spawn().unwrap()
+        command.args(["--quiet", "--jobs", jobs]).stdout(std::process::Stdio::piped()).spawn().unwrap()
     };
-    let (one, other) = (start(), start());
+    let (one, other) = (start("1"), start("2"));
     let printed = [one, other].map(|child| child.wait_with_output().unwrap());
     assert!(printed.iter().all(|output| output.status.success() && !output.stdout.is_empty()));
     assert_eq!(runs(&place).len(), 4);
@@ -151,7 +154,7 @@ fn two_processes_share_the_work() {
         assert_eq!(steps(&run), (1..=20).collect::<Vec<_>>(), "{}", run.display());
     }
     let concurrent = |run: &Value| run["concurrent"].as_u64().unwrap();
-    assert_eq!(results(&place)["runs"].as_array().unwrap().iter().map(concurrent).max(), Some(2));
+    assert!(results(&place)["runs"].as_array().unwrap().iter().map(concurrent).max() >= Some(2));
     assert_eq!(results(&place)["problems"], 0, "without problems the comparison is one of losses");
 }
 

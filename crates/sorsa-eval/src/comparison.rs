@@ -277,12 +277,13 @@ mod tests {
 
     #[test]
     fn rates_keep_an_interval_where_all_answers_are_alike() {
-        let all_right = CrossedMean::of(&vec![vec![1.0; 100]; 3]).unwrap().unwrap();
+        let table = [(); 3].map(|()| vec![1.0; 100]);
+        let all_right = CrossedMean::of(&table).unwrap().unwrap();
         let interval = all_right.rate_interval();
         // Wilson's of 100 of 100, not of 300 of 300.
         close(interval.low, 0.9630, 1e-4);
         close(interval.high, 1.0, 1e-12);
-        let none = CrossedMean::of_differences(&vec![vec![1.0; 100]; 3], &vec![vec![1.0; 100]; 3]).unwrap().unwrap();
+        let none = CrossedMean::of_differences(&table, &table).unwrap().unwrap();
         assert_eq!(none.difference_interval(), Interval { low: -0.03, high: 0.03 });
         assert!(!none.difference_interval().excludes_zero());
         assert_eq!(CrossedMean::of(&[]).unwrap(), None);

@@ -27,7 +27,7 @@ pub fn figures(comparison: &Comparison) -> Vec<(&'static str, Figure)> {
         (
             "speed",
             by_arm(comparison, "Training speed", "tokens per second", Marks::Bars, |arm| {
-                Some((arm.tokens_per_s?.mean, None))
+                Some((arm.tokens_per_s?.median, None))
             }),
         ),
         (
@@ -99,7 +99,7 @@ fn curves(comparison: &Comparison) -> Figure {
 fn gammas(comparison: &Comparison) -> Vec<(&'static str, Figure)> {
     let mut runs: Vec<&Run> = comparison.gammas.iter().collect();
     runs.sort_by(|a, b| a.gamma.unwrap_or(0.0).total_cmp(&b.gamma.unwrap_or(0.0)));
-    let names: Vec<String> = runs.iter().map(|run| format!("{:e}", run.gamma.unwrap_or(0.0))).collect();
+    let names: Vec<String> = runs.iter().map(|run| super::findings::number(run.gamma.unwrap_or(0.0))).collect();
     let figure = |title: &str, label: &str, scale: Scale, value: &dyn Fn(&Run) -> Option<f64>| Figure {
         title: title.to_owned(),
         x: Axis::new("gamma", Scale::Categories(names.clone())),

@@ -53,7 +53,7 @@ fn difference(arm: &ArmResult) -> Option<String> {
             None => format!("{} nats of validation loss (one seed, no interval)", signed(loss.mean, 4)),
         });
     }
-    (!parts.is_empty()).then(|| format!("{} less {}: {}.", arm.name, difference.to, parts.join("; ")))
+    (!parts.is_empty()).then(|| format!("{} minus {}: {}.", arm.name, difference.to, parts.join("; ")))
 }
 
 fn verdict(shown: bool) -> &'static str {
@@ -79,7 +79,10 @@ fn gammas(comparison: &Comparison) -> Option<String> {
         ),
         None => String::new(),
     };
-    Some(format!("Of the gammas {gamma:e} has the lowest validation loss, {lowest:.4} (one seed each{beside})."))
+    Some(format!(
+        "Of the gammas {} has the lowest validation loss, {lowest:.4} (one seed each{beside}).",
+        number(gamma)
+    ))
 }
 
 /// How the numbers were made and what to mind when reading them.
@@ -88,9 +91,7 @@ pub fn notes(comparison: &Comparison, plan: &Plan) -> Vec<String> {
         format!(
             "Every run: {} optimizer steps of {:.0} tokens on average, the same order of the data for the same seed, an \
              evaluation every {} steps, tested at its lowest validation loss.",
-            comparison.steps,
-            comparison.tokens_per_step,
-            comparison.steps.div_ceil(10).max(1),
+            comparison.steps, comparison.tokens_per_step, plan.common.train.eval_every,
         ),
         format!(
             "Learning rates were chosen for each method by the validation loss of seed {}; test problems were not looked at. \
@@ -127,7 +128,8 @@ pub fn notes(comparison: &Comparison, plan: &Plan) -> Vec<String> {
         ));
     }
     notes.push(
-        "Peak memory is that of the training process, which holds one run only. Saved: the files of adapter/, with what SORSA and \
+        "Tokens/s and start: of every run of the method, whatever its learning rate. Peak memory is that of the training process, \
+         which holds one run only. Saved: the files of adapter/, with what SORSA and \
          PiSSA need of their start; for partial and full the trained weights."
             .to_owned(),
     );
@@ -145,7 +147,14 @@ pub fn notes(comparison: &Comparison, plan: &Plan) -> Vec<String> {
     }
     let resumed = comparison.runs.iter().filter(|run| run.resumed).count();
     if resumed > 0 {
-        notes.push(format!("{resumed} runs were interrupted and gone on with: the time of their start is left out."));
+        notes.push(format!(
+            "Runs that were interrupted and gone on with: {resumed}. The time of their start is left out."
+        ));
+    }
+    if plan.common.train.early_stopping > 0 {
+        notes.push(
+            "Runs may stop early (train.early_stopping): they need not have made the same number of steps.".to_owned(),
+        );
     }
     if plan.common.svd.cache {
         notes.push(
@@ -156,10 +165,58 @@ pub fn notes(comparison: &Comparison, plan: &Plan) -> Vec<String> {
     notes
 }
 
+/// `4e-4`, and `0` for 0.
+pub fn number(value: f64) -> String {
+    if value == 0.0 { "0".to_owned() } else { format!("{value:e}") }
+}
+
 /// `0.2512 [0.2440, 0.2584]`.
 pub fn with_interval(mean: &Mean, decimals: usize) -> String {
     match mean.interval {
         Some(Interval { low, high }) => format!("{:.decimals$} [{low:.decimals$}, {high:.decimals$}]", mean.mean),
         None => format!("{:.decimals$}", mean.mean),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::results::{Difference, Rate};
+    use super::*;
+
+    fn arm(accuracy: [f64; 3], losses: &[f64]) -> ArmResult {
+        let [mean, low, high] = accuracy;
+        let rate = Rate { mean, interval: Interval { low, high }, problems: 400, seeds: 3 };
+        ArmResult {
+            name: "sorsa-r16".into(),
+            method: "sorsa".into(),
+            rank: Some(16),
+            tried: Vec::new(),
+            learning_rate: Some(2e-3),
+            rate_at_end: false,
+            runs: Vec::new(),
+            trainable_parameters: None,
+            loss: None,
+            accuracy: None,
+            tokens_per_s: None,
+            seconds_to_target: None,
+            start_seconds: None,
+            peak_memory_bytes: None,
+            adapter_bytes: None,
+            forgetting: None,
+            difference: Some(Difference { to: "lora-r16".into(), loss: Mean::of(losses), accuracy: Some(rate) }),
+        }
+    }
+
+    #[test]
+    fn a_difference_is_said_to_be_shown_only_where_its_interval_does_not_hold_0() {
+        let text = difference(&arm([0.021, -0.004, 0.046], &[-0.02, -0.021, -0.019])).unwrap();
+        let expected = "sorsa-r16 minus lora-r16: +2.1 points of accuracy [-0.4, +4.6], not larger than its interval: no difference \
+                        is shown; -0.0200 nats of validation loss [-0.0225, -0.0175], larger than its interval.";
+        assert_eq!(text, expected);
+        let single = difference(&arm([0.03, 0.01, 0.05], &[-0.02])).unwrap();
+        assert!(
+            single.contains("[+1.0, +5.0], larger than its interval; -0.0200 nats of validation loss (one seed"),
+            "{single}"
+        );
     }
 }

@@ -31,7 +31,8 @@ const GAMMAS: [f64; 5] = [0.0, 4e-5, 4e-4, 4e-3, 4e-2];
 /// Settings of a comparison that the caller's take the place of. The cache of decompositions is off, for the time of each
 /// start to be its own.
 const DEFAULTS: [&str; 2] = ["svd.cache=false", "eval.problems=400"];
-const QUICK_DEFAULTS: [&str; 3] = ["svd.cache=false", "eval.problems=200", "train.max_steps=150"];
+const QUICK_DEFAULTS: [&str; 2] = ["svd.cache=false", "eval.problems=200"];
+const QUICK_STEPS: u64 = 150;
 
 /// A comparison, checked.
 pub struct Plan {
@@ -82,6 +83,9 @@ impl Plan {
         let seeds = seeds.unwrap_or_else(|| if args.quick { SEEDS[..2].to_vec() } else { SEEDS.to_vec() });
         let defaults = if args.quick { &QUICK_DEFAULTS[..] } else { &DEFAULTS };
         let mut fields = args.fields.clone();
+        if args.quick {
+            fields.max_steps.get_or_insert(QUICK_STEPS);
+        }
         let typed = std::mem::take(&mut fields.set);
         fields.set = defaults.iter().map(ToString::to_string).chain(typed).collect();
         let mut plan = Self {
@@ -135,6 +139,7 @@ impl Plan {
         if !self.fields.set.iter().any(|field| field.starts_with("train.eval_every=")) {
             self.fields.set.push(format!("train.eval_every={}", self.steps.div_ceil(EVALUATIONS)));
         }
+        self.common = Recipe::resolve(&self.fields)?;
         let mut fingerprints = Fingerprints::default();
         let mut of = |name: &str, split: &str| fingerprints.of(&data_file(name, split));
         let data = &self.common.data;
@@ -245,8 +250,8 @@ impl Plan {
         let (speed, parameters, cores) = EMBEDDED_SPEED;
         let here = std::thread::available_parallelism().map_or(1, usize::from) as f64;
         let tokens = self.run_count() as f64 * self.steps as f64 * self.tokens_per_step();
-        // A tenth more for evaluations and starts.
-        1.1 * tokens / (speed * here / cores) * (self.parameters as f64 / parameters)
+        // A third more for evaluations, starts and tests.
+        1.33 * tokens / (speed * here / cores) * (self.parameters as f64 / parameters)
     }
 
     /// The plan in a few words.
@@ -254,7 +259,7 @@ impl Plan {
         let gammas = if self.gamma_arm().is_some() { self.gammas.len() } else { 0 };
         format!(
             "{} runs of {} steps ({:.0} tokens each step): {} methods, {} rates, {} seeds, {gammas} gammas; grids may grow by {}; {} \
-             test problems; very roughly {:.0} minutes on the CPU",
+             test problems; very roughly {:.1} minutes on the CPU",
             self.run_count(),
             self.steps,
             self.tokens_per_step(),

@@ -26,8 +26,7 @@ impl Grid {
             return false;
         }
         let rate = match best(losses) {
-            None => self.rates[0] * self.rates[0] / self.rates[1],
-            Some(0) => self.rates[0] * self.rates[0] / self.rates[1],
+            None | Some(0) => self.rates[0] * self.rates[0] / self.rates[1],
             Some(index) if index == last => self.rates[last] * self.rates[last] / self.rates[last - 1],
             Some(_) => return false,
         };

@@ -57,9 +57,12 @@ pub struct ArmResult {
     /// Validation loss, over seeds.
     pub loss: Option<Mean>,
     pub accuracy: Option<Rate>,
-    pub tokens_per_s: Option<Mean>,
-    pub seconds_to_target: Option<Mean>,
-    pub start_seconds: Option<Mean>,
+    /// Of every run of the arm that was alone on the machine, whatever its rate; where none was, of all of them.
+    pub tokens_per_s: Option<Spread>,
+    /// Of the seeds at the best rate.
+    pub seconds_to_target: Option<Spread>,
+    /// Of every run that was not resumed.
+    pub start_seconds: Option<Spread>,
     /// The largest of the runs'.
     pub peak_memory_bytes: Option<u64>,
     pub adapter_bytes: Option<u64>,
@@ -73,6 +76,15 @@ pub struct ArmResult {
 pub struct Tried {
     pub learning_rate: f64,
     pub loss: Option<f64>,
+}
+
+/// Measured times and speeds: what disturbs them is not normal, so the middle and the ends are told.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Spread {
+    pub median: f64,
+    pub low: f64,
+    pub high: f64,
+    pub count: usize,
 }
 
 /// A share of right answers over seeds and problems.
@@ -125,7 +137,9 @@ impl Comparison {
         for (index, searched) in outcome.arms.iter().enumerate() {
             let losses: Vec<Option<f64>> =
                 searched.tried.iter().map(|spec| of(&spec.name).and_then(|run| run.loss_after)).collect();
-            let mut result = ArmResult::new(searched.arm, &chosen[index], &base)?;
+            let every: Vec<Run> =
+                searched.tried.iter().chain(&searched.chosen).filter_map(|spec| of(&spec.name)).collect();
+            let mut result = ArmResult::new(searched.arm, &chosen[index], &every, &base)?;
             result.tried = searched
                 .tried
                 .iter()
@@ -180,15 +194,16 @@ fn compared_with(arms: &[Arm], index: usize) -> Option<usize> {
 }
 
 impl ArmResult {
-    fn new(arm: Arm, runs: &[Run], base: &Base) -> anyhow::Result<Self> {
+    /// `runs` are those at the best rate, `every` run of the arm tells what it costs.
+    fn new(arm: Arm, runs: &[Run], every: &[Run], base: &Base) -> anyhow::Result<Self> {
         // One seed that diverged makes a mean over the others flattering: then there is none.
         let mean = |of: &dyn Fn(&Run) -> Option<f64>| {
             let values: Option<Vec<f64>> = runs.iter().map(of).collect();
             values.and_then(|values| Mean::of(&values))
         };
-        let undisturbed: Vec<f64> =
-            runs.iter().filter(|run| run.concurrent <= 1).filter_map(|run| run.tokens_per_s).collect();
-        let starts: Vec<f64> = runs.iter().filter_map(|run| run.start_seconds).collect();
+        let speeds = |alone: bool| -> Vec<f64> {
+            every.iter().filter(|run| !alone || run.concurrent <= 1).filter_map(|run| run.tokens_per_s).collect()
+        };
         Ok(Self {
             name: arm.to_string(),
             method: arm.variant.to_string(),
@@ -200,12 +215,13 @@ impl ArmResult {
             trainable_parameters: runs.first().and_then(|run| run.trainable_parameters),
             loss: mean(&|run| run.loss_after),
             accuracy: Rate::of(CrossedMean::of(&table(runs))?, CrossedMean::rate_interval),
-            tokens_per_s: match undisturbed.is_empty() {
-                true => mean(&|run| run.tokens_per_s),
-                false => Mean::of(&undisturbed),
-            },
-            seconds_to_target: mean(&|run| run.seconds_to_target),
-            start_seconds: Mean::of(&starts),
+            tokens_per_s: Spread::of(speeds(true)).or_else(|| Spread::of(speeds(false))),
+            seconds_to_target: runs
+                .iter()
+                .map(|run| run.seconds_to_target)
+                .collect::<Option<Vec<f64>>>()
+                .and_then(Spread::of),
+            start_seconds: Spread::of(every.iter().filter_map(|run| run.start_seconds).collect()),
             peak_memory_bytes: runs.iter().filter_map(|run| run.peak_memory_bytes).max(),
             adapter_bytes: runs.first().and_then(|run| run.adapter_bytes),
             forgetting: base.text_loss.and_then(|before| mean(&|run| Some(run.text_loss? - before))),
@@ -221,6 +237,16 @@ fn table(runs: &[Run]) -> Vec<Vec<f64>> {
         Some(verdicts.iter().map(|(_, right)| f64::from(u8::from(*right))).collect())
     };
     runs.iter().map(row).collect::<Option<_>>().unwrap_or_default()
+}
+
+impl Spread {
+    fn of(mut values: Vec<f64>) -> Option<Self> {
+        values.sort_by(f64::total_cmp);
+        let (low, high) = (*values.first()?, *values.last()?);
+        let count = values.len();
+        let median = 0.5 * (values[(count - 1) / 2] + values[count / 2]);
+        Some(Self { median, low, high, count })
+    }
 }
 
 impl Rate {
@@ -287,16 +313,21 @@ mod tests {
     #[test]
     fn a_seed_that_diverged_leaves_no_mean() {
         let arm = Arm { variant: Variant::DEFAULT[0], rank: Some(4) };
-        let mut runs = vec![run(0.3, &[1]), run(0.3, &[1])];
+        let mut runs = [run(0.3, &[1]), run(0.3, &[1])];
         runs[1].loss_after = None;
-        assert!(ArmResult::new(arm, &runs, &Base::default()).unwrap().loss.is_none());
+        assert!(ArmResult::new(arm, &runs, &runs, &Base::default()).unwrap().loss.is_none());
     }
 
     #[test]
     fn speed_is_that_of_runs_that_were_alone() {
         let arm = Arm { variant: Variant::DEFAULT[0], rank: Some(4) };
-        let mut runs = vec![run(0.3, &[1]), run(0.3, &[1])];
-        (runs[0].tokens_per_s, runs[1].tokens_per_s, runs[1].concurrent) = (Some(100.0), Some(40.0), 2);
-        assert_eq!(ArmResult::new(arm, &runs, &Base::default()).unwrap().tokens_per_s.unwrap().mean, 100.0);
+        let mut runs = [(); 4].map(|()| run(0.3, &[1]));
+        for (run, (speed, concurrent)) in runs.iter_mut().zip([(100.0, 1), (40.0, 2), (120.0, 1), (101.0, 1)]) {
+            (run.tokens_per_s, run.concurrent) = (Some(speed), concurrent);
+        }
+        let speed = |every: &[Run]| ArmResult::new(arm, &runs, every, &Base::default()).unwrap().tokens_per_s.unwrap();
+        assert_eq!(speed(&runs), Spread { median: 101.0, low: 100.0, high: 120.0, count: 3 });
+        assert_eq!(speed(&runs[1..2]).median, 40.0, "there is no other");
+        assert_eq!(Spread::of(vec![4.0, 1.0]).unwrap().median, 2.5);
     }
 }

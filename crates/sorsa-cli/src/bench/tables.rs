@@ -3,8 +3,8 @@
 use sorsa_eval::stats::Mean;
 
 use super::collect::Run;
-use super::findings::with_interval;
-use super::results::{ArmResult, Comparison, Rate};
+use super::findings::{number, with_interval};
+use super::results::{ArmResult, Comparison, Rate, Spread};
 use crate::estimate::{bytes, grouped};
 
 /// A table; the first row is its head.
@@ -109,20 +109,25 @@ fn cost(comparison: &Comparison) -> Table {
     let target = or_absent(comparison.target_loss.map(|loss| format!("s to {loss:.3}")));
     let mut rows = vec![head(&["method", "rank", "tokens/s", &target, "start s", "peak memory", "saved"])];
     for arm in &comparison.arms {
-        let mean =
-            |of: &Option<Mean>, decimals: usize| or_absent(of.as_ref().map(|mean| with_interval(mean, decimals)));
+        let spread = |of: Option<Spread>, decimals: usize| {
+            or_absent(of.map(|spread| match spread.count {
+                1 => format!("{:.decimals$}", spread.median),
+                _ => format!("{:.decimals$} ({:.decimals$}..{:.decimals$})", spread.median, spread.low, spread.high),
+            }))
+        };
         rows.push(vec![
             arm.method.clone(),
             or_absent(arm.rank.map(|rank| rank.to_string())),
-            mean(&arm.tokens_per_s, 0),
-            mean(&arm.seconds_to_target, 1),
-            mean(&arm.start_seconds, 2),
+            spread(arm.tokens_per_s, 0),
+            spread(arm.seconds_to_target, 1),
+            spread(arm.start_seconds, 2),
             or_absent(arm.peak_memory_bytes.map(bytes)),
             or_absent(arm.adapter_bytes.map(bytes)),
         ]);
     }
     let caption = format!(
-        "Cost on {} ({}): training speed, training time to a validation loss, decomposition and start of the adapter",
+        "Cost on {} ({}): training speed, training time to a validation loss, \
+         start of the adapter; medians with the smallest and the largest",
         comparison.machine, comparison.backend
     );
     Table { name: "cost", caption, rows }
@@ -156,7 +161,7 @@ fn gammas(comparison: &Comparison) -> Table {
     for run in &comparison.gammas {
         let before = comparison.base.text_loss;
         rows.push(vec![
-            or_absent(run.gamma.map(|gamma| format!("{gamma:e}"))),
+            or_absent(run.gamma.map(number)),
             or_absent(run.loss_after.map(|loss| format!("{loss:.4}"))),
             or_absent(run.accuracy.map(|share| format!("{:.1}", 100.0 * share))),
             or_absent(run.defect.map(|defect| format!("{defect:.2e}"))),

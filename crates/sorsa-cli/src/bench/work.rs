@@ -118,6 +118,11 @@ impl Workshop {
         let progress = Progress::new(what, jobs.len() as u64, self.style);
         let mut at_work: Vec<AtWork<'_>> = Vec::new();
         let mut done_here = 0;
+        let count = || jobs.iter().filter(|job| job.is_done()).count() as u64;
+        let mut done = count();
+        if self.style == Style::Bar {
+            progress.set(done, "");
+        }
         loop {
             let mut index = 0;
             while index < at_work.len() {
@@ -129,7 +134,7 @@ impl Workshop {
                 let (job, seconds) = (ended.job, ended.started.elapsed().as_secs_f64());
                 self.conclude(ended, status)?;
                 done_here += 1;
-                progress.line(&format!("{what}: {}, {seconds:.0} s", told(job)));
+                progress.line(&format!("{what} {}/{}: {}, {seconds:.0} s", count(), jobs.len(), told(job)));
             }
             if self.interrupted.load(Ordering::SeqCst) {
                 let limit = Instant::now() + GRACE;
@@ -153,7 +158,12 @@ impl Workshop {
                     at_work.push(self.start(job, lock)?);
                 }
             }
-            progress.set(jobs.iter().filter(|job| job.is_done()).count() as u64, "");
+            // A bar only moves when something was done, here or elsewhere; plain lines tell of what was done here.
+            let now = count();
+            if now != done && self.style == Style::Bar {
+                progress.set(now, "");
+            }
+            done = now;
             if open == 0 && at_work.is_empty() {
                 progress.finish();
                 return Ok(done_here);
