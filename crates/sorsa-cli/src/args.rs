@@ -227,7 +227,7 @@ pub struct EvalArgs {
     /// Use the first rows only
     #[arg(long, value_name = "ROWS")]
     pub limit: Option<usize>,
-    /// alpaca, code, raw or chat; without it alpaca, and raw for HumanEval
+    /// alpaca, code, question, raw or chat; without it alpaca, and raw for HumanEval
     #[arg(long)]
     pub template: Option<String>,
     /// Text put after every prompt
@@ -329,7 +329,7 @@ pub struct GenerateArgs {
     /// Folder of an adapter, or of a run that has one
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
-    /// alpaca, code, raw or chat
+    /// alpaca, code, question, raw or chat
     #[arg(long, default_value = "raw")]
     pub template: String,
     /// Longest continuation, in tokens

@@ -3,6 +3,7 @@
 mod answers_file;
 mod args;
 mod commands;
+mod content;
 mod curves;
 mod device;
 mod estimate;
