@@ -9,13 +9,15 @@ For every method: `sorsa finetune` for a few steps, then
 - PEFT's own merge of the export, saved, brought in again by `sorsa import` and compared by `sorsa verify`.
 Each line is the largest difference of a logit to those of `sorsa`, which come from `sorsa verify`: it compares the model and
 its adapter with a file of the logits that PEFT or Transformers computed. At the end an adapter that PEFT trained is brought in,
-verified, and taken out again to the bit.
+verified, and taken out again to the bit. Then the same with a module trained whole beside the adapter (`modules_to_save`), both ways,
+on a copy of the model whose output head is not its embedding.
 
 Run at the root of the repository, after `cargo build --release --workspace --bin sorsa`. Exits with 1 past 1e-4
 (1e-3 where two programs decompose the same weights).
 """
 
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -66,13 +68,13 @@ class Check:
         print(f"{what:<44} {difference:.1e} of {tolerance:.0e}{'' if difference <= tolerance else '  DIFFERENT'}", flush=True)
 
 
-def trained(check, method, data, steps):
+def trained(check, method, data, steps, *more):
     run = check.scratch / method
     options = ["--set", "adapter.scaling=rank-stabilized"] if method == "rslora" else []
     sorsa("finetune", "--model", check.model, "--data", data, "--method", {"rslora": "lora"}.get(method, method), "--rank", 4,
           "--alpha", 6, "--max-steps", steps, "--batch-size", 4, "--limit", 200, "--max-length", 96, "--set", "data.validation_rows=4",
           "--set", "data.truncation=keep-end", "--set", "eval.problems=0", "--set", "svd.cache=false", "--lr", "5e-3", "--quiet",
-          "--run-dir", run, *options)
+          "--run-dir", run, *options, *more)
     return run
 
 
@@ -125,6 +127,37 @@ def of_peft(check, kind, **options):
     print(f"{kind + ' in and out again, ' + str(len(before)) + ' tensors':<44} {'the same to the bit' if same else 'DIFFERENT'}", flush=True)
 
 
+def untied(check):
+    """The model with a head of its own: in PEFT a head that is the embedding cannot be saved apart."""
+    scratch = check.scratch / "untied"
+    folder = scratch / "model"
+    model = base(check.model)
+    model.config.tie_word_embeddings = False
+    torch.manual_seed(1)
+    head = model.lm_head.weight
+    model.lm_head.weight = torch.nn.Parameter(head.detach() + 0.02 * torch.randn(head.shape))
+    model.save_pretrained(folder)
+    for path in Path(check.model).glob("*token*"):
+        shutil.copy(path, folder)
+    other = Check(folder, scratch)
+    other.compare("untied: the model itself", base(folder))
+    return other
+
+
+def whole_head(check, data, steps):
+    """LoRA here with a head that is trained whole."""
+    run, out = trained(check, "lora", data, steps, "--set", 'adapter.modules_to_save=["lm_head"]'), check.scratch / "out"
+    sorsa("export", "--format", "peft", "--adapter", run, "--out", out / "peft")
+    peft = PeftModel.from_pretrained(base(check.model), out / "peft").eval()
+    moved = peft.base_model.model.lm_head.modules_to_save["default"].weight - base(check.model).lm_head.weight
+    check.good &= moved.abs().max().item() > 1e-3
+    check.compare("lora and a whole head: PEFT", peft, "--adapter", run)
+    sorsa("export", "--format", "hf", "--adapter", run, "--out", out / "hf")
+    check.compare("lora and a whole head: merged", base(out / "hf"), "--adapter", run)
+    sorsa("import", out / "peft", "--model", check.model, "--out", out / "imported")
+    check.compare("lora and a whole head: brought in again", peft, "--adapter", out / "imported")
+
+
 def main():
     model, data, steps = sys.argv[1], sys.argv[2], int(sys.argv[3]) if len(sys.argv) > 3 else 4
     print(*(f"{name} {version(name)}" for name in ["torch", "transformers", "peft", "safetensors"]), sep=", ")
@@ -137,9 +170,11 @@ def main():
         of_peft(check, "pissa", init_lora_weights="pissa")
         of_peft(check, "olora", init_lora_weights="olora")
         of_peft(check, "patterns", rank_pattern={"q_proj": 2}, alpha_pattern={"layers.0.*.up_proj": 3}, layers_to_transform=[0, 2])
-        if not base(model).config.tie_word_embeddings:
-            of_peft(check, "head", modules_to_save=["lm_head"])
-    sys.exit(0 if check.good else 1)
+        other = untied(check)
+        whole_head(other, data, steps)
+        of_peft(other, "lora and a whole head", modules_to_save=["lm_head"])
+    sys.exit(0 if check.good and other.good else 1)
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -259,7 +259,7 @@ pub struct EvalArgs {
     /// Use the first rows only
     #[arg(long, value_name = "ROWS")]
     pub limit: Option<usize>,
-    /// alpaca, code, raw or chat; without it alpaca, and raw for HumanEval
+    /// alpaca, code, question, raw or chat; without it alpaca, and raw for HumanEval
     #[arg(long)]
     pub template: Option<String>,
     /// Text put after every prompt
@@ -437,7 +437,7 @@ pub struct GenerateArgs {
     /// What the weights are kept in: f32 or bf16
     #[arg(long, default_value = "f32")]
     pub dtype: String,
-    /// alpaca, code, raw or chat
+    /// alpaca, code, question, raw or chat
     #[arg(long, default_value = "raw")]
     pub template: String,
     /// Longest continuation, in tokens

@@ -29,6 +29,11 @@ pub enum Backend {
     Cuda,
 }
 
+/// Whether it is the CPU backend, whose operations have fused forms.
+pub fn is_flex(device: &Device) -> bool {
+    matches!(device.clone().without_autodiff().as_dispatch(), burn::backend::DispatchDevice::Flex(_))
+}
+
 impl Backend {
     const ALL: [Self; 4] = [Self::Flex, Self::Wgpu, Self::Vulkan, Self::Cuda];
 

@@ -4,6 +4,7 @@ mod answers_file;
 mod args;
 mod bench;
 mod commands;
+mod content;
 mod curves;
 mod device;
 mod estimate;

@@ -9,7 +9,8 @@ use sorsa_adapter::Method;
 use sorsa_data::{BatchOptions, Batcher, EncodeOptions, Encoder, Example, Loaded, Record, TextTokenizer};
 use sorsa_models::{CausalLm, ModelConfig};
 
-use crate::estimate::{MemoryEstimate, bytes, grouped};
+use crate::device;
+use crate::estimate::{MemoryEstimate, Step, bytes, grouped};
 use crate::exit::{OrBadInput, bad_input};
 use crate::progress::Style;
 use crate::recipe::Recipe;
@@ -184,6 +185,8 @@ pub struct TrainingShape {
     pub modules: Vec<ModuleShape>,
     pub memory: MemoryEstimate,
     pub memory_total: u64,
+    /// The most steps, where the recipe says them; otherwise the data do.
+    pub steps: Option<u64>,
 }
 
 /// Linear layers of one shape.
@@ -203,12 +206,13 @@ impl TrainingShape {
         let model = CausalLm::init(config, device);
         let method = recipe.adapter.method;
         let mut modules: Vec<ModuleShape> = Vec::new();
-        let mut kept = 0;
+        let (mut kept, mut adapted_head) = (0, false);
         for target in recipe.adapter.targets(&model).or_bad_input()? {
             let name = target.path.rsplit('.').next().unwrap_or(&target.path).to_owned();
             let rank = method.is_factored().then_some(target.rank);
             let trained = target.trainable_parameters(method) as u64;
             kept += target.kept_per_token(method) as u64;
+            adapted_head |= method.is_factored() && matches!(target.path.as_str(), "lm_head" | "head");
             let same = |module: &&mut ModuleShape| {
                 module.name == name && [module.d_in, module.d_out] == target.shape && module.rank == rank
             };
@@ -237,16 +241,19 @@ impl TrainingShape {
         };
         let weight_bytes = if recipe.model.dtype == "bf16" { 2 } else { 4 };
         let len = recipe.data.max_length.min(config.max_position_embeddings);
-        let memory = MemoryEstimate::new(
+        let memory = MemoryEstimate::new(&Step {
             config,
-            trainable_parameters,
-            !method.is_factored(),
+            trained: trainable_parameters,
+            dense: !method.is_factored(),
             kept,
             weight_bytes,
-            recipe.train.batch_size,
+            rows: recipe.train.batch_size,
             len,
-        );
-        Ok(Self { method, parameters, trainable_parameters, modules, memory, memory_total: memory.total() })
+            fused: weight_bytes == 4 && device::is_flex(device),
+            adapted_head,
+        });
+        let (memory_total, steps) = (memory.total(), recipe.most_steps());
+        Ok(Self { method, parameters, trainable_parameters, modules, memory, memory_total, steps })
     }
 
     /// The table for people.
@@ -275,14 +282,18 @@ impl TrainingShape {
         }
         let memory = &self.memory;
         text.push_str(&format!(
-            "memory: weights {}, adapter {}, gradients {}, optimizer {}, activations about {}; together about {}\n",
+            "memory: weights {}, adapter {}, gradients {}, optimizer {}, activations about {}, workspace about {}; together about {}\n",
             bytes(memory.weights),
             bytes(memory.adapter),
             bytes(memory.gradients),
             bytes(memory.optimizer),
             bytes(memory.activations),
+            bytes(memory.workspace),
             bytes(self.memory_total)
         ));
+        if let Some(steps) = self.steps {
+            text.push_str(&format!("steps: at most {}\n", grouped(steps)));
+        }
         text
     }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use sorsa_adapter::{AdapterConfig, Algorithm, Method, SavedAdapter, SvdOptions, method_of};
-use sorsa_data::{AnswerStyle, Format, LoadOptions, Truncation};
+use sorsa_data::{AnswerStyle, Format, LoadOptions, PromptTemplate, Truncation};
 use sorsa_train::TrainConfig;
 use toml::{Table, Value};
 
@@ -56,7 +56,7 @@ pub struct DataRecipe {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<usize>,
     pub skip_bad_rows: bool,
-    /// alpaca, code, raw or chat.
+    /// alpaca, code, question, raw or chat.
     pub template: String,
     /// Longest sequence, in tokens.
     pub max_length: usize,
@@ -252,6 +252,10 @@ impl Recipe {
         if !(self.svd.tolerance > 0.0 && self.svd.tolerance.is_finite()) {
             faults.push("svd.tolerance must be positive".to_owned());
         }
+        if !PromptTemplate::NAMES.contains(&self.data.template.as_str()) {
+            let (found, expected) = (&self.data.template, PromptTemplate::NAMES.join(", "));
+            faults.push(format!("unknown data.template `{found}`, expected {expected}"));
+        }
         if self.eval.batch_size == 0 {
             faults.push("eval.batch_size must be at least 1".to_owned());
         }
@@ -299,6 +303,20 @@ impl Recipe {
             }
         };
         Ok(SvdOptions { algorithm, tolerance: self.svd.tolerance, ..SvdOptions::default() })
+    }
+
+    /// The steps that the recipe says by itself: at most these, as rows may be left out. Nothing where the length of
+    /// the data decides.
+    pub fn most_steps(&self) -> Option<u64> {
+        let train = &self.train;
+        let by_rows = self.data.limit.map(|rows| {
+            let batches = rows.div_ceil(train.batch_size) as f64 * train.epochs;
+            (batches / train.accumulation as f64).ceil().max(1.0) as u64
+        });
+        match (by_rows, train.max_steps) {
+            (Some(rows), Some(most)) => Some(rows.min(most)),
+            (rows, most) => rows.or(most),
+        }
     }
 
     /// The recipe as TOML.

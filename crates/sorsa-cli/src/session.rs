@@ -75,6 +75,8 @@ fn download_progress(style: Style) -> impl Fn(hub::HubProgress<'_>) + Send + Syn
 
 /// A model and its tokenizer.
 pub struct Session {
+    /// Where both came from.
+    pub folder: PathBuf,
     pub model: CausalLm,
     pub tokenizer: Arc<TextTokenizer>,
 }
@@ -85,7 +87,7 @@ impl Session {
         let folder = model_folder(model, style)?;
         let tokenizer = Arc::new(TextTokenizer::from_dir(&folder).or_bad_input()?);
         let model = CausalLm::load(&folder, dtype, device).or_bad_input()?;
-        Ok(Self { model, tokenizer })
+        Ok(Self { folder, model, tokenizer })
     }
 
     /// The model with the adapter in `adapter` (or in the run at that folder), or as it is without one.

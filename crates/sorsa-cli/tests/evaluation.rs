@@ -93,6 +93,36 @@ fn an_evaluation_that_was_ended_goes_on_where_it_stopped() {
 }
 
 #[test]
+fn answers_of_what_a_folder_held_before_are_not_gone_on_with() {
+    let place = Place::new();
+    place.finetune(&["--max-steps", "1", "--run-dir", "run"]).succeed();
+    let run = |options: &[&str]| {
+        let all = ["--max-new-tokens", "4", "--out", "answers.jsonl"];
+        place.command(&EVAL).args(all).args(options).output().unwrap()
+    };
+    let refused = |options: &[&str], what: &str| {
+        let output = run(options);
+        assert_eq!(output.status.code(), Some(2));
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert!(error.contains(&format!("{what} is \"")) && error.contains("name another file"), "{error}");
+        // One fault, not two.
+        assert!(!error.contains(", "), "{error}");
+    };
+    assert!(run(&["--adapter", "run"]).status.success());
+    assert!(run(&["--adapter", "run"]).status.success(), "the same again is gone on with");
+    // Another adapter in a folder of the same name.
+    std::fs::remove_dir_all(place.path("run")).unwrap();
+    place.finetune(&["--max-steps", "1", "--run-dir", "run", "--seed", "7"]).succeed();
+    refused(&["--adapter", "run"], "adapter_content");
+    // Another model in a folder of the same name.
+    std::fs::remove_file(place.path("answers.jsonl")).unwrap();
+    assert!(run(&[]).status.success());
+    std::fs::remove_dir_all(place.path("model")).unwrap();
+    place.make_model("model", 1);
+    refused(&[], "model_content");
+}
+
+#[test]
 fn samples_are_drawn_apart_and_alike_in_every_batch() {
     let place = Place::new();
     let run = |out: &str, batch: &str| {

@@ -16,6 +16,8 @@ pub enum PromptTemplate {
     /// `@@ Instruction\n{instruction}\n\n@@ Response\n`: the published runs on code. Whether a begin token comes before
     /// it is left to the tokenizer, as there.
     Code,
+    /// `Question: {instruction} Think step by step.\nAnswer:`: PEFT's comparison of methods on MetaMathQA.
+    Question,
     /// The instruction as it stands, its input on the next line.
     Raw,
     /// The model's own chat template.
@@ -24,7 +26,7 @@ pub enum PromptTemplate {
 
 impl PromptTemplate {
     /// The names that [`PromptTemplate::from_name`] knows.
-    pub const NAMES: [&str; 4] = ["alpaca", "code", "raw", "chat"];
+    pub const NAMES: [&str; 5] = ["alpaca", "code", "question", "raw", "chat"];
 
     /// The template called `name`; `chat` is the one that comes with `tokenizer`.
     ///
@@ -35,6 +37,7 @@ impl PromptTemplate {
         match name {
             "alpaca" => Ok(Self::Alpaca),
             "code" => Ok(Self::Code),
+            "question" => Ok(Self::Question),
             "raw" => Ok(Self::Raw),
             "chat" => tokenizer.chat_template().cloned().map(Self::Chat).ok_or(DataError::NoChatTemplate),
             _ => Err(DataError::UnknownName {
@@ -50,6 +53,7 @@ impl PromptTemplate {
         match self {
             Self::Alpaca => "alpaca",
             Self::Code => "code",
+            Self::Question => "question",
             Self::Raw => "raw",
             Self::Chat(_) => "chat",
         }
@@ -82,6 +86,7 @@ impl PromptTemplate {
                 format!("{preamble}### Instruction:\n{task}\n\n### Response:")
             }
             Self::Code => format!("@@ Instruction\n{task}\n\n@@ Response\n"),
+            Self::Question => format!("Question: {task} Think step by step.\nAnswer:"),
             Self::Raw | Self::Chat(_) => task,
         })
     }
@@ -113,6 +118,7 @@ mod tests {
              ### Instruction:\nAdd.\n\n### Input:\n1 2\n\n### Response:"
         );
         assert_eq!(prompt(PromptTemplate::Code, &plain), "@@ Instruction\nAdd 1 and 2.\n\n@@ Response\n");
+        assert_eq!(prompt(PromptTemplate::Question, &plain), "Question: Add 1 and 2. Think step by step.\nAnswer:");
         assert_eq!(prompt(PromptTemplate::Raw, &with_input()), "Add.\n1 2");
     }
 

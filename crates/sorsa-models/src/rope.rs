@@ -132,10 +132,9 @@ impl Rope {
             RopeScaling::Yarn(Yarn { factor, original_max_position_embeddings: trained, .. }) => {
                 max_position_embeddings.max((factor * trained as f64) as usize)
             }
-            RopeScaling::None
-            | RopeScaling::Linear { .. }
-            | RopeScaling::LongRope(_)
-            | RopeScaling::Llama3 { .. } => max_position_embeddings,
+            RopeScaling::None | RopeScaling::Linear { .. } | RopeScaling::LongRope(_) | RopeScaling::Llama3 { .. } => {
+                max_position_embeddings
+            }
         }
     }
 

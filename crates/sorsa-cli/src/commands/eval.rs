@@ -13,6 +13,7 @@ use sorsa_train::mean_loss;
 
 use crate::answers_file::AnswersFile;
 use crate::args::{EvalArgs, Task};
+use crate::content;
 use crate::device;
 use crate::exit::{OrBadInput, bad_input};
 use crate::format::{TableFormat, print, print_json};
@@ -22,7 +23,7 @@ use crate::run_dir::json_lines;
 use crate::sampling::Continuing;
 use crate::sandbox::{Isolation, Limits, Sandbox};
 use crate::scoreboard::{Judged, PassRate, print_scores, reported};
-use crate::session::{self, Session, embedded_task, load_records};
+use crate::session::{self, Session, adapter_folder, embedded_task, load_records};
 use crate::task::{Generated, Problems};
 
 pub fn run(args: &EvalArgs) -> anyhow::Result<()> {
@@ -92,19 +93,28 @@ fn encoder(args: &EvalArgs, session: &Session, template: &str) -> anyhow::Result
     session.encoder(template, encode)
 }
 
-/// What the generations depend on, but for the speed: the first line of their file.
-fn settings(args: &EvalArgs, task: &str, problems: usize, fingerprint: &str) -> Map<String, Value> {
+/// What the generations depend on, but for the speed: the first line of their file. The folder of a model or of a run
+/// can come to hold another, so both are known by what is in them too.
+fn settings(
+    args: &EvalArgs,
+    session: &Session,
+    task: &str,
+    problems: usize,
+    fingerprint: &str,
+) -> anyhow::Result<Map<String, Value>> {
+    let adapter = args.adapter.as_deref().map(|adapter| content::of_adapter(&adapter_folder(adapter)?)).transpose()?;
     let settings = json!({
         "task": task, "model": args.model, "adapter": args.adapter, "problems": problems, "fingerprint": fingerprint,
+        "model_content": content::of_model(&session.folder)?, "adapter_content": adapter,
         "max_new_tokens": args.max_new_tokens, "samples": args.samples, "temperature": args.temperature,
         "top_k": args.top_k, "top_p": args.top_p, "seed": args.seed,
         "code_timeout": (task == "humaneval").then_some(args.code_timeout),
         "code_memory": (task == "humaneval").then_some(args.code_memory),
     });
-    match settings {
+    Ok(match settings {
         Value::Object(fields) => fields,
         _ => Map::new(),
-    }
+    })
 }
 
 /// The mean loss of texts, token by token, each text from its own beginning.
@@ -153,9 +163,12 @@ fn accuracy(args: &EvalArgs, session: &Session, path: &Path, style: Style) -> an
     let context = session.model.config().context_length().unwrap_or(usize::MAX);
     let problems = Problems::new(path, loaded.records, &encoder, context)?;
     // Before the work, not after it: a file that cannot be written would cost every answer.
-    let settings = settings(args, task, problems.len(), &problems.fingerprint());
     let (mut file, mut rows) = match &args.out {
-        Some(out) => AnswersFile::open::<Generated>(out, &settings).map(|(file, rows)| (Some(file), rows))?,
+        Some(out) => {
+            let settings = settings(args, session, task, problems.len(), &problems.fingerprint())?;
+            let (file, rows) = AnswersFile::open::<Generated>(out, &settings)?;
+            (Some(file), rows)
+        }
         None => (None, Vec::new()),
     };
     let (started, done) = (Instant::now(), rows.clone());
@@ -203,9 +216,12 @@ fn programs(args: &EvalArgs, session: &Session, path: &Path, sandbox: &Sandbox, 
     let context = session.model.config().context_length().unwrap_or(usize::MAX);
     let prompts = humaneval::encode(&problems, &encoder, context)?;
     let fingerprint = format!("{:016x}", crate::answers_file::fingerprint(&format!("{prompts:?} {problems:?}")));
-    let settings = settings(args, "humaneval", problems.len(), &fingerprint);
     let (mut file, mut rows) = match &args.out {
-        Some(out) => AnswersFile::open::<humaneval::Tested>(out, &settings).map(|(file, rows)| (Some(file), rows))?,
+        Some(out) => {
+            let settings = settings(args, session, "humaneval", problems.len(), &fingerprint)?;
+            let (file, rows) = AnswersFile::open::<humaneval::Tested>(out, &settings)?;
+            (Some(file), rows)
+        }
         None => (None, Vec::new()),
     };
     let (started, done) = (Instant::now(), rows.clone());

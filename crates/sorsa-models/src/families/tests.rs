@@ -184,7 +184,10 @@ fn fields_that_would_change_the_mathematics_are_faults_in_the_families_that_do_n
         (json!({"model_type": "gemma3_text", "text_config": {}}), "`text_config`"),
         (long_rope(json!({})), ""),
         (long_rope(json!({"short_factor": null})), "`short_factor` is missing"),
-        (long_rope(json!({"short_factor": [1.0]})), "`short_factor` should have 8 numbers, one for each plane, found 1"),
+        (
+            long_rope(json!({"short_factor": [1.0]})),
+            "`short_factor` should have 8 numbers, one for each plane, found 1",
+        ),
         (long_rope(json!({"long_factor": [1.0, 0.0]})), "`long_factor` should be a list of positive numbers"),
         (long_rope(json!({"long_factor": []})), "`long_factor` should be a list of positive numbers"),
         (long_rope(json!({"original_max_position_embeddings": 1})), "a longrope asks for `original_max"),
