@@ -1,9 +1,11 @@
-//! An orthonormal basis that grows by blocks: block Gram-Schmidt, repeated until it is orthonormal to working
-//! precision, with Householder reflections inside a block.
+//! An orthonormal basis that grows by blocks: block Gram-Schmidt, repeated until it is orthonormal to working precision.
 //!
-//! One pass leaves an error of the machine's precision times the factor by which it shrinks a column, and that error
-//! grows from block to block. The second removes it ("twice is enough": Giraud, Langou, Rozloznik and van den Eshof
-//! 2005); what it takes away is so little that the block stays orthonormal as it is.
+//! Vectors are the rows of a panel, see [`Operator`](crate::operator::Operator). A block of a Krylov iteration couples to
+//! the last block of the basis and, but for rounding, to no other. So it goes first through that one alone, then through
+//! a Cholesky factor, then once through the whole basis: what is taken away there is so little that nothing is left of
+//! the error. Where more is taken, another round follows ("twice is enough": Giraud, Langou, Rozloznik and van den Eshof
+//! 2005), and where rows depend on each other or on the basis, Householder reflections and, last, Gram-Schmidt by
+//! columns do what a Cholesky factor cannot.
 
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::householder::{
@@ -18,19 +20,25 @@ use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 
 use crate::Scalar;
-use crate::operator::{parallelism, product, transposed_product};
+use crate::cholesky::{orthonormalize_rows, row_squares};
+use crate::operator::{parallelism, product, transpose};
 
-/// Orthonormal columns `[rows, k]`.
+/// Rounds by Cholesky factors before reflections are tried.
+const ROUNDS: usize = 3;
+
+/// Orthonormal columns `[n, k]`.
 pub(crate) struct Basis<T> {
     columns: Mat<T>,
+    /// How many of them came last.
+    last: usize,
 }
 
 impl<T: Scalar> Basis<T> {
-    /// An empty basis of a space of `rows` dimensions, with room for `capacity` columns.
-    pub fn new(rows: usize, capacity: usize) -> Self {
-        let mut columns = Mat::with_capacity(rows, capacity);
-        columns.resize_with(rows, 0, |_, _| T::from_f64(0.0));
-        Basis { columns }
+    /// An empty basis of a space of `n` dimensions, with room for `capacity` vectors.
+    pub fn new(n: usize, capacity: usize) -> Self {
+        let mut columns = Mat::with_capacity(n, capacity);
+        columns.resize_with(n, 0, |_, _| T::from_f64(0.0));
+        Basis { columns, last: 0 }
     }
 
     pub fn columns(&self) -> MatRef<'_, T> {
@@ -41,21 +49,56 @@ impl<T: Scalar> Basis<T> {
         self.columns.ncols()
     }
 
-    /// Adds columns that [`Basis::orthonormalize`] returned.
-    pub fn push(&mut self, block: MatRef<'_, T>) {
-        let (rows, k) = self.columns.shape();
-        self.columns.resize_with(rows, k + block.ncols(), |i, j| block[(i, j - k)]);
+    /// Adds the rows of a panel that [`Basis::orthonormalize`] returned.
+    pub fn push(&mut self, panel: MatRef<'_, T>) {
+        let (n, k) = self.columns.shape();
+        let block = transpose(panel);
+        self.last = panel.nrows();
+        self.columns.resize_with(n, k + self.last, |_, _| T::from_f64(0.0));
+        self.columns.subcols_mut(k, panel.nrows()).copy_from(block);
     }
 
-    /// Orthonormal columns, orthogonal to the basis, that span what `block` adds to it. Where its columns depend on
-    /// each other or on the basis, random directions take the place of the missing ones. `block` must not be wider
-    /// than the space left. Also returns the part of `block` inside the basis, `[k, width]`.
-    pub fn orthonormalize(&self, mut block: Mat<T>, rng: &mut ChaCha8Rng) -> (Mat<T>, Mat<T>) {
+    /// Orthonormal rows, orthogonal to the basis, that span what `panel [width, n]` adds to it. Where its rows depend on
+    /// each other or on the basis, random directions take the place of the missing ones. `panel` must not be wider than
+    /// the space left. Also returns the part of each row inside the basis, `[width, k]`.
+    pub fn orthonormalize(&self, panel: MatRef<'_, T>, rng: &mut ChaCha8Rng) -> (Mat<T>, Mat<T>) {
+        self.by_cholesky(panel).unwrap_or_else(|| {
+            let (block, inside) = self.by_reflections(transpose(panel), rng);
+            (transpose(block.as_ref()), transpose(inside.as_ref()))
+        })
+    }
+
+    /// `None` where a row adds too little.
+    fn by_cholesky(&self, panel: MatRef<'_, T>) -> Option<(Mat<T>, Mat<T>)> {
+        let mut q = panel.to_owned();
+        let mut inside = Mat::zeros(panel.nrows(), self.len());
+        let mut squares = row_squares(&q);
+        let near = self.len() - self.last;
+        let part = take_out(&mut q, self.columns.subcols(near, self.last));
+        inside.subcols_mut(near, self.last).copy_from(part);
+        // panel = inside basis^T + scale q, all along.
+        let mut scale = orthonormalize_rows(&mut q, &squares)?;
+        squares.fill(1.0);
+        for _ in 0..ROUNDS {
+            let part = take_out(&mut q, self.columns());
+            matmul(&mut inside, Accum::Add, &scale, &part, T::from_f64(1.0), parallelism());
+            let taken = part.norm_l2().into();
+            let lower = orthonormalize_rows(&mut q, &squares)?;
+            if taken * taken <= T::EPSILON {
+                return Some((q, inside));
+            }
+            scale = product(scale.as_ref(), lower.as_ref());
+        }
+        None
+    }
+
+    /// The same for columns `[n, width]`, whatever they are.
+    fn by_reflections(&self, mut block: Mat<T>, rng: &mut ChaCha8Rng) -> (Mat<T>, Mat<T>) {
         let mut inside = None;
         let mut orthonormal = false;
         loop {
             let before = norms(block.as_ref());
-            let part = transposed_product(self.columns.as_ref(), block.as_ref());
+            let part = product(self.columns.transpose(), block.as_ref());
             matmul(&mut block, Accum::Add, &self.columns, &part, T::from_f64(-1.0), parallelism());
             let taken = part.norm_l2().into();
             inside.get_or_insert(part);
@@ -72,6 +115,13 @@ impl<T: Scalar> Basis<T> {
             };
         }
     }
+}
+
+/// Takes from the rows of `panel` what the orthonormal `columns [n, k]` hold of them, and returns it, `[width, k]`.
+fn take_out<T: Scalar>(panel: &mut Mat<T>, columns: MatRef<'_, T>) -> Mat<T> {
+    let part = product(panel.as_ref(), columns);
+    matmul(panel, Accum::Add, &part, columns.transpose(), T::from_f64(-1.0), parallelism());
+    part
 }
 
 /// Standard normal entries `[rows, width]`.
@@ -161,37 +211,52 @@ mod tests {
     use crate::spectral::orthonormality_defect;
 
     #[test]
-    fn dependent_and_zero_columns_are_replaced_by_fresh_directions() {
-        let mut rng = ChaCha8Rng::seed_from_u64(3);
-        let mut basis = Basis::<f32>::new(40, 40);
-        let (first, _) = basis.orthonormalize(gaussian(40, 8, &mut rng), &mut rng);
-        basis.push(first.as_ref());
-        // All inside the basis, one zero, two equal.
-        let mut block = first.clone();
-        block.col_as_slice_mut(2).fill(0.0);
-        block.col_as_slice_mut(5).copy_from_slice(first.col_as_slice(4));
-        let (second, inside) = basis.orthonormalize(block.clone(), &mut rng);
-        basis.push(second.as_ref());
-        assert!(orthonormality_defect(basis.columns()) < 1e-5);
-        let rebuilt = product(first.as_ref(), inside.as_ref());
-        assert!((rebuilt - block).norm_max() < 1e-6);
+    fn what_a_block_adds_and_what_it_shares_rebuild_it() {
+        let mut rng = ChaCha8Rng::seed_from_u64(2);
+        let mut basis = Basis::<f32>::new(300, 24);
+        for _ in 0..3 {
+            let panel = gaussian(8, 300, &mut rng);
+            let (block, inside) = basis.orthonormalize(panel.as_ref(), &mut rng);
+            let outside = product(panel.as_ref(), block.transpose());
+            let rebuilt =
+                product(inside.as_ref(), basis.columns().transpose()) + product(outside.as_ref(), block.as_ref());
+            assert!((rebuilt - panel).norm_max() < 3e-6);
+            basis.push(block.as_ref());
+        }
+        assert!(orthonormality_defect(basis.columns()) < 2e-6);
     }
 
     #[test]
-    fn columns_after_a_dependent_one_are_kept_whole() {
+    fn dependent_and_zero_rows_are_replaced_by_fresh_directions() {
+        let mut rng = ChaCha8Rng::seed_from_u64(3);
+        let mut basis = Basis::<f32>::new(40, 40);
+        let (first, _) = basis.orthonormalize(gaussian(8, 40, &mut rng).as_ref(), &mut rng);
+        basis.push(first.as_ref());
+        // All inside the basis, one zero, two equal.
+        let mut panel = first.clone();
+        for j in 0..40 {
+            panel[(2, j)] = 0.0;
+            panel[(5, j)] = first[(4, j)];
+        }
+        let (second, inside) = basis.orthonormalize(panel.as_ref(), &mut rng);
+        basis.push(second.as_ref());
+        assert!(orthonormality_defect(basis.columns()) < 1e-5);
+        let rebuilt = product(inside.as_ref(), first.as_ref());
+        assert!((rebuilt - panel).norm_max() < 1e-6);
+    }
+
+    #[test]
+    fn rows_after_a_dependent_one_are_kept_whole() {
         let mut rng = ChaCha8Rng::seed_from_u64(5);
         let mut basis = Basis::<f64>::new(30, 30);
-        let (first, _) = basis.orthonormalize(gaussian(30, 6, &mut rng), &mut rng);
+        let (first, _) = basis.orthonormalize(gaussian(6, 30, &mut rng).as_ref(), &mut rng);
         basis.push(first.as_ref());
-        let mut block = gaussian::<f64>(30, 6, &mut rng);
-        for j in 0..3 {
-            let inside = first.col_as_slice(j).to_vec();
-            block.col_as_slice_mut(j).copy_from_slice(&inside);
-        }
-        let (second, inside) = basis.orthonormalize(block.clone(), &mut rng);
-        let outside = product(second.transpose(), block.as_ref());
-        let rebuilt = product(first.as_ref(), inside.as_ref()) + product(second.as_ref(), outside.as_ref());
-        assert!((rebuilt - block).norm_max() < 1e-13);
+        let mut panel = gaussian::<f64>(6, 30, &mut rng);
+        panel.subrows_mut(0, 3).copy_from(first.subrows(0, 3));
+        let (second, inside) = basis.orthonormalize(panel.as_ref(), &mut rng);
+        let outside = product(panel.as_ref(), second.transpose());
+        let rebuilt = product(inside.as_ref(), first.as_ref()) + product(outside.as_ref(), second.as_ref());
+        assert!((rebuilt - panel).norm_max() < 1e-13);
     }
 
     #[test]
@@ -199,7 +264,7 @@ mod tests {
         let mut rng = ChaCha8Rng::seed_from_u64(4);
         let mut basis = Basis::<f64>::new(10, 10);
         for width in [4, 4, 2] {
-            let (block, _) = basis.orthonormalize(gaussian(10, width, &mut rng), &mut rng);
+            let (block, _) = basis.orthonormalize(gaussian(width, 10, &mut rng).as_ref(), &mut rng);
             basis.push(block.as_ref());
         }
         assert!(orthonormality_defect(basis.columns()) < 1e-13);

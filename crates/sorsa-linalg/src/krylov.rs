@@ -5,14 +5,16 @@
 //! powers stay in the basis, where power iteration keeps the last only, so that the convergence is that of a Chebyshev
 //! polynomial. Since `A^T Q = P R` holds to rounding, the SVD of the small `R = X S Y^T` is the Rayleigh-Ritz step:
 //! `u = Q y`, `v = P x`, `A^T u = s v`, and what is missing lies in the next block, `A v - s u = Q_next B x_last`.
+//! Blocks are panels, with vectors in their rows.
 
-use faer::{Mat, MatRef};
+use faer::Mat;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 use crate::basis::{Basis, gaussian, norms};
-use crate::exact::{ThinSvd, thin_svd};
+use crate::exact::thin_svd;
 use crate::operator::{Operator, product};
+use crate::ritz::{Ritz, leading};
 use crate::{LinalgError, Scalar};
 
 /// Width and number of the blocks that look for what the iteration may have missed.
@@ -47,12 +49,12 @@ pub(crate) fn iterate<T: Scalar>(a: &impl Operator<T>, plan: &Plan) -> Result<Ou
         if !(state.full() || last || check.due(columns)) {
             continue;
         }
-        let Some(ritz) = thin_svd(state.r.as_ref()) else {
+        let Some(ritz) = leading(state.r.as_ref(), plan.rank) else {
             return Ok(Outcome::Stopped { residual: f64::NAN, blocks: state.blocks });
         };
-        let residual = state.residual(&ritz, plan.rank);
+        let residual = state.residual(&ritz);
         if state.full() || residual <= plan.tolerance && state.nothing_missed(ritz.s[plan.rank - 1])? {
-            return Ok(state.triplets(&ritz, plan.rank));
+            return Ok(state.triplets(&ritz));
         }
         if last || residual.is_nan() {
             return Ok(Outcome::Stopped { residual, blocks: state.blocks });
@@ -65,9 +67,9 @@ struct Krylov<'a, T, A> {
     a: &'a A,
     rng: ChaCha8Rng,
     blocks: usize,
-    /// Left basis `[rows, k]`.
+    /// Left basis, of vectors `[rows]`.
     q: Basis<T>,
-    /// Right basis `[cols, k]`.
+    /// Right basis, of vectors `[cols]`.
     p: Basis<T>,
     /// `P^T A^T Q`, block upper triangular `[k, k]`.
     r: Mat<T>,
@@ -96,26 +98,26 @@ impl<'a, T: Scalar, A: Operator<T>> Krylov<'a, T, A> {
     }
 
     fn full(&self) -> bool {
-        self.next.ncols() == 0
+        self.next.nrows() == 0
     }
 
     /// Random directions outside `q`, at most `width`.
     fn fresh(&mut self, width: usize) -> Mat<T> {
         let rows = self.a.shape().0;
-        let start = gaussian(rows, width.min(rows - self.q.len()), &mut self.rng);
-        self.q.orthonormalize(start, &mut self.rng).0
+        let start = gaussian(width.min(rows - self.q.len()), rows, &mut self.rng);
+        self.q.orthonormalize(start.as_ref(), &mut self.rng).0
     }
 
     /// Takes `next` into the basis and forms the block after it.
     fn step(&mut self) -> Result<(), LinalgError> {
-        let (old, width) = (self.q.len(), self.next.ncols());
+        let (old, width) = (self.q.len(), self.next.nrows());
         self.q.push(self.next.as_ref());
         let image = self.a.apply_transpose(self.next.as_ref())?;
-        let (right, above) = self.p.orthonormalize(image.clone(), &mut self.rng);
-        let diagonal = product(right.transpose(), image.as_ref());
+        let (right, above) = self.p.orthonormalize(image.as_ref(), &mut self.rng);
+        let diagonal = product(right.as_ref(), image.transpose());
         self.p.push(right.as_ref());
         self.r.resize_with(old + width, old + width, |i, j| match (i < old, j < old) {
-            (true, false) => above[(i, j - old)],
+            (true, false) => above[(j - old, i)],
             (false, false) => diagonal[(i - old, j - old)],
             _ => T::from_f64(0.0),
         });
@@ -125,23 +127,23 @@ impl<'a, T: Scalar, A: Operator<T>> Krylov<'a, T, A> {
         self.next = match left {
             0 => Mat::new(),
             _ if left < width => self.fresh(left),
-            _ => self.q.orthonormalize(image.clone(), &mut self.rng).0,
+            _ => self.q.orthonormalize(image.as_ref(), &mut self.rng).0,
         };
         self.coupling = match left {
             0 => Mat::new(),
-            _ => product(self.next.transpose(), image.as_ref()),
+            _ => product(self.next.as_ref(), image.transpose()),
         };
         self.blocks += 1;
         Ok(())
     }
 
     /// Largest `||A v - s u||` of the leading triplets, in units of the largest singular value.
-    fn residual(&self, ritz: &ThinSvd<T>, rank: usize) -> f64 {
+    fn residual(&self, ritz: &Ritz<T>) -> f64 {
         if self.full() || ritz.s[0] == 0.0 {
             return 0.0;
         }
         let width = self.coupling.ncols();
-        let last = ritz.u.submatrix(ritz.u.nrows() - width, 0, width, rank);
+        let last = ritz.x.subrows(ritz.x.nrows() - width, width);
         let missing = product(self.coupling.as_ref(), last);
         norms(missing.as_ref()).into_iter().fold(0.0, f64::max) / ritz.s[0]
     }
@@ -172,28 +174,24 @@ impl<'a, T: Scalar, A: Operator<T>> Krylov<'a, T, A> {
     /// the residual would not see it.
     fn widen(&mut self, pending: &Mat<T>) {
         let rows = self.a.shape().0;
-        let (left, waiting) = (rows - self.q.len(), self.next.ncols());
-        let width = waiting + 2 * pending.ncols();
+        let (left, waiting) = (rows - self.q.len(), self.next.nrows());
+        let width = waiting + 2 * pending.nrows();
         if width >= left {
             self.next = self.fresh(left);
             return;
         }
-        let mut joined = gaussian(rows, width, &mut self.rng);
-        joined.subcols_mut(0, waiting).copy_from(&self.next);
-        joined.subcols_mut(waiting, pending.ncols()).copy_from(pending);
-        self.next = self.q.orthonormalize(joined, &mut self.rng).0;
+        let mut joined = gaussian(width, rows, &mut self.rng);
+        joined.subrows_mut(0, waiting).copy_from(&self.next);
+        joined.subrows_mut(waiting, pending.nrows()).copy_from(pending);
+        self.next = self.q.orthonormalize(joined.as_ref(), &mut self.rng).0;
     }
 
-    fn triplets(&self, ritz: &ThinSvd<T>, rank: usize) -> Outcome<T> {
-        let combine = |basis: &Basis<T>, weights: MatRef<'_, T>| {
+    fn triplets(&self, ritz: &Ritz<T>) -> Outcome<T> {
+        let combine = |basis: &Basis<T>, weights: &Mat<T>| {
             let used = basis.columns().subcols(0, weights.nrows());
-            product(used, weights.subcols(0, rank))
+            product(used, weights.as_ref())
         };
-        Outcome::Converged {
-            u: combine(&self.q, ritz.v.as_ref()),
-            v: combine(&self.p, ritz.u.as_ref()),
-            blocks: self.blocks,
-        }
+        Outcome::Converged { u: combine(&self.q, &ritz.y), v: combine(&self.p, &ritz.x), blocks: self.blocks }
     }
 }
 

@@ -19,11 +19,13 @@
 
 mod basis;
 mod batch;
+mod cholesky;
 mod error;
 mod exact;
 mod krylov;
 mod operator;
 mod qr;
+mod ritz;
 mod scalar;
 pub mod spectral;
 mod svd;

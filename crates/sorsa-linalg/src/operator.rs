@@ -7,13 +7,14 @@ use faer::{Accum, Mat, MatRef, Par};
 
 use crate::{LinalgError, Scalar};
 
-/// `A [rows, cols]`, wherever it lives.
+/// `A [rows, cols]`, wherever it lives. A panel holds vectors in its rows, and is stored by columns: faer multiplies a
+/// narrow panel from the left up to 1.8 times as fast as from the right, by a matrix of either order.
 pub(crate) trait Operator<T> {
     fn shape(&self) -> (usize, usize);
-    /// `A X`, for `X [cols, width]`.
-    fn apply(&self, x: MatRef<'_, T>) -> Result<Mat<T>, LinalgError>;
-    /// `A^T X`, for `X [rows, width]`.
-    fn apply_transpose(&self, x: MatRef<'_, T>) -> Result<Mat<T>, LinalgError>;
+    /// `A x` for each row `x` of the panel `[width, cols]`, as a panel `[width, rows]`.
+    fn apply(&self, panel: MatRef<'_, T>) -> Result<Mat<T>, LinalgError>;
+    /// `A^T x` for each row `x` of the panel `[width, rows]`, as a panel `[width, cols]`.
+    fn apply_transpose(&self, panel: MatRef<'_, T>) -> Result<Mat<T>, LinalgError>;
 }
 
 /// Threads for one product: all, unless the caller already is one of rayon's workers.
@@ -31,16 +32,8 @@ pub(crate) fn product<T: Scalar>(a: MatRef<'_, T>, b: MatRef<'_, T>) -> Mat<T> {
     out
 }
 
-/// `A^T B` for an `A` stored by columns and a narrow `B`. faer multiplies a wide panel from the left 1.5 times as fast
-/// as a narrow one from the right (at 32 columns, f32, AVX-512), so the panels are turned.
-pub(crate) fn transposed_product<T: Scalar>(a: MatRef<'_, T>, b: MatRef<'_, T>) -> Mat<T> {
-    let turned = transpose(b);
-    let out = product(turned.as_ref(), a);
-    transpose(out.as_ref())
-}
-
 /// A transposed copy, by strips of as many columns as fill a cache line of the copy's.
-fn transpose<T: Scalar>(a: MatRef<'_, T>) -> Mat<T> {
+pub(crate) fn transpose<T: Scalar>(a: MatRef<'_, T>) -> Mat<T> {
     const STRIP: usize = 16;
     let (rows, cols) = a.shape();
     let Some(stored) = a.try_as_col_major() else { return transpose(a.to_owned().as_ref()) };
@@ -57,48 +50,19 @@ fn transpose<T: Scalar>(a: MatRef<'_, T>) -> Mat<T> {
 }
 
 /// A matrix in host memory.
-pub(crate) struct Host<'a, T> {
-    a: MatRef<'a, T>,
-    /// `a^T` stored by columns where `a` is too, else `a` stored by columns.
-    turned: Option<Mat<T>>,
-}
-
-impl<'a, T: Scalar> Host<'a, T> {
-    /// For a product or two.
-    pub fn new(a: MatRef<'a, T>) -> Self {
-        Host { a, turned: None }
-    }
-
-    /// For many products both ways: they run at full speed thanks to a second copy of the matrix.
-    pub fn copied(a: MatRef<'a, T>) -> Self {
-        let by_columns = if by_rows(a) { a.transpose() } else { a };
-        Host { a, turned: Some(transpose(by_columns)) }
-    }
-}
-
-fn by_rows<T>(a: MatRef<'_, T>) -> bool {
-    a.row_stride().abs() > a.col_stride().abs()
-}
+pub(crate) struct Host<'a, T>(pub MatRef<'a, T>);
 
 impl<T: Scalar> Operator<T> for Host<'_, T> {
     fn shape(&self) -> (usize, usize) {
-        self.a.shape()
+        self.0.shape()
     }
 
-    fn apply(&self, x: MatRef<'_, T>) -> Result<Mat<T>, LinalgError> {
-        Ok(match &self.turned {
-            Some(_) if by_rows(self.a) => transposed_product(self.a.transpose(), x),
-            Some(turned) => transposed_product(turned.as_ref(), x),
-            None => product(self.a, x),
-        })
+    fn apply(&self, panel: MatRef<'_, T>) -> Result<Mat<T>, LinalgError> {
+        Ok(product(panel, self.0.transpose()))
     }
 
-    fn apply_transpose(&self, x: MatRef<'_, T>) -> Result<Mat<T>, LinalgError> {
-        Ok(match &self.turned {
-            Some(turned) if by_rows(self.a) => transposed_product(turned.as_ref(), x),
-            Some(_) => transposed_product(self.a, x),
-            None => product(self.a.transpose(), x),
-        })
+    fn apply_transpose(&self, panel: MatRef<'_, T>) -> Result<Mat<T>, LinalgError> {
+        Ok(product(panel, self.0))
     }
 }
 
@@ -136,13 +100,13 @@ impl<T, O: Operator<T>> Operator<T> for Wide<'_, O> {
         if self.turned { (cols, rows) } else { (rows, cols) }
     }
 
-    fn apply(&self, x: MatRef<'_, T>) -> Result<Mat<T>, LinalgError> {
-        self.count(x.ncols());
-        if self.turned { self.inner.apply_transpose(x) } else { self.inner.apply(x) }
+    fn apply(&self, panel: MatRef<'_, T>) -> Result<Mat<T>, LinalgError> {
+        self.count(panel.nrows());
+        if self.turned { self.inner.apply_transpose(panel) } else { self.inner.apply(panel) }
     }
 
-    fn apply_transpose(&self, x: MatRef<'_, T>) -> Result<Mat<T>, LinalgError> {
-        self.count(x.ncols());
-        if self.turned { self.inner.apply(x) } else { self.inner.apply_transpose(x) }
+    fn apply_transpose(&self, panel: MatRef<'_, T>) -> Result<Mat<T>, LinalgError> {
+        self.count(panel.nrows());
+        if self.turned { self.inner.apply(panel) } else { self.inner.apply_transpose(panel) }
     }
 }

@@ -1,11 +1,11 @@
 //! The truncated SVD of one matrix: the choice of the algorithm, and what every result goes through.
 
-use faer::{Mat, MatRef};
+use faer::{ColRef, Mat, MatRef};
 
 use crate::basis::norms;
 use crate::exact::thin_svd;
 use crate::krylov::{Outcome, Plan, iterate};
-use crate::operator::{Host, Operator, Wide};
+use crate::operator::{Host, Operator, Wide, transpose};
 use crate::{LinalgError, Scalar};
 
 /// How to decompose.
@@ -72,7 +72,7 @@ pub struct Svd<T> {
 /// The `rank` leading singular triplets of `a [m, n]`.
 ///
 /// `name` stands for the matrix in errors. Called from one of rayon's workers it stays on that thread, else it uses all.
-/// The Krylov iteration keeps a transposed copy of `a` while it runs.
+/// No copy of `a` is made.
 ///
 /// # Errors
 ///
@@ -114,13 +114,13 @@ fn decompose<T: Scalar>(
     algorithm: Algorithm,
 ) -> Result<Svd<T>, LinalgError> {
     if algorithm == Algorithm::BlockKrylov {
-        return krylov_svd(name, &Host::copied(a), rank, options);
+        return krylov_svd(name, &Host(a), rank, options);
     }
     let Some(svd) = thin_svd(a) else {
         return Err(not_converged(name, f64::NAN, options, 0));
     };
     let first = |x: &Mat<T>| x.subcols(0, rank).to_owned();
-    let host = Host::new(a);
+    let host = Host(a);
     let wide = Wide::new(&host);
     let (u, v) = if wide.turned { (&svd.v, &svd.u) } else { (&svd.u, &svd.v) };
     finish(name, &wide, first(u), first(v), options, 0)
@@ -135,7 +135,7 @@ pub(crate) fn krylov_svd<T: Scalar>(
 ) -> Result<Svd<T>, LinalgError> {
     let a = Wide::new(a);
     let small_side = a.shape().0;
-    let automatic = (rank / 4).next_multiple_of(8).clamp(8, 64);
+    let automatic = (rank / 4).next_multiple_of(8).clamp(8, 48);
     let block = if options.block == 0 { automatic } else { options.block }.min(small_side);
     let auto_limit = small_side.div_ceil(2 * block);
     let max_blocks = match options.algorithm {
@@ -163,7 +163,8 @@ fn finish<T: Scalar, O: Operator<T>>(
 ) -> Result<Svd<T>, LinalgError> {
     normalize(&mut u);
     normalize(&mut v);
-    let image = a.apply(v.as_ref())?;
+    let image = a.apply(v.transpose())?;
+    let image = transpose(image.as_ref());
     let rank = u.ncols();
     let mut s = Vec::with_capacity(rank);
     let mut residuals = Vec::with_capacity(rank);
@@ -232,7 +233,12 @@ pub(crate) fn check_finite<T: Scalar>(name: &str, a: MatRef<'_, T>) -> Result<()
     // Along the storage: a row-major matrix is a column-major one turned.
     let turned = a.row_stride().abs() > a.col_stride().abs();
     let stored = if turned { a.transpose() } else { a };
-    if stored.col_iter().all(|column| column.iter().all(finite)) {
+    // Without an early exit a column is scanned at the speed of memory.
+    let whole = |column: ColRef<'_, T>| match column.try_as_col_major() {
+        Some(column) => column.as_slice().iter().fold(true, |all, x| all & finite(x)),
+        None => column.iter().all(finite),
+    };
+    if stored.col_iter().all(whole) {
         return Ok(());
     }
     let mut bad = stored.col_iter().enumerate().flat_map(|(j, column)| {

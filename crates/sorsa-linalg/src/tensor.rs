@@ -82,20 +82,20 @@ pub fn truncated_svd(
     })
 }
 
-/// `A [m, n]` as a tensor. Panels travel transposed: the columns of a panel are the rows of a tensor.
+/// `A [m, n]` as a tensor. A panel `[width, k]` stored by columns is, byte for byte, a tensor `[k, width]`.
 struct OnDevice<'a> {
     name: &'a str,
     w: Tensor<2>,
 }
 
 impl OnDevice<'_> {
-    /// `(X^T M)^T = M^T X`.
-    fn product(&self, x: MatRef<'_, f32>, m: Tensor<2>) -> Result<Mat<f32>, LinalgError> {
-        let (width, rows) = (x.ncols(), m.dims()[1]);
-        let panel = TensorData::new(row_major(x.transpose()), [width, x.nrows()]);
+    /// `M x` for each row `x` of the panel.
+    fn product(&self, m: Tensor<2>, panel: MatRef<'_, f32>) -> Result<Mat<f32>, LinalgError> {
+        let (width, length, rows) = (panel.nrows(), panel.ncols(), m.dims()[0]);
+        let panel = TensorData::new(row_major(panel.transpose()), [length, width]);
         let panel = Tensor::<2>::from_data(panel, (&self.w.device(), DType::F32));
-        let data = read(self.name, panel.matmul(m))?;
-        Ok(MatRef::from_column_major_slice(&data, rows, width).to_owned())
+        let data = read(self.name, m.matmul(panel))?;
+        Ok(MatRef::from_column_major_slice(&data, width, rows).to_owned())
     }
 }
 
@@ -105,12 +105,12 @@ impl Operator<f32> for OnDevice<'_> {
         (rows, cols)
     }
 
-    fn apply(&self, x: MatRef<'_, f32>) -> Result<Mat<f32>, LinalgError> {
-        self.product(x, self.w.clone().transpose())
+    fn apply(&self, panel: MatRef<'_, f32>) -> Result<Mat<f32>, LinalgError> {
+        self.product(self.w.clone(), panel)
     }
 
-    fn apply_transpose(&self, x: MatRef<'_, f32>) -> Result<Mat<f32>, LinalgError> {
-        self.product(x, self.w.clone())
+    fn apply_transpose(&self, panel: MatRef<'_, f32>) -> Result<Mat<f32>, LinalgError> {
+        self.product(self.w.clone().transpose(), panel)
     }
 }
 
