@@ -245,7 +245,7 @@ fn samples(samples: &[Sample]) -> String {
 }
 
 /// Text with the characters that HTML takes for its own replaced.
-struct Escaped<'a>(&'a str);
+pub(crate) struct Escaped<'a>(pub &'a str);
 
 impl Display for Escaped<'_> {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
