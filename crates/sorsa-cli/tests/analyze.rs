@@ -105,7 +105,7 @@ fn one_command_leaves_tables_figures_and_a_page() {
 #[test]
 fn what_is_no_run_is_refused_in_one_line() {
     let place = Place::new();
-    train(&place, "run", &[]);
+    train(&place, "run", &["--target-modules", "q_proj,v_proj"]);
     let refused = |args: &[&str]| {
         let output = place.command(args).args(["--quiet", "--out", "nothing"]).output().unwrap();
         let told = String::from_utf8(output.stderr).unwrap();
@@ -117,7 +117,7 @@ fn what_is_no_run_is_refused_in_one_line() {
     assert_eq!(refused(&["analyze", "model"]), "error: model holds no run: there is no recipe.toml\n");
     let told = refused(&["analyze", "run", "--modules", "r_proj"]);
     assert!(told.contains("`r_proj` matches no linear layer"), "{told}");
-    let told = refused(&["analyze", "run", "--modules", "lm_head"]);
+    let told = refused(&["analyze", "run", "--modules", "k_proj"]);
     assert!(told.contains("run trained none of the modules asked for"), "{told}");
 
     // Other weights under the same name.
