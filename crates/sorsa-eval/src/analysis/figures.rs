@@ -77,33 +77,47 @@ impl Analysis {
         ("drift-mean", drift_figure("ΔD against ΔΣ, averages over the weights, checkpoint after checkpoint", series))
     }
 
-    /// The spectrum of the module whose singular values moved most, before and after, of each run that has it.
-    fn spectra(&self) -> Option<Named> {
+    /// The spectrum of the module whose singular values moved most, before and after, of each run that has it,
+    /// and its change, which is small beside it.
+    fn spectra(&self) -> Vec<Named> {
         let last = |run: &RunAnalysis| run.checkpoints.last().cloned();
         let moved = self.runs.iter().filter_map(last).flat_map(|checkpoint| checkpoint.modules);
         let moved = moved.filter_map(|(module, measures)| Some((module, measures.get(Measure::DSigma)?)));
-        let (module, _) = moved.max_by(|a, b| a.1.total_cmp(&b.1))?;
-        let mut series: Vec<Series> = Vec::new();
+        let Some((module, _)) = moved.max_by(|a, b| a.1.total_cmp(&b.1)) else { return Vec::new() };
         let points = |values: &[f64]| (1..).map(f64::from).zip(values.iter().copied()).collect::<Vec<_>>();
+        // The runs come first, so that each looks as in the other figures.
+        let (mut after, mut before, mut changes) = (Vec::new(), Vec::<Series>::new(), Vec::new());
         for run in &self.runs {
             let Some(spectrum) = run.spectra.iter().find(|spectrum| spectrum.module == module) else { continue };
-            let before = points(&spectrum.before);
+            let change: Vec<f64> =
+                spectrum.after.iter().zip(&spectrum.before).map(|(after, before)| after - before).collect();
+            changes.push(Series::new(&run.name, Marks::Line, points(&change)));
+            after.push(Series::new(&run.name, Marks::Line, points(&spectrum.after)));
+            let start = points(&spectrum.before);
             // Runs of one model start from one spectrum.
-            if !series.iter().any(|series| series.points.iter().map(|p| (p.x, p.y)).eq(before.iter().copied())) {
-                let name = if series.is_empty() { "before".to_owned() } else { format!("before, {}", run.name) };
-                series.push(Series::new(name, Marks::Line, before));
+            if !before.iter().any(|series| series.points.iter().map(|p| (p.x, p.y)).eq(start.iter().copied())) {
+                let name = if before.is_empty() { "before".to_owned() } else { format!("before, {}", run.name) };
+                before.push(Series::new(name, Marks::Line, start));
             }
-            series.push(Series::new(&run.name, Marks::Line, points(&spectrum.after)));
         }
-        let figure = Figure {
-            title: format!("Singular values of {module} before and after"),
-            x: Axis::new("index", Scale::Linear),
-            y: Axis::new("singular value", Scale::Log),
-            series,
-        };
+        after.extend(before);
+        let index = || Axis::new("index of the singular value", Scale::Linear);
+        let mut figures = vec![(
+            "spectra-change",
+            Figure {
+                title: format!("Change of the singular values of {module}"),
+                x: index(),
+                y: Axis::new("σ after − σ before", Scale::Linear),
+                series: changes,
+            },
+        )];
         // A logarithmic axis has no place for zeros.
-        let shown = figure.series.iter().any(|series| series.points.iter().any(|point| point.y > 0.0));
-        shown.then_some(("spectra", figure))
+        if after.iter().any(|series| series.points.iter().any(|point| point.y > 0.0)) {
+            let title = format!("Singular values of {module} before and after");
+            let y = Axis::new("singular value", Scale::Log);
+            figures.insert(0, ("spectra", Figure { title, x: index(), y, series: after }));
+        }
+        figures
     }
 
     /// The mean of some measures over the steps; none if no run has them.

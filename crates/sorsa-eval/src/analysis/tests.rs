@@ -48,13 +48,15 @@ fn averages_are_arithmetic_and_of_condition_numbers_geometric() {
 fn the_scatter_has_a_point_for_every_weight_and_checkpoint_of_each_run() {
     let figures = analysis().figures();
     let names: Vec<_> = figures.iter().map(|(name, _)| *name).collect();
-    assert_eq!(names, ["drift", "drift-mean", "drift-matched", "spectra", "kappa"]);
+    assert_eq!(names, ["drift", "drift-mean", "drift-matched", "spectra", "spectra-change", "kappa"]);
     let (_, drift) = &figures[0];
     assert_eq!(drift.series.iter().map(|series| series.points.len()).collect::<Vec<_>>(), [4, 4]);
     assert_eq!((drift.series[0].points[3].x, drift.series[0].points[3].y), (0.06, 0.08));
     // Runs of one model have one spectrum before.
     let spectra: Vec<_> = figures[3].1.series.iter().map(|series| series.name.as_str()).collect();
-    assert_eq!(spectra, ["before", "SORSA, gamma 4e-4", "<LoRA>"]);
+    assert_eq!(spectra, ["SORSA, gamma 4e-4", "<LoRA>", "before"]);
+    let change: Vec<_> = figures[4].1.series[0].points.iter().map(|point| point.y).collect();
+    assert_eq!(change, [0.5, 0.0, -0.5]);
     assert!(figures[3].1.title.contains("v_proj"), "the module that moved most");
 }
 
