@@ -365,7 +365,11 @@ pub(crate) fn install<M: Module>(model: M, state: AdapterState, jobs: BTreeMap<S
 
 /// What is left of a weight without `part`, in f32, rounded to the weight's dtype, and what the rounding took, relative
 /// to the residual's norm.
-fn residual<const D: usize>(weight: Tensor<D>, part: &Adapter, kept: &FactorSet) -> (Tensor<D>, Option<f64>) {
+pub(crate) fn residual<const D: usize>(
+    weight: Tensor<D>,
+    part: &Adapter,
+    kept: &FactorSet,
+) -> (Tensor<D>, Option<f64>) {
     let (dtype, shape) = (weight.dtype(), weight.shape());
     let matrix = weight.cast(FloatDType::F32).reshape([shape[0], shape[1]]);
     let rest = part.take_out(matrix, kept).reshape(shape);

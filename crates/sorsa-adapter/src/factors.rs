@@ -106,7 +106,7 @@ impl HostTensor {
     /// # Panics
     ///
     /// Panics for any other number of axes.
-    pub(crate) fn matrix(&self) -> MatRef<'_, f32> {
+    pub fn matrix(&self) -> MatRef<'_, f32> {
         let [rows, cols] = self.shape[..] else { panic!("a matrix has two axes, not {:?}", self.shape) };
         MatRef::from_row_major_slice(&self.values, rows, cols)
     }

@@ -1,11 +1,12 @@
 //! Files of tensors: safetensors, f32, written beside their place and renamed into it.
 
 use std::collections::HashMap;
-use std::io::Write;
-use std::path::Path;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
 
 use burn::tensor::{bf16, f16};
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorView};
 
 use crate::error::AdapterError;
 use crate::factors::{HostTensor, NamedTensors};
@@ -67,6 +68,68 @@ pub(crate) fn write_tensors_with(
 /// [`AdapterError::Io`] or [`AdapterError::Malformed`] with the file.
 pub fn read_tensors(path: &Path) -> Result<NamedTensors, AdapterError> {
     read(path, |dtype| dtype == Dtype::F32, "F32")
+}
+
+/// A safetensors file of f32 from which single tensors are read.
+#[derive(Debug)]
+pub struct TensorFile {
+    path: PathBuf,
+    header: Metadata,
+    /// Where the tensors' bytes begin.
+    start: u64,
+}
+
+impl TensorFile {
+    /// Reads the names and places of the tensors, not their values.
+    ///
+    /// # Errors
+    ///
+    /// [`AdapterError::Io`] or [`AdapterError::Malformed`] with the file.
+    pub fn open(path: &Path) -> Result<Self, AdapterError> {
+        let io = |source| AdapterError::Io { path: path.to_owned(), source };
+        let malformed = |reason: String| AdapterError::Malformed { path: path.to_owned(), reason };
+        let mut file = File::open(path).map_err(io)?;
+        let size = file.metadata().map_err(io)?.len();
+        let mut length = [0; 8];
+        file.read_exact(&mut length).map_err(io)?;
+        let length = u64::from_le_bytes(length);
+        // A damaged length must not become an allocation.
+        let start = length.checked_add(8).filter(|start| *start <= size);
+        let start = start.ok_or_else(|| malformed(format!("not a whole safetensors file ({size} bytes)")))?;
+        let mut json = vec![0; length as usize];
+        file.read_exact(&mut json).map_err(io)?;
+        let header = serde_json::from_slice(&json).map_err(|error| malformed(error.to_string()))?;
+        Ok(Self { path: path.to_owned(), header, start })
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Reads one tensor.
+    ///
+    /// # Errors
+    ///
+    /// [`AdapterError::Io`]; [`AdapterError::Malformed`] where it is missing or not f32.
+    pub fn read(&self, name: &str) -> Result<HostTensor, AdapterError> {
+        let io = |source| AdapterError::Io { path: self.path.clone(), source };
+        let malformed = |reason: String| AdapterError::Malformed { path: self.path.clone(), reason };
+        let info = self.header.info(name).ok_or_else(|| malformed(format!("tensor `{name}` is missing")))?;
+        if info.dtype != Dtype::F32 {
+            return Err(malformed(format!("tensor `{name}` should be F32, found {:?}", info.dtype)));
+        }
+        let (from, to) = info.data_offsets;
+        let mut file = File::open(&self.path).map_err(io)?;
+        file.seek(SeekFrom::Start(self.start + from as u64)).map_err(io)?;
+        let mut bytes = Vec::new();
+        file.take((to - from) as u64).read_to_end(&mut bytes).map_err(io)?;
+        if bytes.len() != to - from {
+            return Err(malformed(format!("tensor `{name}` is cut off")));
+        }
+        let values = bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+        Ok(HostTensor::new(info.shape.clone(), values))
+    }
 }
 
 /// Reads all tensors of a safetensors file of f32, f16 or bf16, as f32.

@@ -258,6 +258,11 @@ impl Method {
         self.definition().is_some_and(|method| method.splits)
     }
 
+    /// Whether the method has factors that a regularizer keeps orthonormal.
+    pub fn is_regularized(self) -> bool {
+        self.factors().iter().any(|factor| factor.orthonormal.is_some())
+    }
+
     /// The trained tensors of each weight.
     pub(crate) fn factors(self) -> &'static [Factor] {
         self.definition().map_or(&[], |method| method.factors)

@@ -265,7 +265,7 @@ impl AdapterState {
     }
 
     /// A line for each module that `model` lacks or has in another shape.
-    fn module_faults<M: Module>(&self, model: &M) -> Vec<String> {
+    pub(crate) fn module_faults<M: Module>(&self, model: &M) -> Vec<String> {
         let linear: BTreeMap<String, [usize; 2]> = linear_layers(model).into_iter().collect();
         let fault = |module: &ModuleState| match linear.get(&module.path) {
             None => Some(format!("the model has no linear layer `{}`", module.path)),
@@ -278,7 +278,7 @@ impl AdapterState {
     }
 
     /// A line for each weight of the right shape whose content is known and another in `model`.
-    fn content_faults<M: Module>(&self, model: &M) -> Vec<String> {
+    pub(crate) fn content_faults<M: Module>(&self, model: &M) -> Vec<String> {
         let known = |module: &ModuleState| Some((module.path.clone(), (module.shape, module.fingerprint.clone()?)));
         let known: BTreeMap<String, ([usize; 2], String)> = self.modules.iter().filter_map(known).collect();
         weights(model, &known.keys().map(String::as_str).collect())
@@ -310,7 +310,7 @@ impl AdapterState {
     }
 
     /// The tensors of one module by their short names, of those that `tensors` has.
-    fn set(&self, module: &ModuleState, factors: &[Factor], tensors: &NamedTensors) -> FactorSet {
+    pub(crate) fn set(&self, module: &ModuleState, factors: &[Factor], tensors: &NamedTensors) -> FactorSet {
         let named = |factor: &Factor| {
             let tensor = tensors.get(&factor_path(&module.path, self.config.method, factor.name))?;
             Some((factor.name, tensor.clone()))
@@ -319,7 +319,7 @@ impl AdapterState {
     }
 
     /// Names and shapes of one tensor of each kind for every module.
-    fn tensors(&self, factors: &[Factor]) -> Vec<(String, Vec<usize>)> {
+    pub(crate) fn tensors(&self, factors: &[Factor]) -> Vec<(String, Vec<usize>)> {
         let method = self.config.method;
         let of = |module: &ModuleState| {
             let one = |f: &Factor| (factor_path(&module.path, method, f.name), f.shape(module.shape, module.rank));

@@ -39,6 +39,8 @@ pub enum Command {
     Import(ImportArgs),
     /// Compare a model with results that another framework wrote
     Verify(VerifyArgs),
+    /// Show what training did to singular values and vectors, over the checkpoints of runs
+    Analyze(AnalyzeArgs),
     /// Show what would be trained: modules, shapes, parameters, memory
     Inspect(Box<FinetuneArgs>),
     /// Measure the training step of a random model: seconds, CPU seconds, memory
@@ -556,6 +558,38 @@ pub struct VerifyArgs {
     pub format: Format,
     #[command(flatten)]
     pub device: DeviceArgs,
+}
+
+/// Which singular triplets are compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum Triplets {
+    /// As many as the weight has: what the paper's figure shows
+    #[default]
+    All,
+    /// The leading ones, as many as the run's rank
+    R,
+}
+
+#[derive(Debug, Args)]
+pub struct AnalyzeArgs {
+    /// Folders of fine-tuning runs; several are compared
+    #[arg(value_name = "RUN", required = true)]
+    pub runs: Vec<PathBuf>,
+    /// Look at these modules only, e.g. q_proj,v_proj: names, globs, `re:` regular expressions
+    #[arg(long, value_delimiter = ',', value_name = "PATTERN,..")]
+    pub modules: Vec<String>,
+    /// Singular triplets that the changes of values and directions are averaged over
+    #[arg(long, value_enum, default_value_t)]
+    pub triplets: Triplets,
+    /// Folder of tables, figures and analysis.html; without it analysis/ in the run, or here for several runs
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// How the averages are printed
+    #[arg(long, value_enum, default_value_t)]
+    pub format: TableFormat,
+    /// Print results only
+    #[arg(long, short)]
+    pub quiet: bool,
 }
 
 #[derive(Debug, Args)]

@@ -28,6 +28,8 @@ pub enum TableFormat {
     Markdown,
     /// A `tabular` of LaTeX.
     Latex,
+    /// Comma-separated values.
+    Csv,
 }
 
 impl TableFormat {
@@ -69,6 +71,13 @@ impl TableFormat {
                 }
                 text.push_str("\\hline\n\\end{tabular}\n");
             }
+            Self::Csv => {
+                for row in rows {
+                    let cells: Vec<String> = row.iter().map(|cell| quoted(cell)).collect();
+                    text.push_str(&line(&cells, ","));
+                    text.push('\n');
+                }
+            }
         }
         Some(text)
     }
@@ -84,6 +93,11 @@ pub fn escaped(cell: &str) -> String {
         text.push(c);
     }
     text
+}
+
+/// A cell of CSV (RFC 4180): quoted where it holds what would end it.
+fn quoted(cell: &str) -> String {
+    if cell.contains([',', '"', '\n', '\r']) { format!("\"{}\"", cell.replace('"', "\"\"")) } else { cell.to_owned() }
 }
 
 /// Prints a result. Unlike `println!`, a closed pipe is an error and no panic.
@@ -108,5 +122,7 @@ mod tests {
         let latex = TableFormat::Latex.table(&rows).unwrap();
         assert!(latex.contains("group & a\\_b \\\\\n\\hline\nall & 5 \\% \\\\\n"), "{latex}");
         assert_eq!(TableFormat::Json.table(&rows), None);
+        let hard = [vec!["SORSA, gamma 0".to_owned(), "a \"b\"".to_owned()]];
+        assert_eq!(TableFormat::Csv.table(&hard).unwrap(), "\"SORSA, gamma 0\",\"a \"\"b\"\"\"\n");
     }
 }

@@ -1,5 +1,6 @@
 //! The `sorsa` binary.
 
+mod analysis;
 mod answers_file;
 mod args;
 mod bench;
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
         Command::Export(args) => commands::export::run(&args),
         Command::Import(args) => commands::import::run(&args),
         Command::Verify(args) => commands::verify::run(&args),
+        Command::Analyze(args) => commands::analyze::run(&args),
         Command::Inspect(args) => commands::inspect::run(&args),
         Command::BenchSpeed(args) => speed::run(&args.speed, &args.device),
         Command::Devices(args) => commands::devices::run(args.format),

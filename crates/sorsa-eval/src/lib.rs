@@ -17,6 +17,7 @@
 //! ```
 
 mod algebra;
+pub mod analysis;
 pub mod answer;
 mod author;
 pub mod code;

@@ -4,6 +4,7 @@
 //! - [`truncated_svd`] decomposes one matrix in host memory, [`decompose_all`] many of them in parallel;
 //! - [`tensor::truncated_svd`] decomposes a burn tensor where it lives;
 //! - [`leading_qr`] gives the first columns and rows of a QR decomposition;
+//! - [`drift`] compares the singular triplets of a weight with those it started from;
 //! - [`spectral`] measures bases and singular values.
 //!
 //! ```
@@ -17,9 +18,11 @@
 //! # Ok::<(), sorsa_linalg::LinalgError>(())
 //! ```
 
+mod assignment;
 mod basis;
 mod batch;
 mod cholesky;
+pub mod drift;
 mod error;
 mod exact;
 mod krylov;

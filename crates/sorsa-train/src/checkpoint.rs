@@ -67,6 +67,16 @@ impl Checkpoints {
         Ok(Self { folder })
     }
 
+    /// The checkpoints under `run`, to be read only: nothing is removed, as another process may be writing.
+    pub fn of(run: &Path) -> Self {
+        Self { folder: run.join("checkpoints") }
+    }
+
+    /// The file of the trained parameters at a step.
+    pub fn parameters(&self, step: u64) -> PathBuf {
+        self.at(step).join(PARAMETERS)
+    }
+
     /// Steps that have a whole checkpoint, ascending.
     pub fn steps(&self) -> Vec<u64> {
         let Ok(entries) = std::fs::read_dir(&self.folder) else { return Vec::new() };

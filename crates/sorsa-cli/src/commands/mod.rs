@@ -1,5 +1,6 @@
 //! One file for each command.
 
+pub mod analyze;
 pub mod devices;
 pub mod eval;
 pub mod export;

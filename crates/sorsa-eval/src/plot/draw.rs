@@ -168,8 +168,8 @@ impl Layout {
         let values: Vec<_> = points.iter().map(|point| (point.x, point.y)).collect();
         let places: Vec<_> = thin(&values).into_iter().map(|(x, y)| (self.x(x), self.y(y))).collect();
         line(page, &places, look.color.stroke_width(LINE_WIDTH))?;
-        // On a long, noisy curve markers would look like outliers.
-        if marked && places.len() <= 200 {
+        // On a long, noisy curve markers would look like outliers; a single point is no line.
+        if places.len() == 1 || marked && places.len() <= 200 {
             for place in places.iter().step_by(places.len().div_ceil(12).max(1)) {
                 mark(page, look, *place)?;
             }

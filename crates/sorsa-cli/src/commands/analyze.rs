@@ -1,0 +1,75 @@
+//! `sorsa analyze`: what training did to the singular values and vectors, over the checkpoints of runs.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use sorsa_eval::analysis::Analysis;
+use sorsa_train::files::write_atomic;
+
+use crate::analysis::RunToAnalyze;
+use crate::args::{AnalyzeArgs, Triplets};
+use crate::device::{self, Backend};
+use crate::format::{TableFormat, print, print_json};
+use crate::progress::Style;
+use crate::session::create_folder;
+
+pub fn run(args: &AnalyzeArgs) -> anyhow::Result<()> {
+    let style = Style::choose(args.quiet);
+    // Decompositions are the CPU's work, whatever trained.
+    let device = device::open(Backend::Flex, 0)?;
+    let opened: Vec<_> = args.runs.iter().map(|folder| RunToAnalyze::open(folder)).collect::<anyhow::Result<_>>()?;
+    let mut base = None;
+    let mut runs = Vec::with_capacity(opened.len());
+    for (run, name) in opened.iter().zip(names(&opened)) {
+        let loaded = run.base(base.take(), &device, style)?;
+        runs.push(run.analyze(name, &loaded, &args.modules, args.triplets, style)?);
+        base = Some(loaded);
+    }
+    let triplets = if args.triplets == Triplets::All { "all" } else { "r" };
+    let analysis = Analysis { triplets: triplets.to_owned(), runs };
+    let out = match (&args.out, &args.runs[..]) {
+        (Some(out), _) => out.clone(),
+        (None, [run]) => run.join("analysis"),
+        (None, _) => PathBuf::from("analysis"),
+    };
+    write(&analysis, &out)?;
+    match args.format.table(&analysis.averages()) {
+        Some(table) => print(table.trim_end())?,
+        None => print_json(&analysis.averages_json())?,
+    }
+    if args.format == TableFormat::Table {
+        print(format_args!("results: {} (analysis.html, analysis.csv, analysis.json, figures)", out.display()))?;
+    }
+    Ok(())
+}
+
+/// A name for each run; where two would be called the same, with their folders.
+fn names(runs: &[RunToAnalyze<'_>]) -> Vec<String> {
+    let plain: Vec<String> = runs.iter().map(RunToAnalyze::name).collect();
+    let shared = |name: &String| plain.iter().filter(|other| *other == name).count() > 1;
+    let named = |(name, run): (&String, &RunToAnalyze<'_>)| match shared(name) {
+        true => format!("{name} ({})", run.folder_name()),
+        false => name.clone(),
+    };
+    plain.iter().zip(runs).map(named).collect()
+}
+
+/// Writes tables, figures and the page.
+fn write(analysis: &Analysis, out: &Path) -> anyhow::Result<()> {
+    // Whatever cannot be drawn is found before the folder is made.
+    let mut files = vec![
+        ("analysis.json".to_owned(), serde_json::to_vec_pretty(&analysis.json())?),
+        ("analysis.csv".to_owned(), TableFormat::Csv.table(&analysis.rows()).unwrap_or_default().into_bytes()),
+        ("analysis.html".to_owned(), analysis.html().context("cannot draw the page")?.into_bytes()),
+    ];
+    for (name, figure) in analysis.figures() {
+        files.push((format!("{name}.svg"), figure.svg_file()?.into_bytes()));
+        files.push((format!("{name}.png"), figure.png()?));
+    }
+    create_folder(out)?;
+    for (name, content) in files {
+        let path = out.join(name);
+        write_atomic(&path, content).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(())
+}
