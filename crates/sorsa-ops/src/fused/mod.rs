@@ -53,8 +53,7 @@ pub fn without_fused<R>(body: impl FnOnce() -> R) -> R {
 
 /// Whether tensors of these devices and dtypes take the fused form.
 pub(crate) fn applies<const N: usize>(operands: [(Device, DType); N]) -> bool {
-    !PLAIN.get()
-        && operands.into_iter().all(|(device, dtype)| dtype == DType::F32 && is_flex(&device))
+    !PLAIN.get() && operands.into_iter().all(|(device, dtype)| dtype == DType::F32 && is_flex(&device))
 }
 
 /// Whether a device is burn's CPU backend.

@@ -177,10 +177,7 @@ mod tests {
             let value = |i: usize| ((i * 37 + 11) % 101) as f32 / 50.0 - 1.0;
             let x: Vec<f32> = (0..rows * k).map(value).collect();
             let w: Vec<f32> = (0..k * n).map(|i| value(i * 3 + 1)).collect();
-            for (weight, at) in [
-                (Matrix::new(&w, k, n), [n, 1]),
-                (Matrix::new(&w, n, k).transposed(), [1, k]),
-            ] {
+            for (weight, at) in [(Matrix::new(&w, k, n), [n, 1]), (Matrix::new(&w, n, k).transposed(), [1, k])] {
                 for accumulate in [false, true] {
                     let mut out = vec![7.0; rows * n];
                     multiply(&mut out, &x, weight, accumulate);

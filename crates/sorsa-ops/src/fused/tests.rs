@@ -268,7 +268,8 @@ fn same_forward(name: &str, f: impl Fn() -> Tensor<4>) {
 #[test]
 fn attention_of_the_last_position_equals_its_plain_form() {
     let device = burn::tensor::Device::flex();
-    for (batch, heads, kv_heads, keys, width) in [(1, 1, 1, 1, 2), (3, 4, 2, 9, 6), (2, 6, 6, 33, 16), (2, 8, 1, 700, 128)]
+    for (batch, heads, kv_heads, keys, width) in
+        [(1, 1, 1, 1, 2), (3, 4, 2, 9, 6), (2, 6, 6, 33, 16), (2, 8, 1, 700, 128)]
     {
         // Room for more keys than there are, as in a cache.
         let part = |heads: usize, room: usize, seed| {
