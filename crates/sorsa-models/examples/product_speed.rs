@@ -19,9 +19,16 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn main() {
     let device = Device::flex();
     println!("rows x d_in x d_out               f32 GFLOP/s (GB/s)     bf16 GFLOP/s (GB/s)");
-    for [rows, d_in, d_out] in
-        [[256, 768, 2048], [256, 768, 768], [256, 2048, 768], [1024, 288, 768], [8, 288, 32_000], [1, 288, 32_000], [1, 768, 2048], [1, 288, 768]]
-    {
+    for [rows, d_in, d_out] in [
+        [256, 768, 2048],
+        [256, 768, 768],
+        [256, 2048, 768],
+        [1024, 288, 768],
+        [8, 288, 32_000],
+        [1, 288, 32_000],
+        [1, 768, 2048],
+        [1, 288, 768],
+    ] {
         let weight = Tensor::<2>::random([d_in, d_out], Distribution::Normal(0.0, 0.02), &device);
         let narrow = weight.clone().cast(FloatDType::BF16);
         for (name, back) in [("forward", false), ("back", true)] {

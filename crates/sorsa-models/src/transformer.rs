@@ -124,8 +124,7 @@ impl Transformer {
         }
         let device = self.device().without_autodiff();
         let views = self.views(&positions, [prompts.len(), longest], |window| {
-            let visible = |row: usize, query, key| near(window, query, key) && key >= pads[row];
-            Some(AttentionMask::from_rule([prompts.len(), longest, longest], visible, &device))
+            Some(AttentionMask::left_padded(&pads, longest, window, &device))
         });
         let long = self.decoder.rope.is_long(longest);
         let mut cache = KvCache::new(self.config.num_hidden_layers, prompts, room, long);
@@ -151,10 +150,10 @@ impl Transformer {
         let positions: Vec<i32> = cache.pads.iter().map(|pad| (length - pad).min(last) as i32).collect();
         let device = self.device().without_autodiff();
         let shape = [ids.len(), 1];
-        let padded = cache.pads.iter().any(|pad| *pad > 0);
         let views = self.views(&positions, shape, |window| {
-            let visible = |row: usize, _, key| near(window, length, key) && key >= cache.pads[row];
-            (padded || window.is_some()).then(|| AttentionMask::from_rule([ids.len(), 1, length + 1], visible, &device))
+            let nearest = window.map_or(0, |window| (length + 1).saturating_sub(window));
+            let first: Vec<usize> = cache.pads.iter().map(|pad| nearest.max(*pad)).collect();
+            Some(AttentionMask::last(&first, length + 1, &device))
         });
         self.forward(ids, shape, &views, Some(cache))
     }
@@ -208,9 +207,4 @@ impl Block {
         let x = x + self.post_attention_layernorm.forward(attention);
         x.clone() + after.forward(self.mlp.forward(before.forward(x)))
     }
-}
-
-/// Whether a query sees a key by causality and window alone.
-pub(crate) fn near(window: Option<usize>, query: usize, key: usize) -> bool {
-    key <= query && window.is_none_or(|window| query - key < window)
 }

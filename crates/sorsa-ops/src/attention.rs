@@ -22,6 +22,8 @@ enum Kind {
     Table(Tensor<4, Bool>),
     /// Every query sees a run of keys that ends with its own position.
     Run { first: FirstVisible, device: Device },
+    /// One query a row, at the position of the last of `keys` keys, sees a run that ends there.
+    Last { first: Arc<[usize]>, keys: usize, device: Device },
 }
 
 /// The first key that each query sees; the last is the key of its own position.
@@ -89,10 +91,30 @@ impl AttentionMask {
         Self { kind: Kind::Run { first, device: device.clone() } }
     }
 
+    /// [`causal`](Self::causal) of rows with `pads[row]` positions before their first token, which no token sees.
+    pub fn left_padded(pads: &[usize], seq: usize, window: Option<usize>, device: &Device) -> Self {
+        let segments: Vec<i32> =
+            pads.iter().flat_map(|pad| (0..seq).map(move |position| i32::from(position >= *pad))).collect();
+        Self::causal(&segments, [pads.len(), seq], window, device)
+    }
+
+    /// One query for each row, at the position of the last of `keys` keys: it sees those from `first[row]` on.
+    pub fn last(first: &[usize], keys: usize, device: &Device) -> Self {
+        Self { kind: Kind::Last { first: first.into(), keys, device: device.clone() } }
+    }
+
+    /// Whether every query sees every key.
+    fn hides_nothing(&self) -> bool {
+        matches!(&self.kind, Kind::Last { first, .. } if first.iter().all(|first| *first == 0))
+    }
+
     /// `[batch or 1, 1, queries, keys]`, true = hidden.
     fn table(&self) -> Tensor<4, Bool> {
         match &self.kind {
             Kind::Table(table) => table.clone(),
+            Kind::Last { first, keys, device } => {
+                hidden([first.len(), 1, *keys], |row, _, key| key >= first[row], device)
+            }
             Kind::Run { first, device } => {
                 let FirstVisibleOf { rows, seq, .. } = *first.shared;
                 let visible = |row, query, key| key <= query && key >= first.first(row, query);
@@ -148,6 +170,22 @@ fn fused_mask(q: &Tensor<4>, k: &Tensor<4>, v: &Tensor<4>, mask: Option<&Attenti
     (fits && fused::applies([fused::kind(q), fused::kind(k), fused::kind(v)])).then(|| first.clone())
 }
 
+/// The first visible keys of the fused form of one query a row, where that applies: it has no backward pass.
+fn fused_step(q: &Tensor<4>, k: &Tensor<4>, v: &Tensor<4>, mask: Option<&AttentionMask>) -> Option<Arc<[usize]>> {
+    let Kind::Last { first, keys, .. } = &mask?.kind else { return None };
+    let [batch, heads, queries, head_dim] = q.dims();
+    let [_, kv_heads, ..] = k.dims();
+    let fits = queries == 1
+        && first.len() == batch
+        && first.iter().all(|first| first < keys)
+        && heads % kv_heads == 0
+        && k.dims() == [batch, kv_heads, *keys, head_dim]
+        && v.dims() == k.dims();
+    let tracked = [q, k, v].into_iter().any(|t| t.device().is_autodiff());
+    let applies = fits && !tracked && fused::applies([fused::kind(q), fused::kind(k), fused::kind(v)]);
+    applies.then(|| first.clone())
+}
+
 /// Attention of `q` `[batch, heads, queries, head_dim]` over `k`, `v` `[batch, kv_heads, keys, head_dim]`; `heads` is
 /// a multiple of `kv_heads`, and each key head serves `heads / kv_heads` neighbouring query heads without being
 /// copied. Scores and softmax are f32. Without a mask every key is visible.
@@ -178,6 +216,9 @@ pub fn soft_capped_attention(
     scale: f64,
     cap: Option<f64>,
 ) -> Tensor<4> {
+    if let Some(first) = fused_step(&q, &k, &v, mask) {
+        return fused::step_attention([q, k, v], first, scale, cap);
+    }
     // The fused form has no cap.
     match fused_mask(&q, &k, &v, mask).filter(|_| cap.is_none()) {
         Some(first) => fused::rotary_attention([q, k, v], None, first, scale),
@@ -206,7 +247,7 @@ pub(crate) fn plain(
     if let Some(cap) = cap {
         scores = soft_cap(scores, cap);
     }
-    if let Some(mask) = mask {
+    if let Some(mask) = mask.filter(|mask| !mask.hides_nothing()) {
         // A large finite number, not infinity: a row with nothing visible stays finite.
         scores = scores.mask_fill(mask.table().expand([batch, heads, queries, keys]), -1e30);
     }

@@ -47,14 +47,7 @@ pub fn factored_linear<const D: usize>(
 ) -> Tensor<D> {
     let kind = |t: &Option<Tensor<D>>| fused::kind(t.as_ref().unwrap_or(&x));
     let vector = |t: &Option<Tensor<1>>| t.as_ref().map_or_else(|| fused::kind(&x), fused::kind);
-    let operands = [
-        fused::kind(&x),
-        vector(&bias),
-        kind(&adapter_input),
-        fused::kind(&a),
-        vector(&s),
-        fused::kind(&b),
-    ];
+    let operands = [fused::kind(&x), vector(&bias), kind(&adapter_input), fused::kind(&a), vector(&s), fused::kind(&b)];
     if fused::applies(operands) && fused::takes_weight(&weight) {
         fused::factored_linear(x, weight, bias, adapter_input, a, s, b, scale)
     } else {

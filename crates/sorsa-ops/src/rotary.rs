@@ -57,6 +57,9 @@ impl RotaryAngles {
 
 /// Rotates `x` `[batch, heads, seq, head_dim]` by `angles`; the result has the dtype of `x`.
 pub fn rotate_half(x: Tensor<4>, angles: &RotaryAngles) -> Tensor<4> {
+    if !x.device().is_autodiff() && angles.fits(&x) && fused::applies([fused::kind(&x)]) {
+        return fused::rotate(x, angles.tables());
+    }
     let half = x.dims()[3] / 2;
     let dtype = FloatDType::from(x.dtype());
     let (cos, sin) = (angles.cos.clone().cast(dtype), angles.sin.clone().cast(dtype));

@@ -37,7 +37,7 @@ pub(super) struct Inputs {
 
 /// One head of one sequence: rows of `width` elements, `stride` apart.
 #[derive(Clone, Copy)]
-struct Head<'a> {
+pub(super) struct Head<'a> {
     data: &'a [f32],
     seq: usize,
     width: usize,
@@ -45,14 +45,14 @@ struct Head<'a> {
 }
 
 impl<'a> Head<'a> {
-    fn of(tensor: &'a Values, batch: usize, head: usize) -> Self {
+    pub fn of(tensor: &'a Values, batch: usize, head: usize) -> Self {
         let (shape, strides) = (tensor.layout().shape(), tensor.layout().strides());
         let start = tensor.layout().start_offset() + batch * strides[0] as usize + head * strides[1] as usize;
         let data = &tensor.storage::<f32>()[start..];
         Self { data, seq: shape[2], width: shape[3], stride: strides[2] as usize }
     }
 
-    fn row(&self, index: usize) -> &'a [f32] {
+    pub fn row(&self, index: usize) -> &'a [f32] {
         &self.data[index * self.stride..index * self.stride + self.width]
     }
 
@@ -62,7 +62,7 @@ impl<'a> Head<'a> {
 }
 
 /// Rows contiguous, strides not negative: what [`Head`] relies on.
-fn with_contiguous_rows(tensor: Values) -> Values {
+pub(super) fn with_contiguous_rows(tensor: Values) -> Values {
     let strides = tensor.layout().strides();
     let rows = strides.iter().all(|stride| *stride >= 0) && (strides[3] == 1 || shape(&tensor)[3] == 1);
     if rows { tensor } else { tensor.to_contiguous() }

@@ -25,6 +25,8 @@ use super::weight::{Weight, with_weight_strides};
 
 /// Bytes of logits that exist at one time.
 const BLOCK_BYTES: usize = 16 << 20;
+/// The same beside a weight in bf16, whose product keeps a rounded copy of them.
+const NARROW_BLOCK_BYTES: usize = 4 << 20;
 /// Rows that share one pass over the weight.
 const ROWS: usize = 2048;
 
@@ -64,9 +66,9 @@ pub(super) fn forward(hidden: Values, weight: Values, targets: IntTensor<Flex>, 
     Output { loss: tensor(vec![loss as f32], [1]), gradients: [d_hidden, d_weight] }
 }
 
-/// Elements of a block with one side given, as the other side.
-fn block_of(side: usize, least: usize) -> usize {
-    (BLOCK_BYTES / 4 / side.max(1)).max(least)
+/// Elements of a block of so many bytes with one side given, as the other side.
+fn block_of(bytes: usize, side: usize, least: usize) -> usize {
+    (bytes / 4 / side.max(1)).max(least)
 }
 
 /// The loss of a frozen head; `d_hidden` is filled where it has elements.
@@ -79,7 +81,8 @@ fn by_vocabulary(x: &[f32], width: usize, w: Weight<'_>, targets: &[Option<usize
         sum: f64,
     }
     let (vocabulary, wanted) = (w.columns(), !d_hidden.is_empty());
-    let block = block_of(targets.len().min(ROWS), 64).min(vocabulary);
+    let bytes = if matches!(w, Weight::Bf16(_)) { NARROW_BLOCK_BYTES } else { BLOCK_BYTES };
+    let block = block_of(bytes, targets.len().min(ROWS), 64).min(vocabulary);
     let mut buffer = vec![0.0; targets.len().min(ROWS) * block];
     let mut loss = 0.0;
     for start in (0..targets.len()).step_by(ROWS) {
@@ -143,7 +146,7 @@ fn by_rows(
     (d_hidden, d_weight): (&mut [f32], &mut [f32]),
 ) -> f64 {
     let (rows, vocabulary) = (targets.len(), w.columns());
-    let block = block_of(vocabulary, 32).min(rows.max(1));
+    let block = block_of(BLOCK_BYTES, vocabulary, 32).min(rows.max(1));
     let mut logits = vec![0.0; block * vocabulary];
     let mut loss = 0.0;
     for start in (0..rows).step_by(block) {

@@ -17,6 +17,7 @@ mod narrow;
 mod norm;
 mod product;
 mod simd;
+mod step;
 mod storage;
 mod weight;
 
@@ -24,7 +25,7 @@ use std::cell::Cell;
 
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::tensor::{FloatTensor, IntTensor};
-use burn::backend::{Autodiff, Backend, Dispatch, DispatchDevice, Flex, backend_extension};
+use burn::backend::{Autodiff, AutodiffBackend, Backend, Dispatch, DispatchDevice, Flex, backend_extension};
 use burn::prelude::*;
 use burn::tensor::DType;
 
@@ -52,8 +53,7 @@ pub fn without_fused<R>(body: impl FnOnce() -> R) -> R {
 
 /// Whether tensors of these devices and dtypes take the fused form.
 pub(crate) fn applies<const N: usize>(operands: [(Device, DType); N]) -> bool {
-    !PLAIN.get()
-        && operands.into_iter().all(|(device, dtype)| dtype == DType::F32 && is_flex(&device))
+    !PLAIN.get() && operands.into_iter().all(|(device, dtype)| dtype == DType::F32 && is_flex(&device))
 }
 
 /// Whether a device is burn's CPU backend.
@@ -109,6 +109,19 @@ pub trait FusedOps: Backend {
         scale: f64,
     ) -> FloatTensor<Self>;
 
+    /// Of [`step_attention`], without a backward pass. A `cap` of 0 is none.
+    fn fused_step_attention(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        first: std::sync::Arc<[usize]>,
+        scale: f64,
+        cap: f64,
+    ) -> FloatTensor<Self>;
+
+    /// Of [`rotate`], without a backward pass.
+    fn fused_rotate(x: FloatTensor<Self>, cos: FloatTensor<Self>, sin: FloatTensor<Self>) -> FloatTensor<Self>;
+
     /// Of [`linear`].
     fn fused_linear(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self>;
 
@@ -153,6 +166,21 @@ impl FusedOps for Flex {
         scale: f64,
     ) -> FloatTensor<Self> {
         attention::forward(&attention::Inputs::new(q, k, v, cos, sin, visible, scale)).0
+    }
+
+    fn fused_step_attention(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        first: std::sync::Arc<[usize]>,
+        scale: f64,
+        cap: f64,
+    ) -> FloatTensor<Self> {
+        step::attention([q, k, v], &first, scale, cap)
+    }
+
+    fn fused_rotate(x: FloatTensor<Self>, cos: FloatTensor<Self>, sin: FloatTensor<Self>) -> FloatTensor<Self> {
+        step::rotate(x, cos, sin)
     }
 
     fn fused_linear(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -201,6 +229,21 @@ impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
         scale: f64,
     ) -> FloatTensor<Self> {
         attention::tracked::<C>([q, k, v], cos.into_primitive(), sin.into_primitive(), visible, scale)
+    }
+
+    fn fused_step_attention(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        first: std::sync::Arc<[usize]>,
+        scale: f64,
+        cap: f64,
+    ) -> FloatTensor<Self> {
+        Self::from_inner(step::attention([q, k, v].map(|t| t.into_primitive()), &first, scale, cap))
+    }
+
+    fn fused_rotate(x: FloatTensor<Self>, cos: FloatTensor<Self>, sin: FloatTensor<Self>) -> FloatTensor<Self> {
+        Self::from_inner(step::rotate(x.into_primitive(), cos.into_primitive(), sin.into_primitive()))
     }
 
     fn fused_linear(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -253,6 +296,24 @@ pub(crate) fn rotary_attention(
     let (cos, sin) = (cos.into_dispatch(), sin.into_dispatch());
     let (q, k, v) = (q.into_dispatch(), k.into_dispatch(), v.into_dispatch());
     Tensor::from_dispatch(Dispatch::fused_attention(q, k, v, cos, sin, visible, scale))
+}
+
+/// [`crate::soft_capped_attention`] of one query a row over keys from `first[row]` on, fused.
+pub(crate) fn step_attention(
+    [q, k, v]: [Tensor<4>; 3],
+    first: std::sync::Arc<[usize]>,
+    scale: f64,
+    cap: Option<f64>,
+) -> Tensor<4> {
+    count();
+    let (q, k, v) = (q.into_dispatch(), k.into_dispatch(), v.into_dispatch());
+    Tensor::from_dispatch(Dispatch::fused_step_attention(q, k, v, first, scale, cap.unwrap_or(0.0)))
+}
+
+/// [`crate::rotate_half`], fused.
+pub(crate) fn rotate(x: Tensor<4>, (cos, sin): (Tensor<4>, Tensor<4>)) -> Tensor<4> {
+    count();
+    Tensor::from_dispatch(Dispatch::fused_rotate(x.into_dispatch(), cos.into_dispatch(), sin.into_dispatch()))
 }
 
 /// [`crate::linear`], fused.

@@ -7,12 +7,12 @@ use rayon::prelude::*;
 
 use super::bf16::PARALLEL_NARROW;
 use super::product::Matrix;
-use super::simd::{dot, wide};
+use super::simd::wide;
 
 /// Rows of the weight that are read side by side.
-const ROWS: usize = 8;
-/// Columns whose sums stay in registers.
-const LANES: usize = 32;
+const SIDE: usize = 8;
+/// Numbers that are summed beside each other.
+const LANES: usize = 16;
 
 /// `out = x W`, and `out += x W` where `accumulate`; `x` `[rows, k]` and `out` `[rows, n]` are row-major. The weight must
 /// have neighbours along one axis.
@@ -61,54 +61,110 @@ pub(super) fn by_columns(
     }
 }
 
+/// Calls a function of one, two or four rows for all rows, four at a time as far as they go.
+macro_rules! by_rows {
+    ($rows:expr, $function:ident($part:expr, $width:expr, $x:expr, $k:expr, $($rest:expr),*)) => {
+        let mut done = 0;
+        while done < $rows {
+            let (part, x) = (&mut $part[done * $width..], &$x[done * $k..]);
+            match $rows - done {
+                1 => $function::<1>(part, $width, x, $k, $($rest),*),
+                2 | 3 => $function::<2>(part, $width, x, $k, $($rest),*),
+                _ => $function::<4>(part, $width, x, $k, $($rest),*),
+            }
+            done += match $rows - done {
+                1 => 1,
+                2 | 3 => 2,
+                _ => 4,
+            };
+        }
+    };
+}
+
 /// Adds `x W` of some columns to `part`, for a weight whose rows are contiguous.
 fn stream(part: &mut [f32], x: &[f32], weight: Matrix<'_>, columns: Range<usize>) {
     let (k, width) = (weight.rows(), columns.len());
+    let rows = x.len() / k;
     wide(
         #[inline(always)]
         || {
-            for start in (0..k).step_by(ROWS) {
-                let count = ROWS.min(k - start);
-                let rows: [&[f32]; ROWS] =
-                    std::array::from_fn(|row| &weight.row((start + row).min(k - 1))[columns.clone()]);
-                for (part, x) in part.chunks_exact_mut(width).zip(x.chunks_exact(k)) {
-                    let x = &x[start..start + count];
-                    let mut chunks = part.chunks_exact_mut(LANES);
-                    for (index, out) in (&mut chunks).enumerate() {
-                        let mut sums: [f32; LANES] = (&*out).try_into().expect("a whole chunk");
-                        for (x, row) in x.iter().zip(&rows) {
-                            let row = &row[index * LANES..][..LANES];
-                            sums.iter_mut().zip(row).for_each(|(sum, weight)| *sum += x * weight);
-                        }
-                        out.copy_from_slice(&sums);
-                    }
-                    let done = width / LANES * LANES;
-                    for (index, out) in chunks.into_remainder().iter_mut().enumerate() {
-                        for (x, row) in x.iter().zip(&rows) {
-                            *out += x * row[done + index];
-                        }
-                    }
-                }
+            for start in (0..k).step_by(SIDE) {
+                let some = start..k.min(start + SIDE);
+                let lines: [&[f32]; SIDE] =
+                    std::array::from_fn(|line| &weight.row((start + line).min(k - 1))[columns.clone()]);
+                by_rows!(rows, add_lines(part, width, x, k, &lines, some.clone()));
             }
         },
     );
 }
 
+/// Adds to `ROWS` rows of `part` what the lines `some` of the weight give.
+#[inline(always)]
+fn add_lines<const ROWS: usize>(
+    part: &mut [f32],
+    width: usize,
+    x: &[f32],
+    k: usize,
+    lines: &[&[f32]; SIDE],
+    some: Range<usize>,
+) {
+    let whole = width / LANES * LANES;
+    for first in (0..whole).step_by(LANES) {
+        let mut sums = [[0.0; LANES]; ROWS];
+        for (row, sums) in sums.iter_mut().enumerate() {
+            sums.copy_from_slice(&part[row * width + first..][..LANES]);
+        }
+        for (index, line) in some.clone().zip(lines) {
+            let line: &[f32; LANES] = line[first..first + LANES].try_into().expect("whole lanes");
+            for (row, sums) in sums.iter_mut().enumerate() {
+                let x = x[row * k + index];
+                sums.iter_mut().zip(line).for_each(|(sum, weight)| *sum += x * weight);
+            }
+        }
+        for (row, sums) in sums.iter().enumerate() {
+            part[row * width + first..][..LANES].copy_from_slice(sums);
+        }
+    }
+    for row in 0..ROWS {
+        for column in whole..width {
+            for (index, line) in some.clone().zip(lines) {
+                part[row * width + column] += x[row * k + index] * line[column];
+            }
+        }
+    }
+}
+
 /// Adds `x W` of some columns to `part`, for a weight whose columns are contiguous.
 fn inner(part: &mut [f32], x: &[f32], weight: Matrix<'_>, columns: Range<usize>) {
     let (k, width) = (weight.rows(), columns.len());
+    let rows = x.len() / k;
     let weight = weight.transposed();
     wide(
         #[inline(always)]
         || {
             for (index, column) in columns.enumerate() {
-                let column = weight.row(column);
-                for (part, x) in part.chunks_exact_mut(width).zip(x.chunks_exact(k)) {
-                    part[index] += dot(x, column);
-                }
+                by_rows!(rows, add_inner(part, width, x, k, weight.row(column), index));
             }
         },
     );
+}
+
+/// Adds to element `index` of `ROWS` rows of `part` the inner products of the rows of `x` with a column.
+#[inline(always)]
+fn add_inner<const ROWS: usize>(part: &mut [f32], width: usize, x: &[f32], k: usize, column: &[f32], index: usize) {
+    let mut lanes = [[0.0; LANES]; ROWS];
+    let whole = k / LANES * LANES;
+    for first in (0..whole).step_by(LANES) {
+        let weights: &[f32; LANES] = column[first..first + LANES].try_into().expect("whole lanes");
+        for (row, lanes) in lanes.iter_mut().enumerate() {
+            let x: &[f32; LANES] = x[row * k + first..][..LANES].try_into().expect("whole lanes");
+            lanes.iter_mut().zip(x.iter().zip(weights)).for_each(|(lane, (x, weight))| *lane += x * weight);
+        }
+    }
+    for (row, lanes) in lanes.into_iter().enumerate() {
+        let rest: f32 = (whole..k).map(|i| x[row * k + i] * column[i]).sum();
+        part[row * width + index] += lanes.into_iter().sum::<f32>() + rest;
+    }
 }
 
 #[cfg(test)]
@@ -117,14 +173,11 @@ mod tests {
 
     #[test]
     fn a_narrow_product_is_the_product_for_either_order_and_any_size() {
-        for (rows, k, n) in [(1, 1, 1), (1, 17, 33), (3, 8, 64), (8, 100, 70), (2, 400, 700)] {
+        for (rows, k, n) in [(1, 1, 1), (1, 17, 33), (3, 8, 64), (8, 100, 70), (2, 400, 700), (7, 33, 16)] {
             let value = |i: usize| ((i * 37 + 11) % 101) as f32 / 50.0 - 1.0;
             let x: Vec<f32> = (0..rows * k).map(value).collect();
             let w: Vec<f32> = (0..k * n).map(|i| value(i * 3 + 1)).collect();
-            for (weight, at) in [
-                (Matrix::new(&w, k, n), [n, 1]),
-                (Matrix::new(&w, n, k).transposed(), [1, k]),
-            ] {
+            for (weight, at) in [(Matrix::new(&w, k, n), [n, 1]), (Matrix::new(&w, n, k).transposed(), [1, k])] {
                 for accumulate in [false, true] {
                     let mut out = vec![7.0; rows * n];
                     multiply(&mut out, &x, weight, accumulate);

@@ -1,8 +1,8 @@
 //! flex tensors as slices, and back.
 
 use burn::backend::Flex;
-use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::ops::FloatTensorOps;
+use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::tensor::{DType, FloatDType, TensorData};
 
 /// A float tensor of flex.

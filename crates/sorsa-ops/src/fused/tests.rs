@@ -254,6 +254,69 @@ fn the_factored_linear_map_equals_its_plain_form() {
     }
 }
 
+/// Asserts that `f`, which has no backward pass, goes the fused way and gives what the plain way gives.
+fn same_forward(name: &str, f: impl Fn() -> Tensor<4>) {
+    let before = CALLS.get();
+    let fused = f();
+    assert!(CALLS.get() > before, "{name}: the fused form did not run");
+    let plain = without_fused(&f);
+    assert_eq!(fused.dims(), plain.dims());
+    let difference = (fused - plain).abs().max().into_scalar::<f32>();
+    assert!(difference < 1e-5, "{name}: {difference}");
+}
+
+#[test]
+fn attention_of_the_last_position_equals_its_plain_form() {
+    let device = burn::tensor::Device::flex();
+    for (batch, heads, kv_heads, keys, width) in
+        [(1, 1, 1, 1, 2), (3, 4, 2, 9, 6), (2, 6, 6, 33, 16), (2, 8, 1, 700, 128)]
+    {
+        // Room for more keys than there are, as in a cache.
+        let part = |heads: usize, room: usize, seed| {
+            leaf(batch * heads * room * width, seed, &device).reshape([batch, heads, room, width])
+        };
+        let (q, k, v) = (part(heads, 1, 1), part(kv_heads, keys + 5, 2), part(kv_heads, keys + 5, 3));
+        let (k, v) = (k.narrow(2, 0, keys), v.narrow(2, 0, keys));
+        for first in [vec![0; batch], (0..batch).map(|row| (row * 3).min(keys - 1)).collect()] {
+            for cap in [None, Some(2.0)] {
+                let mask = AttentionMask::last(&first, keys, &device);
+                same_forward("attention of the last position", || {
+                    crate::soft_capped_attention(q.clone(), k.clone(), v.clone(), Some(&mask), 0.7, cap)
+                });
+            }
+        }
+    }
+}
+
+#[test]
+fn rotation_alone_equals_its_plain_form() {
+    let device = burn::tensor::Device::flex();
+    for (batch, heads, seq, width, rows) in [(1, 1, 1, 2, 1), (2, 3, 1, 8, 2), (2, 2, 5, 6, 1)] {
+        let frequencies: Vec<f64> = (0..width / 2).map(|plane| 0.5f64.powi(plane)).collect();
+        let positions: Vec<i32> = (0..rows * seq).map(|i| 3 + 2 * i as i32).collect();
+        let angles = RotaryAngles::new(&frequencies, 1.1, &positions, [rows, seq], &device);
+        let x = leaf(batch * heads * seq * width as usize, 1, &device).reshape([batch, seq, heads, width as usize]);
+        same_forward("rotation", || crate::rotate_half(x.clone().swap_dims(1, 2), &angles));
+    }
+}
+
+#[test]
+fn a_mask_of_padding_on_the_left_hides_it_from_every_token() {
+    let device = burn::tensor::Device::flex();
+    let padded = AttentionMask::left_padded(&[0, 2], 5, Some(3), &device);
+    let rule = |row: usize, query: usize, key: usize| key <= query && query - key < 3 && key >= [0, 2][row];
+    let rule = AttentionMask::from_rule([2, 5, 5], rule, &device);
+    let [q, k, v] = [1, 2, 3].map(|seed| leaf(2 * 5 * 4, seed, &device).reshape([2, 1, 5, 4]));
+    // What padding itself becomes does not matter.
+    let by = |mask: &AttentionMask| {
+        let y = crate::causal_attention(q.clone(), k.clone(), v.clone(), Some(mask), 1.0);
+        (y.clone().narrow(0, 0, 1).narrow(2, 2, 3), y.narrow(2, 2, 3))
+    };
+    let (found, expected) = (by(&padded), by(&rule));
+    assert!((found.1 - expected.1).abs().max().into_scalar::<f32>() < 1e-6);
+    assert!((found.0 - expected.0).abs().max().into_scalar::<f32>() < 1e-6);
+}
+
 /// Asserts that `f`, some of whose products are with weights in bf16, goes the fused way and gives what the plain way
 /// gives, values and gradients, to the rounding of activations to bf16.
 fn same_to_bf16(name: &str, lengths: &[usize], tracked: &[bool], f: impl Fn(&[Tensor<1>]) -> Tensor<1>) {

@@ -23,7 +23,9 @@ const PARALLEL: usize = 128 * 128 * 128;
 
 /// Whether this processor has the instructions.
 pub(super) fn available() -> bool {
-    is_x86_feature_detected!("avx512bf16") && is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512f")
+    is_x86_feature_detected!("avx512bf16")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512f")
 }
 
 /// The result, of which each thread writes columns that are its own.
@@ -32,7 +34,10 @@ struct Output {
     columns: usize,
 }
 
-#[allow(unsafe_code, reason = "the columns that two threads write do not overlap, and nobody reads before all are done")]
+#[allow(
+    unsafe_code,
+    reason = "the columns that two threads write do not overlap, and nobody reads before all are done"
+)]
 // SAFETY: see the reason; the pointer is to f32, which may be sent.
 unsafe impl Sync for Output {}
 
@@ -226,7 +231,8 @@ unsafe fn tile<const ROWS: usize>(
     for _ in 0..pairs {
         // SAFETY: `x` has ROWS and `part` has WIDTH elements for each of the pairs.
         unsafe {
-            let weights = [pairs_of(_mm512_loadu_si512(part.cast())), pairs_of(_mm512_loadu_si512(part.add(16).cast()))];
+            let weights =
+                [pairs_of(_mm512_loadu_si512(part.cast())), pairs_of(_mm512_loadu_si512(part.add(16).cast()))];
             for (row, sums) in sums.iter_mut().enumerate() {
                 let x = pairs_of(_mm512_set1_epi32(x.add(row).read().cast_signed()));
                 sums[0] = _mm512_dpbf16_ps(sums[0], x, weights[0]);

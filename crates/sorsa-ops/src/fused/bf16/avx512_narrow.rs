@@ -61,7 +61,8 @@ fn pairs(x: &[f32], k: usize) -> Vec<u16> {
 fn stream<const ROWS: usize>(part: &mut [f32], x: &[u16], weight: Bf16Matrix<'_>, columns: Range<usize>) {
     // Interleaves two registers: their lower and their upper halves.
     let order = |first: i16| {
-        let lanes: [i16; LANES] = std::array::from_fn(|lane| first + lane as i16 / 2 + (lane as i16 % 2) * LANES as i16);
+        let lanes: [i16; LANES] =
+            std::array::from_fn(|lane| first + lane as i16 / 2 + (lane as i16 % 2) * LANES as i16);
         integers(&lanes)
     };
     let [lower, upper] = [order(0), order(16)];

@@ -43,7 +43,11 @@ pub(super) fn row_blocks(x: &[f32], k: usize, height: usize) -> Vec<u32> {
         }
     };
     let blocks = packed.par_chunks_mut(height * pairs).zip(x.par_chunks(height * k));
-    if x.len() < 1 << 15 { blocks.with_min_len(usize::MAX).for_each(block) } else { blocks.for_each(block) }
+    if x.len() < 1 << 15 {
+        blocks.with_min_len(usize::MAX).for_each(block)
+    } else {
+        blocks.for_each(block)
+    }
     packed
 }
 
@@ -55,7 +59,8 @@ mod tests {
 
     #[test]
     fn rounding_is_that_of_the_half_crate() {
-        let special = [0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY, f32::MAX, f32::MIN_POSITIVE, 1e-45, 1.0 + 1.0 / 256.0];
+        let special =
+            [0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY, f32::MAX, f32::MIN_POSITIVE, 1e-45, 1.0 + 1.0 / 256.0];
         let spread = (0..100_000u32).map(|i| f32::from_bits(i.wrapping_mul(2_654_435_761)));
         for x in special.into_iter().chain(spread) {
             let (found, expected) = (bf16::from_bits(round(x)), bf16::from_f32(x));
