@@ -21,7 +21,7 @@ const WIDTH: usize = 384;
 /// Columns of a task are no fewer than these, where there are several tasks.
 const LEAST_WIDTH: usize = 96;
 /// Rows of a task, about: few enough to share the work evenly, many enough to pay for packing the columns.
-const TASK_ROWS: usize = 256;
+const TASK_ROWS: usize = 512;
 /// Multiply-adds below which waking threads costs more than they save.
 const SMALL: usize = 1 << 20;
 /// Buffers of left operands that a thread keeps.
@@ -44,6 +44,18 @@ pub(super) struct Panels {
 /// Room for one panel.
 fn room(depth: usize) -> usize {
     depth * ROWS + SPILL
+}
+
+/// An empty vector with room for so many elements: a spare one where one is large enough.
+fn buffer(size: usize) -> Vec<f32> {
+    SPARE.with_borrow_mut(|spare| {
+        let enough = (0..spare.len()).filter(|index| spare[*index].capacity() >= size);
+        match enough.min_by_key(|index| spare[*index].capacity()) {
+            Some(index) => spare.swap_remove(index),
+            // To let one grow would copy what is of no use.
+            None => Vec::with_capacity(size),
+        }
+    })
 }
 
 /// A pointer that tasks share; each writes elements of its own.
@@ -70,8 +82,7 @@ impl Panels {
         let matrix = matrix.checked();
         let (rows, depth) = (matrix.rows, matrix.columns);
         let count = rows.div_ceil(ROWS);
-        let mut elements = SPARE.with_borrow_mut(Vec::pop).unwrap_or_default();
-        elements.reserve_exact(count * room(depth));
+        let mut elements = buffer(count * room(depth));
         let to = Shared(elements.as_mut_ptr());
         let pack = |panel: usize| {
             let first = panel * ROWS;
@@ -106,10 +117,14 @@ impl Drop for Panels {
         let elements = std::mem::take(&mut self.elements);
         // While a thread ends its buffers are gone already.
         let _ = SPARE.try_with(|spare| {
-            if let Ok(mut spare) = spare.try_borrow_mut()
-                && spare.len() < SPARES
-            {
+            if let Ok(mut spare) = spare.try_borrow_mut() {
                 spare.push(elements);
+                // The smallest serve least.
+                if spare.len() > SPARES
+                    && let Some(index) = (0..spare.len()).min_by_key(|index| spare[*index].capacity())
+                {
+                    spare.swap_remove(index);
+                }
             }
         });
     }
