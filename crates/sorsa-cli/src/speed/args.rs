@@ -59,6 +59,9 @@ pub struct SpeedArgs {
     /// The plain forms of all operations instead of the fused ones
     #[arg(long)]
     pub plain: bool,
+    /// Run each block twice instead of keeping what its backward pass needs
+    #[arg(long)]
+    pub checkpoint_blocks: bool,
     /// Measure start-up alone
     #[arg(long)]
     pub init_only: bool,
