@@ -1,5 +1,5 @@
-//! The factored linear map: base and adapter as one sum of products, forward and backward, without temporaries of the size
-//! of its input or output. What several products multiply is packed once. With `h = x_a A`, `t = scale s` and a gradient `dY`:
+//! The factored linear map: three products into one output, and a backward pass without temporaries of the size of
+//! its input or output. With `h = x_a A`, `t = scale s` and a gradient `dY`:
 //!
 //! ```text
 //! Y = X W + (h * t) B + bias
@@ -13,9 +13,8 @@ use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 
-use super::packed::{Left, add_products, sum_of_products};
-use super::product::Matrix;
-use super::simd::wide;
+use super::product::{Matrix, Threads, multiply};
+use super::simd::{add_scaled, wide};
 use super::storage::{Tracked, Values, contiguous, floats, rows_and_width, shape, tensor};
 
 /// What both passes read; absent ones have no elements.
@@ -101,22 +100,14 @@ pub(super) fn forward(inputs: &Inputs) -> (Values, Vec<f32>) {
     let (rows, rank) = (inputs.rows(), inputs.rank());
     let weight = matrix(&inputs.weight);
     let d_out = weight.columns();
-    let x = Left::new(inputs.x());
-    let h = if is_absent(&inputs.adapter_input) {
-        sum_of_products(&[(&x, matrix(&inputs.a))])
-    } else {
-        sum_of_products(&[(&Left::new(inputs.adapter_input()), matrix(&inputs.a))])
-    };
-    let scaled = inputs.scaled(&h);
-    let scaled = Left::new(Matrix::new(&scaled, rows, rank));
-    let terms = [(&x, weight), (&scaled, matrix(&inputs.b))];
-    let y = if is_absent(&inputs.bias) {
-        sum_of_products(&terms)
-    } else {
-        let mut y = floats(&inputs.bias).repeat(rows);
-        add_products(&mut y, &terms);
-        y
-    };
+    let mut h = vec![0.0; rows * rank];
+    multiply(&mut h, inputs.adapter_input(), matrix(&inputs.a), 1.0, false, Threads::All);
+    let mut y = vec![0.0; rows * d_out];
+    multiply(&mut y, inputs.x(), weight, 1.0, false, Threads::All);
+    multiply(&mut y, Matrix::new(&inputs.scaled(&h), rows, rank), matrix(&inputs.b), 1.0, true, Threads::All);
+    if !is_absent(&inputs.bias) {
+        y.chunks_exact_mut(d_out).for_each(|row| add_scaled(row, floats(&inputs.bias), 1.0));
+    }
     let mut shape = shape(&inputs.x);
     if let Some(last) = shape.last_mut() {
         *last = d_out;
@@ -137,16 +128,20 @@ impl Backward<Flex, 7> for FactoredLinear {
         let [x_node, weight_node, bias_node, adapter_input_node, a_node, s_node, b_node] = ops.parents;
         let (rows, rank, d_out) = (inputs.rows(), inputs.rank(), matrix(&inputs.weight).columns());
         let dy = Matrix::new(floats(&dy), rows, d_out);
-        let left_dy = Left::new(dy);
         let of_shape = |values: Vec<f32>, like: &Values| tensor(values, shape(like));
-        let product = |lhs: Matrix<'_>, rhs: Matrix<'_>| sum_of_products(&[(&Left::new(lhs), rhs)]);
+        let product = |lhs: Matrix<'_>, rhs: Matrix<'_>, like: &Values| {
+            let mut out = vec![0.0; like.layout().num_elements()];
+            multiply(&mut out, lhs, rhs, 1.0, false, Threads::All);
+            out
+        };
 
         if let Some(node) = b_node {
             let scaled = inputs.scaled(&h);
-            let db = product(Matrix::new(&scaled, rows, rank).transposed(), dy);
+            let db = product(Matrix::new(&scaled, rows, rank).transposed(), dy, &inputs.b);
             gradients.register::<Flex>(node.id, of_shape(db, &inputs.b));
         }
-        let e = sum_of_products(&[(&left_dy, matrix(&inputs.b).transposed())]);
+        let mut e = vec![0.0; rows * rank];
+        multiply(&mut e, dy, matrix(&inputs.b).transposed(), 1.0, false, Threads::All);
         if let Some(node) = s_node {
             let mut ds = vec![0.0; rank];
             wide(
@@ -164,25 +159,27 @@ impl Backward<Flex, 7> for FactoredLinear {
         let dh = inputs.scaled(&e);
         let dh = Matrix::new(&dh, rows, rank);
         if let Some(node) = a_node {
-            let da = product(inputs.adapter_input().transposed(), dh);
+            let da = product(inputs.adapter_input().transposed(), dh, &inputs.a);
             gradients.register::<Flex>(node.id, of_shape(da, &inputs.a));
         }
-        let left_dh = (&Left::new(dh), matrix(&inputs.a).transposed());
         if let Some(node) = adapter_input_node {
-            gradients.register::<Flex>(node.id, of_shape(sum_of_products(&[left_dh]), &inputs.adapter_input));
+            let dx = product(dh, matrix(&inputs.a).transposed(), &inputs.adapter_input);
+            gradients.register::<Flex>(node.id, of_shape(dx, &inputs.adapter_input));
         }
         if let Some(node) = x_node {
-            let base = (&left_dy, matrix(&inputs.weight).transposed());
-            let terms = if is_absent(&inputs.adapter_input) { &[base, left_dh][..] } else { &[base] };
-            gradients.register::<Flex>(node.id, of_shape(sum_of_products(terms), &inputs.x));
+            let mut dx = product(dy, matrix(&inputs.weight).transposed(), &inputs.x);
+            if is_absent(&inputs.adapter_input) {
+                multiply(&mut dx, dh, matrix(&inputs.a).transposed(), 1.0, true, Threads::All);
+            }
+            gradients.register::<Flex>(node.id, of_shape(dx, &inputs.x));
         }
         if let Some(node) = weight_node {
-            let dw = product(inputs.x().transposed(), dy);
+            let dw = product(inputs.x().transposed(), dy, &inputs.weight);
             gradients.register::<Flex>(node.id, of_shape(dw, &inputs.weight));
         }
         if let Some(node) = bias_node {
             let ones = vec![1.0; rows];
-            let d_bias = product(Matrix::new(&ones, 1, rows), dy);
+            let d_bias = product(Matrix::new(&ones, 1, rows), dy, &inputs.bias);
             gradients.register::<Flex>(node.id, of_shape(d_bias, &inputs.bias));
         }
     }

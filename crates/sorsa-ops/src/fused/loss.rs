@@ -17,15 +17,12 @@ use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::IntTensor;
 use rayon::prelude::*;
 
-use super::packed::{Left, add_products, product_into};
-use super::product::Matrix;
+use super::product::{Matrix, Threads, multiply};
 use super::simd::{exp, exp_in_place, exp_sum, largest, scale};
 use super::storage::{Tracked, Values, contiguous, floats, into_vec, rows_and_width, tensor, tokens};
 
-/// Bytes of logits that exist at one time, of a frozen head.
-const BLOCK_BYTES: usize = 4 << 20;
-/// Of a head that is trained, where each block costs a pass over the whole gradient.
-const TRAINED_BLOCK_BYTES: usize = 16 << 20;
+/// Bytes of logits that exist at one time.
+const BLOCK_BYTES: usize = 16 << 20;
 /// Rows that share one pass over the weight.
 const ROWS: usize = 2048;
 
@@ -61,9 +58,9 @@ pub(super) fn forward(hidden: Values, weight: Values, targets: IntTensor<Flex>, 
     Output { loss: tensor(vec![loss as f32], [1]), gradients: [d_hidden, d_weight] }
 }
 
-/// The side of a block of so many bytes whose other side is given.
-fn block_of(bytes: usize, side: usize, least: usize) -> usize {
-    (bytes / 4 / side.max(1)).max(least)
+/// Elements of a block with one side given, as the other side.
+fn block_of(side: usize, least: usize) -> usize {
+    (BLOCK_BYTES / 4 / side.max(1)).max(least)
 }
 
 /// The loss of a frozen head; `d_hidden` is filled where it has elements.
@@ -76,19 +73,19 @@ fn by_vocabulary(x: &[f32], width: usize, w: Matrix<'_>, targets: &[Option<usize
         sum: f64,
     }
     let (vocabulary, wanted) = (w.columns(), !d_hidden.is_empty());
-    let block = block_of(BLOCK_BYTES, targets.len().min(ROWS), 64).min(vocabulary);
+    let block = block_of(targets.len().min(ROWS), 64).min(vocabulary);
     let mut buffer = vec![0.0; targets.len().min(ROWS) * block];
     let mut loss = 0.0;
     for start in (0..targets.len()).step_by(ROWS) {
         let count = ROWS.min(targets.len() - start);
-        let x = Left::new(Matrix::new(&x[start * width..(start + count) * width], count, width));
+        let x = Matrix::new(&x[start * width..(start + count) * width], count, width);
         let d_hidden = if wanted { &mut d_hidden[start * width..(start + count) * width] } else { &mut [] };
         let new = |target: &Option<usize>| Row { target: *target, picked: 0.0, largest: f32::NEG_INFINITY, sum: 0.0 };
         let mut rows: Vec<Row> = targets[start..start + count].iter().map(new).collect();
         for first in (0..vocabulary).step_by(block) {
             let some = w.column_range(first, (first + block).min(vocabulary));
             let logits = &mut buffer[..count * some.columns()];
-            product_into(logits, &x, some);
+            multiply(logits, x, some, 1.0, false, Threads::All);
             let step = |row: &mut Row, logits: &mut [f32]| -> f32 {
                 if let Some(target) = row.target.filter(|target| (first..first + logits.len()).contains(target)) {
                     row.picked = logits[target - first];
@@ -109,8 +106,8 @@ fn by_vocabulary(x: &[f32], width: usize, w: Matrix<'_>, targets: &[Option<usize
                         scale(d, kept);
                     }
                 });
-                let exponentials = Left::new(Matrix::new(logits, count, some.columns()));
-                add_products(d_hidden, &[(&exponentials, some.transposed())]);
+                let exponentials = Matrix::new(logits, count, some.columns());
+                multiply(d_hidden, exponentials, some.transposed(), 1.0, true, Threads::All);
             } else {
                 by_row.for_each(|(row, logits)| {
                     step(row, logits);
@@ -141,14 +138,14 @@ fn by_rows(
     (d_hidden, d_weight): (&mut [f32], &mut [f32]),
 ) -> f64 {
     let (rows, vocabulary) = (targets.len(), w.columns());
-    let block = block_of(TRAINED_BLOCK_BYTES, vocabulary, 32).min(rows.max(1));
+    let block = block_of(vocabulary, 32).min(rows.max(1));
     let mut logits = vec![0.0; block * vocabulary];
     let mut loss = 0.0;
     for start in (0..rows).step_by(block) {
         let count = block.min(rows - start);
         let logits = &mut logits[..count * vocabulary];
         let x = &x[start * width..(start + count) * width];
-        product_into(logits, &Left::new(Matrix::new(x, count, width)), w);
+        multiply(logits, Matrix::new(x, count, width), w, 1.0, false, Threads::All);
         let by_row = logits.par_chunks_exact_mut(vocabulary).zip(&targets[start..start + count]);
         // `row` becomes G times `sum`; the factor goes to the narrow side of each product.
         let (losses, factors): (Vec<f64>, Vec<f32>) = by_row
@@ -173,13 +170,12 @@ fn by_rows(
         };
         if !d_hidden.is_empty() {
             let d_hidden = &mut d_hidden[start * width..(start + count) * width];
-            product_into(d_hidden, &Left::new(g), w.transposed());
+            multiply(d_hidden, g, w.transposed(), 1.0, false, Threads::All);
             scaled_rows(d_hidden);
         }
         let mut scaled = x.to_vec();
         scaled_rows(&mut scaled);
-        let scaled = Left::new(Matrix::new(&scaled, count, width).transposed());
-        add_products(d_weight, &[(&scaled, g)]);
+        multiply(d_weight, Matrix::new(&scaled, count, width).transposed(), g, 1.0, true, Threads::All);
     }
     loss
 }

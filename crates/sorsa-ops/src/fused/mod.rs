@@ -12,14 +12,9 @@ mod factored;
 mod gated;
 mod loss;
 mod norm;
-mod packed;
-#[cfg(target_arch = "x86_64")]
-mod panels;
 mod product;
 mod simd;
 mod storage;
-#[cfg(target_arch = "x86_64")]
-mod tile;
 
 use std::cell::Cell;
 

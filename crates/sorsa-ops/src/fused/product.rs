@@ -7,11 +7,11 @@ use super::storage::Values;
 /// A view of a matrix.
 #[derive(Clone, Copy)]
 pub(super) struct Matrix<'a> {
-    pub(super) data: &'a [f32],
-    pub(super) rows: usize,
-    pub(super) columns: usize,
-    pub(super) row_stride: usize,
-    pub(super) column_stride: usize,
+    data: &'a [f32],
+    rows: usize,
+    columns: usize,
+    row_stride: usize,
+    column_stride: usize,
 }
 
 /// Which threads a product runs on.
@@ -70,8 +70,7 @@ impl<'a> Matrix<'a> {
         Self { data: &self.data[start * self.column_stride..], columns: end - start, ..self }.checked()
     }
 
-    /// The same, if the slice has all its elements.
-    pub fn checked(self) -> Self {
+    fn checked(self) -> Self {
         if self.rows > 0 && self.columns > 0 {
             let last = (self.rows - 1) * self.row_stride + (self.columns - 1) * self.column_stride;
             assert!(last < self.data.len(), "a matrix reaches beyond its {} elements", self.data.len());
