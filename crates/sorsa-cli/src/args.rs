@@ -146,6 +146,9 @@ pub struct RecipeArgs {
     /// Longest sequence, in tokens
     #[arg(long, value_name = "TOKENS")]
     pub max_length: Option<usize>,
+    /// Run each block twice instead of keeping what its backward pass needs
+    #[arg(long)]
+    pub checkpoint_blocks: bool,
     /// Seed of data order, dropout, LoRA's start and the randomized SVD
     #[arg(long, value_parser = clap::value_parser!(u64).range(..=MAX_SEED))]
     pub seed: Option<u64>,

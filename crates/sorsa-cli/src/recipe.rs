@@ -356,6 +356,7 @@ fn overrides(args: &RecipeArgs) -> anyhow::Result<Vec<(String, Value)>> {
         ("train.max_steps", integer(args.max_steps)),
         ("train.batch_size", size(args.batch_size)),
         ("train.accumulation", size(args.accumulation)),
+        ("train.checkpoint_blocks", args.checkpoint_blocks.then_some(Value::Boolean(true))),
         ("train.seed", integer(args.seed)),
         ("adapter.seed", integer(args.seed)),
     ];

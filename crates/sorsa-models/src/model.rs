@@ -133,6 +133,12 @@ impl CausalLm {
     /// The cross-entropy summed over all positions whose target is not negative. `targets` `[rows * len]` holds the
     /// token that follows each position. Nothing where there is no target.
     pub fn loss_sum(&self, input: &ModelInput<'_>, targets: &[i32]) -> Option<Tensor<1>> {
+        let has_targets = targets.iter().any(|target| *target >= 0);
+        has_targets.then(|| self.hidden(input)).and_then(|hidden| self.loss_of_hidden(hidden, targets))
+    }
+
+    /// [`loss_sum`](Self::loss_sum) of hidden states `[rows, len, hidden_size]`.
+    pub(crate) fn loss_of_hidden(&self, hidden: Tensor<3>, targets: &[i32]) -> Option<Tensor<1>> {
         let (picked, targets): (Vec<i32>, Vec<i32>) = targets
             .iter()
             .enumerate()
@@ -144,7 +150,8 @@ impl CausalLm {
         }
         let device = self.device().without_autodiff();
         // The head is dear: only rows that have a target go through it.
-        let hidden = self.hidden(input).reshape([input.rows * input.len, self.config().hidden_size]);
+        let [rows, len, width] = hidden.dims();
+        let hidden = hidden.reshape([rows * len, width]);
         let hidden = hidden.select(0, index_tensor(picked, &device));
         let targets = index_tensor(targets, &device);
         let weight = match self.head() {

@@ -55,7 +55,7 @@ pub struct Block {
     /// With four norms, after feed-forward.
     pub post_feedforward_layernorm: Option<RmsNorm>,
     #[module(skip)]
-    layer_type: LayerType,
+    pub(crate) layer_type: LayerType,
 }
 
 /// What the layers of a type need besides their input.
@@ -65,7 +65,7 @@ pub(crate) struct View {
 }
 
 /// The views of all types that a model has.
-type Views = BTreeMap<LayerType, View>;
+pub(crate) type Views = BTreeMap<LayerType, View>;
 
 impl Transformer {
     /// A transformer with fresh weights.
@@ -105,10 +105,20 @@ impl Transformer {
 
     /// Hidden states after the final norm `[rows, len, hidden_size]`, of whole sequences.
     pub(crate) fn hidden(&self, input: &ModelInput<'_>) -> Tensor<3> {
+        self.forward(input.input_ids, [input.rows, input.len], &self.views_of(input), None)
+    }
+
+    /// The views of whole sequences.
+    pub(crate) fn views_of(&self, input: &ModelInput<'_>) -> Views {
         let device = self.device().without_autodiff();
-        let shape = [input.rows, input.len];
-        let views = self.views(input.positions, shape, |window| Some(input.mask(window, &device)));
-        self.forward(input.input_ids, shape, &views, None)
+        self.views(input.positions, [input.rows, input.len], |window| Some(input.mask(window, &device)))
+    }
+
+    /// What the first block takes in.
+    pub(crate) fn embedded(&self, ids: &[i32], shape: [usize; 2]) -> Tensor<3> {
+        let ids = ids_tensor(ids, shape, &self.device().without_autodiff());
+        let x = embedded(&self.model.embed_tokens, ids);
+        if self.decoder.scale_embedding { x * (self.config.hidden_size as f64).sqrt() } else { x }
     }
 
     /// Takes in the prompts, in one pass, padded on the left and masked. Returns the hidden states of their last
@@ -159,11 +169,7 @@ impl Transformer {
     }
 
     fn forward(&self, ids: &[i32], shape: [usize; 2], views: &Views, mut cache: Option<&mut KvCache>) -> Tensor<3> {
-        let ids = ids_tensor(ids, shape, &self.device().without_autodiff());
-        let mut x = embedded(&self.model.embed_tokens, ids);
-        if self.decoder.scale_embedding {
-            x = x * (self.config.hidden_size as f64).sqrt();
-        }
+        let mut x = self.embedded(ids, shape);
         for (index, layer) in self.model.layers.iter().enumerate() {
             let cache = cache.as_mut().map(|cache| &mut cache.layers[index]);
             x = layer.forward(x, &views[&layer.layer_type], cache);
@@ -198,7 +204,7 @@ impl Transformer {
 }
 
 impl Block {
-    fn forward(&self, x: Tensor<3>, view: &View, cache: Option<&mut LayerCache>) -> Tensor<3> {
+    pub(crate) fn forward(&self, x: Tensor<3>, view: &View, cache: Option<&mut LayerCache>) -> Tensor<3> {
         let attention = self.self_attn.forward(self.input_layernorm.forward(x.clone()), view, cache);
         let (Some(before), Some(after)) = (&self.pre_feedforward_layernorm, &self.post_feedforward_layernorm) else {
             let x = x + attention;

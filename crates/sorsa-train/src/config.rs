@@ -30,6 +30,9 @@ pub struct TrainConfig {
     pub loss_normalization: LossNormalization,
     /// Largest global norm of the task's gradient; 0: no clipping.
     pub clip_norm: f64,
+    /// Keep the inputs of blocks alone for the backward pass, and run each block twice: less memory, more time.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub checkpoint_blocks: bool,
     /// Seed of data order and dropout.
     pub seed: u64,
     /// The optimizer.
@@ -53,6 +56,7 @@ impl Default for TrainConfig {
             early_stopping: 0,
             loss_normalization: LossNormalization::Step,
             clip_norm: 1.0,
+            checkpoint_blocks: false,
             seed: 42,
             optimizer: OptimizerConfig::default(),
             schedule: ScheduleConfig::default(),

@@ -5,7 +5,7 @@ use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::prelude::*;
 use burn::tensor::FloatDType;
 use sorsa_data::Batch;
-use sorsa_models::{CausalLm, ModelInput};
+use sorsa_models::{CausalLm, ModelInput, Pass};
 
 use crate::config::LossNormalization;
 
@@ -27,28 +27,32 @@ pub(crate) fn model_input(batch: &Batch) -> ModelInput<'_> {
     }
 }
 
-/// Runs forward and backward of every micro-batch. Nothing where no batch has a target.
+/// Runs forward and backward of every micro-batch; dropout depends on `seed` and the micro-batch's index. Nothing where no
+/// batch has a target.
 pub(crate) fn step_gradients(
     model: &CausalLm,
     batches: &[Batch],
     normalization: LossNormalization,
+    seed: u64,
+    checkpoint_blocks: bool,
 ) -> Option<StepGradients> {
     let targets: usize = batches.iter().map(Batch::target_tokens).sum();
     let mut accumulator = GradientsAccumulator::new();
     let mut total: Option<Tensor<1>> = None;
-    for batch in batches {
-        let Some(sum) = model.loss_sum(&model_input(batch), &batch.targets) else { continue };
+    for (index, batch) in batches.iter().enumerate() {
         let divisor = match normalization {
             LossNormalization::Step => targets,
             LossNormalization::MicroBatch => batches.len() * batch.target_tokens(),
         };
-        let loss = sum / divisor as f64;
-        let value = loss.clone().inner();
+        let seed = seed ^ (index as u64).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let pass = Pass { divisor: divisor as f64, seed, checkpoint_blocks };
+        let Some((value, gradients)) = model.loss_gradients(&model_input(batch), &batch.targets, &pass) else {
+            continue;
+        };
         total = Some(match total {
             Some(total) => total + value,
             None => value,
         });
-        let gradients = GradientsParams::from_grads(loss.backward(), model);
         accumulator.accumulate(model, gradients);
     }
     Some(StepGradients { gradients: accumulator.grads(), loss: total? })
@@ -133,7 +137,8 @@ mod tests {
         batch_size: usize,
         normalization: LossNormalization,
     ) -> (f32, BTreeMap<ParamId, Vec<f32>>) {
-        let StepGradients { gradients, loss } = step_gradients(model, &batches(batch_size), normalization).unwrap();
+        let StepGradients { gradients, loss } =
+            step_gradients(model, &batches(batch_size), normalization, 0, false).unwrap();
         (loss.into_scalar::<f32>(), on_host(model, &gradients))
     }
 
@@ -187,7 +192,7 @@ mod tests {
     #[test]
     fn the_norm_is_over_all_gradients_and_scaling_scales_it() {
         let model = model();
-        let result = step_gradients(&model, &batches(6), LossNormalization::Step).unwrap();
+        let result = step_gradients(&model, &batches(6), LossNormalization::Step, 0, false).unwrap();
         let squares = |gradients: &GradientsParams| {
             on_host(&model, gradients).into_values().flatten().map(|g| f64::from(g).powi(2)).sum::<f64>()
         };

@@ -258,10 +258,13 @@ impl Trainer {
         let batches: Vec<Batch> = (0..self.config.accumulation).map(|_| self.train.next(&mut position)).collect();
         let step = self.state.step + 1;
         // Dropout of a step depends on the seed and the step alone.
-        self.device.seed(self.config.seed ^ step.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let seed = self.config.seed ^ step.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.device.seed(seed);
 
         let model = &self.attached.model;
-        let Some(result) = step_gradients(model, &batches, self.config.loss_normalization) else {
+        let config = &self.config;
+        let result = step_gradients(model, &batches, config.loss_normalization, seed, config.checkpoint_blocks);
+        let Some(result) = result else {
             return Err(TrainError::NoTargets { step, rows: self.rows(&batches) });
         };
         let mut gradients = result.gradients;

@@ -15,7 +15,7 @@ pub struct SpeedArgs {
     #[arg(long = "method", value_name = "METHOD,..", value_delimiter = ',', default_value = "lora")]
     pub methods: Vec<String>,
     /// Sizes that the options below replace
-    #[arg(long, value_enum, default_value_t)]
+    #[arg(long, value_enum, ignore_case = true, default_value_t)]
     pub shape: Shape,
     /// Width of the residual stream
     #[arg(long)]
@@ -62,6 +62,9 @@ pub struct SpeedArgs {
     /// The plain forms of all operations instead of the fused ones
     #[arg(long)]
     pub plain: bool,
+    /// Run each block twice instead of keeping what its backward pass needs
+    #[arg(long)]
+    pub checkpoint_blocks: bool,
     /// Measure start-up alone
     #[arg(long)]
     pub init_only: bool,
@@ -81,10 +84,13 @@ pub struct SpeedArgs {
 pub enum Shape {
     /// Width 288, 6 blocks, vocabulary 32,000, batch 4 x 256
     #[default]
+    #[value(name = "S")]
     S,
     /// The same with a vocabulary of 8,192
+    #[value(name = "S8")]
     S8,
     /// Width 768, 12 blocks, vocabulary 32,000, batch 1 x 256
+    #[value(name = "L")]
     L,
 }
 

@@ -39,6 +39,7 @@ pub struct Measurement {
     pub dtype: &'static str,
     /// Fused or plain operations.
     pub form: &'static str,
+    pub checkpoint_blocks: bool,
     pub backend: Backend,
     pub n_params: usize,
     pub trainable: usize,
@@ -133,6 +134,7 @@ fn measure_form(args: &SpeedArgs, method: Method, backend: Backend, device: &Dev
         threads: rayon::current_num_threads(),
         dtype: if args.dtype == "bf16" { "bfloat16" } else { "float32" },
         form: if args.plain { "plain" } else { "fused" },
+        checkpoint_blocks: args.checkpoint_blocks,
         backend,
         n_params,
         trainable,
@@ -169,6 +171,7 @@ fn steps(args: &SpeedArgs, sizes: &Sizes, attached: Attached<CausalLm>) -> anyho
     let config = TrainConfig {
         batch_size: sizes.batch,
         max_steps: Some(count as u64),
+        checkpoint_blocks: args.checkpoint_blocks,
         optimizer: OptimizerConfig { learning_rate: 1e-4, ..OptimizerConfig::default() },
         ..TrainConfig::default()
     };

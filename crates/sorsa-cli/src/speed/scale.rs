@@ -54,7 +54,9 @@ impl Variation {
         put("warmup", Some(&args.warmup));
         put("seed", Some(&args.seed));
         put("threads", args.threads.as_ref().map(|threads| threads as &dyn Display));
-        for (name, given) in [("--plain", args.plain), ("--init-only", args.init_only)] {
+        let switches =
+            [("--plain", args.plain), ("--init-only", args.init_only), ("--checkpoint-blocks", args.checkpoint_blocks)];
+        for (name, given) in switches {
             options.extend(given.then(|| name.to_owned()));
         }
         options

@@ -1,0 +1,119 @@
+//! Loss and gradients of one micro-batch, by one tape or block by block.
+//!
+//! One tape keeps what every block needs for its backward pass. Block by block (gradient checkpointing, Chen et al.,
+//! 2016) the forward pass keeps the input of each block alone. The backward pass then runs each block again, last to
+//! first, on a tape of its own, with the block's output multiplied by the gradient that comes from above:
+//!
+//! ```text
+//! L = <f_i(x_i; p_i), dL/dx_{i+1}>        dL/dx_i and dL/dp_i by the tape of f_i
+//! ```
+//!
+//! Dropout is seeded before each block in both ways, so that a block which runs twice drops the same elements twice, and
+//! those that it drops without checkpoints.
+
+use burn::optim::{GradientsAccumulator, GradientsParams};
+use burn::prelude::*;
+
+use crate::input::ModelInput;
+use crate::model::CausalLm;
+use crate::transformer::Transformer;
+
+/// How the gradients of a micro-batch are computed.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Pass {
+    /// What the summed loss is divided by.
+    pub divisor: f64,
+    /// Seed of dropout.
+    pub seed: u64,
+    /// Keep the inputs of blocks alone, and run each block twice. Of no effect on RWKV.
+    pub checkpoint_blocks: bool,
+}
+
+impl Pass {
+    fn seed_block(&self, device: &Device, index: usize) {
+        device.seed(self.seed ^ (index as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    }
+}
+
+impl CausalLm {
+    /// The cross-entropy as [`loss_sum`](Self::loss_sum) gives it, divided, without autodiff; and the gradients of all
+    /// trained parameters. Nothing where there is no target. The model must be on autodiff, in training.
+    pub fn loss_gradients(
+        &self,
+        input: &ModelInput<'_>,
+        targets: &[i32],
+        pass: &Pass,
+    ) -> Option<(Tensor<1>, GradientsParams)> {
+        if targets.iter().all(|target| *target < 0) {
+            return None;
+        }
+        let hidden = match self {
+            Self::Transformer(model) if pass.checkpoint_blocks => {
+                return self.by_blocks(model, input, targets, pass);
+            }
+            Self::Transformer(model) => model.seeded_hidden(input, pass),
+            Self::Rwkv(model) => model.hidden(input),
+        };
+        let loss = self.loss_of_hidden(hidden, targets)? / pass.divisor;
+        let value = loss.clone().inner();
+        Some((value, GradientsParams::from_grads(loss.backward(), self)))
+    }
+
+    fn by_blocks(
+        &self,
+        model: &Transformer,
+        input: &ModelInput<'_>,
+        targets: &[i32],
+        pass: &Pass,
+    ) -> Option<(Tensor<1>, GradientsParams)> {
+        let device = self.device();
+        let (views, layers) = (model.views_of(input), &model.model.layers);
+        let embedded = model.embedded(input.input_ids, [input.rows, input.len]);
+        let mut x = embedded.clone().inner();
+        let mut inputs = Vec::with_capacity(layers.len());
+        for (index, block) in layers.iter().enumerate() {
+            inputs.push(x.clone());
+            pass.seed_block(&device, index);
+            // On autodiff, since dropout is asleep elsewhere; the tape goes with the tensor.
+            x = block.forward(Tensor::from_inner(x), &views[&block.layer_type], None).inner();
+        }
+
+        let mut gradients = GradientsAccumulator::new();
+        let last = Tensor::from_inner(x).require_grad();
+        let loss = self.loss_of_hidden(model.model.norm.forward(last.clone()), targets)? / pass.divisor;
+        let value = loss.clone().inner();
+        let mut tape = loss.backward();
+        let mut above = last.grad_remove(&mut tape);
+        gradients.accumulate(self, GradientsParams::from_grads(tape, self));
+
+        for (index, (block, x)) in layers.iter().zip(inputs).enumerate().rev() {
+            // Below the first block only an embedding that is trained wants a gradient.
+            let x = Tensor::from_inner(x).set_require_grad(index > 0 || embedded.is_tracked());
+            pass.seed_block(&device, index);
+            let y = block.forward(x.clone(), &views[&block.layer_type], None);
+            // Where nothing is trained from here down, there is no tape.
+            let Some(from_above) = above.take().filter(|_| y.is_tracked()) else { continue };
+            let mut tape = (y * Tensor::from_inner(from_above)).sum().backward();
+            above = x.grad_remove(&mut tape);
+            gradients.accumulate(self, GradientsParams::from_grads(tape, self));
+        }
+        if let Some(above) = above.filter(|_| embedded.is_tracked()) {
+            let tape = (embedded * Tensor::from_inner(above)).sum().backward();
+            gradients.accumulate(self, GradientsParams::from_grads(tape, self));
+        }
+        Some((value, gradients.grads()))
+    }
+}
+
+impl Transformer {
+    /// [`CausalLm::hidden`], dropout seeded before each block.
+    fn seeded_hidden(&self, input: &ModelInput<'_>, pass: &Pass) -> Tensor<3> {
+        let (views, device) = (self.views_of(input), self.device());
+        let mut x = self.embedded(input.input_ids, [input.rows, input.len]);
+        for (index, block) in self.model.layers.iter().enumerate() {
+            pass.seed_block(&device, index);
+            x = block.forward(x, &views[&block.layer_type], None);
+        }
+        self.model.norm.forward(x)
+    }
+}

@@ -1,0 +1,83 @@
+//! Gradients block by block are those of one tape. Alone in its process: dropout draws from burn's one generator, which
+//! tests beside this one would draw from too.
+
+use std::collections::BTreeMap;
+
+use burn::module::{ModuleVisitor, Param, ParamId};
+use burn::optim::GradientsParams;
+use burn::prelude::*;
+use sorsa_adapter::{AdapterConfig, Method};
+use sorsa_models::{CausalLm, ModelConfig, ModelInput, Pass};
+
+const LEN: usize = 9;
+
+fn model(adapter: &AdapterConfig, tied: bool) -> CausalLm {
+    let config = serde_json::json!({
+        "model_type": "llama", "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 3,
+        "num_attention_heads": 2, "vocab_size": 11, "max_position_embeddings": 32, "initializer_range": 0.3,
+        "tie_word_embeddings": tied,
+    });
+    let config = ModelConfig::parse(config.as_object().unwrap().clone()).unwrap();
+    let device = Device::flex();
+    device.seed(3);
+    adapter.attach(CausalLm::init(&config, &device), &Default::default()).unwrap().model.train()
+}
+
+struct OnHost<'a> {
+    gradients: &'a GradientsParams,
+    found: BTreeMap<ParamId, Vec<f32>>,
+}
+
+impl ModuleVisitor for OnHost<'_> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if let Some(gradient) = self.gradients.get::<D>(param.id) {
+            self.found.insert(param.id, gradient.into_data().try_into_vec::<f32>().unwrap());
+        }
+    }
+}
+
+fn loss_and_gradients(model: &CausalLm, seed: u64, checkpoint_blocks: bool) -> (f32, BTreeMap<ParamId, Vec<f32>>) {
+    let ids: Vec<i32> = (0..2 * LEN).map(|i| (i * i % 11) as i32).collect();
+    let targets: Vec<i32> = (0..2 * LEN).map(|i| if i % 4 == 0 { -100 } else { (i * 5 % 11) as i32 }).collect();
+    let positions: Vec<i32> = (0..2 * LEN).map(|i| (i % LEN) as i32).collect();
+    let segments = vec![1; 2 * LEN];
+    let input = ModelInput { rows: 2, len: LEN, input_ids: &ids, positions: &positions, segments: &segments };
+    let pass = Pass { divisor: 13.0, seed, checkpoint_blocks };
+    let (loss, gradients) = model.loss_gradients(&input, &targets, &pass).unwrap();
+    let mut on_host = OnHost { gradients: &gradients, found: BTreeMap::new() };
+    model.visit(&mut on_host);
+    (loss.into_scalar::<f32>(), on_host.found)
+}
+
+fn distance(a: &BTreeMap<ParamId, Vec<f32>>, b: &BTreeMap<ParamId, Vec<f32>>) -> f32 {
+    assert!(a.keys().eq(b.keys()), "other parameters have gradients");
+    let pairs = a.iter().flat_map(|(id, values)| values.iter().zip(&b[id]));
+    pairs.fold(0f32, |worst, (a, b)| worst.max((a - b).abs()))
+}
+
+#[test]
+fn block_by_block_the_loss_and_all_gradients_are_those_of_one_tape_with_the_same_dropout() {
+    let adapter = |method| AdapterConfig::new(method, 2, &["q_proj", "up_proj", "down_proj"]).with_dropout(0.4);
+    let full = AdapterConfig::new(Method::Full, 1, &[]);
+    let above = AdapterConfig::new(Method::Partial, 1, &["model.layers.1.*"]);
+    let cases = [
+        (adapter(Method::Sorsa), false),
+        (adapter(Method::Lora), true),
+        (full.clone(), false),
+        (full, true),
+        (above, false),
+    ];
+    for (config, tied) in cases {
+        let model = model(&config, tied);
+        let (loss, one_tape) = loss_and_gradients(&model, 7, false);
+        let (by_blocks_loss, by_blocks) = loss_and_gradients(&model, 7, true);
+        let method = config.method;
+        assert!((loss - by_blocks_loss).abs() < 1e-6, "{method}: {loss} and {by_blocks_loss}");
+        let distance_of_ways = distance(&one_tape, &by_blocks);
+        assert!(!one_tape.is_empty() && distance_of_ways < 1e-6, "{method}: {distance_of_ways}");
+        if config.dropout > 0.0 {
+            let (_, other_seed) = loss_and_gradients(&model, 8, false);
+            assert!(distance(&one_tape, &other_seed) > 1e-4, "{method}: dropout does not depend on the seed");
+        }
+    }
+}
