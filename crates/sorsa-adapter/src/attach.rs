@@ -214,7 +214,7 @@ impl AdapterConfig {
                     |(name, tensor): (&&str, &HostTensor)| (factor_path(&path, self.method, name), tensor.clone());
                 initial.extend(factors.iter().map(named));
             }
-            let take_out = splits.then(|| TakeOut { factors: factors.clone(), kept: FactorSet::new() });
+            let take_out = splits.then(|| TakeOut { factors: None, kept: FactorSet::new() });
             jobs.insert(path, Install { factors, take_out, scale, svd });
         }
         Ok((AdapterState { config: self.clone(), modules, initial }, jobs))
@@ -286,7 +286,8 @@ pub(crate) struct Install {
 
 /// An adapter that is a part of a weight, to be taken out of it.
 pub(crate) struct TakeOut {
-    pub factors: FactorSet,
+    /// Absent where they are the adapter's own, as at the start.
+    pub factors: Option<FactorSet>,
     /// What was kept of the weight when the adapter was merged into it.
     pub kept: FactorSet,
 }
@@ -319,7 +320,8 @@ pub(crate) fn install<M: Module>(model: M, state: AdapterState, jobs: BTreeMap<S
             let base = match &job.take_out {
                 None => param,
                 Some(TakeOut { factors, kept }) => {
-                    let part = adapter(factors, 0.0, &device.clone().without_autodiff());
+                    let part =
+                        adapter(factors.as_ref().unwrap_or(&job.factors), 0.0, &device.clone().without_autodiff());
                     param.map(|weight| {
                         let (rest, rounding) = residual(weight.clone().without_autodiff(), &part, kept);
                         if let Some(rounding) = rounding {

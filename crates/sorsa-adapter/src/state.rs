@@ -185,7 +185,7 @@ impl SavedAdapter {
         if method.is_factored() {
             for module in &self.state.modules {
                 let take_out = take_out.map(|(factors, kept)| TakeOut {
-                    factors: self.state.set(module, method.factors(), factors),
+                    factors: Some(self.state.set(module, method.factors(), factors)),
                     kept: self.state.set(module, method.kept(), kept),
                 });
                 let factors = self.state.set(module, method.factors(), &self.trained);

@@ -58,7 +58,7 @@ mod tests {
         let mut panel = gaussian::<f32>(6, 400, &mut rng);
         for i in 1..6 {
             for j in 0..400 {
-                panel[(i, j)] = (panel[(i - 1, j)] + 0.1 * panel[(i, j)]) * 4.0;
+                panel[(i, j)] = panel[(i - 1, j)] * 4.0 + panel[(i, j)] * 0.1 * 4f32.powi(i as i32);
             }
         }
         panel

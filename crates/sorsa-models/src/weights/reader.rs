@@ -164,7 +164,9 @@ impl Checkpoint {
     fn read<T: Number>(&self, name: &str) -> Result<Vec<T>, WeightsError> {
         let entry = self.entry(name)?;
         let read = T::decoder(entry.info.dtype).ok_or_else(|| not_float(name, &entry.info))?;
-        Ok(decode(self.bytes(entry), entry.info.dtype.bitsize() / 8, read))
+        let values = decode(self.bytes(entry), entry.info.dtype.bitsize() / 8, read);
+        self.release(entry);
+        Ok(values)
     }
 
     fn read_transposed<T: Number>(&self, name: &str) -> Result<Vec<T>, WeightsError> {
@@ -174,7 +176,9 @@ impl Checkpoint {
         let &[rows, cols] = shape.as_slice() else {
             return Err(WeightsError::NotMatrix { name: name.to_owned(), file: file.clone(), found: shape.clone() });
         };
-        Ok(decode_transposed(self.bytes(entry), dtype.bitsize() / 8, [rows, cols], read))
+        let values = decode_transposed(self.bytes(entry), dtype.bitsize() / 8, [rows, cols], read);
+        self.release(entry);
+        Ok(values)
     }
 
     fn entry(&self, name: &str) -> Result<&Entry, WeightsError> {
@@ -190,6 +194,21 @@ impl Checkpoint {
             let _ = map.advise_range(memmap2::Advice::WillNeed, start, end - start);
         }
         &map[start..end]
+    }
+
+    /// Gives back the pages of a tensor that was copied. They are clean, so nothing is lost, and they stay in the
+    /// system's cache; but what is mapped and was touched counts as this process's memory, twice that of the model in
+    /// the end.
+    #[cfg_attr(unix, allow(unsafe_code))]
+    fn release(&self, entry: &Entry) {
+        #[cfg(unix)]
+        if entry.bytes.len() >= PREFETCH_BYTES {
+            let (map, Range { start, end }) = (&self.maps[entry.map], entry.bytes.clone());
+            // SAFETY: the map is a shared one of a file, read-only: a page that is touched again is read again.
+            let _ = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, end - start) };
+        }
+        #[cfg(not(unix))]
+        let _ = entry;
     }
 }
 
