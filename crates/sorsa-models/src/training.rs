@@ -74,8 +74,9 @@ impl CausalLm {
         for (index, block) in layers.iter().enumerate() {
             inputs.push(x.clone());
             pass.seed_block(&device, index);
-            // On autodiff, since dropout is asleep elsewhere; the tape goes with the tensor.
-            x = block.forward(Tensor::from_inner(x), &views[&block.layer_type], None).inner();
+            // On autodiff, since dropout is asleep elsewhere, but with nothing to track: burn keeps a tape that nobody
+            // goes back on until the next one is used up.
+            x = block.clone().no_grad().forward(Tensor::from_inner(x), &views[&block.layer_type], None).inner();
         }
 
         let mut gradients = GradientsAccumulator::new();
