@@ -20,7 +20,7 @@ fn json(path: &Path) -> Value {
 }
 
 /// The averages of a run at a step.
-fn mean<'a>(run: &'a Value, step: u64) -> &'a Value {
+fn mean(run: &Value, step: u64) -> &Value {
     let checkpoints = run["checkpoints"].as_array().unwrap();
     &checkpoints.iter().find(|checkpoint| checkpoint["step"] == step).unwrap()["mean"]
 }

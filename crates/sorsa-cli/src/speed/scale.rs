@@ -81,7 +81,20 @@ mod tests {
 
     #[test]
     fn a_child_is_asked_for_what_was_given_but_for_what_is_varied() {
-        let given = parse(["--shape", "L", "--rank", "8", "--threads", "2", "--dtype", "bf16", "--plain", "--heads", "6", "--scale"]);
+        let given = parse([
+            "--shape",
+            "L",
+            "--rank",
+            "8",
+            "--threads",
+            "2",
+            "--dtype",
+            "bf16",
+            "--plain",
+            "--heads",
+            "6",
+            "--scale",
+        ]);
         for variation in variations(&given) {
             let options = variation.options(&given);
             let child = parse(options.iter().map(String::as_str));
