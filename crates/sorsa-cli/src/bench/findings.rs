@@ -112,7 +112,11 @@ pub fn notes(comparison: &Comparison, plan: &Plan) -> Vec<String> {
         1 => "One seed: intervals of accuracy do not cover what another seed would change, and losses have none.".to_owned(),
         count => format!(
             "Losses: Student's intervals over {count} seeds (data order, random start), paired by seed for differences. So few seeds \
-             say little of their own scatter; the validation data are the same for all, and no interval covers another choice of them."
+             say little of their own scatter; {}.",
+            match plan.common.data.validation {
+                Some(_) => "the validation data are the same for all, and no interval covers another choice of them",
+                None => "each seed holds out validation rows of its own, the same for every method",
+            }
         ),
     });
     let compared = comparison.arms.iter().filter(|arm| arm.difference.is_some()).count();
