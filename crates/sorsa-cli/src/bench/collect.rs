@@ -13,7 +13,7 @@ use super::work::Circumstances;
 use crate::commands::finetune::DIVERGED;
 
 /// A run as the results show it. What was not measured is absent.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub struct Run {
     /// Name of its folder.
     pub name: String,
@@ -120,25 +120,9 @@ impl Run {
             gamma: (method == sorsa_adapter::Method::Sorsa).then_some(spec.recipe.train.regularizer.gamma),
             seed: spec.seed,
             diverged: folder.join(DIVERGED).exists(),
-            steps: 0,
-            best_step: None,
-            loss_before: None,
-            loss_after: None,
-            accuracy: None,
-            problems: None,
-            text_loss: None,
-            defect: None,
-            trainable_parameters: None,
-            tokens_per_s: None,
-            seconds: None,
-            seconds_to_target: None,
-            start_seconds: None,
-            peak_memory_bytes: None,
-            adapter_bytes: None,
             concurrent: circumstances.concurrent,
             resumed: circumstances.resumed,
-            curve: Vec::new(),
-            verdicts: None,
+            ..Self::default()
         };
         let logged = metrics::read(folder.join("metrics.jsonl"))?;
         run.read_log(&logged);
@@ -253,34 +237,8 @@ pub mod tests {
     /// A run with this curve and nothing else.
     pub fn with_curve(curve: &[(f64, f64)]) -> Run {
         let points = curve.iter().enumerate();
-        Run {
-            name: "run".into(),
-            method: "lora".into(),
-            rank: Some(4),
-            learning_rate: 1e-3,
-            gamma: None,
-            seed: 42,
-            diverged: false,
-            steps: 10,
-            best_step: None,
-            loss_before: None,
-            loss_after: None,
-            accuracy: None,
-            problems: None,
-            text_loss: None,
-            defect: None,
-            trainable_parameters: None,
-            tokens_per_s: None,
-            seconds: None,
-            seconds_to_target: None,
-            start_seconds: None,
-            peak_memory_bytes: None,
-            adapter_bytes: None,
-            concurrent: 1,
-            resumed: false,
-            curve: points.map(|(i, &(seconds, loss))| Evaluated { step: i as u64, seconds, loss }).collect(),
-            verdicts: None,
-        }
+        let curve = points.map(|(i, &(seconds, loss))| Evaluated { step: i as u64, seconds, loss }).collect();
+        Run { curve, ..Run::default() }
     }
 
     #[test]

@@ -1,18 +1,21 @@
 //! What holds for every model, on small ones with random weights.
 
+mod bf16;
+#[path = "../common/processor.rs"]
+mod processor;
+
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
-use burn::optim::GradientsParams;
+use burn::module::{Module, ModuleMapper, Param, ParamId};
 use burn::prelude::*;
-use burn::tensor::{DType, Distribution, FloatDType};
+use burn::tensor::{Distribution, FloatDType};
 use serde_json::{Value, json};
 use sorsa_adapter::{AdapterConfig, Method};
 use sorsa_models::weights::{Checkpoint, CheckpointWriter, Expected, FloatDtype, WeightsError};
 use sorsa_models::{
-    CausalLm, Finish, GenerateError, GenerateOptions, Generation, Mlp, ModelConfig, ModelError, ModelInput, Requests,
+    CausalLm, Finish, GenerateError, GenerateOptions, Generation, ModelConfig, ModelError, ModelInput, Requests,
     Sampling,
 };
 use tempfile::tempdir;
@@ -442,118 +445,6 @@ fn weights_that_are_not_numbers_are_named_in_one_error() {
         let ModelError::NotFinite { faults, .. } = &error else { panic!("{error}") };
         assert_eq!(faults.len(), 2, "{error}");
         assert!(error.to_string().contains("`model.norm.weight` element 3 is NaN"), "{error}");
-    }
-}
-
-fn up_proj(model: &CausalLm) -> Tensor<2> {
-    let CausalLm::Transformer(transformer) = model else { panic!("a transformer") };
-    let Mlp::Separate(mlp) = &transformer.model.layers[0].mlp else { panic!("not fused") };
-    mlp.up_proj.weight.val()
-}
-
-fn first_norm(model: &CausalLm) -> Tensor<1> {
-    let CausalLm::Transformer(transformer) = model else { panic!("a transformer") };
-    transformer.model.layers[0].input_layernorm.weight.val()
-}
-
-#[test]
-fn weights_kept_as_bf16_are_those_of_the_file_and_norms_stay_f32() {
-    let folder = tempdir().unwrap();
-    model(json!({})).save(folder.path(), FloatDtype::Bf16).unwrap();
-    let load = |dtype| CausalLm::load(folder.path(), dtype, &Device::flex()).unwrap();
-    let (narrow, wide) = (load(FloatDType::BF16), load(FloatDType::F32));
-    let (narrow_weights, narrow_norm) = (up_proj(&narrow), first_norm(&narrow));
-    assert_eq!(narrow_weights.dtype(), DType::BF16);
-    assert_eq!(narrow_norm.dtype(), DType::F32);
-    assert_eq!(values(narrow_weights), values(up_proj(&wide)));
-
-    // Computed in bf16, with its 8 bits of precision.
-    let (found, expected) = (logits(&narrow, A), logits(&wide, A));
-    let largest = expected.iter().fold(0f32, |largest, logit| largest.max(logit.abs()));
-    let worst = found.iter().zip(&expected).fold(0f32, |worst, (f, e)| worst.max((f - e).abs()));
-    assert!(worst < 0.1 * largest, "{worst} of {largest}");
-    let loss = |model| Rows::new(&[&[A]]).loss(model) / (A.len() - 1) as f32;
-    assert!((loss(&narrow) / loss(&wide) - 1.0).abs() < 0.02, "{} {}", loss(&narrow), loss(&wide));
-    let rewritten = tempdir().unwrap();
-    narrow.save(rewritten.path(), FloatDtype::Bf16).unwrap();
-    let bytes = |folder: &Path| std::fs::read(folder.join("model.safetensors")).unwrap();
-    assert_eq!(bytes(rewritten.path()), bytes(folder.path()));
-}
-
-#[test]
-fn every_family_computes_in_bf16_what_it_computes_in_f32_to_its_precision() {
-    for family in families() {
-        let folder = tempdir().unwrap();
-        model(family).save(folder.path(), FloatDtype::Bf16).unwrap();
-        let loss = |dtype| {
-            let model = CausalLm::load(folder.path(), dtype, &Device::flex()).unwrap();
-            Rows::new(&[&[A], &[B]]).loss(&model)
-        };
-        let (narrow, wide) = (loss(FloatDType::BF16), loss(FloatDType::F32));
-        // On a processor without products in bf16 they may be equal.
-        assert!((narrow / wide - 1.0).abs() < 0.03, "{}: {narrow} {wide}", folder.path().display());
-    }
-}
-
-#[test]
-fn prompts_of_a_batch_in_bf16_are_continued_as_if_alone() {
-    for family in families() {
-        let folder = tempdir().unwrap();
-        model(family).save(folder.path(), FloatDtype::Bf16).unwrap();
-        let model = CausalLm::load(folder.path(), FloatDType::BF16, &Device::flex()).unwrap();
-        let together = generate(&model, &prompts(), &greedy(12, &[]));
-        for (prompt, together) in prompts().iter().zip(&together) {
-            assert_eq!(
-                generate(&model, std::slice::from_ref(prompt), &greedy(12, &[])),
-                std::slice::from_ref(together)
-            );
-        }
-    }
-}
-
-#[test]
-fn gradients_of_an_adapter_beside_weights_in_bf16_are_those_beside_f32_to_its_precision() {
-    let folder = tempdir().unwrap();
-    model(json!({})).save(folder.path(), FloatDtype::Bf16).unwrap();
-    for method in [Method::Lora, Method::Sorsa, Method::Dora] {
-        let gradients = |dtype| {
-            let base = CausalLm::load(folder.path(), dtype, &Device::flex().autodiff()).unwrap();
-            let attached = AdapterConfig::new(method, 4, &["all-linear"]).attach(base, &Default::default()).unwrap();
-            let loss = attached.model.loss_sum(&Rows::new(&[&[A], &[B]]).input(), &Rows::new(&[&[A], &[B]]).targets());
-            let gradients = GradientsParams::from_grads(loss.unwrap().backward(), &attached.model);
-            let of_factors = Flattened::of(&attached.model, &gradients);
-            assert!(!of_factors.is_empty(), "{method}: no gradients");
-            of_factors
-        };
-        let (narrow, wide) = (gradients(FloatDType::BF16), gradients(FloatDType::F32));
-        assert_eq!(narrow.len(), wide.len());
-        let norm = |values: &[f32]| values.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
-        let difference: Vec<f32> = narrow.iter().zip(&wide).map(|(n, w)| n - w).collect();
-        let relative = norm(&difference) / norm(&wide);
-        // A wrong product would be off by about 1; these predictions are sharp, so rounding shows.
-        assert!(relative < 0.1, "{method}: {relative}");
-    }
-}
-
-/// The gradients of all parameters that have one, after each other.
-struct Flattened<'a> {
-    gradients: &'a GradientsParams,
-    values: Vec<f32>,
-}
-
-impl<'a> Flattened<'a> {
-    fn of(model: &CausalLm, gradients: &'a GradientsParams) -> Vec<f32> {
-        let mut all = Self { gradients, values: Vec::new() };
-        model.visit(&mut all);
-        all.values
-    }
-}
-
-impl ModuleVisitor for Flattened<'_> {
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        if let Some(gradient) = self.gradients.get::<D>(param.id) {
-            self.values.extend(values(gradient));
-        }
     }
 }
 
