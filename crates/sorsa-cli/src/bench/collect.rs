@@ -234,11 +234,21 @@ fn folder_bytes(folder: &Path) -> Option<u64> {
 pub mod tests {
     use super::*;
 
-    /// A run with this curve and nothing else.
+    /// A run with this curve, without results.
     pub fn with_curve(curve: &[(f64, f64)]) -> Run {
         let points = curve.iter().enumerate();
         let curve = points.map(|(i, &(seconds, loss))| Evaluated { step: i as u64, seconds, loss }).collect();
-        Run { curve, ..Run::default() }
+        Run {
+            name: "run".into(),
+            method: "lora".into(),
+            rank: Some(4),
+            learning_rate: 1e-3,
+            seed: 42,
+            steps: 10,
+            concurrent: 1,
+            curve,
+            ..Run::default()
+        }
     }
 
     #[test]
