@@ -261,7 +261,7 @@ pub(crate) fn plain(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use burn::tensor::Distribution;
+    use crate::testing::normal;
 
     fn values<const D: usize>(t: Tensor<D>) -> Vec<f32> {
         t.into_data().try_into_vec::<f32>().unwrap()
@@ -270,8 +270,8 @@ mod tests {
     #[test]
     fn grouped_heads_equal_repeated_key_heads() {
         let device = Device::flex();
-        let random = |shape: [usize; 4]| Tensor::<4>::random(shape, Distribution::Normal(0.0, 1.0), &device);
-        let (q, k, v) = (random([2, 4, 5, 6]), random([2, 2, 5, 6]), random([2, 2, 5, 6]));
+        let random = |shape, seed| normal(shape, 1.0, seed, &device);
+        let (q, k, v) = (random([2, 4, 5, 6], 1), random([2, 2, 5, 6], 2), random([2, 2, 5, 6], 3));
         let repeat = |t: &Tensor<4>| t.clone().unsqueeze_dim::<5>(2).repeat_dim(2, 2).reshape([2, 4, 5, 6]);
         let mask = AttentionMask::from_rule([1, 5, 5], |_, query, key| key <= query, &device);
         let grouped = causal_attention(q.clone(), k.clone(), v.clone(), Some(&mask), 0.4);
@@ -284,7 +284,7 @@ mod tests {
     #[test]
     fn the_first_query_of_a_causal_mask_returns_the_first_value() {
         let device = Device::flex();
-        let x = Tensor::<4>::random([1, 1, 3, 2], Distribution::Normal(0.0, 1.0), &device);
+        let x = normal([1, 1, 3, 2], 1.0, 1, &device);
         let mask = AttentionMask::from_rule([1, 3, 3], |_, query, key| key <= query, &device);
         let y = causal_attention(x.clone(), x.clone(), x.clone(), Some(&mask), 1.0);
         assert_eq!(values(y.narrow(2, 0, 1)), values(x.narrow(2, 0, 1)));
@@ -293,8 +293,7 @@ mod tests {
     #[test]
     fn a_large_cap_changes_nothing_and_a_small_one_evens_out_the_weights() {
         let device = Device::flex();
-        let random = || Tensor::<4>::random([1, 2, 5, 4], Distribution::Normal(0.0, 2.0), &device);
-        let (q, k, v) = (random(), random(), random());
+        let [q, k, v] = [1, 2, 3].map(|seed| normal([1, 2, 5, 4], 2.0, seed, &device));
         let mask = AttentionMask::from_rule([1, 5, 5], |_, query, key| key <= query, &device);
         let capped = |cap| values(soft_capped_attention(q.clone(), k.clone(), v.clone(), Some(&mask), 0.5, cap));
         let difference = |a: &[f32], b: &[f32]| a.iter().zip(b).fold(0f32, |worst, (x, y)| worst.max((x - y).abs()));

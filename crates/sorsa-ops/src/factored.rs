@@ -73,15 +73,15 @@ pub(crate) fn plain<const D: usize>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use burn::tensor::Distribution;
+    use crate::testing::normal;
 
     #[test]
     fn the_factored_form_equals_the_dense_one_with_its_gradients() {
         let device = Device::flex().autodiff();
-        let random = |shape: [usize; 2]| Tensor::<2>::random(shape, Distribution::Normal(0.0, 1.0), &device);
-        let x = random([5, 7]).reshape([1, 5, 7]);
-        let w = random([7, 3]);
-        let (a, b) = (random([7, 2]).require_grad(), random([2, 3]).require_grad());
+        let random = |shape, seed| normal::<2>(shape, 1.0, seed, &device);
+        let x = random([5, 7], 1).reshape([1, 5, 7]);
+        let w = random([7, 3], 2);
+        let (a, b) = (random([7, 2], 3).require_grad(), random([2, 3], 4).require_grad());
         let s = Tensor::<1>::from_floats([0.5, -2.0], &device).require_grad();
 
         let factored = factored_linear(x.clone(), w.clone(), None, None, a.clone(), Some(s.clone()), b.clone(), 1.5);

@@ -40,7 +40,7 @@ fn standardise<const D: usize>(x: Tensor<D>, epsilon: f64) -> Tensor<D> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use burn::tensor::Distribution;
+    use crate::testing::normal;
 
     fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
         tensor.into_data().try_into_vec::<f32>().unwrap()
@@ -60,9 +60,9 @@ mod tests {
     #[test]
     fn a_group_is_a_layer_norm_of_its_own_part() {
         let device = Device::flex();
-        let x = Tensor::<3>::random([2, 3, 8], Distribution::Normal(1.0, 2.0), &device);
-        let weight = Tensor::<1>::random([8], Distribution::Normal(0.0, 1.0), &device);
-        let bias = Tensor::<1>::random([8], Distribution::Normal(0.0, 1.0), &device);
+        let x = normal([2, 3, 8], 2.0, 1, &device) + 1.0;
+        let weight = normal([8], 1.0, 2, &device);
+        let bias = normal([8], 1.0, 3, &device);
         let found = group_norm(x.clone(), 2, weight.clone(), bias.clone(), 1e-3);
         let part = |at: usize| {
             let cut = |t: &Tensor<1>| t.clone().narrow(0, at, 4);

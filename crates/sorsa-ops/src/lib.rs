@@ -24,6 +24,8 @@ mod loss;
 mod norm;
 mod rotary;
 mod soft_cap;
+#[cfg(test)]
+mod testing;
 mod wkv4;
 mod wkv6;
 

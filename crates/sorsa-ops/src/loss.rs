@@ -47,7 +47,7 @@ pub(crate) fn plain(hidden: Tensor<2>, weight: Tensor<2>, targets: Tensor<1, Int
 #[cfg(test)]
 mod tests {
     use super::*;
-    use burn::tensor::Distribution;
+    use crate::testing::normal;
 
     #[test]
     fn large_logits_do_not_overflow() {
@@ -75,8 +75,8 @@ mod tests {
     fn chunks_sum_to_the_whole() {
         let device = Device::flex();
         let rows = CHUNK_ROWS + 7;
-        let hidden = Tensor::<2>::random([rows, 3], Distribution::Normal(0.0, 1.0), &device);
-        let weight = Tensor::<2>::random([3, 5], Distribution::Normal(0.0, 1.0), &device);
+        let hidden = normal([rows, 3], 1.0, 1, &device);
+        let weight = normal([3, 5], 1.0, 2, &device);
         let targets = Tensor::<1, Int>::zeros([rows], &device);
         let whole = cross_entropy_sum(hidden.clone().matmul(weight.clone()), targets.clone()).into_scalar::<f32>();
         let chunked = head_loss_sum(hidden, weight, targets).into_scalar::<f32>();

@@ -32,7 +32,7 @@ pub fn soft_capped_head_loss_sum(hidden: Tensor<2>, weight: Tensor<2>, targets: 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use burn::tensor::Distribution;
+    use crate::testing::normal;
 
     #[test]
     fn small_values_stay_and_large_ones_end_at_the_cap() {
@@ -57,8 +57,7 @@ mod tests {
     fn chunks_of_capped_logits_sum_to_the_whole() {
         let device = Device::flex();
         let rows = CHUNK_ROWS + 3;
-        let random = |shape: [usize; 2]| Tensor::<2>::random(shape, Distribution::Normal(0.0, 2.0), &device);
-        let (hidden, weight) = (random([rows, 3]), random([3, 5]));
+        let (hidden, weight) = (normal([rows, 3], 2.0, 1, &device), normal([3, 5], 2.0, 2, &device));
         let targets = Tensor::<1, Int>::zeros([rows], &device);
         let logits = hidden.clone().matmul(weight.clone());
         let whole = cross_entropy_sum(soft_cap(logits.clone(), 1.5), targets.clone()).into_scalar::<f32>();

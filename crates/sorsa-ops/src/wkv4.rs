@@ -137,7 +137,7 @@ fn one_chunk(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use burn::tensor::Distribution;
+    use crate::testing::normal;
 
     fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f64> {
         tensor.into_data().convert::<f64>().try_into_vec::<f64>().unwrap()
@@ -170,9 +170,12 @@ mod tests {
     }
 
     fn case(shape: [usize; 3], device: &Device) -> Case {
-        let vector = |deviation| Tensor::<1>::random([shape[2]], Distribution::Normal(0.0, deviation), device);
-        let sequence = |deviation| Tensor::<3>::random(shape, Distribution::Normal(0.0, deviation), device);
-        Case { decay: vector(1.5), first: vector(1.0), k: sequence(2.0), v: sequence(1.0) }
+        Case {
+            decay: normal([shape[2]], 1.5, 1, device),
+            first: normal([shape[2]], 1.0, 2, device),
+            k: normal(shape, 2.0, 3, device),
+            v: normal(shape, 1.0, 4, device),
+        }
     }
 
     impl Case {
@@ -232,7 +235,7 @@ mod tests {
     fn gradients_are_the_differences_of_the_equation() {
         let device = Device::flex().autodiff();
         let mut case = case([1, 9, 2], &device);
-        let target: Tensor<3> = case.k.random_like(Distribution::Normal(0.0, 1.0)).detach();
+        let target = normal([1, 9, 2], 1.0, 5, &device);
         (case.decay, case.first) = (case.decay.require_grad(), case.first.require_grad());
         (case.k, case.v) = (case.k.require_grad(), case.v.require_grad());
         let gradients = (case.run(4).0 * target.clone()).sum().backward();
