@@ -8,6 +8,7 @@
 //! ```
 
 use burn::backend::Flex;
+use burn::backend::autodiff::NodeId;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::grads::Gradients;
@@ -122,12 +123,15 @@ pub(super) fn forward(inputs: &Inputs) -> (Values, Vec<f32>) {
 struct FactoredLinear;
 
 impl Backward<Flex, 7> for FactoredLinear {
-    /// The inputs and `h`.
-    type State = (Inputs, Vec<f32>);
+    /// The inputs, `h`, and the node of `x` where that is asked for and not among the inputs.
+    type State = (Inputs, Vec<f32>, Option<NodeId>);
 
-    fn backward(self, ops: Ops<Self::State, 7>, gradients: &mut Gradients, _: &mut Checkpointer) {
+    fn backward(self, ops: Ops<Self::State, 7>, gradients: &mut Gradients, checkpointer: &mut Checkpointer) {
         let dy = contiguous(gradients.consume::<Flex>(&ops.node));
-        let (inputs, h) = ops.state;
+        let (mut inputs, h, x_at) = ops.state;
+        if let Some(node) = x_at {
+            inputs.x = contiguous(checkpointer.retrieve_node_output(node));
+        }
         let [x_node, weight_node, bias_node, adapter_input_node, a_node, s_node, b_node] = ops.parents;
         let (rows, rank, d_out) = (inputs.rows(), inputs.rank(), Weight::of(&inputs.weight).columns());
         let dy_rows = floats(&dy);
@@ -191,11 +195,20 @@ impl Backward<Flex, 7> for FactoredLinear {
 
 pub(super) fn tracked<C: CheckpointStrategy>(operands: [Tracked; 7], scale: f64) -> Tracked {
     let prepared = FactoredLinear.prepare::<C>(operands.each_ref().map(|t| t.node())).compute_bound().stateful();
+    let input = operands[0].clone();
     let [x, weight, bias, adapter_input, a, s, b] = operands.map(|t| t.into_primitive());
-    let inputs = Inputs::new(x, weight, bias, adapter_input, a, s, b, scale);
+    let kept_as_it_is = x.is_contiguous();
+    let mut inputs = Inputs::new(x, weight, bias, adapter_input, a, s, b, scale);
     let (y, h) = forward(&inputs);
     match prepared {
-        OpsKind::Tracked(prepared) => prepared.finish((inputs, h), y),
+        OpsKind::Tracked(mut prepared) => {
+            // The graph keeps it, or computes it again.
+            let x_at = kept_as_it_is.then(|| prepared.checkpoint(&input));
+            if x_at.is_some() {
+                inputs.x = tensor(Vec::new(), [0]);
+            }
+            prepared.finish((inputs, h, x_at), y)
+        }
         OpsKind::UnTracked(prepared) => prepared.finish(y),
     }
 }

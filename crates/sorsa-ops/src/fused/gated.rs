@@ -1,12 +1,13 @@
-//! `y = f(gate) up` in one pass forward and one backward; nothing but the inputs is kept.
+//! `y = f(gate) up` in one pass forward and one backward; nothing but the inputs is kept, not even for the map that
+//! follows.
 
 use burn::backend::Flex;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
-use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use rayon::prelude::*;
 
+use super::again::{self, Again};
 use super::simd::{exp, wide};
 use super::storage::{Tracked, Values, contiguous, floats, into_vec, shape, tensor};
 use crate::gated::Activation;
@@ -102,8 +103,14 @@ impl Backward<Flex, 2> for Gated {
     }
 }
 
-pub(super) fn tracked<C: CheckpointStrategy>(gate: Tracked, up: Tracked, activation: Activation) -> Tracked {
-    let prepared = Gated.prepare::<C>([gate.node(), up.node()]).compute_bound().stateful();
+impl Again for Activation {
+    fn forward(&self, gate: Values, up: Values) -> Values {
+        forward(gate, up, *self)
+    }
+}
+
+pub(super) fn tracked(gate: Tracked, up: Tracked, activation: Activation) -> Tracked {
+    let prepared = again::prepare(Gated, [&gate, &up], activation);
     let (gate, up) = (gate.into_primitive(), up.into_primitive());
     match prepared {
         OpsKind::Tracked(prepared) => {

@@ -7,6 +7,7 @@
 //! Dispatch is asked by the device, before the call: burn panics where an extension operation meets a backend that
 //! its trait does not list.
 
+mod again;
 mod attention;
 mod bf16;
 mod factored;
@@ -204,11 +205,11 @@ impl FusedOps for Flex {
 
 impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
     fn fused_rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, epsilon: f64) -> FloatTensor<Self> {
-        norm::tracked::<C>(x, weight, epsilon)
+        norm::tracked(x, weight, epsilon)
     }
 
     fn fused_gated(gate: FloatTensor<Self>, up: FloatTensor<Self>, activation: Activation) -> FloatTensor<Self> {
-        gated::tracked::<C>(gate, up, activation)
+        gated::tracked(gate, up, activation)
     }
 
     fn fused_head_loss(

@@ -1,4 +1,4 @@
-//! RMSNorm in one pass forward and one backward. With `r = 1 / sqrt(mean(x^2) + eps)` of a row,
+//! RMSNorm in one pass forward and one backward; the result is not kept for what follows. With `r = 1 / sqrt(mean(x^2) + eps)` of a row,
 //!
 //! ```text
 //! y = x r w        dx = r (w dy - x r^2 mean(w dy x))        dw = sum over rows of dy x r
@@ -6,11 +6,11 @@
 
 use burn::backend::Flex;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
-use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use rayon::prelude::*;
 
+use super::again::{self, Again};
 use super::simd::{add_scaled, dot, wide};
 use super::storage::{Tracked, Values, contiguous, floats, rows_and_width, shape, tensor};
 
@@ -112,8 +112,19 @@ impl Backward<Flex, 2> for RmsNorm {
     }
 }
 
-pub(super) fn tracked<C: CheckpointStrategy>(x: Tracked, weight: Tracked, epsilon: f64) -> Tracked {
-    let prepared = RmsNorm.prepare::<C>([x.node(), weight.node()]).compute_bound().stateful();
+#[derive(Debug)]
+struct Normalised {
+    epsilon: f64,
+}
+
+impl Again for Normalised {
+    fn forward(&self, x: Values, weight: Values) -> Values {
+        forward(x, weight, self.epsilon).0
+    }
+}
+
+pub(super) fn tracked(x: Tracked, weight: Tracked, epsilon: f64) -> Tracked {
+    let prepared = again::prepare(RmsNorm, [&x, &weight], Normalised { epsilon });
     let (x, weight) = (x.into_primitive(), weight.into_primitive());
     match prepared {
         OpsKind::Tracked(prepared) => {

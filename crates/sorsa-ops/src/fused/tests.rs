@@ -255,6 +255,37 @@ fn the_factored_linear_map_equals_its_plain_form() {
 }
 
 /// Asserts that `f`, which has no backward pass, goes the fused way and gives what the plain way gives.
+#[test]
+fn norms_and_gated_units_are_computed_once_more_for_the_maps_that_follow() {
+    const SIZES: [usize; 3] = [5, 6, 7];
+    let [rows, width, inner] = SIZES;
+    let (up, rank) = (width * inner, 2);
+    let lengths = [rows * width, width, up, width * rank, rank * inner, up, inner * rank, rank * width];
+    // Input, weight of the norm, first map with its factors, second map with its factors.
+    let adapters = [false, false, false, true, true, false, true, true];
+    let weights = [false, true, true, false, false, true, false, false];
+    for (name, mut tracked) in [("adapters", adapters), ("weights", weights), ("all", [true; 8])] {
+        for input in [false, true] {
+            tracked[0] = input;
+            let before = again::COUNT.get();
+            let block = |t: &[Tensor<1>]| {
+                let matrix = |i: usize, shape: [usize; 2]| t[i].clone().reshape(shape);
+                let x = crate::rms_norm(t[0].clone().reshape([1, rows, width]), t[1].clone(), 1e-5);
+                let factored = |x: Tensor<3>, first: usize, [d_in, d_out]: [usize; 2]| {
+                    let (a, b) = (matrix(first + 1, [d_in, rank]), matrix(first + 2, [rank, d_out]));
+                    crate::factored_linear(x, matrix(first, [d_in, d_out]), None, None, a, None, b, 0.5)
+                };
+                let (gate, up) = (factored(x.clone(), 2, [width, inner]), factored(x, 2, [width, inner]));
+                flat(factored(crate::gated_silu(gate, up), 5, [inner, width]))
+            };
+            same(name, &lengths, &tracked, block);
+            // The gated unit always is in the graph, the norm with its input or its weight. Both maps share one.
+            let expected = 1 + usize::from(tracked[0] || tracked[1]);
+            assert_eq!(again::COUNT.get() - before, expected, "{name}, input {input}");
+        }
+    }
+}
+
 fn same_forward(name: &str, f: impl Fn() -> Tensor<4>) {
     let before = CALLS.get();
     let fused = f();
