@@ -73,13 +73,13 @@ impl Step<'_> {
         let (d, ffn) = (self.config.hidden_size as u64, self.config.intermediate_size as u64);
         match &self.config.architecture {
             Architecture::Transformer(decoder) if self.fused => {
-                // What each norm reads; what attention and feed-forward read; gate, up and their product.
+                // What each norm reads, and gate and up. What the norms and the gated unit make of it is formed again.
                 let norms = match decoder.block_norms {
                     BlockNorms::Before => 2 * d,
                     BlockNorms::BeforeAndAfter => 4 * d,
                 };
-                let feed_forward = if decoder.activation == Activation::Gelu { 5 * ffn } else { 3 * ffn };
-                norms + 2 * d + feed_forward + self.fused_attention(decoder)
+                let feed_forward = if decoder.activation == Activation::Gelu { 5 * ffn } else { 2 * ffn };
+                norms + feed_forward + self.fused_attention(decoder)
             }
             // Norms and residuals, gate, up and their product; rotated q and k, v, and the scores before and after
             // softmax,
@@ -207,8 +207,8 @@ mod tests {
         let trained = layers * 16 * (4 * (288 + 288) + 3 * (288 + 768));
         assert_eq!((memory.weights, memory.adapter), (4 * parameters, 4 * trained));
         assert_eq!((memory.gradients, memory.optimizer), (4 * trained, 8 * trained));
-        // Norms and what they read 4 d, q, k, v and the output 4 d, the gated unit 3 ffn, seven times the rank.
-        let block = 4 * 288 + 4 * 288 + 3 * 768 + 7 * 16;
+        // What norms read 2 d, q, k, v and the output 4 d, gate and up 2 ffn, seven times the rank.
+        let block = 2 * 288 + 4 * 288 + 2 * 768 + 7 * 16;
         assert_eq!(memory.activations, 4 * tokens * (layers * block + 4 * 288));
         // 16 MiB of logits are more than the gradients on their way through a feed-forward layer.
         assert_eq!(memory.workspace, 16_000_000 + (16 << 20));

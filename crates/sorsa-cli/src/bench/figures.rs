@@ -17,10 +17,16 @@ pub fn figures(comparison: &Comparison) -> Vec<(&'static str, Figure)> {
         ),
         (
             "loss",
-            by_arm(comparison, "Validation loss, 95 % intervals", "nats per target token", Marks::Scatter, |arm| {
-                let loss = arm.loss?;
-                Some((loss.mean, loss.interval.map(|interval| (interval.low, interval.high))))
-            }),
+            by_arm(
+                comparison,
+                "Validation loss, 95 % intervals",
+                "validation loss, nats per target token",
+                Marks::Scatter,
+                |arm| {
+                    let loss = arm.loss?;
+                    Some((loss.mean, loss.interval.map(|interval| (interval.low, interval.high))))
+                },
+            ),
         ),
         ("learning-rates", rates(comparison)),
         ("learning-curves", curves(comparison)),
@@ -32,7 +38,7 @@ pub fn figures(comparison: &Comparison) -> Vec<(&'static str, Figure)> {
         ),
         (
             "memory",
-            by_arm(comparison, "Peak memory of training", "MB", Marks::Bars, |arm| {
+            by_arm(comparison, "Peak memory of training", "peak memory, MB", Marks::Bars, |arm| {
                 Some((arm.peak_memory_bytes? as f64 / 1e6, None))
             }),
         ),
@@ -74,7 +80,7 @@ fn rates(comparison: &Comparison) -> Figure {
     Figure {
         title: "Validation loss by learning rate".to_owned(),
         x: Axis::new("peak learning rate", Scale::Log),
-        y: Axis::new("nats per target token", Scale::Linear),
+        y: Axis::new("validation loss, nats per target token", Scale::Linear),
         series: series.filter(|series| !series.points.is_empty()).collect(),
     }
 }
@@ -90,7 +96,7 @@ fn curves(comparison: &Comparison) -> Figure {
     Figure {
         title: "Validation loss of each method's best, first seed".to_owned(),
         x: Axis::new("optimizer step", Scale::Linear),
-        y: Axis::new("nats per target token", Scale::Log),
+        y: Axis::new("validation loss, nats per target token", Scale::Log),
         series: comparison.arms.iter().filter_map(of).filter(|series| !series.points.is_empty()).collect(),
     }
 }
@@ -111,7 +117,12 @@ fn gammas(comparison: &Comparison) -> Vec<(&'static str, Figure)> {
         )],
     };
     vec![
-        ("gamma-loss", figure("SORSA's loss by gamma", "nats per target token", Scale::Linear, &|run| run.loss_after)),
+        (
+            "gamma-loss",
+            figure("SORSA's loss by gamma", "validation loss, nats per target token", Scale::Linear, &|run| {
+                run.loss_after
+            }),
+        ),
         (
             "gamma-accuracy",
             figure("SORSA's accuracy by gamma", "right answers, %", Scale::Linear, &|run| Some(100.0 * run.accuracy?)),
