@@ -41,8 +41,9 @@ pub struct Step<'a> {
 
 /// The binary, its threads, and the buffers in which they pack operands of products.
 const PROGRAM: u64 = 16_000_000;
-/// Logits that exist at one time where head and loss are one operation: `sorsa_ops::head_loss_sum`.
-const LOGITS_BLOCK: u64 = 16 << 20;
+/// Logits that exist at one time where head and loss are one operation, `sorsa_ops::head_loss_sum`: of a frozen head, and
+/// of one that may be trained.
+const LOGITS_BLOCK: [u64; 2] = [4 << 20, 16 << 20];
 /// Rows of such a block.
 const LOGITS_ROWS: u64 = 2048;
 
@@ -118,7 +119,7 @@ impl Step<'_> {
             return (3 * tokens * vocabulary, tokens * vocabulary);
         }
         let rows = tokens.clamp(1, LOGITS_ROWS);
-        let block = rows * (LOGITS_BLOCK / 4 / rows).max(64).min(vocabulary);
+        let block = rows * (LOGITS_BLOCK[usize::from(self.dense)] / 4 / rows).max(64).min(vocabulary);
         // The norm's input and output, the rows that have targets, and their gradient.
         (4 * tokens * d, block)
     }
@@ -210,8 +211,8 @@ mod tests {
         // What norms read 2 d, q, k, v and the output 4 d, gate and up 2 ffn, seven times the rank.
         let block = 2 * 288 + 4 * 288 + 2 * 768 + 7 * 16;
         assert_eq!(memory.activations, 4 * tokens * (layers * block + 4 * 288));
-        // 16 MiB of logits are more than the gradients on their way through a feed-forward layer.
-        assert_eq!(memory.workspace, 16_000_000 + (16 << 20));
+        // Gradients on their way through a feed-forward layer are more than 4 MiB of logits.
+        assert_eq!(memory.workspace, 16_000_000 + 4 * tokens * (2 * 768 + 3 * 288));
     }
 
     #[test]

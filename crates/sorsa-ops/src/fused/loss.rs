@@ -23,10 +23,10 @@ use super::simd::{exp, exp_in_place, exp_sum, largest, scale};
 use super::storage::{Tracked, Values, contiguous, floats, into_vec, of_dtype, rows_and_width, tensor, tokens};
 use super::weight::{Weight, with_weight_strides};
 
-/// Bytes of logits that exist at one time.
-const BLOCK_BYTES: usize = 16 << 20;
-/// The same beside a weight in bf16, whose product keeps a rounded copy of them.
-const NARROW_BLOCK_BYTES: usize = 4 << 20;
+/// Bytes of logits that exist at one time, of a part of the vocabulary.
+const BLOCK_BYTES: usize = 4 << 20;
+/// The same where they are of some rows and the whole vocabulary, which packs the weight anew for each block.
+const ROW_BLOCK_BYTES: usize = 16 << 20;
 /// Rows that share one pass over the weight.
 const ROWS: usize = 2048;
 
@@ -81,8 +81,7 @@ fn by_vocabulary(x: &[f32], width: usize, w: Weight<'_>, targets: &[Option<usize
         sum: f64,
     }
     let (vocabulary, wanted) = (w.columns(), !d_hidden.is_empty());
-    let bytes = if matches!(w, Weight::Bf16(_)) { NARROW_BLOCK_BYTES } else { BLOCK_BYTES };
-    let block = block_of(bytes, targets.len().min(ROWS), 64).min(vocabulary);
+    let block = block_of(BLOCK_BYTES, targets.len().min(ROWS), 64).min(vocabulary);
     let mut buffer = vec![0.0; targets.len().min(ROWS) * block];
     let mut loss = 0.0;
     for start in (0..targets.len()).step_by(ROWS) {
@@ -146,7 +145,7 @@ fn by_rows(
     (d_hidden, d_weight): (&mut [f32], &mut [f32]),
 ) -> f64 {
     let (rows, vocabulary) = (targets.len(), w.columns());
-    let block = block_of(BLOCK_BYTES, vocabulary, 32).min(rows.max(1));
+    let block = block_of(ROW_BLOCK_BYTES, vocabulary, 32).min(rows.max(1));
     let mut logits = vec![0.0; block * vocabulary];
     let mut loss = 0.0;
     for start in (0..rows).step_by(block) {
