@@ -71,7 +71,8 @@ pub struct SpeedArgs {
     /// Rounds over all methods, in turn
     #[arg(long, default_value_t = 1)]
     pub rounds: usize,
-    /// Vary batch, sequence, rank, layers and threads, one at a time
+    /// Vary batch, sequence, rank, layers and threads, one at a time; with --out a table and figures are written beside
+    /// the lines
     #[arg(long)]
     pub scale: bool,
     /// Where the lines are written too (JSONL)

@@ -7,6 +7,7 @@
 mod args;
 mod measure;
 mod scale;
+mod scaling;
 
 use std::io::Write;
 use std::process::Command;
@@ -47,6 +48,7 @@ pub fn run(args: &SpeedArgs, device: &DeviceArgs) -> anyhow::Result<()> {
 /// Runs each configuration in a child.
 fn several(args: &SpeedArgs, methods: &[Method], device: &DeviceArgs) -> anyhow::Result<()> {
     let varied = if args.scale { scale::variations(args) } else { vec![scale::Variation::default()] };
+    let mut lines = Vec::new();
     for variation in &varied {
         for _ in 0..args.rounds {
             for method in methods {
@@ -55,10 +57,14 @@ fn several(args: &SpeedArgs, methods: &[Method], device: &DeviceArgs) -> anyhow:
                     fields.insert("varied".to_owned(), json!(varied));
                 }
                 emit(args, &line)?;
+                lines.push(line);
             }
         }
     }
-    Ok(())
+    match &args.out {
+        Some(path) if args.scale => scaling::write(path, &lines),
+        _ => Ok(()),
+    }
 }
 
 fn child(args: &SpeedArgs, method: Method, variation: &scale::Variation, device: &DeviceArgs) -> anyhow::Result<Value> {

@@ -1,0 +1,159 @@
+//! What `--scale` came to, beside its lines: a table, and figures of time and memory over each quantity.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use anyhow::Context;
+use serde_json::Value;
+use sorsa_eval::plot::{Axis, Figure, Marks, Scale, Series};
+use sorsa_train::files::write_atomic;
+
+/// One measured configuration.
+#[derive(Debug, Clone, PartialEq)]
+struct Row {
+    /// Method and quantity: the rows of one line of a figure.
+    group: (String, String),
+    value: f64,
+    seconds: f64,
+    cpu_seconds: Option<f64>,
+    peak: Option<f64>,
+}
+
+impl Row {
+    /// Of a line that `--scale` printed; nothing where it measured no steps.
+    fn read(line: &Value) -> Option<Self> {
+        let number = |name: &str| line[name].as_f64();
+        let varied = line["varied"].as_str()?;
+        Some(Self {
+            group: (line["method"].as_str()?.to_owned(), varied.to_owned()),
+            value: number(varied)?,
+            seconds: number("step_s_median")?,
+            cpu_seconds: number("cpu_s_per_step_median"),
+            peak: number("peak_rss_mb_steps").or_else(|| number("peak_rss_mb")),
+        })
+    }
+}
+
+/// Rows of the same group, in the order in which groups and values were measured. Of rounds, the fastest.
+fn groups(lines: &[Value]) -> Vec<Vec<Row>> {
+    let mut groups: Vec<Vec<Row>> = Vec::new();
+    for row in lines.iter().filter_map(Row::read) {
+        let Some(group) = groups.iter_mut().find(|group| group[0].group == row.group) else {
+            groups.push(vec![row]);
+            continue;
+        };
+        match group.iter_mut().find(|known| known.value == row.value) {
+            Some(known) if row.seconds < known.seconds => *known = row,
+            Some(_) => (),
+            None => group.push(row),
+        }
+    }
+    groups
+}
+
+/// Writes `FILE.md`, `FILE-time` and `FILE-memory` (SVG and PNG) beside the lines in `FILE.jsonl`.
+///
+/// # Errors
+///
+/// A file that cannot be written.
+pub fn write(path: &Path, lines: &[Value]) -> anyhow::Result<()> {
+    let groups = groups(lines);
+    let stem = path.with_extension("");
+    let name = |suffix: &str| {
+        let mut name = stem.clone().into_os_string();
+        name.push(suffix);
+        name
+    };
+    let time = figure(&groups, "Time of a step", "seconds per step", |row| Some(row.seconds));
+    let memory = figure(&groups, "Peak memory of the steps", "peak memory, MiB", |row| row.peak);
+    let mut files = vec![(name(".md"), table(&groups).into_bytes())];
+    for (kind, figure) in [("time", time), ("memory", memory)] {
+        files.push((name(&format!("-{kind}.svg")), figure.svg_file()?.into_bytes()));
+        files.push((name(&format!("-{kind}.png")), figure.png()?));
+    }
+    for (name, content) in files {
+        write_atomic(&name, content).with_context(|| format!("cannot write {}", Path::new(&name).display()))?;
+    }
+    Ok(())
+}
+
+/// A line for each quantity over its multiple of the smallest value, so that what is linear is straight.
+fn figure(groups: &[Vec<Row>], title: &str, label: &str, quantity: impl Fn(&Row) -> Option<f64>) -> Figure {
+    let one_method = groups.iter().all(|group| group[0].group.0 == groups[0][0].group.0);
+    let series = groups.iter().map(|group| {
+        let ((method, varied), first) = (&group[0].group, group[0].value);
+        let name = if one_method { varied.clone() } else { format!("{method}, {varied}") };
+        Series::new(name, Marks::Line, group.iter().filter_map(|row| Some((row.value / first, quantity(row)?))))
+    });
+    Figure {
+        title: title.to_owned(),
+        x: Axis::new("multiple of the smallest value", Scale::FromZero),
+        y: Axis::new(label, Scale::FromZero),
+        series: series.collect(),
+    }
+}
+
+/// In Markdown: every value, and time and memory a unit more costs, from the value before.
+fn table(groups: &[Vec<Row>]) -> String {
+    let mut table =
+        "| method | varied | value | s a step | CPU s a step | peak, MiB | s for each more | MiB for each more |\n\
+                     |---|---|---|---|---|---|---|---|\n"
+            .to_owned();
+    let shown = |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.4}"));
+    for group in groups {
+        for (index, row) in group.iter().enumerate() {
+            let before = index.checked_sub(1).map(|index| &group[index]);
+            let each = |quantity: &dyn Fn(&Row) -> Option<f64>| {
+                let before = before?;
+                Some((quantity(row)? - quantity(before)?) / (row.value - before.value))
+            };
+            let (method, varied) = &row.group;
+            let _ = writeln!(
+                table,
+                "| {method} | {varied} | {} | {:.3} | {} | {} | {} | {} |",
+                row.value,
+                row.seconds,
+                row.cpu_seconds.map_or("-".to_owned(), |seconds| format!("{seconds:.3}")),
+                row.peak.map_or("-".to_owned(), |peak| format!("{peak:.0}")),
+                shown(each(&|row| Some(row.seconds))),
+                shown(each(&|row| row.peak)),
+            );
+        }
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn line(varied: &str, value: usize, seconds: f64) -> Value {
+        json!({"method": "lora", "varied": varied, varied: value, "step_s_median": seconds, "cpu_s_per_step_median": null,
+            "peak_rss_mb_steps": 100.0 * seconds})
+    }
+
+    #[test]
+    fn quantities_are_apart_and_each_more_is_what_was_added() {
+        let lines =
+            [line("batch", 1, 1.0), line("batch", 3, 2.0), line("batch", 3, 1.5), line("rank", 4, 1.0), json!({})];
+        let groups = groups(&lines);
+        assert_eq!(groups.iter().map(Vec::len).collect::<Vec<_>>(), [2, 1]);
+        let table = table(&groups);
+        let rows: Vec<&str> = table.lines().skip(2).collect();
+        assert_eq!(rows[0], "| lora | batch | 1 | 1.000 | - | 100 | - | - |");
+        assert_eq!(rows[1], "| lora | batch | 3 | 1.500 | - | 150 | 0.2500 | 25.0000 |");
+        assert_eq!(rows[2], "| lora | rank | 4 | 1.000 | - | 100 | - | - |");
+    }
+
+    #[test]
+    fn files_stand_beside_the_lines() {
+        let folder = tempfile::tempdir().unwrap();
+        write(&folder.path().join("scale.jsonl"), &[line("batch", 1, 1.0), line("batch", 2, 2.0)]).unwrap();
+        let mut names: Vec<String> =
+            folder.path().read_dir().unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        assert_eq!(names, ["scale-memory.png", "scale-memory.svg", "scale-time.png", "scale-time.svg", "scale.md"]);
+    }
+}
