@@ -82,7 +82,8 @@ fn figure(groups: &[Vec<Row>], title: &str, label: &str, quantity: impl Fn(&Row)
     let one_method = groups.iter().all(|group| group[0].group.0 == groups[0][0].group.0);
     let series = groups.iter().map(|group| {
         let ((method, varied), first) = (&group[0].group, group[0].value);
-        let name = if one_method { varied.clone() } else { format!("{method}, {varied}") };
+        let range = format!("{varied} {first} to {}", group[group.len() - 1].value);
+        let name = if one_method { range } else { format!("{method}, {range}") };
         Series::new(name, Marks::Line, group.iter().filter_map(|row| Some((row.value / first, quantity(row)?))))
     });
     Figure {
