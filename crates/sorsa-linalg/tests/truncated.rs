@@ -186,6 +186,29 @@ fn full_rank_and_single_rows_are_exact() {
 }
 
 #[test]
+fn an_exact_part_of_a_small_f32_matrix_is_that_of_f64_though_its_last_value_has_a_near_neighbour() {
+    let value = |i: i32| match i {
+        0..8 => 1.0 - 0.1 * f64::from(i),
+        8 => 0.299_95,
+        _ => 0.2 / f64::from(i),
+    };
+    let s: Vec<f64> = (0..48).map(value).collect();
+    let narrow = narrow(&with_spectrum(64, 48, &s, 11));
+    let wide = Mat::<f64>::from_fn(64, 48, |i, j| narrow[(i, j)].into());
+    let options = SvdOptions { algorithm: Algorithm::Exact, ..SvdOptions::default() };
+    let found = truncated_svd("narrow", narrow.as_ref(), 8, &options).unwrap();
+    let expected = truncated_svd("wide", wide.as_ref(), 8, &options).unwrap();
+    let part = |i: usize, j: usize| -> f64 {
+        (0..8).map(|k| f64::from(found.u[(i, k)]) * f64::from(found.s[k]) * f64::from(found.v[(j, k)])).sum()
+    };
+    let exact =
+        |i: usize, j: usize| -> f64 { (0..8).map(|k| expected.u[(i, k)] * expected.s[k] * expected.v[(j, k)]).sum() };
+    let worst = (0..64).flat_map(|i| (0..48).map(move |j| (i, j))).map(|(i, j)| (part(i, j) - exact(i, j)).abs());
+    let worst = worst.fold(0.0, f64::max);
+    assert!(worst < 1e-6, "differs by {worst}");
+}
+
+#[test]
 fn the_same_seed_repeats_itself_and_another_agrees() {
     let s: Vec<f64> = (0..300).map(|i| 0.97f64.powi(i)).collect();
     let a = narrow(&with_spectrum(300, 300, &s, 9));

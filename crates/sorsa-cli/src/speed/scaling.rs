@@ -51,7 +51,7 @@ fn groups(lines: &[Value]) -> Vec<Vec<Row>> {
     groups
 }
 
-/// Writes `FILE.md`, `FILE-time` and `FILE-memory` (SVG and PNG) beside the lines in `FILE.jsonl`.
+/// Writes `FILE-table.md`, `FILE-time` and `FILE-memory` (SVG and PNG) beside the lines in `FILE.jsonl`.
 ///
 /// # Errors
 ///
@@ -66,7 +66,7 @@ pub fn write(path: &Path, lines: &[Value]) -> anyhow::Result<()> {
     };
     let time = figure(&groups, "Time of a step", "seconds per step", |row| Some(row.seconds));
     let memory = figure(&groups, "Peak memory of the steps", "peak memory, MiB", |row| row.peak);
-    let mut files = vec![(name(".md"), table(&groups).into_bytes())];
+    let mut files = vec![(name("-table.md"), table(&groups).into_bytes())];
     for (kind, figure) in [("time", time), ("memory", memory)] {
         files.push((name(&format!("-{kind}.svg")), figure.svg_file()?.into_bytes()));
         files.push((name(&format!("-{kind}.png")), figure.png()?));
@@ -155,6 +155,9 @@ mod tests {
         let mut names: Vec<String> =
             folder.path().read_dir().unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
-        assert_eq!(names, ["scale-memory.png", "scale-memory.svg", "scale-time.png", "scale-time.svg", "scale.md"]);
+        assert_eq!(
+            names,
+            ["scale-memory.png", "scale-memory.svg", "scale-table.md", "scale-time.png", "scale-time.svg"]
+        );
     }
 }
