@@ -9,6 +9,8 @@
 
 mod again;
 mod attention;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod bf16;
 mod factored;
 mod gated;

@@ -1,7 +1,10 @@
-//! Matrix products into a buffer that exists, by the kernels that flex itself uses.
+//! Matrix products into a buffer that exists: by the kernels of [`super::avx512`] where the processor has the
+//! instructions, else by those that flex itself uses.
 
 use gemm::Parallelism;
 
+#[cfg(target_arch = "x86_64")]
+use super::avx512;
 use super::storage::Values;
 
 /// A view of a matrix.
@@ -63,6 +66,16 @@ impl<'a> Matrix<'a> {
         self.rows
     }
 
+    /// From row to row, and from column to column.
+    pub fn strides(&self) -> [usize; 2] {
+        [self.row_stride, self.column_stride]
+    }
+
+    /// The elements, from the first of the first row on.
+    pub fn data(&self) -> &'a [f32] {
+        self.data
+    }
+
     /// Whether elements of a row are neighbours.
     pub fn contiguous_rows(&self) -> bool {
         self.column_stride == 1
@@ -101,8 +114,24 @@ impl<'a> Matrix<'a> {
 
 /// `out = factor * lhs rhs`, and `out += factor * lhs rhs` where `accumulate`; `out` is row-major `[lhs.rows,
 /// rhs.columns]`.
-#[allow(unsafe_code, reason = "gemm takes pointers; every bound that it relies on is asserted here or in `Matrix`")]
 pub(super) fn multiply(
+    out: &mut [f32],
+    lhs: Matrix<'_>,
+    rhs: Matrix<'_>,
+    factor: f32,
+    accumulate: bool,
+    threads: Threads,
+) {
+    #[cfg(target_arch = "x86_64")]
+    if rhs.has_neighbours() && avx512::has_f32() {
+        return avx512::multiply_f32(out, lhs, rhs, factor, accumulate, threads);
+    }
+    multiply_portable(out, lhs, rhs, factor, accumulate, threads);
+}
+
+/// [`multiply`] by the crate `gemm`.
+#[allow(unsafe_code, reason = "gemm takes pointers; every bound that it relies on is asserted here or in `Matrix`")]
+fn multiply_portable(
     out: &mut [f32],
     lhs: Matrix<'_>,
     rhs: Matrix<'_>,
@@ -152,14 +181,97 @@ pub(super) fn multiply(
 mod tests {
     use super::*;
 
+    type Product = fn(&mut [f32], Matrix<'_>, Matrix<'_>, f32, bool, Threads);
+
+    /// Numbers of about unit size that no regular pattern would balance.
+    fn values(count: usize, seed: u32) -> Vec<f32> {
+        let mut state = seed.wrapping_mul(747_796_405).wrapping_add(1);
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+        };
+        (0..count).map(|_| next()).collect()
+    }
+
+    /// One of each; odd numbers; one more and one less than tiles, parts, panels and tasks; narrow results.
+    const SIZES: [[usize; 3]; 15] = [
+        [1, 1, 1],
+        [2, 3, 2],
+        [1, 300, 33],
+        [12, 192, 32],
+        [13, 193, 65],
+        [25, 191, 31],
+        [7, 15, 16],
+        [64, 385, 17],
+        [300, 7, 16],
+        [37, 520, 130],
+        [130, 131, 129],
+        [600, 20, 40],
+        [1030, 40, 16],
+        [3, 0, 5],
+        [0, 4, 5],
+    ];
+
+    fn agrees(product: Product) {
+        for [m, k, n] in SIZES {
+            let (a, b, start) = (values(m * k, 1), values(k * n, 2), values(m * n, 3));
+            let both =
+                |data, rows, columns| [Matrix::new(data, rows, columns), Matrix::new(data, columns, rows).transposed()];
+            for (lhs, rhs) in both(&a, m, k).into_iter().flat_map(|lhs| both(&b, k, n).map(|rhs| (lhs, rhs))) {
+                for (factor, accumulate, threads) in [(1.0, false, Threads::All), (-0.5, true, Threads::One)] {
+                    let mut out = start.clone();
+                    product(&mut out, lhs, rhs, factor, accumulate, threads);
+                    for (index, found) in out.iter().enumerate() {
+                        let (row, column) = (index / n, index % n);
+                        let before = if accumulate { f64::from(start[index]) } else { 0.0 };
+                        let terms = (0..k).map(|i| f64::from(lhs.at(row, i)) * f64::from(rhs.at(i, column)));
+                        let exact = before + f64::from(factor) * terms.clone().sum::<f64>();
+                        // Sums of k terms in f32, in some order: a few units of rounding, far below k of them.
+                        let size = before.abs() + terms.map(f64::abs).sum::<f64>();
+                        let bound = (2.0 + (k as f64).sqrt()) * size * f64::from(f32::EPSILON) + 1e-30;
+                        assert!((f64::from(*found) - exact).abs() <= bound, "{m} {k} {n}: {found}, not {exact}");
+                    }
+                }
+            }
+        }
+    }
+
     #[test]
-    fn products_accumulate_and_transpose() {
-        let (a, b) = ([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [1.0, 0.5, -1.0, 2.0, 0.0, 3.0]);
-        let mut out = [10.0; 4];
-        multiply(&mut out, Matrix::new(&a, 2, 3), Matrix::new(&b, 3, 2), 2.0, true, Threads::One);
-        assert_eq!(out, [8.0, 37.0, 8.0, 70.0]);
-        multiply(&mut out, Matrix::new(&a, 3, 2).transposed(), Matrix::new(&b, 3, 2), 1.0, false, Threads::All);
-        assert_eq!(out, [1.0 - 3.0, 0.5 + 6.0 + 15.0, 2.0 - 4.0, 1.0 + 8.0 + 18.0]);
+    fn products_of_any_size_and_order_are_exact_to_the_sums_of_f32() {
+        agrees(multiply);
+        agrees(multiply_portable);
+    }
+
+    #[test]
+    fn views_with_rows_apart_are_multiplied_where_they_lie() {
+        let (a, b) = (values(40 * 30, 4), values(30 * 50, 5));
+        let (lhs, rhs) = (Matrix::with_stride(&a[3..], 39, 21, 30), Matrix::with_stride(&b[7..], 21, 33, 50));
+        let copied = |m: Matrix<'_>| -> Vec<f32> { (0..m.rows()).flat_map(|row| m.row(row).to_vec()).collect() };
+        let (dense_lhs, dense_rhs) = (copied(lhs), copied(rhs));
+        let product = |lhs, rhs| {
+            let mut out = vec![0.0; 39 * 33];
+            multiply(&mut out, lhs, rhs, 1.0, false, Threads::All);
+            out
+        };
+        assert_eq!(product(lhs, rhs), product(Matrix::new(&dense_lhs, 39, 21), Matrix::new(&dense_rhs, 21, 33)));
+    }
+
+    #[test]
+    fn a_row_is_the_same_in_any_company() {
+        let [m, k, n] = [40, 300, 70];
+        let (a, b) = (values(m * k, 7), values(k * n, 8));
+        let product = |x: &[f32], rows, threads| {
+            let mut out = vec![0.0; rows * n];
+            multiply(&mut out, Matrix::new(x, rows, k), Matrix::new(&b, k, n), 1.0, false, threads);
+            out
+        };
+        let together = product(&a, m, Threads::All);
+        assert_eq!(together, product(&a, m, Threads::One));
+        #[cfg(target_arch = "x86_64")]
+        if avx512::has_f32() {
+            let alone: Vec<f32> = a.chunks_exact(k).flat_map(|row| product(row, 1, Threads::One)).collect();
+            assert_eq!(together, alone);
+        }
     }
 
     #[test]

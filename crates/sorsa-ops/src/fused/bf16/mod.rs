@@ -9,16 +9,16 @@
 //!
 //! Both read the weight as burn keeps it, `[k, n]` row by row or transposed. Nothing of its size is kept beside it.
 
-#[cfg(target_arch = "x86_64")]
-mod avx512;
-#[cfg(target_arch = "x86_64")]
-mod avx512_narrow;
 mod pack;
 mod portable;
 
 use burn::tensor::bf16;
 
+#[cfg(target_arch = "x86_64")]
+use super::avx512;
 use super::storage::Values;
+
+pub(super) use pack::{paired_rows, round, rounded_rows};
 
 /// Rows up to which a product is bound by reading the weight: then it is read once, in its order, and not packed.
 pub(super) const NARROW: usize = 8;
@@ -36,8 +36,9 @@ pub(super) struct Bf16Matrix<'a> {
     order: Order,
 }
 
+/// Along which axis the elements of a matrix are neighbours.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Order {
+pub(super) enum Order {
     /// Elements of a row are neighbours.
     Rows,
     /// Elements of a column are.
@@ -91,6 +92,16 @@ impl<'a> Bf16Matrix<'a> {
         Self { data: &self.data[self.index(0, start)..], columns: end - start, ..self }.checked()
     }
 
+    pub fn order(&self) -> Order {
+        self.order
+    }
+
+    /// A row or a column, whichever has neighbours as its elements.
+    pub fn line(&self, index: usize) -> &'a [bf16] {
+        let length = if self.order == Order::Rows { self.columns } else { self.rows };
+        &self.data[index * self.stride..][..length]
+    }
+
     fn index(&self, row: usize, column: usize) -> usize {
         match self.order {
             Order::Rows => row * self.stride + column,
@@ -126,11 +137,11 @@ pub(super) fn multiply(out: &mut [f32], x: &[f32], weight: Bf16Matrix<'_>, accum
         return;
     }
     #[cfg(target_arch = "x86_64")]
-    if avx512::available() {
+    if avx512::has_bf16() {
         if rows <= NARROW {
-            avx512_narrow::multiply(out, x, weight, accumulate);
+            avx512::multiply_narrow_bf16(out, x, weight, accumulate);
         } else {
-            avx512::multiply(out, x, weight, accumulate);
+            avx512::multiply_bf16(out, x, weight, accumulate);
         }
         return;
     }

@@ -1,4 +1,4 @@
-//! Activations as pairs of bf16 numbers, in the order in which a kernel reads them.
+//! Activations rounded to bf16, as a kernel reads them.
 
 use rayon::prelude::*;
 
@@ -7,7 +7,7 @@ use crate::fused::simd::wide;
 /// The nearest bf16 number, ties to even, as its bits; NaN stays NaN. No branch: a loop over it becomes vector
 /// instructions.
 #[inline(always)]
-pub(super) fn round(x: f32) -> u16 {
+pub(in crate::fused) fn round(x: f32) -> u16 {
     let bits = x.to_bits();
     let rounded = bits.wrapping_add(0x7FFF + (bits >> 16 & 1));
     let bits = if x.is_nan() { bits | 0x0040_0000 } else { rounded };
@@ -15,7 +15,7 @@ pub(super) fn round(x: f32) -> u16 {
 }
 
 /// Rows `[rows, k]` rounded, each padded with zeros to `width` elements.
-pub(super) fn rounded_rows(x: &[f32], k: usize, width: usize) -> Vec<u16> {
+pub(in crate::fused) fn rounded_rows(x: &[f32], k: usize, width: usize) -> Vec<u16> {
     let mut rounded = vec![0; x.len() / k * width];
     wide(
         #[inline(always)]
@@ -28,27 +28,29 @@ pub(super) fn rounded_rows(x: &[f32], k: usize, width: usize) -> Vec<u16> {
     rounded
 }
 
-/// Rows `[rows, k]` as blocks of `height` rows, of which the last may be lower. In a block, for each pair of neighbours
-/// in `k`, the pair of each row; a last pair may be of one number and zero.
-pub(super) fn row_blocks(x: &[f32], k: usize, height: usize) -> Vec<u32> {
+/// Rows `[rows, k]` rounded, two neighbours in `k` to an element, the earlier in its lower half; a last element may be of
+/// one number and zero.
+pub(in crate::fused) fn paired_rows(x: &[f32], k: usize) -> Vec<u32> {
+    /// Elements from which other threads help.
+    const PARALLEL: usize = 1 << 15;
     let pairs = k.div_ceil(2);
-    let mut packed = vec![0; x.len() / k * pairs];
-    let block = |(out, x): (&mut [u32], &[f32])| {
-        let rows = x.len() / k;
-        let rounded = rounded_rows(x, k, 2 * pairs);
-        for (index, row) in rounded.chunks_exact(2 * pairs).enumerate() {
-            for (out, pair) in out[index..].iter_mut().step_by(rows).zip(row.chunks_exact(2)) {
-                *out = u32::from(pair[0]) | u32::from(pair[1]) << 16;
-            }
-        }
-    };
-    let blocks = packed.par_chunks_mut(height * pairs).zip(x.par_chunks(height * k));
-    if x.len() < 1 << 15 {
-        blocks.with_min_len(usize::MAX).for_each(block)
-    } else {
-        blocks.for_each(block)
-    }
-    packed
+    let mut paired = vec![0; x.len() / k * pairs];
+    let both = |low: f32, high: f32| u32::from(round(low)) | u32::from(round(high)) << 16;
+    let lines = paired.par_chunks_exact_mut(pairs).zip(x.par_chunks_exact(k));
+    let least = if x.len() < PARALLEL { usize::MAX } else { 1 };
+    lines.with_min_len(least).for_each(|(out, row)| {
+        wide(
+            #[inline(always)]
+            || {
+                let (whole, rest) = row.as_chunks::<2>();
+                out.iter_mut().zip(whole).for_each(|(out, [low, high])| *out = both(*low, *high));
+                if let [last] = rest {
+                    out[pairs - 1] = both(*last, 0.0);
+                }
+            },
+        );
+    });
+    paired
 }
 
 #[cfg(test)]
@@ -69,10 +71,10 @@ mod tests {
     }
 
     #[test]
-    fn blocks_hold_the_pairs_of_their_rows_side_by_side() {
-        let x: Vec<f32> = (0..9).map(|i| i as f32).collect();
+    fn neighbours_share_an_element_and_a_last_one_is_alone() {
+        let x: Vec<f32> = (0..6).map(|i| i as f32).collect();
         let pair = |a: f32, b: f32| u32::from(round(a)) | u32::from(round(b)) << 16;
-        let expected = [pair(0.0, 1.0), pair(3.0, 4.0), pair(2.0, 0.0), pair(5.0, 0.0), pair(6.0, 7.0), pair(8.0, 0.0)];
-        assert_eq!(row_blocks(&x, 3, 2), expected);
+        assert_eq!(paired_rows(&x, 3), [pair(0.0, 1.0), pair(2.0, 0.0), pair(3.0, 4.0), pair(5.0, 0.0)]);
+        assert_eq!(paired_rows(&x, 2), [pair(0.0, 1.0), pair(2.0, 3.0), pair(4.0, 5.0)]);
     }
 }

@@ -1,7 +1,6 @@
 //! The product without bf16 instructions: blocks of the weight's columns are widened to f32, which is exact, and
 //! multiplied by the kernels of f32.
 
-use burn::tensor::bf16;
 use rayon::prelude::*;
 
 use super::{Bf16Matrix, Order};
@@ -40,7 +39,7 @@ fn widen<'a>(weight: Bf16Matrix<'_>, buffer: &'a mut [f32]) -> Matrix<'a> {
         Order::Columns => [weight.columns, weight.rows],
     };
     buffer.par_chunks_exact_mut(length).enumerate().with_min_len(64).for_each(|(line, out)| {
-        let line: &[bf16] = &weight.data[line * weight.stride..][..length];
+        let line = weight.line(line);
         wide(
             #[inline(always)]
             || {

@@ -7,9 +7,9 @@ use std::ops::Range;
 
 use burn::tensor::bf16;
 
-use super::avx512::{available, load, pairs_of};
-use super::pack::{round, rounded_rows};
-use super::{Bf16Matrix, NARROW, Order};
+use super::mask;
+use super::pairs::{available, load, pairs_of};
+use crate::fused::bf16::{Bf16Matrix, NARROW, Order, round, rounded_rows};
 use crate::fused::narrow::by_columns;
 
 /// Pairs of rows of the weight that are read side by side.
@@ -17,24 +17,24 @@ const PAIRS: usize = 8;
 /// Numbers of a register.
 const LANES: usize = 32;
 
-/// `out (+)= x W`, as [`super::multiply`], of at most [`NARROW`] rows.
+/// `out (+)= x W`, as [`crate::fused::bf16::multiply`], of at most [`NARROW`] rows.
 ///
 /// # Panics
 ///
 /// Panics for more rows, and where the processor lacks the instructions.
-pub(super) fn multiply(out: &mut [f32], x: &[f32], weight: Bf16Matrix<'_>, accumulate: bool) {
+pub fn multiply(out: &mut [f32], x: &[f32], weight: Bf16Matrix<'_>, accumulate: bool) {
     assert!(available(), "called for its instructions");
-    let (k, n) = (weight.rows, weight.columns);
+    let (k, n) = (weight.rows(), weight.columns());
     let rows = x.len() / k;
     let width = k.next_multiple_of(LANES);
-    let x = match weight.order {
+    let x = match weight.order() {
         Order::Rows => pairs(x, k),
         Order::Columns => rounded_rows(x, k, width),
     };
     by_columns(out, [k, n], accumulate, |columns, part| {
         macro_rules! by_rows {
             ($($rows:literal)*) => {
-                match (rows, weight.order) {
+                match (rows, weight.order()) {
                     // SAFETY: `available` was asked.
                     $(($rows, Order::Rows) => unsafe { stream::<$rows>(part, &x, weight, columns) },
                     ($rows, Order::Columns) => unsafe { inner::<$rows>(part, &x, weight, columns) },)*
@@ -67,7 +67,7 @@ fn stream<const ROWS: usize>(part: &mut [f32], x: &[u16], weight: Bf16Matrix<'_>
     };
     let [lower, upper] = [order(0), order(16)];
     let width = columns.len();
-    let pairs = weight.rows.div_ceil(2);
+    let pairs = weight.rows().div_ceil(2);
     for start in (0..pairs).step_by(PAIRS) {
         for first in (0..width).step_by(LANES) {
             let count = LANES.min(width - first);
@@ -77,9 +77,9 @@ fn stream<const ROWS: usize>(part: &mut [f32], x: &[u16], weight: Bf16Matrix<'_>
                 *sums = [floats(&part[..count.min(16)]), floats(&part[count.min(16)..])];
             }
             for pair in start..pairs.min(start + PAIRS) {
-                let values = |row: usize| load(&weight.data[weight.index(row, columns.start + first)..][..count]);
+                let values = |row: usize| load(&weight.line(row)[columns.start + first..][..count]);
                 let low = values(2 * pair);
-                let high = if 2 * pair + 1 < weight.rows { values(2 * pair + 1) } else { _mm512_setzero_si512() };
+                let high = if 2 * pair + 1 < weight.rows() { values(2 * pair + 1) } else { _mm512_setzero_si512() };
                 let weights = [lower, upper].map(|order| pairs_of(_mm512_permutex2var_epi16(low, order, high)));
                 let x = &x[2 * pair * ROWS..][..2 * ROWS];
                 for (sums, x) in sums.iter_mut().zip(x.chunks_exact(2)) {
@@ -106,11 +106,11 @@ fn inner<const ROWS: usize>(part: &mut [f32], x: &[u16], weight: Bf16Matrix<'_>,
     // Two columns at a time, so that a sum need not wait for the one before.
     for first in (0..width).step_by(2) {
         let count = 2.min(width - first);
-        let column = |index: usize| &weight.data[weight.index(0, columns.start + first + index)..][..weight.rows];
+        let column = |index: usize| weight.line(columns.start + first + index);
         let pair: [&[bf16]; 2] = [column(0), column(count - 1)];
         let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
-        for start in (0..weight.rows).step_by(LANES) {
-            let end = weight.rows.min(start + LANES);
+        for start in (0..weight.rows()).step_by(LANES) {
+            let end = weight.rows().min(start + LANES);
             let weights = pair.map(|column| pairs_of(load(&column[start..end])));
             for (row, sums) in sums.iter_mut().enumerate() {
                 let x = pairs_of(integers(x[row * padded + start..][..LANES].try_into().expect("whole registers")));
@@ -133,10 +133,6 @@ fn integers<T>(values: &[T; LANES]) -> __m512i {
     assert_eq!(size_of::<T>(), 2, "numbers of 16 bits");
     // SAFETY: 32 elements of two bytes.
     unsafe { _mm512_loadu_si512(values.as_ptr().cast()) }
-}
-
-fn mask(length: usize) -> __mmask16 {
-    u16::MAX.checked_shr(16 - length.min(16) as u32).unwrap_or(0)
 }
 
 /// Up to 16 numbers, zeros beyond.

@@ -1,0 +1,112 @@
+//! Units of two bf16 numbers: `vdpbf16ps` adds, in each of 16 f32 lanes, two products of bf16 numbers that are neighbours
+//! in `k`.
+
+use std::arch::x86_64::*;
+use std::ops::Range;
+
+use super::{Left, PARALLEL, Right, Tile, Update, WIDTH, mask, multiply as multiply_panels, pack_transposed, tile};
+use crate::fused::bf16::{Bf16Matrix, Order, paired_rows};
+
+/// Whether this processor has the instructions.
+pub fn available() -> bool {
+    is_x86_feature_detected!("avx512bf16")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512f")
+}
+
+/// `out (+)= x W`, as [`crate::fused::bf16::multiply`], for `k` of 1 or more.
+///
+/// # Panics
+///
+/// Panics where the processor lacks the instructions.
+pub fn multiply(out: &mut [f32], x: &[f32], weight: Bf16Matrix<'_>, accumulate: bool) {
+    assert!(available(), "called for its instructions");
+    let (k, n) = (weight.rows(), weight.columns());
+    let (rows, pairs) = (x.len() / k, k.div_ceil(2));
+    let units = paired_rows(x, k);
+    let x = Left { units: &units, rows, row_stride: pairs, unit_stride: 1 };
+    // SAFETY: `available` was asked.
+    #[allow(unsafe_code, reason = "compiled for instructions that were asked for")]
+    unsafe {
+        multiply_panels(out, x, &weight, Update { factor: 1.0, accumulate }, rows * n * k >= PARALLEL);
+    }
+}
+
+impl Right for Bf16Matrix<'_> {
+    type Unit = u32;
+
+    fn shape(&self) -> [usize; 2] {
+        [self.rows().div_ceil(2), self.columns()]
+    }
+
+    #[allow(unsafe_code, reason = "calls functions compiled for instructions, which the caller vouched for")]
+    unsafe fn pack(&self, part: &mut [u32], units: Range<usize>, columns: Range<usize>) {
+        // SAFETY: the caller's.
+        unsafe {
+            match self.order() {
+                Order::Rows => pack_rows(part, *self, units, columns),
+                Order::Columns => pack_columns(part, *self, units, columns),
+            }
+        }
+    }
+
+    #[allow(unsafe_code, reason = "calls a function compiled for instructions, which the caller vouched for")]
+    unsafe fn tile<const ROWS: usize, const VECTORS: usize>(at: Tile<u32>, part: &[u32]) {
+        // SAFETY: the caller's.
+        unsafe { tile::<ROWS, VECTORS>(at, part) }
+    }
+}
+
+tile!(u32, "avx512f,avx512bw,avx512bf16", |sum, x, w| {
+    _mm512_dpbf16_ps(sum, pairs_of(_mm512_castps_si512(x)), pairs_of(_mm512_castps_si512(w)))
+});
+
+#[target_feature(enable = "avx512f,avx512bw")]
+fn pack_rows(part: &mut [u32], weight: Bf16Matrix<'_>, units: Range<usize>, columns: Range<usize>) {
+    const ZEROS: [burn::tensor::bf16; WIDTH] = [burn::tensor::bf16::ZERO; WIDTH];
+    let width = part.len() / units.len();
+    for (out, pair) in part.chunks_exact_mut(width).zip(units) {
+        let row = |row: usize| match row < weight.rows() {
+            true => &weight.line(row)[columns.clone()],
+            false => &ZEROS[..columns.len()],
+        };
+        let (low, high) = (row(2 * pair), row(2 * pair + 1));
+        let both = |low: &burn::tensor::bf16, high: &burn::tensor::bf16| {
+            u32::from(low.to_bits()) | u32::from(high.to_bits()) << 16
+        };
+        if let (Ok(low), Ok(high)) = (<&[_; WIDTH]>::try_from(low), <&[_; WIDTH]>::try_from(high)) {
+            for index in 0..WIDTH {
+                out[index] = both(&low[index], &high[index]);
+            }
+        } else {
+            out.fill(0);
+            out.iter_mut().zip(low.iter().zip(high)).for_each(|(out, (low, high))| *out = both(low, high));
+        }
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw")]
+fn pack_columns(part: &mut [u32], weight: Bf16Matrix<'_>, units: Range<usize>, columns: Range<usize>) {
+    pack_transposed(part, units, columns, |units, column| {
+        let line = weight.line(column);
+        load(&line[2 * units.start..line.len().min(2 * units.end)])
+    });
+}
+
+/// Up to 32 numbers, zeros beyond.
+#[target_feature(enable = "avx512f,avx512bw")]
+#[allow(unsafe_code, reason = "a load from a slice, masked to its length")]
+pub(super) fn load(values: &[burn::tensor::bf16]) -> __m512i {
+    let mask = u32::MAX.checked_shr(32 - values.len().min(32) as u32).unwrap_or(0);
+    // SAFETY: lanes beyond the slice are masked out, and not read.
+    unsafe { _mm512_maskz_loadu_epi16(mask, values.as_ptr().cast()) }
+}
+
+/// A register of numbers of 16 bits, as `vdpbf16ps` takes it.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+#[allow(unsafe_code, reason = "two names of the same 512 bits")]
+pub(super) fn pairs_of(values: __m512i) -> __m512bh {
+    // SAFETY: both are 512 bits of plain data.
+    unsafe { std::mem::transmute(values) }
+}

@@ -1,0 +1,86 @@
+//! Units of one f32 number.
+
+use std::arch::x86_64::*;
+use std::ops::Range;
+
+use super::{Left, PARALLEL, Right, Tile, Update, WIDTH, mask, multiply as multiply_panels, pack_transposed, tile};
+use crate::fused::product::{Matrix, Threads};
+
+/// Whether this processor has the instructions.
+pub fn available() -> bool {
+    is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw")
+}
+
+/// `out = factor x W`, and `out += factor x W` where `accumulate`.
+///
+/// # Panics
+///
+/// Panics where shapes do not fit, where neither rows nor columns of `weight` have neighbours as their elements, and
+/// where the processor lacks the instructions.
+pub fn multiply(out: &mut [f32], x: Matrix<'_>, weight: Matrix<'_>, factor: f32, accumulate: bool, threads: Threads) {
+    assert!(available(), "called for its instructions");
+    assert!(weight.has_neighbours() && x.columns() == weight.rows(), "operands of a product");
+    let parallel = threads == Threads::All && x.rows() * x.columns() * weight.columns() >= PARALLEL;
+    let [row_stride, unit_stride] = x.strides();
+    let x = Left { units: x.data(), rows: x.rows(), row_stride, unit_stride };
+    // SAFETY: `available` was asked.
+    #[allow(unsafe_code, reason = "compiled for instructions that were asked for")]
+    unsafe {
+        multiply_panels(out, x, &weight, Update { factor, accumulate }, parallel);
+    }
+}
+
+impl Right for Matrix<'_> {
+    type Unit = f32;
+
+    fn shape(&self) -> [usize; 2] {
+        [self.rows(), self.columns()]
+    }
+
+    #[allow(unsafe_code, reason = "calls functions compiled for instructions, which the caller vouched for")]
+    unsafe fn pack(&self, part: &mut [f32], units: Range<usize>, columns: Range<usize>) {
+        if self.contiguous_rows() {
+            // SAFETY: the caller's.
+            unsafe { pack_rows(part, *self, units, columns) }
+        } else {
+            // SAFETY: the caller's.
+            unsafe { pack_columns(part, *self, units, columns) }
+        }
+    }
+
+    #[allow(unsafe_code, reason = "calls a function compiled for instructions, which the caller vouched for")]
+    unsafe fn tile<const ROWS: usize, const VECTORS: usize>(at: Tile<f32>, part: &[f32]) {
+        // SAFETY: the caller's.
+        unsafe { tile::<ROWS, VECTORS>(at, part) }
+    }
+}
+
+tile!(f32, "avx512f,avx512bw", |sum, x, w| _mm512_fmadd_ps(x, w, sum));
+
+#[target_feature(enable = "avx512f,avx512bw")]
+fn pack_rows(part: &mut [f32], weight: Matrix<'_>, units: Range<usize>, columns: Range<usize>) {
+    let width = part.len() / units.len();
+    for (out, unit) in part.chunks_exact_mut(width).zip(units) {
+        let row = &weight.row(unit)[columns.clone()];
+        // A copy of known length is two registers.
+        if let (Ok(out), Ok(row)) = (<&mut [f32; WIDTH]>::try_from(&mut *out), <&[f32; WIDTH]>::try_from(row)) {
+            *out = *row;
+        } else {
+            out[..row.len()].copy_from_slice(row);
+            out[row.len()..].fill(0.0);
+        }
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw")]
+fn pack_columns(part: &mut [f32], weight: Matrix<'_>, units: Range<usize>, columns: Range<usize>) {
+    let turned = weight.transposed();
+    pack_transposed(part, units, columns, |units, column| {
+        let values = &turned.row(column)[units];
+        // SAFETY: lanes beyond the slice are masked out, and not read.
+        #[allow(unsafe_code, reason = "a load from a slice, masked to its length")]
+        unsafe {
+            _mm512_castps_si512(_mm512_maskz_loadu_ps(mask(values.len()), values.as_ptr()))
+        }
+    });
+}
