@@ -3,7 +3,7 @@
 use burn::nn::{Embedding, Linear};
 use burn::prelude::*;
 use sorsa_adapter::project;
-use sorsa_ops::{cross_entropy_sum, head_loss_sum, linear, soft_cap, soft_capped_head_loss_sum};
+use sorsa_ops::{cross_entropy_sum, head_loss_sum, linear, on_pool, soft_cap, soft_capped_head_loss_sum};
 
 use crate::cache::KvCache;
 use crate::config::{Architecture, ModelConfig};
@@ -84,16 +84,16 @@ impl CausalLm {
 
     /// Hidden states after the final norm `[rows, len, hidden_size]`, of whole sequences.
     pub fn hidden(&self, input: &ModelInput<'_>) -> Tensor<3> {
-        match self {
+        on_pool(&self.device(), || match self {
             Self::Transformer(model) => model.hidden(input),
             Self::Rwkv(model) => model.hidden(input),
-        }
+        })
     }
 
     /// Takes in the prompts. Returns the hidden states of their last tokens `[rows, 1, hidden_size]` and what is kept
     /// of them, with room for `room` more tokens.
     pub(crate) fn prefill(&self, prompts: &[Vec<u32>], room: usize) -> (Tensor<3>, Cache) {
-        match self {
+        on_pool(&self.device(), || match self {
             Self::Transformer(model) => {
                 let (hidden, cache) = model.prefill(prompts, room);
                 (hidden, Cache::Keys(cache))
@@ -102,7 +102,7 @@ impl CausalLm {
                 let (hidden, state) = model.prefill(prompts);
                 (hidden, Cache::State(state))
             }
-        }
+        })
     }
 
     /// Hidden states `[rows, 1, hidden_size]` of one more token of each row, which `cache` takes in.
@@ -111,11 +111,11 @@ impl CausalLm {
     ///
     /// Panics where the cache is not this architecture's.
     pub(crate) fn advance(&self, ids: &[i32], cache: &mut Cache) -> Tensor<3> {
-        match (self, cache) {
+        on_pool(&self.device(), || match (self, cache) {
             (Self::Transformer(model), Cache::Keys(cache)) => model.advance(ids, cache),
             (Self::Rwkv(model), Cache::State(state)) => model.advance(ids, state),
             _ => unreachable!("a cache comes from the prefill of the same model"),
-        }
+        })
     }
 
     /// Scores of the next token, `[.., vocab_size]`, of hidden states `[.., hidden_size]`.

@@ -13,6 +13,7 @@
 
 use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::prelude::*;
+use sorsa_ops::on_pool;
 
 use crate::input::ModelInput;
 use crate::model::CausalLm;
@@ -47,13 +48,14 @@ impl CausalLm {
         if targets.iter().all(|target| *target < 0) {
             return None;
         }
-        let hidden = match self {
-            Self::Transformer(model) if pass.checkpoint_blocks => {
-                return self.by_blocks(model, input, targets, pass);
-            }
-            Self::Transformer(model) => model.seeded_hidden(input, pass),
-            Self::Rwkv(model) => model.hidden(input),
-        };
+        on_pool(&self.device(), || match self {
+            Self::Transformer(model) if pass.checkpoint_blocks => self.by_blocks(model, input, targets, pass),
+            Self::Transformer(model) => self.on_one_tape(model.seeded_hidden(input, pass), targets, pass),
+            Self::Rwkv(model) => self.on_one_tape(model.hidden(input), targets, pass),
+        })
+    }
+
+    fn on_one_tape(&self, hidden: Tensor<3>, targets: &[i32], pass: &Pass) -> Option<(Tensor<1>, GradientsParams)> {
         let loss = self.loss_of_hidden(hidden, targets)? / pass.divisor;
         let value = loss.clone().inner();
         Some((value, GradientsParams::from_grads(loss.backward(), self)))

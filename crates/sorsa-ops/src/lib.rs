@@ -31,7 +31,7 @@ mod wkv6;
 
 pub use attention::{AttentionMask, causal_attention, rotary_attention, soft_capped_attention};
 pub use factored::{factored_linear, low_rank_product};
-pub use fused::without_fused;
+pub use fused::{on_pool, without_fused};
 pub use gated::{gated_gelu, gated_silu};
 pub use layer_norm::{group_norm, layer_norm};
 pub use linear::{activation_dtype, linear};

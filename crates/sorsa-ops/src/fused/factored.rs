@@ -16,7 +16,7 @@ use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 
 use super::linear::weight_gradient;
 use super::product::{Matrix, Threads, multiply};
-use super::simd::{add_scaled, wide};
+use super::simd::{add_scaled, scale, wide};
 use super::storage::{Tracked, Values, contiguous, floats, rows_and_width, shape, tensor};
 use super::weight::{Weight, with_weight_strides};
 
@@ -91,11 +91,20 @@ impl Inputs {
 
     /// `h * scale s`.
     fn scaled(&self, h: &[f32]) -> Vec<f32> {
-        if is_absent(&self.s) {
-            return h.iter().map(|h| h * self.scale).collect();
-        }
-        let s = floats(&self.s);
-        h.chunks_exact(s.len()).flat_map(|h| h.iter().zip(s).map(|(h, s)| h * s * self.scale)).collect()
+        let mut scaled = h.to_vec();
+        wide(
+            #[inline(always)]
+            || {
+                scale(&mut scaled, self.scale);
+                if !is_absent(&self.s) {
+                    let s = floats(&self.s);
+                    for row in scaled.chunks_exact_mut(s.len()) {
+                        row.iter_mut().zip(s).for_each(|(h, s)| *h *= s);
+                    }
+                }
+            },
+        );
+        scaled
     }
 }
 

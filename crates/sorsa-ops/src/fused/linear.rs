@@ -1,4 +1,4 @@
-//! The linear map `Y = X W + bias`, for weights in bf16 beside f32 activations and for products of few rows.
+//! The linear map `Y = X W + bias`, for weights in f32 or bf16 beside f32 activations.
 //!
 //! ```text
 //! dX = dY W^T        dW = X^T dY where W is trained        dbias = colsum(dY)

@@ -25,6 +25,7 @@ mod storage;
 mod weight;
 
 use std::cell::Cell;
+use std::sync::Mutex;
 
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::tensor::{FloatTensor, IntTensor};
@@ -54,6 +55,23 @@ pub fn without_fused<R>(body: impl FnOnce() -> R) -> R {
     body()
 }
 
+/// Runs `body` on one of rayon's threads, always the same, where `device` is burn's CPU backend; else on the caller's. Each
+/// of the many operations of a pass shares its work with those threads: from one of them that is asking a neighbour for
+/// help, from outside it is handing over everything and going to sleep.
+pub fn on_pool<R: Send>(device: &Device, body: impl FnOnce() -> R + Send) -> R {
+    if !is_flex(device) || rayon::current_thread_index().is_some() {
+        return body();
+    }
+    let plain = PLAIN.get();
+    let body = Mutex::new(Some(body));
+    // Memory that one thread frees another does not get back at once: not any thread, but the first.
+    let results = rayon::broadcast(|thread| {
+        let body = (thread.index() == 0).then(|| body.lock().ok()?.take()).flatten()?;
+        Some(if plain { without_fused(body) } else { body() })
+    });
+    results.into_iter().flatten().next().expect("a pool has a first thread")
+}
+
 /// Whether tensors of these devices and dtypes take the fused form.
 pub(crate) fn applies<const N: usize>(operands: [(Device, DType); N]) -> bool {
     !PLAIN.get() && operands.into_iter().all(|(device, dtype)| dtype == DType::F32 && is_flex(&device))
@@ -70,13 +88,10 @@ pub(crate) fn takes_weight(weight: &Tensor<2>) -> bool {
     applies([(device, if dtype == DType::BF16 { DType::F32 } else { dtype })])
 }
 
-/// Whether a linear map has a fused form: beside a weight in bf16, and for few rows. With many rows of f32, burn's own
-/// product is as fast.
+/// Whether a linear map has a fused form.
 pub(crate) fn linear_applies<const D: usize>(x: &Tensor<D>, weight: &Tensor<2>, bias: &Option<Tensor<1>>) -> bool {
-    let rows: usize = x.dims()[..D - 1].iter().product();
-    let few = rows <= bf16::NARROW && !x.device().is_autodiff();
     let bias = bias.as_ref().map_or_else(|| kind(x), kind);
-    (few || weight.dtype() == DType::BF16) && takes_weight(weight) && applies([kind(x), bias])
+    takes_weight(weight) && applies([kind(x), bias])
 }
 
 /// What [`applies`] asks of a tensor.
