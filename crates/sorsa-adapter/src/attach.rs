@@ -209,12 +209,14 @@ impl AdapterConfig {
             let Target { path, shape, rank, scale } = target;
             modules.push(ModuleState { path: path.clone(), shape, rank, scale, fingerprint });
             let Some((Started { factors, svd }, _)) = start else { continue };
-            if splits {
-                let named =
-                    |(name, tensor): (&&str, &HostTensor)| (factor_path(&path, self.method, name), tensor.clone());
-                initial.extend(factors.iter().map(named));
-            }
-            let take_out = splits.then(|| TakeOut { factors: None, kept: FactorSet::new() });
+            let (factors, take_out) = match splits {
+                true => {
+                    let named = |(name, tensor): (&str, HostTensor)| (factor_path(&path, self.method, name), tensor);
+                    initial.extend(factors.into_iter().map(named));
+                    (None, Some(TakeOut { factors: None, kept: FactorSet::new() }))
+                }
+                false => (Some(factors), None),
+            };
             jobs.insert(path, Install { factors, take_out, scale, svd });
         }
         Ok((AdapterState { config: self.clone(), modules, initial }, jobs))
@@ -275,8 +277,8 @@ impl AdapterConfig {
 
 /// What is done to one weight.
 pub(crate) struct Install {
-    /// The adapter's factors.
-    pub factors: FactorSet,
+    /// The adapter's factors; absent where they are those that the state starts from.
+    pub factors: Option<FactorSet>,
     /// What leaves the weight first.
     pub take_out: Option<TakeOut>,
     pub scale: f64,
@@ -295,7 +297,7 @@ pub(crate) struct TakeOut {
 /// Replaces bases, adds factors, freezes the rest.
 pub(crate) fn install<M: Module>(model: M, state: AdapterState, jobs: BTreeMap<String, Install>) -> Attached<M> {
     struct Installer<'a> {
-        config: &'a AdapterConfig,
+        state: &'a AdapterState,
         dense: &'a BTreeSet<String>,
         jobs: BTreeMap<String, Install>,
         rounding: BTreeMap<String, f64>,
@@ -308,26 +310,28 @@ pub(crate) fn install<M: Module>(model: M, state: AdapterState, jobs: BTreeMap<S
             path: &str,
             param: Param<Tensor<D>>,
         ) -> (Param<Tensor<D>>, Option<Adapter>) {
+            let config = &self.state.config;
             let job = module_of(path).and_then(|module| self.jobs.remove_entry(module));
-            let Some((method, (module, job))) = self.config.method.definition().zip(job) else {
+            let Some((method, (module, job))) = config.method.definition().zip(job) else {
                 let train = self.dense.contains(path);
                 return (param.set_require_grad(train), None);
             };
             let device = param.lazy_device();
+            let own = job.factors.unwrap_or_else(|| self.state.initial_set(&module));
             let adapter = |factors: &FactorSet, dropout: f64, device: &Device| {
                 (method.new)(factors, job.scale, DropoutConfig::new(dropout).init(), device)
             };
             let base = match &job.take_out {
                 None => param,
                 Some(TakeOut { factors, kept }) => {
-                    let part =
-                        adapter(factors.as_ref().unwrap_or(&job.factors), 0.0, &device.clone().without_autodiff());
+                    let part = adapter(factors.as_ref().unwrap_or(&own), 0.0, &device.clone().without_autodiff());
                     param.map(|weight| {
-                        let (rest, rounding) = residual(weight.clone().without_autodiff(), &part, kept);
+                        let autodiff = weight.is_autodiff();
+                        let (rest, rounding) = residual(weight.without_autodiff(), &part, kept);
                         if let Some(rounding) = rounding {
                             self.rounding.insert(module, rounding);
                         }
-                        if weight.is_autodiff() { Tensor::from_inner(rest) } else { rest }
+                        if autodiff { Tensor::from_inner(rest) } else { rest }
                     })
                 }
             };
@@ -337,14 +341,14 @@ pub(crate) fn install<M: Module>(model: M, state: AdapterState, jobs: BTreeMap<S
                 let shape = weight.shape();
                 weight.reshape([shape[0], shape[1]])
             };
-            let adapter = adapter(&job.factors, self.config.dropout, &device).beside(matrix);
+            let adapter = adapter(&own, config.dropout, &device).beside(matrix);
             (base, Some(adapter))
         }
     }
     let reports: BTreeMap<String, (f64, bool)> =
         jobs.iter().filter_map(|(path, job)| Some((path.clone(), job.svd?))).collect();
     let dense: BTreeSet<String> = state.dense(&model).into_iter().map(|(path, _)| path).collect();
-    let mut installer = Installer { config: &state.config, dense: &dense, jobs, rounding: BTreeMap::new() };
+    let mut installer = Installer { state: &state, dense: &dense, jobs, rounding: BTreeMap::new() };
     let model = model.apply_reparameterization(&mut installer);
     let rounding = installer.rounding;
     let method = state.config.method;

@@ -146,7 +146,7 @@ impl FactoredMethod for Dora {
 
     fn compose(&self, base: Tensor<2>) -> Tensor<2> {
         let gain = self.gain(base.clone()).unsqueeze();
-        (base + self.low_rank().dense()) * gain
+        self.low_rank().added_to(base, 1.0) * gain
     }
 
     fn keep(&self, base: Tensor<2>) -> FactorSet {
@@ -158,7 +158,7 @@ impl FactoredMethod for Dora {
         let magnitude = self.magnitude.val();
         let zero = magnitude.clone().equal_elem(0.0);
         let undo = (norms / magnitude).mask_fill(zero, 0.0);
-        weight * undo.unsqueeze() - self.low_rank().dense()
+        self.low_rank().added_to(weight * undo.unsqueeze(), -1.0)
     }
 }
 

@@ -8,7 +8,7 @@ use burn::prelude::*;
 use burn::tensor::FloatDType;
 use serde::{Deserialize, Serialize};
 use sorsa_linalg::LinalgError;
-use sorsa_ops::factored_linear;
+use sorsa_ops::{add_product, factored_linear};
 
 use crate::factors::{Factor, FactorSet};
 use crate::start::{Start, Started};
@@ -37,13 +37,13 @@ pub(crate) struct LowRank {
 }
 
 impl LowRank {
-    /// The product, `[d_in, d_out]`, f32. Dense: for merging and tests.
-    pub fn dense(self) -> Tensor<2> {
+    /// `weight + sign A diag(s) B scale`, `[d_in, d_out]`, f32. Dense: for merging and tests.
+    pub fn added_to(self, weight: Tensor<2>, sign: f64) -> Tensor<2> {
         let scaled = match self.s {
             Some(s) => self.a * (s * self.scale).unsqueeze(),
             None => self.a * self.scale,
         };
-        scaled.matmul(self.b)
+        add_product(weight, scaled, self.b, sign)
     }
 
     /// `x W + bias + ((x_a A) * s) B * scale`; `input` is `x_a`, absent: `x`.
@@ -108,7 +108,7 @@ pub(crate) trait FactoredMethod: Module {
 
     /// The adapted weight `[d_in, d_out]` from the frozen one, both f32. Dense: for merging and tests.
     fn compose(&self, base: Tensor<2>) -> Tensor<2> {
-        base + self.low_rank().dense()
+        self.low_rank().added_to(base, 1.0)
     }
 
     /// What is kept of `base` when the adapter is merged into it: the tensors named by [`KEPT`](Self::KEPT).
@@ -118,7 +118,7 @@ pub(crate) trait FactoredMethod: Module {
 
     /// The inverse of [`compose`](Self::compose), with what was kept.
     fn take_out(&self, weight: Tensor<2>, _kept: &FactorSet) -> Tensor<2> {
-        weight - self.low_rank().dense()
+        self.low_rank().added_to(weight, -1.0)
     }
 }
 

@@ -189,7 +189,8 @@ impl SavedAdapter {
                     kept: self.state.set(module, method.kept(), kept),
                 });
                 let factors = self.state.set(module, method.factors(), &self.trained);
-                jobs.insert(module.path.clone(), Install { factors, take_out, scale: module.scale, svd: None });
+                let install = Install { factors: Some(factors), take_out, scale: module.scale, svd: None };
+                jobs.insert(module.path.clone(), install);
             }
         }
         let mut attached = install(model, self.state.clone(), jobs);
@@ -316,6 +317,12 @@ impl AdapterState {
             Some((factor.name, tensor.clone()))
         };
         factors.iter().filter_map(named).collect()
+    }
+
+    /// The factors that the module at `path` starts from.
+    pub(crate) fn initial_set(&self, path: &str) -> FactorSet {
+        let module = self.modules.iter().find(|module| module.path == path);
+        module.map_or_else(FactorSet::new, |module| self.set(module, self.config.method.factors(), &self.initial))
     }
 
     /// Names and shapes of one tensor of each kind for every module.

@@ -24,6 +24,7 @@ mod loss;
 mod norm;
 mod rotary;
 mod soft_cap;
+mod sum;
 #[cfg(test)]
 mod testing;
 mod wkv4;
@@ -39,5 +40,6 @@ pub use loss::{cross_entropy_sum, head_loss_sum};
 pub use norm::{rms_norm, rms_norm_offset};
 pub use rotary::{RotaryAngles, rotate_half};
 pub use soft_cap::{soft_cap, soft_capped_head_loss_sum};
+pub use sum::add_product;
 pub use wkv4::{Wkv4State, wkv4};
 pub use wkv6::wkv6;

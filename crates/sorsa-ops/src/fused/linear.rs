@@ -12,7 +12,7 @@ use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 
 use super::product::{Matrix, Threads, multiply};
 use super::simd::{add_scaled, wide};
-use super::storage::{Tracked, Values, contiguous, floats, of_dtype, rows_and_width, shape, tensor};
+use super::storage::{Tracked, Values, contiguous, floats, into_vec, of_dtype, rows_and_width, shape, tensor};
 use super::weight::{Weight, with_weight_strides};
 
 /// `x` `[.., d_in]`, `weight` `[d_in, d_out]` of either dtype, `bias` `[d_out]` or nothing; the result `[.., d_out]`.
@@ -30,6 +30,15 @@ pub(super) fn forward(x: &Values, weight: &Values, bias: &Values) -> Values {
         *last = d_out;
     }
     tensor(y, shape)
+}
+
+/// `sum + factor a b`, in the memory of `sum` where nothing else holds it.
+pub(super) fn add_product(sum: Values, a: Values, b: Values, factor: f64) -> Values {
+    let (shape, a, b) = (shape(&sum), with_weight_strides(a), with_weight_strides(b));
+    let mut sum = into_vec(contiguous(sum));
+    let matrix = |t| Matrix::of(t).expect("two axes, strides of zero or more");
+    multiply(&mut sum, matrix(&a), matrix(&b), factor as f32, true, Threads::All);
+    tensor(sum, shape)
 }
 
 /// The operands in the order of memory that [`forward`] takes.

@@ -143,6 +143,14 @@ pub trait FusedOps: Backend {
     /// Of [`linear`].
     fn fused_linear(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self>;
 
+    /// Of [`add_product`], without a backward pass.
+    fn fused_add_product(
+        sum: FloatTensor<Self>,
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        factor: f64,
+    ) -> FloatTensor<Self>;
+
     /// Of [`factored_linear`].
     #[allow(clippy::too_many_arguments, reason = "the terms of one equation")]
     fn fused_factored_linear(
@@ -206,6 +214,15 @@ impl FusedOps for Flex {
         linear::forward(&x, &weight, &bias)
     }
 
+    fn fused_add_product(
+        sum: FloatTensor<Self>,
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        factor: f64,
+    ) -> FloatTensor<Self> {
+        linear::add_product(sum, a, b, factor)
+    }
+
     fn fused_factored_linear(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
@@ -266,6 +283,15 @@ impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
 
     fn fused_linear(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
         linear::tracked::<C>(x, weight, bias)
+    }
+
+    fn fused_add_product(
+        sum: FloatTensor<Self>,
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        factor: f64,
+    ) -> FloatTensor<Self> {
+        Self::from_inner(linear::add_product(sum.into_primitive(), a.into_primitive(), b.into_primitive(), factor))
     }
 
     fn fused_factored_linear(
@@ -339,6 +365,13 @@ pub(crate) fn linear<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Opti
     count();
     let bias = bias.unwrap_or_else(|| absent(&x.device().without_autodiff()));
     Tensor::from_dispatch(Dispatch::fused_linear(x.into_dispatch(), weight.into_dispatch(), bias.into_dispatch()))
+}
+
+/// [`crate::add_product`], fused.
+pub(crate) fn add_product(sum: Tensor<2>, a: Tensor<2>, b: Tensor<2>, factor: f64) -> Tensor<2> {
+    count();
+    let (sum, a, b) = (sum.into_dispatch(), a.into_dispatch(), b.into_dispatch());
+    Tensor::from_dispatch(Dispatch::fused_add_product(sum, a, b, factor))
 }
 
 /// [`crate::factored_linear`], fused.
