@@ -89,6 +89,10 @@ trait Right: Sync {
     #[allow(unsafe_code, reason = "a function compiled for instructions")]
     unsafe fn pack(&self, part: &mut [Self::Unit], units: Range<usize>, columns: Range<usize>);
 
+    /// Asks memory for some units of some columns, which are packed next. One line of memory of each, where lines go
+    /// along units.
+    fn prefetch(&self, units: Range<usize>, columns: Range<usize>);
+
     /// A tile of `ROWS` rows and at most 16 `VECTORS` columns over a packed part.
     ///
     /// # Safety
@@ -135,11 +139,20 @@ unsafe fn multiply<R: Right>(out: &mut [f32], x: Left<'_, R::Unit>, right: &R, u
             let units = start..depth.min(start + height);
             let part = &mut part[..units.len() * width];
             let update = Update { accumulate: update.accumulate || start > 0, ..update };
+            // Packed next: what lies below, or the top of the panel beside it.
+            let (units_next, columns_next) = match units.end < depth {
+                true => (units.end..depth.min(units.end + height), columns.clone()),
+                false => (0..height, columns.end..right.shape()[1].min(columns.end + WIDTH)),
+            };
+            let ask = |share: usize, shares: usize| {
+                let at = |share: usize| units_next.start + units_next.len() * share / shares;
+                right.prefetch(at(share)..at(share + 1), columns_next.clone());
+            };
             // SAFETY: of the instructions the caller made sure; rows and columns are within `out` and this task's alone;
             // `x` has those rows, and the units.
             unsafe {
                 right.pack(part, units, columns.clone());
-                tiles::<R>(&output, x, rows.clone(), columns.clone(), part, start, update);
+                tiles::<R>(&output, x, rows.clone(), columns.clone(), part, start, update, ask);
             }
         }
     };
@@ -151,12 +164,14 @@ unsafe fn multiply<R: Right>(out: &mut [f32], x: Left<'_, R::Unit>, right: &R, u
     }
 }
 
-/// The tiles of some rows and columns over one packed part, which begins at unit `start`.
+/// The tiles of some rows and columns over one packed part, which begins at unit `start`. Calls `between` before each
+/// with its index and how many there are.
 ///
 /// # Safety
 ///
 /// As [`Right::tile`], of all rows and columns.
 #[allow(unsafe_code, reason = "tiles are written through the pointer that tasks share")]
+#[allow(clippy::too_many_arguments, reason = "one loop of `multiply`")]
 unsafe fn tiles<R: Right>(
     out: &Output,
     x: Left<'_, R::Unit>,
@@ -165,13 +180,16 @@ unsafe fn tiles<R: Right>(
     part: &[R::Unit],
     start: usize,
     update: Update,
+    between: impl Fn(usize, usize),
 ) {
     if rows.is_empty() {
         return;
     }
     let narrow = columns.len() <= WIDTH / 2;
     let height = rows.len().div_ceil(rows.len().div_ceil(HEIGHT));
-    for row in rows.clone().step_by(height) {
+    let tiles = rows.len().div_ceil(height);
+    for (index, row) in rows.clone().step_by(height).enumerate() {
+        between(index, tiles);
         let Left { units, row_stride, unit_stride, .. } = x;
         // SAFETY: the tile lies within the rows and columns that the caller vouched for, as does what it reads of `x`.
         unsafe {
@@ -243,6 +261,15 @@ macro_rules! tile {
     };
 }
 use tile;
+
+/// Asks memory for the line that holds `value`, for the second cache.
+fn prefetch<T>(value: &T) {
+    // SAFETY: a hint, which reads nothing.
+    #[allow(unsafe_code, reason = "a hint to the processor about a place that is there")]
+    unsafe {
+        _mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(value).cast());
+    }
+}
 
 /// The first `count` of 16 lanes, all of them from 16 on.
 fn mask(count: usize) -> __mmask16 {

@@ -4,7 +4,9 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::{Left, PARALLEL, Right, Tile, Update, WIDTH, mask, multiply as multiply_panels, pack_transposed, tile};
+use super::{
+    Left, PARALLEL, Right, Tile, Update, WIDTH, mask, multiply as multiply_panels, pack_transposed, prefetch, tile,
+};
 use crate::fused::bf16::{Bf16Matrix, Order, paired_rows};
 
 /// Whether this processor has the instructions.
@@ -47,6 +49,17 @@ impl Right for Bf16Matrix<'_> {
                 Order::Rows => pack_rows(part, *self, units, columns),
                 Order::Columns => pack_columns(part, *self, units, columns),
             }
+        }
+    }
+
+    fn prefetch(&self, units: Range<usize>, columns: Range<usize>) {
+        match self.order() {
+            Order::Rows => {
+                let rows = 2 * units.start..self.rows().min(2 * units.end);
+                rows.for_each(|row| self.line(row)[columns.clone()].iter().step_by(32).for_each(prefetch));
+            }
+            Order::Columns if units.is_empty() => {}
+            Order::Columns => columns.for_each(|column| prefetch(&self.line(column)[2 * units.start])),
         }
     }
 

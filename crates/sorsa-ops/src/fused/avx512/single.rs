@@ -3,7 +3,9 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::{Left, PARALLEL, Right, Tile, Update, WIDTH, mask, multiply as multiply_panels, pack_transposed, tile};
+use super::{
+    Left, PARALLEL, Right, Tile, Update, WIDTH, mask, multiply as multiply_panels, pack_transposed, prefetch, tile,
+};
 use crate::fused::product::{Matrix, Threads};
 
 /// Whether this processor has the instructions.
@@ -45,6 +47,14 @@ impl Right for Matrix<'_> {
         } else {
             // SAFETY: the caller's.
             unsafe { pack_columns(part, *self, units, columns) }
+        }
+    }
+
+    fn prefetch(&self, units: Range<usize>, columns: Range<usize>) {
+        if self.contiguous_rows() {
+            units.for_each(|unit| self.row(unit)[columns.clone()].iter().step_by(16).for_each(prefetch));
+        } else if !units.is_empty() {
+            columns.for_each(|column| prefetch(&self.transposed().row(column)[units.start]));
         }
     }
 
