@@ -25,7 +25,7 @@ mod storage;
 mod weight;
 
 use std::cell::Cell;
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::tensor::{FloatTensor, IntTensor};
@@ -57,11 +57,15 @@ pub fn without_fused<R>(body: impl FnOnce() -> R) -> R {
 
 /// Runs `body` on one of rayon's threads, always the same, where `device` is burn's CPU backend; else on the caller's. Each
 /// of the many operations of a pass shares its work with those threads: from one of them that is asking a neighbour for
-/// help, from outside it is handing over everything and going to sleep.
+/// help, from outside it is handing over everything and going to sleep. Callers from several threads wait for each other.
 pub fn on_pool<R: Send>(device: &Device, body: impl FnOnce() -> R + Send) -> R {
+    // A thread of the pool that waits for help takes whatever else it finds to do: another pass would begin inside the
+    // first, which may hold what it needs.
+    static TURN: Mutex<()> = Mutex::new(());
     if !is_flex(device) || rayon::current_thread_index().is_some() {
         return body();
     }
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let plain = PLAIN.get();
     let body = Mutex::new(Some(body));
     // Memory that one thread frees another does not get back at once: not any thread, but the first.

@@ -9,10 +9,26 @@ use super::bf16::PARALLEL_NARROW;
 use super::product::Matrix;
 use super::simd::wide;
 
+/// Rows up to which a product that reads the weight where it lies is faster than one that packs it first; measured.
+pub(super) fn most_rows() -> usize {
+    #[cfg(target_arch = "x86_64")]
+    if super::avx512::has_f32() {
+        return 1;
+    }
+    8
+}
+
 /// Rows of the weight that are read side by side.
 const SIDE: usize = 8;
 /// Numbers that are summed beside each other.
 const LANES: usize = 16;
+/// Sums that are brought to their end before the next ones are begun: they stay in a core's first cache.
+const SUMS: usize = 8192;
+
+/// Columns that are summed up for `rows` rows before the next ones are begun.
+fn block_of_columns(rows: usize) -> usize {
+    SUMS / rows.max(1)
+}
 
 /// `out = x W`, and `out += x W` where `accumulate`; `x` `[rows, k]` and `out` `[rows, n]` are row-major. The weight must
 /// have neighbours along one axis.
@@ -88,31 +104,37 @@ fn stream(part: &mut [f32], x: &[f32], weight: Matrix<'_>, columns: Range<usize>
     wide(
         #[inline(always)]
         || {
-            for start in (0..k).step_by(SIDE) {
-                let some = start..k.min(start + SIDE);
-                let lines: [&[f32]; SIDE] =
-                    std::array::from_fn(|line| &weight.row((start + line).min(k - 1))[columns.clone()]);
-                by_rows!(rows, add_lines(part, width, x, k, &lines, some.clone()));
+            for first in (0..width).step_by(block_of_columns(rows)) {
+                let block = first..width.min(first + block_of_columns(rows));
+                let columns = columns.start + block.start..columns.start + block.end;
+                let part = &mut part[first..];
+                for start in (0..k).step_by(SIDE) {
+                    let some = start..k.min(start + SIDE);
+                    let lines: [&[f32]; SIDE] =
+                        std::array::from_fn(|line| &weight.row((start + line).min(k - 1))[columns.clone()]);
+                    by_rows!(rows, add_lines(part, width, x, k, &lines, some.clone()));
+                }
             }
         },
     );
 }
 
-/// Adds to `ROWS` rows of `part` what the lines `some` of the weight give.
+/// Adds to `ROWS` rows of `part`, which are `stride` apart, what the lines `some` of the weight give.
 #[inline(always)]
 fn add_lines<const ROWS: usize>(
     part: &mut [f32],
-    width: usize,
+    stride: usize,
     x: &[f32],
     k: usize,
     lines: &[&[f32]; SIDE],
     some: Range<usize>,
 ) {
+    let width = lines[0].len();
     let whole = width / LANES * LANES;
     for first in (0..whole).step_by(LANES) {
         let mut sums = [[0.0; LANES]; ROWS];
         for (row, sums) in sums.iter_mut().enumerate() {
-            sums.copy_from_slice(&part[row * width + first..][..LANES]);
+            sums.copy_from_slice(&part[row * stride + first..][..LANES]);
         }
         for (index, line) in some.clone().zip(lines) {
             let line: &[f32; LANES] = line[first..first + LANES].try_into().expect("whole lanes");
@@ -122,13 +144,13 @@ fn add_lines<const ROWS: usize>(
             }
         }
         for (row, sums) in sums.iter().enumerate() {
-            part[row * width + first..][..LANES].copy_from_slice(sums);
+            part[row * stride + first..][..LANES].copy_from_slice(sums);
         }
     }
     for row in 0..ROWS {
         for column in whole..width {
             for (index, line) in some.clone().zip(lines) {
-                part[row * width + column] += x[row * k + index] * line[column];
+                part[row * stride + column] += x[row * k + index] * line[column];
             }
         }
     }

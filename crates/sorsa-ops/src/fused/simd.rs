@@ -1,4 +1,4 @@
-//! Loops compiled for AVX2 and for the portable baseline, chosen while running. On Arm the baseline has NEON.
+//! Loops compiled for AVX-512, for AVX2 and for the portable baseline, chosen while running. On Arm the baseline has NEON.
 
 use pulp::Arch;
 

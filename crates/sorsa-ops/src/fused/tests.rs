@@ -1,5 +1,7 @@
 //! Every fused form against its plain one, values and gradients, on awkward shapes.
 
+use rayon::prelude::*;
+
 use super::*;
 use crate::{AttentionMask, RotaryAngles};
 
@@ -436,4 +438,24 @@ fn half_precision_and_other_devices_keep_the_plain_form() {
     without_fused(|| assert!(!takes_weight(&narrow)));
     without_fused(|| assert!(!applies([(flex.clone(), DType::F32)])));
     assert!(applies([(flex, DType::F32)]));
+}
+
+#[test]
+fn a_pass_runs_on_the_first_thread_of_the_pool_with_the_form_that_was_asked_for() {
+    let flex = Device::flex();
+    let here = || (rayon::current_thread_index(), PLAIN.get());
+    assert_eq!(on_pool(&flex, here), (Some(0), false));
+    assert_eq!(without_fused(|| on_pool(&flex, here)), (Some(0), true));
+    // From within it stays where it is.
+    assert_eq!(on_pool(&flex, || on_pool(&flex, here)), (Some(0), false));
+    // Passes from several threads, each of which waits for the pool, take turns.
+    let pass = |_: usize| on_pool(&flex, || (0..1000u64).into_par_iter().map(|i| i % 7).sum::<u64>());
+    let sums = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..4).map(|_| scope.spawn(|| (0..50).map(pass).sum::<u64>())).collect();
+        threads.into_iter().map(|thread| thread.join().expect("no panic")).collect::<Vec<_>>()
+    });
+    assert!(sums.iter().all(|sum| *sum == sums[0]));
+    // A panic is the caller's, and the next pass runs.
+    assert!(std::panic::catch_unwind(|| on_pool(&Device::flex(), || -> () { panic!("meant") })).is_err());
+    assert_eq!(on_pool(&flex, here), (Some(0), false));
 }

@@ -2,7 +2,7 @@
 
 use burn::tensor::DType;
 
-use super::bf16::{self, Bf16Matrix, NARROW};
+use super::bf16::{self, Bf16Matrix};
 use super::narrow;
 use super::product::{self, Matrix, Threads};
 use super::storage::Values;
@@ -75,7 +75,7 @@ impl<'a> Weight<'a> {
         let rows = x.len() / self.rows().max(1);
         match self {
             Self::Bf16(matrix) => bf16::multiply(out, x, matrix, accumulate),
-            Self::F32(matrix) if rows <= NARROW && rows > 0 && matrix.has_neighbours() => {
+            Self::F32(matrix) if rows > 0 && rows <= narrow::most_rows() && matrix.has_neighbours() => {
                 narrow::multiply(out, x, matrix, accumulate);
             }
             Self::F32(matrix) => {

@@ -44,7 +44,7 @@ pub fn multiply(out: &mut [f32], x: &[f32], weight: Bf16Matrix<'_>, accumulate: 
         }
         #[allow(unsafe_code, reason = "functions compiled for instructions that were asked for")]
         {
-            by_rows!(1 2 3 4 5 6 7 8);
+            by_rows!(1 2 3 4);
         }
     });
 }

@@ -111,14 +111,18 @@ fn rounding_the_activations_costs_a_quarter_of_a_per_cent() {
 #[test]
 fn a_row_is_the_same_in_any_company() {
     let [k, n] = [300, 500];
-    let (x, w) = (values(8 * k, 7), weights(k * n, 8));
-    for weight in [Bf16Matrix::new(&w, k, n), Bf16Matrix::new(&w, n, k).transposed()] {
-        let mut together = vec![0.0; 8 * n];
-        multiply(&mut together, &x, weight, false);
-        for (row, x) in together.chunks_exact(n).zip(x.chunks_exact(k)) {
-            let mut alone = vec![0.0; n];
-            multiply(&mut alone, x, weight, false);
-            assert_eq!(alone, row);
+    let w = weights(k * n, 8);
+    let product = |x: &[f32], weight| {
+        let mut out = vec![0.0; x.len() / k * n];
+        multiply(&mut out, x, weight, false);
+        out
+    };
+    // By the kernel for few rows, and by that for many.
+    for (rows, some) in [(NARROW, 1), (15 * (NARROW + 1), NARROW + 1)] {
+        let x = values(rows * k, 7);
+        for weight in [Bf16Matrix::new(&w, k, n), Bf16Matrix::new(&w, n, k).transposed()] {
+            let parts: Vec<f32> = x.chunks_exact(some * k).flat_map(|x| product(x, weight)).collect();
+            assert_eq!(product(&x, weight), parts);
         }
     }
 }
