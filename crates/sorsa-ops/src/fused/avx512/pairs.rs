@@ -4,9 +4,7 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::{
-    Left, PARALLEL, Right, Tile, Update, WIDTH, mask, multiply as multiply_panels, pack_transposed, prefetch, tile,
-};
+use super::{Left, PARALLEL, Right, Tile, Update, mask, multiply as multiply_panels, pack_transposed, prefetch, tile};
 use crate::fused::bf16::{Bf16Matrix, Order, paired_rows};
 
 /// Whether this processor has the instructions.
@@ -76,26 +74,47 @@ tile!(u32, "avx512f,avx512bw,avx512bf16", |sum, x, w| {
 
 #[target_feature(enable = "avx512f,avx512bw")]
 fn pack_rows(part: &mut [u32], weight: Bf16Matrix<'_>, units: Range<usize>, columns: Range<usize>) {
-    const ZEROS: [burn::tensor::bf16; WIDTH] = [burn::tensor::bf16::ZERO; WIDTH];
     let width = part.len() / units.len();
     for (out, pair) in part.chunks_exact_mut(width).zip(units) {
         let row = |row: usize| match row < weight.rows() {
-            true => &weight.line(row)[columns.clone()],
-            false => &ZEROS[..columns.len()],
+            true => load(&weight.line(row)[columns.clone()]),
+            false => _mm512_setzero_si512(),
         };
-        let (low, high) = (row(2 * pair), row(2 * pair + 1));
-        let both = |low: &burn::tensor::bf16, high: &burn::tensor::bf16| {
-            u32::from(low.to_bits()) | u32::from(high.to_bits()) << 16
-        };
-        if let (Ok(low), Ok(high)) = (<&[_; WIDTH]>::try_from(low), <&[_; WIDTH]>::try_from(high)) {
-            for index in 0..WIDTH {
-                out[index] = both(&low[index], &high[index]);
+        for (out, pairs) in out.chunks_exact_mut(16).zip(interleaved(row(2 * pair), row(2 * pair + 1))) {
+            // SAFETY: `out` has 16 elements of 32 bits.
+            #[allow(unsafe_code, reason = "a store of a register to sixteen elements that are there")]
+            unsafe {
+                _mm512_storeu_si512(out.as_mut_ptr().cast(), pairs);
             }
-        } else {
-            out.fill(0);
-            out.iter_mut().zip(low.iter().zip(high)).for_each(|(out, (low, high))| *out = both(low, high));
         }
     }
+}
+
+/// Numbers of two registers by turns: of their lower halves, and of their upper ones.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+pub(super) fn interleaved(even: __m512i, odd: __m512i) -> [__m512i; 2] {
+    const fn order(first: i16) -> [i16; 32] {
+        let mut lanes = [0; 32];
+        let mut lane = 0;
+        while lane < 32 {
+            lanes[lane] = first + lane as i16 / 2 + (lane as i16 % 2) * 32;
+            lane += 1;
+        }
+        lanes
+    }
+    const ORDERS: [[i16; 32]; 2] = [order(0), order(16)];
+    ORDERS.each_ref().map(|order| _mm512_permutex2var_epi16(even, integers(order), odd))
+}
+
+/// 32 numbers of 16 bits of either sign.
+#[inline]
+#[target_feature(enable = "avx512f")]
+#[allow(unsafe_code, reason = "a load of 64 bytes that are there")]
+pub(super) fn integers<T>(values: &[T; 32]) -> __m512i {
+    assert_eq!(size_of::<T>(), 2, "numbers of 16 bits");
+    // SAFETY: 32 elements of two bytes.
+    unsafe { _mm512_loadu_si512(values.as_ptr().cast()) }
 }
 
 #[target_feature(enable = "avx512f,avx512bw")]

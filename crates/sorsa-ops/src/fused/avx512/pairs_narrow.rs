@@ -8,7 +8,7 @@ use std::ops::Range;
 use burn::tensor::bf16;
 
 use super::mask;
-use super::pairs::{available, load, pairs_of};
+use super::pairs::{available, integers, interleaved, load, pairs_of};
 use crate::fused::bf16::{Bf16Matrix, NARROW, Order, round, rounded_rows};
 use crate::fused::narrow::by_columns;
 
@@ -59,13 +59,6 @@ fn pairs(x: &[f32], k: usize) -> Vec<u16> {
 /// Adds `x W` of some columns to `part` `[ROWS, columns]`, for a weight whose rows are contiguous.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 fn stream<const ROWS: usize>(part: &mut [f32], x: &[u16], weight: Bf16Matrix<'_>, columns: Range<usize>) {
-    // Interleaves two registers: their lower and their upper halves.
-    let order = |first: i16| {
-        let lanes: [i16; LANES] =
-            std::array::from_fn(|lane| first + lane as i16 / 2 + (lane as i16 % 2) * LANES as i16);
-        integers(&lanes)
-    };
-    let [lower, upper] = [order(0), order(16)];
     let width = columns.len();
     let pairs = weight.rows().div_ceil(2);
     for start in (0..pairs).step_by(PAIRS) {
@@ -80,7 +73,7 @@ fn stream<const ROWS: usize>(part: &mut [f32], x: &[u16], weight: Bf16Matrix<'_>
                 let values = |row: usize| load(&weight.line(row)[columns.start + first..][..count]);
                 let low = values(2 * pair);
                 let high = if 2 * pair + 1 < weight.rows() { values(2 * pair + 1) } else { _mm512_setzero_si512() };
-                let weights = [lower, upper].map(|order| pairs_of(_mm512_permutex2var_epi16(low, order, high)));
+                let weights = interleaved(low, high).map(|pairs| pairs_of(pairs));
                 let x = &x[2 * pair * ROWS..][..2 * ROWS];
                 for (sums, x) in sums.iter_mut().zip(x.chunks_exact(2)) {
                     let both = u32::from(x[0]) | u32::from(x[1]) << 16;
@@ -123,16 +116,6 @@ fn inner<const ROWS: usize>(part: &mut [f32], x: &[u16], weight: Bf16Matrix<'_>,
             }
         }
     }
-}
-
-/// 32 numbers of 16 bits of either sign.
-#[inline]
-#[target_feature(enable = "avx512f")]
-#[allow(unsafe_code, reason = "a load of 64 bytes that are there")]
-fn integers<T>(values: &[T; LANES]) -> __m512i {
-    assert_eq!(size_of::<T>(), 2, "numbers of 16 bits");
-    // SAFETY: 32 elements of two bytes.
-    unsafe { _mm512_loadu_si512(values.as_ptr().cast()) }
 }
 
 /// Up to 16 numbers, zeros beyond.
