@@ -4,8 +4,9 @@
 
 A random Llama of the shape S (width 288, 6 layers, 6 heads, feed-forward 768, vocabulary 32,000) with the tokenizer of the first argument;
 the first eight rows of the second as texts, all of them in every step, so that no order matters. LoRA and PiSSA start as PEFT starts them, full
-fine-tuning trains every weight. Learning rates, betas, weight decay and clipping are those that `sorsa` wrote to the run's folder. Exits 1 where a
-loss differs by more than 1e-3. Needs torch, transformers, peft; `target/release/sorsa` or the path in SORSA.
+fine-tuning trains every weight; SORSA is the few lines below, after the paper, with the gradient of its regularizer by autograd. Learning rates,
+betas, weight decay, clipping and gamma are those that `sorsa` wrote to the run's folder. Exits 1 where a loss differs by more than 1e-3. Needs torch,
+transformers, peft; `target/release/sorsa` or the path in SORSA.
 """
 
 import json
@@ -24,6 +25,35 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 SORSA = os.environ.get("SORSA", "target/release/sorsa")
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 ROWS, RANK, TOLERANCE = 8, 16, 1e-3
+
+
+class Sorsa(torch.nn.Module):
+    """`x W_r + ((x U) * s) V^T` with the leading singular triplets of the weight (arXiv 2409.00055)."""
+
+    def __init__(self, linear):
+        super().__init__()
+        weight = linear.weight.detach().T.double()
+        u, s, vt = torch.linalg.svd(weight, full_matrices=False)
+        u, s, vt = u[:, :RANK], s[:RANK], vt[:RANK]
+        self.register_buffer("residual", (weight - (u * s) @ vt).float())
+        self.u, self.s, self.vt = (torch.nn.Parameter(part.float()) for part in (u, s, vt))
+
+    def forward(self, x):
+        return x @ self.residual + ((x @ self.u) * self.s) @ self.vt
+
+    def defects(self):
+        """`||U^T U - I||_F` and `||V^T V - I||_F`, but those that are rounding, whose gradient would be noise."""
+        norms = [(wide @ wide.T - torch.eye(RANK)).norm() for wide in (self.u.T, self.vt)]
+        return [norm for norm in norms if norm > 32 * torch.finfo(torch.float32).eps * RANK**0.5]
+
+
+def with_sorsa(model):
+    """The frozen model with SORSA on its targets."""
+    model.requires_grad_(False)
+    for path, linear in [(path, module) for path, module in model.named_modules() if path.split(".")[-1] in TARGETS]:
+        parent, name = path.rsplit(".", 1)
+        setattr(model.get_submodule(parent), name, Sorsa(linear))
+    return model
 
 
 def random_llama(tokenizer, folder):
@@ -66,6 +96,9 @@ def theirs(model, inputs, train, rates):
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     betas = (settings.get("beta1", 0.9), settings.get("beta2", 0.999))
     decay = settings.get("weight_decay", 0.0)
+    # The regularizer's gradient joins after clipping, divided by the peak rate: Adam's step then has gamma of the schedule.
+    gamma = train.get("regularizer", {}).get("gamma", 4e-4) / settings.get("learning_rate", 1e-3)
+    factored = [module for module in model.modules() if isinstance(module, Sorsa)]
     optimizer = torch.optim.AdamW(trained, lr=1.0, betas=betas, eps=settings.get("epsilon", 1e-8), weight_decay=decay)
     losses = []
     for rate in rates:
@@ -74,6 +107,8 @@ def theirs(model, inputs, train, rates):
         loss.backward()
         if train.get("clip_norm", 1.0) > 0:
             torch.nn.utils.clip_grad_norm_(trained, train.get("clip_norm", 1.0))
+        if defects := [norm for module in factored for norm in module.defects()]:
+            (gamma * sum(defects)).backward()
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.step()
@@ -93,9 +128,11 @@ def main():
         random_llama(tokenizer, folder)
         data.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
         inputs = batch(tokenizer, texts)
-        for method in ["lora", "pissa", "full"]:
+        for method in ["lora", "pissa", "sorsa", "full"]:
             model, adapter = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), None
-            if method != "full":
+            if method == "sorsa":
+                model = with_sorsa(model)
+            elif method != "full":
                 torch.manual_seed(1)
                 start = {"lora": True, "pissa": "pissa"}[method]
                 config = LoraConfig(r=RANK, lora_alpha=RANK, target_modules=TARGETS, init_lora_weights=start, task_type="CAUSAL_LM")

@@ -180,18 +180,9 @@ fn multiply_portable(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::values;
 
     type Product = fn(&mut [f32], Matrix<'_>, Matrix<'_>, f32, bool, Threads);
-
-    /// Numbers of about unit size that no regular pattern would balance.
-    fn values(count: usize, seed: u32) -> Vec<f32> {
-        let mut state = seed.wrapping_mul(747_796_405).wrapping_add(1);
-        let mut next = || {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
-        };
-        (0..count).map(|_| next()).collect()
-    }
 
     /// One of each; odd numbers; one more and one less than tiles, parts, panels and tasks; narrow results.
     const SIZES: [[usize; 3]; 15] = [

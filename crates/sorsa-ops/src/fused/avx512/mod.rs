@@ -89,8 +89,8 @@ trait Right: Sync {
     #[allow(unsafe_code, reason = "a function compiled for instructions")]
     unsafe fn pack(&self, part: &mut [Self::Unit], units: Range<usize>, columns: Range<usize>);
 
-    /// Asks memory for some units of some columns, which are packed next. One line of memory of each, where lines go
-    /// along units.
+    /// Asks memory for some units of some columns, which are packed next. Where the units of a column are neighbours,
+    /// for the line that holds the first of them: it holds some that follow.
     fn prefetch(&self, units: Range<usize>, columns: Range<usize>);
 
     /// A tile of `ROWS` rows and at most 16 `VECTORS` columns over a packed part.
