@@ -67,11 +67,13 @@ impl<'a> Matrix<'a> {
     }
 
     /// From row to row, and from column to column.
+    #[cfg(target_arch = "x86_64")]
     pub fn strides(&self) -> [usize; 2] {
         [self.row_stride, self.column_stride]
     }
 
     /// The elements, from the first of the first row on.
+    #[cfg(target_arch = "x86_64")]
     pub fn data(&self) -> &'a [f32] {
         self.data
     }

@@ -9,6 +9,7 @@
 //!
 //! Both read the weight as burn keeps it, `[k, n]` row by row or transposed. Nothing of its size is kept beside it.
 
+#[cfg(target_arch = "x86_64")]
 mod pack;
 mod portable;
 
@@ -18,9 +19,11 @@ use burn::tensor::bf16;
 use super::avx512;
 use super::storage::Values;
 
+#[cfg(target_arch = "x86_64")]
 pub(super) use pack::{paired_rows, round, rounded_rows};
 
 /// Rows up to which a product that reads the weight where it lies is faster than one that packs it first; measured.
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "there is one kernel"))]
 pub(super) const NARROW: usize = 4;
 
 /// Elements of a weight from which its product with few rows runs on all threads.
@@ -92,6 +95,7 @@ impl<'a> Bf16Matrix<'a> {
         Self { data: &self.data[self.index(0, start)..], columns: end - start, ..self }.checked()
     }
 
+    #[cfg(target_arch = "x86_64")]
     pub fn order(&self) -> Order {
         self.order
     }
@@ -121,7 +125,8 @@ impl<'a> Bf16Matrix<'a> {
 /// `out = x W`, and `out += x W` where `accumulate`, on all threads where the product is worth it. `x` is row-major
 /// `[rows, W.rows]`, `out` row-major `[rows, W.columns]`.
 ///
-/// What a row of `out` becomes depends on that row of `x` alone, and not on the number of threads.
+/// What a row of `out` becomes depends on that row of `x`, and on whether there are few rows; not on the other rows, nor on
+/// the number of threads.
 pub(super) fn multiply(out: &mut [f32], x: &[f32], weight: Bf16Matrix<'_>, accumulate: bool) {
     let (k, n) = (weight.rows, weight.columns);
     let rows = out.len() / n.max(1);
