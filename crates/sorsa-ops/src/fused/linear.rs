@@ -5,6 +5,7 @@
 //! ```
 
 use burn::backend::Flex;
+use burn::backend::autodiff::NodeId;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::grads::Gradients;
@@ -67,12 +68,13 @@ pub(super) fn column_sums(rows: &[f32], width: usize) -> Vec<f32> {
 struct Linear;
 
 impl Backward<Flex, 3> for Linear {
-    /// `x` where the weight is trained, else nothing; the weight; the shapes of `x` and of the bias.
-    type State = (Option<Values>, Values, [Vec<usize>; 2]);
+    /// Where the weight is trained, `x` or its node; the weight; the shapes of `x` and of the bias.
+    type State = (Option<Values>, Option<NodeId>, Values, [Vec<usize>; 2]);
 
-    fn backward(self, ops: Ops<Self::State, 3>, gradients: &mut Gradients, _: &mut Checkpointer) {
+    fn backward(self, ops: Ops<Self::State, 3>, gradients: &mut Gradients, checkpointer: &mut Checkpointer) {
         let dy = contiguous(gradients.consume::<Flex>(&ops.node));
-        let (x, weight, [x_shape, bias_shape]) = ops.state;
+        let (x, x_at, weight, [x_shape, bias_shape]) = ops.state;
+        let x = x_at.map_or(x, |node| Some(contiguous(checkpointer.retrieve_node_output(node))));
         let [x_node, weight_node, bias_node] = ops.parents;
         let [rows, d_out] = rows_and_width(&dy);
         if let Some(node) = x_node {
@@ -94,12 +96,17 @@ impl Backward<Flex, 3> for Linear {
 pub(super) fn tracked<C: CheckpointStrategy>(x: Tracked, weight: Tracked, bias: Tracked) -> Tracked {
     let trained = weight.is_tracked();
     let prepared = Linear.prepare::<C>([x.node(), weight.node(), bias.node()]).compute_bound().stateful();
+    let input = x.clone();
+    let kept_as_it_is = input.primitive().is_contiguous();
     let [x, weight, bias] = arranged(x.into_primitive(), weight.into_primitive(), bias.into_primitive());
     let y = forward(&x, &weight, &bias);
     match prepared {
-        OpsKind::Tracked(prepared) => {
+        OpsKind::Tracked(mut prepared) => {
             let shapes = [shape(&x), shape(&bias)];
-            prepared.finish((trained.then_some(x), weight, shapes), y)
+            // The graph keeps it, or computes it again.
+            let x_at = (trained && kept_as_it_is).then(|| prepared.checkpoint(&input));
+            let x = (trained && !kept_as_it_is).then_some(x);
+            prepared.finish((x, x_at, weight, shapes), y)
         }
         OpsKind::UnTracked(prepared) => prepared.finish(y),
     }

@@ -27,7 +27,7 @@ const SUMS: usize = 8192;
 
 /// Columns that are summed up for `rows` rows before the next ones are begun.
 fn block_of_columns(rows: usize) -> usize {
-    SUMS / rows.max(1)
+    (SUMS / rows.max(1) / LANES * LANES).max(LANES)
 }
 
 /// `out = x W`, and `out += x W` where `accumulate`; `x` `[rows, k]` and `out` `[rows, n]` are row-major. The weight must
@@ -195,7 +195,9 @@ mod tests {
 
     #[test]
     fn a_narrow_product_is_the_product_for_either_order_and_any_size() {
-        for (rows, k, n) in [(1, 1, 1), (1, 17, 33), (3, 8, 64), (8, 100, 70), (2, 400, 700), (7, 33, 16)] {
+        for (rows, k, n) in
+            [(1, 1, 1), (1, 17, 33), (3, 8, 64), (8, 100, 70), (2, 400, 700), (7, 33, 16), (8, 9, 2100), (3, 9, 3000)]
+        {
             let value = |i: usize| ((i * 37 + 11) % 101) as f32 / 50.0 - 1.0;
             let x: Vec<f32> = (0..rows * k).map(value).collect();
             let w: Vec<f32> = (0..k * n).map(|i| value(i * 3 + 1)).collect();

@@ -187,7 +187,7 @@ mod tests {
     type Product = fn(&mut [f32], Matrix<'_>, Matrix<'_>, f32, bool, Threads);
 
     /// One of each; odd numbers; one more and one less than tiles, parts, panels and tasks; narrow results.
-    const SIZES: [[usize; 3]; 15] = [
+    const SIZES: [[usize; 3]; 16] = [
         [1, 1, 1],
         [2, 3, 2],
         [1, 300, 33],
@@ -201,6 +201,7 @@ mod tests {
         [130, 131, 129],
         [600, 20, 40],
         [1030, 40, 16],
+        [3000, 50, 16],
         [3, 0, 5],
         [0, 4, 5],
     ];
