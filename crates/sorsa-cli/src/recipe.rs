@@ -74,7 +74,7 @@ pub struct DataRecipe {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SvdRecipe {
-    /// auto, exact or block-krylov.
+    /// auto, exact, block-krylov or gram.
     pub algorithm: String,
     /// Largest residual of a triplet, relative to the largest singular value.
     pub tolerance: f64,
@@ -296,9 +296,10 @@ impl Recipe {
             "auto" => Algorithm::Auto,
             "exact" => Algorithm::Exact,
             "block-krylov" => Algorithm::BlockKrylov,
+            "gram" => Algorithm::Gram,
             other => {
                 return Err(bad_input(format!(
-                    "unknown svd.algorithm `{other}`, expected auto, exact or block-krylov"
+                    "unknown svd.algorithm `{other}`, expected auto, exact, block-krylov or gram"
                 )));
             }
         };

@@ -1,5 +1,5 @@
-//! CPU seconds and accuracy of the leading singular triplets: exact, block Krylov, and plain randomized power iteration
-//! (4 iterations, 16 extra columns), on spectra that decay slowly, as those of trained weights do, and on the flat ones of
+//! CPU seconds and accuracy of the leading singular triplets: exact, block Krylov, what is chosen by itself, and plain
+//! randomized power iteration (4 iterations, 16 extra columns), on spectra that decay slowly, as those of trained weights do, and on the flat ones of
 //! Gaussian matrices, as fresh weights are.
 //!
 //! `cargo run --release --example svd_speed -- [size ..]`, by default 1024 2048. One thread; rank 128.
@@ -33,7 +33,7 @@ fn main() {
 
 /// `exact` holds the singular values where they are known.
 fn compare(name: &str, a: MatRef<'_, f32>, exact: &[f64]) {
-    for algorithm in [Algorithm::Exact, Algorithm::BlockKrylov] {
+    for algorithm in [Algorithm::Exact, Algorithm::BlockKrylov, Algorithm::Auto] {
         if algorithm == Algorithm::Exact && a.nrows() > 3000 {
             continue;
         }
@@ -42,7 +42,11 @@ fn compare(name: &str, a: MatRef<'_, f32>, exact: &[f64]) {
         let svd = truncated_svd("a", a, RANK, &options).expect("converges");
         let seconds = start.seconds();
         let columns = svd.report.columns.to_string();
-        row(name, &format!("{algorithm:?}"), seconds, svd.report.residual, &svd.s, exact, &columns);
+        let ran = match algorithm {
+            Algorithm::Auto => format!("Auto: {:?}", svd.report.algorithm),
+            algorithm => format!("{algorithm:?}"),
+        };
+        row(name, &ran, seconds, svd.report.residual, &svd.s, exact, &columns);
     }
     let start = Clock::start();
     let (u, values, v) = power_iteration(a, RANK, 16, 4);

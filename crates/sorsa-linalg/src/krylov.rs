@@ -15,10 +15,16 @@ use crate::basis::{Basis, gaussian, norms};
 use crate::exact::thin_svd;
 use crate::operator::{Operator, product};
 use crate::ritz::{Ritz, leading};
+use crate::svd::Vectors;
 use crate::{LinalgError, Scalar};
 
 /// Width and number of the blocks that look for what the iteration may have missed.
 const PROBE: (usize, usize) = (8, 3);
+
+/// Blocks after which the stable rank is known well enough.
+const FLAT_BLOCKS: usize = 2;
+/// The stable rank of a flat spectrum, in units of the wanted rank.
+const FLAT_RANKS: f64 = 1.5;
 
 /// How to iterate, with all defaults settled.
 pub(crate) struct Plan {
@@ -33,38 +39,21 @@ pub(crate) struct Plan {
 
 /// Where the iteration ended.
 pub(crate) enum Outcome<T> {
-    /// `u [rows, rank]`, `v [cols, rank]`.
-    Converged { u: Mat<T>, v: Mat<T>, blocks: usize },
+    Converged {
+        vectors: Vectors<T>,
+        blocks: usize,
+    },
     /// The largest residual after all blocks.
-    Stopped { residual: f64, blocks: usize },
+    Stopped {
+        residual: f64,
+        blocks: usize,
+    },
 }
 
-/// Iterates on `a [rows, cols]`, `rows <= cols`, until the wanted triplets have converged.
-pub(crate) fn iterate<T: Scalar>(a: &impl Operator<T>, plan: &Plan) -> Result<Outcome<T>, LinalgError> {
-    let mut state = Krylov::new(a, plan);
-    let mut check = Schedule::new(plan);
-    loop {
-        state.step()?;
-        let (columns, last) = (state.q.len(), state.blocks >= plan.max_blocks);
-        if !(state.full() || last || check.due(columns)) {
-            continue;
-        }
-        let Some(ritz) = leading(state.r.as_ref(), plan.rank) else {
-            return Ok(Outcome::Stopped { residual: f64::NAN, blocks: state.blocks });
-        };
-        let residual = state.residual(&ritz);
-        if state.full() || residual <= plan.tolerance && state.nothing_missed(ritz.s[plan.rank - 1])? {
-            return Ok(state.triplets(&ritz));
-        }
-        if last || residual.is_nan() {
-            return Ok(Outcome::Stopped { residual, blocks: state.blocks });
-        }
-        check.after(columns, residual);
-    }
-}
-
-struct Krylov<'a, T, A> {
+/// An iteration on `a [rows, cols]`, `rows <= cols`.
+pub(crate) struct Krylov<'a, T, A> {
     a: &'a A,
+    plan: Plan,
     rng: ChaCha8Rng,
     blocks: usize,
     /// Left basis, of vectors `[rows]`.
@@ -80,12 +69,14 @@ struct Krylov<'a, T, A> {
 }
 
 impl<'a, T: Scalar, A: Operator<T>> Krylov<'a, T, A> {
-    fn new(a: &'a A, plan: &Plan) -> Self {
+    pub fn new(a: &'a A, plan: Plan) -> Self {
         let (rows, cols) = a.shape();
         let capacity = rows.min(plan.block * plan.max_blocks + PROBE.0 * PROBE.1);
+        let block = plan.block;
         let mut state = Krylov {
             a,
             rng: ChaCha8Rng::seed_from_u64(plan.seed),
+            plan,
             blocks: 0,
             q: Basis::new(rows, capacity),
             p: Basis::new(cols, capacity),
@@ -93,8 +84,49 @@ impl<'a, T: Scalar, A: Operator<T>> Krylov<'a, T, A> {
             next: Mat::new(),
             coupling: Mat::new(),
         };
-        state.next = state.fresh(plan.block);
+        state.next = state.fresh(block);
         state
+    }
+
+    /// Goes on until the wanted triplets have converged.
+    pub fn run(mut self) -> Result<Outcome<T>, LinalgError> {
+        let mut check = Schedule::new(&self.plan);
+        let (rank, max_blocks, tolerance) = (self.plan.rank, self.plan.max_blocks, self.plan.tolerance);
+        loop {
+            self.step()?;
+            let (columns, last) = (self.q.len(), self.blocks >= max_blocks);
+            if !(self.full() || last || check.due(columns)) {
+                continue;
+            }
+            let Some(ritz) = leading(self.r.as_ref(), rank) else {
+                return Ok(Outcome::Stopped { residual: f64::NAN, blocks: self.blocks });
+            };
+            let residual = self.residual(&ritz);
+            if self.full() || residual <= tolerance && self.nothing_missed(ritz.s[rank - 1])? {
+                return Ok(self.triplets(&ritz));
+            }
+            if last || residual.is_nan() {
+                return Ok(Outcome::Stopped { residual, blocks: self.blocks });
+            }
+            check.after(columns, residual);
+        }
+    }
+
+    /// Takes the first blocks, and says whether singular values lie so close together that many more will be needed.
+    ///
+    /// They do where the stable rank `R = ||A||_F^2 / s_1^2`, the number of singular values if all were as large as the
+    /// first, is well above the wanted one, `r`. The `r` largest then leave at least `R - r` to the others, so that
+    /// `s_1 / s_r` is at most `sqrt((rows - r) / (R - r))`.
+    pub fn finds_a_flat_spectrum(&mut self) -> Result<bool, LinalgError> {
+        while self.blocks < FLAT_BLOCKS && !self.full() {
+            self.step()?;
+        }
+        let Some(ritz) = leading(self.r.as_ref(), 1) else { return Ok(false) };
+        // The first block is a random part of the space, and its image is all in the first block of `P`.
+        let width = self.plan.block;
+        let share: f64 = self.r.submatrix(0, 0, width, width).norm_l2().into();
+        let stable_rank = (share / ritz.s[0]).powi(2) * self.a.shape().0 as f64 / width as f64;
+        Ok(stable_rank >= FLAT_RANKS * self.plan.rank as f64)
     }
 
     fn full(&self) -> bool {
@@ -191,7 +223,8 @@ impl<'a, T: Scalar, A: Operator<T>> Krylov<'a, T, A> {
             let used = basis.columns().subcols(0, weights.nrows());
             product(used, weights.as_ref())
         };
-        Outcome::Converged { u: combine(&self.q, &ritz.y), v: combine(&self.p, &ritz.x), blocks: self.blocks }
+        let vectors = Vectors { u: combine(&self.q, &ritz.y), v: combine(&self.p, &ritz.x) };
+        Outcome::Converged { vectors, blocks: self.blocks }
     }
 }
 

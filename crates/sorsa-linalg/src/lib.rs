@@ -23,8 +23,10 @@ mod basis;
 mod batch;
 mod cholesky;
 pub mod drift;
+mod eigen;
 mod error;
 mod exact;
+mod gram;
 mod krylov;
 mod operator;
 mod qr;
@@ -33,6 +35,7 @@ mod scalar;
 pub mod spectral;
 mod svd;
 pub mod tensor;
+mod tridiagonal;
 
 pub use batch::{Job, Loader, Progress, decompose_all};
 pub use error::LinalgError;

@@ -3,6 +3,7 @@
 use std::cell::Cell;
 
 use faer::linalg::matmul::matmul;
+use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::{Accum, Mat, MatRef, Par};
 
 use crate::{LinalgError, Scalar};
@@ -15,6 +16,8 @@ pub(crate) trait Operator<T> {
     fn apply(&self, panel: MatRef<'_, T>) -> Result<Mat<T>, LinalgError>;
     /// `A^T x` for each row `x` of the panel `[width, rows]`, as a panel `[width, cols]`.
     fn apply_transpose(&self, panel: MatRef<'_, T>) -> Result<Mat<T>, LinalgError>;
+    /// The lower triangle of `A A^T`, or where `turned` of `A^T A`; what lies above it is any numbers.
+    fn gram(&self, turned: bool) -> Result<Mat<T>, LinalgError>;
 }
 
 /// Threads for one product: all, unless the caller already is one of rayon's workers.
@@ -29,6 +32,15 @@ pub(crate) fn parallelism() -> Par {
 pub(crate) fn product<T: Scalar>(a: MatRef<'_, T>, b: MatRef<'_, T>) -> Mat<T> {
     let mut out = Mat::zeros(a.nrows(), b.ncols());
     matmul(&mut out, Accum::Replace, a, b, T::from_f64(1.0), parallelism());
+    out
+}
+
+/// The lower triangle of `A A^T`; above it are zeros.
+pub(crate) fn lower_product_with_itself<T: Scalar>(a: MatRef<'_, T>) -> Mat<T> {
+    let mut out = Mat::zeros(a.nrows(), a.nrows());
+    let (lower, whole) = (BlockStructure::TriangularLower, BlockStructure::Rectangular);
+    let (one, par) = (T::from_f64(1.0), parallelism());
+    triangular::matmul(&mut out, lower, Accum::Replace, a, whole, a.transpose(), whole, one, par);
     out
 }
 
@@ -63,6 +75,10 @@ impl<T: Scalar> Operator<T> for Host<'_, T> {
 
     fn apply_transpose(&self, panel: MatRef<'_, T>) -> Result<Mat<T>, LinalgError> {
         Ok(product(panel, self.0))
+    }
+
+    fn gram(&self, turned: bool) -> Result<Mat<T>, LinalgError> {
+        Ok(lower_product_with_itself(if turned { self.0.transpose() } else { self.0 }))
     }
 }
 
@@ -108,5 +124,10 @@ impl<T, O: Operator<T>> Operator<T> for Wide<'_, O> {
     fn apply_transpose(&self, panel: MatRef<'_, T>) -> Result<Mat<T>, LinalgError> {
         self.count(panel.nrows());
         if self.turned { self.inner.apply(panel) } else { self.inner.apply_transpose(panel) }
+    }
+
+    fn gram(&self, turned: bool) -> Result<Mat<T>, LinalgError> {
+        self.count(self.shape().0);
+        self.inner.gram(self.turned != turned)
     }
 }

@@ -4,20 +4,25 @@ use faer::{ColRef, Mat, MatRef};
 
 use crate::basis::norms;
 use crate::exact::thin_svd;
-use crate::krylov::{Outcome, Plan, iterate};
+use crate::gram;
+use crate::krylov::{Krylov, Outcome, Plan};
 use crate::operator::{Host, Operator, Wide, transpose};
 use crate::{LinalgError, Scalar};
 
 /// How to decompose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Algorithm {
-    /// Exact where that is cheaper, else block Krylov, and exact after all where that does not converge.
+    /// Exact where that is cheaper, else block Krylov, which gives way to eigenvectors of the Gram matrix where singular
+    /// values lie close together, and to the exact algorithm where neither converges.
     #[default]
     Auto,
     /// All triplets by faer's thin SVD, of which the leading ones are kept; in f64 up to 512 rows or columns.
     Exact,
     /// The leading triplets by randomized block Krylov iteration.
     BlockKrylov,
+    /// The leading triplets from the eigenvectors of `A A^T` or `A^T A`, whichever is smaller. Exact to rounding times
+    /// `s_1 / s_rank` only: for flat spectra.
+    Gram,
 }
 
 /// Small sides up to which the exact algorithm computes in f64 whatever the matrix's dtype. Vectors of neighbouring
@@ -74,6 +79,14 @@ pub struct Svd<T> {
     pub report: SvdReport,
 }
 
+/// Singular vectors of a matrix `[m, n]`, before they are measured.
+pub(crate) struct Vectors<T> {
+    /// `[m, rank]`.
+    pub u: Mat<T>,
+    /// `[n, rank]`.
+    pub v: Mat<T>,
+}
+
 /// The `rank` leading singular triplets of `a [m, n]`.
 ///
 /// `name` stands for the matrix in errors. Called from one of rayon's workers it stays on that thread, else it uses all.
@@ -118,8 +131,8 @@ fn decompose<T: Scalar>(
     options: &SvdOptions,
     algorithm: Algorithm,
 ) -> Result<Svd<T>, LinalgError> {
-    if algorithm == Algorithm::BlockKrylov {
-        return krylov_svd(name, &Host(a), rank, options);
+    if algorithm != Algorithm::Exact {
+        return projected_svd(name, &Host(a), rank, options);
     }
     let triplets = if a.nrows().min(a.ncols()) <= EXACT_IN_F64 {
         let widened = Mat::from_fn(a.nrows(), a.ncols(), |i, j| -> f64 { a[(i, j)].into() });
@@ -132,8 +145,8 @@ fn decompose<T: Scalar>(
     };
     let host = Host(a);
     let wide = Wide::new(&host);
-    let (u, v) = if wide.turned { (v, u) } else { (u, v) };
-    finish(name, &wide, u, v, options, 0)
+    let vectors = if wide.turned { Vectors { u: v, v: u } } else { Vectors { u, v } };
+    finish(name, &wide, vectors, options, (Algorithm::Exact, 0))
 }
 
 /// The `rank` leading singular vectors of either side by the thin SVD of `a`, or `None` where it does not converge.
@@ -143,15 +156,37 @@ fn leading<S: Scalar, T: Scalar>(a: MatRef<'_, S>, rank: usize) -> Option<(Mat<T
     Some((first(&svd.u), first(&svd.v)))
 }
 
-/// Block Krylov iteration on whatever can be multiplied with, of finite entries and at least `rank` both ways.
-pub(crate) fn krylov_svd<T: Scalar>(
+/// The algorithms that need no more of a matrix than its products, on one of finite entries and at least `rank` both ways:
+/// the one that `options` names, or the iteration until it is seen to be slow.
+pub(crate) fn projected_svd<T: Scalar>(
     name: &str,
     a: &impl Operator<T>,
     rank: usize,
     options: &SvdOptions,
 ) -> Result<Svd<T>, LinalgError> {
     let a = Wide::new(a);
-    let small_side = a.shape().0;
+    let by_gram = || match gram::triplets(&a, rank)? {
+        Some(vectors) => finish(name, &a, vectors, options, (Algorithm::Gram, 0)),
+        None => Err(not_converged(name, f64::NAN, options, 0)),
+    };
+    if options.algorithm == Algorithm::Gram {
+        return by_gram();
+    }
+    let mut iteration = Krylov::new(&a, krylov_plan(a.shape().0, rank, options));
+    let may_leave = options.algorithm == Algorithm::Auto && gram::is_cheaper::<T>(a.shape(), rank);
+    if may_leave && iteration.finds_a_flat_spectrum()? {
+        match by_gram() {
+            Err(LinalgError::NotConverged { .. }) => {}
+            done => return done,
+        }
+    }
+    match iteration.run()? {
+        Outcome::Converged { vectors, blocks } => finish(name, &a, vectors, options, (Algorithm::BlockKrylov, blocks)),
+        Outcome::Stopped { residual, blocks } => Err(not_converged(name, residual, options, blocks)),
+    }
+}
+
+fn krylov_plan(small_side: usize, rank: usize, options: &SvdOptions) -> Plan {
     let automatic = (rank / 4).next_multiple_of(8).clamp(8, 48);
     let block = if options.block == 0 { automatic } else { options.block }.min(small_side);
     // From there on all triplets cost less; measured as [`exact_is_cheaper`], on flat spectra.
@@ -162,22 +197,18 @@ pub(crate) fn krylov_svd<T: Scalar>(
     }
     .max(rank.div_ceil(block));
     // The other half is for rounding in what is measured at the end.
-    let plan = Plan { rank, block, max_blocks, tolerance: options.tolerance / 2.0, seed: options.seed };
-    match iterate(&a, &plan)? {
-        Outcome::Converged { u, v, blocks } => finish(name, &a, u, v, options, blocks),
-        Outcome::Stopped { residual, blocks } => Err(not_converged(name, residual, options, blocks)),
-    }
+    let tolerance = options.tolerance / 2.0;
+    Plan { rank, block, max_blocks, tolerance, seed: options.seed }
 }
 
 /// Measures the triplets `u`, `v` of `a`, and puts them in the form promised by [`Svd`]. The singular values are the
-/// Rayleigh quotients `u^T A v`: their error is the square of the vectors'. `blocks` is 0 after the exact algorithm.
+/// Rayleigh quotients `u^T A v`: their error is the square of the vectors'. `ran` is the algorithm and the number of its blocks.
 fn finish<T: Scalar, O: Operator<T>>(
     name: &str,
     a: &Wide<'_, O>,
-    mut u: Mat<T>,
-    mut v: Mat<T>,
+    Vectors { mut u, mut v }: Vectors<T>,
     options: &SvdOptions,
-    blocks: usize,
+    (algorithm, blocks): (Algorithm, usize),
 ) -> Result<Svd<T>, LinalgError> {
     normalize(&mut u);
     normalize(&mut v);
@@ -206,7 +237,6 @@ fn finish<T: Scalar, O: Operator<T>>(
     let signs: Vec<T> = u.col_iter().map(|column| sign_of_largest(column.iter())).collect();
     let arrange = |x: &Mat<T>| Mat::from_fn(x.nrows(), rank, |i, j| x[(i, order[j])] * signs[order[j]]);
     let (products, columns) = a.work();
-    let algorithm = if blocks == 0 { Algorithm::Exact } else { Algorithm::BlockKrylov };
     Ok(Svd {
         u: arrange(&u),
         s: order.iter().map(|&j| T::from_f64(s[j])).collect(),

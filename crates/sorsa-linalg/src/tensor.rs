@@ -8,7 +8,7 @@ use burn::tensor::{DType, FloatDType, Tensor, TensorData};
 use faer::{Mat, MatRef};
 
 use crate::operator::Operator;
-use crate::svd::{check_rank, exact_is_cheaper, krylov_svd};
+use crate::svd::{check_rank, exact_is_cheaper, projected_svd};
 use crate::{Algorithm, LinalgError, SvdOptions, SvdReport, truncated_svd as host_svd};
 
 /// Where the products with the weight are computed.
@@ -53,7 +53,7 @@ pub fn truncated_svd(
     let iterate = match options.algorithm {
         Algorithm::Auto => !exact_is_cheaper((rows, cols), rank),
         Algorithm::Exact => false,
-        Algorithm::BlockKrylov => true,
+        Algorithm::BlockKrylov | Algorithm::Gram => true,
     };
     let on_host = |options: &SvdOptions| {
         let data = read(name, w.clone())?;
@@ -64,7 +64,7 @@ pub fn truncated_svd(
         on_host(options)?
     } else {
         let operator = OnDevice { name, w: w.clone() };
-        match krylov_svd(name, &operator, rank, options) {
+        match projected_svd(name, &operator, rank, options) {
             Err(LinalgError::NotConverged { .. }) if options.algorithm == Algorithm::Auto => {
                 on_host(&SvdOptions { algorithm: Algorithm::Exact, ..options.clone() })?
             }
@@ -111,6 +111,13 @@ impl Operator<f32> for OnDevice<'_> {
 
     fn apply_transpose(&self, panel: MatRef<'_, f32>) -> Result<Mat<f32>, LinalgError> {
         self.product(self.w.clone().transpose(), panel)
+    }
+
+    fn gram(&self, turned: bool) -> Result<Mat<f32>, LinalgError> {
+        let w = if turned { self.w.clone().transpose() } else { self.w.clone() };
+        let n = w.dims()[0];
+        let data = read(self.name, w.clone().matmul(w.transpose()))?;
+        Ok(MatRef::from_column_major_slice(&data, n, n).to_owned())
     }
 }
 

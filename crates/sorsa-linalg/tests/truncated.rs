@@ -225,15 +225,54 @@ fn auto_falls_back_to_exact_where_the_iteration_does_not_pay() {
     let small = with_spectrum(60, 80, &[2.0, 1.0], 10);
     let svd = truncated_svd("small", small.as_ref(), 2, &SvdOptions::default()).unwrap();
     assert_eq!(svd.report.algorithm, Algorithm::Exact);
-    // A flat spectrum with a wanted edge that no polynomial separates.
+    // A flat spectrum with a wanted edge that no polynomial separates, and so few wanted that eigenvectors cost more.
     let flat: Vec<f64> = (0..300).map(|i| 1.0 - 1e-6 * f64::from(i)).collect();
     let flat = with_spectrum(300, 300, &flat, 11);
     let options = SvdOptions { tolerance: 1e-12, ..SvdOptions::default() };
-    let svd = truncated_svd("flat", flat.as_ref(), 10, &options).unwrap();
+    let svd = truncated_svd("flat", flat.as_ref(), 3, &options).unwrap();
     assert_eq!(svd.report.algorithm, Algorithm::Exact);
     let options = SvdOptions { max_blocks: 4, algorithm: Algorithm::BlockKrylov, ..options };
     let error = truncated_svd("flat", flat.as_ref(), 10, &options).unwrap_err();
     assert!(matches!(error, LinalgError::NotConverged { blocks: 4, residual, .. } if residual > 1e-12), "{error}");
+}
+
+#[test]
+fn auto_takes_eigenvectors_of_the_gram_matrix_where_the_spectrum_is_flat_and_iterates_where_it_is_not() {
+    let flat: Vec<f64> = (0..300).map(|i| 1.0 - 0.9 * f64::from(i) / 300.0).collect();
+    let decaying: Vec<f64> = (0..300).map(|i| (1.0 + f64::from(i)).powf(-0.35)).collect();
+    for (m, n) in [(300, 420), (420, 300)] {
+        for (s, algorithm) in [(&flat, Algorithm::Gram), (&decaying, Algorithm::BlockKrylov)] {
+            let a = narrow(&with_spectrum(m, n, s, 21));
+            let svd = truncated_svd("a", a.as_ref(), 40, &SvdOptions::default()).unwrap();
+            assert_eq!(svd.report.algorithm, algorithm);
+            assert_laws(a.as_ref(), &svd, 40, 1.1e-5);
+            assert_values(&svd.s, s, 1e-6);
+        }
+    }
+}
+
+#[test]
+fn the_gram_matrix_alone_is_exact_to_rounding_times_the_span_of_the_wanted_values() {
+    let gram = SvdOptions { algorithm: Algorithm::Gram, ..SvdOptions::default() };
+    for last in [0.5f64, 0.1] {
+        let s: Vec<f64> = (0..80).map(|i| last.powf(f64::from(i) / 15.0)).collect();
+        let a = narrow(&with_spectrum(90, 80, &s, 22));
+        let svd = truncated_svd("a", a.as_ref(), 16, &gram).unwrap();
+        assert_laws(a.as_ref(), &svd, 16, 3e-6);
+        assert_values(&svd.s, &s, 1e-6);
+    }
+    // Of values that differ by more than their squares can hold it says so.
+    let s: Vec<f64> = (0..80).map(|i| 0.5f64.powi(i)).collect();
+    let error = truncated_svd("steep", narrow(&with_spectrum(90, 80, &s, 23)).as_ref(), 20, &gram).unwrap_err();
+    assert!(matches!(error, LinalgError::NotConverged { blocks: 0, .. }), "{error}");
+    // All triplets, copies among them, of any shape.
+    for (m, n) in [(1, 1), (1, 7), (5, 5), (40, 30)] {
+        let copies = vec![2.0; m.min(n)];
+        let a = with_spectrum(m, n, &copies, 24);
+        let svd = truncated_svd("copies", a.as_ref(), copies.len(), &gram).unwrap();
+        assert_laws(a.as_ref(), &svd, copies.len(), 1e-12);
+        assert_values(&svd.s, &copies, 1e-12);
+    }
 }
 
 #[test]
