@@ -79,7 +79,11 @@ impl Step<'_> {
                     BlockNorms::Before => 2 * d,
                     BlockNorms::BeforeAndAfter => 4 * d,
                 };
-                let feed_forward = if decoder.activation == Activation::Gelu { 5 * ffn } else { 2 * ffn };
+                let feed_forward = match decoder.activation {
+                    Activation::Gelu => 5 * ffn,
+                    // In the dtype of the weights.
+                    _ => 2 * ffn * self.weight_bytes.min(4) / 4,
+                };
                 norms + feed_forward + self.fused_attention(decoder)
             }
             // Norms and residuals, gate, up and their product; rotated q and k, v, and the scores before and after
@@ -163,20 +167,25 @@ mod tests {
     use sorsa_adapter::{AdapterConfig, Method};
 
     /// The shapes of `examples/step_speed.rs` of `sorsa-models`: width, layers, heads, feed-forward, sequences of 256.
-    fn shape([width, layers, heads, ffn, rows]: [usize; 5], method: Method) -> TrainingShape {
+    fn shape(sizes: [usize; 5], method: Method) -> TrainingShape {
+        shape_in("f32", sizes, method)
+    }
+
+    fn shape_in(dtype: &str, [width, layers, heads, ffn, rows]: [usize; 5], method: Method) -> TrainingShape {
         let fields = json!({
             "model_type": "llama", "hidden_size": width, "intermediate_size": ffn, "num_hidden_layers": layers,
             "num_attention_heads": heads, "vocab_size": 32_000, "max_position_embeddings": 256,
         });
-        estimated(&fields, rows, method)
+        estimated(&fields, rows, method, dtype)
     }
 
-    fn estimated(fields: &Value, rows: usize, method: Method) -> TrainingShape {
+    fn estimated(fields: &Value, rows: usize, method: Method, dtype: &str) -> TrainingShape {
         let config = ModelConfig::parse(fields.as_object().unwrap().clone()).unwrap();
         let mut recipe = Recipe::default();
         let targets = recipe.adapter.target_modules.iter().map(String::as_str).collect::<Vec<_>>();
         recipe.adapter = AdapterConfig::new(method, 16, &targets);
         recipe.train.batch_size = rows;
+        recipe.model.dtype = dtype.into();
         TrainingShape::new(&recipe, &config, &burn::prelude::Device::flex()).unwrap()
     }
 
@@ -187,13 +196,14 @@ mod tests {
     fn the_estimate_of_fused_steps_is_within_a_fifth_of_the_peaks_that_were_measured() {
         // `docs/performance.md`: peaks of the process, in megabytes.
         let embedded = std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/../../datasets/base/config.json")).unwrap();
-        let embedded = estimated(&serde_json::from_slice(&embedded).unwrap(), 16, Method::Sorsa);
+        let embedded = estimated(&serde_json::from_slice(&embedded).unwrap(), 16, Method::Sorsa, "f32");
         for (name, shape, measured) in [
             ("embedded", embedded, 149.0),
             ("S, LoRA", shape(S, Method::Lora), 239.0),
             ("S, SORSA", shape(S, Method::Sorsa), 253.0),
             ("L, LoRA", shape(L, Method::Lora), 762.0),
             ("L, SORSA", shape(L, Method::Sorsa), 811.0),
+            ("L, LoRA, bf16", shape_in("bf16", L, Method::Lora), 502.0),
         ] {
             let estimate = shape.memory_total as f64 / 1e6;
             assert!((estimate / measured - 1.0).abs() < 0.2, "{name}: {estimate} MB, measured {measured}");
@@ -213,6 +223,13 @@ mod tests {
         assert_eq!(memory.activations, 4 * tokens * (layers * block + 4 * 288));
         // Gradients on their way through a feed-forward layer are more than 4 MiB of logits.
         assert_eq!(memory.workspace, 16_000_000 + 4 * tokens * (2 * 768 + 3 * 288));
+    }
+
+    #[test]
+    fn beside_weights_in_bf16_gate_and_up_are_kept_in_bf16() {
+        let (exact, narrow) = (shape(L, Method::Lora).memory, shape_in("bf16", L, Method::Lora).memory);
+        assert_eq!(2 * narrow.weights, exact.weights);
+        assert_eq!(exact.activations - narrow.activations, 256 * 12 * 2 * 2048 * 2);
     }
 
     #[test]

@@ -249,7 +249,7 @@ impl TrainingShape {
             weight_bytes,
             rows: recipe.train.batch_size,
             len,
-            fused: weight_bytes == 4 && device::is_flex(device),
+            fused: device::is_flex(device),
             adapted_head,
         });
         let (memory_total, steps) = (memory.total(), recipe.most_steps());

@@ -2,6 +2,7 @@
 
 use burn::nn::Linear;
 use burn::prelude::*;
+use burn::tensor::FloatDType;
 use burn::tensor::activation::gelu;
 use sorsa_adapter::project;
 use sorsa_ops::{gated_gelu, gated_silu};
@@ -61,25 +62,27 @@ impl Mlp {
         match self {
             Self::Separate(mlp) => {
                 let gate = project(&mlp.gate_proj, x.clone());
-                project(&mlp.down_proj, mlp.activation.gate(gate, project(&mlp.up_proj, x)))
+                mlp.activation.gated_down(gate, project(&mlp.up_proj, x), &mlp.down_proj)
             }
             Self::Fused(mlp) => {
                 let both = project(&mlp.gate_up_proj, x);
                 let width = both.dims()[2] / 2;
                 let (gate, up) = (both.clone().narrow(2, 0, width), both.narrow(2, width, width));
-                project(&mlp.down_proj, mlp.activation.gate(gate, up))
+                mlp.activation.gated_down(gate, up, &mlp.down_proj)
             }
         }
     }
 }
 
 impl Activation {
-    /// `f(gate) * up`.
-    fn gate(self, gate: Tensor<3>, up: Tensor<3>) -> Tensor<3> {
-        match self {
-            Self::Silu => gated_silu(gate, up),
+    /// `down(f(gate) * up)`. What the gated unit keeps has the dtype of the weight that follows.
+    fn gated_down(self, gate: Tensor<3>, up: Tensor<3>, down: &Linear) -> Tensor<3> {
+        let kept = FloatDType::from(down.weight.dtype());
+        let gated = match self {
+            Self::Silu => gated_silu(gate, up, kept),
             Self::Gelu => gelu(gate) * up,
-            Self::GeluTanh => gated_gelu(gate, up),
-        }
+            Self::GeluTanh => gated_gelu(gate, up, kept),
+        };
+        project(down, gated)
     }
 }

@@ -144,7 +144,7 @@ fn time_factored(bencher: Bencher<'_, '_>, case: Case, weights: FloatDType) {
 fn gated_silu(bencher: Bencher<'_, '_>, case: Case) {
     let shape = [case.layer.batch, SEQ, case.layer.feed_forward];
     let (gate, up) = (leaf(shape), leaf(shape));
-    case.time(bencher, || sorsa_ops::gated_silu(gate.clone(), up.clone()));
+    case.time(bencher, || sorsa_ops::gated_silu(gate.clone(), up.clone(), FloatDType::F32));
 }
 
 /// The normalization before attention and feed-forward. Its weight is frozen.

@@ -2,6 +2,7 @@
 //! no code with the plain forms, nor with burn.
 
 use burn::prelude::*;
+use burn::tensor::FloatDType::F32;
 use sorsa_ops::{
     AttentionMask, RotaryAngles, factored_linear, gated_gelu, gated_silu, head_loss_sum, rms_norm, rotary_attention,
     without_fused,
@@ -115,8 +116,8 @@ fn gated_units_equal_their_equations() {
     };
     let silu = |x: f64| x / (1.0 + (-x).exp());
     let gelu = |x: f64| 0.5 * x * (1.0 + (std::f64::consts::FRAC_2_PI.sqrt() * (x + 0.044715 * x * x * x)).tanh());
-    agrees("silu", &[37, 37], |inputs| gate(inputs, &silu), |t| gated_silu(t[0].clone() * 3.0, t[1].clone()));
-    agrees("gelu", &[37, 37], |inputs| gate(inputs, &gelu), |t| gated_gelu(t[0].clone() * 3.0, t[1].clone()));
+    agrees("silu", &[37, 37], |inputs| gate(inputs, &silu), |t| gated_silu(t[0].clone() * 3.0, t[1].clone(), F32));
+    agrees("gelu", &[37, 37], |inputs| gate(inputs, &gelu), |t| gated_gelu(t[0].clone() * 3.0, t[1].clone(), F32));
 }
 
 #[test]
@@ -223,7 +224,7 @@ fn numbers_that_are_not_finite_are_not_hidden() {
     let x = Tensor::<2>::from_floats([[1.0, f32::NAN, 2.0]], &device);
     let any_nan = |t: Tensor<1>| t.into_data().try_into_vec::<f32>().unwrap().iter().any(|x| x.is_nan());
     assert!(any_nan(flat(rms_norm(x.clone(), Tensor::ones([3], &device), 1e-5))));
-    assert!(any_nan(flat(gated_silu(x.clone(), x.clone()))));
+    assert!(any_nan(flat(gated_silu(x.clone(), x.clone(), F32))));
     let ids = Tensor::<1, Int>::from_ints([0], &device);
     assert!(any_nan(head_loss_sum(x.clone(), Tensor::ones([3, 4], &device), ids)));
     let mask = AttentionMask::causal(&[1], [1, 1], None, &device);

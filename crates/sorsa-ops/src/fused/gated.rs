@@ -1,5 +1,5 @@
-//! `y = f(gate) up` in one pass forward and one backward; nothing but the inputs is kept, not even for the map that
-//! follows.
+//! `y = f(gate) up` in one pass forward and one backward; nothing but the inputs is kept, in f32 or bf16, not even for the
+//! map that follows.
 
 use burn::backend::Flex;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
@@ -8,12 +8,15 @@ use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use rayon::prelude::*;
 
 use super::again::{self, Again};
+use super::rounded::{self, Numbers};
 use super::simd::{exp, wide};
-use super::storage::{Tracked, Values, contiguous, floats, into_vec, shape, tensor};
+use super::storage::{Tracked, Values, contiguous, into_vec, shape, tensor};
 use crate::gated::Activation;
 
 /// Elements of one task.
 const ELEMENTS: usize = 16_384;
+/// Elements of which a task holds f32 copies.
+const BLOCK: usize = 1024;
 
 /// `f(x)` and `f'(x)`.
 #[inline(always)]
@@ -53,18 +56,22 @@ fn map_back(d_gate: &mut [f32], dy: &mut [f32], gate: &[f32], up: &[f32], f: imp
 
 pub(super) fn forward(gate: Values, up: Values, activation: Activation) -> Values {
     let (gate, up) = (contiguous(gate), contiguous(up));
-    let (g, u) = (floats(&gate), floats(&up));
+    let (g, u) = (Numbers::of(&gate), Numbers::of(&up));
     let mut y = vec![0.0; g.len()];
-    let inputs = g.par_chunks(ELEMENTS).zip(u.par_chunks(ELEMENTS));
-    y.par_chunks_mut(ELEMENTS).zip(inputs).for_each(|(y, (g, u))| match activation {
-        Activation::Silu => wide(
+    y.par_chunks_mut(ELEMENTS).enumerate().for_each(|(task, y)| {
+        wide(
             #[inline(always)]
-            || map(y, g, u, silu),
-        ),
-        Activation::GeluTanh => wide(
-            #[inline(always)]
-            || map(y, g, u, gelu),
-        ),
+            || {
+                for (y, at) in y.chunks_mut(BLOCK).zip((task * ELEMENTS..).step_by(BLOCK)) {
+                    let (mut g_block, mut u_block) = ([0.0; BLOCK], [0.0; BLOCK]);
+                    let (g, u) = (g.read(at, y.len(), &mut g_block), u.read(at, y.len(), &mut u_block));
+                    match activation {
+                        Activation::Silu => map(y, g, u, silu),
+                        Activation::GeluTanh => map(y, g, u, gelu),
+                    }
+                }
+            },
+        );
     });
     tensor(y, shape(&gate))
 }
@@ -79,19 +86,24 @@ impl Backward<Flex, 2> for Gated {
         let mut d_up = into_vec(gradients.consume::<Flex>(&ops.node));
         let (gate, up, activation) = ops.state;
         let (gate, up) = (contiguous(gate), contiguous(up));
-        let (g, u) = (floats(&gate), floats(&up));
+        let (g, u) = (Numbers::of(&gate), Numbers::of(&up));
         let mut d_gate = vec![0.0; g.len()];
-        let inputs = g.par_chunks(ELEMENTS).zip(u.par_chunks(ELEMENTS));
         let outputs = d_gate.par_chunks_mut(ELEMENTS).zip(d_up.par_chunks_mut(ELEMENTS));
-        outputs.zip(inputs).for_each(|((d_gate, dy), (g, u))| match activation {
-            Activation::Silu => wide(
+        outputs.enumerate().for_each(|(task, (d_gate, dy))| {
+            wide(
                 #[inline(always)]
-                || map_back(d_gate, dy, g, u, silu),
-            ),
-            Activation::GeluTanh => wide(
-                #[inline(always)]
-                || map_back(d_gate, dy, g, u, gelu),
-            ),
+                || {
+                    let blocks = d_gate.chunks_mut(BLOCK).zip(dy.chunks_mut(BLOCK));
+                    for ((d_gate, dy), at) in blocks.zip((task * ELEMENTS..).step_by(BLOCK)) {
+                        let (mut g_block, mut u_block) = ([0.0; BLOCK], [0.0; BLOCK]);
+                        let (g, u) = (g.read(at, dy.len(), &mut g_block), u.read(at, dy.len(), &mut u_block));
+                        match activation {
+                            Activation::Silu => map_back(d_gate, dy, g, u, silu),
+                            Activation::GeluTanh => map_back(d_gate, dy, g, u, gelu),
+                        }
+                    }
+                },
+            );
         });
         let [gate_node, up_node] = ops.parents;
         if let Some(node) = gate_node {
@@ -109,15 +121,15 @@ impl Again for Activation {
     }
 }
 
-pub(super) fn tracked(gate: Tracked, up: Tracked, activation: Activation) -> Tracked {
-    let prepared = again::prepare(Gated, [&gate, &up], activation);
-    let (gate, up) = (gate.into_primitive(), up.into_primitive());
-    match prepared {
+pub(super) fn tracked(gate: Tracked, up: Tracked, activation: Activation, rounded: bool) -> Tracked {
+    let y = forward(gate.primitive().clone(), up.primitive().clone(), activation);
+    let kept = if rounded { [gate, up].map(rounded::tracked) } else { [gate, up] };
+    match again::prepare(Gated, kept.each_ref(), activation) {
         OpsKind::Tracked(prepared) => {
-            let y = forward(gate.clone(), up.clone(), activation);
+            let [gate, up] = kept.map(|t| t.into_primitive());
             prepared.finish((gate, up, activation), y)
         }
-        OpsKind::UnTracked(prepared) => prepared.finish(forward(gate, up, activation)),
+        OpsKind::UnTracked(prepared) => prepared.finish(y),
     }
 }
 

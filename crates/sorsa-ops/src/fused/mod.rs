@@ -19,6 +19,7 @@ mod loss;
 mod narrow;
 mod norm;
 mod product;
+mod rounded;
 mod simd;
 mod step;
 mod storage;
@@ -110,7 +111,12 @@ pub trait FusedOps: Backend {
     fn fused_rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, epsilon: f64) -> FloatTensor<Self>;
 
     /// Of [`gated`].
-    fn fused_gated(gate: FloatTensor<Self>, up: FloatTensor<Self>, activation: Activation) -> FloatTensor<Self>;
+    fn fused_gated(
+        gate: FloatTensor<Self>,
+        up: FloatTensor<Self>,
+        activation: Activation,
+        rounded: bool,
+    ) -> FloatTensor<Self>;
 
     /// Of [`head_loss_sum`].
     fn fused_head_loss(
@@ -174,7 +180,12 @@ impl FusedOps for Flex {
         norm::forward(x, weight, epsilon).0
     }
 
-    fn fused_gated(gate: FloatTensor<Self>, up: FloatTensor<Self>, activation: Activation) -> FloatTensor<Self> {
+    fn fused_gated(
+        gate: FloatTensor<Self>,
+        up: FloatTensor<Self>,
+        activation: Activation,
+        _: bool,
+    ) -> FloatTensor<Self> {
         gated::forward(gate, up, activation)
     }
 
@@ -246,8 +257,13 @@ impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
         norm::tracked(x, weight, epsilon)
     }
 
-    fn fused_gated(gate: FloatTensor<Self>, up: FloatTensor<Self>, activation: Activation) -> FloatTensor<Self> {
-        gated::tracked(gate, up, activation)
+    fn fused_gated(
+        gate: FloatTensor<Self>,
+        up: FloatTensor<Self>,
+        activation: Activation,
+        rounded: bool,
+    ) -> FloatTensor<Self> {
+        gated::tracked(gate, up, activation, rounded)
     }
 
     fn fused_head_loss(
@@ -318,10 +334,15 @@ pub(crate) fn rms_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, epsilon:
     Tensor::from_dispatch(Dispatch::fused_rms_norm(x.into_dispatch(), weight.into_dispatch(), epsilon))
 }
 
-/// [`crate::gated_silu`] and [`crate::gated_gelu`], fused.
-pub(crate) fn gated<const D: usize>(gate: Tensor<D>, up: Tensor<D>, activation: Activation) -> Tensor<D> {
+/// [`crate::gated_silu`] and [`crate::gated_gelu`], fused; where `rounded`, they keep their inputs in bf16.
+pub(crate) fn gated<const D: usize>(
+    gate: Tensor<D>,
+    up: Tensor<D>,
+    activation: Activation,
+    rounded: bool,
+) -> Tensor<D> {
     count();
-    Tensor::from_dispatch(Dispatch::fused_gated(gate.into_dispatch(), up.into_dispatch(), activation))
+    Tensor::from_dispatch(Dispatch::fused_gated(gate.into_dispatch(), up.into_dispatch(), activation, rounded))
 }
 
 /// [`crate::head_loss_sum`], fused.

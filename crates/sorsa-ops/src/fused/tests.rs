@@ -1,5 +1,6 @@
 //! Every fused form against its plain one, values and gradients, on awkward shapes.
 
+use burn::tensor::FloatDType::{BF16, F32};
 use rayon::prelude::*;
 
 use super::*;
@@ -87,20 +88,20 @@ fn rms_norm_takes_strided_rows() {
 fn gated_units_equal_their_plain_forms() {
     for length in [1, 15, 40_000] {
         for tracked in [[true, true], [true, false], [false, true]] {
-            same("silu", &[length, length], &tracked, |t| crate::gated_silu(t[0].clone() * 4.0, t[1].clone()));
-            same("gelu", &[length, length], &tracked, |t| crate::gated_gelu(t[0].clone() * 4.0, t[1].clone()));
+            same("silu", &[length, length], &tracked, |t| crate::gated_silu(t[0].clone() * 4.0, t[1].clone(), F32));
+            same("gelu", &[length, length], &tracked, |t| crate::gated_gelu(t[0].clone() * 4.0, t[1].clone(), F32));
         }
     }
     same("silu of views", &[12, 12], &[true, true], |t| {
         let view = |t: &Tensor<1>| t.clone().reshape([3, 4]).transpose();
-        flat(crate::gated_silu(view(&t[0]), view(&t[1])))
+        flat(crate::gated_silu(view(&t[0]), view(&t[1]), F32))
     });
 }
 
 #[test]
 fn a_gradient_that_is_used_twice_is_not_overwritten() {
     same("silu beside a sum", &[24, 24], &[true, true], |t| {
-        crate::gated_silu(t[0].clone(), t[1].clone()) + t[0].clone() + t[1].clone()
+        crate::gated_silu(t[0].clone(), t[1].clone(), F32) + t[0].clone() + t[1].clone()
     });
 }
 
@@ -256,6 +257,28 @@ fn the_factored_linear_map_equals_its_plain_form() {
     }
 }
 
+#[test]
+fn a_gated_unit_that_keeps_bf16_has_the_same_result_and_gradients_to_its_precision() {
+    for length in [1, 33, 40_000] {
+        for tracked in [[true, true], [true, false], [false, true]] {
+            for gated in [crate::gated_silu::<1>, crate::gated_gelu::<1>] {
+                let with = |kept| run(&[length, length], &tracked, &|t| gated(t[0].clone(), t[1].clone(), kept));
+                assert_eq!(with(BF16)[0], with(F32)[0]);
+                same_to_bf16("gated unit", &[length, length], &tracked, |t| gated(t[0].clone(), t[1].clone(), BF16));
+            }
+        }
+    }
+    // The map that follows is given the unit of the rounded numbers: its gradient is exact where they are.
+    let device = Device::flex().autodiff();
+    let row = |values: [f32; 2]| Tensor::<2>::from_floats([values], &device).require_grad();
+    let weight = Tensor::<2>::ones([2, 3], &device).require_grad();
+    let (gate, up) = (row([1.0 + 1.0 / 1024.0, 0.5]), row([2.0, -4.0 - 1.0 / 128.0]));
+    let gradients = crate::linear(crate::gated_silu(gate, up, BF16), weight.clone(), None).sum().backward();
+    let found = weight.grad(&gradients).unwrap();
+    let exact = crate::gated_silu(row([1.0, 0.5]), row([2.0, -4.0]), F32).inner().reshape([2, 1]).repeat_dim(1, 3);
+    assert_eq!(found.into_data(), exact.into_data());
+}
+
 /// Asserts that `f`, which has no backward pass, goes the fused way and gives what the plain way gives.
 #[test]
 fn norms_and_gated_units_are_computed_once_more_for_the_maps_that_follow() {
@@ -278,7 +301,7 @@ fn norms_and_gated_units_are_computed_once_more_for_the_maps_that_follow() {
                     crate::factored_linear(x, matrix(first, [d_in, d_out]), None, None, a, None, b, 0.5)
                 };
                 let (gate, up) = (factored(x.clone(), 2, [width, inner]), factored(x, 2, [width, inner]));
-                flat(factored(crate::gated_silu(gate, up), 5, [inner, width]))
+                flat(factored(crate::gated_silu(gate, up, F32), 5, [inner, width]))
             };
             same(name, &lengths, &tracked, block);
             // The gated unit always is in the graph, the norm with its input or its weight. Both maps share one.
@@ -370,7 +393,7 @@ fn same_to_bf16(name: &str, lengths: &[usize], tracked: &[bool], f: impl Fn(&[Te
 }
 
 fn narrowed(weight: Tensor<1>, shape: [usize; 2]) -> Tensor<2> {
-    weight.reshape(shape).cast(burn::tensor::FloatDType::BF16)
+    weight.reshape(shape).cast(BF16)
 }
 
 #[test]
@@ -433,7 +456,7 @@ fn half_precision_and_other_devices_keep_the_plain_form() {
     let flex = burn::tensor::Device::flex();
     assert!(applies([(flex.clone(), DType::F32), (flex.clone().autodiff(), DType::F32)]));
     assert!(!applies([(flex.clone(), DType::F32), (flex.clone(), DType::BF16)]));
-    let narrow = Tensor::<2>::ones([2, 2], &flex).cast(burn::tensor::FloatDType::BF16);
+    let narrow = Tensor::<2>::ones([2, 2], &flex).cast(BF16);
     assert!(takes_weight(&narrow) && !linear_applies(&narrow, &narrow, &None));
     without_fused(|| assert!(!takes_weight(&narrow)));
     without_fused(|| assert!(!applies([(flex.clone(), DType::F32)])));

@@ -9,8 +9,9 @@ use burn::tensor::bf16;
 
 use super::mask;
 use super::pairs::{available, integers, interleaved, load, pairs_of};
-use crate::fused::bf16::{Bf16Matrix, NARROW, Order, round, rounded_rows};
+use crate::fused::bf16::{Bf16Matrix, NARROW, Order, rounded_rows};
 use crate::fused::narrow::by_columns;
+use crate::fused::rounded::round;
 
 /// Pairs of rows of the weight that are read side by side.
 const PAIRS: usize = 8;

@@ -20,7 +20,7 @@ use super::avx512;
 use super::storage::Values;
 
 #[cfg(target_arch = "x86_64")]
-pub(super) use pack::{paired_rows, round, rounded_rows};
+pub(super) use pack::{paired_rows, rounded_rows};
 
 /// Rows up to which a product that reads the weight where it lies is faster than one that packs it first; measured.
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "there is one kernel"))]

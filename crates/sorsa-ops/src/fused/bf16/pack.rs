@@ -2,17 +2,8 @@
 
 use rayon::prelude::*;
 
+use crate::fused::rounded::round;
 use crate::fused::simd::wide;
-
-/// The nearest bf16 number, ties to even, as its bits; NaN stays NaN. No branch: a loop over it becomes vector
-/// instructions.
-#[inline(always)]
-pub(in crate::fused) fn round(x: f32) -> u16 {
-    let bits = x.to_bits();
-    let rounded = bits.wrapping_add(0x7FFF + (bits >> 16 & 1));
-    let bits = if x.is_nan() { bits | 0x0040_0000 } else { rounded };
-    (bits >> 16) as u16
-}
 
 /// Rows `[rows, k]` rounded, each padded with zeros to `width` elements.
 pub(in crate::fused) fn rounded_rows(x: &[f32], k: usize, width: usize) -> Vec<u16> {
@@ -55,20 +46,7 @@ pub(in crate::fused) fn paired_rows(x: &[f32], k: usize) -> Vec<u32> {
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::bf16;
-
     use super::*;
-
-    #[test]
-    fn rounding_is_that_of_the_half_crate() {
-        let special =
-            [0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY, f32::MAX, f32::MIN_POSITIVE, 1e-45, 1.0 + 1.0 / 256.0];
-        let spread = (0..100_000u32).map(|i| f32::from_bits(i.wrapping_mul(2_654_435_761)));
-        for x in special.into_iter().chain(spread) {
-            let (found, expected) = (bf16::from_bits(round(x)), bf16::from_f32(x));
-            assert!(found.to_bits() == expected.to_bits() || found.is_nan() && expected.is_nan(), "{x:e}: {found:?}");
-        }
-    }
 
     #[test]
     fn neighbours_share_an_element_and_a_last_one_is_alone() {
