@@ -17,14 +17,14 @@ use crate::tridiagonal::Tridiagonal;
 pub(crate) struct Eigen<T> {
     /// Descending.
     pub values: Vec<f64>,
-    /// `[n, count]`, orthonormal.
+    /// `[n, count]`.
     pub vectors: Mat<T>,
 }
 
 /// The `count` largest eigenvalues of the symmetric matrix whose lower triangle `a [n, n]` holds, `n > 0`, and their
 /// vectors: reflections make it tridiagonal, and turn the vectors of that back. Exact to the rounding of the largest of
-/// all. `None` where numbers are not finite.
-pub(crate) fn largest<T: Scalar>(mut a: Mat<T>, count: usize) -> Option<Eigen<T>> {
+/// all; orthonormal to that and to `precision`. `None` where numbers are not finite.
+pub(crate) fn largest<T: Scalar>(mut a: Mat<T>, count: usize, precision: f64) -> Option<Eigen<T>> {
     let n = a.nrows();
     let (par, block) = (parallelism(), recommended_block_size::<T>(n, n));
     let mut coefficients = Mat::zeros(block, n - 1);
@@ -35,7 +35,7 @@ pub(crate) fn largest<T: Scalar>(mut a: Mat<T>, count: usize) -> Option<Eigen<T>
 
     let diagonal = (0..n).map(|i| a[(i, i)].into()).collect();
     let beside = (1..n).map(|i| a[(i, i - 1)].into()).collect();
-    let (values, turned) = Tridiagonal::new(diagonal, beside).largest(count, T::EPSILON)?;
+    let (values, turned) = Tridiagonal::new(diagonal, beside).largest(count, precision)?;
     let mut vectors = Mat::from_fn(n, count, |i, j| T::from_f64(turned[j][i]));
     let (reflections, rest) = (a.submatrix(1, 0, n - 1, n - 1), vectors.subrows_mut(1, n - 1));
     apply_reflections(reflections, coefficients.as_ref(), Conj::No, rest, par, stack);
@@ -60,7 +60,7 @@ mod tests {
             let all = a.self_adjoint_eigenvalues(faer::Side::Lower).unwrap();
             // What lies above the diagonal does not count.
             let lower = Mat::from_fn(n, n, |i, j| if i >= j { a[(i, j)] } else { 1e9 });
-            let found = largest(lower, count).unwrap();
+            let found = largest(lower, count, f64::EPSILON).unwrap();
             assert!((0..count).all(|j| (found.values[j] - all[n - 1 - j]).abs() < 1e-12), "{n}");
             let x = &found.vectors;
             let scaled = Mat::from_fn(n, count, |i, j| x[(i, j)] * found.values[j]);
@@ -69,6 +69,6 @@ mod tests {
         }
         let mut broken = Mat::<f32>::identity(4, 4);
         broken[(2, 1)] = f32::NAN;
-        assert!(largest(broken, 1).is_none());
+        assert!(largest(broken, 1, 1e-7).is_none());
     }
 }

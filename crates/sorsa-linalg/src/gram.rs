@@ -15,7 +15,7 @@ use crate::{LinalgError, Scalar};
 /// Those of `a [rows, cols]`, `rows <= cols`. `None` where `A^T U` has columns that depend on
 /// each other, or numbers that are not finite.
 pub(crate) fn triplets<T: Scalar>(a: &impl Operator<T>, rank: usize) -> Result<Option<Vectors<T>>, LinalgError> {
-    let Some(eigen) = eigen::largest(a.gram(false)?, rank) else { return Ok(None) };
+    let Some(eigen) = eigen::largest(a.gram(false)?, rank, T::EPSILON) else { return Ok(None) };
     let mut image = a.apply_transpose(eigen.vectors.transpose())?;
     Ok(turn(&eigen.vectors, &mut image))
 }

@@ -36,7 +36,7 @@ fn by_squares<T: Scalar>(r: MatRef<'_, T>, rank: usize) -> Option<Ritz<T>> {
     let k = r.nrows();
     let r = Mat::from_fn(k, k, |i, j| r[(i, j)].into());
     let square = lower_product_with_itself(r.as_ref());
-    let Eigen { values, vectors: x } = eigen::largest(square, rank)?;
+    let Eigen { values, vectors: x } = eigen::largest(square, rank, T::EPSILON)?;
     let s: Vec<f64> = values.into_iter().map(|square| square.max(0.0).sqrt()).collect();
     if s[rank - 1].is_nan() || s[rank - 1] <= clear * s[0] {
         return None;

@@ -1,6 +1,7 @@
 //! The largest eigenvalues of a symmetric tridiagonal matrix by bisection, and their vectors by inverse iteration (as
 //! LAPACK's `dstebz` and `dstein`), in f64: a few percent of the work of all of them.
 
+use pulp::Arch;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -75,15 +76,20 @@ impl Tridiagonal {
     /// those of the numbers beside the diagonal, after a zero.
     fn count_below(&self, squares: &[f64], x: &[f64; LANES]) -> [u64; LANES] {
         let smallest = f64::MIN_POSITIVE * self.norm.powi(2).max(1.0);
-        let (mut pivot, mut below) = ([1.0; LANES], [0; LANES]);
-        for (diagonal, square) in self.diagonal.iter().zip(squares) {
-            for lane in 0..LANES {
-                let next = diagonal - x[lane] - square / pivot[lane];
-                pivot[lane] = if next.abs() <= smallest { -smallest } else { next };
-                below[lane] += u64::from(pivot[lane] < 0.0);
-            }
-        }
-        below
+        Arch::new().dispatch(
+            #[inline(always)]
+            || {
+                let (mut pivot, mut below) = ([1.0; LANES], [0; LANES]);
+                for (diagonal, square) in self.diagonal.iter().zip(squares) {
+                    for lane in 0..LANES {
+                        let next = diagonal - x[lane] - square / pivot[lane];
+                        pivot[lane] = if next.abs() <= smallest { -smallest } else { next };
+                        below[lane] += u64::from(pivot[lane] < 0.0);
+                    }
+                }
+                below
+            },
+        )
     }
 
     /// Neighbours closer than rounding over `precision` share what inverse iteration finds of them, and are made

@@ -24,7 +24,7 @@ pub(super) trait Number: Copy + Default + Send + Sync {
 
 impl Number for f32 {
     fn zeros(len: usize) -> Vec<Self> {
-        vec![0.0; len]
+        in_large_pages(vec![0.0; len])
     }
 
     fn decoder(dtype: Dtype) -> Option<Decode<Self>> {
@@ -40,7 +40,7 @@ impl Number for f32 {
 
 impl Number for bf16 {
     fn zeros(len: usize) -> Vec<Self> {
-        vec![0u16; len].reinterpret_into()
+        in_large_pages(vec![0u16; len]).reinterpret_into()
     }
 
     fn decoder(dtype: Dtype) -> Option<Decode<Self>> {
@@ -52,6 +52,29 @@ impl Number for bf16 {
             _ => return None,
         })
     }
+}
+
+/// Asks Linux to clear and map by large pages what nobody has touched yet: with pages of 4 KiB that is most of loading.
+#[cfg_attr(target_os = "linux", allow(unsafe_code))]
+fn in_large_pages<T>(values: Vec<T>) -> Vec<T> {
+    #[cfg(target_os = "linux")]
+    {
+        use nix::sys::mman::{MmapAdvise, madvise};
+
+        /// Of any processor, so that the first and the last one have no neighbour of the buffer on them.
+        const LARGEST_SMALL_PAGE: usize = 1 << 16;
+        /// Below this a buffer may not hold one large page.
+        const LEAST: usize = 4 << 20;
+        let std::ops::Range { start, end } = values.as_ptr_range();
+        let skipped = start.addr().next_multiple_of(LARGEST_SMALL_PAGE) - start.addr();
+        let length = (end.addr() - start.addr()).saturating_sub(skipped) / LARGEST_SMALL_PAGE * LARGEST_SMALL_PAGE;
+        if let (LEAST.., Some(first)) = (length, std::ptr::NonNull::new(start.wrapping_byte_add(skipped).cast_mut())) {
+            // SAFETY: whole pages inside a buffer that lives on; the advice changes nothing of what they hold. It may fail
+            // without harm.
+            let _ = unsafe { madvise(first.cast(), length, MmapAdvise::MADV_HUGEPAGE) };
+        }
+    }
+    values
 }
 
 fn each<T, const N: usize>(bytes: &[u8], out: &mut [T], read: impl Fn([u8; N]) -> T) {
