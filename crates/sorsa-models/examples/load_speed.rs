@@ -1,13 +1,46 @@
 //! How fast weights are read: a matrix of a 7B model (`down_proj`, 4096 x 11008), from the page cache, in the order
-//! stored and transposed. Prints the best of five runs, in gigabytes of the file a second.
+//! stored and transposed. Prints the best of five runs, in gigabytes of the file a second. With the folder of a model:
+//! the seconds of reading its file into memory (`file`), or of loading it in f32 (`model`), once, as memory that a
+//! process had before need not be cleared.
 //!
-//! `cargo run --release --example load_speed -p sorsa-models`
+//! ```text
+//! cargo run --release --workspace --example load_speed [-- MODEL file|model]
+//! ```
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
+use burn::prelude::*;
+use burn::tensor::FloatDType;
+use sorsa_models::CausalLm;
 use sorsa_models::weights::{Checkpoint, CheckpointWriter, Expected, FloatDtype, WeightsError};
 
+/// What the binary allocates with.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match arguments.as_slice() {
+        [] => matrices(),
+        [folder, what] => whole(Path::new(folder), what),
+        _ => Err("usage: load_speed [MODEL file|model]".into()),
+    }
+}
+
+fn whole(folder: &Path, what: &str) -> Result<(), Box<dyn std::error::Error>> {
+    let start = Instant::now();
+    let result: Box<dyn std::any::Any> = match what {
+        "file" => Box::new(std::fs::read(folder.join("model.safetensors"))?),
+        "model" => Box::new(CausalLm::load(folder, FloatDType::F32, &Device::flex())?),
+        other => return Err(format!("`{other}` is neither file nor model").into()),
+    };
+    println!("{what} {:.3} s", start.elapsed().as_secs_f64());
+    drop(std::hint::black_box(result));
+    Ok(())
+}
+
+fn matrices() -> Result<(), Box<dyn std::error::Error>> {
     let tensor = Expected::new("down_proj.weight", [4096, 11008]);
     let values: Vec<f32> = (0..4096 * 11008).map(|i| (i as f32).sin()).collect();
     for dtype in [FloatDtype::Bf16, FloatDtype::F16, FloatDtype::F32] {

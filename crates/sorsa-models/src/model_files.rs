@@ -5,7 +5,8 @@ use std::path::Path;
 
 use burn::module::{ModuleMapper, ModuleVisitor, Param};
 use burn::prelude::*;
-use burn::tensor::{DType, FloatDType};
+use burn::tensor::FloatDType;
+use rayon::prelude::*;
 
 use crate::config::{ConfigError, ModelConfig};
 use crate::model::CausalLm;
@@ -35,7 +36,8 @@ pub enum ModelError {
 
 impl CausalLm {
     /// Reads a model in the Hugging Face layout. Linear layers and embeddings are kept as `weights` (f32 or bf16),
-    /// norms and other vectors as f32. One tensor at a time is converted: the model is never in memory twice.
+    /// norms and other vectors as f32. A few tensors at a time are converted, in parallel: the model is never in memory
+    /// twice.
     ///
     /// # Errors
     ///
@@ -45,9 +47,17 @@ impl CausalLm {
         let config = ModelConfig::read(folder)?;
         let checkpoint = Checkpoint::open(folder)?;
         let model = Self::init(&config, device);
-        checkpoint.check(&expected(&model), ignorable(config.tie_word_embeddings))?;
-        let mut fill =
-            Fill { walk: Walk::default(), checkpoint: &checkpoint, weights, error: None, faults: Vec::new() };
+        let parameters = Parameter::all(&model);
+        let expected: Vec<Expected> = parameters.iter().map(Parameter::expected).collect();
+        checkpoint.check(&expected, ignorable(config.tie_word_embeddings))?;
+        let mut fill = Fill {
+            checkpoint: &checkpoint,
+            weights,
+            parameters: &parameters,
+            read: Vec::new().into_iter(),
+            error: None,
+            faults: Vec::new(),
+        };
         let model = model.map(&mut fill);
         match (fill.error, fill.faults) {
             (Some(error), _) => Err(error.into()),
@@ -65,8 +75,9 @@ impl CausalLm {
     pub fn save(&self, folder: &Path, dtype: FloatDtype) -> Result<(), WeightsError> {
         let mut handles = Handles { walk: Walk::default(), found: BTreeMap::new() };
         self.visit(&mut handles);
+        let expected: Vec<Expected> = Parameter::all(self).iter().map(Parameter::expected).collect();
         CheckpointWriter::new(folder, dtype)
-            .write(&expected(self), |tensor| Ok::<_, WeightsError>(handles.found[&tensor.name].values()))?;
+            .write(&expected, |tensor| Ok::<_, WeightsError>(handles.found[&tensor.name].values()))?;
         let mut config = self.config().to_json();
         let name = match dtype {
             FloatDtype::F32 => "float32",
@@ -78,30 +89,74 @@ impl CausalLm {
     }
 }
 
-/// Names and shapes in a checkpoint of this model.
-fn expected(model: &CausalLm) -> Vec<Expected> {
-    struct List {
-        walk: Walk,
-        found: Vec<Expected>,
-    }
-    impl ModuleVisitor for List {
-        fn enter_module(&mut self, name: &str, container_type: &str) {
-            self.walk.enter(name, container_type);
+/// A parameter of a model, as a visitor comes by.
+struct Parameter {
+    name: String,
+    /// As the model has it.
+    shape: Vec<usize>,
+    /// Whether the checkpoint has it transposed.
+    is_linear_weight: bool,
+    /// Whether it is kept in the dtype that was asked for, and not as f32.
+    is_weight: bool,
+}
+
+impl Parameter {
+    /// All of them, in the order of visitors and mappers.
+    fn all(model: &CausalLm) -> Vec<Self> {
+        struct List {
+            walk: Walk,
+            found: Vec<Parameter>,
         }
-        fn exit_module(&mut self, _name: &str, _container_type: &str) {
-            self.walk.exit();
-        }
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            let mut shape = param.lazy_shape().to_vec();
-            if self.walk.is_linear_weight() {
-                shape.reverse();
+        impl ModuleVisitor for List {
+            fn enter_module(&mut self, name: &str, container_type: &str) {
+                self.walk.enter(name, container_type);
             }
-            self.found.push(Expected::new(self.walk.name(), shape));
+            fn exit_module(&mut self, _name: &str, _container_type: &str) {
+                self.walk.exit();
+            }
+            fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+                self.found.push(Parameter {
+                    name: self.walk.name(),
+                    shape: param.lazy_shape().to_vec(),
+                    is_linear_weight: self.walk.is_linear_weight(),
+                    is_weight: self.walk.is_weight(),
+                });
+            }
         }
+        let mut list = List { walk: Walk::default(), found: Vec::new() };
+        model.visit(&mut list);
+        list.found
     }
-    let mut list = List { walk: Walk::default(), found: Vec::new() };
-    model.visit(&mut list);
-    list.found
+
+    /// Name and shape in a checkpoint.
+    fn expected(&self) -> Expected {
+        let mut shape = self.shape.clone();
+        if self.is_linear_weight {
+            shape.reverse();
+        }
+        Expected::new(&self.name, shape)
+    }
+
+    /// Its numbers, and what is wrong with the first that is not finite.
+    fn read(&self, checkpoint: &Checkpoint, weights: FloatDType) -> Result<(TensorData, Option<String>), WeightsError> {
+        let (name, shape) = (self.name.as_str(), self.shape.clone());
+        let fault = |index: usize, value: f32| format!("`{name}` element {index} is {value}");
+        if self.is_weight && weights == FloatDType::BF16 {
+            let values = match self.is_linear_weight {
+                true => checkpoint.to_bf16_transposed(name),
+                false => checkpoint.to_bf16(name),
+            }?;
+            let not_finite = values.iter().position(|value| !value.is_finite());
+            let fault = not_finite.map(|index| fault(index, values[index].to_f32()));
+            return Ok((TensorData::new::<burn::tensor::bf16, _>(values, shape), fault));
+        }
+        let values = match self.is_linear_weight {
+            true => checkpoint.to_f32_transposed(name),
+            false => checkpoint.to_f32(name),
+        }?;
+        let fault = first_non_finite(&values).map(|(index, value)| fault(index, value));
+        Ok((TensorData::new::<f32, _>(values, shape), fault))
+    }
 }
 
 /// Where a visitor is.
@@ -125,12 +180,9 @@ impl Walk {
         self.path.join(".")
     }
 
-    /// The dtype in which the parameter is kept where the model's weights are `weights`.
-    fn parameter_dtype(&self, weights: FloatDType) -> DType {
-        match self.container.as_str() {
-            "Struct:Linear" | "Struct:Embedding" => DType::from(weights),
-            _ => DType::F32,
-        }
+    /// Whether the parameter is one of those that may be kept in half precision.
+    fn is_weight(&self) -> bool {
+        matches!(self.container.as_str(), "Struct:Linear" | "Struct:Embedding")
     }
 
     /// PyTorch keeps these as `[d_out, d_in]`: this is where the transpose happens.
@@ -141,53 +193,49 @@ impl Walk {
 
 /// Replaces lazy parameters by the checkpoint's tensors.
 struct Fill<'a> {
-    walk: Walk,
     checkpoint: &'a Checkpoint,
     weights: FloatDType,
+    /// Those that were not read yet.
+    parameters: &'a [Parameter],
+    /// Those that were read, and not given out yet.
+    read: std::vec::IntoIter<(TensorData, Option<String>)>,
     error: Option<WeightsError>,
     faults: Vec<String>,
 }
 
+impl Fill<'_> {
+    /// Numbers that are read at a time, each tensor by one thread.
+    const AHEAD: usize = 1 << 26;
+
+    /// The next parameter's tensor and what is wrong with it.
+    fn next(&mut self) -> Result<(TensorData, Option<String>), WeightsError> {
+        if self.read.as_slice().is_empty() {
+            let mut numbers = 0;
+            let some = self.parameters.iter().take_while(|parameter| {
+                let fits = numbers < Self::AHEAD;
+                numbers += parameter.shape.iter().product::<usize>();
+                fits
+            });
+            let (some, rest) = self.parameters.split_at(some.count());
+            let read: Result<Vec<_>, _> =
+                some.par_iter().map(|parameter| parameter.read(self.checkpoint, self.weights)).collect();
+            (self.read, self.parameters) = (read?.into_iter(), rest);
+        }
+        Ok(self.read.next().expect("mappers come by as many parameters as visitors"))
+    }
+}
+
 impl ModuleMapper for Fill<'_> {
-    fn enter_module(&mut self, name: &str, container_type: &str) {
-        self.walk.enter(name, container_type);
-    }
-
-    fn exit_module(&mut self, _name: &str, _container_type: &str) {
-        self.walk.exit();
-    }
-
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         if self.error.is_some() {
             return param;
         }
-        let name = self.walk.name();
-        let dtype = self.walk.parameter_dtype(self.weights);
-        let (device, shape) = (param.lazy_device(), param.lazy_shape());
-        let transposed = self.walk.is_linear_weight();
-        let data = if dtype == DType::BF16 {
-            let values = match transposed {
-                true => self.checkpoint.to_bf16_transposed(&name),
-                false => self.checkpoint.to_bf16(&name),
-            };
-            values.map(|values| {
-                let not_finite = values.iter().position(|value| !value.is_finite());
-                self.faults.extend(not_finite.map(|index| format!("`{name}` element {index} is {}", values[index])));
-                TensorData::new::<burn::tensor::bf16, _>(values, shape)
-            })
-        } else {
-            let values = match transposed {
-                true => self.checkpoint.to_f32_transposed(&name),
-                false => self.checkpoint.to_f32(&name),
-            };
-            values.map(|values| {
-                let not_finite = first_non_finite(&values);
-                self.faults.extend(not_finite.map(|(index, value)| format!("`{name}` element {index} is {value}")));
-                TensorData::new::<f32, _>(values, shape)
-            })
-        };
-        match data {
-            Ok(data) => Param::initialized(param.id, Tensor::from_data(data, (&device, dtype))),
+        match self.next() {
+            Ok((data, fault)) => {
+                self.faults.extend(fault);
+                let (device, dtype) = (param.lazy_device(), data.dtype());
+                Param::initialized(param.id, Tensor::from_data(data, (&device, dtype)))
+            }
             Err(error) => {
                 self.error = Some(error);
                 param

@@ -1,4 +1,7 @@
-//! The bytes of a tensor as numbers: little-endian, unaligned, in the order stored or transposed.
+//! The bytes of a tensor in a file as numbers: little-endian, in the order stored or transposed.
+
+use std::fs::File;
+use std::io;
 
 use half::slice::HalfFloatSliceExt;
 use half::vec::HalfBitsVecExt;
@@ -8,8 +11,12 @@ use safetensors::Dtype;
 
 /// Numbers that one task decodes or scans.
 const CHUNK: usize = 1 << 16;
-/// Side of the square that is transposed inside the first-level cache.
-const TILE: usize = 64;
+/// Rows of a matrix that are read, and then transposed, at a time: two cache lines of f32.
+const STRIP: usize = 32;
+/// Columns of them that are transposed inside the first-level cache.
+const TILE: usize = 128;
+/// Halves that are widened at a time.
+const HALVES: usize = 64;
 
 /// Decodes bytes, as many as there are numbers to fill.
 type Decode<T> = fn(&[u8], &mut [T]);
@@ -85,52 +92,93 @@ fn each<T, const N: usize>(bytes: &[u8], out: &mut [T], read: impl Fn([u8; N]) -
 
 /// By slices, because `half` then looks for the processor's instruction once and not for each number.
 fn f16_to_f32(bytes: &[u8], out: &mut [f32]) {
-    let mut halves = [f16::ZERO; TILE];
-    for (bytes, out) in bytes.chunks(2 * TILE).zip(out.chunks_mut(TILE)) {
+    let mut halves = [f16::ZERO; HALVES];
+    for (bytes, out) in bytes.chunks(2 * HALVES).zip(out.chunks_mut(HALVES)) {
         let halves = &mut halves[..out.len()];
         each(bytes, halves, f16::from_le_bytes);
         halves.convert_to_f32_slice(out);
     }
 }
 
-/// All numbers of `bytes` in the order stored.
-pub(super) fn decode<T: Number>(bytes: &[u8], size: usize, read: Decode<T>) -> Vec<T> {
-    let mut out = T::zeros(bytes.len() / size);
-    out.par_chunks_mut(CHUNK).zip(bytes.par_chunks(CHUNK * size)).for_each(|(out, bytes)| read(bytes, out));
-    out
+/// The numbers of a tensor in a file. They are read, not mapped: what is mapped is touched page by page, counts as memory
+/// of this process until it is given back, and a file that someone cuts short ends the process.
+pub(super) struct Section<'a> {
+    pub file: &'a File,
+    /// Its first byte.
+    pub start: u64,
+    /// Bytes of a number.
+    pub size: usize,
 }
 
-/// The matrix `[rows, cols]` in `bytes`, of `size` bytes a number, as `[cols, rows]`.
+impl Section<'_> {
+    /// Numbers from `first` on, as bytes, in `buffer`.
+    fn read<'b>(&self, first: usize, count: usize, buffer: &'b mut Vec<u8>) -> io::Result<&'b [u8]> {
+        buffer.resize(count * self.size, 0);
+        read_exact_at(self.file, buffer, self.start + (first * self.size) as u64)?;
+        Ok(buffer)
+    }
+}
+
+#[cfg(unix)]
+fn read_exact_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, buffer, offset)
+}
+
+#[cfg(windows)]
+fn read_exact_at(file: &File, mut buffer: &mut [u8], mut offset: u64) -> io::Result<()> {
+    while !buffer.is_empty() {
+        match std::os::windows::fs::FileExt::seek_read(file, buffer, offset) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(count) => (buffer, offset) = (&mut buffer[count..], offset + count as u64),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// All numbers, `count` of them, in the order stored.
+pub(super) fn decode<T: Number>(section: &Section<'_>, count: usize, decode: Decode<T>) -> io::Result<Vec<T>> {
+    let mut out = T::zeros(count);
+    let chunks = out.par_chunks_mut(CHUNK).enumerate();
+    chunks.try_for_each_init(Vec::new, |buffer, (chunk, out)| {
+        decode(section.read(chunk * CHUNK, out.len(), buffer)?, out);
+        Ok::<_, io::Error>(())
+    })?;
+    Ok(out)
+}
+
+/// A matrix `[rows, cols]` as `[cols, rows]`, on the thread of the caller.
 ///
-/// Each task fills a band of rows of the result, tile by tile: a tile is decoded row by row into a buffer that stays
-/// in the first-level cache, and leaves it in whole cache lines.
+/// A strip of rows is read in one go and stays in the second-level cache. From there it leaves tile by tile, in whole
+/// cache lines.
 pub(super) fn decode_transposed<T: Number>(
-    bytes: &[u8],
-    size: usize,
+    section: &Section<'_>,
     [rows, cols]: [usize; 2],
-    read: Decode<T>,
-) -> Vec<T> {
+    decode: Decode<T>,
+) -> io::Result<Vec<T>> {
     let mut out = T::zeros(rows * cols);
     if out.is_empty() {
-        return out;
+        return Ok(out);
     }
-    out.par_chunks_mut(TILE * rows).enumerate().for_each(|(band, out)| {
-        let (col, width) = (band * TILE, out.len() / rows);
-        let mut tile = [[T::default(); TILE]; TILE];
-        for row in (0..rows).step_by(TILE) {
-            let height = TILE.min(rows - row);
-            for (i, line) in tile[..height].iter_mut().enumerate() {
-                let start = ((row + i) * cols + col) * size;
-                read(&bytes[start..start + width * size], &mut line[..width]);
+    let mut buffer = Vec::new();
+    for first in (0..rows).step_by(STRIP) {
+        let height = STRIP.min(rows - first);
+        let strip = section.read(first * cols, height * cols, &mut buffer)?;
+        let mut tile = [[T::default(); TILE]; STRIP];
+        for (band, out) in out.chunks_mut(TILE * rows).enumerate() {
+            let width = out.len() / rows;
+            for (line, row) in tile.iter_mut().zip(strip.chunks_exact(cols * section.size)) {
+                decode(&row[band * TILE * section.size..][..width * section.size], &mut line[..width]);
             }
-            for (j, line) in out.chunks_exact_mut(rows).enumerate() {
-                for (value, column) in line[row..row + height].iter_mut().zip(&tile) {
-                    *value = column[j];
+            for (j, out) in out.chunks_exact_mut(rows).enumerate() {
+                for (value, line) in out[first..first + height].iter_mut().zip(&tile) {
+                    *value = line[j];
                 }
             }
         }
-    });
-    out
+    }
+    Ok(out)
 }
 
 /// Position and value of the first number that is infinite or not a number.

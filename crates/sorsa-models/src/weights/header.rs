@@ -17,6 +17,7 @@ const LENGTH_BYTES: u64 = 8;
 
 /// A mapped file with a valid header.
 pub(super) struct MappedFile {
+    pub file: File,
     pub map: Mmap,
     pub metadata: Metadata,
     /// Where the tensors begin, in bytes.
@@ -26,11 +27,11 @@ pub(super) struct MappedFile {
 impl MappedFile {
     /// Maps `dir/file` and checks its header against its size.
     pub fn open(dir: &Path, file: &str) -> Result<Self, Problem> {
-        let map = File::open(dir.join(file))
-            .and_then(|opened| map(&opened))
+        let (opened, map) = File::open(dir.join(file))
+            .and_then(|opened| map(&opened).map(|map| (opened, map)))
             .map_err(|source| Problem::Unreadable { file: file.to_owned(), source })?;
         let (metadata, data_start) = parse(&map, file)?;
-        Ok(Self { map, metadata, data_start })
+        Ok(Self { file: opened, map, metadata, data_start })
     }
 }
 

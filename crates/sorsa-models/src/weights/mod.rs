@@ -1,7 +1,7 @@
 //! Reading and writing Hugging Face checkpoint files.
 //!
-//! A [`Checkpoint`] is `model.safetensors`, or the shards that `model.safetensors.index.json` lists, mapped into
-//! memory and checked before the first number is read. A [`CheckpointWriter`] makes the same files. Neither knows
+//! A [`Checkpoint`] is `model.safetensors`, or the shards that `model.safetensors.index.json` lists,
+//! checked before the first number is read. A [`CheckpointWriter`] makes the same files. Neither knows
 //! a model: names and shapes come from the caller, as [`Expected`].
 //!
 //! ```

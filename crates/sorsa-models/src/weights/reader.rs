@@ -1,6 +1,7 @@
-//! A checkpoint folder, mapped into memory.
+//! A checkpoint folder.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -8,7 +9,7 @@ use half::bf16;
 use memmap2::Mmap;
 use safetensors::Dtype;
 
-use super::decode::{Number, decode, decode_transposed};
+use super::decode::{Number, Section, decode, decode_transposed};
 use super::header::MappedFile;
 use super::{INDEX_FILE, Index, Problem, SINGLE_FILE, WeightsError};
 
@@ -28,20 +29,26 @@ pub struct TensorInfo {
     pub file: PathBuf,
 }
 
-/// The tensors of `model.safetensors` or of all its shards. Opening reads headers only; the numbers are paged in when
-/// a tensor is asked for, so a model is never in memory twice.
+/// The tensors of `model.safetensors` or of all its shards. Opening reads headers only, and numbers are read when a
+/// tensor is asked for, so a model is never in memory twice.
 #[derive(Debug)]
 pub struct Checkpoint {
     dir: PathBuf,
-    maps: Vec<Mmap>,
+    shards: Vec<Shard>,
     tensors: BTreeMap<String, Entry>,
+}
+
+#[derive(Debug)]
+struct Shard {
+    file: File,
+    map: Mmap,
 }
 
 #[derive(Debug)]
 struct Entry {
     info: TensorInfo,
-    /// Position in `Checkpoint::maps`.
-    map: usize,
+    /// Position in `Checkpoint::shards`.
+    shard: usize,
     bytes: Range<usize>,
 }
 
@@ -62,7 +69,7 @@ impl Checkpoint {
         };
         let files = listed.as_ref().map_or_else(|| vec![SINGLE_FILE], |index| index.shards().into_iter().collect());
 
-        let mut checkpoint = Self { dir: dir.to_owned(), maps: Vec::new(), tensors: BTreeMap::new() };
+        let mut checkpoint = Self { dir: dir.to_owned(), shards: Vec::new(), tensors: BTreeMap::new() };
         let mut problems = Vec::new();
         let mut unusable = Vec::new();
         for file in files {
@@ -95,9 +102,9 @@ impl Checkpoint {
             let (start, end) = header.data_offsets;
             let info = TensorInfo { dtype: header.dtype, shape: header.shape.clone(), file: path.clone() };
             let bytes = mapped.data_start + start..mapped.data_start + end;
-            self.tensors.insert(name, Entry { info, map: self.maps.len(), bytes });
+            self.tensors.insert(name, Entry { info, shard: self.shards.len(), bytes });
         }
-        self.maps.push(mapped.map);
+        self.shards.push(Shard { file: mapped.file, map: mapped.map });
     }
 
     /// The folder that was opened.
@@ -131,7 +138,8 @@ impl Checkpoint {
     /// The tensor as f32, in the order stored.
     ///
     /// # Errors
-    /// [`WeightsError::NoTensor`]; [`WeightsError::NotFloat`] for anything but f32, f16, bf16 and f64.
+    /// [`WeightsError::NoTensor`]; [`WeightsError::NotFloat`] for anything but f32, f16, bf16 and f64;
+    /// [`WeightsError::Io`] where the file cannot be read, or has become shorter.
     pub fn to_f32(&self, name: &str) -> Result<Vec<f32>, WeightsError> {
         self.read(name)
     }
@@ -164,9 +172,9 @@ impl Checkpoint {
     fn read<T: Number>(&self, name: &str) -> Result<Vec<T>, WeightsError> {
         let entry = self.entry(name)?;
         let read = T::decoder(entry.info.dtype).ok_or_else(|| not_float(name, &entry.info))?;
-        let values = decode(self.bytes(entry), entry.info.dtype.bitsize() / 8, read);
-        self.release(entry);
-        Ok(values)
+        let (section, count) = self.section(entry);
+        self.prefetch(entry);
+        decode(&section, count, read).map_err(WeightsError::io(&entry.info.file))
     }
 
     fn read_transposed<T: Number>(&self, name: &str) -> Result<Vec<T>, WeightsError> {
@@ -176,9 +184,9 @@ impl Checkpoint {
         let &[rows, cols] = shape.as_slice() else {
             return Err(WeightsError::NotMatrix { name: name.to_owned(), file: file.clone(), found: shape.clone() });
         };
-        let values = decode_transposed(self.bytes(entry), dtype.bitsize() / 8, [rows, cols], read);
-        self.release(entry);
-        Ok(values)
+        let (section, _) = self.section(entry);
+        self.prefetch(entry);
+        decode_transposed(&section, [rows, cols], read).map_err(WeightsError::io(file))
     }
 
     fn entry(&self, name: &str) -> Result<&Entry, WeightsError> {
@@ -186,26 +194,25 @@ impl Checkpoint {
         self.tensors.get(name).ok_or_else(missing)
     }
 
-    fn bytes(&self, entry: &Entry) -> &[u8] {
-        let (map, Range { start, end }) = (&self.maps[entry.map], entry.bytes.clone());
-        // Transposing hops from row to row, which defeats the read-ahead of a disk. Advice may fail without harm.
-        #[cfg(unix)]
-        if end - start >= PREFETCH_BYTES {
-            let _ = map.advise_range(memmap2::Advice::WillNeed, start, end - start);
-        }
-        &map[start..end]
+    /// Where the tensor's numbers are, and how many.
+    fn section(&self, entry: &Entry) -> (Section<'_>, usize) {
+        let size = entry.info.dtype.bitsize() / 8;
+        let section = Section { file: &self.shards[entry.shard].file, start: entry.bytes.start as u64, size };
+        (section, entry.bytes.len() / size)
     }
 
-    /// Gives back the pages of a tensor that was copied. They are clean, so nothing is lost, and they stay in the
-    /// system's cache; but what is mapped and was touched counts as this process's memory, twice that of the model in
-    /// the end.
-    #[cfg_attr(unix, allow(unsafe_code))]
-    fn release(&self, entry: &Entry) {
+    fn bytes(&self, entry: &Entry) -> &[u8] {
+        self.prefetch(entry);
+        &self.shards[entry.shard].map[entry.bytes.clone()]
+    }
+
+    /// Asks the disk for a tensor in one go: several are read at a time, which defeats its read-ahead. Advice may fail
+    /// without harm.
+    fn prefetch(&self, entry: &Entry) {
         #[cfg(unix)]
         if entry.bytes.len() >= PREFETCH_BYTES {
-            let (map, Range { start, end }) = (&self.maps[entry.map], entry.bytes.clone());
-            // SAFETY: the map is a shared one of a file, read-only: a page that is touched again is read again.
-            let _ = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, end - start) };
+            let map = &self.shards[entry.shard].map;
+            let _ = map.advise_range(memmap2::Advice::WillNeed, entry.bytes.start, entry.bytes.len());
         }
         #[cfg(not(unix))]
         let _ = entry;

@@ -48,8 +48,8 @@ fn problems(dir: &Path) -> Vec<Problem> {
 
 #[test]
 fn every_float_type_is_read_and_transposed_as_f32_and_bf16() {
-    // Below, at and above the sides of a tile; more rows than columns and the other way round; nothing at all.
-    for [rows, cols] in [[1, 1], [3, 5], [64, 64], [65, 63], [130, 200], [200, 70], [1, 300], [0, 4], [4, 0]] {
+    // Below, at and above the sides of a strip and a tile; more rows than columns and the other way round; nothing at all.
+    for [rows, cols] in [[1, 1], [3, 5], [32, 128], [33, 127], [130, 260], [200, 70], [1, 300], [0, 4], [4, 0]] {
         let values = small_integers(rows * cols);
         let transposed: Vec<f32> =
             (0..cols).flat_map(|c| (0..rows).map(move |r| (r, c))).map(|(r, c)| values[r * cols + c]).collect();
@@ -84,6 +84,17 @@ fn what_cannot_be_read_as_asked_is_named() {
     let (_dir, checkpoint) = single(Dtype::F32, &[2, 1, 1], &[0; 8]);
     let error = checkpoint.to_f32_transposed("w").unwrap_err();
     assert!(matches!(&error, WeightsError::NotMatrix { found, .. } if *found == [2, 1, 1]), "{error}");
+}
+
+#[test]
+fn a_file_that_was_cut_short_after_it_was_opened_is_an_error_that_names_it() {
+    let (dir, checkpoint) = single(Dtype::F32, &[40, 50], &[0; 8000]);
+    let path = dir.path().join(SINGLE_FILE);
+    std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(4000).unwrap();
+    for result in [checkpoint.to_f32("w"), checkpoint.to_f32_transposed("w")] {
+        let error = result.unwrap_err();
+        assert!(matches!(&error, WeightsError::Io { path: named, .. } if *named == path), "{error}");
+    }
 }
 
 #[test]
