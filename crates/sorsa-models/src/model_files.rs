@@ -5,14 +5,12 @@ use std::path::Path;
 
 use burn::module::{ModuleMapper, ModuleVisitor, Param};
 use burn::prelude::*;
-use burn::tensor::FloatDType;
+use burn::tensor::{Element, FloatDType, bf16};
 use rayon::prelude::*;
 
 use crate::config::{ConfigError, ModelConfig};
 use crate::model::CausalLm;
-use crate::weights::{
-    Checkpoint, CheckpointWriter, Expected, FloatDtype, WeightsError, first_non_finite, ignorable, write_file,
-};
+use crate::weights::{Checkpoint, CheckpointWriter, Expected, FloatDtype, Number, WeightsError, ignorable, write_file};
 
 /// Why a model could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -138,25 +136,25 @@ impl Parameter {
     }
 
     /// Its numbers, and what is wrong with the first that is not finite.
-    fn read(&self, checkpoint: &Checkpoint, weights: FloatDType) -> Result<(TensorData, Option<String>), WeightsError> {
-        let (name, shape) = (self.name.as_str(), self.shape.clone());
-        let fault = |index: usize, value: f32| format!("`{name}` element {index} is {value}");
-        if self.is_weight && weights == FloatDType::BF16 {
-            let values = match self.is_linear_weight {
-                true => checkpoint.to_bf16_transposed(name),
-                false => checkpoint.to_bf16(name),
-            }?;
-            let not_finite = values.iter().position(|value| !value.is_finite());
-            let fault = not_finite.map(|index| fault(index, values[index].to_f32()));
-            return Ok((TensorData::new::<burn::tensor::bf16, _>(values, shape), fault));
+    fn read(&self, checkpoint: &Checkpoint, weights: FloatDType) -> Result<Read, WeightsError> {
+        match self.is_weight && weights == FloatDType::BF16 {
+            true => self.read_as::<bf16>(checkpoint),
+            false => self.read_as::<f32>(checkpoint),
         }
-        let values = match self.is_linear_weight {
-            true => checkpoint.to_f32_transposed(name),
-            false => checkpoint.to_f32(name),
-        }?;
-        let fault = first_non_finite(&values).map(|(index, value)| fault(index, value));
-        Ok((TensorData::new::<f32, _>(values, shape), fault))
     }
+
+    fn read_as<T: Number + Element>(&self, checkpoint: &Checkpoint) -> Result<Read, WeightsError> {
+        let numbers = checkpoint.numbers::<T>(&self.name, self.is_linear_weight)?;
+        let fault = numbers.first_non_finite();
+        let fault = fault.map(|(index, value)| format!("`{}` element {index} is {value}", self.name));
+        Ok(Read { data: TensorData::new::<T, _>(numbers.values, self.shape.clone()), fault })
+    }
+}
+
+/// A parameter's numbers, and what is wrong with them.
+struct Read {
+    data: TensorData,
+    fault: Option<String>,
 }
 
 /// Where a visitor is.
@@ -198,7 +196,7 @@ struct Fill<'a> {
     /// Those that were not read yet.
     parameters: &'a [Parameter],
     /// Those that were read, and not given out yet.
-    read: std::vec::IntoIter<(TensorData, Option<String>)>,
+    read: std::vec::IntoIter<Read>,
     error: Option<WeightsError>,
     faults: Vec<String>,
 }
@@ -207,8 +205,7 @@ impl Fill<'_> {
     /// Numbers that are read at a time, each tensor by one thread.
     const AHEAD: usize = 1 << 26;
 
-    /// The next parameter's tensor and what is wrong with it.
-    fn next(&mut self) -> Result<(TensorData, Option<String>), WeightsError> {
+    fn next(&mut self) -> Result<Read, WeightsError> {
         if self.read.as_slice().is_empty() {
             let mut numbers = 0;
             let some = self.parameters.iter().take_while(|parameter| {
@@ -231,7 +228,7 @@ impl ModuleMapper for Fill<'_> {
             return param;
         }
         match self.next() {
-            Ok((data, fault)) => {
+            Ok(Read { data, fault }) => {
                 self.faults.extend(fault);
                 let (device, dtype) = (param.lazy_device(), data.dtype());
                 Param::initialized(param.id, Tensor::from_data(data, (&device, dtype)))

@@ -1,5 +1,6 @@
 //! The bytes of a tensor in a file as numbers: little-endian, in the order stored or transposed.
 
+use std::fmt::Display;
 use std::fs::File;
 use std::io;
 
@@ -14,22 +15,27 @@ const CHUNK: usize = 1 << 16;
 /// Rows of a matrix that are read, and then transposed, at a time: two cache lines of f32.
 const STRIP: usize = 32;
 /// Columns of them that are transposed inside the first-level cache.
-const TILE: usize = 128;
+const TILE: usize = 256;
 /// Halves that are widened at a time.
 const HALVES: usize = 64;
 
 /// Decodes bytes, as many as there are numbers to fill.
-type Decode<T> = fn(&[u8], &mut [T]);
+pub(crate) type Decode<T> = fn(&[u8], &mut [T]);
 
 /// A type that weights are read into.
-pub(super) trait Number: Copy + Default + Send + Sync {
+pub(crate) trait Number: Copy + Default + Display + Send + Sync {
     /// Zeros, from pages that the system clears when they are first touched.
     fn zeros(len: usize) -> Vec<Self>;
+    fn is_finite(self) -> bool;
     /// How to read the type `dtype`; nothing for integers and formats with scales.
     fn decoder(dtype: Dtype) -> Option<Decode<Self>>;
 }
 
 impl Number for f32 {
+    fn is_finite(self) -> bool {
+        f32::is_finite(self)
+    }
+
     fn zeros(len: usize) -> Vec<Self> {
         in_large_pages(vec![0.0; len])
     }
@@ -46,6 +52,10 @@ impl Number for f32 {
 }
 
 impl Number for bf16 {
+    fn is_finite(self) -> bool {
+        bf16::is_finite(self)
+    }
+
     fn zeros(len: usize) -> Vec<Self> {
         in_large_pages(vec![0u16; len]).reinterpret_into()
     }
@@ -137,15 +147,38 @@ fn read_exact_at(file: &File, mut buffer: &mut [u8], mut offset: u64) -> io::Res
     Ok(())
 }
 
+/// A tensor that was read.
+pub(crate) struct Numbers<T> {
+    pub values: Vec<T>,
+    /// Whether none of them is infinite or not a number.
+    pub all_finite: bool,
+}
+
+impl<T: Number> Numbers<T> {
+    /// Position and value of the first that is not finite.
+    pub fn first_non_finite(&self) -> Option<(usize, T)> {
+        let index = if self.all_finite { None } else { self.values.iter().position(|value| !value.is_finite()) }?;
+        Some((index, self.values[index]))
+    }
+}
+
+/// Without an early exit, at the speed of memory.
+fn all_finite<T: Number>(values: &[T]) -> bool {
+    values.iter().fold(true, |finite, value| finite & value.is_finite())
+}
+
 /// All numbers, `count` of them, in the order stored.
-pub(super) fn decode<T: Number>(section: &Section<'_>, count: usize, decode: Decode<T>) -> io::Result<Vec<T>> {
-    let mut out = T::zeros(count);
-    let chunks = out.par_chunks_mut(CHUNK).enumerate();
-    chunks.try_for_each_init(Vec::new, |buffer, (chunk, out)| {
-        decode(section.read(chunk * CHUNK, out.len(), buffer)?, out);
-        Ok::<_, io::Error>(())
-    })?;
-    Ok(out)
+pub(super) fn decode<T: Number>(section: &Section<'_>, count: usize, decode: Decode<T>) -> io::Result<Numbers<T>> {
+    let mut values = T::zeros(count);
+    let finite: io::Result<Vec<bool>> = values
+        .par_chunks_mut(CHUNK)
+        .enumerate()
+        .map_init(Vec::new, |buffer, (chunk, values)| {
+            decode(section.read(chunk * CHUNK, values.len(), buffer)?, values);
+            Ok(all_finite(values))
+        })
+        .collect();
+    Ok(Numbers { values, all_finite: finite?.into_iter().all(|finite| finite) })
 }
 
 /// A matrix `[rows, cols]` as `[cols, rows]`, on the thread of the caller.
@@ -156,20 +189,22 @@ pub(super) fn decode_transposed<T: Number>(
     section: &Section<'_>,
     [rows, cols]: [usize; 2],
     decode: Decode<T>,
-) -> io::Result<Vec<T>> {
-    let mut out = T::zeros(rows * cols);
-    if out.is_empty() {
-        return Ok(out);
+) -> io::Result<Numbers<T>> {
+    let mut values = T::zeros(rows * cols);
+    let mut finite = true;
+    if values.is_empty() {
+        return Ok(Numbers { values, all_finite: true });
     }
     let mut buffer = Vec::new();
     for first in (0..rows).step_by(STRIP) {
         let height = STRIP.min(rows - first);
         let strip = section.read(first * cols, height * cols, &mut buffer)?;
         let mut tile = [[T::default(); TILE]; STRIP];
-        for (band, out) in out.chunks_mut(TILE * rows).enumerate() {
+        for (band, out) in values.chunks_mut(TILE * rows).enumerate() {
             let width = out.len() / rows;
             for (line, row) in tile.iter_mut().zip(strip.chunks_exact(cols * section.size)) {
                 decode(&row[band * TILE * section.size..][..width * section.size], &mut line[..width]);
+                finite &= all_finite(&line[..width]);
             }
             for (j, out) in out.chunks_exact_mut(rows).enumerate() {
                 for (value, line) in out[first..first + height].iter_mut().zip(&tile) {
@@ -178,7 +213,7 @@ pub(super) fn decode_transposed<T: Number>(
             }
         }
     }
-    Ok(out)
+    Ok(Numbers { values, all_finite: finite })
 }
 
 /// Position and value of the first number that is infinite or not a number.
@@ -191,8 +226,8 @@ pub(super) fn decode_transposed<T: Number>(
 /// ```
 pub fn first_non_finite(values: &[f32]) -> Option<(usize, f32)> {
     values.par_chunks(CHUNK).enumerate().find_map_first(|(chunk, values)| {
-        // Without an early exit the scan runs at the speed of memory; only a chunk that fails is searched.
-        if values.iter().fold(true, |finite, v| finite & v.is_finite()) {
+        // Only a chunk that fails is searched.
+        if all_finite(values) {
             return None;
         }
         let index = values.iter().position(|v| !v.is_finite())?;

@@ -39,6 +39,7 @@ pub use reader::{Checkpoint, TensorInfo};
 pub use safetensors::Dtype;
 pub use writer::{CheckpointWriter, FloatDtype};
 
+pub(crate) use decode::Number;
 pub(crate) use header::map as map_file;
 pub(crate) use index::Index;
 pub(crate) use writer::{PendingFile, write_file};

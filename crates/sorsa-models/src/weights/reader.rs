@@ -9,14 +9,12 @@ use half::bf16;
 use memmap2::Mmap;
 use safetensors::Dtype;
 
-use super::decode::{Number, Section, decode, decode_transposed};
+use super::decode::{Number, Numbers, Section, decode, decode_transposed};
 use super::header::MappedFile;
 use super::{INDEX_FILE, Index, Problem, SINGLE_FILE, WeightsError};
 
 /// Formats that `torch.load` unpickles, and that can therefore run code.
 const PICKLED: [&str; 5] = ["bin", "pt", "pth", "ckpt", "pkl"];
-/// Tensors from this size on are asked of the disk in one go before they are read, in bytes.
-const PREFETCH_BYTES: usize = 1 << 20;
 
 /// What a checkpoint says of one tensor.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -132,7 +130,7 @@ impl Checkpoint {
     /// # Errors
     /// [`WeightsError::NoTensor`].
     pub fn raw(&self, name: &str) -> Result<&[u8], WeightsError> {
-        self.entry(name).map(|entry| self.bytes(entry))
+        self.entry(name).map(|entry| &self.shards[entry.shard].map[entry.bytes.clone()])
     }
 
     /// The tensor as f32, in the order stored.
@@ -141,7 +139,7 @@ impl Checkpoint {
     /// [`WeightsError::NoTensor`]; [`WeightsError::NotFloat`] for anything but f32, f16, bf16 and f64;
     /// [`WeightsError::Io`] where the file cannot be read, or has become shorter.
     pub fn to_f32(&self, name: &str) -> Result<Vec<f32>, WeightsError> {
-        self.read(name)
+        Ok(self.numbers(name, false)?.values)
     }
 
     /// The tensor as bf16, rounded to nearest even, in the order stored.
@@ -149,7 +147,7 @@ impl Checkpoint {
     /// # Errors
     /// As [`Checkpoint::to_f32`].
     pub fn to_bf16(&self, name: &str) -> Result<Vec<bf16>, WeightsError> {
-        self.read(name)
+        Ok(self.numbers(name, false)?.values)
     }
 
     /// A matrix stored as `[d_out, d_in]` as the f32 matrix `[d_in, d_out]`.
@@ -157,7 +155,7 @@ impl Checkpoint {
     /// # Errors
     /// As [`Checkpoint::to_f32`], and [`WeightsError::NotMatrix`].
     pub fn to_f32_transposed(&self, name: &str) -> Result<Vec<f32>, WeightsError> {
-        self.read_transposed(name)
+        Ok(self.numbers(name, true)?.values)
     }
 
     /// A matrix stored as `[d_out, d_in]` as the bf16 matrix `[d_in, d_out]`, rounded to nearest even, without an f32
@@ -166,56 +164,30 @@ impl Checkpoint {
     /// # Errors
     /// As [`Checkpoint::to_f32_transposed`].
     pub fn to_bf16_transposed(&self, name: &str) -> Result<Vec<bf16>, WeightsError> {
-        self.read_transposed(name)
+        Ok(self.numbers(name, true)?.values)
     }
 
-    fn read<T: Number>(&self, name: &str) -> Result<Vec<T>, WeightsError> {
-        let entry = self.entry(name)?;
-        let read = T::decoder(entry.info.dtype).ok_or_else(|| not_float(name, &entry.info))?;
-        let (section, count) = self.section(entry);
-        self.prefetch(entry);
-        decode(&section, count, read).map_err(WeightsError::io(&entry.info.file))
-    }
-
-    fn read_transposed<T: Number>(&self, name: &str) -> Result<Vec<T>, WeightsError> {
+    /// The tensor in the order stored, or as the transposed matrix, and whether all of it is finite.
+    pub(crate) fn numbers<T: Number>(&self, name: &str, transposed: bool) -> Result<Numbers<T>, WeightsError> {
         let entry = self.entry(name)?;
         let TensorInfo { dtype, shape, file } = &entry.info;
         let read = T::decoder(*dtype).ok_or_else(|| not_float(name, &entry.info))?;
-        let &[rows, cols] = shape.as_slice() else {
-            return Err(WeightsError::NotMatrix { name: name.to_owned(), file: file.clone(), found: shape.clone() });
+        let size = dtype.bitsize() / 8;
+        let section = Section { file: &self.shards[entry.shard].file, start: entry.bytes.start as u64, size };
+        let numbers = match (transposed, shape.as_slice()) {
+            (false, _) => decode(&section, entry.bytes.len() / size, read),
+            (true, &[rows, cols]) => decode_transposed(&section, [rows, cols], read),
+            (true, found) => {
+                let (name, found) = (name.to_owned(), found.to_vec());
+                return Err(WeightsError::NotMatrix { name, file: file.clone(), found });
+            }
         };
-        let (section, _) = self.section(entry);
-        self.prefetch(entry);
-        decode_transposed(&section, [rows, cols], read).map_err(WeightsError::io(file))
+        numbers.map_err(WeightsError::io(file))
     }
 
     fn entry(&self, name: &str) -> Result<&Entry, WeightsError> {
         let missing = || WeightsError::NoTensor { name: name.to_owned(), dir: self.dir.clone() };
         self.tensors.get(name).ok_or_else(missing)
-    }
-
-    /// Where the tensor's numbers are, and how many.
-    fn section(&self, entry: &Entry) -> (Section<'_>, usize) {
-        let size = entry.info.dtype.bitsize() / 8;
-        let section = Section { file: &self.shards[entry.shard].file, start: entry.bytes.start as u64, size };
-        (section, entry.bytes.len() / size)
-    }
-
-    fn bytes(&self, entry: &Entry) -> &[u8] {
-        self.prefetch(entry);
-        &self.shards[entry.shard].map[entry.bytes.clone()]
-    }
-
-    /// Asks the disk for a tensor in one go: several are read at a time, which defeats its read-ahead. Advice may fail
-    /// without harm.
-    fn prefetch(&self, entry: &Entry) {
-        #[cfg(unix)]
-        if entry.bytes.len() >= PREFETCH_BYTES {
-            let map = &self.shards[entry.shard].map;
-            let _ = map.advise_range(memmap2::Advice::WillNeed, entry.bytes.start, entry.bytes.len());
-        }
-        #[cfg(not(unix))]
-        let _ = entry;
     }
 }
 

@@ -49,7 +49,7 @@ fn problems(dir: &Path) -> Vec<Problem> {
 #[test]
 fn every_float_type_is_read_and_transposed_as_f32_and_bf16() {
     // Below, at and above the sides of a strip and a tile; more rows than columns and the other way round; nothing at all.
-    for [rows, cols] in [[1, 1], [3, 5], [32, 128], [33, 127], [130, 260], [200, 70], [1, 300], [0, 4], [4, 0]] {
+    for [rows, cols] in [[1, 1], [3, 5], [32, 256], [33, 255], [70, 530], [200, 70], [1, 300], [0, 4], [4, 0]] {
         let values = small_integers(rows * cols);
         let transposed: Vec<f32> =
             (0..cols).flat_map(|c| (0..rows).map(move |r| (r, c))).map(|(r, c)| values[r * cols + c]).collect();
@@ -95,6 +95,22 @@ fn a_file_that_was_cut_short_after_it_was_opened_is_an_error_that_names_it() {
         let error = result.unwrap_err();
         assert!(matches!(&error, WeightsError::Io { path: named, .. } if *named == path), "{error}");
     }
+}
+
+#[test]
+fn a_tensor_that_was_read_says_where_it_is_not_finite() {
+    let [rows, cols] = [70, 530];
+    let mut values = small_integers(rows * cols);
+    let (_dir, checkpoint) = single(Dtype::F32, &[rows, cols], &bytes_of(&values, Dtype::F32));
+    for transposed in [false, true] {
+        assert_eq!(checkpoint.numbers::<f32>("w", transposed).unwrap().first_non_finite(), None);
+    }
+    values[69 * cols + 529] = f32::INFINITY;
+    values[40 * cols + 300] = f32::NEG_INFINITY;
+    let (_dir, checkpoint) = single(Dtype::F32, &[rows, cols], &bytes_of(&values, Dtype::F32));
+    let first = |transposed| checkpoint.numbers::<bf16>("w", transposed).unwrap().first_non_finite();
+    assert_eq!(first(false), Some((40 * cols + 300, bf16::NEG_INFINITY)));
+    assert_eq!(first(true), Some((300 * rows + 40, bf16::NEG_INFINITY)));
 }
 
 #[test]
