@@ -78,16 +78,15 @@ fn in_large_pages<T>(values: Vec<T>) -> Vec<T> {
     {
         use nix::sys::mman::{MmapAdvise, madvise};
 
-        /// Of any processor, so that the first and the last one have no neighbour of the buffer on them.
-        const LARGEST_SMALL_PAGE: usize = 1 << 16;
-        /// Below this a buffer may not hold one large page.
-        const LEAST: usize = 4 << 20;
+        /// Of x86-64, and of Arm with small pages of 4 KiB.
+        const LARGE_PAGE: usize = 2 << 20;
         let std::ops::Range { start, end } = values.as_ptr_range();
-        let skipped = start.addr().next_multiple_of(LARGEST_SMALL_PAGE) - start.addr();
-        let length = (end.addr() - start.addr()).saturating_sub(skipped) / LARGEST_SMALL_PAGE * LARGEST_SMALL_PAGE;
-        if let (LEAST.., Some(first)) = (length, std::ptr::NonNull::new(start.wrapping_byte_add(skipped).cast_mut())) {
-            // SAFETY: whole pages inside a buffer that lives on; the advice changes nothing of what they hold. It may fail
-            // without harm.
+        // Buffers lie side by side: the page that two of them share is large too.
+        let before = start.addr() % LARGE_PAGE;
+        let length = (before + end.addr() - start.addr()).next_multiple_of(LARGE_PAGE);
+        let first = std::ptr::NonNull::new(start.wrapping_byte_sub(before).cast_mut());
+        if let (Some(first), true) = (first, size_of_val(values.as_slice()) >= 2 * LARGE_PAGE) {
+            // SAFETY: this advice changes of no memory what it holds, whoever it belongs to. It may fail without harm.
             let _ = unsafe { madvise(first.cast(), length, MmapAdvise::MADV_HUGEPAGE) };
         }
     }
