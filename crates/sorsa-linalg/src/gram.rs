@@ -1,7 +1,7 @@
 //! Leading singular triplets from the leading eigenvectors of `A A^T`: the cheapest way where singular values lie so
-//! close together that an iteration needs many steps to tell them apart, and useless where they do not. Their squares
-//! are exact to the rounding of the largest square, so that a value `s` and its vectors are exact to rounding times
-//! `s_1 / s`.
+//! close together that an iteration needs many steps to tell them apart. Their squares are exact to the rounding of the
+//! largest square, so a value `s` and its vectors are exact to rounding times `s_1 / s`: of no use where values differ
+//! by much.
 
 use faer::Mat;
 
@@ -12,8 +12,8 @@ use crate::ritz;
 use crate::svd::Vectors;
 use crate::{LinalgError, Scalar};
 
-/// Those of `a [rows, cols]`, `rows <= cols`. `None` where `A^T U` has columns that depend on
-/// each other, or numbers that are not finite.
+/// The vectors of the `rank` leading triplets of `a [rows, cols]`, `rows <= cols`. `None` where columns of `A^T U` depend on
+/// each other, or numbers are not finite.
 pub(crate) fn triplets<T: Scalar>(a: &impl Operator<T>, rank: usize) -> Result<Option<Vectors<T>>, LinalgError> {
     let Some(eigen) = eigen::largest(a.gram(false)?, rank, T::EPSILON) else { return Ok(None) };
     let mut image = a.apply_transpose(eigen.vectors.transpose())?;

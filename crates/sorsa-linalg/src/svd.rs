@@ -202,7 +202,8 @@ fn krylov_plan(small_side: usize, rank: usize, options: &SvdOptions) -> Plan {
 }
 
 /// Measures the triplets `u`, `v` of `a`, and puts them in the form promised by [`Svd`]. The singular values are the
-/// Rayleigh quotients `u^T A v`: their error is the square of the vectors'. `ran` is the algorithm and the number of its blocks.
+/// Rayleigh quotients `u^T A v`: their error is the square of the vectors'. The last argument says what
+/// made them, and in how many blocks.
 fn finish<T: Scalar, O: Operator<T>>(
     name: &str,
     a: &Wide<'_, O>,

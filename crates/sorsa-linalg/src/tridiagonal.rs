@@ -33,10 +33,10 @@ impl Tridiagonal {
         self.diagonal.len()
     }
 
-    /// The `count` largest eigenvalues, descending, each to the rounding of the largest, and their vectors,
-    /// each `[n]`, orthonormal to about `precision`. `None` where numbers are not finite.
+    /// The `count` largest eigenvalues, descending, each to the rounding of the largest, and their vectors, each
+    /// `[n]`, orthonormal to about `precision`. `None` where numbers are not finite.
     pub fn largest(&self, count: usize, precision: f64) -> Option<(Vec<f64>, Vec<Vec<f64>>)> {
-        if !self.norm.is_finite() {
+        if !self.diagonal.iter().chain(&self.beside).all(|x| x.is_finite()) {
             return None;
         }
         let values = self.largest_values(count);
