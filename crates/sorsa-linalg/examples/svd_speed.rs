@@ -1,6 +1,6 @@
 //! CPU seconds and accuracy of the leading singular triplets: exact, block Krylov, what is chosen by itself, and plain
-//! randomized power iteration (4 iterations, 16 extra columns), on spectra that decay slowly, as those of trained weights do, and on the flat ones of
-//! Gaussian matrices, as fresh weights are.
+//! randomized power iteration (4 iterations, 16 extra columns), on spectra that decay slowly, as those of trained
+//! weights do, and on the flat ones of Gaussian matrices, as fresh weights are.
 //!
 //! `cargo run --release --example svd_speed -- [size ..]`, by default 1024 2048. One thread; rank 128.
 

@@ -21,7 +21,7 @@ pub(crate) struct Tridiagonal {
 }
 
 impl Tridiagonal {
-    /// Of `diagonal [n]` and `beside [n - 1]`, `n > 0`.
+    /// Of `diagonal [n]` and `beside [n - 1]`, `n > 0`, whose squares are in the range of f64.
     pub fn new(diagonal: Vec<f64>, beside: Vec<f64>) -> Self {
         let neighbour = |i: usize| beside.get(i).map_or(0.0, |x| x.abs());
         let radius = |i: usize| neighbour(i) + neighbour(i.wrapping_sub(1));
@@ -46,7 +46,7 @@ impl Tridiagonal {
 
     fn largest_values(&self, count: usize) -> Vec<f64> {
         let squares: Vec<f64> = std::iter::once(0.0).chain(self.beside.iter().map(|x| x * x)).collect();
-        let narrowest = 2.0 * f64::EPSILON * self.norm;
+        let narrowest = (2.0 * f64::EPSILON * self.norm).max(f64::MIN_POSITIVE);
         let mut values = Vec::with_capacity(count.next_multiple_of(LANES));
         for first in (0..count).step_by(LANES) {
             // No value is larger than the one before it.
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_of_any_size_do_but_they_must_be_finite() {
+    fn numbers_of_any_usual_size_do_but_they_must_be_finite() {
         for scale in [1e-120, 1e120] {
             let t = Tridiagonal::new(vec![scale, -3.0 * scale, 2.0 * scale], vec![scale, 0.1 * scale]);
             let (values, vectors) = t.largest(3, 1e-7).unwrap();

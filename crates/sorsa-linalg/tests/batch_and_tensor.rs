@@ -79,23 +79,39 @@ fn tensor_of(a: &Mat<f32>) -> Tensor<2> {
 
 #[test]
 fn a_tensor_decomposes_alike_on_its_device_and_on_the_host() {
-    use Algorithm::{BlockKrylov, Gram};
-    for (rows, cols, algorithm) in
-        [(290, 310, BlockKrylov), (310, 290, BlockKrylov), (290, 310, Gram), (310, 290, Gram)]
+    use Algorithm::{Auto, BlockKrylov, Gram};
+    for (rows, cols, algorithm, ran) in
+        [(290, 310, Auto, BlockKrylov), (310, 290, Auto, BlockKrylov), (290, 310, Gram, Gram), (310, 290, Gram, Gram)]
     {
         let a = gaussian(rows, cols, 3);
         let options = SvdOptions { algorithm, ..SvdOptions::default() };
         let host = truncated_svd("w", a.as_ref(), 6, &options).unwrap();
-        assert_eq!(host.report.algorithm, algorithm);
+        assert_eq!(host.report.algorithm, ran);
         for placement in [Placement::Host, Placement::Device] {
             let svd = tensor::truncated_svd("w", tensor_of(&a), 6, &options, placement).unwrap();
-            assert_eq!(svd.report.columns, host.report.columns);
+            assert_eq!((svd.report.algorithm, svd.report.columns), (ran, host.report.columns));
             let u = svd.u.try_into_vec_as::<f32>().unwrap();
             let s = svd.s.try_into_vec_as::<f32>().unwrap();
             let vt = svd.vt.try_into_vec_as::<f32>().unwrap();
             assert!((MatRef::from_row_major_slice(&u, rows, 6) - &host.u).norm_max() < 1e-4);
             assert!((MatRef::from_row_major_slice(&vt, 6, cols) - host.v.transpose()).norm_max() < 1e-4);
             assert!(s.iter().zip(&host.s).all(|(a, b)| (a / b - 1.0).abs() < 1e-6));
+        }
+    }
+}
+
+#[test]
+fn a_tensor_with_a_flat_spectrum_leaves_the_iteration_on_its_device_too() {
+    for (rows, cols) in [(290, 310), (310, 290)] {
+        let a = gaussian(rows, cols, 3);
+        let exact = SvdOptions { algorithm: Algorithm::Exact, ..SvdOptions::default() };
+        // Half of the stable rank, which is 20.
+        let exact = truncated_svd("w", a.as_ref(), 10, &exact).unwrap();
+        for placement in [Placement::Host, Placement::Device] {
+            let svd = tensor::truncated_svd("w", tensor_of(&a), 10, &SvdOptions::default(), placement).unwrap();
+            assert_eq!(svd.report.algorithm, Algorithm::Gram);
+            let s = svd.s.try_into_vec_as::<f32>().unwrap();
+            assert!(s.iter().zip(&exact.s).all(|(a, b)| (a / b - 1.0).abs() < 3e-6));
         }
     }
 }

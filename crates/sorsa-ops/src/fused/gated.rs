@@ -62,8 +62,8 @@ pub(super) fn forward(gate: Values, up: Values, activation: Activation) -> Value
         wide(
             #[inline(always)]
             || {
+                let (mut g_block, mut u_block) = ([0.0; BLOCK], [0.0; BLOCK]);
                 for (y, at) in y.chunks_mut(BLOCK).zip((task * ELEMENTS..).step_by(BLOCK)) {
-                    let (mut g_block, mut u_block) = ([0.0; BLOCK], [0.0; BLOCK]);
                     let (g, u) = (g.read(at, y.len(), &mut g_block), u.read(at, y.len(), &mut u_block));
                     match activation {
                         Activation::Silu => map(y, g, u, silu),
@@ -94,8 +94,8 @@ impl Backward<Flex, 2> for Gated {
                 #[inline(always)]
                 || {
                     let blocks = d_gate.chunks_mut(BLOCK).zip(dy.chunks_mut(BLOCK));
+                    let (mut g_block, mut u_block) = ([0.0; BLOCK], [0.0; BLOCK]);
                     for ((d_gate, dy), at) in blocks.zip((task * ELEMENTS..).step_by(BLOCK)) {
-                        let (mut g_block, mut u_block) = ([0.0; BLOCK], [0.0; BLOCK]);
                         let (g, u) = (g.read(at, dy.len(), &mut g_block), u.read(at, dy.len(), &mut u_block));
                         match activation {
                             Activation::Silu => map_back(d_gate, dy, g, u, silu),
