@@ -1,7 +1,7 @@
 //! The `sorsa` binary.
 
 mod analysis;
-mod answers_file;
+mod answers;
 mod args;
 mod bench;
 mod commands;

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 
-use crate::answers_file::fingerprint;
+use crate::answers::fingerprint;
 use crate::exit::bad_input;
 
 /// Limits of one program.

@@ -143,7 +143,7 @@ impl Problems {
         for (record, prompt) in self.records.iter().zip(&self.prompts) {
             text.push_str(&format!("{} {prompt:?} {}\n", record.row, expected(record)));
         }
-        format!("{:016x}", crate::answers_file::fingerprint(&text))
+        format!("{:016x}", crate::answers::fingerprint(&text))
     }
 }
 

@@ -11,7 +11,7 @@ use sorsa_models::Sampling;
 use sorsa_train::files::write_atomic;
 use sorsa_train::mean_loss;
 
-use crate::answers_file::AnswersFile;
+use crate::answers::{Answers, fingerprint};
 use crate::args::{EvalArgs, Task};
 use crate::content;
 use crate::device;
@@ -163,28 +163,13 @@ fn accuracy(args: &EvalArgs, session: &Session, path: &Path, style: Style) -> an
     let context = session.model.config().context_length().unwrap_or(usize::MAX);
     let problems = Problems::new(path, loaded.records, &encoder, context)?;
     // Before the work, not after it: a file that cannot be written would cost every answer.
-    let (mut file, mut rows) = match &args.out {
-        Some(out) => {
-            let settings = settings(args, session, task, problems.len(), &problems.fingerprint())?;
-            let (file, rows) = AnswersFile::open::<Generated>(out, &settings)?;
-            (Some(file), rows)
-        }
-        None => (None, Vec::new()),
-    };
-    let (started, done) = (Instant::now(), rows.clone());
+    let mut answers =
+        Answers::open(args.out.as_deref(), || settings(args, session, task, problems.len(), &problems.fingerprint()))?;
+    let (started, done) = (Instant::now(), answers.rows().to_vec());
     let continuing = continuing(args, session);
-    problems.continue_all((&session.model, &encoder), &continuing, kind, &done, style, |row| {
-        if let Some(file) = &mut file {
-            file.push(&row)?;
-        }
-        rows.push(row);
-        Ok(())
-    })?;
+    problems.continue_all((&session.model, &encoder), &continuing, kind, &done, style, |row| answers.push(row))?;
     let seconds = started.elapsed().as_secs_f64();
-    rows.sort_by_key(|row| (row.row, row.sample));
-    if let Some(file) = file {
-        file.conclude(&rows)?;
-    }
+    let rows = answers.conclude(|row| (row.row, row.sample))?;
     if let Some(out) = &args.disagreements {
         let disputed: Vec<&Generated> = rows.iter().filter(|row| row.judged().disputed()).collect();
         write_atomic(out, json_lines(&disputed)?)?;
@@ -215,30 +200,15 @@ fn programs(args: &EvalArgs, session: &Session, path: &Path, sandbox: &Sandbox, 
     let encoder = encoder(args, session, "raw")?;
     let context = session.model.config().context_length().unwrap_or(usize::MAX);
     let prompts = humaneval::encode(&problems, &encoder, context)?;
-    let fingerprint = format!("{:016x}", crate::answers_file::fingerprint(&format!("{prompts:?} {problems:?}")));
-    let (mut file, mut rows) = match &args.out {
-        Some(out) => {
-            let settings = settings(args, session, "humaneval", problems.len(), &fingerprint)?;
-            let (file, rows) = AnswersFile::open::<humaneval::Tested>(out, &settings)?;
-            (Some(file), rows)
-        }
-        None => (None, Vec::new()),
-    };
-    let (started, done) = (Instant::now(), rows.clone());
+    let printed = format!("{:016x}", fingerprint(&format!("{prompts:?} {problems:?}")));
+    let mut answers =
+        Answers::open(args.out.as_deref(), || settings(args, session, "humaneval", problems.len(), &printed))?;
+    let (started, done) = (Instant::now(), answers.rows().to_vec());
     let continuing = continuing(args, session);
     let models = (&session.model, &encoder);
-    humaneval::test_all((&problems, &prompts), models, &continuing, sandbox, &done, style, |row| {
-        if let Some(file) = &mut file {
-            file.push(&row)?;
-        }
-        rows.push(row);
-        Ok(())
-    })?;
+    humaneval::test_all((&problems, &prompts), models, &continuing, sandbox, &done, style, |row| answers.push(row))?;
     let seconds = started.elapsed().as_secs_f64();
-    rows.sort_by_key(|row| (row.row, row.sample));
-    if let Some(file) = file {
-        file.conclude(&rows)?;
-    }
+    let rows = answers.conclude(|row| (row.row, row.sample))?;
     let counts = humaneval::counts(&rows);
     let pass = |k: u64| PassRate::of(counts.iter().copied(), k);
     let isolation = match sandbox.isolation() {

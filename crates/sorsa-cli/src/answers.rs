@@ -1,5 +1,5 @@
-//! The file that keeps every generation of an evaluation, line by line as they are made: an evaluation that was ended
-//! goes on where it stopped. The first line holds the settings; with others the file is not gone on with.
+//! The generations of an evaluation, kept in a file line by line as they are made where one is named: an evaluation that
+//! was ended goes on where it stopped. The first line holds the settings; with others the file is not gone on with.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -15,8 +15,49 @@ use crate::exit::bad_input;
 use crate::run_dir::json_lines;
 use crate::session::create_folder;
 
+/// Generations, those of an earlier evaluation among them.
+pub struct Answers<T> {
+    rows: Vec<T>,
+    file: Option<AnswersFile>,
+}
+
+impl<T: Serialize + DeserializeOwned> Answers<T> {
+    /// Opens or begins the file at `path`, where there is one to keep.
+    pub fn open(
+        path: Option<&Path>,
+        settings: impl FnOnce() -> anyhow::Result<Map<String, Value>>,
+    ) -> anyhow::Result<Self> {
+        let Some(path) = path else { return Ok(Self { rows: Vec::new(), file: None }) };
+        let (file, rows) = AnswersFile::open(path, &settings()?)?;
+        Ok(Self { rows, file: Some(file) })
+    }
+
+    /// What is there so far.
+    pub fn rows(&self) -> &[T] {
+        &self.rows
+    }
+
+    /// Adds a row, to the file first.
+    pub fn push(&mut self, row: T) -> anyhow::Result<()> {
+        if let Some(file) = &mut self.file {
+            file.push(&row)?;
+        }
+        self.rows.push(row);
+        Ok(())
+    }
+
+    /// All rows in the order of `key`, in which the file is written anew.
+    pub fn conclude<K: Ord>(mut self, key: impl FnMut(&T) -> K) -> anyhow::Result<Vec<T>> {
+        self.rows.sort_by_key(key);
+        if let Some(file) = self.file {
+            file.conclude(&self.rows)?;
+        }
+        Ok(self.rows)
+    }
+}
+
 /// A file of generations, open for more.
-pub struct AnswersFile {
+struct AnswersFile {
     path: PathBuf,
     file: File,
     settings: Value,
@@ -24,7 +65,7 @@ pub struct AnswersFile {
 
 impl AnswersFile {
     /// Opens or begins the file; the rows it holds already.
-    pub fn open<T: Serialize + DeserializeOwned>(
+    fn open<T: Serialize + DeserializeOwned>(
         path: &Path,
         settings: &Map<String, Value>,
     ) -> anyhow::Result<(Self, Vec<T>)> {
@@ -46,13 +87,13 @@ impl AnswersFile {
     }
 
     /// Adds a row.
-    pub fn push(&mut self, row: &impl Serialize) -> anyhow::Result<()> {
+    fn push(&mut self, row: &impl Serialize) -> anyhow::Result<()> {
         let line = serde_json::to_string(row)? + "\n";
         self.file.write_all(line.as_bytes()).with_context(|| format!("cannot write {}", self.path.display()))
     }
 
     /// Writes the file anew with all rows in order.
-    pub fn conclude(self, rows: &[impl Serialize]) -> anyhow::Result<()> {
+    fn conclude(self, rows: &[impl Serialize]) -> anyhow::Result<()> {
         Ok(write_atomic(&self.path, format!("{}\n{}", self.settings, json_lines(rows)?))?)
     }
 }
@@ -112,30 +153,34 @@ mod tests {
         json!({ "model": model, "samples": 2 }).as_object().cloned().unwrap()
     }
 
+    fn open(path: &Path, model: &str) -> anyhow::Result<Answers<u32>> {
+        Answers::open(Some(path), || Ok(settings(model)))
+    }
+
     #[test]
     fn a_file_is_gone_on_with_after_a_line_that_was_cut_short() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("new/answers.jsonl");
-        let (mut file, rows) = AnswersFile::open::<u32>(&path, &settings("a")).unwrap();
-        assert!(rows.is_empty());
-        file.push(&7).unwrap();
-        file.file.write_all(b"{\"cut").unwrap();
-        let (mut file, rows) = AnswersFile::open::<u32>(&path, &settings("a")).unwrap();
-        assert_eq!(rows, [7]);
-        file.push(&3).unwrap();
-        file.conclude(&[3, 7]).unwrap();
-        assert_eq!(AnswersFile::open::<u32>(&path, &settings("a")).unwrap().1, [3, 7]);
+        let mut answers = open(&path, "a").unwrap();
+        assert!(answers.rows().is_empty());
+        answers.push(7).unwrap();
+        answers.file.unwrap().file.write_all(b"{\"cut").unwrap();
+        let mut answers = open(&path, "a").unwrap();
+        assert_eq!(answers.rows(), [7]);
+        answers.push(3).unwrap();
+        assert_eq!(answers.conclude(|row| *row).unwrap(), [3, 7]);
+        assert_eq!(open(&path, "a").unwrap().rows(), [3, 7]);
     }
 
     #[test]
     fn other_settings_are_an_error_that_names_them() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("answers.jsonl");
-        AnswersFile::open::<u32>(&path, &settings("a")).unwrap();
-        let error = AnswersFile::open::<u32>(&path, &settings("b")).err().unwrap().to_string();
+        open(&path, "a").unwrap();
+        let error = open(&path, "b").err().unwrap().to_string();
         assert!(error.contains("model is \"a\" there and \"b\" here"), "{error}");
         std::fs::write(&path, "{\"row\": 1}\n").unwrap();
-        let error = AnswersFile::open::<u32>(&path, &settings("a")).err().unwrap().to_string();
+        let error = open(&path, "a").err().unwrap().to_string();
         assert!(error.contains("is no file of an evaluation"), "{error}");
     }
 }
