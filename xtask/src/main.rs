@@ -8,11 +8,12 @@ mod check;
 use std::process::ExitCode;
 
 /// The commands of the `sorsa` binary. A word that is not here is refused before anything is built.
-const SORSA: [(&str, &str); 12] = [
+const SORSA: [(&str, &str); 13] = [
     ("finetune", "train an adapter, or all weights; without arguments, on the embedded model and task"),
     ("pretrain", "train a small base model from scratch; without arguments, the embedded one"),
     ("eval", "accuracy on a task, or the perplexity of a text"),
     ("bench", "methods under equal conditions: learning rates, seeds, tables, report"),
+    ("analyze", "how far runs moved singular values and vectors, with figures"),
     ("grade", "generations that were made elsewhere"),
     ("generate", "text from a checkpoint, with or without an adapter"),
     ("merge", "an adapter into its base, as a Hugging Face folder"),

@@ -1,6 +1,7 @@
 //! Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted.
 
 use std::io::ErrorKind::BrokenPipe;
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
@@ -33,11 +34,18 @@ impl std::error::Error for Interrupted {}
 pub trait OrBadInput<T> {
     /// The same result, its error marked as [`BadInput`].
     fn or_bad_input(self) -> anyhow::Result<T>;
+
+    /// The same, for an error that does not name the file it is about.
+    fn or_bad_input_in(self, file: &Path) -> anyhow::Result<T>;
 }
 
 impl<T, E: Into<anyhow::Error>> OrBadInput<T> for Result<T, E> {
     fn or_bad_input(self) -> anyhow::Result<T> {
         self.map_err(|error| BadInput(error.into()).into())
+    }
+
+    fn or_bad_input_in(self, file: &Path) -> anyhow::Result<T> {
+        self.map_err(|error| BadInput(error.into().context(file.display().to_string())).into())
     }
 }
 

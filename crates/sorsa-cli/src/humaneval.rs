@@ -64,16 +64,15 @@ pub fn load(path: &Path, limit: Option<usize>) -> anyhow::Result<Vec<Problem>> {
 }
 
 /// The prompts, in tokens.
-pub fn encode(problems: &[Problem], encoder: &Encoder, context: usize) -> anyhow::Result<Vec<Vec<u32>>> {
-    let prompts: Vec<Vec<u32>> = problems
-        .iter()
-        .enumerate()
-        .map(|(index, problem)| encoder.encode_prompt(&Record::instruction(index + 1, &problem.prompt, "")))
-        .collect::<Result<_, _>>()
-        .or_bad_input()?;
+pub fn encode(path: &Path, problems: &[Problem], encoder: &Encoder, context: usize) -> anyhow::Result<Vec<Vec<u32>>> {
+    let records = problems.iter().enumerate();
+    let records: Vec<Record> =
+        records.map(|(index, problem)| Record::instruction(index + 1, &problem.prompt, "")).collect();
+    let prompts = encoder.encode_prompts(&records).or_bad_input_in(path)?;
     if let Some((problem, prompt)) = problems.iter().zip(&prompts).find(|(_, prompt)| prompt.len() >= context) {
         return Err(bad_input(format!(
-            "{} has {} tokens, the model's context is {context}",
+            "{}: {} has {} tokens, the model's context is {context}",
+            path.display(),
             problem.task_id,
             prompt.len()
         )));
@@ -137,12 +136,21 @@ mod tests {
         assert!(recognised(&path));
         let text = std::fs::read_to_string(&path).unwrap();
         let problems = load(&path, None).unwrap();
-        for (problem, line) in problems.iter().zip(text.lines()).step_by(8) {
-            let row: serde_json::Value = serde_json::from_str(line).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        // In the last three the prompt defines a function that the solution calls.
+        for index in (0..problems.len()).step_by(8).chain([10, 38, 50]) {
+            let problem = &problems[index];
+            let row: serde_json::Value = serde_json::from_str(lines[index]).unwrap();
             let run = |completion: &str| {
                 sandbox.run(&program(&problem.prompt, completion, &problem.test, &problem.entry_point)).unwrap()
             };
-            assert_eq!(run(row["canonical_solution"].as_str().unwrap()), Outcome::Passed, "{}", problem.task_id);
+            let solution = row["canonical_solution"].as_str().unwrap();
+            let begins_again = format!("{solution}\n\n{}    return None\n", problem.prompt);
+            let function = &problem.prompt[problem.prompt.rfind(&format!("def {}(", problem.entry_point)).unwrap()..];
+            let chat = format!("Sure:\n```python\n{function}{solution}\n```\nIt works.");
+            for completion in [solution, &begins_again, &chat] {
+                assert_eq!(run(completion), Outcome::Passed, "{}: {completion}", problem.task_id);
+            }
             assert_ne!(run("    pass\n"), Outcome::Passed, "{}", problem.task_id);
         }
     }

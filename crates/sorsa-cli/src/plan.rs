@@ -15,7 +15,7 @@ use crate::exit::{OrBadInput, bad_input};
 use crate::progress::Style;
 use crate::recipe::Recipe;
 use crate::session::{self, EMBEDDED, Session, embedded_task, load_records};
-use crate::task::Problems;
+use crate::task::{Problems, answer_kind};
 
 /// Everything a run needs but the adapter.
 pub struct Plan {
@@ -101,14 +101,15 @@ impl Inputs {
             }
             None => {
                 let (train, validation) = hold_out(&path, loaded.records, recipe)?;
-                (train, encoder.encode_all(&validation).or_bad_input()?)
+                (train, encoder.encode_all(&validation).or_bad_input_in(&path)?)
             }
         };
         let train_set = encode(&path, &encoder, &train, max_length)?;
         let problems = match &recipe.data.test {
             Some(name) if recipe.eval.problems > 0 => {
                 let (path, loaded) = load(name, "test", Some(recipe.eval.problems))?;
-                Some(Problems::new(&path, loaded.records, &encoder, context)?)
+                let kind = answer_kind(loaded.format);
+                Some(Problems::new(&path, loaded.records, kind, &encoder, context)?)
             }
             _ => None,
         };
@@ -155,7 +156,7 @@ fn encode(
     records: &[Record],
     max_length: usize,
 ) -> anyhow::Result<sorsa_data::EncodedSet> {
-    let set = encoder.encode_all(records).or_bad_input()?;
+    let set = encoder.encode_all(records).or_bad_input_in(path)?;
     if set.examples.is_empty() {
         return Err(bad_input(format!(
             "{}: no row fits in {max_length} tokens, the smaller of data.max_length and the model's context",
@@ -171,8 +172,7 @@ fn hold_out(path: &Path, records: Vec<Record>, recipe: &Recipe) -> anyhow::Resul
     if rows == 0 {
         return Ok((records, Vec::new()));
     }
-    let split = sorsa_data::split(records, rows, recipe.train.seed)
-        .map_err(|error| bad_input(format!("{}: {error}", path.display())))?;
+    let split = sorsa_data::split(records, rows, recipe.train.seed).or_bad_input_in(path)?;
     Ok((split.train, split.validation))
 }
 

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use sorsa_data::{Encoder, Record};
+use sorsa_data::{Encoder, Format, Record};
 use sorsa_eval::grade::{AnswerKind, Grader, Score, Verdict};
 use sorsa_models::{CausalLm, Sampling};
 
@@ -17,6 +17,12 @@ use crate::scoreboard::{Judged, judge};
 pub struct Problems {
     records: Vec<Record>,
     prompts: Vec<Vec<u32>>,
+    kind: AnswerKind,
+}
+
+/// How answers of a format are graded where nothing else is asked for.
+pub fn answer_kind(format: Format) -> AnswerKind {
+    if format == Format::Math { AnswerKind::Expression } else { AnswerKind::Number }
 }
 
 /// One generation and what the graders say of it: a line of `generations.jsonl`.
@@ -48,10 +54,15 @@ pub struct Answers {
 
 impl Problems {
     /// Encodes the prompts of the records that have an answer. `file` is named in errors; `context` is the model's.
-    pub fn new(file: &Path, records: Vec<Record>, encoder: &Encoder, context: usize) -> anyhow::Result<Self> {
+    pub fn new(
+        file: &Path,
+        records: Vec<Record>,
+        kind: AnswerKind,
+        encoder: &Encoder,
+        context: usize,
+    ) -> anyhow::Result<Self> {
         let records: Vec<Record> = records.into_iter().filter(|record| record.answer().is_some()).collect();
-        let prompts: Vec<Vec<u32>> =
-            records.iter().map(|record| encoder.encode_prompt(record)).collect::<Result<_, _>>().or_bad_input()?;
+        let prompts = encoder.encode_prompts(&records).or_bad_input_in(file)?;
         let too_long: Vec<String> = records
             .iter()
             .zip(&prompts)
@@ -69,7 +80,7 @@ impl Problems {
         if records.is_empty() {
             return Err(bad_input(format!("{}: no row has an answer to compare with", file.display())));
         }
-        Ok(Self { records, prompts })
+        Ok(Self { records, prompts, kind })
     }
 
     pub fn len(&self) -> usize {
@@ -94,7 +105,7 @@ impl Problems {
             stops: stops.to_vec(),
         };
         let mut rows = Vec::new();
-        self.continue_all((model, encoder), &continuing, AnswerKind::Number, &[], style, |row| {
+        self.continue_all((model, encoder), &continuing, &[], style, |row| {
             rows.push(row);
             Ok(())
         })?;
@@ -107,7 +118,6 @@ impl Problems {
         &self,
         (model, encoder): (&CausalLm, &Encoder),
         continuing: &Continuing,
-        kind: AnswerKind,
         done: &[Generated],
         style: Style,
         mut on_row: impl FnMut(Generated) -> anyhow::Result<()>,
@@ -119,7 +129,7 @@ impl Problems {
         continuing.run((model, encoder), &self.prompts, &done, style, |sampled| {
             let record = &self.records[sampled.index];
             let expected = expected(record);
-            let [faithful, strict, author] = judge(kind, expected, &sampled.text);
+            let [faithful, strict, author] = judge(self.kind, expected, &sampled.text);
             on_row(Generated {
                 row: record.row,
                 sample: sampled.sample,
@@ -165,18 +175,19 @@ impl Generated {
 }
 
 impl Answers {
-    /// The score by one grader; the last number is not kept per row.
-    pub fn score(&self, grader: Grader) -> Score {
-        Score::of(self.rows.iter().map(|row| match grader {
-            Grader::Strict => &row.strict,
-            Grader::Author => &row.author,
-            Grader::Faithful | Grader::LastNumber => &row.faithful,
-        }))
+    /// The score that counts: the faithful grader's.
+    pub fn score(&self) -> Score {
+        Score::of(self.rows.iter().map(|row| &row.faithful))
     }
 
-    /// Scores by every grader kept.
+    /// Scores by every grader, that one first.
     pub fn scores(&self) -> Vec<(Grader, Score)> {
-        [Grader::Faithful, Grader::Strict, Grader::Author].map(|grader| (grader, self.score(grader))).to_vec()
+        let by = |verdict: fn(&Generated) -> &Verdict| Score::of(self.rows.iter().map(verdict));
+        vec![
+            (Grader::Faithful, self.score()),
+            (Grader::Strict, by(|row| &row.strict)),
+            (Grader::Author, by(|row| &row.author)),
+        ]
     }
 }
 

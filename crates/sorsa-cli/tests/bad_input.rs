@@ -146,6 +146,7 @@ fn data_that_cannot_be_used() {
     place.write("long.jsonl", long);
     refuse("validation_rows_longer_than_the_context", &place, &["--validation", "long.jsonl"]);
     refuse("prompts_longer_than_the_context", &place, &["--test", "long.jsonl"]);
+    refuse("rows_that_may_not_be_cut", &place, &["--validation", "long.jsonl", "--set", "data.truncation=error"]);
     let eval = ["eval", "--model", "model", "--data"];
     refuse_command("eval_of_prompts_that_are_too_long", &place, place.command(&eval).arg("long.jsonl"));
     refuse_command("eval_of_nothing_at_a_time", &place, place.command(&eval).args(["data.jsonl", "--batch-size", "0"]));

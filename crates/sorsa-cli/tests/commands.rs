@@ -36,6 +36,19 @@ fn names(folder: &Path) -> Vec<String> {
 }
 
 #[test]
+fn every_command_is_one_of_cargo_xtask_too() {
+    let help = Place::new().command(&["--help"]).succeed();
+    let commands = help.split_once("Commands:\n").unwrap().1.split_once("\n\n").unwrap().0;
+    // A description that goes on in the next line stands further in.
+    let commands = commands.lines().filter_map(|line| line.strip_prefix("  ").filter(|line| !line.starts_with(' ')));
+    let commands: Vec<&str> = commands.filter_map(|line| line.split_whitespace().next()).collect();
+    assert!(commands.len() > 10, "{help}");
+    let xtask = include_str!("../../../xtask/src/main.rs");
+    let absent: Vec<_> = commands.iter().filter(|name| !xtask.contains(&format!("(\"{name}\", "))).collect();
+    assert!(absent.is_empty(), "{absent:?} are not in xtask/src/main.rs");
+}
+
+#[test]
 fn every_method_trains_beside_weights_in_bf16_to_about_the_loss_of_f32() {
     let place = Place::new();
     for method in METHODS {

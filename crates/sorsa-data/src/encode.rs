@@ -155,6 +155,24 @@ impl Encoder {
         Ok(bos.into_iter().chain(self.tokenizer.encode(&text)?).collect())
     }
 
+    /// The prompts of all records, as [`Encoder::encode_prompt`] gives them, on all cores.
+    ///
+    /// # Errors
+    ///
+    /// [`DataError::Encode`] with every record that failed.
+    pub fn encode_prompts(&self, records: &[Record]) -> Result<Vec<Vec<u32>>, DataError> {
+        let encoded: Vec<_> = records.par_iter().map(|record| self.encode_prompt(record)).collect();
+        let mut prompts = Vec::with_capacity(records.len());
+        let mut bad = BadRows::new("row");
+        for (record, prompt) in records.iter().zip(encoded) {
+            match prompt {
+                Ok(prompt) => prompts.push(prompt),
+                Err(error) => bad.push(record.row, error.to_string()),
+            }
+        }
+        if bad.count > 0 { Err(DataError::Encode { records: records.len(), bad }) } else { Ok(prompts) }
+    }
+
     /// Encodes all records, on all cores.
     ///
     /// # Errors

@@ -28,8 +28,8 @@ impl TextTokenizer {
     /// `special_tokens_map.json`, `generation_config.json` and `config.json`, the first that names one; the chat template
     /// from `chat_template.jinja` or `tokenizer_config.json`. All but `tokenizer.json` may be absent.
     ///
-    /// A `null` in one of the first two files means that the model has no such token, whatever the ids in the other two
-    /// say: Qwen names a `bos_token_id` that it never saw at the start of a text.
+    /// A `bos_token` of `null` in one of the first two files means that the model has none, whatever the ids in the other two
+    /// say: Qwen names a `bos_token_id` that it never saw at the start of a text. For other tokens a `null` says nothing.
     ///
     /// # Errors
     ///

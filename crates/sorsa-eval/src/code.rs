@@ -1,33 +1,40 @@
 //! Programs from completions, as HumanEval (Chen et al. 2021, arXiv 2107.03374) tests them. Nothing here runs any.
 
 /// What ends a function's body, when a model writes on after it.
-const ENDS: [&str; 6] = ["\nclass ", "\ndef ", "\n#", "\nif ", "\nprint(", "\n@"];
+const ENDS: [&str; 7] = ["\nclass ", "\ndef ", "\n#", "\nif ", "\nprint(", "\n@", "\n```"];
 
 /// The program that tests a completion: the function, the problem's tests, and the call `check(entry_point)`.
 ///
-/// A completion with a fenced block is a chat model's: the block is taken. One that defines `entry_point` itself stands
-/// alone, after the prompt's imports; any other continues `prompt` and is cut where the function's body ends.
+/// A completion whose first line is indented goes on with the body that `prompt` begins, and is cut where that ends: what
+/// a base model writes after it, the same problem again say, does not count. Of any other the first fenced block is taken
+/// where there is one (a chat model's answer). If that defines `entry_point` anew it stands after `prompt`, whose imports
+/// and other functions it may use.
 ///
 /// ```
 /// let program = sorsa_eval::code::program("def one():\n", "    return 1\nprint(one())", "def check(f):\n    assert f() == 1", "one");
 /// assert_eq!(program, "def one():\n    return 1\n\ndef check(f):\n    assert f() == 1\n\ncheck(one)\n");
 /// ```
 pub fn program(prompt: &str, completion: &str, test: &str, entry_point: &str) -> String {
-    let code = fenced(completion).unwrap_or(completion);
-    let defines = code.lines().any(|line| {
-        line.strip_prefix("def ")
-            .and_then(|rest| rest.strip_prefix(entry_point))
-            .is_some_and(|rest| rest.starts_with('('))
-    });
-    let function = if defines {
-        let imports = prompt.lines().filter(|line| line.starts_with("import ") || line.starts_with("from "));
-        let imports: String = imports.map(|line| format!("{line}\n")).collect();
-        imports + code
+    let code = if is_body(completion) { completion } else { fenced(completion).unwrap_or(completion) };
+    let function = if !is_body(code) && defines(code, entry_point) {
+        // The prompt's own function may have no body yet.
+        format!("{}\n    pass\n\n{code}", prompt.trim_end())
     } else {
         let end = ENDS.iter().filter_map(|end| code.find(end)).min().unwrap_or(code.len());
         format!("{prompt}{}", &code[..end])
     };
     format!("{}\n\n{}\n\ncheck({entry_point})\n", function.trim_end(), test.trim())
+}
+
+/// Whether the first line is indented, and no fence.
+fn is_body(code: &str) -> bool {
+    let first = code.lines().find(|line| !line.trim().is_empty());
+    first.is_some_and(|line| line.starts_with([' ', '\t']) && !line.trim_start().starts_with("```"))
+}
+
+fn defines(code: &str, function: &str) -> bool {
+    let mut rests = code.lines().filter_map(|line| line.strip_prefix("def ")?.strip_prefix(function));
+    rests.any(|rest| rest.starts_with('('))
 }
 
 /// The first block between lines of three backticks; a block that is never closed goes to the end.
@@ -50,11 +57,32 @@ mod tests {
     }
 
     #[test]
-    fn a_chat_model_s_block_stands_alone_with_the_imports_of_the_prompt() {
-        let answer = "Here it is:\n```python\ndef helper():\n    return 2\n\ndef root(x):\n    return x ** (1 / helper())\n```\nIt works.";
-        let program = program(PROMPT, answer, "TEST", "root");
-        let block = "def helper():\n    return 2\n\ndef root(x):\n    return x ** (1 / helper())";
-        assert_eq!(program, format!("import math\n{block}\n\nTEST\n\ncheck(root)\n"));
+    fn a_body_counts_alone_whatever_follows_it() {
+        let body = "    return math.sqrt(x)\n";
+        let again = format!("\n\n{PROMPT}    return x\n");
+        let fence = "\n# Usage\n```python\nprint(root(4))\n```\n".to_owned();
+        let closed = "```\nThis takes the root.\n".to_owned();
+        let documented = "\ndef other():\n    \"\"\"\n    ```\n    other()\n    ```\n    \"\"\"\n".to_owned();
+        for rest in [again, fence, closed, documented] {
+            let program = program(PROMPT, &format!("{body}{rest}"), "TEST", "root");
+            assert!(program.starts_with(&format!("{PROMPT}{}\n", body.trim_end())), "{program}");
+            assert!(program.matches("return").count() == 1 && !program.contains("```"), "{program}");
+        }
+    }
+
+    #[test]
+    fn a_chat_model_s_block_stands_after_the_prompt_whose_functions_it_may_use() {
+        let prompt = format!("import math\n\ndef half(x):\n    return x / 2\n\n{PROMPT}");
+        let answer = "Here it is:\n```python\ndef root(x):\n    return x ** half(1)\n```\nIt works.";
+        let program = program(&prompt, answer, "TEST", "root");
+        let block = "def root(x):\n    return x ** half(1)";
+        assert_eq!(program, format!("{prompt}    pass\n\n{block}\n\nTEST\n\ncheck(root)\n"));
+    }
+
+    #[test]
+    fn a_block_may_hold_the_body_alone() {
+        let program = program(PROMPT, "```python\n    return math.sqrt(x)\n```", "TEST", "root");
+        assert_eq!(program, format!("{PROMPT}    return math.sqrt(x)\n\nTEST\n\ncheck(root)\n"));
     }
 
     #[test]

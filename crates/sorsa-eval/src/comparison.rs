@@ -254,7 +254,9 @@ mod tests {
                 found.mean.abs() <= found.quantile() * found.standard_error.unwrap()
             });
             let share = covered.count() as f64 / f64::from(trials);
-            assert!(share > 0.92, "{share} of the intervals cover 0, with deviations {parts:?}");
+            // Where a part is small its variance is often estimated as 0 or too large: such intervals are on the wide side.
+            let most = if parts == [0.5, 1.0, 0.5] { 0.985 } else { 1.0 };
+            assert!(share > 0.92 && share < most, "{share} of the intervals cover 0, with deviations {parts:?}");
         }
     }
 

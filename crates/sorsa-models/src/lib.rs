@@ -56,5 +56,5 @@ pub use model_files::ModelError;
 pub use rope::{Frequencies, LongRope, Rope, RopeScaling, Yarn};
 pub use rwkv::{ChannelMix, ChannelMix4, ChannelMix6, Rwkv, RwkvBlock, RwkvModel, TimeMix, TimeMix4, TimeMix6};
 pub use schedule::Requests;
-pub use training::Pass;
+pub use training::{Pass, mixed_seed};
 pub use transformer::{Block, Decoder, Transformer};

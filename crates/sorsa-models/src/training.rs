@@ -32,8 +32,17 @@ pub struct Pass {
 
 impl Pass {
     fn seed_block(&self, device: &Device, index: usize) {
-        device.seed(self.seed ^ (index as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        device.seed(mixed_seed(self.seed, index as u64));
     }
+}
+
+/// The seed of part `part` of what `seed` is the seed of: of a step of a run, of a micro-batch, of a block. Parts of
+/// parts have seeds of their own, which a sum or an exclusive or would not give them (the finalizer of SplitMix64).
+pub fn mixed_seed(seed: u64, part: u64) -> u64 {
+    let mut mixed = seed.wrapping_add(part.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^ mixed >> 31
 }
 
 impl CausalLm {
@@ -118,5 +127,24 @@ impl Transformer {
             x = block.forward(x, &views[&block.layer_type], None);
         }
         self.model.norm.forward(x)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::mixed_seed;
+
+    #[test]
+    fn every_block_of_every_micro_batch_of_every_step_drops_out_by_a_seed_of_its_own() {
+        let mut seeds = HashSet::new();
+        for step in 1..=100 {
+            for micro_batch in 0..4 {
+                let seed = mixed_seed(mixed_seed(42, step), micro_batch);
+                seeds.extend((0..32).map(|block| mixed_seed(seed, block)));
+            }
+        }
+        assert_eq!(seeds.len(), 100 * 4 * 32);
     }
 }

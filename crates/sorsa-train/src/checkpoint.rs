@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use sorsa_adapter::{AdapterError, NamedTensors, Trainable, read_tensors, write_tensors};
 use sorsa_data::DataPosition;
 
-use crate::files::{AtomicDir, FileError, recover, write_atomic};
+use crate::files::{AtomicDir, FileError, recover, remove_folder, write_atomic};
 use crate::optimizer::AdamW;
 
 /// Where a run is. Dropout needs no more than `step`: the device is seeded anew before each step.
@@ -23,7 +23,7 @@ pub struct RunState {
     pub best: Option<Best>,
     /// Evaluations in a row that were no better.
     pub evaluations_without_improvement: usize,
-    /// The gamma multiplier of the next step, where gamma adapts. An f32, whose digits JSON gives back exactly.
+    /// The gamma multiplier of the next step, where gamma adapts.
     pub gamma_factor: f32,
     /// Tokens seen.
     pub tokens: u64,
@@ -132,8 +132,7 @@ impl Checkpoints {
         let steps = self.steps();
         let old = &steps[..steps.len().saturating_sub(keep.max(1))];
         for step in old.iter().filter(|step| Some(**step) != best) {
-            let folder = self.at(*step);
-            std::fs::remove_dir_all(&folder).map_err(crate::files::at("remove", &folder))?;
+            remove_folder(&self.at(*step))?;
         }
         Ok(())
     }

@@ -201,6 +201,8 @@ impl Default for RegularizerConfig {
 impl TrainConfig {
     /// Every setting that makes no sense, in words.
     pub fn faults(&self) -> Vec<String> {
+        let positive = |value: f64| value > 0.0 && value.is_finite();
+        let not_negative = |value: f64| value >= 0.0 && value.is_finite();
         let mut faults = Vec::new();
         let mut check = |holds: bool, text: &str| {
             if !holds {
@@ -209,20 +211,54 @@ impl TrainConfig {
         };
         check(self.batch_size > 0, "train.batch_size must be at least 1");
         check(self.accumulation > 0, "train.accumulation must be at least 1");
-        check(self.epochs > 0.0 && self.epochs.is_finite(), "train.epochs must be positive");
+        check(positive(self.epochs), "train.epochs must be positive");
         check(self.max_steps != Some(0), "train.max_steps must be at least 1");
-        check(self.clip_norm >= 0.0, "train.clip_norm must not be negative");
-        check(self.optimizer.learning_rate > 0.0, "train.optimizer.learning_rate must be positive");
-        check(self.optimizer.weight_decay >= 0.0, "train.optimizer.weight_decay must not be negative");
+        check(not_negative(self.clip_norm), "train.clip_norm must be 0 or more");
+        check(positive(self.optimizer.learning_rate), "train.optimizer.learning_rate must be positive");
+        check(not_negative(self.optimizer.weight_decay), "train.optimizer.weight_decay must be 0 or more");
+        // With 0, a gradient of 0 (LoRA's A at the start) would be divided by 0.
+        check(positive(self.optimizer.epsilon), "train.optimizer.epsilon must be positive");
         check((0.0..1.0).contains(&self.optimizer.beta1), "train.optimizer.beta1 must be in [0, 1)");
         check((0.0..1.0).contains(&self.optimizer.beta2), "train.optimizer.beta2 must be in [0, 1)");
         check((0.0..=1.0).contains(&self.schedule.warmup_ratio), "train.schedule.warmup_ratio must be in [0, 1]");
         check((0.0..=1.0).contains(&self.schedule.min_ratio), "train.schedule.min_ratio must be in [0, 1]");
-        check(self.regularizer.gamma >= 0.0, "train.regularizer.gamma must not be negative");
-        check(
-            self.regularizer.target_defect.is_none_or(|target| target > 0.0),
-            "train.regularizer.target_defect must be positive",
-        );
+        check(not_negative(self.regularizer.gamma), "train.regularizer.gamma must be 0 or more");
+        check(self.regularizer.target_defect.is_none_or(positive), "train.regularizer.target_defect must be positive");
+        let groups = [("singular_values", self.optimizer.singular_values), ("magnitudes", self.optimizer.magnitudes)];
+        for (name, group) in groups {
+            // A rate of 0 keeps a kind of parameter as it is.
+            let rates = [("learning_rate", group.learning_rate), ("weight_decay", group.weight_decay)];
+            for (field, rate) in rates {
+                let holds = rate.is_none_or(not_negative);
+                check(holds, &format!("train.optimizer.{name}.{field} must be 0 or more"));
+            }
+        }
         faults
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_setting_that_makes_no_sense_is_named() {
+        assert_eq!(TrainConfig::default().faults(), [""; 0]);
+        let settings = [
+            ("clip_norm = inf", "train.clip_norm"),
+            ("epochs = nan", "train.epochs"),
+            ("optimizer.learning_rate = inf", "train.optimizer.learning_rate"),
+            ("optimizer.weight_decay = -1.0", "train.optimizer.weight_decay"),
+            ("optimizer.epsilon = 0.0", "train.optimizer.epsilon"),
+            ("optimizer.beta2 = 1.0", "train.optimizer.beta2"),
+            ("optimizer.singular_values.learning_rate = -1e-3", "train.optimizer.singular_values.learning_rate"),
+            ("optimizer.magnitudes.weight_decay = nan", "train.optimizer.magnitudes.weight_decay"),
+            ("regularizer.gamma = inf", "train.regularizer.gamma"),
+            ("regularizer.target_defect = 0.0", "train.regularizer.target_defect"),
+        ];
+        for (setting, name) in settings {
+            let faults = toml::from_str::<TrainConfig>(setting).unwrap().faults();
+            assert!(faults.len() == 1 && faults[0].starts_with(&format!("{name} must ")), "{setting}: {faults:?}");
+        }
     }
 }

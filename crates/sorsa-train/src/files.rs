@@ -130,6 +130,16 @@ impl Drop for AtomicDir {
     }
 }
 
+/// Removes a folder, which has lost its name before the first of its files goes.
+///
+/// # Errors
+/// [`FileError::Io`].
+pub fn remove_folder(folder: &Path) -> Result<(), FileError> {
+    let doomed = sibling(folder, "tmp")?;
+    fs::rename(folder, &doomed).map_err(at("rename", folder))?;
+    remove_all(&doomed).map_err(at("remove", &doomed))
+}
+
 /// Cleans `folder` of what a killed process left in it: unfinished files and folders are removed, and a folder that was
 /// moved aside and not yet replaced gets its name back. To be called by the one process that owns `folder`, before it
 /// writes there. A `folder` that does not exist is clean.
@@ -250,6 +260,22 @@ mod tests {
         }
         assert_eq!(names(&target.join("inner")), ["second"]);
         assert_eq!(names(folder.path()), ["adapter"]);
+    }
+
+    #[test]
+    fn a_folder_whose_removal_fails_half_way_is_gone_under_its_name() {
+        let parent = tempfile::tempdir().unwrap();
+        let folder = parent.path().join("step-1");
+        fs::create_dir(&folder).unwrap();
+        fs::write(folder.join("state.json"), "{}").unwrap();
+        // In the way of the new name: what a rename puts aside cannot be put there.
+        let blocked = sibling(&folder, "tmp").unwrap();
+        fs::write(&blocked, "").unwrap();
+        assert!(remove_folder(&folder).is_err());
+        assert!(folder.join("state.json").exists(), "not removed, so still whole");
+        fs::remove_file(&blocked).unwrap();
+        remove_folder(&folder).unwrap();
+        assert_eq!(names(parent.path()), [""; 0]);
     }
 
     #[test]

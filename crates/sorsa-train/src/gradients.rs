@@ -5,7 +5,7 @@ use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::prelude::*;
 use burn::tensor::FloatDType;
 use sorsa_data::Batch;
-use sorsa_models::{CausalLm, ModelInput, Pass};
+use sorsa_models::{CausalLm, ModelInput, Pass, mixed_seed};
 
 use crate::config::LossNormalization;
 
@@ -44,8 +44,7 @@ pub(crate) fn step_gradients(
             LossNormalization::Step => targets,
             LossNormalization::MicroBatch => batches.len() * batch.target_tokens(),
         };
-        let seed = seed ^ (index as u64).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let pass = Pass { divisor: divisor as f64, seed, checkpoint_blocks };
+        let pass = Pass { divisor: divisor as f64, seed: mixed_seed(seed, index as u64), checkpoint_blocks };
         let Some((value, gradients)) = model.loss_gradients(&model_input(batch), &batch.targets, &pass) else {
             continue;
         };

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! {"kind":"step","step":1,"epoch":0.01,"loss":3.21,"learning_rate":3e-5,..}
-//! {"kind":"eval","step":100,"loss":2.9,"perplexity":18.2,"accuracy":0.31}
+//! {"kind":"eval","step":100,"loss":2.9,"perplexity":18.2}
 //! ```
 
 use std::fs::{self, File, OpenOptions};
@@ -53,7 +53,7 @@ pub struct StepMetrics {
     pub target_tokens: u64,
     /// Tokens per second of this step.
     pub tokens_per_s: f64,
-    /// Wall time since training began, in seconds; a resumed run goes on counting.
+    /// Seconds of the steps so far, evaluations and checkpoints left out; a resumed run goes on counting.
     pub seconds: f64,
     /// Peak resident memory of the process so far.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -71,9 +71,6 @@ pub struct EvalMetrics {
     /// `exp(loss)`.
     #[serde(deserialize_with = "nan_where_null")]
     pub perplexity: f64,
-    /// Share of right answers, where the task has answers.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub accuracy: Option<f64>,
 }
 
 impl Metric {
@@ -111,7 +108,7 @@ impl MetricsLog {
     /// As [`read`].
     pub fn resume(path: impl Into<PathBuf>, step: u64) -> Result<Self, FileError> {
         let path = path.into();
-        // Lines are kept as they are: a number that is read and written again may lose its last digit.
+        // Lines are kept as they are, whatever fields a later version may add.
         let text = whole_lines(&path)?;
         let metrics = parse(&path, &text)?;
         let kept = text.lines().zip(&metrics).filter(|(_, metric)| metric.step() <= step);
@@ -192,7 +189,7 @@ mod tests {
     }
 
     fn eval(step: u64) -> Metric {
-        Metric::Eval(EvalMetrics { step, loss: 2.0, perplexity: 2f64.exp(), accuracy: Some(0.25) })
+        Metric::Eval(EvalMetrics { step, loss: 2.0, perplexity: 2f64.exp() })
     }
 
     fn log(folder: &tempfile::TempDir, metrics: &[Metric]) -> PathBuf {
@@ -221,7 +218,7 @@ mod tests {
         let text = fs::read_to_string(&path).unwrap();
         assert_eq!(
             text.lines().next().unwrap(),
-            r#"{"kind":"eval","step":0,"loss":2.0,"perplexity":7.38905609893065,"accuracy":0.25}"#
+            r#"{"kind":"eval","step":0,"loss":2.0,"perplexity":7.38905609893065}"#
         );
         assert!(!text.contains("null"), "absent numbers are left out");
     }

@@ -15,17 +15,13 @@
 use serde::{Deserialize, Serialize};
 
 /// A learning-rate schedule over a known number of steps.
-///
-/// In TOML: `kind = "cosine"`, one of `warmup_steps = 100` and `warmup_ratio = 0.03` (neither: no warm-up),
-/// `min_ratio = 0.1`, `total_steps = 1000`.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(try_from = "Fields", into = "Fields")]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Schedule {
     /// The shape after warm-up.
     pub kind: ScheduleKind,
     /// How long the rate rises from 0 to its peak.
     pub warmup: Warmup,
-    /// Optimizer steps of the whole run. A recipe may leave it out: it is then 0, to be set once the data is counted.
+    /// Optimizer steps of the whole run.
     pub total_steps: u64,
     /// What a decaying schedule ends at, as a fraction of the peak, in `0..=1`.
     pub min_ratio: f64,
@@ -75,56 +71,6 @@ impl Schedule {
             ScheduleKind::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * progress).cos()),
         };
         self.min_ratio + (1.0 - self.min_ratio) * decayed
-    }
-}
-
-/// [`Schedule`] as a recipe spells it.
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Fields {
-    kind: ScheduleKind,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    warmup_steps: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    warmup_ratio: Option<f64>,
-    #[serde(default)]
-    total_steps: u64,
-    #[serde(default)]
-    min_ratio: f64,
-}
-
-impl TryFrom<Fields> for Schedule {
-    type Error = String;
-
-    fn try_from(fields: Fields) -> Result<Self, String> {
-        let mut wrong = Vec::new();
-        for (name, value) in [("warmup_ratio", fields.warmup_ratio.unwrap_or(0.0)), ("min_ratio", fields.min_ratio)] {
-            if !(0.0..=1.0).contains(&value) {
-                wrong.push(format!("{name} must lie in 0..=1, found {value}"));
-            }
-        }
-        if fields.warmup_steps.is_some() && fields.warmup_ratio.is_some() {
-            wrong.push("give warmup_steps or warmup_ratio, found both".to_owned());
-        }
-        if !wrong.is_empty() {
-            return Err(wrong.join("; "));
-        }
-        let warmup = match (fields.warmup_steps, fields.warmup_ratio) {
-            (None, Some(ratio)) => Warmup::Ratio(ratio),
-            (steps, _) => Warmup::Steps(steps.unwrap_or(0)),
-        };
-        Ok(Self { kind: fields.kind, warmup, total_steps: fields.total_steps, min_ratio: fields.min_ratio })
-    }
-}
-
-impl From<Schedule> for Fields {
-    fn from(schedule: Schedule) -> Self {
-        let (warmup_steps, warmup_ratio) = match schedule.warmup {
-            Warmup::Steps(steps) => (Some(steps), None),
-            Warmup::Ratio(ratio) => (None, Some(ratio)),
-        };
-        let Schedule { kind, total_steps, min_ratio, .. } = schedule;
-        Self { kind, warmup_steps, warmup_ratio, total_steps, min_ratio }
     }
 }
 
@@ -213,22 +159,5 @@ mod tests {
             let schedule = schedule(ScheduleKind::Cosine, warmup, total);
             assert!((0..20).all(|step| (0.0..=1.0).contains(&schedule.factor(step))));
         }
-    }
-
-    #[test]
-    fn a_recipe_survives_toml_and_reports_all_that_is_wrong() {
-        let text = "kind = \"cosine\"\nwarmup_ratio = 0.03\ntotal_steps = 782\nmin_ratio = 0.0\n";
-        let schedule: Schedule = toml::from_str(text).unwrap();
-        assert_eq!(schedule.warmup, Warmup::Ratio(0.03));
-        assert_eq!(toml::to_string(&schedule).unwrap(), text);
-        let plain: Schedule = toml::from_str("kind = \"constant\"").unwrap();
-        assert_eq!(plain.warmup, Warmup::Steps(0));
-
-        let wrong = "kind = \"linear\"\nwarmup_ratio = 1.5\nwarmup_steps = 3\nmin_ratio = -1.0";
-        let message = toml::from_str::<Schedule>(wrong).unwrap_err().to_string();
-        for part in ["warmup_ratio must lie in 0..=1, found 1.5", "min_ratio", "found both"] {
-            assert!(message.contains(part), "{message}");
-        }
-        assert!(toml::from_str::<Schedule>("kind = \"linear\"\nwarmup = 3").is_err());
     }
 }

@@ -26,23 +26,26 @@ pub struct EventWriter {
 }
 
 impl EventWriter {
-    /// Starts an event file in `folder` for a process that has done `step` optimizer steps already: 0, or more in a
-    /// resumed run, whose earlier event files TensorBoard then reads up to `step` only. `host` tells machines apart that
-    /// write to one folder.
+    /// Starts an event file in `folder` for a process whose first event is of step `first`: what earlier event files there
+    /// hold of that step and later ones is void for TensorBoard. `host` tells machines apart that write to one folder.
     ///
     /// # Errors
     /// [`FileError::Io`].
-    pub fn create(folder: impl AsRef<Path>, host: &str, step: u64) -> Result<Self, FileError> {
+    pub fn create(folder: impl AsRef<Path>, host: &str, first: u64) -> Result<Self, FileError> {
+        let folder = folder.as_ref();
+        let earlier = std::fs::read_dir(folder).map_err(at("list", folder))?.any(|entry| {
+            entry.is_ok_and(|entry| entry.file_name().to_string_lossy().starts_with("events.out.tfevents."))
+        });
         let seconds = wall_time() as u64;
         // TensorBoard reads the files of a folder in the order of their names; a run may be resumed within the second.
-        let mut names = (0..).map(|n| folder.as_ref().join(format!("events.out.tfevents.{seconds:010}.{host}.{n}")));
+        let mut names = (0..).map(|n| folder.join(format!("events.out.tfevents.{seconds:010}.{host}.{n}")));
         let path = names.find(|path| !path.exists()).expect("the numbers do not end");
         let file = File::create_new(&path).map_err(at("create", &path))?;
         let mut writer = Self { path, file };
         writer.write(&event(0, |event| bytes(event, 3, b"brain.Event:2")))?;
-        if step > 0 {
-            // SessionLog { status: START }: what older files have from this step on is void.
-            writer.write(&event(step + 1, |event| bytes(event, 7, &[0x08, 1])))?;
+        if earlier {
+            // SessionLog { status: START }
+            writer.write(&event(first, |event| bytes(event, 7, &[0x08, 1])))?;
         }
         Ok(writer)
     }
@@ -174,17 +177,6 @@ mod tests {
         fields
     }
 
-    fn write(step: u64, scalars: &[(u64, &[(&str, f64)])]) -> Vec<u8> {
-        let folder = tempfile::tempdir().unwrap();
-        let mut writer = EventWriter::create(folder.path(), "host", step).unwrap();
-        for (step, values) in scalars {
-            writer.scalars(*step, values.iter().copied()).unwrap();
-        }
-        let name = writer.path.file_name().unwrap().to_str().unwrap();
-        assert!(name.starts_with("events.out.tfevents.") && name.ends_with(".host.0"), "{name}");
-        std::fs::read(&writer.path).unwrap()
-    }
-
     #[test]
     fn the_checksum_is_the_published_one() {
         // crc32c("123456789") = 0xe3069283, the check value of the polynomial.
@@ -193,7 +185,13 @@ mod tests {
 
     #[test]
     fn scalars_are_read_back() {
-        let file = write(0, &[(1, &[("loss", 2.5), ("learning_rate", 3e-5)]), (300, &[("loss", -0.5)])]);
+        let folder = tempfile::tempdir().unwrap();
+        let mut writer = EventWriter::create(folder.path(), "host", 0).unwrap();
+        writer.scalars(1, [("loss", 2.5), ("learning_rate", 3e-5)]).unwrap();
+        writer.scalars(300, [("loss", -0.5)]).unwrap();
+        let name = writer.path.file_name().unwrap().to_str().unwrap();
+        assert!(name.starts_with("events.out.tfevents.") && name.ends_with(".host.0"), "{name}");
+        let file = std::fs::read(&writer.path).unwrap();
         let records = records(&file);
         assert_eq!(fields(records[0])[2], (3, b"brain.Event:2".to_vec()));
         let mut read = Vec::new();
@@ -212,10 +210,18 @@ mod tests {
     }
 
     #[test]
-    fn a_resumed_run_voids_the_steps_after_it() {
-        let file = write(200, &[]);
-        let event = fields(records(&file)[1]);
-        assert_eq!(event[1].1, 201u64.to_le_bytes());
-        assert_eq!(fields(&event[2].1), [(1, 1u64.to_le_bytes().to_vec())]);
+    fn a_run_that_goes_on_or_begins_again_voids_what_earlier_files_hold_from_there_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let records_of = |first: u64| {
+            let writer = EventWriter::create(folder.path(), "host", first).unwrap();
+            let file = std::fs::read(&writer.path).unwrap();
+            records(&file).into_iter().map(fields).collect::<Vec<_>>()
+        };
+        assert_eq!(records_of(0).len(), 1, "there is nothing to void");
+        for first in [201u64, 1, 0] {
+            let found = records_of(first);
+            assert_eq!(found[1][1].1, first.to_le_bytes());
+            assert_eq!(fields(&found[1][2].1), [(1, 1u64.to_le_bytes().to_vec())]);
+        }
     }
 }

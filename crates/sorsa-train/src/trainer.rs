@@ -13,7 +13,7 @@ use sorsa_adapter::{
     regularizer_gradients,
 };
 use sorsa_data::{Batch, Batcher};
-use sorsa_models::CausalLm;
+use sorsa_models::{CausalLm, mixed_seed};
 
 use crate::checkpoint::{Best, CheckpointError, Checkpoints, RunState};
 use crate::config::{Coupling, TrainConfig};
@@ -164,7 +164,9 @@ impl Trainer {
         let device = attached.model.device();
         let optimizer = AdamW::new(config.optimizer.clone(), &attached.trainable);
         let schedule = config.schedule.over(total_steps(&config, &train));
-        let events = EventWriter::create(run, "sorsa", state.step)?;
+        // Only a run that begins has an event of step 0 to come.
+        let first = if state == RunState::default() { 0 } else { state.step + 1 };
+        let events = EventWriter::create(run, "sorsa", first)?;
         let checkpoints = Checkpoints::open(run)?;
         Ok(Self {
             attached,
@@ -258,7 +260,7 @@ impl Trainer {
         let batches: Vec<Batch> = (0..self.config.accumulation).map(|_| self.train.next(&mut position)).collect();
         let step = self.state.step + 1;
         // Dropout of a step depends on the seed and the step alone.
-        let seed = self.config.seed ^ step.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let seed = mixed_seed(self.config.seed, step);
         self.device.seed(seed);
 
         let model = &self.attached.model;
@@ -352,7 +354,7 @@ impl Trainer {
     fn evaluate_and_log(&mut self, observer: &mut dyn Observer) -> Result<bool, TrainError> {
         let Some(loss) = self.evaluate() else { return Ok(false) };
         let step = self.state.step;
-        self.log(Metric::Eval(EvalMetrics { step, loss, perplexity: loss.exp(), accuracy: None }), observer)?;
+        self.log(Metric::Eval(EvalMetrics { step, loss, perplexity: loss.exp() }), observer)?;
         // A loss that is not a number is no better than any, and must not be what later ones are compared with.
         let improved = loss.is_finite() && self.state.best.is_none_or(|best| loss < best.loss);
         if improved {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use serde_json::{Map, Value, json};
-use sorsa_data::{AnswerStyle, BatchOptions, Batcher, EncodeOptions, Encoder, Format, LoadOptions};
+use sorsa_data::{AnswerStyle, BatchOptions, Batcher, EncodeOptions, Encoder, LoadOptions};
 use sorsa_eval::grade::AnswerKind;
 use sorsa_models::Sampling;
 use sorsa_train::files::write_atomic;
@@ -24,7 +24,7 @@ use crate::sampling::Continuing;
 use crate::sandbox::{Isolation, Limits, Sandbox};
 use crate::scoreboard::{Judged, PassRate, print_scores, reported};
 use crate::session::{self, Session, adapter_folder, embedded_task, load_records};
-use crate::task::{Generated, Problems};
+use crate::task::{Generated, Problems, answer_kind};
 
 pub fn run(args: &EvalArgs) -> anyhow::Result<()> {
     check(args)?;
@@ -123,7 +123,7 @@ fn perplexity(args: &EvalArgs, session: &Session, path: &Path, style: Style) -> 
     let options = LoadOptions { skip_bad_rows: args.skip_bad_rows, limit: args.limit, ..LoadOptions::default() };
     let loaded = load_records(path, &options, style)?;
     let encode = EncodeOptions { max_length: context, append_eos: false, ..EncodeOptions::default() };
-    let set = session.encoder("raw", encode)?.encode_all(&loaded.records).or_bad_input()?;
+    let set = session.encoder("raw", encode)?.encode_all(&loaded.records).or_bad_input_in(path)?;
     let batches = BatchOptions {
         batch_size: args.batch_size,
         shuffle: false,
@@ -151,8 +151,8 @@ fn accuracy(args: &EvalArgs, session: &Session, path: &Path, style: Style) -> an
     let loaded = load_records(path, &options, style)?;
     let kind = match args.task {
         Some(Task::Math) => AnswerKind::Expression,
-        None if loaded.format == Format::Math => AnswerKind::Expression,
-        _ => AnswerKind::Number,
+        Some(_) => AnswerKind::Number,
+        None => answer_kind(loaded.format),
     };
     let task = match kind {
         AnswerKind::Expression => "math",
@@ -161,13 +161,13 @@ fn accuracy(args: &EvalArgs, session: &Session, path: &Path, style: Style) -> an
     let encoder = encoder(args, session, "alpaca")?;
     // RWKV has no context that prompts could overflow.
     let context = session.model.config().context_length().unwrap_or(usize::MAX);
-    let problems = Problems::new(path, loaded.records, &encoder, context)?;
+    let problems = Problems::new(path, loaded.records, kind, &encoder, context)?;
     // Before the work, not after it: a file that cannot be written would cost every answer.
     let mut answers =
         Answers::open(args.out.as_deref(), || settings(args, session, task, problems.len(), &problems.fingerprint()))?;
     let (started, done) = (Instant::now(), answers.rows().to_vec());
     let continuing = continuing(args, session);
-    problems.continue_all((&session.model, &encoder), &continuing, kind, &done, style, |row| answers.push(row))?;
+    problems.continue_all((&session.model, &encoder), &continuing, &done, style, |row| answers.push(row))?;
     let seconds = started.elapsed().as_secs_f64();
     let rows = answers.conclude(|row| (row.row, row.sample))?;
     if let Some(out) = &args.disagreements {
@@ -199,7 +199,7 @@ fn programs(args: &EvalArgs, session: &Session, path: &Path, sandbox: &Sandbox, 
     let problems = humaneval::load(path, args.limit)?;
     let encoder = encoder(args, session, "raw")?;
     let context = session.model.config().context_length().unwrap_or(usize::MAX);
-    let prompts = humaneval::encode(&problems, &encoder, context)?;
+    let prompts = humaneval::encode(path, &problems, &encoder, context)?;
     let printed = format!("{:016x}", fingerprint(&format!("{prompts:?} {problems:?}")));
     let mut answers =
         Answers::open(args.out.as_deref(), || settings(args, session, "humaneval", problems.len(), &printed))?;

@@ -145,7 +145,7 @@ pub fn run(args: &FinetuneArgs) -> anyhow::Result<()> {
             _ => None,
         })
     };
-    let accuracy = answers.as_ref().map(|answers| answers.score(Grader::Faithful));
+    let accuracy = answers.as_ref().map(|answers| answers.score());
     let summary = Summary {
         method: recipe.adapter.method,
         rank: recipe.adapter.method.is_factored().then_some(recipe.adapter.rank),
@@ -342,7 +342,7 @@ fn conclude(
         print(format_args!("validation loss: {before:.4} before, {after:.4} after"))?;
     }
     if let (Some(before), Some(answers)) = (summary.accuracy_before, answers) {
-        let after = percent(&answers.score(Grader::Faithful));
+        let after = percent(&answers.score());
         print(format_args!(
             "accuracy on {} held-out problems: {:.1} % before, {after} after",
             summary.problems,
