@@ -1,6 +1,6 @@
 //! The trainer of SORSA's author and training curves of PyTorch with PEFT, step by step: losses, gradient norms,
-//! learning rates, regularizer, and where the parameters end. Runs where `SORSA_GOLDEN` names the folder of reference
-//! results.
+//! learning rates, regularizer, and where the parameters end. Those of PyTorch alone are in `tests/golden/training`; the
+//! others run where `SORSA_GOLDEN` names the folder of reference results.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,7 +20,9 @@ use sorsa_adapter::{
 use sorsa_data::{BatchOptions, Batcher, Example};
 use sorsa_models::CausalLm;
 use sorsa_train::metrics::{self, Metric, StepMetrics};
-use sorsa_train::{AdamW, Decoupled, LossNormalization, OptimizerConfig, Outcome, TrainConfig, Trainer};
+use sorsa_train::{
+    AdamW, Coupling, Decoupled, LossNormalization, OptimizerConfig, Outcome, RegularizerConfig, TrainConfig, Trainer,
+};
 
 const TARGETS: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
 
@@ -98,9 +100,8 @@ fn examples(file: &SafeTensors<'_>) -> Vec<Example> {
 }
 
 /// The base model with factors `trained`, where those of `initial` have left its weights.
-fn attach(golden: &Path, config: AdapterConfig, initial: NamedTensors, trained: NamedTensors) -> Attached<CausalLm> {
-    let base = golden.join("models/llama_gqa/checkpoint");
-    let model = CausalLm::load(&base, FloatDType::F32, &Device::flex()).unwrap();
+fn attach(base: &Path, config: AdapterConfig, initial: NamedTensors, trained: NamedTensors) -> Attached<CausalLm> {
+    let model = CausalLm::load(base, FloatDType::F32, &Device::flex()).unwrap();
     if config.method == Method::Full {
         return config.attach(model, &Default::default()).unwrap();
     }
@@ -112,6 +113,11 @@ fn attach(golden: &Path, config: AdapterConfig, initial: NamedTensors, trained: 
     let initial = if config.method.splits_weight() { initial } else { NamedTensors::new() };
     let state = AdapterState { config, modules, initial };
     SavedAdapter::new(state, trained, Path::new("reference")).attach(model).unwrap()
+}
+
+/// The base model of the author's runs and of the curves.
+fn base(golden: &Path) -> PathBuf {
+    golden.join("models/llama_gqa/checkpoint")
 }
 
 /// The principal triplets of the base model's weights, as the author's code found them.
@@ -193,11 +199,60 @@ fn authors_run(golden: &Path, tag: &str) -> TrainerRun {
     let mut settings = config(&reference["settings"], 2);
     settings.schedule.warmup_ratio = reference["settings"]["warm"].as_f64().unwrap();
     let start = ours(&file, "start.", Method::Sorsa);
-    let attached = attach(golden, AdapterConfig::new(Method::Sorsa, 4, &TARGETS), principal(golden), start);
+    let attached = attach(&base(golden), AdapterConfig::new(Method::Sorsa, 4, &TARGETS), principal(golden), start);
     let (logged, last) = train(attached, examples(&file), settings);
     let expected = reference["per_step"].as_array().unwrap().clone();
     assert_eq!(logged.len(), expected.len());
     TrainerRun { logged, last, expected, expected_last: ours(&file, "final.", Method::Sorsa) }
+}
+
+#[test]
+fn twelve_steps_of_two_micro_batches_are_those_of_pytorch() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden");
+    let read = |name: &str| std::fs::read(folder.join("training").join(name)).unwrap();
+    let meta: Value = serde_json::from_slice(&read("meta.json")).unwrap();
+    let settings = &meta["settings"];
+    let number = |name: &str| settings[name].as_f64().unwrap();
+    let runs = [
+        ("lora", Method::Lora, RegularizerForm::Paper, Coupling::Gradient),
+        ("sorsa", Method::Sorsa, RegularizerForm::Paper, Coupling::Gradient),
+        ("sorsa_decoupled", Method::Sorsa, RegularizerForm::Squared, Coupling::Decoupled),
+    ];
+    for (name, method, form, coupling) in runs {
+        let file = read(&format!("{name}.safetensors"));
+        let file = SafeTensors::deserialize(&file).unwrap();
+        let mut adapter = AdapterConfig::new(method, settings["rank"].as_u64().unwrap() as usize, &TARGETS);
+        adapter.alpha = Some(number("alpha"));
+        let (initial, start) = (ours(&file, "initial.", method), ours(&file, "start.", method));
+        let attached = attach(&folder.join("llama/checkpoint"), adapter, initial, start);
+
+        let mut config = TrainConfig {
+            batch_size: 2,
+            accumulation: settings["accumulation"].as_u64().unwrap() as usize,
+            eval_every: 0,
+            checkpoint_every: 0,
+            clip_norm: number("clip"),
+            ..TrainConfig::default()
+        };
+        config.optimizer.learning_rate = number("lr");
+        config.optimizer.weight_decay = number("weight_decay");
+        config.schedule.warmup_ratio = number("warmup") / number("steps");
+        config.regularizer = RegularizerConfig { gamma: number("gamma"), form, coupling, ..Default::default() };
+        let (logged, last) = train(attached, examples(&file), config);
+
+        let expected = meta["runs"][name]["log"].as_array().unwrap();
+        assert_eq!(logged.len(), expected.len(), "{name}");
+        for (step, expected) in logged.iter().zip(expected) {
+            assert_near(name, step, step.loss, &expected["loss"], 5e-5);
+            assert_near(name, step, step.grad_norm, &expected["grad_norm"], 1e-4 * step.grad_norm);
+            assert_near(name, step, step.learning_rate, &expected["learning_rate"], 1e-10);
+            assert_eq!(step.regularizer.is_some(), method == Method::Sorsa);
+            if let Some(regularizer) = step.regularizer {
+                assert_near(name, step, regularizer, &expected["regularizer"], 1e-4);
+            }
+        }
+        assert_ends_at(name, &last, &ours(&file, "final.", method), 1e-4);
+    }
 }
 
 #[test]
@@ -240,7 +295,7 @@ fn curve(golden: &Path, name: &str, method: Method) -> (Vec<StepMetrics>, NamedT
     let initial = if method == Method::Sorsa { principal(golden) } else { start.clone() };
     let mut adapter = AdapterConfig::new(method, settings["r"].as_u64().unwrap() as usize, &TARGETS);
     adapter.alpha = settings["alpha"].as_f64();
-    let attached = attach(golden, adapter, initial, start);
+    let attached = attach(&base(golden), adapter, initial, start);
 
     let mut config = config(settings, settings["B"].as_u64().unwrap() as usize);
     let steps = settings["steps"].as_f64().unwrap();
