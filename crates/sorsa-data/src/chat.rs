@@ -8,26 +8,12 @@ use minijinja_contrib::pycompat::unknown_method_callback;
 
 use crate::{DataError, Message};
 
-const MONTHS: [&str; 12] = [
-    "January",
-    "February",
-    "March",
-    "April",
-    "May",
-    "June",
-    "July",
-    "August",
-    "September",
-    "October",
-    "November",
-    "December",
-];
-
 /// A compiled chat template.
 ///
 /// Templates see `messages`, `bos_token`, `eos_token` and `add_generation_prompt`; tools are not passed.
-/// `strftime_now` exists only once a date is fixed with [`ChatTemplate::with_date`]: what a model is trained on should
-/// not depend on the day. Templates that ask `is defined` then fall back to their own date.
+/// What a model is trained on should not depend on the day: for templates that ask whether `strftime_now is defined` it
+/// is not, and they fall back to a date of their own; for those that do not ask, today is 26 July 2024, to which Llama's
+/// falls back.
 #[derive(Clone)]
 pub struct ChatTemplate {
     environment: Arc<Environment<'static>>,
@@ -52,6 +38,9 @@ impl ChatTemplate {
         environment.add_function("raise_exception", |message: String| -> Result<String, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, message))
         });
+        if source.contains("strftime_now") && !source.contains("strftime_now is defined") {
+            environment.add_function("strftime_now", on_that_day);
+        }
         environment.add_template_owned(Self::NAME, without_generation_blocks(source)).map_err(broken)?;
         Ok(Self {
             environment: Arc::new(environment),
@@ -59,27 +48,6 @@ impl ChatTemplate {
             bos_token: bos_token.to_owned(),
             eos_token: eos_token.to_owned(),
         })
-    }
-
-    /// Gives templates a fixed day for `strftime_now` (`%Y`, `%m`, `%d`, `%B`, `%b`); `month` counts from 1.
-    ///
-    /// # Errors
-    ///
-    /// [`DataError::ChatTemplate`] when there is no such day.
-    pub fn with_date(mut self, year: u16, month: u8, day: u8) -> Result<Self, DataError> {
-        let name = month.checked_sub(1).and_then(|index| MONTHS.get(usize::from(index)));
-        let Some(&name) = name.filter(|_| (1..=31).contains(&day)) else {
-            return Err(DataError::ChatTemplate { reason: format!("{year}-{month:02}-{day:02} is not a day") });
-        };
-        Arc::make_mut(&mut self.environment).add_function("strftime_now", move |format: String| {
-            format
-                .replace("%Y", &year.to_string())
-                .replace("%m", &format!("{month:02}"))
-                .replace("%d", &format!("{day:02}"))
-                .replace("%B", name)
-                .replace("%b", &name[..3])
-        });
-        Ok(self)
     }
 
     /// The text of a conversation; with `add_generation_prompt`, followed by what opens the assistant's next turn.
@@ -102,6 +70,22 @@ impl fmt::Debug for ChatTemplate {
 
 fn broken(error: Error) -> DataError {
     DataError::ChatTemplate { reason: error.to_string() }
+}
+
+/// Python's `strftime` at the first moment of the one day that there is.
+fn on_that_day(format: &str) -> String {
+    const DATE: [(&str, &str); 8] = [
+        ("%Y", "2024"),
+        ("%y", "24"),
+        ("%m", "07"),
+        ("%d", "26"),
+        ("%B", "July"),
+        ("%b", "Jul"),
+        ("%A", "Friday"),
+        ("%a", "Fri"),
+    ];
+    const TIME: [(&str, &str); 3] = [("%H", "00"), ("%M", "00"), ("%S", "00")];
+    DATE.iter().chain(&TIME).fold(format.to_owned(), |text, (field, value)| text.replace(field, value))
 }
 
 /// `{% generation %}` marks the assistant's part for Transformers and renders nothing: a block that is always taken.
@@ -152,12 +136,11 @@ mod tests {
     }
 
     #[test]
-    fn the_date_is_the_callers_or_absent() {
-        let source = "{% if strftime_now is defined %}{{ strftime_now('%d %b %Y') }}{% else %}no date{% endif %}";
-        let template = ChatTemplate::new(source, "", "").unwrap();
-        assert_eq!(template.render(&[], false).unwrap(), "no date");
-        assert_eq!(template.clone().with_date(2024, 7, 6).unwrap().render(&[], false).unwrap(), "06 Jul 2024");
-        assert!(template.with_date(2024, 13, 1).is_err());
+    fn the_date_is_the_template_s_own_or_always_the_same() {
+        let render = |source: &str| ChatTemplate::new(source, "", "").unwrap().render(&[], false).unwrap();
+        let asks = "{% if strftime_now is defined %}{{ strftime_now('%d %b %Y') }}{% else %}no date{% endif %}";
+        assert_eq!(render(asks), "no date");
+        assert_eq!(render("{% set today = strftime_now('%Y-%m-%d, %A') %}{{ today }}"), "2024-07-26, Friday");
     }
 
     #[test]
