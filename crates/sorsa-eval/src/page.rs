@@ -62,7 +62,7 @@ impl Block {
                 let (head, body) = rows.split_at(rows.len().min(1));
                 let head: String = head.iter().map(|cells| row(cells, "th")).collect();
                 let body: String = body.iter().map(|cells| row(cells, "td")).collect();
-                format!("<table>\n<thead>{head}</thead>\n<tbody>\n{body}</tbody>\n</table>\n")
+                format!("<div class=\"wide\"><table>\n<thead>{head}</thead>\n<tbody>\n{body}</tbody>\n</table></div>\n")
             }
             Self::Figures(figures) => {
                 let figures: Vec<String> = figures

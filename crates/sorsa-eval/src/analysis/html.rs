@@ -2,7 +2,7 @@
 
 use super::Analysis;
 use crate::EvalError;
-use crate::report::Escaped;
+use crate::page::{Block, Page};
 
 /// What the columns mean, for whoever has only the page.
 const MEASURES: [(&str, &str); 8] = [
@@ -27,32 +27,20 @@ impl Analysis {
     pub fn html(&self) -> Result<String, EvalError> {
         let names: Vec<_> =
             self.runs.iter().map(|run| format!("{} ({} on {})", run.name, run.folder, run.model)).collect();
-        let mut html = format!(
-            "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
-             <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-             <title>{title}</title>\n<style>\n{style}.wide {{ overflow-x: auto; }}\n</style>\n</head>\n<body>\n\
-             <h1>{title}</h1>\n<p>{runs}</p>\n<p>dSigma and dD over {over} singular triplets</p>\n",
-            title = "What training did to the weights",
-            style = include_str!("../report.css"),
-            runs = Escaped(&names.join(" · ")),
-            over = if self.triplets == "all" { "all" } else { "the r leading" },
-        );
-        html += "<h2>Figures</h2>\n<div class=\"figures\">\n";
-        for (_, figure) in self.figures() {
-            let caption = Escaped(&figure.title);
-            html += &format!("<figure><figcaption>{caption}</figcaption>\n{}</figure>\n", figure.svg()?);
+        let over = if self.triplets == "all" { "all" } else { "the r leading" };
+        let measures = [("measure", "what it is")].into_iter().chain(MEASURES);
+        let measures = measures.map(|(name, meaning)| vec![name.to_owned(), meaning.to_owned()]).collect();
+        let figures = self.figures().into_iter().map(|(_, figure)| figure).collect();
+        let sections = [
+            ("Figures", Block::Figures(figures)),
+            ("Averages over the weights", Block::Table(self.averages())),
+            ("The measures", Block::Table(measures)),
+        ];
+        Page {
+            title: "What training did to the weights".to_owned(),
+            setting: format!("{}; dSigma and dD over {over} singular triplets", names.join(" · ")),
+            sections: sections.map(|(heading, block)| (heading.to_owned(), vec![block])).into(),
         }
-        html += "</div>\n<h2>Averages over the weights</h2>\n<div class=\"wide\"><table>\n";
-        for (index, row) in self.averages().iter().enumerate() {
-            let tag = if index == 0 { "th" } else { "td" };
-            let cells: String = row.iter().map(|cell| format!("<{tag}>{}</{tag}>", Escaped(cell))).collect();
-            let row = format!("<tr>{cells}</tr>\n");
-            html += &if index == 0 { format!("<thead>{row}</thead>\n") } else { row };
-        }
-        html += "</table></div>\n<h2>The measures</h2>\n<table>\n";
-        for (name, meaning) in MEASURES {
-            html += &format!("<tr><th>{name}</th><td>{}</td></tr>\n", Escaped(meaning));
-        }
-        Ok(html + "</table>\n</body>\n</html>\n")
+        .html()
     }
 }
