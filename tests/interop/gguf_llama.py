@@ -155,13 +155,17 @@ def adapter(folder, merged_folder=None):
         for name in ["merged", "peft"]:
             (dir / name).mkdir()
         save_file(lora, dir / "peft" / "adapter_model.safetensors")
-        (dir / "peft" / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "lora_alpha": ALPHA}))
+        targets = sorted({stem.split(".")[-1] for stem in factors})
+        peft = {"peft_type": "LORA", "r": max(ranks), "lora_alpha": ALPHA, "target_modules": targets}
+        peft["rank_pattern"] = {stem: a.shape[0] for stem, (a, _) in factors.items()}
+        (dir / "peft" / "adapter_config.json").write_text(json.dumps(peft))
         for file in Path(folder).iterdir():
             if file.name != "model.safetensors" and file.is_file():
                 shutil.copyfile(file, dir / "merged" / file.name)
         save_file(merged, dir / "merged" / "model.safetensors", {"format": "pt"})
         base = export(folder, dir / "base.gguf", "f32")
-        lora_file = export(folder, dir / "lora.gguf", "--lora", dir / "peft")
+        lora_file = dir / "lora.gguf"
+        run(SORSA, "export", "--model", folder, "--adapter", dir / "peft", "--format", "gguf-lora", "--out", lora_file)
         ids = [int(id) for id in np.random.default_rng(5).integers(3, config["vocab_size"], 40)]
         plain = load(base)
         applied = load(base, lora_path=str(lora_file))

@@ -205,15 +205,17 @@ impl AdapterConfig {
         let mut jobs = BTreeMap::new();
         for target in targets {
             let start = started.remove(&target.path);
-            let fingerprint = start.as_ref().and_then(|(_, fingerprint)| fingerprint.clone());
+            let (started, split) = start.unzip();
+            let (fingerprint, dtype) = split.flatten().map(|split| (split.fingerprint, split.dtype)).unzip();
+            let dtype = dtype.flatten();
             let Target { path, shape, rank, scale } = target;
-            modules.push(ModuleState { path: path.clone(), shape, rank, scale, fingerprint });
-            let Some((Started { factors, svd }, _)) = start else { continue };
+            modules.push(ModuleState { path: path.clone(), shape, rank, scale, fingerprint, dtype });
+            let Some(Started { factors, svd }) = started else { continue };
             let (factors, take_out) = match splits {
                 true => {
                     let named = |(name, tensor): (&str, HostTensor)| (factor_path(&path, self.method, name), tensor);
                     initial.extend(factors.into_iter().map(named));
-                    (None, Some(TakeOut { factors: None, kept: FactorSet::new() }))
+                    (None, Some(TakeOut { factors: None, kept: FactorSet::new(), dtype: None }))
                 }
                 false => (Some(factors), None),
             };
@@ -222,14 +224,14 @@ impl AdapterConfig {
         Ok((AdapterState { config: self.clone(), modules, initial }, jobs))
     }
 
-    /// The factors of every target at the start, by path, and the hash of the weight where they split it.
+    /// The factors of every target at the start, by path, and what is remembered of a weight that they split.
     fn start_all<M: Module>(
         &self,
         model: &M,
         targets: &[Target],
         method: &Definition,
         options: &AttachOptions<'_>,
-    ) -> Result<BTreeMap<String, (Started, Option<String>)>, AdapterError> {
+    ) -> Result<BTreeMap<String, (Started, Option<Split>)>, AdapterError> {
         let wanted = match method.source {
             Source::Nothing => BTreeSet::new(),
             Source::Weight | Source::Svd => targets.iter().map(|target| target.path.as_str()).collect(),
@@ -239,12 +241,12 @@ impl AdapterConfig {
         let done = std::sync::atomic::AtomicUsize::new(0);
         let one = |target: &Target| {
             let weight = weights.get(&target.path).cloned();
-            let fingerprint = weight.as_ref().filter(|_| method.splits).map(fingerprint);
+            let split = weight.as_ref().filter(|_| method.splits).map(Split::of);
             let start = Start {
                 config: self,
                 target,
                 weight,
-                fingerprint: fingerprint.as_deref(),
+                fingerprint: split.as_ref().map(|split| split.fingerprint.as_str()),
                 svd: &options.svd,
                 placement: options.placement,
                 cache: cache.as_ref(),
@@ -254,7 +256,7 @@ impl AdapterConfig {
             if let Some(progress) = options.progress.filter(|_| method.splits) {
                 progress(count, targets.len());
             }
-            (target.path.clone(), result.map(|started| (started, fingerprint)))
+            (target.path.clone(), result.map(|started| (started, split)))
         };
         let results: Vec<_> = match options.placement {
             Placement::Host => targets.par_iter().with_max_len(1).map(one).collect(),
@@ -275,6 +277,20 @@ impl AdapterConfig {
     }
 }
 
+/// What is remembered of a weight that is split.
+struct Split {
+    fingerprint: String,
+    /// Of a weight that is narrower than f32.
+    dtype: Option<FloatDType>,
+}
+
+impl Split {
+    fn of(weight: &Tensor<2>) -> Self {
+        let dtype = (weight.dtype() != DType::F32).then(|| FloatDType::from(weight.dtype()));
+        Self { fingerprint: fingerprint(weight), dtype }
+    }
+}
+
 /// What is done to one weight.
 pub(crate) struct Install {
     /// The adapter's factors; absent where they are those that the state starts from.
@@ -292,6 +308,8 @@ pub(crate) struct TakeOut {
     pub factors: Option<FactorSet>,
     /// What was kept of the weight when the adapter was merged into it.
     pub kept: FactorSet,
+    /// What the weight was kept in then, where it was narrower than f32.
+    pub dtype: Option<FloatDType>,
 }
 
 /// Replaces bases, adds factors, freezes the rest.
@@ -323,11 +341,11 @@ pub(crate) fn install<M: Module>(model: M, state: AdapterState, jobs: BTreeMap<S
             };
             let base = match &job.take_out {
                 None => param,
-                Some(TakeOut { factors, kept }) => {
+                Some(TakeOut { factors, kept, dtype }) => {
                     let part = adapter(factors.as_ref().unwrap_or(&own), 0.0, &device.clone().without_autodiff());
                     param.map(|weight| {
                         let autodiff = weight.is_autodiff();
-                        let (rest, rounding) = residual(weight.without_autodiff(), &part, kept);
+                        let (rest, rounding) = residual(weight.without_autodiff(), &part, kept, *dtype);
                         if let Some(rounding) = rounding {
                             self.rounding.insert(module, rounding);
                         }
@@ -370,20 +388,32 @@ pub(crate) fn install<M: Module>(model: M, state: AdapterState, jobs: BTreeMap<S
 }
 
 /// What is left of a weight without `part`, in f32, rounded to the weight's dtype, and what the rounding took, relative
-/// to the residual's norm.
+/// to the residual's norm. An f32 weight that was kept in the narrower `dtype` once has the residual that it had then.
 pub(crate) fn residual<const D: usize>(
     weight: Tensor<D>,
     part: &Adapter,
     kept: &FactorSet,
+    dtype: Option<FloatDType>,
 ) -> (Tensor<D>, Option<f64>) {
-    let (dtype, shape) = (weight.dtype(), weight.shape());
-    let matrix = weight.cast(FloatDType::F32).reshape([shape[0], shape[1]]);
-    let rest = part.take_out(matrix, kept).reshape(shape);
-    if dtype == DType::F32 {
-        return (rest, None);
-    }
-    let rounded = rest.clone().cast(FloatDType::from(dtype));
+    let (own, shape) = (FloatDType::from(weight.dtype()), weight.shape());
+    let wide = weight.cast(FloatDType::F32);
+    let (weight, narrow) = match dtype {
+        Some(dtype) if own == FloatDType::F32 => (rounded(wide, dtype), Some(dtype)),
+        _ => (wide, (own != FloatDType::F32).then_some(own)),
+    };
+    let rest = part.take_out(weight.reshape([shape[0], shape[1]]), kept).reshape(shape);
+    let Some(narrow) = narrow else { return (rest, None) };
+    let result = rounded(rest.clone(), narrow);
     let norm = |tensor: Tensor<D>| f64::from(tensor.square().sum().sqrt().into_scalar::<f32>());
-    let lost = norm(rest.clone() - rounded.clone().cast(FloatDType::F32)) / norm(rest).max(f64::MIN_POSITIVE);
-    (rounded, Some(lost))
+    let lost = norm(rest.clone() - result.clone()) / norm(rest).max(f64::MIN_POSITIVE);
+    (result.cast(own), Some(lost))
+}
+
+/// An f32 tensor whose numbers are those of `dtype` that are nearest; on the host where the device does not know it.
+pub(crate) fn rounded<const D: usize>(tensor: Tensor<D>, dtype: FloatDType) -> Tensor<D> {
+    let device = tensor.device();
+    if device.supports_dtype(DType::from(dtype)) {
+        return tensor.cast(dtype).cast(FloatDType::F32);
+    }
+    Tensor::from_data(tensor.into_data().convert_dtype(dtype.into()).convert_dtype(DType::F32), &device)
 }

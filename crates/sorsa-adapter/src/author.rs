@@ -182,7 +182,14 @@ pub fn attachable<M: Module>(
         trained.insert(factor("s"), s);
         trained.insert(factor("vt"), b.transposed());
         let fingerprint = Some(fingerprint(original));
-        modules.push(ModuleState { path: path.to_owned(), shape: [d_in, d_out], rank, scale, fingerprint });
+        modules.push(ModuleState {
+            path: path.to_owned(),
+            shape: [d_in, d_out],
+            rank,
+            scale,
+            fingerprint,
+            dtype: None,
+        });
     }
     fitting(faults, source)?;
     let targets: Vec<&str> = config.target_modules.iter().map(String::as_str).collect();

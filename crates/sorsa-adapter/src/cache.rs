@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use burn::prelude::*;
+use burn::tensor::{DType, FloatDType};
 use sorsa_linalg::SvdOptions;
 
 use crate::error::AdapterError;
@@ -63,11 +64,21 @@ impl SvdCache {
     }
 }
 
-/// The content of a weight as a hash of its elements, shape and dtype.
+/// The content of a weight as a hash of its shape and its elements, as f32 whatever they are kept in: the same weights
+/// have the same hash in a run beside bf16 weights and where they are loaded as f32.
 pub(crate) fn fingerprint(weight: &Tensor<2>) -> String {
-    let data = weight.to_data();
+    /// Rows that are widened at a time.
+    const ROWS: usize = 1024;
+    let [rows, columns] = weight.dims();
     let mut hasher = blake3::Hasher::new();
-    hasher.update(format!("{:?} {:?}", data.dtype(), weight.dims()).as_bytes());
-    hasher.update(data.as_bytes());
+    hasher.update(format!("{:?} {:?}", DType::F32, [rows, columns]).as_bytes());
+    if weight.dtype() == DType::F32 {
+        hasher.update(weight.to_data().as_bytes());
+    } else {
+        for start in (0..rows).step_by(ROWS) {
+            let part = weight.clone().narrow(0, start, ROWS.min(rows - start)).cast(FloatDType::F32);
+            hasher.update(part.into_data().as_bytes());
+        }
+    }
     hasher.finalize().to_hex().to_string()
 }

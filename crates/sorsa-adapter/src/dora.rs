@@ -10,7 +10,6 @@
 use burn::module::Param;
 use burn::nn::Dropout;
 use burn::prelude::*;
-use burn::tensor::module::linear;
 use burn::tensor::{DType, FloatDType};
 use sorsa_linalg::LinalgError;
 
@@ -133,12 +132,15 @@ impl FactoredMethod for Dora {
             None => {
                 let y = low_rank.forward(x, base, None, None) * gain;
                 match bias {
-                    Some(bias) => y + bias.unsqueeze(),
+                    Some(bias) => {
+                        let bias = bias.cast(FloatDType::from(y.dtype()));
+                        y + bias.unsqueeze()
+                    }
                     None => y,
                 }
             }
             Some(input) => {
-                let lost = linear(x - input.clone(), base.clone(), bias);
+                let lost = sorsa_ops::linear(x - input.clone(), base.clone(), bias);
                 lost + low_rank.forward(input, base, None, None) * gain
             }
         }

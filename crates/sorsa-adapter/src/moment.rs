@@ -70,6 +70,7 @@ impl AdapterState {
             rank: target.rank.min(target.shape[0]).min(target.shape[1]),
             scale: target.scale,
             fingerprint: None,
+            dtype: None,
         };
         let modules = dense.targets(model)?.into_iter().map(module).collect();
         Ok(Self { config: config.clone(), modules, initial: NamedTensors::new() })
@@ -79,7 +80,7 @@ impl AdapterState {
     pub fn originals<M: Module>(&self, model: &M) -> Vec<Tensor<2>> {
         let wanted: BTreeSet<&str> = self.modules.iter().map(|module| module.path.as_str()).collect();
         let mut found = weights(model, &wanted);
-        self.modules.iter().filter_map(|module| found.remove(&module.path)).collect()
+        self.modules.iter().filter_map(|module| Some(module.narrowed(found.remove(&module.path)?))).collect()
     }
 
     /// The part of a weight that was split off before training, by way of `device`; none for methods that split nothing.
@@ -119,7 +120,7 @@ impl AdapterState {
             true => {
                 let factors = self.set(module, definition.factors, &self.initial);
                 let part = adapter(&definition, &factors, module, &device);
-                residual(original.clone(), &part, &FactorSet::new()).0
+                residual(original.clone(), &part, &FactorSet::new(), module.dtype).0
             }
             false => original.clone(),
         };

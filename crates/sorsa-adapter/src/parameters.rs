@@ -49,6 +49,11 @@ pub(crate) struct Parameter {
     pub linear: bool,
 }
 
+/// Whether the innermost of these containers is a `burn::nn::Linear`.
+fn in_linear(containers: &[String]) -> bool {
+    containers.last().is_some_and(|name| name == "Struct:Linear")
+}
+
 /// The path of the module whose weight the parameter at `path` is.
 pub(crate) fn module_of(path: &str) -> Option<&str> {
     path.strip_suffix(".weight")
@@ -77,8 +82,7 @@ pub(crate) fn parameters<M: Module>(model: &M) -> Vec<Parameter> {
         }
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
             let path = self.path.join(".");
-            let in_linear = self.container.last().is_some_and(|name| name == "Struct:Linear");
-            let linear = D == 2 && in_linear && module_of(&path).is_some();
+            let linear = D == 2 && in_linear(&self.container) && module_of(&path).is_some();
             self.found.push(Parameter { id: param.id, path, shape: param.lazy_shape().to_vec(), linear });
         }
     }
@@ -99,29 +103,37 @@ pub(crate) fn has_adapter<M: Module>(model: &M) -> bool {
     parameters(model).iter().any(|parameter| parameter.path.contains(&marker))
 }
 
-/// The weights of the linear layers at the paths `wanted`, without autodiff. Lazy ones are made; nothing is copied.
+/// The weights of the linear layers at the paths `wanted`, without autodiff. Lazy ones are made; nothing is copied. What
+/// is called so and is no linear layer is left out.
 pub(crate) fn weights<M: Module>(model: &M, wanted: &BTreeSet<&str>) -> BTreeMap<String, Tensor<2>> {
     struct Collect<'a> {
         path: Vec<String>,
+        container: Vec<String>,
         wanted: &'a BTreeSet<&'a str>,
         found: BTreeMap<String, Tensor<2>>,
     }
     impl ModuleVisitor for Collect<'_> {
-        fn enter_module(&mut self, name: &str, _container_type: &str) {
+        fn enter_module(&mut self, name: &str, container_type: &str) {
             self.path.push(name.to_owned());
+            self.container.push(container_type.to_owned());
         }
         fn exit_module(&mut self, _name: &str, _container_type: &str) {
             self.path.pop();
+            self.container.pop();
         }
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
             let path = self.path.join(".");
             let Some(module) = module_of(&path).filter(|module| self.wanted.contains(module)) else { return };
-            let shape = param.lazy_shape();
-            let weight = param.base().without_autodiff().reshape([shape[0], shape[1]]);
-            self.found.insert(module.to_owned(), weight);
+            if D != 2 || !in_linear(&self.container) {
+                return;
+            }
+            // Not the lazy shape, which a weight that is stored by columns has the other way round.
+            let weight = param.base().without_autodiff();
+            let shape = weight.shape();
+            self.found.insert(module.to_owned(), weight.reshape([shape[0], shape[1]]));
         }
     }
-    let mut collect = Collect { path: Vec::new(), wanted, found: BTreeMap::new() };
+    let mut collect = Collect { path: Vec::new(), container: Vec::new(), wanted, found: BTreeMap::new() };
     model.visit(&mut collect);
     collect.found
 }

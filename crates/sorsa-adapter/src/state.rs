@@ -10,10 +10,11 @@ use std::path::{Path, PathBuf};
 
 use burn::nn::DropoutConfig;
 use burn::prelude::*;
+use burn::tensor::{DType, FloatDType};
 use serde::{Deserialize, Serialize};
 
 use crate::Method;
-use crate::attach::{Attached, HAS_ADAPTER, Install, TakeOut, install};
+use crate::attach::{Attached, HAS_ADAPTER, Install, TakeOut, install, rounded};
 use crate::cache::fingerprint;
 use crate::config::AdapterConfig;
 use crate::error::AdapterError;
@@ -39,6 +40,19 @@ pub struct ModuleState {
     /// Content of the weight it was attached to, where the method depends on it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fingerprint: Option<String>,
+    /// What that weight was kept in where it was narrower than f32, which its residual is rounded to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dtype: Option<FloatDType>,
+}
+
+impl ModuleState {
+    /// The weight as it was kept when the adapter was attached to it: an f32 one may have to be rounded.
+    pub(crate) fn narrowed(&self, weight: Tensor<2>) -> Tensor<2> {
+        match self.dtype {
+            Some(dtype) if weight.dtype() == DType::F32 => rounded(weight, dtype),
+            _ => weight,
+        }
+    }
 }
 
 /// All that is known of an attached adapter except its trained values.
@@ -154,7 +168,7 @@ impl SavedAdapter {
         faults.extend(self.state.content_faults(&model));
         fitting(faults, &self.source)?;
         let split = self.state.config.method.splits_weight();
-        self.install(model, split.then_some((&self.state.initial, &NamedTensors::new())))
+        self.install(model, split.then_some((&self.state.initial, &NamedTensors::new(), true)))
     }
 
     /// The inverse of [`Attached::merge`]: takes the adapter out of merged weights and attaches it. The base is as
@@ -171,22 +185,24 @@ impl SavedAdapter {
         let kept = tensor_faults(self.state.tensors(method.kept()), &self.kept);
         faults.extend(kept.into_iter().map(|fault| format!("of the merge, {fault}")));
         fitting(faults, &self.source)?;
-        self.install(merged, method.is_factored().then_some((&self.trained, &self.kept)))
+        self.install(merged, method.is_factored().then_some((&self.trained, &self.kept, false)))
     }
 
-    /// Attaches the adapter; what leaves the weights first is made of factors and of what a merge kept.
+    /// Attaches the adapter; what leaves the weights first is made of factors and of what a merge kept, and is the start,
+    /// which left weights that may have been narrower, or not.
     fn install<M: Module>(
         &self,
         model: M,
-        take_out: Option<(&NamedTensors, &NamedTensors)>,
+        take_out: Option<(&NamedTensors, &NamedTensors, bool)>,
     ) -> Result<Attached<M>, AdapterError> {
         let method = self.state.config.method;
         let mut jobs = BTreeMap::new();
         if method.is_factored() {
             for module in &self.state.modules {
-                let take_out = take_out.map(|(factors, kept)| TakeOut {
+                let take_out = take_out.map(|(factors, kept, start)| TakeOut {
                     factors: Some(self.state.set(module, method.factors(), factors)),
                     kept: self.state.set(module, method.kept(), kept),
+                    dtype: module.dtype.filter(|_| start),
                 });
                 let factors = self.state.set(module, method.factors(), &self.trained);
                 let install = Install { factors: Some(factors), take_out, scale: module.scale, svd: None };
@@ -257,7 +273,7 @@ impl AdapterState {
         if manifest.format != FORMAT {
             return Err(malformed(format!("format should be {FORMAT}, found {}", manifest.format)));
         }
-        manifest.config.validate()?;
+        manifest.config.validate().map_err(|error| malformed(error.to_string()))?;
         let initial = match manifest.config.method.splits_weight() {
             true => read_tensors(&folder.join(INITIAL))?,
             false => NamedTensors::new(),
@@ -280,13 +296,22 @@ impl AdapterState {
 
     /// A line for each weight of the right shape whose content is known and another in `model`.
     pub(crate) fn content_faults<M: Module>(&self, model: &M) -> Vec<String> {
-        let known = |module: &ModuleState| Some((module.path.clone(), (module.shape, module.fingerprint.clone()?)));
-        let known: BTreeMap<String, ([usize; 2], String)> = self.modules.iter().filter_map(known).collect();
-        weights(model, &known.keys().map(String::as_str).collect())
-            .into_iter()
-            .filter(|(path, weight)| weight.dims() == known[path].0 && fingerprint(weight) != known[path].1)
-            .map(|(path, _)| format!("`{path}.weight` is not the weight that the adapter was made for"))
-            .collect()
+        let known = |module: &&ModuleState| module.fingerprint.is_some();
+        let known: BTreeMap<&str, &ModuleState> =
+            self.modules.iter().filter(known).map(|module| (module.path.as_str(), module)).collect();
+        let fault = |(path, weight): (String, Tensor<2>)| {
+            let module = known[path.as_str()];
+            let (dtype, other) = (weight.dtype(), weight.dims() != module.shape);
+            if other || Some(fingerprint(&module.narrowed(weight))) == module.fingerprint {
+                return None;
+            }
+            let rounded = match module.dtype {
+                None if dtype != DType::F32 => format!(", or was rounded to {dtype:?}, which it was not then"),
+                _ => String::new(),
+            };
+            Some(format!("`{path}.weight` is not the weight that the adapter was made for{rounded}"))
+        };
+        weights(model, &known.keys().copied().collect()).into_iter().filter_map(fault).collect()
     }
 
     /// Names and shapes of the trained tensors.

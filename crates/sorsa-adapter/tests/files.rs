@@ -4,8 +4,15 @@ mod common;
 
 use std::path::Path;
 
-use burn::nn::LinearConfig;
-use sorsa_adapter::{AdapterConfig, AdapterError, HostTensor, Method, SavedAdapter, read_tensors, write_tensors};
+use burn::module::Module;
+use burn::nn::conv::{Conv1d, Conv1dConfig};
+use burn::nn::{LayerNorm, LayerNormConfig, LinearConfig};
+use burn::prelude::*;
+use burn::tensor::{DType, FloatDType};
+use sorsa_adapter::peft::{PeftAdapter, PeftExport, PeftForm};
+use sorsa_adapter::{
+    AdapterConfig, AdapterError, AlphaConvention, HostTensor, Method, SavedAdapter, read_tensors, write_tensors,
+};
 
 use common::*;
 
@@ -170,7 +177,82 @@ fn damaged_files_are_named_with_what_is_wrong() {
     std::fs::write(&manifest, text.replace("\"format\": 1", "\"format\": 7")).unwrap();
     assert!(error().contains("format should be 1, found 7"), "{}", error());
     std::fs::write(&manifest, text.replace("\"rank\": 4", "\"rank\": 0")).unwrap();
-    assert!(error().contains("rank must be at least 1"), "{}", error());
+    assert!(error().contains("adapter.json: ") && error().contains("rank must be at least 1"), "{}", error());
+}
+
+/// [`Net`] with its weights rounded to bf16.
+fn narrow(device: &Device) -> Net {
+    let mut net = Net::new(device);
+    net.first.weight = net.first.weight.map(|weight| weight.cast(FloatDType::BF16));
+    net.second.weight = net.second.weight.map(|weight| weight.cast(FloatDType::BF16));
+    net
+}
+
+#[test]
+fn an_adapter_of_bf16_weights_fits_the_f32_ones_that_they_were_rounded_from() {
+    let device = Device::flex();
+    for method in FACTORED.into_iter().filter(|method| method.splits_weight()) {
+        let trained = disturbed(config(method).attach(narrow(&device), &Default::default()).unwrap());
+        let folder = tempfile::tempdir().unwrap();
+        trained.snapshot().save(folder.path()).unwrap();
+        let saved = SavedAdapter::load(folder.path()).unwrap();
+        // The residual is that of the run, to the bit: what is merged is what was trained.
+        let wide = saved.attach(Net::new(&device)).unwrap();
+        for (found, expected) in [
+            (&wide.model.first.weight, &trained.model.first.weight),
+            (&wide.model.second.weight, &trained.model.second.weight),
+        ] {
+            assert_eq!(found.base().dtype(), DType::F32);
+            assert_eq!(values(found.base()), values(expected.base()), "{method}");
+        }
+        let again = saved.attach(narrow(&device)).unwrap();
+        assert_eq!(values(again.model.first.weight.base()), values(trained.model.first.weight.base()), "{method}");
+        // The other way the weights are others, and it is said why.
+        let saved = attach(&config(method), &device).snapshot();
+        assert_names(&faults(saved.attach(narrow(&device))), &["`first.weight`", "was rounded to BF16"]);
+        // Where no digit was lost they are the same.
+        let widened = |mut net: Net| {
+            net.first.weight = net.first.weight.map(|weight| weight.cast(FloatDType::F32));
+            net.second.weight = net.second.weight.map(|weight| weight.cast(FloatDType::F32));
+            net
+        };
+        let saved = config(method).attach(widened(narrow(&device)), &Default::default()).unwrap().snapshot();
+        saved.attach(narrow(&device)).unwrap();
+    }
+}
+
+#[test]
+fn a_layer_that_is_no_longer_linear_is_named() {
+    #[derive(Module, Debug)]
+    struct Changed {
+        first: Conv1d,
+        second: LayerNorm,
+    }
+    let device = device();
+    let saved = attach(&config(Method::Sorsa), &device).snapshot();
+    let first = Conv1dConfig::new(12, 20, 3).init(&device);
+    let changed = Changed { first, second: LayerNormConfig::new(20).init(&device) };
+    assert_names(&faults(saved.attach(changed)), &["no linear layer `first`", "no linear layer `second`"]);
+}
+
+#[test]
+fn what_peft_would_read_otherwise_does_not_leave_for_it() {
+    let device = device();
+    // Patterns are burn's side alone: PEFT gets the paths that they mean.
+    let mut config = AdapterConfig::new(Method::Lora, RANK, &["fir*"]);
+    config.modules_to_save = vec!["sec*".into()];
+    let saved = attach(&config, &device).snapshot();
+    let (peft, _) = PeftAdapter::from_saved(&saved, &Net::new(&device), &PeftExport::default()).unwrap();
+    assert_eq!(peft.config.target_modules, ["first"]);
+    assert_eq!(peft.config.modules_to_save, ["second"]);
+    // PEFT divides the singular values by the scale; the author's code does not.
+    let as_trained = PeftExport { form: PeftForm::AsTrained, ..PeftExport::default() };
+    for (convention, fits) in [(AlphaConvention::Peft, true), (AlphaConvention::Author, false)] {
+        let mut config = common::config(Method::Sorsa).with_alpha(10.0);
+        config.alpha_convention = convention;
+        let saved = attach(&config, &device).snapshot();
+        assert_eq!(PeftAdapter::from_saved(&saved, &Net::new(&device), &as_trained).is_ok(), fits, "{convention:?}");
+    }
 }
 
 #[test]

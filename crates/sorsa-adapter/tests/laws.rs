@@ -248,6 +248,26 @@ fn every_method_computes_in_the_dtype_of_its_input() {
 }
 
 #[test]
+fn every_method_takes_f32_beside_bf16_weights_with_a_bias_and_dropout() {
+    // Of the backends it is the CPU's that takes it.
+    let device = Device::flex();
+    let exact = Net::new(&device).forward(input(&device));
+    for method in FACTORED {
+        let config = config(method).with_alpha(10.0).with_dropout(0.1);
+        let model = config.attach(to_bf16(Net::new(&device)), &Default::default()).unwrap().model;
+        let trained = model.clone().train().forward(input(&device).autodiff()).inner();
+        for y in [model.forward(input(&device)), trained] {
+            assert_eq!(y.dtype(), DType::F32, "{method}");
+            // Beside SORSA's and its like's residual, the dropped part is as large as the output.
+            assert!(largest(y.clone()).is_finite(), "{method}");
+            if !method.splits_weight() {
+                assert_within(y, exact.clone(), 0.04 * largest(exact.clone()), &method.to_string());
+            }
+        }
+    }
+}
+
+#[test]
 fn loras_start_depends_on_seed_and_path_only() {
     let device = device();
     let start = |seed, targets: &[&str]| -> HostTensor {

@@ -138,7 +138,25 @@ pub fn adapter_folder(folder: &Path) -> anyhow::Result<PathBuf> {
 
 /// Reads an adapter for `model`.
 pub fn load_saved(model: &CausalLm, folder: &Path) -> anyhow::Result<SavedAdapter> {
-    SavedAdapter::load_any(&adapter_folder(folder)?, model).or_bad_input()
+    let folder = adapter_folder(folder)?;
+    let saved = SavedAdapter::load_any(&folder, model).or_bad_input()?;
+    if PeftAdapter::is_in(&folder) {
+        check_tied(model, &saved)?;
+    }
+    Ok(saved)
+}
+
+/// Refuses an adapter that trains the embedding of a model whose head is the same matrix: there PEFT trains a copy that is
+/// read at the input alone, and this program the one matrix, so that neither can take over what the other trained.
+pub fn check_tied(model: &CausalLm, saved: &SavedAdapter) -> anyhow::Result<()> {
+    let embedding = saved.trained.keys().find(|name| name.ends_with("embed_tokens.weight"));
+    match embedding.filter(|_| model.config().tie_word_embeddings) {
+        Some(name) => Err(bad_input(format!(
+            "`{name}` is trained whole in a model with tied embeddings, which means another model in PEFT than here: \
+             there the head keeps the original"
+        ))),
+        None => Ok(()),
+    }
 }
 
 /// Attaches a saved adapter.

@@ -206,6 +206,17 @@ fn adapters_of_another_model() {
 }
 
 #[test]
+fn an_embedding_that_is_the_head_too_and_trained_whole_does_not_leave_for_peft() {
+    let place = Place::new();
+    edit_config(&place.path("model/config.json"), |config| config["tie_word_embeddings"] = true.into());
+    change_weights(&place, |name, shape, data| (name != "lm_head.weight").then_some((shape, data)));
+    let whole = ["--method", "lora", "--max-steps", "1", "--set", "adapter.modules_to_save=[\"embed_tokens\"]"];
+    place.finetune(&whole).args(["--run-dir", "run"]).succeed();
+    let export = ["export", "--adapter", "run", "--format", "peft", "--out", "peft"];
+    refuse_command("tied_embedding_for_peft", &place, &mut place.command(&export));
+}
+
+#[test]
 fn command_lines_that_make_no_sense() {
     let place = Place::new();
     refuse_command("no_command", &place, &mut place.command(&[]));

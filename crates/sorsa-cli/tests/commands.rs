@@ -66,6 +66,30 @@ fn every_method_trains_beside_weights_in_bf16_to_about_the_loss_of_f32() {
 }
 
 #[test]
+fn what_was_trained_beside_bf16_weights_is_merged_and_evaluated_in_f32() {
+    let place = Place::new();
+    place.write("text.txt", "Tom has 12 apples. He buys 7 more apples. How many apples does Tom have now?");
+    for method in METHODS {
+        let options = ["--method", method, "--max-steps", "4", "--lr", "0.01", "--dtype", "bf16", "--run-dir", method];
+        place.finetune(&options).succeed();
+        let merged = format!("{method}-merged");
+        place.command(&["merge", "--adapter", method, "--out", &merged, "--dtype", "f32"]).succeed();
+        let loss = |args: &[&str]| {
+            let eval = ["eval", "--text", "text.txt", "--format", "json"];
+            let found: Value = serde_json::from_str(&place.command(&eval).args(args).succeed()).unwrap();
+            found["loss"].as_f64().unwrap()
+        };
+        let before = loss(&["--model", "model"]);
+        let attached = loss(&["--model", "model", "--adapter", method]);
+        let narrow = loss(&["--model", "model", "--adapter", method, "--dtype", "bf16"]);
+        let merged = loss(&["--model", &merged]);
+        assert!((merged - attached).abs() < 1e-5, "{method}: {merged} merged, {attached} attached");
+        assert!((narrow - attached).abs() < 0.02, "{method}: {narrow} in bf16, {attached} in f32");
+        assert!((before - attached).abs() > 2e-4, "{method} learned nothing: {before}, {attached}");
+    }
+}
+
+#[test]
 fn every_method_leaves_a_whole_run_that_its_recipe_repeats_to_the_bit() {
     let place = Place::new();
     for method in METHODS {

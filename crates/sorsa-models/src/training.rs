@@ -24,7 +24,7 @@ use crate::transformer::Transformer;
 pub struct Pass {
     /// What the summed loss is divided by.
     pub divisor: f64,
-    /// Seed of dropout.
+    /// Seed of dropout: of each block of a transformer, of the whole pass of an RWKV.
     pub seed: u64,
     /// Keep the inputs of blocks alone, and run each block twice. Of no effect on RWKV.
     pub checkpoint_blocks: bool,
@@ -60,7 +60,10 @@ impl CausalLm {
         on_pool(&self.device(), || match self {
             Self::Transformer(model) if pass.checkpoint_blocks => self.by_blocks(model, input, targets, pass),
             Self::Transformer(model) => self.on_one_tape(model.seeded_hidden(input, pass), targets, pass),
-            Self::Rwkv(model) => self.on_one_tape(model.hidden(input), targets, pass),
+            Self::Rwkv(model) => {
+                self.device().seed(pass.seed);
+                self.on_one_tape(model.hidden(input), targets, pass)
+            }
         })
     }
 

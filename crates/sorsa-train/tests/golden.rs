@@ -107,7 +107,7 @@ fn attach(base: &Path, config: AdapterConfig, initial: NamedTensors, trained: Na
     }
     let module = |target: Target| {
         let Target { path, shape, rank, scale, .. } = target;
-        ModuleState { path, shape, rank, scale, fingerprint: None }
+        ModuleState { path, shape, rank, scale, fingerprint: None, dtype: None }
     };
     let modules = config.targets(&model).unwrap().into_iter().map(module).collect();
     let initial = if config.method.splits_weight() { initial } else { NamedTensors::new() };
@@ -370,8 +370,14 @@ fn ten_adamw_steps_of_one_layer_are_those_of_the_authors_code() {
         let number = |name: &str| meta[name].as_f64().unwrap();
         let mut adapter = AdapterConfig::new(Method::Sorsa, meta["r"].as_u64().unwrap() as usize, &["layer"]);
         adapter.alpha = meta["alpha"].as_f64();
-        let module =
-            |Target { path, shape, rank, scale, .. }| ModuleState { path, shape, rank, scale, fingerprint: None };
+        let module = |Target { path, shape, rank, scale, .. }| ModuleState {
+            path,
+            shape,
+            rank,
+            scale,
+            fingerprint: None,
+            dtype: None,
+        };
         let model = Layer { layer };
         let modules = adapter.targets(&model).unwrap().into_iter().map(module).collect();
         let state = AdapterState { config: adapter, modules, initial: factors("_init") };

@@ -108,7 +108,10 @@ impl PeftAdapter {
         }
         fitting(faults, &self.source)?;
         let config = self.config_for(&ranks, &linear);
-        let (mut state, _) = config.prepare(model, options)?;
+        let (mut state, _) = config.prepare(model, options).map_err(|error| match error {
+            AdapterError::Targets { faults } => AdapterError::Mismatch { path: self.source.clone(), faults },
+            other => other,
+        })?;
         if let Some(start) = start.filter(|_| method.splits_weight()) {
             // Its own configuration says that it is a LoRA: so PEFT tells its users to save it.
             let start = Self { config: self.config.clone(), ..start.clone() };

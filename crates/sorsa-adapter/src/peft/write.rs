@@ -8,7 +8,7 @@ use burn::prelude::*;
 use super::difference::{Pair, Product, truncated};
 use super::{A, B, MAGNITUDE, PREFIX, PeftAdapter, PeftConfig, PeftInit};
 use crate::attach::AttachOptions;
-use crate::config::Scaling;
+use crate::config::{AdapterConfig, AlphaConvention, Scaling};
 use crate::error::AdapterError;
 use crate::factors::{Axes, HostTensor, NamedTensors};
 use crate::parameters::{Parameter, factor_path, parameters, weights};
@@ -134,7 +134,9 @@ impl PeftAdapter {
 
 /// Whether the start is the exact one, which PEFT computes again.
 fn exact_start<M: Module>(saved: &SavedAdapter, model: &M) -> Result<(), AdapterError> {
-    let (again, _) = saved.state.config.prepare(model, &AttachOptions::default())?;
+    // PEFT divides by the scale, whatever the adapter's own convention is.
+    let config = AdapterConfig { alpha_convention: AlphaConvention::Peft, ..saved.state.config.clone() };
+    let (again, _) = config.prepare(model, &AttachOptions::default())?;
     let mut faults = Vec::new();
     for module in &saved.state.modules {
         let [own, exact] = [&saved.state.initial, &again.initial].map(|tensors| product(saved, module, tensors).pair());
@@ -215,18 +217,20 @@ fn approximated<M: Module>(
     if faults.is_empty() { Ok((pairs, truncations)) } else { Err(AdapterError::Decomposition { faults }) }
 }
 
-/// Adds the parameters that were trained whole, and returns the modules' names.
+/// Adds the parameters that were trained whole, and returns the modules as PEFT reads them: by the ends of their paths.
 fn whole<M: Module>(saved: &SavedAdapter, model: &M, tensors: &mut NamedTensors) -> Vec<String> {
     if saved.state.config.modules_to_save.is_empty() {
         return Vec::new();
     }
     let all: BTreeMap<String, Parameter> = parameters(model).into_iter().map(|p| (p.path.clone(), p)).collect();
+    let mut modules = BTreeSet::new();
     for (path, _) in saved.state.dense(model) {
         let tensor = &saved.trained[&path];
+        modules.extend(path.rsplit_once('.').map(|(module, _)| module.to_owned()));
         let tensor = if all[&path].linear { tensor.transposed() } else { HostTensor::clone(tensor) };
         tensors.insert(format!("{PREFIX}{path}"), tensor);
     }
-    saved.state.config.modules_to_save.clone()
+    names_or(&saved.state.config.modules_to_save, modules)
 }
 
 /// The numerator that makes `scale` of a rank.
@@ -247,11 +251,16 @@ fn usual(scales: &BTreeMap<&str, (usize, f64)>, rank_stabilized: bool) -> (usize
     counts.into_iter().max_by_key(|(_, count)| *count).map_or((1, 1.0), |(key, _)| key)
 }
 
-/// The targets as PEFT reads them: names as they are, for it matches the ends of paths too; anything else as paths.
+/// The targets as PEFT reads them.
 fn target_modules(saved: &SavedAdapter) -> Vec<String> {
-    let given = &saved.state.config.target_modules;
+    names_or(&saved.state.config.target_modules, saved.state.modules.iter().map(|module| module.path.clone()))
+}
+
+/// Names as they were given, for PEFT matches the ends of paths too; `paths` where any is a pattern, of which it has other
+/// ones.
+fn names_or(given: &[String], paths: impl IntoIterator<Item = String>) -> Vec<String> {
     match given.iter().all(|text| matches!(Pattern::parse(text), Ok(Pattern::Name(_)))) {
-        true => given.clone(),
-        false => saved.state.modules.iter().map(|module| module.path.clone()).collect(),
+        true => given.to_vec(),
+        false => paths.into_iter().collect(),
     }
 }

@@ -18,7 +18,7 @@ use crate::device;
 use crate::exit::{OrBadInput, bad_input};
 use crate::format::print;
 use crate::progress::Style;
-use crate::session::{create_folder, load_saved, model_folder, model_of_run};
+use crate::session::{check_tied, create_folder, load_saved, model_folder, model_of_run};
 
 /// A model, its name and an adapter of it.
 struct Trained {
@@ -85,6 +85,7 @@ fn check(args: &ExportArgs) -> anyhow::Result<()> {
 
 /// The adapter in PEFT's form; what an approximation leaves out is said.
 fn peft(trained: &Trained, args: &ExportArgs) -> anyhow::Result<PeftAdapter> {
+    check_tied(&trained.model, &trained.saved)?;
     let form = if args.as_trained { PeftForm::AsTrained } else { PeftForm::Difference };
     let options = PeftExport { form, rank: args.rank, base_model: Some(trained.name.clone()) };
     let (peft, truncations) = PeftAdapter::from_saved(&trained.saved, &trained.model, &options).or_bad_input()?;

@@ -15,7 +15,7 @@ use crate::estimate::grouped;
 use crate::exit::{OrBadInput, bad_input};
 use crate::format::print;
 use crate::progress::Style;
-use crate::session::{create_folder, load_saved, model_folder};
+use crate::session::{check_tied, create_folder, load_saved, model_folder};
 
 pub fn run(args: &ImportArgs) -> anyhow::Result<()> {
     let device = device::open(args.device.backend, args.device.device)?;
@@ -26,7 +26,9 @@ pub fn run(args: &ImportArgs) -> anyhow::Result<()> {
         (true, Some(start)) => {
             let (adapter, start) =
                 (PeftAdapter::load(&args.from).or_bad_input()?, PeftAdapter::load(start).or_bad_input()?);
-            adapter.attachable_from(&start, &model, &AttachOptions::default()).or_bad_input()?
+            let saved = adapter.attachable_from(&start, &model, &AttachOptions::default()).or_bad_input()?;
+            check_tied(&model, &saved)?;
+            saved
         }
         (false, None) => of_author(&args.from, &model)?,
         (false, Some(_)) => return Err(bad_input("--start goes with a folder of PEFT's")),
