@@ -30,6 +30,8 @@ const HARMLESS: &[&str] = &[
     "task_specific_params",
     "cache_implementation",
     "license",
+    "unsloth_fixed",
+    "unsloth_version",
 ];
 
 /// Takes fields out of an object, collecting faults.

@@ -1,6 +1,9 @@
 //! Gradients block by block are those of one tape. Alone in its process: dropout draws from burn's one generator, which
 //! tests beside this one would draw from too.
 
+#[path = "common/larger.rs"]
+mod larger;
+
 use std::collections::BTreeMap;
 
 use burn::module::{ModuleVisitor, Param, ParamId};
@@ -8,6 +11,8 @@ use burn::optim::GradientsParams;
 use burn::prelude::*;
 use sorsa_adapter::{AdapterConfig, Method};
 use sorsa_models::{CausalLm, ModelConfig, ModelInput, Pass};
+
+use larger::larger;
 
 const LEN: usize = 9;
 
@@ -52,7 +57,7 @@ fn loss_and_gradients(model: &CausalLm, seed: u64, checkpoint_blocks: bool) -> (
 fn distance(a: &BTreeMap<ParamId, Vec<f32>>, b: &BTreeMap<ParamId, Vec<f32>>) -> f32 {
     assert!(a.keys().eq(b.keys()), "other parameters have gradients");
     let pairs = a.iter().flat_map(|(id, values)| values.iter().zip(&b[id]));
-    pairs.fold(0f32, |worst, (a, b)| worst.max((a - b).abs()))
+    pairs.fold(0f32, |worst, (a, b)| larger(worst, (a - b).abs()))
 }
 
 #[test]

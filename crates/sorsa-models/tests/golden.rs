@@ -2,6 +2,8 @@
 //! folder of reference results.
 
 mod common;
+#[path = "common/larger.rs"]
+mod larger;
 #[path = "common/processor.rs"]
 mod processor;
 
@@ -14,6 +16,8 @@ use burn::tensor::FloatDType;
 use safetensors::{Dtype, SafeTensors};
 use sorsa_adapter::{AdapterConfig, Method};
 use sorsa_models::{CausalLm, GenerateOptions, ModelInput, Sampling};
+
+use larger::larger;
 
 /// Largest difference of a logit at |logit| about 10.
 const LOGITS: f32 = 1e-4;
@@ -213,7 +217,7 @@ fn the_gradient_of_every_parameter_is_that_of_pytorch() {
     for (name, found) in found {
         let expected = floats(&expected, &name);
         let largest = expected.iter().fold(0f32, |largest, value| largest.max(value.abs()));
-        let worst = found.iter().zip(&expected).fold(0f32, |worst, (f, e)| worst.max((f - e).abs()));
+        let worst = found.iter().zip(&expected).fold(0f32, |worst, (f, e)| larger(worst, (f - e).abs()));
         assert!(worst <= 1e-4 * largest, "{name}: {worst} of {largest}");
     }
 }

@@ -159,7 +159,8 @@ mod tests {
 
     fn distance(a: &BTreeMap<ParamId, Vec<f32>>, b: &BTreeMap<ParamId, Vec<f32>>) -> f32 {
         let pairs = a.iter().flat_map(|(id, values)| values.iter().zip(&b[id]));
-        pairs.fold(0f32, |worst, (a, b)| worst.max((a - b).abs()))
+        let differences = pairs.map(|(a, b)| (a - b).abs());
+        differences.fold(0f32, |worst, d| if worst.is_nan() || d <= worst { worst } else { d })
     }
 
     #[test]

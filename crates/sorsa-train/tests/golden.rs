@@ -176,7 +176,7 @@ fn assert_ends_at(what: &str, found: &NamedTensors, expected: &NamedTensors, tol
     assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>(), "{what}");
     for (name, expected) in expected {
         let differences = found[name].values.iter().zip(&expected.values).map(|(a, b)| (a - b).abs());
-        let worst = differences.fold(0f32, f32::max);
+        let worst = differences.fold(0f32, |worst, d| if worst.is_nan() || d <= worst { worst } else { d });
         assert!(worst <= tolerance, "{what}: `{name}` ends {worst} away");
     }
 }

@@ -98,8 +98,13 @@ pub fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
     HostTensor::from_tensor(tensor).values
 }
 
+/// The larger of two numbers; NaN where one is, which `max` would pass over.
+fn larger(a: f32, b: f32) -> f32 {
+    if a.is_nan() || b <= a { a } else { b }
+}
+
 pub fn largest<const D: usize>(tensor: Tensor<D>) -> f32 {
-    values(tensor).into_iter().fold(0.0, |largest, value| largest.max(value.abs()))
+    values(tensor).into_iter().map(f32::abs).fold(0.0, larger)
 }
 
 #[track_caller]
@@ -111,8 +116,7 @@ pub fn assert_near<const D: usize>(a: Tensor<D>, b: Tensor<D>, what: &str) {
 pub fn assert_within<const D: usize>(a: Tensor<D>, b: Tensor<D>, tolerance: f32, what: &str) {
     assert_eq!(a.dims(), b.dims(), "{what}");
     let pairs = values(a).into_iter().zip(values(b));
-    // Not `max`, which would pass over a NaN.
-    let worst = pairs.map(|(a, b)| (a - b).abs()).fold(0f32, |worst, d| if d <= worst { worst } else { d });
+    let worst = pairs.map(|(a, b)| (a - b).abs()).fold(0.0, larger);
     assert!(worst <= tolerance, "{what}: differs by {worst}, {tolerance} allowed");
 }
 

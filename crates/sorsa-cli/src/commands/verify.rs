@@ -36,7 +36,7 @@ impl Check {
             compared += 1;
             let difference = (found - expected).abs();
             // Not `max`, which would pass over a NaN.
-            worst = if difference <= worst { worst } else { difference };
+            worst = if worst.is_nan() || difference <= worst { worst } else { difference };
         }
         Self { what, compared, difference: Some(worst), unequal: None, pass: worst <= tolerance }
     }
@@ -262,4 +262,19 @@ fn mean_loss(logits: &[f32], targets: &[i32], vocabulary: usize) -> f64 {
         count += 1;
     }
     sum / f64::from(count)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_that_is_none_passes_nowhere_in_the_list() {
+        for nan_at in 0..3 {
+            let found = |index| if index == nan_at { f64::NAN } else { 1.0 };
+            let check = Check::numbers("logits", (0..3).map(|index| (found(index), 1.0)), 1e-4);
+            assert!(!check.pass && check.difference.unwrap().is_nan(), "{nan_at}");
+        }
+        assert!(Check::numbers("logits", [(1.0, 1.0)].into_iter(), 0.0).pass);
+    }
 }

@@ -35,6 +35,11 @@ fn read(fields: &mut Fields) -> ModelConfig {
         decoder.layer_types.fill(LayerType::Sliding);
     }
     fields.only("attention_bias", false);
+    // Phi-4 mini says that it has none of what its own code could do.
+    fields.only("mlp_bias", false);
+    fields.only("lm_head_bias", false);
+    fields.only("full_attn_mod", 1);
+    fields.only("interpolate_factor", 1);
     sizes.config(&FAMILY, fields, Architecture::Transformer(decoder))
 }
 

@@ -50,6 +50,14 @@ fn models_have_their_published_numbers_of_parameters() {
         ([2304, 9216, 26, 8, 256_000], json!({"model_type": "gemma2"}), 2_614_341_888),
         ([1152, 6912, 26, 4, 262_144], json!({"model_type": "gemma3_text", "num_key_value_heads": 1}), 999_885_952),
         ([3072, 8192, 32, 32, 32_064], json!({"model_type": "phi3"}), 3_821_079_552),
+        (
+            [3072, 8192, 32, 24, 200_064],
+            json!({
+                "model_type": "phi3", "num_key_value_heads": 8, "partial_rotary_factor": 0.75, "tie_word_embeddings": true,
+                "full_attn_mod": 1, "interpolate_factor": 1, "lm_head_bias": false, "mlp_bias": false,
+            }),
+            3_836_021_760,
+        ),
         ([768, 3072, 12, 1, 50_277], json!({"model_type": "rwkv", "num_attention_heads": "absent"}), 169_342_464),
     ] {
         let config = parse(sizes, more.clone()).unwrap();
@@ -195,7 +203,10 @@ fn fields_that_would_change_the_mathematics_are_faults_in_the_families_that_do_n
         (json!({"model_type": "phi3", "rope_scaling": {"type": "linear", "factor": 2.0}}), "`rope_scaling`"),
         (json!({"model_type": "phi3", "partial_rotary_factor": 0.3}), ""),
         (json!({"model_type": "phi3", "partial_rotary_factor": 0.2}), "`partial_rotary_factor`"),
+        (json!({"model_type": "phi3", "lm_head_bias": true}), "`lm_head_bias`"),
+        (json!({"model_type": "phi3", "full_attn_mod": 2}), "`full_attn_mod`"),
         (json!({"model_type": "llama", "pretraining_tp": 2}), "`pretraining_tp`"),
+        (json!({"model_type": "llama", "unsloth_fixed": true}), ""),
         (json!({"model_type": "qwen2", "num_key_value_heads": 2, "use_mrope": false}), ""),
         (json!({"model_type": "qwen2", "num_key_value_heads": 2, "use_mrope": true}), "`use_mrope`"),
         (json!({"model_type": "rwkv", "num_attention_heads": 4}), "`num_attention_heads`"),

@@ -160,6 +160,15 @@ impl Architecture {
             architecture.gemma(&mut fields);
         }
         fields.only("pretraining_tp", &[json!(1)]);
+        match family {
+            Qwen2 | Qwen3 => fields.only("use_mrope", &[json!(false)]),
+            Phi3 => {
+                fields.only("lm_head_bias", &[json!(false)]);
+                fields.only("full_attn_mod", &[json!(1)]);
+                fields.only("interpolate_factor", &[json!(1)]);
+            }
+            _ => {}
+        }
         architecture.check(&mut fields);
         match fields.finish() {
             faults if faults.is_empty() => Ok(architecture),
@@ -167,12 +176,20 @@ impl Architecture {
         }
     }
 
-    fn activation(&self, fields: &mut Fields) {
+    fn activation(&mut self, fields: &mut Fields) {
         let tanh = json!("gelu_pytorch_tanh");
         match self.family {
-            // The first Gemma says `gelu` and means the approximation.
             Gemma => {
-                fields.only("hidden_act", &[tanh.clone(), json!("gelu")]);
+                let found = fields.take("hidden_act").unwrap_or_else(|| tanh.clone());
+                if found == json!("gelu") {
+                    // What the first Gemma's file says, and not what it was trained with.
+                    self.notes.push(
+                        "`hidden_act` is gelu, which is computed exactly here and as its tanh approximation by llama.cpp"
+                            .to_owned(),
+                    );
+                } else if found != tanh {
+                    fields.wrong("hidden_act", "\"gelu_pytorch_tanh\" or \"gelu\"", &found);
+                }
                 fields.only("hidden_activation", &[tanh]);
             }
             Gemma2 | Gemma3 => {
@@ -185,6 +202,7 @@ impl Architecture {
     }
 
     fn window(&mut self, fields: &mut Fields) {
+        let no_window = fields.is_null("sliding_window");
         let window = fields.optional_size("sliding_window");
         let used = fields.flag("use_sliding_window", !matches!(self.family, Qwen2 | Qwen3));
         // From this block on, where a window is used at all.
@@ -210,6 +228,9 @@ impl Architecture {
                 return;
             }
         };
+        if no_window {
+            fields.faults.push("`sliding_window` should be a positive integer, found null".to_owned());
+        }
         self.window = Some(window.unwrap_or(4096));
         let expected: Vec<&str> = (1..=self.blocks)
             .map(|block| if block.is_multiple_of(period) { "full_attention" } else { "sliding_attention" })
@@ -228,9 +249,9 @@ impl Architecture {
         // others.
         let largest = self.blocks == if self.family == Gemma2 { 46 } else { 62 };
         let scalar = if largest { self.hidden / self.heads } else { self.head_dim };
-        if let Some(found) = fields.take("query_pre_attn_scalar").filter(|found| found.as_f64() != Some(scalar as f64))
-        {
-            fields.wrong("query_pre_attn_scalar", &format!("{scalar} with {} blocks", self.blocks), &found);
+        let found = fields.number("query_pre_attn_scalar", 256.0);
+        if found != scalar as f64 {
+            fields.wrong("query_pre_attn_scalar", &format!("{scalar} with {} blocks", self.blocks), &json!(found));
         }
         if self.family == Gemma3 {
             self.local_theta = Some(fields.number("rope_local_base_freq", 1e4));
@@ -422,6 +443,26 @@ mod tests {
         json["layer_types"] = json!(["full_attention", "full_attention"]);
         json["query_pre_attn_scalar"] = 20.into();
         assert_eq!(parse(&json).unwrap_err().len(), 2);
+    }
+
+    #[test]
+    fn what_the_first_gemma_computes_otherwise_is_said_and_what_is_missing_has_transformers_default() {
+        let mut json = config("gemma");
+        assert!(parse(&json).unwrap().notes.is_empty());
+        json["hidden_act"] = "gelu".into();
+        assert!(parse(&json).unwrap().notes[0].contains("gelu"));
+        let mut json = config("gemma3_text");
+        // 256 by default, which is not the width of these heads.
+        assert!(parse(&json).unwrap_err()[0].contains("query_pre_attn_scalar"));
+        json["query_pre_attn_scalar"] = 16.into();
+        parse(&json).unwrap();
+        json["sliding_window"] = Json::Null;
+        assert!(parse(&json).unwrap_err()[0].contains("sliding_window"));
+        let mut json = config("qwen2");
+        json["use_mrope"] = false.into();
+        parse(&json).unwrap();
+        json["use_mrope"] = true.into();
+        assert!(parse(&json).unwrap_err()[0].contains("use_mrope"));
     }
 
     #[test]

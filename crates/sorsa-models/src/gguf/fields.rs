@@ -33,6 +33,7 @@ const HARMLESS: &[&str] = &[
     "transformers_version",
     "unk_token_id",
     "unsloth_fixed",
+    "unsloth_version",
     "use_cache",
     "use_return_dict",
 ];
@@ -53,6 +54,11 @@ impl Fields {
     /// The field, where it is there and not null.
     pub fn take(&mut self, name: &str) -> Option<Value> {
         self.object.remove(name).filter(|value| !value.is_null())
+    }
+
+    /// Whether the field is there and null, which for some is not the same as missing.
+    pub fn is_null(&self, name: &str) -> bool {
+        self.object.get(name).is_some_and(Value::is_null)
     }
 
     pub fn wrong(&mut self, name: &str, expected: &str, found: &Value) {

@@ -148,9 +148,10 @@ mod tests {
             "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 50,
             "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "query_pre_attn_scalar": 16});
         let mut config = config.as_object().unwrap().clone();
-        if model_type != "gemma2" {
-            config.retain(|key, _| !key.contains("softcapping") && !key.contains("scalar"));
-        }
+        config.retain(|key, _| {
+            model_type == "gemma2"
+                || !key.contains("softcapping") && (model_type == "gemma3_text" || !key.contains("scalar"))
+        });
         plan(&Architecture::parse(config).unwrap())
     }
 

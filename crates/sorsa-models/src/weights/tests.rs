@@ -358,6 +358,19 @@ fn a_failed_export_leaves_the_folder_as_it_was() {
 }
 
 #[test]
+fn new_shards_and_old_ones_are_never_a_checkpoint_together() {
+    let dir = tempdir().unwrap();
+    let writer = CheckpointWriter::new(dir.path(), FloatDtype::F32).with_max_shard_bytes(0);
+    let files = writer.write(&specs(), values).unwrap();
+    // The second shard cannot take its place: the first has.
+    std::fs::remove_file(&files[1]).unwrap();
+    std::fs::create_dir(&files[1]).unwrap();
+    writer.write(&specs(), values).unwrap_err();
+    assert!(!dir.path().join(INDEX_FILE).exists());
+    assert!(Checkpoint::open(dir.path()).is_err());
+}
+
+#[test]
 fn shards_replace_a_single_file_that_would_be_read_instead_of_them() {
     let dir = tempdir().unwrap();
     let old = [Expected::new("old", [1])];

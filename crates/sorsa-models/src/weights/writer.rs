@@ -96,8 +96,9 @@ impl CheckpointWriter {
     /// Writes `tensors` in their order and returns the files. `produce` is called once for each, in that order, and
     /// gives its values row-major; they are written before the next is asked for.
     ///
-    /// Everything is written under temporary names, which take their places only when all of it is on the disk. After
-    /// an error, what was in the folder before is still there as it was.
+    /// Everything is written under temporary names, which take their places only when all of it is on the disk. An error
+    /// before that leaves what was in the folder as it was; one between two renames leaves no checkpoint, never parts of
+    /// two.
     ///
     /// # Errors
     /// [`WeightsError::NamedTwice`], [`WeightsError::Produce`], [`WeightsError::WrongLength`],
@@ -138,6 +139,11 @@ impl CheckpointWriter {
             let mut file = PendingFile::create(&self.dir, INDEX_FILE)?;
             file.write(&self.index(&shards))?;
             files.push(file);
+        }
+        files.iter().try_for_each(PendingFile::sync)?;
+        if shards.len() > 1 {
+            // An older one would call new and old shards of the same names a checkpoint.
+            remove_if_there(&self.dir.join(INDEX_FILE))?;
         }
         // The index is last: until it is there, new shards are no checkpoint.
         let paths = files.into_iter().map(PendingFile::commit).collect::<Result<Vec<_>, _>>()?;
@@ -256,9 +262,13 @@ impl PendingFile {
         self.file.as_file_mut().write_all(bytes).map_err(WeightsError::io(&self.path))
     }
 
+    fn sync(&self) -> Result<(), WeightsError> {
+        self.file.as_file().sync_all().map_err(WeightsError::io(&self.path))
+    }
+
     pub(crate) fn commit(self) -> Result<PathBuf, WeightsError> {
+        self.sync()?;
         let Self { file, path } = self;
-        file.as_file().sync_all().map_err(WeightsError::io(&path))?;
         file.persist(&path).map_err(|error| WeightsError::io(&path)(error.error))?;
         Ok(path)
     }

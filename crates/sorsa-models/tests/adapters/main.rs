@@ -1,6 +1,8 @@
 //! PEFT's and the author's adapters on a small Llama: logits, losses and gradients with given factors. The model of
 //! `tests/golden` is compared always; every method where `SORSA_GOLDEN` names the folder of reference results.
 
+#[path = "../common/larger.rs"]
+mod larger;
 mod reference;
 mod travel;
 
@@ -16,6 +18,8 @@ use sorsa_adapter::{
 use sorsa_models::CausalLm;
 
 use reference::*;
+
+use larger::larger;
 
 const PROJECTIONS: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
 
@@ -155,7 +159,7 @@ fn weights(model: &CausalLm) -> NamedTensors {
 fn assert_weights(found: &NamedTensors, expected: &NamedTensors, tolerance: f32, what: &str) {
     for (name, expected) in expected {
         let worst =
-            found[name].values.iter().zip(&expected.values).fold(0f32, |worst, (f, e)| worst.max((f - e).abs()));
+            found[name].values.iter().zip(&expected.values).fold(0f32, |worst, (f, e)| larger(worst, (f - e).abs()));
         assert!(worst <= tolerance, "{what}: {name} differs by {worst}");
     }
 }

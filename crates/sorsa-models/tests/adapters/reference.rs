@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use crate::larger::larger;
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::optim::GradientsParams;
 use burn::prelude::*;
@@ -174,8 +175,7 @@ impl Batch {
         assert_eq!(logits.len(), expected_logits.len(), "{what}");
         let vocabulary = logits.len() / self.mask.len();
         let visible = logits.iter().zip(expected_logits).enumerate().filter(|(i, _)| self.mask[i / vocabulary] == 1);
-        // Not `max`, which would pass over a NaN.
-        let worst = visible.map(|(_, (f, e))| (f - e).abs()).fold(0f32, |worst, d| if d <= worst { worst } else { d });
+        let worst = visible.map(|(_, (f, e))| (f - e).abs()).fold(0f32, larger);
         assert!(worst <= 1e-4, "{what}: logits differ by {worst}");
         let (loss, expected) = (self.loss(model).into_scalar::<f32>(), expected["loss"].values[0]);
         assert!((loss - expected).abs() <= 2e-5, "{what}: loss {loss}, expected {expected}");
@@ -215,7 +215,7 @@ pub fn assert_gradients(found: &NamedTensors, expected: &NamedTensors, tolerance
         assert_eq!(found[name].shape, expected.shape, "{what}: {name}");
         let largest = expected.values.iter().fold(0f32, |largest, value| largest.max(value.abs()));
         let differences = found[name].values.iter().zip(&expected.values).map(|(f, e)| (f - e).abs());
-        let worst = differences.fold(0f32, |worst, d| if d <= worst { worst } else { d });
+        let worst = differences.fold(0f32, larger);
         assert!(worst <= tolerance * largest, "{what}: {name} differs by {worst}, the largest is {largest}");
     }
 }

@@ -14,6 +14,7 @@ use tempfile::tempdir;
 
 use super::processor::rounds_activations;
 use super::{A, B, Rows, families, generate, greedy, logits, model, prompts, values};
+use crate::larger::larger;
 
 /// The model with matrices that are the same in every run: burn's generator is shared by tests that run beside.
 fn repeatable(model: CausalLm) -> CausalLm {
@@ -62,7 +63,7 @@ fn weights_kept_as_bf16_are_those_of_the_file_and_norms_stay_f32() {
     // Computed in bf16, with its 8 bits of precision.
     let (found, expected) = (logits(&narrow, A), logits(&wide, A));
     let largest = expected.iter().fold(0f32, |largest, logit| largest.max(logit.abs()));
-    let worst = found.iter().zip(&expected).fold(0f32, |worst, (f, e)| worst.max((f - e).abs()));
+    let worst = found.iter().zip(&expected).fold(0f32, |worst, (f, e)| larger(worst, (f - e).abs()));
     assert!(worst < 0.1 * largest, "{worst} of {largest}");
     let loss = |model| Rows::new(&[&[A]]).loss(model) / (A.len() - 1) as f32;
     assert!((loss(&narrow) / loss(&wide) - 1.0).abs() < 0.02, "{} {}", loss(&narrow), loss(&wide));

@@ -1,6 +1,8 @@
 //! What holds for every model, on small ones with random weights.
 
 mod bf16;
+#[path = "../common/larger.rs"]
+mod larger;
 #[path = "../common/processor.rs"]
 mod processor;
 
@@ -19,6 +21,8 @@ use sorsa_models::{
     Sampling,
 };
 use tempfile::tempdir;
+
+use larger::larger;
 
 const CLOSE: f32 = 2e-5;
 
@@ -357,7 +361,7 @@ fn an_adapter_on_every_linear_layer_changes_nothing_and_merges_into_what_it_was_
 #[track_caller]
 fn assert_near(found: &[f32], expected: &[f32], what: &str) {
     let largest = expected.iter().fold(0f32, |largest, logit| largest.max(logit.abs()));
-    let difference = found.iter().zip(expected).fold(0f32, |worst, (a, b)| worst.max((a - b).abs()));
+    let difference = found.iter().zip(expected).fold(0f32, |worst, (a, b)| larger(worst, (a - b).abs()));
     assert!(difference <= 2e-4 * largest, "{what}: logits differ by {difference}, the largest is {largest}");
 }
 
