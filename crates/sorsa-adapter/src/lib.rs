@@ -6,29 +6,54 @@
 //!
 //! ```
 //! use burn::nn::{Linear, LinearConfig};
+//! use burn::optim::{AdamWConfig, GradientsParams, ModuleOptimizer};
 //! use burn::prelude::*;
-//! use sorsa_adapter::{AdapterConfig, Method, project};
+//! use sorsa_adapter::{AdapterConfig, Attached, Method, RegularizerForm, SavedAdapter, add_regularizer, project};
 //!
 //! #[derive(Module, Debug)]
 //! struct Net { first: Linear, second: Linear }
 //!
+//! impl Net {
+//!     fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+//!         project(&self.second, project(&self.first, x).tanh())
+//!     }
+//! }
+//!
+//! let difference = |a: Tensor<2>, b: Tensor<2>| (a - b).abs().max().into_scalar::<f32>();
 //! let device = Device::flex();
 //! let net = Net {
 //!     first: LinearConfig::new(6, 8).init(&device),
 //!     second: LinearConfig::new(8, 3).init(&device),
 //! };
 //! let x = Tensor::<2>::ones([1, 6], &device);
-//! let before = net.first.forward(x.clone());
+//! let before = net.forward(x.clone());
 //!
-//! // Rank 2 on the layer `first`: 2 * (6 + 8 + 1) trained numbers.
-//! let adapted = AdapterConfig::new(Method::Sorsa, 2, &["first"]).attach(net, &Default::default()).unwrap();
+//! // Rank 2 on the layer `first`: 2 * (6 + 8 + 1) trained numbers. Attaching changes nothing.
+//! let config = AdapterConfig::new(Method::Sorsa, 2, &["first"]);
+//! let adapted = config.attach(net.clone(), &Default::default())?;
 //! assert_eq!(adapted.trainable_parameters(), 30);
+//! assert!(difference(adapted.model.forward(x.clone()), before.clone()) < 1e-5);
 //!
-//! // Attaching changes nothing, and both routes agree.
-//! let factored = project(&adapted.model.first, x.clone());
-//! let dense = adapted.model.first.forward(x);
-//! assert!((factored.clone() - before).abs().max().into_scalar::<f32>() < 1e-5);
-//! assert!((factored - dense).abs().max().into_scalar::<f32>() < 1e-5);
+//! // A step of any optimizer, with the gradient of the regularizer added to that of the loss.
+//! let Attached { model, state, trainable, modules } = adapted;
+//! let (model, rate, gamma) = (model.train(), 1e-2, 4e-4);
+//! let loss = model.forward(x.clone().autodiff()).square().mean();
+//! let mut gradients = GradientsParams::from_grads(loss.backward(), &model);
+//! add_regularizer(&model, &trainable, RegularizerForm::Paper, gamma / rate, &mut gradients);
+//! let mut optimizer: ModuleOptimizer = AdamWConfig::new().init();
+//! let model = optimizer.step(rate, model, gradients).valid();
+//! let trained = Attached { model, state, trainable, modules };
+//! let after = trained.model.forward(x.clone());
+//! assert!(difference(after.clone(), before) > 1e-3);
+//!
+//! // Saved, loaded onto the original weights, and merged into a plain network.
+//! let folder = tempfile::tempdir()?;
+//! trained.snapshot().save(folder.path())?;
+//! let loaded = SavedAdapter::load(folder.path())?.attach(net)?;
+//! assert!(difference(loaded.model.forward(x.clone()), after.clone()) < 1e-6);
+//! let (merged, _) = loaded.merge();
+//! assert!(difference(merged.forward(x), after) < 1e-5);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
 mod adapter;
