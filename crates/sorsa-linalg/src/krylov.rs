@@ -15,7 +15,7 @@ use crate::basis::{Basis, gaussian, norms};
 use crate::exact::thin_svd;
 use crate::operator::{Operator, product};
 use crate::ritz::{Ritz, leading};
-use crate::svd::Vectors;
+use crate::svd::{Vectors, largest_of};
 use crate::{LinalgError, Scalar};
 
 /// Width and number of the blocks that look for what the iteration may have missed.
@@ -71,7 +71,7 @@ pub(crate) struct Krylov<'a, T, A> {
 impl<'a, T: Scalar, A: Operator<T>> Krylov<'a, T, A> {
     pub fn new(a: &'a A, plan: Plan) -> Self {
         let (rows, cols) = a.shape();
-        let capacity = rows.min(plan.block * plan.max_blocks + PROBE.0 * PROBE.1);
+        let capacity = rows.min(plan.block.saturating_mul(plan.max_blocks).saturating_add(PROBE.0 * PROBE.1));
         let block = plan.block;
         let mut state = Krylov {
             a,
@@ -177,7 +177,7 @@ impl<'a, T: Scalar, A: Operator<T>> Krylov<'a, T, A> {
         let width = self.coupling.ncols();
         let last = ritz.x.subrows(ritz.x.nrows() - width, width);
         let missing = product(self.coupling.as_ref(), last);
-        norms(missing.as_ref()).into_iter().fold(0.0, f64::max) / ritz.s[0]
+        largest_of(norms(missing.as_ref())) / ritz.s[0]
     }
 
     /// A small residual says that the triplets are triplets, not that they are the leading ones: of a singular value
@@ -255,6 +255,6 @@ impl Schedule {
         // Far from convergence the rate is still to rise, and a rate near 0 says nothing.
         let rate = seen.max(Self::USUAL_RATE / 2.0);
         let blocks = ((residual / self.target).ln() / rate).ceil().max(1.0);
-        self.next = columns + self.block * blocks as usize;
+        self.next = columns.saturating_add(self.block.saturating_mul(blocks as usize));
     }
 }

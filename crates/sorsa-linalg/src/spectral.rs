@@ -51,6 +51,7 @@ pub fn principal_angles<T: Scalar>(a: MatRef<'_, T>, b: MatRef<'_, T>) -> Result
 pub fn condition_number<T: Scalar>(s: &[T]) -> f64 {
     match s {
         [] => f64::NAN,
+        [.., last] if (*last).into() == 0.0 => f64::INFINITY,
         [first, .., last] => (*first).into() / (*last).into(),
         [_] => 1.0,
     }
@@ -132,5 +133,6 @@ mod tests {
         assert_relative_eq!(effective_rank(&[3.0, 1.0]), 4.0 / 3f64.powf(0.75), max_relative = 1e-12);
         assert_eq!(condition_number(&[8.0f32, 3.0, 2.0]), 4.0);
         assert_eq!(condition_number(&[8.0, 0.0]), f64::INFINITY);
+        assert_eq!([condition_number(&[0.0, 0.0]), condition_number(&[0.0])], [f64::INFINITY; 2]);
     }
 }

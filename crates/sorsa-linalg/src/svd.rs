@@ -90,7 +90,7 @@ pub(crate) struct Vectors<T> {
 /// The `rank` leading singular triplets of `a [m, n]`.
 ///
 /// `name` stands for the matrix in errors. Called from one of rayon's workers it stays on that thread, else it uses all.
-/// No copy of `a` is made, but by the exact algorithm up to 512 rows or columns.
+/// No copy of `a` is made but by the exact algorithm, and where its entries are so large or small that they are scaled.
 ///
 /// # Errors
 ///
@@ -201,6 +201,13 @@ fn krylov_plan(small_side: usize, rank: usize, options: &SvdOptions) -> Plan {
     Plan { rank, block, max_blocks, tolerance, seed: options.seed }
 }
 
+/// The largest of numbers from 0 on; NaN where one is, which `max` would pass over.
+pub(crate) fn largest_of(numbers: impl IntoIterator<Item = f64>) -> f64 {
+    numbers
+        .into_iter()
+        .fold(0.0, |largest, number| if largest.is_nan() || number <= largest { largest } else { number })
+}
+
 /// Measures the triplets `u`, `v` of `a`, and puts them in the form promised by [`Svd`]. The singular values are the
 /// Rayleigh quotients `u^T A v`: their error is the square of the vectors'. The last argument says what
 /// made them, and in how many blocks.
@@ -227,9 +234,9 @@ fn finish<T: Scalar, O: Operator<T>>(
     let mut order: Vec<usize> = (0..rank).collect();
     order.sort_by(|&i, &j| s[j].total_cmp(&s[i]));
     let largest = s[order[0]];
-    let worst = residuals.into_iter().fold(0.0, f64::max);
+    let worst = largest_of(residuals);
     let residual = if worst == 0.0 { 0.0 } else { worst / largest };
-    if residual.is_nan() || residual > options.tolerance {
+    if !(residual.is_finite() && largest.is_finite()) || residual > options.tolerance {
         return Err(not_converged(name, residual, options, blocks));
     }
     if a.turned {

@@ -5,8 +5,8 @@ use burn::tensor::FloatDType;
 
 use crate::{fused, linear};
 
-/// Rows of logits that exist at one time in [`head_loss_sum`].
-const CHUNK_ROWS: usize = 2048;
+/// Rows of one chunk of [`in_chunks`].
+pub(crate) const CHUNK_ROWS: usize = 2048;
 
 /// `sum_i -log softmax(logits_i)[target_i]` of `logits` `[rows, vocabulary]` and `targets` `[rows]`, in f32, as a
 /// tensor of one element. Rows whose target is negative count for nothing.
@@ -21,8 +21,8 @@ pub fn cross_entropy_sum(logits: Tensor<2>, targets: Tensor<1, Int>) -> Tensor<1
 }
 
 /// The loss of `hidden` `[rows, d_model]` under the output head `weight` `[d_model, vocabulary]`: [`cross_entropy_sum`]
-/// of their product, in chunks of rows, so that the largest temporary has a bounded number of rows. The fused form
-/// keeps no logits for the backward pass.
+/// of their product, in chunks of rows, so that the largest temporary has a bounded number of rows where no gradient is
+/// wanted. The fused form keeps no logits for the backward pass either; the plain one does.
 pub fn head_loss_sum(hidden: Tensor<2>, weight: Tensor<2>, targets: Tensor<1, Int>) -> Tensor<1> {
     if fused::applies([fused::kind(&hidden)]) && fused::takes_weight(&weight) {
         fused::head_loss_sum(hidden, weight, targets)
@@ -32,12 +32,22 @@ pub fn head_loss_sum(hidden: Tensor<2>, weight: Tensor<2>, targets: Tensor<1, In
 }
 
 pub(crate) fn plain(hidden: Tensor<2>, weight: Tensor<2>, targets: Tensor<1, Int>) -> Tensor<1> {
+    in_chunks(hidden, targets, |hidden| linear::plain(hidden, weight.clone(), None))
+}
+
+/// [`cross_entropy_sum`] of the logits that `logits` makes of chunks of rows. Without gradients those of one chunk exist at
+/// a time; a tape keeps what it needs of all of them.
+pub(crate) fn in_chunks(
+    hidden: Tensor<2>,
+    targets: Tensor<1, Int>,
+    logits: impl Fn(Tensor<2>) -> Tensor<2>,
+) -> Tensor<1> {
     let rows = hidden.dims()[0];
     (0..rows)
         .step_by(CHUNK_ROWS)
         .map(|start| {
             let length = CHUNK_ROWS.min(rows - start);
-            let logits = linear::plain(hidden.clone().narrow(0, start, length), weight.clone(), None);
+            let logits = logits(hidden.clone().narrow(0, start, length));
             cross_entropy_sum(logits, targets.clone().narrow(0, start, length))
         })
         .reduce(|sum, loss| sum + loss)

@@ -4,10 +4,7 @@ use burn::prelude::*;
 use burn::tensor::FloatDType;
 
 use crate::linear::linear;
-use crate::loss::cross_entropy_sum;
-
-/// Rows of logits that exist at one time in [`soft_capped_head_loss_sum`].
-const CHUNK_ROWS: usize = 2048;
+use crate::loss::in_chunks;
 
 /// `cap * tanh(x / cap)`, elementwise, in the dtype of `x`.
 pub fn soft_cap<const D: usize>(x: Tensor<D>, cap: f64) -> Tensor<D> {
@@ -17,21 +14,13 @@ pub fn soft_cap<const D: usize>(x: Tensor<D>, cap: f64) -> Tensor<D> {
 /// [`head_loss_sum`](crate::head_loss_sum) of logits that go through [`soft_cap`]: `hidden` `[rows, d_model]` under
 /// the head `weight` `[d_model, vocabulary]` with `targets` `[rows]`, in chunks of rows. The cap is applied in f32.
 pub fn soft_capped_head_loss_sum(hidden: Tensor<2>, weight: Tensor<2>, targets: Tensor<1, Int>, cap: f64) -> Tensor<1> {
-    let rows = hidden.dims()[0];
-    (0..rows)
-        .step_by(CHUNK_ROWS)
-        .map(|start| {
-            let length = CHUNK_ROWS.min(rows - start);
-            let logits = linear(hidden.clone().narrow(0, start, length), weight.clone(), None).cast(FloatDType::F32);
-            cross_entropy_sum(soft_cap(logits, cap), targets.clone().narrow(0, start, length))
-        })
-        .reduce(|sum, loss| sum + loss)
-        .unwrap_or_else(|| Tensor::zeros([1], &hidden.device()))
+    in_chunks(hidden, targets, |hidden| soft_cap(linear(hidden, weight.clone(), None).cast(FloatDType::F32), cap))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::loss::{CHUNK_ROWS, cross_entropy_sum};
     use crate::testing::normal;
 
     #[test]

@@ -113,12 +113,17 @@ pub(super) fn forward(inputs: &Inputs) -> (Values, Vec<f32>) {
     let (rows, rank) = (inputs.rows(), inputs.rank());
     let weight = Weight::of(&inputs.weight);
     let d_out = weight.columns();
+    assert!(
+        is_absent(&inputs.s) || floats(&inputs.s).len() == rank,
+        "there are not as many singular values as the rank"
+    );
     let mut h = vec![0.0; rows * rank];
     multiply(&mut h, inputs.adapter_input(), matrix(&inputs.a), 1.0, false, Threads::All);
     let mut y = vec![0.0; rows * d_out];
     weight.multiply(&mut y, floats(&inputs.x), false);
     multiply(&mut y, Matrix::new(&inputs.scaled(&h), rows, rank), matrix(&inputs.b), 1.0, true, Threads::All);
     if !is_absent(&inputs.bias) {
+        assert_eq!(floats(&inputs.bias).len(), d_out, "the bias has another width than the output");
         y.chunks_exact_mut(d_out).for_each(|row| add_scaled(row, floats(&inputs.bias), 1.0));
     }
     let mut shape = shape(&inputs.x);

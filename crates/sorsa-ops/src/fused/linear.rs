@@ -24,6 +24,7 @@ pub(super) fn forward(x: &Values, weight: &Values, bias: &Values) -> Values {
     let mut y = vec![0.0; rows * d_out];
     w.multiply(&mut y, floats(x), false);
     if bias.layout().num_elements() > 0 {
+        assert_eq!(floats(bias).len(), d_out, "the bias has another width than the output");
         y.chunks_exact_mut(d_out).for_each(|row| add_scaled(row, floats(bias), 1.0));
     }
     let mut shape = shape(x);
@@ -38,7 +39,9 @@ pub(super) fn add_product(sum: Values, a: Values, b: Values, factor: f64) -> Val
     let (shape, a, b) = (shape(&sum), with_weight_strides(a), with_weight_strides(b));
     let mut sum = into_vec(contiguous(sum));
     let matrix = |t| Matrix::of(t).expect("two axes, strides of zero or more");
-    multiply(&mut sum, matrix(&a), matrix(&b), factor as f32, true, Threads::All);
+    let (a, b) = (matrix(&a), matrix(&b));
+    assert_eq!(shape[..], [a.rows(), b.columns()], "the sum has another shape than the product");
+    multiply(&mut sum, a, b, factor as f32, true, Threads::All);
     tensor(sum, shape)
 }
 

@@ -22,6 +22,7 @@ pub(super) fn forward(x: Values, weight: Values, epsilon: f64) -> (Values, Vec<f
     let (x, weight) = (contiguous(x), contiguous(weight));
     let [rows, width] = rows_and_width(&x);
     let (mut y, mut scales) = (vec![0.0; rows * width], vec![0.0; rows]);
+    assert_eq!(floats(&weight).len(), width, "the weight has another width than x");
     if rows * width > 0 {
         let weight = floats(&weight);
         let tasks = y.par_chunks_mut(ROWS * width).zip(scales.par_chunks_mut(ROWS));

@@ -279,7 +279,6 @@ fn a_gated_unit_that_keeps_bf16_has_the_same_result_and_gradients_to_its_precisi
     assert_eq!(found.into_data(), exact.into_data());
 }
 
-/// Asserts that `f`, which has no backward pass, goes the fused way and gives what the plain way gives.
 #[test]
 fn norms_and_gated_units_are_computed_once_more_for_the_maps_that_follow() {
     const SIZES: [usize; 3] = [5, 6, 7];
@@ -311,6 +310,7 @@ fn norms_and_gated_units_are_computed_once_more_for_the_maps_that_follow() {
     }
 }
 
+/// Asserts that `f`, which has no backward pass, goes the fused way and gives what the plain way gives.
 fn same_forward(name: &str, f: impl Fn() -> Tensor<4>) {
     let before = CALLS.get();
     let fused = f();
@@ -481,4 +481,26 @@ fn a_pass_runs_on_the_first_thread_of_the_pool_with_the_form_that_was_asked_for(
     // A panic is the caller's, and the next pass runs.
     assert!(std::panic::catch_unwind(|| on_pool(&Device::flex(), || -> () { panic!("meant") })).is_err());
     assert_eq!(on_pool(&flex, here), (Some(0), false));
+}
+
+fn ones<const D: usize>(shape: [usize; D]) -> Tensor<D> {
+    Tensor::ones(shape, &Device::flex())
+}
+
+#[test]
+#[should_panic(expected = "another width than the weight has rows")]
+fn rows_that_are_wider_than_the_weight_are_no_more_or_fewer_rows() {
+    crate::linear(ones([4, 7]), ones([6, 3]), None);
+}
+
+#[test]
+#[should_panic(expected = "the bias has another width")]
+fn a_bias_of_another_width_is_not_cut() {
+    crate::linear(ones([4, 6]), ones([6, 3]), Some(ones([1])));
+}
+
+#[test]
+#[should_panic(expected = "the weight has another width than x")]
+fn a_norm_of_another_width_is_not_cut() {
+    crate::rms_norm(ones([4, 6]), ones([1]), 1e-6);
 }

@@ -72,7 +72,8 @@ impl<'a> Weight<'a> {
     /// `out = x W`, and `out += x W` where `accumulate`, on all threads where the product is worth it. `x` is row-major
     /// `[rows, d_in]`, `out` row-major `[rows, d_out]`.
     pub fn multiply(self, out: &mut [f32], x: &[f32], accumulate: bool) {
-        let rows = x.len() / self.rows().max(1);
+        let rows = out.len() / self.columns().max(1);
+        assert_eq!(x.len(), rows * self.rows(), "the rows of x have another width than the weight has rows");
         match self {
             Self::Bf16(matrix) => bf16::multiply(out, x, matrix, accumulate),
             Self::F32(matrix) if rows > 0 && rows <= narrow::most_rows() && matrix.has_neighbours() => {
