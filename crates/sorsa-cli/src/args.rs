@@ -245,9 +245,9 @@ pub struct PretrainArgs {
 
 #[derive(Debug, Args)]
 pub struct EvalArgs {
-    /// Model: a Hugging Face folder, a hub id, or `embedded`
-    #[arg(long, default_value = "embedded")]
-    pub model: String,
+    /// Model: a Hugging Face folder, a hub id, or `embedded`; without it that of the adapter's run, or `embedded`
+    #[arg(long)]
+    pub model: Option<String>,
     /// Folder of an adapter, or of a run that has one
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
@@ -363,9 +363,9 @@ pub struct GenerateArgs {
     /// The prompt
     #[arg(default_value = "")]
     pub prompt: String,
-    /// Model: a Hugging Face folder, a hub id, or `embedded`
-    #[arg(long, default_value = "embedded")]
-    pub model: String,
+    /// Model: a Hugging Face folder, a hub id, or `embedded`; without it that of the adapter's run, or `embedded`
+    #[arg(long)]
+    pub model: Option<String>,
     /// Folder of an adapter, or of a run that has one
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
@@ -441,7 +441,7 @@ pub struct ExportArgs {
     /// Folder, or file for gguf and gguf-lora
     #[arg(long, value_name = "PATH")]
     pub out: PathBuf,
-    /// f32, f16, bf16 (hf, gguf), q8_0 (gguf); without it as the model is stored, or f32 for an adapter
+    /// f32, f16, bf16 (hf, gguf), q8_0 (gguf); without it as the model is stored (hf), f16 (gguf) or f32 (gguf-lora)
     #[arg(long)]
     pub dtype: Option<String>,
     /// Approximate what was trained by a LoRA of this rank, and say what that leaves out (peft, gguf-lora)

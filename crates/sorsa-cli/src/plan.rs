@@ -6,7 +6,7 @@ use std::sync::Arc;
 use burn::prelude::Device;
 use serde::Serialize;
 use sorsa_adapter::Method;
-use sorsa_data::{BatchOptions, Batcher, EncodeOptions, Encoder, Example, Loaded, Record, TextTokenizer};
+use sorsa_data::{BatchOptions, Batcher, EncodeOptions, EncodedSet, Encoder, Example, Loaded, Record, TextTokenizer};
 use sorsa_models::{CausalLm, ModelConfig};
 
 use crate::device;
@@ -77,6 +77,7 @@ impl Inputs {
     ) -> anyhow::Result<Self> {
         let context = config.max_position_embeddings;
         let max_length = recipe.data.max_length.min(context);
+        let limits = [max_length, config.vocab_size];
         let options = EncodeOptions {
             max_length,
             truncation: recipe.truncation()?,
@@ -97,14 +98,14 @@ impl Inputs {
         let (train, validation_set) = match &recipe.data.validation {
             Some(name) => {
                 let (path, validation) = load(name, "validation", None)?;
-                (loaded.records, encode(&path, &encoder, &validation.records, max_length)?)
+                (loaded.records, encode(&path, &encoder, &validation.records, limits)?)
             }
             None => {
                 let (train, validation) = hold_out(&path, loaded.records, recipe)?;
                 (train, encoder.encode_all(&validation).or_bad_input_in(&path)?)
             }
         };
-        let train_set = encode(&path, &encoder, &train, max_length)?;
+        let train_set = encode(&path, &encoder, &train, limits)?;
         let problems = match &recipe.data.test {
             Some(name) if recipe.eval.problems > 0 => {
                 let (path, loaded) = load(name, "test", Some(recipe.eval.problems))?;
@@ -154,9 +155,10 @@ fn encode(
     path: &Path,
     encoder: &Encoder,
     records: &[Record],
-    max_length: usize,
-) -> anyhow::Result<sorsa_data::EncodedSet> {
+    [max_length, vocabulary]: [usize; 2],
+) -> anyhow::Result<EncodedSet> {
     let set = encoder.encode_all(records).or_bad_input_in(path)?;
+    check_vocabulary(path, &set, vocabulary)?;
     if set.examples.is_empty() {
         return Err(bad_input(format!(
             "{}: no row fits in {max_length} tokens, the smaller of data.max_length and the model's context",
@@ -164,6 +166,17 @@ fn encode(
         )));
     }
     Ok(set)
+}
+
+/// A tokenizer may have more tokens than the model it stands beside has embeddings.
+pub fn check_vocabulary(path: &Path, set: &EncodedSet, vocabulary: usize) -> anyhow::Result<()> {
+    match set.examples.iter().flat_map(|example| &example.ids).find(|id| **id as usize >= vocabulary) {
+        Some(id) => Err(bad_input(format!(
+            "{}: the tokenizer makes the token {id} of it, the model's vocabulary has {vocabulary}",
+            path.display()
+        ))),
+        None => Ok(()),
+    }
 }
 
 fn hold_out(path: &Path, records: Vec<Record>, recipe: &Recipe) -> anyhow::Result<(Vec<Record>, Vec<Record>)> {

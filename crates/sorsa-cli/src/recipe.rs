@@ -11,7 +11,7 @@ use toml::{Table, Value};
 
 use crate::args::{FinetuneArgs, RecipeArgs};
 use crate::exit::{OrBadInput, bad_input};
-use crate::session::{EMBEDDED, adapter_folder};
+use crate::session::{EMBEDDED, adapter_folder, model_or_of_run};
 
 /// The fields of a recipe.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -185,6 +185,12 @@ impl Recipe {
         };
         for (field, value) in overrides(args)? {
             set(&mut typed, &field, value)?;
+        }
+        let names = |field: &str| typed.get("model").and_then(|model| model.get(field));
+        if let (None, Some(Value::String(adapter))) = (names("path"), names("adapter")) {
+            // An adapter of a run goes on with the model it was trained on.
+            let model = model_or_of_run(None, Some(Path::new(adapter)))?;
+            set(&mut typed, "model.path", Value::String(model))?;
         }
         Self::from_typed(typed, &name)
     }

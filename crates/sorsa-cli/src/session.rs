@@ -140,6 +140,11 @@ pub fn adapter_folder(folder: &Path) -> anyhow::Result<PathBuf> {
 pub fn load_saved(model: &CausalLm, folder: &Path) -> anyhow::Result<SavedAdapter> {
     let folder = adapter_folder(folder)?;
     let saved = SavedAdapter::load_any(&folder, model).or_bad_input()?;
+    let finite = |values: &[f32]| values.iter().all(|value| value.is_finite());
+    let mut tensors = saved.trained.iter().chain(&saved.state.initial);
+    if let Some((name, _)) = tensors.find(|(_, tensor)| !finite(&tensor.values)) {
+        return Err(bad_input(format!("{}: `{name}` holds numbers that are not finite", folder.display())));
+    }
     if PeftAdapter::is_in(&folder) {
         check_tied(model, &saved)?;
     }
@@ -166,11 +171,24 @@ pub fn attach_saved(model: CausalLm, folder: &Path) -> anyhow::Result<Attached<C
 
 /// The model named by the recipe of the run that the adapter is in.
 pub fn model_of_run(adapter: &Path) -> anyhow::Result<String> {
-    let places = [adapter.join("recipe.toml"), adapter.join("../recipe.toml")];
-    match places.iter().find(|path| path.exists()) {
-        Some(path) => Ok(Recipe::read(path)?.model.path),
+    match recipe_of_run(adapter) {
+        Some(path) => Ok(Recipe::read(&path)?.model.path),
         None => Err(bad_input(format!("{} is not in a run's folder: name its model with --model", adapter.display()))),
     }
+}
+
+/// The model that was named, or that of the adapter's run, or the embedded one.
+pub fn model_or_of_run(model: Option<&str>, adapter: Option<&Path>) -> anyhow::Result<String> {
+    match (model, adapter.and_then(recipe_of_run)) {
+        (Some(model), _) => Ok(model.to_owned()),
+        (None, Some(recipe)) => Ok(Recipe::read(&recipe)?.model.path),
+        (None, None) => Ok(EMBEDDED.to_owned()),
+    }
+}
+
+/// The recipe of the run that the adapter is in.
+fn recipe_of_run(adapter: &Path) -> Option<PathBuf> {
+    [adapter.join("recipe.toml"), adapter.join("../recipe.toml")].into_iter().find(|path| path.exists())
 }
 
 /// Reads a file of records and says what was left out.

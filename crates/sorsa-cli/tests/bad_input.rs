@@ -217,6 +217,31 @@ fn an_embedding_that_is_the_head_too_and_trained_whole_does_not_leave_for_peft()
 }
 
 #[test]
+fn an_adapter_that_is_not_finite_and_a_tokenizer_that_is_larger_than_its_model() {
+    let place = Place::new();
+    place.finetune(&["--max-steps", "1", "--method", "lora", "--run-dir", "run"]).succeed();
+    let file = place.path("run/adapter/adapter.safetensors");
+    let mut bytes = std::fs::read(&file).unwrap();
+    let end = bytes.len();
+    bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
+    std::fs::write(&file, bytes).unwrap();
+    refuse_command(
+        "adapter_that_is_not_finite",
+        &place,
+        &mut place.command(&["generate", "hello", "--adapter", "run"]),
+    );
+    // Fewer embeddings than the tokenizer has tokens.
+    edit_config(&place.path("model/config.json"), |config| config["vocab_size"] = 40.into());
+    change_weights(&place, |name, mut shape, data| {
+        let rows = if shape[0] > 100 && (name.contains("embed") || name.contains("lm_head")) { 40 } else { shape[0] };
+        let bytes = data.len() / shape[0] * rows;
+        shape[0] = rows;
+        Some((shape, data[..bytes].to_vec()))
+    });
+    refuse("tokenizer_larger_than_its_model", &place, &[]);
+}
+
+#[test]
 fn command_lines_that_make_no_sense() {
     let place = Place::new();
     refuse_command("no_command", &place, &mut place.command(&[]));

@@ -90,6 +90,24 @@ fn what_was_trained_beside_bf16_weights_is_merged_and_evaluated_in_f32() {
 }
 
 #[test]
+fn an_adapter_finds_the_model_of_its_run() {
+    let place = Place::new();
+    place.finetune(&["--max-steps", "2", "--method", "lora", "--run-dir", "first"]).succeed();
+    let loss = |args: &[&str]| {
+        place.write("text.txt", "Tom has 12 apples.");
+        let eval = ["eval", "--text", "text.txt", "--adapter", "first", "--format", "json"];
+        let found: Value = serde_json::from_str(&place.command(&eval).args(args).succeed()).unwrap();
+        found["loss"].as_f64().unwrap()
+    };
+    assert_eq!(loss(&[]), loss(&["--model", "model"]));
+    let further =
+        ["finetune", "--adapter", "first", "--data", "data.jsonl", "--quiet", "--max-steps", "2", "--run-dir"];
+    place.command(&further).args(["second", "--batch-size", "4"]).succeed();
+    let recipe = std::fs::read_to_string(place.path("second/recipe.toml")).unwrap();
+    assert!(recipe.contains("path = \"model\""), "{recipe}");
+}
+
+#[test]
 fn every_method_leaves_a_whole_run_that_its_recipe_repeats_to_the_bit() {
     let place = Place::new();
     for method in METHODS {

@@ -18,6 +18,7 @@ use crate::device;
 use crate::exit::{OrBadInput, bad_input};
 use crate::format::{TableFormat, print, print_json};
 use crate::humaneval;
+use crate::plan::check_vocabulary;
 use crate::progress::Style;
 use crate::run_dir::json_lines;
 use crate::sampling::Continuing;
@@ -35,7 +36,8 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<()> {
     let sandbox = if code { Some(sandbox(args)?) } else { None };
     let device = device::open(args.device.backend, args.device.device)?;
     let style = Style::choose(args.quiet);
-    let session = Session::load(&args.model, session::dtype(&args.dtype)?, &device, style)?;
+    let model = session::model_or_of_run(args.model.as_deref(), args.adapter.as_deref())?;
+    let session = Session::load(&model, session::dtype(&args.dtype)?, &device, style)?;
     let session = session.with_adapter(args.adapter.as_deref())?;
     match (&args.text, sandbox) {
         (Some(texts), _) => perplexity(args, &session, texts, style),
@@ -104,7 +106,8 @@ fn settings(
 ) -> anyhow::Result<Map<String, Value>> {
     let adapter = args.adapter.as_deref().map(|adapter| content::of_adapter(&adapter_folder(adapter)?)).transpose()?;
     let settings = json!({
-        "task": task, "model": args.model, "adapter": args.adapter, "problems": problems, "fingerprint": fingerprint,
+        "task": task, "model": session::model_or_of_run(args.model.as_deref(), args.adapter.as_deref())?, "adapter": args.adapter,
+        "problems": problems, "fingerprint": fingerprint,
         "model_content": content::of_model(&session.folder)?, "adapter_content": adapter,
         "max_new_tokens": args.max_new_tokens, "samples": args.samples, "temperature": args.temperature,
         "top_k": args.top_k, "top_p": args.top_p, "seed": args.seed,
@@ -124,6 +127,7 @@ fn perplexity(args: &EvalArgs, session: &Session, path: &Path, style: Style) -> 
     let loaded = load_records(path, &options, style)?;
     let encode = EncodeOptions { max_length: context, append_eos: false, ..EncodeOptions::default() };
     let set = session.encoder("raw", encode)?.encode_all(&loaded.records).or_bad_input_in(path)?;
+    check_vocabulary(path, &set, session.model.config().vocab_size)?;
     let batches = BatchOptions {
         batch_size: args.batch_size,
         shuffle: false,

@@ -86,10 +86,18 @@ pub fn run(args: &FinetuneArgs) -> anyhow::Result<()> {
     if style != Style::Quiet {
         announce(&recipe, &task.data, &shape, args.device.backend, &run);
     }
+    let started = std::time::Instant::now();
+    let attached = attach(&recipe, model, start, &run, args, style);
+    if attached.is_err() && args.resume.is_none() {
+        run.abandon();
+    }
+    let (attached, svd_residual) = attached?;
+    let svd_seconds = started.elapsed().as_secs_f64();
+    // Of the model as training finds it: an adapter that it starts from counts.
     let baseline = match std::fs::read(run.file("baseline.json")) {
         Ok(json) if args.resume.is_some() => serde_json::from_slice(&json).or_bad_input()?,
         _ => {
-            let scores = answer(&task, &model, &recipe, style)?.map_or_else(Vec::new, |a| a.scores());
+            let scores = answer(&task, &attached.model, &recipe, style)?.map_or_else(Vec::new, |a| a.scores());
             let baseline = Baseline { scores };
             run.write("baseline.json", serde_json::to_vec_pretty(&baseline)?)?;
             baseline
@@ -98,14 +106,6 @@ pub fn run(args: &FinetuneArgs) -> anyhow::Result<()> {
     if let (Some((_, score)), true) = (baseline.scores.first(), style != Style::Quiet) {
         eprintln!("accuracy before: {}", percent(score));
     }
-
-    let started = std::time::Instant::now();
-    let attached = attach(&recipe, model, start, &run, args, style);
-    if attached.is_err() && args.resume.is_none() {
-        run.abandon();
-    }
-    let (attached, svd_residual) = attached?;
-    let svd_seconds = started.elapsed().as_secs_f64();
     if args.resume.is_none() {
         // The recipe comes last: a folder that has it can be resumed.
         run.write("recipe.toml", recipe.to_toml()?)?;

@@ -19,7 +19,8 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
         return Err(bad_input("--top-p should be between 0 and 1, and --top-k at least 1"));
     }
     let device = device::open(args.device.backend, args.device.device)?;
-    let session = Session::load(&args.model, session::dtype(&args.dtype)?, &device, Style::choose(false))?
+    let model = session::model_or_of_run(args.model.as_deref(), args.adapter.as_deref())?;
+    let session = Session::load(&model, session::dtype(&args.dtype)?, &device, Style::choose(false))?
         .with_adapter(args.adapter.as_deref())?;
     let options = EncodeOptions { max_length: usize::MAX, ..EncodeOptions::default() };
     let encoder = session.encoder(&args.template, options)?;
