@@ -10,11 +10,12 @@ use sorsa_data::{BatchOptions, Batcher, EncodeOptions, EncodedSet, Encoder, Exam
 use sorsa_models::{CausalLm, ModelConfig};
 
 use crate::device;
+use crate::embedded::{self, EMBEDDED};
 use crate::estimate::{MemoryEstimate, Step, bytes, grouped};
 use crate::exit::{OrBadInput, bad_input};
 use crate::progress::Style;
 use crate::recipe::Recipe;
-use crate::session::{self, EMBEDDED, Session, embedded_task, load_records};
+use crate::session::{self, Session, load_records};
 use crate::task::{Problems, answer_kind};
 
 /// Everything a run needs but the adapter.
@@ -48,8 +49,8 @@ pub struct DataReport {
 }
 
 /// A data file by its name in a recipe.
-pub fn data_file(name: &str, split: &str) -> PathBuf {
-    if name == EMBEDDED { embedded_task(split) } else { PathBuf::from(name) }
+pub fn data_file(name: &str, split: &str) -> anyhow::Result<PathBuf> {
+    if name == EMBEDDED { embedded::task(split) } else { Ok(PathBuf::from(name)) }
 }
 
 impl Plan {
@@ -77,7 +78,6 @@ impl Inputs {
     ) -> anyhow::Result<Self> {
         let context = config.max_position_embeddings;
         let max_length = recipe.data.max_length.min(context);
-        let limits = [max_length, config.vocab_size];
         let options = EncodeOptions {
             max_length,
             truncation: recipe.truncation()?,
@@ -85,10 +85,10 @@ impl Inputs {
             append_eos: true,
             prompt_suffix: recipe.eval.prompt_suffix.clone(),
         };
-        let encoder = session::encoder(tokenizer, &recipe.data.template, options)?;
+        let encoder = session::encoder(tokenizer, &recipe.data.template, options, config.vocab_size)?;
 
         let load = |name: &str, split: &str, limit: Option<usize>| -> anyhow::Result<(PathBuf, Loaded)> {
-            let path = data_file(name, split);
+            let path = data_file(name, split)?;
             let options = sorsa_data::LoadOptions { limit, ..recipe.load_options()? };
             let loaded = load_records(&path, &options, style)?;
             Ok((path, loaded))
@@ -98,14 +98,14 @@ impl Inputs {
         let (train, validation_set) = match &recipe.data.validation {
             Some(name) => {
                 let (path, validation) = load(name, "validation", None)?;
-                (loaded.records, encode(&path, &encoder, &validation.records, limits)?)
+                (loaded.records, encode(&path, &encoder, &validation.records, max_length)?)
             }
             None => {
                 let (train, validation) = hold_out(&path, loaded.records, recipe)?;
                 (train, encoder.encode_all(&validation).or_bad_input_in(&path)?)
             }
         };
-        let train_set = encode(&path, &encoder, &train, limits)?;
+        let train_set = encode(&path, &encoder, &train, max_length)?;
         let problems = match &recipe.data.test {
             Some(name) if recipe.eval.problems > 0 => {
                 let (path, loaded) = load(name, "test", Some(recipe.eval.problems))?;
@@ -125,7 +125,7 @@ impl Inputs {
             validation_examples: validation_set.examples.len(),
             problems: problems.as_ref().map_or(0, Problems::len),
         };
-        let pad_id = tokenizer.pad();
+        let pad_id = tokenizer.pad(config.vocab_size);
         let batcher = |examples: Vec<Example>, shuffle: bool| {
             let options = BatchOptions {
                 batch_size: recipe.train.batch_size,
@@ -151,14 +151,8 @@ impl Inputs {
 }
 
 /// Encodes the records of a file; none left is an error that says why.
-fn encode(
-    path: &Path,
-    encoder: &Encoder,
-    records: &[Record],
-    [max_length, vocabulary]: [usize; 2],
-) -> anyhow::Result<EncodedSet> {
+fn encode(path: &Path, encoder: &Encoder, records: &[Record], max_length: usize) -> anyhow::Result<EncodedSet> {
     let set = encoder.encode_all(records).or_bad_input_in(path)?;
-    check_vocabulary(path, &set, vocabulary)?;
     if set.examples.is_empty() {
         return Err(bad_input(format!(
             "{}: no row fits in {max_length} tokens, the smaller of data.max_length and the model's context",
@@ -166,17 +160,6 @@ fn encode(
         )));
     }
     Ok(set)
-}
-
-/// A tokenizer may have more tokens than the model it stands beside has embeddings.
-pub fn check_vocabulary(path: &Path, set: &EncodedSet, vocabulary: usize) -> anyhow::Result<()> {
-    match set.examples.iter().flat_map(|example| &example.ids).find(|id| **id as usize >= vocabulary) {
-        Some(id) => Err(bad_input(format!(
-            "{}: the tokenizer makes the token {id} of it, the model's vocabulary has {vocabulary}",
-            path.display()
-        ))),
-        None => Ok(()),
-    }
 }
 
 fn hold_out(path: &Path, records: Vec<Record>, recipe: &Recipe) -> anyhow::Result<(Vec<Record>, Vec<Record>)> {

@@ -12,33 +12,15 @@ use sorsa_data::{EncodeOptions, Encoder, LoadOptions, Loaded, PromptTemplate, Te
 use sorsa_models::hub::{self, HubOptions};
 use sorsa_models::{CausalLm, ModelConfig};
 
+use crate::embedded::{self, EMBEDDED};
 use crate::exit::{OrBadInput, bad_input};
 use crate::progress::Style;
 use crate::recipe::Recipe;
 
-/// The name that stands for the model and the task in `datasets/`.
-pub const EMBEDDED: &str = "embedded";
-
-/// The folder `datasets/` of the sources that this binary was built from.
-fn datasets() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../datasets")
-}
-
-/// A file of the embedded task.
-pub fn embedded_task(split: &str) -> PathBuf {
-    datasets().join("arithmetic").join(format!("{split}.jsonl"))
-}
-
 /// The folder of a model: as given, embedded, or fetched from the hub.
 pub fn model_folder(model: &str, style: Style) -> anyhow::Result<PathBuf> {
     if model == EMBEDDED {
-        let folder = datasets().join("base");
-        return match folder.is_dir() {
-            true => Ok(folder),
-            false => {
-                Err(bad_input(format!("the embedded model is not at {}; name one with --model", folder.display())))
-            }
-        };
+        return embedded::model();
     }
     let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
     let options = HubOptions {
@@ -102,9 +84,9 @@ impl Session {
         stops(&self.tokenizer, self.model.config())
     }
 
-    /// An encoder for this tokenizer.
+    /// An encoder for this tokenizer and model.
     pub fn encoder(&self, template: &str, options: EncodeOptions) -> anyhow::Result<Encoder> {
-        encoder(&self.tokenizer, template, options)
+        encoder(&self.tokenizer, template, options, self.model.config().vocab_size)
     }
 }
 
@@ -117,10 +99,15 @@ pub fn stops(tokenizer: &TextTokenizer, config: &ModelConfig) -> Vec<u32> {
     stops
 }
 
-/// An encoder for a tokenizer.
-pub fn encoder(tokenizer: &Arc<TextTokenizer>, template: &str, options: EncodeOptions) -> anyhow::Result<Encoder> {
+/// An encoder for a tokenizer and a model of `vocabulary` tokens.
+pub fn encoder(
+    tokenizer: &Arc<TextTokenizer>,
+    template: &str,
+    options: EncodeOptions,
+    vocabulary: usize,
+) -> anyhow::Result<Encoder> {
     let template = PromptTemplate::from_name(template, tokenizer).or_bad_input()?;
-    Encoder::new(Arc::clone(tokenizer), template, options).or_bad_input()
+    Ok(Encoder::new(Arc::clone(tokenizer), template, options).or_bad_input()?.for_vocabulary(vocabulary))
 }
 
 /// The folder of an adapter, of this program's form or of PEFT's: `folder` itself, or `folder/adapter` of a run.
