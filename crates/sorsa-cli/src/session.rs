@@ -119,7 +119,7 @@ pub fn stops(tokenizer: &TextTokenizer, config: &ModelConfig) -> Vec<u32> {
 
 /// An encoder for a tokenizer.
 pub fn encoder(tokenizer: &Arc<TextTokenizer>, template: &str, options: EncodeOptions) -> anyhow::Result<Encoder> {
-    let template = PromptTemplate::from_name(template, tokenizer).or_bad_input()?;
+    let template = PromptTemplate::new(template.parse().or_bad_input()?, tokenizer).or_bad_input()?;
     Encoder::new(Arc::clone(tokenizer), template, options).or_bad_input()
 }
 

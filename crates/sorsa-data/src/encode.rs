@@ -4,10 +4,14 @@
 //! border, and a prompt has the same ids in training as in generation. Tokenizers of the SentencePiece kind put their
 //! space before the answer by themselves.
 
+use std::fmt;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
+use crate::names::parse_name;
 use crate::{BadRows, ChatTemplate, Content, DataError, Message, PromptTemplate, Record, TextTokenizer};
 
 /// One row as the model sees it.
@@ -30,20 +34,51 @@ impl Example {
     }
 }
 
-/// What becomes of a record with more than `max_length` tokens. Plain text is never cut: it becomes several examples.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+/// What the encoder does with a record of more than `max_length` tokens. It never truncates plain text: it splits it
+/// into several examples.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Truncation {
-    /// An error that names the row.
+    /// Fail, and name the row.
     #[default]
     Error,
-    /// The record is left out and counted.
+    /// Drop the record, and count it.
     DropRow,
-    /// The prompt loses its beginning, but for the begin token. An answer too long by itself loses its end, but for
+    /// Cut the beginning of the prompt, after the begin token. If the answer alone is too long, cut its end, before
     /// the end token.
     KeepEnd,
-    /// Prompt and answer are each cut at `max_length`, so that the sum may be twice that, and a cut answer has no end
-    /// token. This is what the code of the SORSA paper does; for nothing but comparing with it.
+    /// Cut prompt and answer at `max_length` each, like the code of the SORSA paper: the example may have twice
+    /// `max_length` tokens, and an answer that is cut has no end token. Use it only to compare with that code.
     AuthorEach,
+}
+
+impl Truncation {
+    /// All ways to truncate.
+    pub const ALL: [Self; 4] = [Self::Error, Self::DropRow, Self::KeepEnd, Self::AuthorEach];
+
+    /// The name, as a recipe spells it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::DropRow => "drop-row",
+            Self::KeepEnd => "keep-end",
+            Self::AuthorEach => "author-each",
+        }
+    }
+}
+
+impl fmt::Display for Truncation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for Truncation {
+    type Err = DataError;
+
+    fn from_str(name: &str) -> Result<Self, DataError> {
+        parse_name("truncation", &Self::ALL, name)
+    }
 }
 
 /// How records become examples.

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use crate::{Format, PromptTemplate};
+use crate::{Format, TemplateName};
 
 /// Everything that can go wrong between a file and a batch.
 #[derive(Debug, thiserror::Error)]
@@ -106,10 +106,10 @@ pub enum DataError {
     )]
     NoChatTemplate,
     /// A conversation under a template that knows only instructions.
-    #[error("the record is a conversation, which the {} template cannot render; use the chat template", template.name())]
+    #[error("the record is a conversation, which the {template} template cannot render; use the chat template")]
     NeedsChatTemplate {
         /// The template in use.
-        template: PromptTemplate,
+        template: TemplateName,
     },
     /// The start of a rendered conversation is not the rendering of its start, so the assistant's part cannot be told.
     #[error(

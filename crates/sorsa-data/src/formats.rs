@@ -4,16 +4,20 @@ use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::names::parse_name;
 use crate::{Content, DataError, LoadOptions, Message, Record};
 
 /// How the fields of a row are to be read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Format {
     /// A conversation: `messages`, a list of `role` and `content`.
     Messages,
     /// MetaMathQA: `query`, `response`, and maybe `type`.
+    #[serde(rename = "metamathqa")]
     MetaMathQa,
     /// GSM8K: `question`, and `answer` ending in `#### N`.
     Gsm8k,
@@ -43,14 +47,14 @@ const PAIRS: [(&str, &str); 4] =
     [("prompt", "completion"), ("prompt", "response"), ("query", "answer"), ("question", "answer")];
 
 impl Format {
-    /// All formats, in the order in which they are tried.
-    pub const fn all() -> [Self; 8] {
+    /// All formats, in the order in which [`load`](crate::load) tries them.
+    pub const ALL: [Self; 8] = {
         use Format::*;
         [Messages, MetaMathQa, Gsm8k, Math, Svamp, Alpaca, PromptCompletion, Text]
-    }
+    };
 
-    /// The name used on a command line and in a recipe.
-    pub const fn name(self) -> &'static str {
+    /// The name, as a recipe and the command line spell it.
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Messages => "messages",
             Self::MetaMathQa => "metamathqa",
@@ -77,7 +81,7 @@ impl Format {
     }
 
     pub(crate) fn describe_all() -> String {
-        let lines = Self::all().map(|format| format!("  {:<17} {}", format.name(), format.fields()));
+        let lines = Self::ALL.map(|format| format!("  {:<17} {}", format.as_str(), format.fields()));
         lines.join("\n")
     }
 
@@ -85,7 +89,7 @@ impl Format {
     pub(crate) fn recognise(row: &Value) -> Option<Self> {
         let row = row.as_object()?;
         let has = |names: &[&str]| names.iter().all(|name| row.contains_key(*name));
-        Self::all().into_iter().find(|format| match format {
+        Self::ALL.into_iter().find(|format| match format {
             Self::Messages => has(&["messages"]),
             Self::MetaMathQa => has(&["query", "response"]),
             Self::Gsm8k => {
@@ -167,7 +171,7 @@ impl Format {
 
 impl fmt::Display for Format {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
+        f.write_str(self.as_str())
     }
 }
 
@@ -175,11 +179,7 @@ impl FromStr for Format {
     type Err = DataError;
 
     fn from_str(name: &str) -> Result<Self, DataError> {
-        Self::all().into_iter().find(|format| format.name() == name).ok_or_else(|| DataError::UnknownName {
-            what: "format",
-            found: name.to_owned(),
-            expected: Self::all().map(Self::name).join(", "),
-        })
+        parse_name("format", &Self::ALL, name)
     }
 }
 
@@ -341,9 +341,9 @@ mod tests {
             json!({"question": "q", "answer": "a, not numbered"}),
             json!({"text": "t"}),
         ];
-        for (row, format) in rows.iter().zip(Format::all()) {
+        for (row, format) in rows.iter().zip(Format::ALL) {
             assert_eq!(Format::recognise(row), Some(format), "{row}");
-            assert_eq!(format.name().parse::<Format>().unwrap(), format);
+            assert_eq!(format.as_str().parse::<Format>().unwrap(), format);
         }
         assert_eq!(Format::recognise(&json!({"prompt": "only half of a pair"})), None);
     }
