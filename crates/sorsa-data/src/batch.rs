@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
-use crate::plan::Plan;
+use crate::epoch_order::Plan;
 use crate::{DataError, Example};
 
 /// The target of a position on which no loss is taken.

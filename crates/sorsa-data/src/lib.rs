@@ -34,11 +34,12 @@
 mod batch;
 mod chat;
 mod encode;
+mod epoch_order;
 mod error;
 mod formats;
 mod load;
 mod names;
-mod plan;
+
 mod prompt;
 mod record;
 mod shuffle;
