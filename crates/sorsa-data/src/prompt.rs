@@ -107,11 +107,11 @@ impl PromptTemplate {
         }
     }
 
-    /// The text of everything before the (last) answer of `record`; for plain text, that text.
+    /// The text before the (last) answer of `record`. For plain text, the text itself.
     ///
     /// # Errors
     ///
-    /// When a conversation meets a template other than chat, or the chat template fails.
+    /// If the record is a conversation and the template is not `chat`, or if the chat template fails.
     pub fn prompt(&self, record: &Record) -> Result<String, DataError> {
         let (instruction, input) = match (self, &record.content) {
             (_, Content::Text(text)) => return Ok(text.clone()),
