@@ -7,11 +7,12 @@ use burn::prelude::Device;
 use serde::Serialize;
 use sorsa_adapter::Method;
 use sorsa_data::{BatchOptions, Batcher, EncodeOptions, EncodedSet, Encoder, Example, Loaded, Record, TextTokenizer};
+use sorsa_eval::report::bytes;
 use sorsa_models::{CausalLm, ModelConfig};
 
 use crate::device;
 use crate::embedded::{self, EMBEDDED};
-use crate::estimate::{MemoryEstimate, Step, bytes, grouped};
+use crate::estimate::{MemoryEstimate, Step, grouped};
 use crate::exit::{OrBadInput, bad_input};
 use crate::progress::Style;
 use crate::recipe::Recipe;

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use sorsa_adapter::{AdapterConfig, Algorithm, Method, SavedAdapter, SvdOptions, method_of};
-use sorsa_data::{AnswerStyle, Format, LoadOptions, PromptTemplate, Truncation};
+use sorsa_data::{AnswerStyle, Format, LoadOptions, TemplateName, Truncation};
 use sorsa_train::TrainConfig;
 use toml::{Table, Value};
 
@@ -262,8 +262,8 @@ impl Recipe {
         if !(self.svd.tolerance > 0.0 && self.svd.tolerance.is_finite()) {
             faults.push("svd.tolerance must be positive".to_owned());
         }
-        if !PromptTemplate::NAMES.contains(&self.data.template.as_str()) {
-            let (found, expected) = (&self.data.template, PromptTemplate::NAMES.join(", "));
+        if self.data.template.parse::<TemplateName>().is_err() {
+            let (found, expected) = (&self.data.template, TemplateName::ALL.map(TemplateName::as_str).join(", "));
             faults.push(format!("unknown data.template `{found}`, expected {expected}"));
         }
         if self.eval.batch_size == 0 {

@@ -106,7 +106,7 @@ pub fn encoder(
     options: EncodeOptions,
     vocabulary: usize,
 ) -> anyhow::Result<Encoder> {
-    let template = PromptTemplate::from_name(template, tokenizer).or_bad_input()?;
+    let template = PromptTemplate::new(template.parse().or_bad_input()?, tokenizer).or_bad_input()?;
     Ok(Encoder::new(Arc::clone(tokenizer), template, options).or_bad_input()?.for_vocabulary(vocabulary))
 }
 

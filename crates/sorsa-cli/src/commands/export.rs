@@ -8,6 +8,7 @@ use burn::tensor::FloatDType;
 use sorsa_adapter::author::AuthorExport;
 use sorsa_adapter::peft::{PeftAdapter, PeftExport, PeftForm};
 use sorsa_adapter::{HostTensor, SavedAdapter};
+use sorsa_eval::report::bytes;
 use sorsa_models::CausalLm;
 use sorsa_models::gguf::{GgufType, LoraModule, export_adapter, export_model};
 use sorsa_models::weights::{Checkpoint, CheckpointWriter, Expected, FloatDtype};
@@ -126,7 +127,7 @@ fn gguf(folder: &Path, args: &ExportArgs, device: &Device) -> anyhow::Result<()>
     for fallback in &report.fallbacks {
         print(format_args!("note: {fallback}"))?;
     }
-    print(format_args!("{} tensors, {} bytes in {}", report.tensors, report.bytes, args.out.display()))
+    print(format_args!("{} tensors, {} in {}", report.tensors, bytes(report.bytes), args.out.display()))
 }
 
 /// A folder that is gone when it is no longer needed.
