@@ -65,14 +65,6 @@ pub enum LinalgError {
         /// Blocks of Krylov vectors used; 0 for the exact algorithm.
         blocks: usize,
     },
-    /// A job's own loader failed.
-    #[error("matrix `{name}` could not be loaded")]
-    Load {
-        /// Name of the matrix.
-        name: String,
-        /// What the loader said.
-        source: Box<dyn Error + Send + Sync>,
-    },
     /// The device that holds the tensor failed.
     #[error("matrix `{name}` could not be read from its device")]
     Device {
@@ -89,18 +81,4 @@ pub enum LinalgError {
         /// Rows of the second.
         right: usize,
     },
-    /// Several matrices of a batch failed.
-    #[error("{} matrices failed:{}", .0.len(), lines(.0))]
-    Several(
-        /// One error for each, in the order of the jobs.
-        Vec<LinalgError>,
-    ),
-}
-
-fn lines(errors: &[LinalgError]) -> String {
-    let line = |error: &LinalgError| match error.source() {
-        Some(source) => format!("\n  {error}: {source}"),
-        None => format!("\n  {error}"),
-    };
-    errors.iter().map(line).collect()
 }
