@@ -1,10 +1,10 @@
-//! Singular value decompositions for adapters: the leading triplets of a large dense matrix, exact to the precision of
-//! its numbers and with the residual measured, and measures of orthonormality and spectra.
+//! Singular value decompositions for adapters: the leading triplets of a large dense matrix, exact to working precision and
+//! with a measured residual. Also measures of orthonormality and spectra.
 //!
 //! - [`truncated_svd`] decomposes a matrix in host memory;
-//! - [`tensor::truncated_svd`] decomposes a burn tensor where it lives;
+//! - [`tensor::truncated_svd`] decomposes a burn tensor, on its device or on the host;
 //! - [`leading_qr`] gives the first columns and rows of a QR decomposition;
-//! - [`drift`] compares the singular triplets of a weight with those it started from;
+//! - [`drift`] compares the singular triplets of a weight before and after training;
 //! - [`spectral`] measures bases and singular values.
 //!
 //! ```
