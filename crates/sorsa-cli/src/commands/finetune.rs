@@ -10,7 +10,7 @@ use sorsa_eval::report::{Evaluation, RunReport, Sample, bytes};
 use sorsa_models::CausalLm;
 use sorsa_train::memory::peak_memory_bytes;
 use sorsa_train::metrics::{self, Metric};
-use sorsa_train::{Outcome, TrainError, Trainer};
+use sorsa_train::{RunOutcome, TrainError, Trainer};
 
 use crate::args::FinetuneArgs;
 use crate::commands::inspect;
@@ -126,7 +126,7 @@ pub fn run(args: &FinetuneArgs) -> anyhow::Result<()> {
         run.write(DIVERGED, serde_json::to_vec_pretty(&serde_json::json!({ "step": step }))?)?;
     }
     let outcome = outcome?;
-    if outcome == Outcome::Interrupted {
+    if outcome == RunOutcome::Interrupted {
         let step = trainer.state().step;
         eprintln!("interrupted at step {step}; go on with: cargo xtask finetune --resume {}", run.path().display());
         return Err(Interrupted.into());
@@ -173,7 +173,7 @@ pub fn run(args: &FinetuneArgs) -> anyhow::Result<()> {
         peak_memory_bytes: peak_memory_bytes(),
         backend: args.device.backend,
         seed: recipe.train.seed,
-        outcome: if outcome == Outcome::EarlyStopped { "early stopped" } else { "completed" },
+        outcome: if outcome == RunOutcome::EarlyStopped { "early stopped" } else { "completed" },
         version: env!("CARGO_PKG_VERSION"),
     };
     run.write("summary.json", serde_json::to_vec_pretty(&summary)?)?;
