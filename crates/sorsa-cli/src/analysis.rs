@@ -7,8 +7,9 @@ use anyhow::Context;
 use burn::prelude::*;
 use rayon::prelude::*;
 use sorsa_adapter::{AdapterConfig, AdapterState, HostTensor, Method, ModuleState, TensorFile};
-use sorsa_eval::analysis::{CheckpointAnalysis, Measured, RunAnalysis, Spectrum, StartingWeight};
+use sorsa_experiment::analysis::{Measured, StartingWeight};
 use sorsa_models::CausalLm;
+use sorsa_report::analysis::{CheckpointAnalysis, RunAnalysis, Spectrum};
 use sorsa_train::Checkpoints;
 
 use crate::args::Triplets;

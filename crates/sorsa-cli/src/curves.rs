@@ -1,6 +1,6 @@
 //! The learning curves of a run, from its log.
 
-use sorsa_eval::plot::TrainingCurves;
+use sorsa_report::plot::TrainingCurves;
 use sorsa_train::metrics::Metric;
 
 /// Picks the curves out of the lines of `metrics.jsonl`.

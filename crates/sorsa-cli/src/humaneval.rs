@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use sorsa_data::{Encoder, Record};
-use sorsa_eval::code::program;
+use sorsa_grading::code::program;
 use sorsa_models::CausalLm;
 
 use crate::exit::{OrBadInput, bad_input};

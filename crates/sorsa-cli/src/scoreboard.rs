@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value, json};
-use sorsa_eval::grade::{AnswerKind, Grader, Score, Verdict};
-use sorsa_eval::stats::{pass_at_k, score_interval};
+use sorsa_grading::grade::{AnswerKind, Grader, Score, Verdict};
+use sorsa_grading::stats::{pass_at_k, score_interval};
 
 use crate::format::{TableFormat, print, print_json};
 

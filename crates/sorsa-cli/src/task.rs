@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use sorsa_data::{Encoder, Format, Record};
-use sorsa_eval::grade::{AnswerKind, Grader, Score, Verdict};
+use sorsa_grading::grade::{AnswerKind, Grader, Score, Verdict};
 use sorsa_models::{CausalLm, Sampling};
 
 use crate::exit::{OrBadInput, bad_input};

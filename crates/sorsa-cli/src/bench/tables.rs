@@ -1,6 +1,6 @@
 //! The tables of a comparison: their cells as text, for every form of output.
 
-use sorsa_eval::stats::Mean;
+use sorsa_grading::stats::Mean;
 
 use super::collect::Run;
 use super::findings::{number, with_interval};

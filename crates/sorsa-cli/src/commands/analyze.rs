@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use sorsa_eval::analysis::Analysis;
+use sorsa_report::analysis::Analysis;
 use sorsa_train::files::write_atomic;
 
 use crate::analysis::RunToAnalyze;

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::EvalError;
+use crate::GradingError;
 
 /// A 95 % interval.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -35,7 +35,7 @@ impl Proportion {
     /// `(p + z^2 / 2n ± z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)`.
     ///
     /// ```
-    /// use sorsa_eval::stats::Proportion;
+    /// use sorsa_grading::stats::Proportion;
     ///
     /// let interval = Proportion { successes: 739, total: 1319 }.interval();
     /// assert!((interval.low - 0.5334).abs() < 1e-4 && (interval.high - 0.5868).abs() < 1e-4);
@@ -69,7 +69,7 @@ pub(crate) fn score_interval_of(rate: f64, total: f64) -> Interval {
 /// estimator of Chen et al. 2021 (arXiv 2107.03374), `1 - C(n - c, k) / C(n, k)`. `None` for `k` of 0 or beyond `total`.
 ///
 /// ```
-/// use sorsa_eval::stats::pass_at_k;
+/// use sorsa_grading::stats::pass_at_k;
 ///
 /// assert_eq!(pass_at_k(4, 1, 1), Some(0.25));
 /// assert_eq!(pass_at_k(4, 1, 4), Some(1.0));
@@ -121,10 +121,10 @@ impl Mean {
     /// the two means' own, because what the pairs share cancels. `None` of no pairs.
     ///
     /// # Errors
-    /// [`EvalError::Unpaired`] for samples of different length.
-    pub fn of_differences(before: &[f64], after: &[f64]) -> Result<Option<Self>, EvalError> {
+    /// [`GradingError::Unpaired`] for samples of different length.
+    pub fn of_differences(before: &[f64], after: &[f64]) -> Result<Option<Self>, GradingError> {
         if before.len() != after.len() {
-            return Err(EvalError::Unpaired { left: before.len(), right: after.len() });
+            return Err(GradingError::Unpaired { left: before.len(), right: after.len() });
         }
         let differences: Vec<f64> = before.iter().zip(after).map(|(before, after)| after - before).collect();
         Ok(Self::of(&differences))

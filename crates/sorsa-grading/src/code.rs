@@ -11,7 +11,7 @@ const ENDS: [&str; 7] = ["\nclass ", "\ndef ", "\n#", "\nif ", "\nprint(", "\n@"
 /// and other functions it may use.
 ///
 /// ```
-/// let program = sorsa_eval::code::program("def one():\n", "    return 1\nprint(one())", "def check(f):\n    assert f() == 1", "one");
+/// let program = sorsa_grading::code::program("def one():\n", "    return 1\nprint(one())", "def check(f):\n    assert f() == 1", "one");
 /// assert_eq!(program, "def one():\n    return 1\n\ndef check(f):\n    assert f() == 1\n\ncheck(one)\n");
 /// ```
 pub fn program(prompt: &str, completion: &str, test: &str, entry_point: &str) -> String {

@@ -65,7 +65,7 @@ impl Grader {
     /// answer.
     ///
     /// ```
-    /// use sorsa_eval::grade::Grader;
+    /// use sorsa_grading::grade::Grader;
     ///
     /// let verdict = Grader::Faithful.grade("#### 1,250", "So the answer is: $1250.00.");
     /// assert!(verdict.correct);
@@ -78,7 +78,7 @@ impl Grader {
     /// Grades an answer of the given kind in `generated` against `expected`: a worked solution or the bare answer.
     ///
     /// ```
-    /// use sorsa_eval::grade::{AnswerKind, Grader};
+    /// use sorsa_grading::grade::{AnswerKind, Grader};
     ///
     /// let right = |grader: Grader, gold, text| grader.grade_as(AnswerKind::Expression, gold, text).correct;
     /// assert!(right(Grader::Faithful, r"\boxed{x^2+2x+1}", "The answer is: (x+1)^2"));

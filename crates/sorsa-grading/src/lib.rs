@@ -1,11 +1,10 @@
-//! What a run achieved: answers taken from generated text and graded, proportions with their intervals, learning curves
-//! and a report in one HTML file.
+//! Grades generated text: finds the final answer, compares it with the expected one, and gives scores their intervals.
 //!
-//! Nothing here trains or reads files. [`grade`] offers several graders side by side, because published scores differ
-//! by the rule as much as by the model:
+//! Nothing here trains, draws or reads files. [`grade`] offers several graders side by side, because published scores depend
+//! on the rule as much as on the model:
 //!
 //! ```
-//! use sorsa_eval::grade::{Grader, Score};
+//! use sorsa_grading::grade::{Grader, Score};
 //!
 //! let solution = "Natalia sold 48 / 2 = 24 clips in May, and 72 altogether.\n#### 72";
 //! let generated = ["She sold 48 + 24 clips.\nThe answer is: 72.4", "The answer is: 72.0", "I do not know."];
@@ -17,7 +16,6 @@
 //! ```
 
 mod algebra;
-pub mod analysis;
 pub mod answer;
 mod author;
 pub mod code;
@@ -27,10 +25,7 @@ mod faithful;
 pub mod grade;
 mod latex;
 pub mod number;
-pub mod page;
-pub mod plot;
-pub mod report;
 pub mod stats;
 
-pub use error::EvalError;
+pub use error::GradingError;
 pub use faithful::same_answer;

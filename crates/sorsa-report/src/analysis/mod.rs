@@ -3,12 +3,9 @@
 
 mod figures;
 mod html;
-mod measure;
 
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Value, json};
-
-pub use measure::{Measured, StartingWeight};
 
 /// One number about one weight at one checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -4,12 +4,12 @@
 use std::fmt::{self, Display, Formatter, Write};
 
 use serde_json::{Map, Value};
+use sorsa_grading::grade::{Grader, Score, Verdict};
+use sorsa_grading::stats::Proportion;
 
-use crate::EvalError;
-use crate::grade::{Grader, Score, Verdict};
+use crate::ReportError;
 use crate::page::document;
 use crate::plot::TrainingCurves;
-use crate::stats::Proportion;
 
 /// All that a report shows.
 #[derive(Debug, Clone, Default)]
@@ -58,8 +58,8 @@ impl RunReport {
     /// The report as an HTML document. Parts without content are left out.
     ///
     /// # Errors
-    /// [`EvalError::Draw`] if a figure cannot be drawn.
-    pub fn html(&self) -> Result<String, EvalError> {
+    /// [`ReportError::Draw`] if a figure cannot be drawn.
+    pub fn html(&self) -> Result<String, ReportError> {
         let figures: Vec<_> = self
             .curves
             .figures()
@@ -68,7 +68,7 @@ impl RunReport {
                 let caption = Escaped(&figure.title);
                 Ok(format!("<figure><figcaption>{caption}</figcaption>\n{}</figure>\n", figure.svg()?))
             })
-            .collect::<Result<_, EvalError>>()?;
+            .collect::<Result<_, ReportError>>()?;
         let setting: Vec<_> = self.setting.iter().map(|(name, value)| format!("{name} {value}")).collect();
         let recipe = match self.recipe.as_str() {
             "" => String::new(),

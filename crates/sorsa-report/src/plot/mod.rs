@@ -18,7 +18,7 @@ pub use curves::TrainingCurves;
 use plotters::prelude::*;
 use tiny_skia::Pixmap;
 
-use crate::EvalError;
+use crate::ReportError;
 use draw::{LINE_WIDTH, Layout, UNIT};
 use look::LOOKS;
 use raster::Raster;
@@ -134,8 +134,8 @@ impl Figure {
     /// The figure as an `<svg>` element for a page, which scales to the width it is given and takes the page's colours.
     ///
     /// # Errors
-    /// [`EvalError::EmptyFigure`] without a point that can be shown, [`EvalError::Draw`] if the drawing library fails.
-    pub fn svg(&self) -> Result<String, EvalError> {
+    /// [`ReportError::EmptyFigure`] without a point that can be shown, [`ReportError::Draw`] if the drawing library fails.
+    pub fn svg(&self) -> Result<String, ReportError> {
         let (svg, size) = self.drawn()?;
         Ok(svg.replacen(&size_attributes(size, UNIT), r#"role="img""#, 1).replace("#000000", "currentColor"))
     }
@@ -144,7 +144,7 @@ impl Figure {
     ///
     /// # Errors
     /// As of [`svg`](Self::svg).
-    pub fn svg_file(&self) -> Result<String, EvalError> {
+    pub fn svg_file(&self) -> Result<String, ReportError> {
         let (svg, size) = self.drawn()?;
         let svg = svg.replacen(&size_attributes(size, UNIT), &size_attributes(size, 1), 1);
         let paper = "<rect width=\"100%\" height=\"100%\" fill=\"#FFFFFF\"/>\n";
@@ -156,7 +156,7 @@ impl Figure {
     ///
     /// # Errors
     /// As of [`svg`](Self::svg).
-    pub fn png(&self) -> Result<Vec<u8>, EvalError> {
+    pub fn png(&self) -> Result<Vec<u8>, ReportError> {
         let layout = self.layout()?;
         let size = layout.size();
         let (width, height) = (PNG_SCALE * size.0, PNG_SCALE * size.1);
@@ -167,12 +167,12 @@ impl Figure {
         Ok(png::encode(width, height, &rgb))
     }
 
-    fn layout(&self) -> Result<Layout, EvalError> {
-        Layout::of(self).ok_or_else(|| EvalError::EmptyFigure { title: self.title.clone() })
+    fn layout(&self) -> Result<Layout, ReportError> {
+        Layout::of(self).ok_or_else(|| ReportError::EmptyFigure { title: self.title.clone() })
     }
 
     /// What the library makes of the figure, with dashes, and its natural size.
-    fn drawn(&self) -> Result<(String, (u32, u32)), EvalError> {
+    fn drawn(&self) -> Result<(String, (u32, u32)), ReportError> {
         let layout = self.layout()?;
         let size = layout.size();
         let mut svg = String::new();
@@ -188,8 +188,8 @@ impl Figure {
         Ok((svg, size))
     }
 
-    fn failed(&self, reason: &str) -> EvalError {
-        EvalError::Draw { title: self.title.clone(), reason: reason.to_owned() }
+    fn failed(&self, reason: &str) -> ReportError {
+        ReportError::Draw { title: self.title.clone(), reason: reason.to_owned() }
     }
 }
 

@@ -21,7 +21,7 @@ use crate::grade::same_string;
 /// Whether two answers mean the same. `gold` may name a unit that `found` leaves out, and the other way round.
 ///
 /// ```
-/// use sorsa_eval::same_answer;
+/// use sorsa_grading::same_answer;
 ///
 /// assert!(same_answer(r"1\frac{1}{2}", "1.5"));
 /// assert!(same_answer(r"\{1, 2\}", r"\{2, 1\}"));

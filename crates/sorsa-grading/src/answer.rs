@@ -16,7 +16,7 @@ use regex::Regex;
 /// The answer by the first of [`answer_is`], [`hashes`] and [`boxed`] that finds one.
 ///
 /// ```
-/// use sorsa_eval::answer::final_answer;
+/// use sorsa_grading::answer::final_answer;
 ///
 /// assert_eq!(final_answer("Half of 36.\n#### 18"), Some("18"));
 /// assert_eq!(final_answer(r"Hence the answer is: $\boxed{\frac{1}{2}}$."), Some(r"\frac{1}{2}"));

@@ -3,7 +3,7 @@
 
 use std::fmt::Display;
 
-use crate::EvalError;
+use crate::ReportError;
 use crate::plot::Figure;
 use crate::report::Escaped;
 
@@ -35,8 +35,8 @@ impl Page {
     /// The page as an HTML document. Every text in it is escaped.
     ///
     /// # Errors
-    /// [`EvalError::EmptyFigure`] and [`EvalError::Draw`] of its figures.
-    pub fn html(&self) -> Result<String, EvalError> {
+    /// [`ReportError::EmptyFigure`] and [`ReportError::Draw`] of its figures.
+    pub fn html(&self) -> Result<String, ReportError> {
         let mut sections = Vec::new();
         for (heading, blocks) in &self.sections {
             let blocks: Vec<String> = blocks.iter().map(Block::html).collect::<Result<_, _>>()?;
@@ -47,7 +47,7 @@ impl Page {
 }
 
 impl Block {
-    fn html(&self) -> Result<String, EvalError> {
+    fn html(&self) -> Result<String, ReportError> {
         Ok(match self {
             Self::Text(text) => format!("<p>{}</p>\n", Escaped(text)),
             Self::List(items) => {
@@ -71,7 +71,7 @@ impl Block {
                         let caption = Escaped(&figure.title);
                         Ok(format!("<figure><figcaption>{caption}</figcaption>\n{}</figure>\n", figure.svg()?))
                     })
-                    .collect::<Result<_, EvalError>>()?;
+                    .collect::<Result<_, ReportError>>()?;
                 format!("<div class=\"figures\">\n{}</div>\n", figures.concat())
             }
         })

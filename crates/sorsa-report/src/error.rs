@@ -1,6 +1,6 @@
 /// What can go wrong in this crate.
 #[derive(Debug, thiserror::Error)]
-pub enum EvalError {
+pub enum ReportError {
     /// A figure has no finite point to draw.
     #[error("figure `{title}` has no finite point")]
     EmptyFigure {
@@ -14,13 +14,5 @@ pub enum EvalError {
         title: String,
         /// What the library says.
         reason: String,
-    },
-    /// Two samples that should be paired differ in length.
-    #[error("paired samples differ in length: {left} and {right}")]
-    Unpaired {
-        /// Length of the first sample.
-        left: usize,
-        /// Length of the second sample.
-        right: usize,
     },
 }

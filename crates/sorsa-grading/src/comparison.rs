@@ -20,7 +20,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::EvalError;
+use crate::GradingError;
 use crate::stats::{Interval, score_interval_of, t_quantile};
 
 /// The mean of a table of problems and seeds.
@@ -42,7 +42,7 @@ impl CrossedMean {
     /// The mean over `seeds`, each a list with one value for every problem, in the same order. `None` without a value.
     ///
     /// ```
-    /// use sorsa_eval::comparison::CrossedMean;
+    /// use sorsa_grading::comparison::CrossedMean;
     ///
     /// // Two seeds that agree are no more problems: the interval is that of four answers, not of eight.
     /// let answers = vec![1.0, 1.0, 0.0, 1.0];
@@ -52,11 +52,11 @@ impl CrossedMean {
     /// ```
     ///
     /// # Errors
-    /// [`EvalError::Unpaired`] for seeds with different numbers of problems.
-    pub fn of(seeds: &[Vec<f64>]) -> Result<Option<Self>, EvalError> {
+    /// [`GradingError::Unpaired`] for seeds with different numbers of problems.
+    pub fn of(seeds: &[Vec<f64>]) -> Result<Option<Self>, GradingError> {
         let (m, n) = (seeds.len(), seeds.first().map_or(0, Vec::len));
         if let Some(other) = seeds.iter().find(|seed| seed.len() != n) {
-            return Err(EvalError::Unpaired { left: n, right: other.len() });
+            return Err(GradingError::Unpaired { left: n, right: other.len() });
         }
         if n == 0 {
             return Ok(None);
@@ -103,15 +103,15 @@ impl CrossedMean {
     /// The mean of `after - before`, cell by cell.
     ///
     /// # Errors
-    /// [`EvalError::Unpaired`] for tables of different size.
-    pub fn of_differences(before: &[Vec<f64>], after: &[Vec<f64>]) -> Result<Option<Self>, EvalError> {
+    /// [`GradingError::Unpaired`] for tables of different size.
+    pub fn of_differences(before: &[Vec<f64>], after: &[Vec<f64>]) -> Result<Option<Self>, GradingError> {
         if before.len() != after.len() {
-            return Err(EvalError::Unpaired { left: before.len(), right: after.len() });
+            return Err(GradingError::Unpaired { left: before.len(), right: after.len() });
         }
         let mut differences = Vec::with_capacity(before.len());
         for (before, after) in before.iter().zip(after) {
             if before.len() != after.len() {
-                return Err(EvalError::Unpaired { left: before.len(), right: after.len() });
+                return Err(GradingError::Unpaired { left: before.len(), right: after.len() });
             }
             differences.push(before.iter().zip(after).map(|(before, after)| after - before).collect());
         }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use serde_json::Value;
-use sorsa_eval::same_answer;
+use sorsa_grading::same_answer;
 
 fn pairs() -> Vec<Value> {
     include_str!("faithful_pairs.jsonl").lines().map(|line| serde_json::from_str(line).unwrap()).collect()

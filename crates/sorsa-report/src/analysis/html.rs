@@ -1,7 +1,7 @@
 //! `analysis.html`: an analysis in one file that opens anywhere, as a run's report does.
 
 use super::Analysis;
-use crate::EvalError;
+use crate::ReportError;
 use crate::page::{Block, Page};
 
 /// What the columns mean, for whoever has only the page.
@@ -23,8 +23,8 @@ impl Analysis {
     /// The analysis as an HTML document without scripts or links.
     ///
     /// # Errors
-    /// [`EvalError`] if a figure cannot be drawn.
-    pub fn html(&self) -> Result<String, EvalError> {
+    /// [`ReportError`] if a figure cannot be drawn.
+    pub fn html(&self) -> Result<String, ReportError> {
         let names: Vec<_> =
             self.runs.iter().map(|run| format!("{} ({} on {})", run.name, run.folder, run.model)).collect();
         let over = if self.triplets == "all" { "all" } else { "the r leading" };

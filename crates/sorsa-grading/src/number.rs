@@ -10,7 +10,7 @@ use crate::latex::strip_string;
 /// A number with its unit, where it has one.
 ///
 /// ```
-/// use sorsa_eval::number::Quantity;
+/// use sorsa_grading::number::Quantity;
 ///
 /// let value = |text| Quantity::parse(text).expect("a number");
 /// assert!(value("$1,234.50").matches(&value("2469/2")));

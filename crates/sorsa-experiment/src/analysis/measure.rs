@@ -5,8 +5,7 @@ use sorsa_linalg::drift::{drift, product_singular_values};
 use sorsa_linalg::faer::{Mat, MatRef};
 use sorsa_linalg::spectral::{condition_number, effective_rank, principal_angles, relative_orthonormality_defect};
 use sorsa_linalg::{Algorithm, LinalgError, Svd, SvdOptions, leading_qr, truncated_svd};
-
-use super::{Measure, Measures};
+use sorsa_report::analysis::{Measure, Measures};
 
 /// A weight before training, decomposed once for all checkpoints. f64, as the drift of a short run is near the
 /// rounding of f32.

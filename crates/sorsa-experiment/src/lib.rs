@@ -1,0 +1,3 @@
+//! The experiment as a library.
+
+pub mod analysis;
