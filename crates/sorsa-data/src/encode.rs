@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
 use crate::{BadRows, ChatTemplate, Content, DataError, Message, PromptTemplate, Record, TextTokenizer};
 
@@ -31,7 +32,8 @@ impl Example {
 }
 
 /// What becomes of a record with more than `max_length` tokens. Plain text is never cut: it becomes several examples.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Truncation {
     /// An error that names the row.
     #[default]

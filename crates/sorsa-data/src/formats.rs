@@ -4,16 +4,19 @@ use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::{Content, DataError, LoadOptions, Message, Record};
 
 /// How the fields of a row are to be read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Format {
     /// A conversation: `messages`, a list of `role` and `content`.
     Messages,
     /// MetaMathQA: `query`, `response`, and maybe `type`.
+    #[serde(rename = "metamathqa")]
     MetaMathQa,
     /// GSM8K: `question`, and `answer` ending in `#### N`.
     Gsm8k,
@@ -82,7 +85,7 @@ impl Format {
     }
 
     /// The format whose fields `row` has, if any.
-    pub(crate) fn recognise(row: &Value) -> Option<Self> {
+    pub fn recognise(row: &Value) -> Option<Self> {
         let row = row.as_object()?;
         let has = |names: &[&str]| names.iter().all(|name| row.contains_key(*name));
         Self::all().into_iter().find(|format| match format {

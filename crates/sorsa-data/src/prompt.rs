@@ -1,11 +1,74 @@
 //! Prompt templates: the text that comes before an answer.
 
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
 use crate::{ChatTemplate, Content, DataError, Message, Record, TextTokenizer};
 
 const ALPACA: &str = "Below is an instruction that describes a task. \
     Write a response that appropriately completes the request.\n\n";
 const ALPACA_WITH_INPUT: &str = "Below is an instruction that describes a task, paired with an input that provides further context. \
     Write a response that appropriately completes the request.\n\n";
+
+/// The name of a template, as recipes and options have it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TemplateName {
+    /// [`PromptTemplate::Alpaca`].
+    #[default]
+    Alpaca,
+    /// [`PromptTemplate::Code`].
+    Code,
+    /// [`PromptTemplate::Question`].
+    Question,
+    /// [`PromptTemplate::Raw`].
+    Raw,
+    /// [`PromptTemplate::Chat`].
+    Chat,
+}
+
+impl TemplateName {
+    /// Every name.
+    pub const ALL: [Self; 5] = [Self::Alpaca, Self::Code, Self::Question, Self::Raw, Self::Chat];
+
+    /// The template; `chat` is the one that comes with `tokenizer`.
+    ///
+    /// # Errors
+    ///
+    /// [`DataError::NoChatTemplate`] when the tokenizer has none.
+    pub fn template(self, tokenizer: &TextTokenizer) -> Result<PromptTemplate, DataError> {
+        match self {
+            Self::Alpaca => Ok(PromptTemplate::Alpaca),
+            Self::Code => Ok(PromptTemplate::Code),
+            Self::Question => Ok(PromptTemplate::Question),
+            Self::Raw => Ok(PromptTemplate::Raw),
+            Self::Chat => match tokenizer.chat_template() {
+                Some(template) => Ok(PromptTemplate::Chat(template.clone())),
+                None => Err(DataError::NoChatTemplate),
+            },
+        }
+    }
+}
+
+impl fmt::Display for TemplateName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(PromptTemplate::NAMES[*self as usize])
+    }
+}
+
+impl FromStr for TemplateName {
+    type Err = DataError;
+
+    fn from_str(name: &str) -> Result<Self, DataError> {
+        Self::ALL.into_iter().find(|template| template.to_string() == name).ok_or_else(|| DataError::UnknownName {
+            what: "prompt template",
+            found: name.to_owned(),
+            expected: PromptTemplate::NAMES.join(", "),
+        })
+    }
+}
 
 /// How the prompt of a record is written.
 #[derive(Debug, Clone, Default)]
@@ -34,18 +97,7 @@ impl PromptTemplate {
     ///
     /// [`DataError::UnknownName`], or [`DataError::NoChatTemplate`] when the tokenizer has none.
     pub fn from_name(name: &str, tokenizer: &TextTokenizer) -> Result<Self, DataError> {
-        match name {
-            "alpaca" => Ok(Self::Alpaca),
-            "code" => Ok(Self::Code),
-            "question" => Ok(Self::Question),
-            "raw" => Ok(Self::Raw),
-            "chat" => tokenizer.chat_template().cloned().map(Self::Chat).ok_or(DataError::NoChatTemplate),
-            _ => Err(DataError::UnknownName {
-                what: "prompt template",
-                found: name.to_owned(),
-                expected: Self::NAMES.join(", "),
-            }),
-        }
+        name.parse::<TemplateName>()?.template(tokenizer)
     }
 
     /// Its name.

@@ -1,6 +1,7 @@
 //! The truncated SVD of one matrix: the choice of the algorithm, and what every result goes through.
 
 use faer::{ColRef, Mat, MatRef};
+use serde::{Deserialize, Serialize};
 
 use crate::basis::norms;
 use crate::exact::thin_svd;
@@ -10,7 +11,8 @@ use crate::operator::{Host, Operator, Wide, transpose};
 use crate::{LinalgError, Scalar};
 
 /// How to decompose.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Algorithm {
     /// Exact where that is cheaper, else block Krylov, which gives way to eigenvectors of the Gram matrix where singular
     /// values lie close together, and to the exact algorithm where neither converges.

@@ -1,44 +1,51 @@
-//! The generations of an evaluation, kept in a file line by line as they are made where one is named: an evaluation that
-//! was ended goes on where it stopped. The first line holds the settings; with others the file is not gone on with.
+//! The answers of an evaluation, written to a file line by line as they are made: an evaluation that was ended is resumed.
+//! The first line holds the settings; an evaluation with other settings refuses the file.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 use sorsa_train::files::write_atomic;
 
-use crate::exit::bad_input;
-use crate::run_dir::json_lines;
-use crate::session::create_folder;
+use crate::error::ExperimentError;
+use crate::run_dir::{create_folder, json_lines};
 
-/// Generations, those of an earlier evaluation among them.
-pub struct Answers<T> {
+/// Answers, those of an earlier evaluation among them.
+pub struct AnswerLog<T> {
     rows: Vec<T>,
-    file: Option<AnswersFile>,
+    file: Option<LogFile>,
 }
 
-impl<T: Serialize + DeserializeOwned> Answers<T> {
-    /// Opens or begins the file at `path`, where there is one to keep.
-    pub fn open(
-        path: Option<&Path>,
-        settings: impl FnOnce() -> anyhow::Result<Map<String, Value>>,
-    ) -> anyhow::Result<Self> {
-        let Some(path) = path else { return Ok(Self { rows: Vec::new(), file: None }) };
-        let (file, rows) = AnswersFile::open(path, &settings()?)?;
+impl<T: Serialize + DeserializeOwned> AnswerLog<T> {
+    /// Answers that no file keeps.
+    pub fn in_memory() -> Self {
+        Self { rows: Vec::new(), file: None }
+    }
+
+    /// Opens the file at `path`, or begins it.
+    ///
+    /// # Errors
+    ///
+    /// [`ExperimentError::OtherSettings`] if the file was begun with other settings; files that cannot be read or written.
+    pub fn open(path: &Path, settings: &Map<String, Value>) -> Result<Self, ExperimentError> {
+        let (file, rows) = LogFile::open(path, settings)?;
         Ok(Self { rows, file: Some(file) })
     }
 
-    /// What is there so far.
+    /// The answers so far.
     pub fn rows(&self) -> &[T] {
         &self.rows
     }
 
     /// Adds a row, to the file first.
-    pub fn push(&mut self, row: T) -> anyhow::Result<()> {
+    ///
+    /// # Errors
+    ///
+    /// [`ExperimentError::Write`].
+    pub fn push(&mut self, row: T) -> Result<(), ExperimentError> {
         if let Some(file) = &mut self.file {
             file.push(&row)?;
         }
@@ -46,8 +53,12 @@ impl<T: Serialize + DeserializeOwned> Answers<T> {
         Ok(())
     }
 
-    /// All rows in the order of `key`, in which the file is written anew.
-    pub fn conclude<K: Ord>(mut self, key: impl FnMut(&T) -> K) -> anyhow::Result<Vec<T>> {
+    /// Sorts all rows by `key`, and writes the file anew in that order.
+    ///
+    /// # Errors
+    ///
+    /// [`ExperimentError::File`].
+    pub fn conclude<K: Ord>(mut self, key: impl FnMut(&T) -> K) -> Result<Vec<T>, ExperimentError> {
         self.rows.sort_by_key(key);
         if let Some(file) = self.file {
             file.conclude(&self.rows)?;
@@ -56,19 +67,19 @@ impl<T: Serialize + DeserializeOwned> Answers<T> {
     }
 }
 
-/// A file of generations, open for more.
-struct AnswersFile {
+/// The file, open for more.
+struct LogFile {
     path: PathBuf,
     file: File,
     settings: Value,
 }
 
-impl AnswersFile {
-    /// Opens or begins the file; the rows it holds already.
+impl LogFile {
+    /// Opens or begins the file, and reads the rows it has.
     fn open<T: Serialize + DeserializeOwned>(
         path: &Path,
         settings: &Map<String, Value>,
-    ) -> anyhow::Result<(Self, Vec<T>)> {
+    ) -> Result<(Self, Vec<T>), ExperimentError> {
         if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
             create_folder(folder)?;
         }
@@ -77,69 +88,64 @@ impl AnswersFile {
             Ok(text) if !text.trim().is_empty() => read(path, &text, &settings)?,
             Ok(_) => Vec::new(),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-            Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
+            Err(source) => return Err(ExperimentError::Read { path: path.to_owned(), source }),
         };
         // Written anew: a line that was cut short is gone.
         write_atomic(path, format!("{settings}\n{}", json_lines(&rows)?))?;
-        let file =
-            OpenOptions::new().append(true).open(path).with_context(|| format!("cannot write {}", path.display()))?;
+        let file = OpenOptions::new()
+            .append(true)
+            .open(path)
+            .map_err(|source| ExperimentError::Write { path: path.to_owned(), source })?;
         Ok((Self { path: path.to_owned(), file, settings }, rows))
     }
 
-    /// Adds a row.
-    fn push(&mut self, row: &impl Serialize) -> anyhow::Result<()> {
+    fn push(&mut self, row: &impl Serialize) -> Result<(), ExperimentError> {
         let line = serde_json::to_string(row)? + "\n";
-        self.file.write_all(line.as_bytes()).with_context(|| format!("cannot write {}", self.path.display()))
+        self.file
+            .write_all(line.as_bytes())
+            .map_err(|source| ExperimentError::Write { path: self.path.clone(), source })
     }
 
-    /// Writes the file anew with all rows in order.
-    fn conclude(self, rows: &[impl Serialize]) -> anyhow::Result<()> {
+    fn conclude(self, rows: &[impl Serialize]) -> Result<(), ExperimentError> {
         Ok(write_atomic(&self.path, format!("{}\n{}", self.settings, json_lines(rows)?))?)
     }
 }
 
-/// A number that tells what was generated from apart: FNV-1a, the same on every machine.
+/// FNV-1a of a text, the same on every machine: tells problems and programs apart.
 pub fn fingerprint(text: &str) -> u64 {
     text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 /// The rows of a file whose settings are the same.
-fn read<T: DeserializeOwned>(path: &Path, text: &str, settings: &Value) -> anyhow::Result<Vec<T>> {
+fn read<T: DeserializeOwned>(path: &Path, text: &str, settings: &Value) -> Result<Vec<T>, ExperimentError> {
     let mut lines = text.lines();
     let head: Option<Value> = lines.next().and_then(|line| serde_json::from_str(line).ok());
     let Some(found) = head.as_ref().and_then(|head| head["settings"].as_object()) else {
-        return Err(bad_input(format!(
-            "{} is no file of an evaluation: its first line holds no settings; name another file",
-            path.display()
-        )));
+        return Err(ExperimentError::NoAnswerLog { path: path.to_owned() });
     };
     let asked = settings["settings"].as_object().cloned().unwrap_or_default();
     let mut names: Vec<&String> = asked.keys().chain(found.keys()).collect();
     names.sort();
     names.dedup();
+    let shown = |value: Option<&Value>| value.map_or_else(|| "nothing".to_owned(), Value::to_string);
     let differences: Vec<String> = names
         .into_iter()
         .filter(|name| asked.get(*name) != found.get(*name))
-        .map(|name| {
-            let shown = |value: Option<&Value>| value.map_or_else(|| "nothing".to_owned(), Value::to_string);
-            format!("{name} is {} there and {} here", shown(found.get(name)), shown(asked.get(name)))
-        })
+        .map(|name| format!("{name} is {} there and {} here", shown(found.get(name)), shown(asked.get(name))))
         .collect();
     if !differences.is_empty() {
-        return Err(bad_input(format!(
-            "{} was begun with other settings ({}); name another file",
-            path.display(),
-            differences.join(", ")
-        )));
+        return Err(ExperimentError::OtherSettings { path: path.to_owned(), differences });
     }
     let rest: Vec<&str> = lines.filter(|line| !line.is_empty()).collect();
     let mut rows = Vec::new();
     for (index, line) in rest.iter().enumerate() {
         match serde_json::from_str(line) {
             Ok(row) => rows.push(row),
-            // Only the last line can have been cut short.
+            // A process that is killed can cut short the last line only.
             Err(_) if index + 1 == rest.len() && !text.ends_with('\n') => {}
-            Err(error) => return Err(bad_input(format!("{} line {}: {error}", path.display(), index + 2))),
+            Err(source) => {
+                return Err(ExperimentError::MalformedAnswer { path: path.to_owned(), line: index + 2, source });
+            }
         }
     }
     Ok(rows)
@@ -153,12 +159,12 @@ mod tests {
         json!({ "model": model, "samples": 2 }).as_object().cloned().unwrap()
     }
 
-    fn open(path: &Path, model: &str) -> anyhow::Result<Answers<u32>> {
-        Answers::open(Some(path), || Ok(settings(model)))
+    fn open(path: &Path, model: &str) -> Result<AnswerLog<u32>, ExperimentError> {
+        AnswerLog::open(path, &settings(model))
     }
 
     #[test]
-    fn a_file_is_gone_on_with_after_a_line_that_was_cut_short() {
+    fn a_file_is_resumed_after_a_line_that_was_cut_short() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("new/answers.jsonl");
         let mut answers = open(&path, "a").unwrap();

@@ -2,11 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
 use blake3::Hasher;
 use sorsa_models::weights::Checkpoint;
 
-use crate::exit::OrBadInput;
+use crate::error::ExperimentError;
 
 /// Bytes looked at in each of three places of a tensor. What trains or merges a matrix changes it everywhere, so this
 /// tells models apart without reading them.
@@ -14,8 +13,8 @@ const SAMPLE: usize = 4096;
 
 /// A number for the model in `folder`: its configuration, its tokenizer, and of each tensor the name, dtype, shape and
 /// the values at the beginning, in the middle and at the end.
-pub fn of_model(folder: &Path) -> anyhow::Result<String> {
-    let checkpoint = Checkpoint::open(folder).or_bad_input()?;
+pub fn of_model(folder: &Path) -> Result<String, ExperimentError> {
+    let checkpoint = Checkpoint::open(folder)?;
     let mut hasher = Hasher::new();
     for name in ["config.json", "tokenizer.json"] {
         let path = folder.join(name);
@@ -26,7 +25,7 @@ pub fn of_model(folder: &Path) -> anyhow::Result<String> {
     let mut names: Vec<&str> = checkpoint.names().collect();
     names.sort_unstable();
     for name in names {
-        let (info, bytes) = (checkpoint.info(name), checkpoint.raw(name).or_bad_input()?);
+        let (info, bytes) = (checkpoint.info(name), checkpoint.raw(name)?);
         let kind = info.map(|info| format!("{name} {:?} {:?}\n", info.dtype, info.shape));
         hasher.update(kind.unwrap_or_default().as_bytes());
         if bytes.len() <= 3 * SAMPLE {
@@ -41,9 +40,11 @@ pub fn of_model(folder: &Path) -> anyhow::Result<String> {
 }
 
 /// A number for the adapter in `folder`: all that its files hold, which is little beside a model.
-pub fn of_adapter(folder: &Path) -> anyhow::Result<String> {
-    let entries = std::fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
-    let mut paths: Vec<PathBuf> = entries.map(|entry| entry.map(|entry| entry.path())).collect::<Result<_, _>>()?;
+pub fn of_adapter(folder: &Path) -> Result<String, ExperimentError> {
+    let unreadable = |source| ExperimentError::Read { path: folder.to_owned(), source };
+    let entries = std::fs::read_dir(folder).map_err(unreadable)?;
+    let mut paths: Vec<PathBuf> =
+        entries.map(|entry| entry.map(|entry| entry.path())).collect::<Result<_, _>>().map_err(unreadable)?;
     paths.retain(|path| path.extension().is_some_and(|kind| kind == "json" || kind == "safetensors"));
     paths.sort();
     let mut hasher = Hasher::new();
@@ -54,13 +55,13 @@ pub fn of_adapter(folder: &Path) -> anyhow::Result<String> {
 }
 
 /// Takes in the name, the length and the content of a file.
-fn file(hasher: &mut Hasher, path: &Path) -> anyhow::Result<()> {
-    let failed = || format!("cannot read {}", path.display());
-    let mut file = std::fs::File::open(path).with_context(failed)?;
+fn file(hasher: &mut Hasher, path: &Path) -> Result<(), ExperimentError> {
+    let unreadable = |source| ExperimentError::Read { path: path.to_owned(), source };
+    let mut file = std::fs::File::open(path).map_err(unreadable)?;
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let length = file.metadata().with_context(failed)?.len();
+    let length = file.metadata().map_err(unreadable)?.len();
     hasher.update(format!("{name} {length}\n").as_bytes());
-    std::io::copy(&mut file, hasher).with_context(failed)?;
+    std::io::copy(&mut file, hasher).map_err(unreadable)?;
     Ok(())
 }
 

@@ -7,9 +7,13 @@ use sorsa_models::{Activation, Architecture, BlockNorms, ModelConfig, Transforme
 /// the backward pass, and is an estimate.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct MemoryEstimate {
+    /// The model.
     pub weights: u64,
+    /// Factors beside it.
     pub adapter: u64,
+    /// Gradients of what is trained.
     pub gradients: u64,
+    /// Moments of what is trained.
     pub optimizer: u64,
     /// What the forward pass keeps for the backward pass.
     pub activations: u64,
@@ -20,6 +24,7 @@ pub struct MemoryEstimate {
 /// A training step, by its sizes.
 #[derive(Debug, Clone, Copy)]
 pub struct Step<'a> {
+    /// The model.
     pub config: &'a ModelConfig,
     /// Trained parameters.
     pub trained: u64,
@@ -48,6 +53,7 @@ const LOGITS_BLOCK: [u64; 2] = [4 << 20, 16 << 20];
 const LOGITS_ROWS: u64 = 2048;
 
 impl MemoryEstimate {
+    /// Sums the parts of a step.
     pub fn new(step: &Step<'_>) -> Self {
         let tokens = (step.rows * step.len) as u64;
         let (head, head_workspace) = step.head(tokens);
@@ -63,6 +69,7 @@ impl MemoryEstimate {
         }
     }
 
+    /// All parts together.
     pub fn total(&self) -> u64 {
         self.weights + self.adapter + self.gradients + self.optimizer + self.activations + self.workspace
     }
@@ -162,16 +169,17 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::plan::TrainingShape;
-    use crate::recipe::Recipe;
+    use crate::host::Host;
+    use crate::recipe::{Recipe, WeightDtype};
+    use crate::training_shape::TrainingShape;
     use sorsa_adapter::{AdapterConfig, Method};
 
     /// The shapes of `examples/step_speed.rs` of `sorsa-models`: width, layers, heads, feed-forward, sequences of 256.
     fn shape(sizes: [usize; 5], method: Method) -> TrainingShape {
-        shape_in("f32", sizes, method)
+        shape_in(WeightDtype::F32, sizes, method)
     }
 
-    fn shape_in(dtype: &str, [width, layers, heads, ffn, rows]: [usize; 5], method: Method) -> TrainingShape {
+    fn shape_in(dtype: WeightDtype, [width, layers, heads, ffn, rows]: [usize; 5], method: Method) -> TrainingShape {
         let fields = json!({
             "model_type": "llama", "hidden_size": width, "intermediate_size": ffn, "num_hidden_layers": layers,
             "num_attention_heads": heads, "vocab_size": 32_000, "max_position_embeddings": 256,
@@ -179,14 +187,14 @@ mod tests {
         estimated(&fields, rows, method, dtype)
     }
 
-    fn estimated(fields: &Value, rows: usize, method: Method, dtype: &str) -> TrainingShape {
+    fn estimated(fields: &Value, rows: usize, method: Method, dtype: WeightDtype) -> TrainingShape {
         let config = ModelConfig::parse(fields.as_object().unwrap().clone()).unwrap();
         let mut recipe = Recipe::default();
         let targets = recipe.adapter.target_modules.iter().map(String::as_str).collect::<Vec<_>>();
         recipe.adapter = AdapterConfig::new(method, 16, &targets);
         recipe.train.batch_size = rows;
-        recipe.model.dtype = dtype.into();
-        TrainingShape::new(&recipe, &config, &burn::prelude::Device::flex()).unwrap()
+        recipe.model.dtype = dtype;
+        TrainingShape::new(&recipe, &config, &Host::cpu(burn::prelude::Device::flex())).unwrap()
     }
 
     const S: [usize; 5] = [288, 6, 6, 768, 4];
@@ -196,14 +204,14 @@ mod tests {
     fn the_estimate_of_fused_steps_is_within_a_fifth_of_the_peaks_that_were_measured() {
         // `docs/performance.md`: peaks of the process, in megabytes.
         let embedded = std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/../../datasets/base/config.json")).unwrap();
-        let embedded = estimated(&serde_json::from_slice(&embedded).unwrap(), 16, Method::Sorsa, "f32");
+        let embedded = estimated(&serde_json::from_slice(&embedded).unwrap(), 16, Method::Sorsa, WeightDtype::F32);
         for (name, shape, measured) in [
             ("embedded", embedded, 149.0),
             ("S, LoRA", shape(S, Method::Lora), 239.0),
             ("S, SORSA", shape(S, Method::Sorsa), 253.0),
             ("L, LoRA", shape(L, Method::Lora), 762.0),
             ("L, SORSA", shape(L, Method::Sorsa), 811.0),
-            ("L, LoRA, bf16", shape_in("bf16", L, Method::Lora), 502.0),
+            ("L, LoRA, bf16", shape_in(WeightDtype::Bf16, L, Method::Lora), 502.0),
         ] {
             let estimate = shape.memory_total as f64 / 1e6;
             assert!((estimate / measured - 1.0).abs() < 0.2, "{name}: {estimate} MB, measured {measured}");
@@ -227,7 +235,7 @@ mod tests {
 
     #[test]
     fn beside_weights_in_bf16_gate_and_up_are_kept_in_bf16() {
-        let (exact, narrow) = (shape(L, Method::Lora).memory, shape_in("bf16", L, Method::Lora).memory);
+        let (exact, narrow) = (shape(L, Method::Lora).memory, shape_in(WeightDtype::Bf16, L, Method::Lora).memory);
         assert_eq!(2 * narrow.weights, exact.weights);
         assert_eq!(exact.activations - narrow.activations, 256 * 12 * 2 * 2048 * 2);
     }
