@@ -8,6 +8,7 @@ mod commands;
 mod content;
 mod curves;
 mod device;
+mod embedded;
 mod estimate;
 mod exit;
 mod format;
@@ -36,7 +37,7 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return exit::usage(&error),
     };
-    exit::report(match cli.command {
+    let done = match cli.command {
         Command::Finetune(args) => commands::finetune::run(&args),
         Command::Pretrain(args) => commands::pretrain::run(&args),
         Command::Eval(args) => commands::eval::run(&args),
@@ -51,5 +52,7 @@ fn main() -> ExitCode {
         Command::Inspect(args) => commands::inspect::run(&args),
         Command::BenchSpeed(args) => speed::run(&args.speed, &args.device),
         Command::Devices(args) => commands::devices::run(args.format),
-    })
+    };
+    embedded::remove_temporary();
+    exit::report(done)
 }

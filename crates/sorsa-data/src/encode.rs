@@ -96,6 +96,8 @@ pub struct Encoder {
     tokenizer: Arc<TextTokenizer>,
     template: PromptTemplate,
     options: EncodeOptions,
+    /// Size of the model's vocabulary, if it is known.
+    vocabulary: Option<usize>,
 }
 
 impl Encoder {
@@ -117,10 +119,15 @@ impl Encoder {
             problems.push("append_eos is set, and the tokenizer has no end token".to_owned());
         }
         if problems.is_empty() {
-            Ok(Self { tokenizer, template, options })
+            Ok(Self { tokenizer, template, options, vocabulary: None })
         } else {
             Err(DataError::Options { problems })
         }
+    }
+
+    /// The same for a model whose embedding has `size` rows: a record that holds a token beyond them is refused.
+    pub fn for_vocabulary(self, size: usize) -> Self {
+        Self { vocabulary: Some(size), ..self }
     }
 
     /// The tokenizer.
@@ -133,7 +140,8 @@ impl Encoder {
     ///
     /// # Errors
     ///
-    /// When the record is too long under [`Truncation::Error`], the template cannot render it, or the tokenizer fails.
+    /// If the record is too long under [`Truncation::Error`], the template cannot render it, the tokenizer fails, or a
+    /// token is beyond the vocabulary.
     pub fn encode(&self, record: &Record) -> Result<Vec<Example>, DataError> {
         let draft = match (&self.template, &record.content) {
             (_, Content::Text(text)) => return self.windows(text, record.row),
@@ -142,19 +150,31 @@ impl Encoder {
             }
             _ => self.exchange(record)?,
         };
-        let example = self.fit(draft, record.row)?;
-        Ok(example.into_iter().filter(|example| example.target_tokens() > 0).collect())
+        let Some(example) = self.fit(draft, record.row)? else { return Ok(Vec::new()) };
+        self.check_vocabulary(&example.ids)?;
+        Ok(if example.target_tokens() > 0 { vec![example] } else { Vec::new() })
     }
 
     /// The tokens to generate an answer from: everything before the (last) answer, and the prompt suffix. Never cut.
     ///
     /// # Errors
     ///
-    /// When the template cannot render the record or the tokenizer fails.
+    /// If the template cannot render the record, the tokenizer fails, or a token is beyond the vocabulary.
     pub fn encode_prompt(&self, record: &Record) -> Result<Vec<u32>, DataError> {
         let text = self.template.prompt(record)? + &self.options.prompt_suffix;
         let bos = self.bos().filter(|_| !matches!(self.template, PromptTemplate::Chat(_)));
-        Ok(bos.into_iter().chain(self.tokenizer.encode(&text)?).collect())
+        let ids: Vec<u32> = bos.into_iter().chain(self.tokenizer.encode(&text)?).collect();
+        self.check_vocabulary(&ids)?;
+        Ok(ids)
+    }
+
+    /// Refuses ids that have no row in the model's embedding: a tokenizer may know more tokens than the model.
+    fn check_vocabulary(&self, ids: &[u32]) -> Result<(), DataError> {
+        let Some(vocabulary) = self.vocabulary else { return Ok(()) };
+        match ids.iter().find(|id| **id as usize >= vocabulary) {
+            Some(&token) => Err(DataError::BeyondVocabulary { token, vocabulary }),
+            None => Ok(()),
+        }
     }
 
     /// The prompts of all records, as [`Encoder::encode_prompt`] gives them, on all cores.
@@ -250,6 +270,7 @@ impl Encoder {
     fn windows(&self, text: &str, row: usize) -> Result<Vec<Example>, DataError> {
         let text = self.tokenizer.encode(text)?;
         let ids: Vec<u32> = self.bos().into_iter().chain(text).chain(self.eos()).collect();
+        self.check_vocabulary(&ids)?;
         let step = self.options.max_length - 1;
         let window = |start| {
             let ids = ids[start..ids.len().min(start + step + 1)].to_vec();
@@ -350,6 +371,28 @@ mod tests {
 
     fn pair(ids: &str, targets: &str) -> Vec<(String, String)> {
         vec![(ids.to_owned(), targets.to_owned())]
+    }
+
+    #[test]
+    fn a_token_that_the_model_has_no_row_for_is_refused_wherever_text_becomes_ids() {
+        let encoder = encoder(PromptTemplate::Raw, EncodeOptions::default());
+        let record = Record::instruction(7, "ab", "c");
+        let prompt = encoder.encode_prompt(&record).unwrap();
+        let largest = *prompt.iter().max().unwrap();
+        let fits = encoder.clone().for_vocabulary(largest as usize + 1);
+        assert_eq!(fits.encode_prompt(&record).unwrap(), prompt);
+        let small = encoder.for_vocabulary(largest as usize);
+        let expected = format!("token {largest} is beyond the model's vocabulary of {largest} tokens");
+        let text = Record { content: Content::Text("ab".into()), ..record.clone() };
+        for error in [
+            small.encode_prompt(&record).unwrap_err(),
+            small.encode(&record).unwrap_err(),
+            small.encode(&text).unwrap_err(),
+        ] {
+            assert!(error.to_string().contains(&expected), "{error}");
+        }
+        let all = small.encode_all(&[record]).unwrap_err().to_string();
+        assert!(all.contains("row 7") && all.contains(&expected), "{all}");
     }
 
     #[test]

@@ -128,6 +128,14 @@ pub enum DataError {
         /// The limit.
         max_length: usize,
     },
+    /// A token without a row in the model's embedding: the tokenizer has more tokens than the model.
+    #[error("token {token} is beyond the model's vocabulary of {vocabulary} tokens; the tokenizer is of another model")]
+    BeyondVocabulary {
+        /// The first such token.
+        token: u32,
+        /// Rows of the embedding.
+        vocabulary: usize,
+    },
     /// Records that could not be encoded.
     #[error("{} of {records} records cannot be encoded:\n{bad}", bad.count)]
     Encode {

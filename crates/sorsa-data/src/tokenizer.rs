@@ -104,9 +104,12 @@ impl TextTokenizer {
         self.eos
     }
 
-    /// A token to fill rows with: the padding token, else the end token, else 0. Padding is masked, so any will do.
-    pub fn pad(&self) -> u32 {
-        self.pad.or(self.eos).unwrap_or(0)
+    /// The token that fills short rows of a batch for a model of `vocabulary` tokens: the padding token, else the end
+    /// token, else 0. A token beyond the vocabulary (a padding token added to the tokenizer alone) is passed over.
+    /// Padding is masked, so that its choice changes no result.
+    pub fn pad(&self, vocabulary: usize) -> u32 {
+        let candidates = [self.pad, self.eos];
+        candidates.into_iter().flatten().find(|token| (*token as usize) < vocabulary).unwrap_or(0)
     }
 
     /// The unknown token, where there is one.
@@ -352,7 +355,10 @@ pub(crate) mod tests {
         assert_eq!(ids.len(), text.len());
         assert_eq!(tokenizer.decode(&ids).unwrap(), text);
         assert_eq!(tokenizer.encode("a</s>").unwrap().last(), Some(&1));
-        assert_eq!((tokenizer.bos(), tokenizer.eos(), tokenizer.pad(), tokenizer.unk()), (Some(0), Some(1), 1, None));
+        assert_eq!(
+            (tokenizer.bos(), tokenizer.eos(), tokenizer.pad(258), tokenizer.unk()),
+            (Some(0), Some(1), 1, None)
+        );
         assert_eq!((tokenizer.vocab_size(), tokenizer.adds_bos()), (258, false));
     }
 
@@ -396,7 +402,9 @@ pub(crate) mod tests {
         let map = ("special_tokens_map.json", r#"{"unk_token": "a"}"#);
         let folder = folder(&[config, generation, map]);
         let tokenizer = TextTokenizer::from_dir(folder.path()).unwrap();
-        assert_eq!((tokenizer.bos(), tokenizer.eos(), tokenizer.pad()), (None, Some(1), 5));
+        assert_eq!((tokenizer.bos(), tokenizer.eos(), tokenizer.pad(258)), (None, Some(1), 5));
+        // A model without a row for the padding token is filled with one that it has.
+        assert_eq!((tokenizer.pad(5), tokenizer.pad(1)), (1, 0));
         assert_eq!(tokenizer.unk(), Some(tokenizer.encode("a").unwrap()[0]));
         assert_eq!(tokenizer.stops(), [1, 7]);
         assert!(!tokenizer.adds_bos(), "there is no begin token to add");

@@ -41,6 +41,8 @@ struct Summary {
     problems: usize,
     steps: u64,
     best_step: Option<u64>,
+    /// Whether no evaluation was better than the one before training, so that the adapter saved is the one at the start.
+    adapter_is_the_start: bool,
     tokens: u64,
     tokens_per_s: f64,
     seconds: f64,
@@ -162,6 +164,7 @@ pub fn run(args: &FinetuneArgs) -> anyhow::Result<()> {
         problems: task.data.problems,
         steps: state.step,
         best_step,
+        adapter_is_the_start: best_step == Some(0),
         tokens: state.tokens,
         tokens_per_s: state.tokens as f64 / state.seconds.max(1e-9),
         seconds: state.seconds,
@@ -176,7 +179,22 @@ pub fn run(args: &FinetuneArgs) -> anyhow::Result<()> {
     run.write("summary.json", serde_json::to_vec_pretty(&summary)?)?;
     let report = report(&recipe, &task.data, &summary, baseline, answers.as_ref(), &logged)?;
     run.write("report.html", report)?;
-    conclude(&summary, answers.as_ref(), &run, &recipe, args)
+    conclude(&summary, answers.as_ref(), &run, &recipe, &logged, args)
+}
+
+/// What is said of a run whose every evaluation was worse than the one before training.
+fn not_improved(summary: &Summary, recipe: &Recipe, logged: &[Metric]) -> String {
+    let evaluations = logged.iter().filter_map(|metric| match metric {
+        Metric::Eval(eval) if eval.step > 0 => Some(eval.loss),
+        _ => None,
+    });
+    let lowest = evaluations.reduce(f64::min).map_or_else(|| "unknown".to_owned(), |loss| format!("{loss:.4}"));
+    format!(
+        "NOT IMPROVED: validation loss {:.4} before training, {lowest} at best after it. The adapter that was saved is the \
+         one before training. Try a lower learning rate (--lr, now {:e}) or more steps.",
+        summary.loss_before.unwrap_or(f64::NAN),
+        recipe.train.optimizer.learning_rate
+    )
 }
 
 /// Prints a recipe and what it would train, as one document: TOML that can be run, its shape in comments, or JSON.
@@ -322,6 +340,7 @@ fn conclude(
     answers: Option<&Answers>,
     run: &RunDir,
     recipe: &Recipe,
+    logged: &[Metric],
     args: &FinetuneArgs,
 ) -> anyhow::Result<()> {
     if args.format == Format::Json {
@@ -338,13 +357,16 @@ fn conclude(
         summary.tokens_per_s,
         summary.peak_memory_bytes.map_or_else(|| "unknown".to_owned(), bytes)
     ))?;
-    if let (Some(before), Some(after)) = (summary.loss_before, summary.loss_after) {
+    if summary.adapter_is_the_start {
+        print(not_improved(summary, recipe, logged))?;
+    } else if let (Some(before), Some(after)) = (summary.loss_before, summary.loss_after) {
         print(format_args!("validation loss: {before:.4} before, {after:.4} after"))?;
     }
     if let (Some(before), Some(answers)) = (summary.accuracy_before, answers) {
         let after = percent(&answers.score());
+        let of = if summary.adapter_is_the_start { "with the adapter at the start" } else { "after" };
         print(format_args!(
-            "accuracy on {} held-out problems: {:.1} % before, {after} after",
+            "accuracy on {} held-out problems: {:.1} % before, {after} {of}",
             summary.problems,
             100.0 * before
         ))?;
@@ -352,7 +374,7 @@ fn conclude(
     let folder = run.path().display();
     print(format_args!("results: {folder} (report.html, summary.json, metrics.jsonl, adapter/)"))?;
     let model = match recipe.model.path.as_str() {
-        crate::session::EMBEDDED => String::new(),
+        crate::embedded::EMBEDDED => String::new(),
         model => format!(" --model {model}"),
     };
     print(format_args!(

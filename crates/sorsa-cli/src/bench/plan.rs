@@ -14,11 +14,12 @@ use super::rates::{Grid, rounded};
 use super::variant::{Arm, Variant};
 use crate::args::{BenchArgs, RecipeArgs};
 use crate::device;
+use crate::embedded::EMBEDDED;
 use crate::exit::{OrBadInput, bad_input};
 use crate::plan::{Inputs, TrainingShape, data_file};
 use crate::progress::Style;
 use crate::recipe::Recipe;
-use crate::session::{EMBEDDED, model_folder};
+use crate::session::model_folder;
 
 /// Evaluations of a run: enough to see when it reaches a loss, at a few percent of its time.
 const EVALUATIONS: u64 = 10;
@@ -141,7 +142,7 @@ impl Plan {
         }
         self.common = Recipe::resolve(&self.fields)?;
         let mut fingerprints = Fingerprints::default();
-        let mut of = |name: &str, split: &str| fingerprints.of(&data_file(name, split));
+        let mut of = |name: &str, split: &str| fingerprints.of(&data_file(name, split)?);
         let data = &self.common.data;
         self.files.train = of(&data.train, "train")?;
         self.files.validation = data.validation.as_ref().map(|name| of(name, "validation")).transpose()?;

@@ -12,7 +12,7 @@ use super::variant::Arm;
 use super::work::{Job, Kind, Workshop};
 use crate::commands::finetune::DIVERGED;
 use crate::commands::pretrain::{VALIDATION_DOCUMENTS, VALIDATION_SEED_OFFSET};
-use crate::session::EMBEDDED;
+use crate::embedded::EMBEDDED;
 
 /// What was run for one arm.
 pub struct Searched {

@@ -15,21 +15,24 @@ use crate::answers::{Answers, fingerprint};
 use crate::args::{EvalArgs, Task};
 use crate::content;
 use crate::device;
+use crate::embedded;
 use crate::exit::{OrBadInput, bad_input};
 use crate::format::{TableFormat, print, print_json};
 use crate::humaneval;
-use crate::plan::check_vocabulary;
 use crate::progress::Style;
 use crate::run_dir::json_lines;
 use crate::sampling::Continuing;
 use crate::sandbox::{Isolation, Limits, Sandbox};
 use crate::scoreboard::{Judged, PassRate, print_scores, reported};
-use crate::session::{self, Session, adapter_folder, embedded_task, load_records};
+use crate::session::{self, Session, adapter_folder, load_records};
 use crate::task::{Generated, Problems, answer_kind};
 
 pub fn run(args: &EvalArgs) -> anyhow::Result<()> {
     check(args)?;
-    let path = args.data.as_ref().map_or_else(|| embedded_task("test"), PathBuf::from);
+    let path = match &args.data {
+        Some(path) => PathBuf::from(path),
+        None => embedded::task("test")?,
+    };
     let code = args.text.is_none()
         && (args.task == Some(Task::Humaneval) || (args.task.is_none() && humaneval::recognised(&path)));
     // Before the model is loaded: what is missing is known already.
@@ -127,13 +130,12 @@ fn perplexity(args: &EvalArgs, session: &Session, path: &Path, style: Style) -> 
     let loaded = load_records(path, &options, style)?;
     let encode = EncodeOptions { max_length: context, append_eos: false, ..EncodeOptions::default() };
     let set = session.encoder("raw", encode)?.encode_all(&loaded.records).or_bad_input_in(path)?;
-    check_vocabulary(path, &set, session.model.config().vocab_size)?;
     let batches = BatchOptions {
         batch_size: args.batch_size,
         shuffle: false,
         bucket: usize::MAX / args.batch_size.max(1),
         max_length: context,
-        pad_id: session.tokenizer.pad(),
+        pad_id: session.tokenizer.pad(session.model.config().vocab_size),
         ..BatchOptions::default()
     };
     let targets = set.target_tokens;

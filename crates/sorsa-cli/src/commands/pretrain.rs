@@ -69,9 +69,14 @@ pub fn run(args: &PretrainArgs) -> anyhow::Result<()> {
             path
         }
     };
-    let mut documents = encode(&corpus, &tokenizer, args.context, style)?;
+    let encoder = {
+        let options = EncodeOptions { max_length: args.context, ..EncodeOptions::default() };
+        let encoder = Encoder::new(Arc::clone(&tokenizer), PromptTemplate::Raw, options).or_bad_input()?;
+        encoder.for_vocabulary(config.vocab_size)
+    };
+    let mut documents = encode(&corpus, &encoder, style)?;
     let validation = match &args.corpus {
-        None => encode(&work.join("validation.jsonl"), &tokenizer, args.context, style)?,
+        None => encode(&work.join("validation.jsonl"), &encoder, style)?,
         Some(_) => {
             let held_out = documents.len() / 100;
             documents.split_off(documents.len() - held_out.max(1))
@@ -88,7 +93,7 @@ pub fn run(args: &PretrainArgs) -> anyhow::Result<()> {
                 bucket: 50,
                 packing: false,
                 max_length: args.context,
-                pad_id: tokenizer.pad(),
+                pad_id: tokenizer.pad(config.vocab_size),
                 pad_multiple: 1,
                 drop_last: false,
             },
@@ -172,16 +177,9 @@ fn model_config(args: &PretrainArgs, tokenizer: &TextTokenizer) -> anyhow::Resul
     ModelConfig::parse(fields).map_err(|faults| bad_input(format!("the model's size: {}", faults.join("; "))))
 }
 
-fn encode(
-    path: &Path,
-    tokenizer: &Arc<TextTokenizer>,
-    context: usize,
-    style: Style,
-) -> anyhow::Result<Vec<sorsa_data::Example>> {
+fn encode(path: &Path, encoder: &Encoder, style: Style) -> anyhow::Result<Vec<sorsa_data::Example>> {
     let loaded = load_records(path, &LoadOptions::default(), style)?;
-    let options = EncodeOptions { max_length: context, ..EncodeOptions::default() };
-    let encoder = Encoder::new(Arc::clone(tokenizer), PromptTemplate::Raw, options).or_bad_input()?;
-    let set = encoder.encode_all(&loaded.records).or_bad_input()?;
+    let set = encoder.encode_all(&loaded.records).or_bad_input_in(path)?;
     if style != Style::Quiet {
         eprintln!("{}: {} documents, {} tokens", path.display(), loaded.records.len(), set.tokens);
     }
