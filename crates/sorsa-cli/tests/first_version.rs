@@ -100,7 +100,8 @@ fn adapters_of_the_first_version_mean_the_same_model() {
     let text = text.to_str().unwrap();
     for method in METHODS {
         let run = fixtures().join(method);
-        let out = place.command(&["eval", "--quiet", "--format", "json", "--text", text, "--adapter"]).arg(&run).succeed();
+        let out =
+            place.command(&["eval", "--quiet", "--format", "json", "--text", text, "--adapter"]).arg(&run).succeed();
         let (expected, found) = (json(&run.join("text_loss.json")), serde_json::from_str::<Value>(&out).unwrap());
         assert_eq!(expected["tokens"], found["tokens"], "{method}");
         let (expected, found) = (expected["loss"].as_f64().unwrap(), found["loss"].as_f64().unwrap());
@@ -108,8 +109,7 @@ fn adapters_of_the_first_version_mean_the_same_model() {
 
         let merged = format!("merged-{method}");
         place.command(&["merge", "--out", &merged, "--adapter"]).arg(&run).succeed();
-        let out =
-            place.command(&["eval", "--quiet", "--format", "json", "--text", text, "--model", &merged]).succeed();
+        let out = place.command(&["eval", "--quiet", "--format", "json", "--text", text, "--model", &merged]).succeed();
         let merged = serde_json::from_str::<Value>(&out).unwrap()["loss"].as_f64().unwrap();
         assert!((expected - merged).abs() < ROUNDING, "{method}: merged loss {merged}, expected {expected}");
     }

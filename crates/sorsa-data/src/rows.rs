@@ -85,7 +85,8 @@ mod tests {
         let rows = |name: &str, text: &str, limit: usize| {
             let path = folder.path().join(name);
             std::fs::write(&path, text).unwrap();
-            read_rows(path, limit).map(|rows| rows.into_iter().map(|(n, row)| (n, row["a"].as_u64().unwrap())).collect())
+            read_rows(path, limit)
+                .map(|rows| rows.into_iter().map(|(n, row)| (n, row["a"].as_u64().unwrap())).collect())
         };
         let found: Vec<(usize, u64)> = rows("a.jsonl", "{\"a\": 1}\n\n{\"a\": 2}\n{\"a\": 3}\n", 2).unwrap();
         assert_eq!(found, [(1, 1), (3, 2)]);

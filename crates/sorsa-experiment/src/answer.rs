@@ -125,8 +125,8 @@ impl Answer {
     ///
     /// [`ExperimentError::Read`], [`ExperimentError::MalformedAnswer`].
     pub fn read_all(path: &Path) -> Result<Vec<Self>, ExperimentError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| ExperimentError::Read { path: path.to_owned(), source })?;
+        let text =
+            std::fs::read_to_string(path).map_err(|source| ExperimentError::Read { path: path.to_owned(), source })?;
         let mut answers = Vec::new();
         for (index, line) in text.lines().enumerate() {
             if index == 0 && line.starts_with(r#"{"settings":"#) {

@@ -1,16 +1,15 @@
-//! The base model and the arithmetic task that are part of the binary, so that it runs its main job anywhere.
+//! The base model and the arithmetic task that are part of the program, so that its main job runs anywhere.
 //!
-//! They are unpacked once, under a name that holds their hash, into the cache of this program. If there is no folder
-//! for a cache, or it cannot be written, a temporary folder of the process takes its place.
+//! They are unpacked once, under a name that holds their hash, into a cache. If there is no cache, or it cannot be written, a
+//! temporary folder takes its place.
 
 use std::path::{Path, PathBuf};
 use std::sync::{LazyLock, Mutex, PoisonError};
 
-use anyhow::Context;
 use sorsa_train::files::AtomicDir;
 use tempfile::TempDir;
 
-use crate::session::cache_folder;
+use crate::error::ExperimentError;
 
 /// The name that stands for this model and this task in a recipe.
 pub const EMBEDDED: &str = "embedded";
@@ -34,39 +33,53 @@ const FILES: &[(&str, &[u8])] = files![
     "arithmetic/test.jsonl",
 ];
 
-/// The folder of this process, once it has been looked for, and what removes it if it is temporary.
-static FOLDER: Mutex<Option<Unpacked>> = Mutex::new(None);
+/// The files, unpacked when they are first asked for. A temporary folder goes with it.
+#[derive(Default)]
+pub struct EmbeddedFiles {
+    cache: Option<PathBuf>,
+    unpacked: Mutex<Option<Unpacked>>,
+}
 
 struct Unpacked {
     folder: PathBuf,
     _temporary: Option<TempDir>,
 }
 
-/// The folder of the model, in the layout of Hugging Face.
-pub fn model() -> anyhow::Result<PathBuf> {
-    Ok(folder()?.join("base"))
-}
-
-/// The file of a split of the task: `train`, `validation` or `test`.
-pub fn task(split: &str) -> anyhow::Result<PathBuf> {
-    Ok(folder()?.join("arithmetic").join(format!("{split}.jsonl")))
-}
-
-/// Removes the temporary folder, if there is one. To be called before the process ends.
-pub fn remove_temporary() {
-    FOLDER.lock().unwrap_or_else(PoisonError::into_inner).take();
-}
-
-fn folder() -> anyhow::Result<PathBuf> {
-    let mut unpacked = FOLDER.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(unpacked) = &*unpacked {
-        return Ok(unpacked.folder.clone());
+impl EmbeddedFiles {
+    /// Files that are unpacked into `cache`.
+    pub fn in_cache(cache: impl Into<PathBuf>) -> Self {
+        Self { cache: Some(cache.into()), unpacked: Mutex::default() }
     }
-    let found = unpack(cache_folder().as_deref())?;
-    Ok(unpacked.insert(found).folder.clone())
+
+    /// The folder of the model, in the layout of Hugging Face.
+    ///
+    /// # Errors
+    ///
+    /// [`ExperimentError::Unpack`].
+    pub fn model(&self) -> Result<PathBuf, ExperimentError> {
+        Ok(self.folder()?.join("base"))
+    }
+
+    /// The file of a split of the task: `train`, `validation` or `test`.
+    ///
+    /// # Errors
+    ///
+    /// [`ExperimentError::Unpack`].
+    pub fn task(&self, split: &str) -> Result<PathBuf, ExperimentError> {
+        Ok(self.folder()?.join("arithmetic").join(format!("{split}.jsonl")))
+    }
+
+    fn folder(&self) -> Result<PathBuf, ExperimentError> {
+        let mut unpacked = self.unpacked.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(unpacked) = &*unpacked {
+            return Ok(unpacked.folder.clone());
+        }
+        let found = unpack(self.cache.as_deref())?;
+        Ok(unpacked.insert(found).folder.clone())
+    }
 }
 
-fn unpack(cache: Option<&Path>) -> anyhow::Result<Unpacked> {
+fn unpack(cache: Option<&Path>) -> Result<Unpacked, ExperimentError> {
     static NAME: LazyLock<String> = LazyLock::new(|| {
         let mut hash = blake3::Hasher::new();
         for (name, content) in FILES {
@@ -82,7 +95,8 @@ fn unpack(cache: Option<&Path>) -> anyhow::Result<Unpacked> {
         }
     }
     let temporary = tempfile::Builder::new().prefix("sorsa-").tempdir();
-    let temporary = temporary.context("cannot create a temporary folder for the embedded model")?;
+    let temporary =
+        temporary.map_err(|source| ExperimentError::Unpack { path: PathBuf::from("a temporary folder"), source })?;
     let folder = temporary.path().join(&*NAME);
     write(&folder)?;
     Ok(Unpacked { folder, _temporary: Some(temporary) })
@@ -93,14 +107,15 @@ fn is_whole(folder: &Path) -> bool {
     FILES.iter().all(|(name, content)| std::fs::read(folder.join(name)).is_ok_and(|found| found == *content))
 }
 
-fn write(folder: &Path) -> anyhow::Result<()> {
+fn write(folder: &Path) -> Result<(), ExperimentError> {
     let new = AtomicDir::create(folder)?;
     for (name, content) in FILES {
         let path = new.path().join(name);
         if let Some(parent) = path.parent() {
-            std::fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
+            std::fs::create_dir_all(parent)
+                .map_err(|source| ExperimentError::Unpack { path: parent.to_owned(), source })?;
         }
-        std::fs::write(&path, content).with_context(|| format!("cannot write {}", path.display()))?;
+        std::fs::write(&path, content).map_err(|source| ExperimentError::Unpack { path, source })?;
     }
     Ok(new.commit()?)
 }

@@ -80,12 +80,6 @@ pub enum ExperimentError {
         targets: String,
     },
 
-    /// The embedded model is not there.
-    #[error("the embedded model is not at {}; name one with --model", path.display())]
-    NoEmbeddedModel {
-        /// Where it should be.
-        path: PathBuf,
-    },
     /// A model's name or its repository.
     #[error(transparent)]
     Hub(#[from] HubError),
@@ -143,16 +137,6 @@ pub enum ExperimentError {
         path: PathBuf,
         /// What is wrong.
         source: DataError,
-    },
-    /// The tokenizer has tokens that the model does not have.
-    #[error("{}: the tokenizer makes the token {token} of it, the model's vocabulary has {vocabulary}", path.display())]
-    UnknownToken {
-        /// The data file.
-        path: PathBuf,
-        /// The first such token.
-        token: u32,
-        /// Size of the model's vocabulary.
-        vocabulary: usize,
     },
     /// Every row of a data file is too long.
     #[error(
@@ -299,6 +283,14 @@ pub enum ExperimentError {
         source: MeasureError,
     },
 
+    /// The embedded model cannot be unpacked.
+    #[error("cannot unpack the embedded model: {}", path.display())]
+    Unpack {
+        /// Where to.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
     /// A folder that cannot be created.
     #[error("cannot create the folder {}", path.display())]
     CreateFolder {
@@ -380,6 +372,7 @@ impl ExperimentError {
         !matches!(
             self,
             Self::Interrupted { .. }
+                | Self::Unpack { .. }
                 | Self::CreateFolder { .. }
                 | Self::Read { .. }
                 | Self::Write { .. }

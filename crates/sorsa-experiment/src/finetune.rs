@@ -1,385 +1,341 @@
-//! `sorsa finetune`: split, train, evaluate, and leave a run directory that somebody can use.
+//! A fine-tune from a recipe to a run directory: read, attach, train, evaluate, report.
 
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
 
-use anyhow::Context;
-use serde::{Deserialize, Serialize};
-use sorsa_adapter::{AttachOptions, Attached, Method, SavedAdapter};
-use sorsa_grading::grade::{Grader, Score};
+use sorsa_adapter::{AttachOptions, Attached, SavedAdapter};
 use sorsa_models::CausalLm;
-use sorsa_report::report::{Evaluation, RunReport, Sample};
+use sorsa_report::report::{self, RunReport, Sample};
+use sorsa_train::files::recover;
 use sorsa_train::memory::peak_memory_bytes;
-use sorsa_train::metrics::{self, Metric};
+use sorsa_train::metrics::Metric;
 use sorsa_train::{Outcome, TrainError, Trainer};
 
-use crate::args::FinetuneArgs;
-use crate::commands::inspect;
+use crate::answer_log::AnswerLog;
 use crate::curves::training_curves;
-use crate::device::{self, Backend};
-use crate::estimate::{bytes, grouped};
-use crate::exit::{Interrupted, OrBadInput};
-use crate::format::{Format, print, print_json};
-use crate::plan::{DataReport, Plan, Task, TrainingShape};
-use crate::progress::{Progress, Style, TrainingProgress};
+use crate::error::ExperimentError;
+use crate::host::Host;
+use crate::inputs::{Inputs, Test};
+use crate::model::{LoadedModel, load_adapter};
+use crate::observer::{Event, Observer};
 use crate::recipe::Recipe;
-use crate::run_dir::RunDir;
-use crate::session::{cache_folder, load_saved};
-use crate::task::{Answers, percent};
+use crate::run_dir::{RunDir, json_lines};
+use crate::summary::{Baseline, Divergence, RunEnd, Summary};
+use crate::tasks::{Evaluation, evaluate};
+use crate::training_shape::TrainingShape;
 
-/// What a run came to: `summary.json`.
-#[derive(Debug, Serialize)]
-struct Summary {
-    method: Method,
-    rank: Option<usize>,
-    trainable_parameters: u64,
-    total_parameters: u64,
-    loss_before: Option<f64>,
-    loss_after: Option<f64>,
-    accuracy_before: Option<f64>,
-    accuracy_after: Option<f64>,
-    accuracy_after_interval: Option<[f64; 2]>,
-    problems: usize,
-    steps: u64,
-    best_step: Option<u64>,
-    /// Whether no evaluation was better than the one before training, so that the adapter saved is the one at the start.
-    adapter_is_the_start: bool,
-    tokens: u64,
-    tokens_per_s: f64,
-    seconds: f64,
-    svd_seconds: f64,
-    svd_largest_residual: Option<f64>,
-    peak_memory_bytes: Option<u64>,
-    backend: Backend,
-    seed: u64,
-    outcome: &'static str,
-    version: &'static str,
+/// Generations that the report shows.
+const SHOWN_SAMPLES: usize = 12;
+
+/// Trains by a recipe, and leaves a run that somebody can use in `run`.
+///
+/// # Errors
+///
+/// Bad input leaves nothing behind. [`ExperimentError::Interrupted`] leaves a checkpoint that [`resume`] goes on from.
+pub fn finetune(
+    recipe: &Recipe,
+    host: &Host,
+    run: &RunDir,
+    observer: &mut dyn Observer,
+) -> Result<Summary, ExperimentError> {
+    PreparedRun::new(recipe, host, observer)?.train(run, observer)
 }
 
-/// What a run leaves whose loss was not a number any more.
-pub const DIVERGED: &str = "diverged.json";
-
-/// Accuracy before training, kept for a resumed run.
-#[derive(Debug, Serialize, Deserialize)]
-struct Baseline {
-    scores: Vec<(Grader, Score)>,
+/// Goes on with a run from its newest checkpoint, as if it had not ended.
+///
+/// # Errors
+///
+/// [`ExperimentError::NoRun`], and all that [`finetune`] finds.
+pub fn resume(host: &Host, run: &RunDir, observer: &mut dyn Observer) -> Result<Summary, ExperimentError> {
+    PreparedRun::resumed(run, host, observer)?.train(run, observer)
 }
 
-pub fn run(args: &FinetuneArgs) -> anyhow::Result<()> {
-    let mut recipe = Recipe::of(args)?;
-    if args.dry_run {
-        return show(&recipe, &inspect::shape(&recipe, args)?, args.format);
+/// A run whose input is read; nothing is written yet.
+pub struct PreparedRun<'a> {
+    recipe: Recipe,
+    host: &'a Host,
+    model: CausalLm,
+    inputs: Inputs,
+    start: Start,
+    shape: TrainingShape,
+}
+
+/// What training starts from.
+enum Start {
+    /// A fresh adapter.
+    Fresh,
+    /// An adapter that was trained before.
+    Adapter(SavedAdapter),
+    /// The adapter at the start of the run that is resumed.
+    Resumed,
+}
+
+impl<'a> PreparedRun<'a> {
+    /// Reads the model, the data and the adapter to start from, if the recipe names one.
+    ///
+    /// # Errors
+    ///
+    /// All that can be wrong with the input.
+    pub fn new(recipe: &Recipe, host: &'a Host, observer: &mut dyn Observer) -> Result<Self, ExperimentError> {
+        let (model, inputs) = read(recipe, host, observer)?;
+        let mut recipe = recipe.clone();
+        let start = match &recipe.model.adapter {
+            Some(folder) => {
+                let saved = load_adapter(&model, Path::new(folder))?;
+                recipe.start_from(&saved)?;
+                Start::Adapter(saved)
+            }
+            None => Start::Fresh,
+        };
+        let shape = TrainingShape::new(&recipe, model.config(), host)?;
+        Ok(Self { recipe, host, model, inputs, start, shape })
     }
-    let style = Style::choose(args.quiet);
-    let device = device::open(args.device.backend, args.device.device)?;
-    // Everything that reads comes before anything is written.
-    let Plan { model, train, validation, task } = Plan::new(&recipe, &device, style)?;
-    let start = match (&recipe.model.adapter, &args.resume) {
-        (Some(folder), None) => Some(load_saved(&model, Path::new(folder))?),
-        _ => None,
-    };
-    if let Some(start) = &start {
-        recipe.start_from(start)?;
+
+    /// Reads the model and the data of an earlier run.
+    ///
+    /// # Errors
+    ///
+    /// [`ExperimentError::NoRun`], and all that can be wrong with the input.
+    pub fn resumed(run: &RunDir, host: &'a Host, observer: &mut dyn Observer) -> Result<Self, ExperimentError> {
+        let recipe = run
+            .recipe()
+            .map_err(|error| ExperimentError::NoRun { path: run.path().to_owned(), reason: error.to_string() })?;
+        let (model, inputs) = read(&recipe, host, observer)?;
+        let shape = TrainingShape::new(&recipe, model.config(), host)?;
+        Ok(Self { recipe, host, model, inputs, start: Start::Resumed, shape })
     }
-    let shape = TrainingShape::new(&recipe, model.config(), &device)?;
-    let run = match &args.resume {
-        Some(folder) => RunDir::open(folder)?,
-        None => RunDir::create(args.run_dir.as_deref(), &run_name(&recipe))?,
-    };
-    if style != Style::Quiet {
-        announce(&recipe, &task.data, &shape, args.device.backend, &run);
+
+    /// The recipe, with what the adapter to start from decides.
+    pub fn recipe(&self) -> &Recipe {
+        &self.recipe
     }
-    let started = std::time::Instant::now();
-    let attached = attach(&recipe, model, start, &run, args, style);
-    if attached.is_err() && args.resume.is_none() {
-        run.abandon();
-    }
-    let (attached, svd_residual) = attached?;
-    let svd_seconds = started.elapsed().as_secs_f64();
-    // Of the model as training finds it: an adapter that it starts from counts.
-    let baseline = match std::fs::read(run.file("baseline.json")) {
-        Ok(json) if args.resume.is_some() => serde_json::from_slice(&json).or_bad_input()?,
-        _ => {
-            let scores = answer(&task, &attached.model, &recipe, style)?.map_or_else(Vec::new, |a| a.scores());
-            let baseline = Baseline { scores };
-            run.write("baseline.json", serde_json::to_vec_pretty(&baseline)?)?;
+
+    /// Trains, evaluates and reports.
+    ///
+    /// # Errors
+    ///
+    /// [`ExperimentError::RunExists`] for a folder that holds a run; decompositions that fail; failures of training.
+    pub fn train(self, run: &RunDir, observer: &mut dyn Observer) -> Result<Summary, ExperimentError> {
+        let Self { recipe, host, model, inputs, start, shape } = self;
+        let Inputs { train, validation, test, data } = inputs;
+        let resumed = matches!(start, Start::Resumed);
+        if resumed {
+            recover(run.path())?;
+        } else {
+            run.create()?;
+        }
+        observer.on_event(Event::Planned { recipe: &recipe, data: &data, shape: &shape, run });
+        let started = Instant::now();
+        let attached = attach(&recipe, host, model, start, run, observer);
+        if attached.is_err() && !resumed {
+            run.abandon();
+        }
+        let attached = attached?;
+        let svd_largest_residual = attached.modules.iter().filter_map(|module| module.svd_residual).reduce(f64::max);
+        let svd_seconds = started.elapsed().as_secs_f64();
+
+        // Of the model as training finds it: an adapter that it starts from counts.
+        let baseline = if resumed && run.file(RunDir::BASELINE).exists() {
+            run.baseline()?
+        } else {
+            let evaluation = answer(test.as_ref(), &attached.model, observer)?;
+            let baseline = Baseline { scores: evaluation.map_or_else(Vec::new, |found| found.scores.graders) };
+            run.write_json(RunDir::BASELINE, &baseline)?;
             baseline
+        };
+        if let Some((_, score)) = baseline.scores.first() {
+            observer.on_event(Event::AccuracyBefore { score });
         }
-    };
-    if let (Some((_, score)), true) = (baseline.scores.first(), style != Style::Quiet) {
-        eprintln!("accuracy before: {}", percent(score));
-    }
-    if args.resume.is_none() {
-        // The recipe comes last: a folder that has it can be resumed.
-        run.write("recipe.toml", recipe.to_toml()?)?;
-    }
-
-    let config = recipe.train.clone();
-    let mut trainer = match args.resume {
-        Some(_) => Trainer::resume(attached, train, validation, config, run.path())?,
-        None => Trainer::start(attached, train, validation, config, run.path())?,
-    };
-    let mut progress = TrainingProgress::new(trainer.total_steps(), style);
-    let outcome = trainer.run(&mut progress);
-    progress.finish();
-    if let Err(TrainError::NotFinite { step, .. }) = &outcome {
-        // Whoever tries learning rates tells this from a machine that failed.
-        run.write(DIVERGED, serde_json::to_vec_pretty(&serde_json::json!({ "step": step }))?)?;
-    }
-    let outcome = outcome?;
-    if outcome == Outcome::Interrupted {
-        let step = trainer.state().step;
-        eprintln!("interrupted at step {step}; go on with: cargo xtask finetune --resume {}", run.path().display());
-        return Err(Interrupted.into());
-    }
-    let best_step = trainer.restore_best()?;
-    let state = trainer.state().clone();
-    trainer.adapter().save(&run.file("adapter"))?;
-    let model = trainer.model();
-    let answers = answer(&task, &model, &recipe, style)?;
-    if let Some(answers) = &answers {
-        run.write_rows("generations.jsonl", &answers.rows)?;
-    }
-
-    let logged = metrics::read(run.file("metrics.jsonl"))?;
-    let eval_loss = |step: u64| {
-        logged.iter().find_map(|metric| match metric {
-            Metric::Eval(eval) if eval.step == step => Some(eval.loss),
-            _ => None,
-        })
-    };
-    let accuracy = answers.as_ref().map(|answers| answers.score());
-    let summary = Summary {
-        method: recipe.adapter.method,
-        rank: recipe.adapter.method.is_factored().then_some(recipe.adapter.rank),
-        trainable_parameters: shape.trainable_parameters,
-        total_parameters: shape.parameters,
-        loss_before: eval_loss(0),
-        loss_after: eval_loss(best_step.unwrap_or(state.step)),
-        accuracy_before: baseline.scores.first().map(|(_, score)| score.correct.rate()),
-        accuracy_after: accuracy.map(|score| score.correct.rate()),
-        accuracy_after_interval: accuracy.map(|score| {
-            let interval = score.correct.interval();
-            [interval.low, interval.high]
-        }),
-        problems: task.data.problems,
-        steps: state.step,
-        best_step,
-        adapter_is_the_start: best_step == Some(0),
-        tokens: state.tokens,
-        tokens_per_s: state.tokens as f64 / state.seconds.max(1e-9),
-        seconds: state.seconds,
-        svd_seconds,
-        svd_largest_residual: svd_residual,
-        peak_memory_bytes: peak_memory_bytes(),
-        backend: args.device.backend,
-        seed: recipe.train.seed,
-        outcome: if outcome == Outcome::EarlyStopped { "early stopped" } else { "completed" },
-        version: env!("CARGO_PKG_VERSION"),
-    };
-    run.write("summary.json", serde_json::to_vec_pretty(&summary)?)?;
-    let report = report(&recipe, &task.data, &summary, baseline, answers.as_ref(), &logged)?;
-    run.write("report.html", report)?;
-    conclude(&summary, answers.as_ref(), &run, &recipe, &logged, args)
-}
-
-/// What is said of a run whose every evaluation was worse than the one before training.
-fn not_improved(summary: &Summary, recipe: &Recipe, logged: &[Metric]) -> String {
-    let evaluations = logged.iter().filter_map(|metric| match metric {
-        Metric::Eval(eval) if eval.step > 0 => Some(eval.loss),
-        _ => None,
-    });
-    let lowest = evaluations.reduce(f64::min).map_or_else(|| "unknown".to_owned(), |loss| format!("{loss:.4}"));
-    format!(
-        "NOT IMPROVED: validation loss {:.4} before training, {lowest} at best after it. The adapter that was saved is the \
-         one before training. Try a lower learning rate (--lr, now {:e}) or more steps.",
-        summary.loss_before.unwrap_or(f64::NAN),
-        recipe.train.optimizer.learning_rate
-    )
-}
-
-/// Prints a recipe and what it would train, as one document: TOML that can be run, its shape in comments, or JSON.
-fn show(recipe: &Recipe, shape: &TrainingShape, format: Format) -> anyhow::Result<()> {
-    match format {
-        Format::Table => {
-            let comments: String = shape.table().lines().map(|line| format!("# {line}\n")).collect();
-            print(format_args!("{comments}\n{}", recipe.to_toml()?.trim_end()))
+        if !resumed {
+            // The recipe comes last: a folder that has it can be resumed.
+            run.write(RunDir::RECIPE, recipe.to_toml()?)?;
         }
-        Format::Json => print_json(&serde_json::json!({ "recipe": recipe, "shape": shape })),
+
+        let config = recipe.train.clone();
+        let mut trainer = match resumed {
+            true => Trainer::resume(attached, train, validation, config, run.path())?,
+            false => Trainer::start(attached, train, validation, config, run.path())?,
+        };
+        observer.on_event(Event::TrainingStarts { total_steps: trainer.total_steps() });
+        let outcome = trainer.run(&mut TrainingObserver { observer: &mut *observer });
+        observer.on_event(Event::TrainingEnded);
+        if let Err(TrainError::NotFinite { step, .. }) = &outcome {
+            run.write_json(RunDir::DIVERGED, &Divergence { step: *step })?;
+        }
+        let end = match outcome? {
+            Outcome::Completed => RunEnd::Completed,
+            Outcome::EarlyStopped => RunEnd::EarlyStopped,
+            Outcome::Interrupted => return Err(ExperimentError::Interrupted { step: trainer.state().step }),
+        };
+        let best_step = trainer.restore_best()?;
+        let state = trainer.state().clone();
+        trainer.adapter().save(&run.file(RunDir::ADAPTER)).map_err(ExperimentError::SaveAdapter)?;
+        let evaluation = answer(test.as_ref(), &trainer.model(), observer)?;
+        if let Some(evaluation) = &evaluation {
+            run.write(RunDir::GENERATIONS, json_lines(&evaluation.answers)?)?;
+        }
+
+        let metrics = run.metrics()?;
+        let accuracy = evaluation.as_ref().and_then(Evaluation::score).map(|score| score.correct);
+        let method = recipe.adapter.method;
+        let summary = Summary {
+            method,
+            rank: if method.is_factored() { Some(recipe.adapter.rank) } else { None },
+            trainable_parameters: shape.trainable_parameters,
+            total_parameters: shape.parameters,
+            loss_before: loss_at(&metrics, 0),
+            loss_after: loss_at(&metrics, best_step.unwrap_or(state.step)),
+            accuracy_before: baseline.scores.first().map(|(_, score)| score.correct.rate()),
+            accuracy_after: accuracy.map(|share| share.rate()),
+            accuracy_after_interval: accuracy.map(|share| {
+                let interval = share.interval();
+                [interval.low, interval.high]
+            }),
+            problems: data.problems,
+            steps: state.step,
+            best_step,
+            adapter_is_the_start: best_step == Some(0),
+            tokens: state.tokens,
+            tokens_per_s: state.tokens as f64 / state.seconds.max(1e-9),
+            seconds: state.seconds,
+            svd_seconds,
+            svd_largest_residual,
+            peak_memory_bytes: peak_memory_bytes(),
+            backend: host.backend.clone(),
+            seed: recipe.train.seed,
+            outcome: end,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        run.write_json(RunDir::SUMMARY, &summary)?;
+        let settings = [
+            ("model", recipe.model.path.clone()),
+            ("data", format!("{} ({} examples)", recipe.data.train, data.train_examples)),
+            ("backend", summary.backend.clone()),
+            ("machine", host.machine.clone()),
+        ];
+        let report = report(&recipe, settings, &summary, baseline, evaluation, &metrics)?;
+        run.write("report.html", report.html()?)?;
+        Ok(summary)
     }
 }
 
-/// The name of a run's folder.
-fn run_name(recipe: &Recipe) -> String {
-    let model = Path::new(recipe.model.path.trim_end_matches('/')).file_name();
-    let model = model.map_or("model".into(), |name| name.to_string_lossy().replace('@', "-"));
-    let method = recipe.adapter.method;
-    if method.is_factored() {
-        format!("{model}-{method}-r{}", recipe.adapter.rank)
-    } else {
-        format!("{model}-{method}")
-    }
+/// Reads the model and the data of a recipe.
+fn read(recipe: &Recipe, host: &Host, observer: &mut dyn Observer) -> Result<(CausalLm, Inputs), ExperimentError> {
+    let loaded = LoadedModel::load(&recipe.model.path, recipe.model.dtype, host)?;
+    let inputs = Inputs::read(recipe, &loaded.tokenizer, loaded.model.config(), host, observer)?;
+    Ok((loaded.model, inputs))
 }
 
-/// Says what is going to happen.
-fn announce(recipe: &Recipe, data: &DataReport, shape: &TrainingShape, backend: Backend, run: &RunDir) {
-    eprintln!("model  {} on {backend}, weights {}, adapter and optimizer f32", recipe.model.path, recipe.model.dtype);
-    let left_out = match data.dropped + data.truncated + data.skipped {
-        0 => String::new(),
-        _ => format!(" ({} dropped, {} truncated, {} malformed)", data.dropped, data.truncated, data.skipped),
-    };
-    eprintln!(
-        "data   {} {} examples{left_out}, {} tokens, {} of them targets; {} to validate, {} problems",
-        grouped(data.train_examples as u64),
-        data.format,
-        grouped(data.train_tokens as u64),
-        grouped(data.target_tokens as u64),
-        data.validation_examples,
-        data.problems
-    );
-    eprint!("{}", shape.table());
-    eprintln!("run    {}", run.path().display());
-}
-
-/// Attaches the adapter: fresh, the one to start `from`, or as it was at the start of the run that is resumed. Returns the largest residual of
-/// the decompositions too.
+/// Attaches the adapter that training starts from, and saves it for a run that is resumed.
 fn attach(
     recipe: &Recipe,
+    host: &Host,
     model: CausalLm,
-    from: Option<SavedAdapter>,
+    start: Start,
     run: &RunDir,
-    args: &FinetuneArgs,
-    style: Style,
-) -> anyhow::Result<(Attached<CausalLm>, Option<f64>)> {
-    let start = run.file("start");
-    if args.resume.is_some() && recipe.adapter.method.is_factored() {
-        return Ok((SavedAdapter::load(&start).and_then(|adapter| adapter.attach(model)).or_bad_input()?, None));
+    observer: &mut dyn Observer,
+) -> Result<Attached<CausalLm>, ExperimentError> {
+    let folder = run.file(RunDir::START);
+    let factored = recipe.adapter.method.is_factored();
+    match start {
+        Start::Resumed if factored => return Ok(SavedAdapter::load(&folder)?.attach(model)?),
+        Start::Adapter(mut saved) => {
+            saved.state.config.dropout = recipe.adapter.dropout;
+            saved.save(&folder).map_err(ExperimentError::SaveAdapter)?;
+            return Ok(saved.attach(model)?);
+        }
+        Start::Fresh | Start::Resumed => {}
     }
-    if let Some(mut saved) = from {
-        saved.state.config.dropout = recipe.adapter.dropout;
-        saved.save(&start)?;
-        return Ok((saved.attach(model).or_bad_input()?, None));
-    }
-    let count = recipe.adapter.targets(&model).or_bad_input()?.len() as u64;
-    let progress = Progress::new("decomposing weights", count, style);
-    let show = |done: usize, _total: usize| progress.set(done as u64, "");
-    let options = AttachOptions {
-        svd: recipe.svd_options()?,
-        placement: args.device.backend.svd_placement(),
-        cache: recipe.svd.cache.then(cache_folder).flatten().map(|folder| folder.join("svd")),
-        progress: Some(&show),
+    let total = recipe.adapter.targets(&model)?.len();
+    observer.on_event(Event::Decomposing { done: 0, total });
+    let attached = {
+        let shared = Mutex::new(&mut *observer);
+        let show = |done: usize, _total: usize| {
+            shared.lock().unwrap_or_else(PoisonError::into_inner).on_event(Event::Decomposing { done, total });
+        };
+        let options = AttachOptions {
+            svd: recipe.svd_options(),
+            placement: host.placement,
+            cache: match (&host.cache, recipe.svd.cache) {
+                (Some(cache), true) => Some(cache.join("svd")),
+                _ => None,
+            },
+            progress: Some(&show),
+        };
+        recipe.adapter.attach(model, &options)?
     };
-    let attached = recipe.adapter.attach(model, &options).or_bad_input()?;
-    progress.finish();
-    if recipe.adapter.method.is_factored() {
-        attached.snapshot().save(&start)?;
+    if factored {
+        attached.snapshot().save(&folder).map_err(ExperimentError::SaveAdapter)?;
     }
-    let residual = attached.modules.iter().filter_map(|module| module.svd_residual).reduce(f64::max);
-    let rounding = attached.modules.iter().filter_map(|module| module.rounding).reduce(f64::max);
-    if let (Some(residual), true) = (residual, style != Style::Quiet) {
-        let cached = attached.modules.iter().filter(|module| module.cached).count();
-        let rounding =
-            rounding.map_or_else(String::new, |lost| format!(", rounding takes up to {lost:.1e} of a residual"));
-        eprintln!("svd    {count} matrices ({cached} cached), largest residual {residual:.1e} of s_1{rounding}");
-    }
-    Ok((attached, residual))
+    observer.on_event(Event::Attached { modules: &attached.modules });
+    Ok(attached)
 }
 
-/// Answers the recipe's problems, if there are any.
-fn answer(task: &Task, model: &CausalLm, recipe: &Recipe, style: Style) -> anyhow::Result<Option<Answers>> {
-    let Some(problems) = &task.problems else { return Ok(None) };
-    let eval = &recipe.eval;
-    problems.answer(model, &task.encoder, eval.batch_size, eval.max_new_tokens, &task.stops, style).map(Some)
+/// Asks the model the problems of the test, if there is one.
+fn answer(
+    test: Option<&Test>,
+    model: &CausalLm,
+    observer: &mut dyn Observer,
+) -> Result<Option<Evaluation>, ExperimentError> {
+    let Some(test) = test else { return Ok(None) };
+    evaluate(&*test.problems, model, &test.options, AnswerLog::in_memory(), observer).map(Some)
 }
 
-/// The report of the run, as HTML.
+/// The validation loss after so many steps.
+fn loss_at(metrics: &[Metric], step: u64) -> Option<f64> {
+    metrics.iter().find_map(|metric| match metric {
+        Metric::Eval(eval) if eval.step == step => Some(eval.loss),
+        _ => None,
+    })
+}
+
+/// The report of a run.
 fn report(
     recipe: &Recipe,
-    data: &DataReport,
+    settings: [(&str, String); 4],
     summary: &Summary,
     baseline: Baseline,
-    answers: Option<&Answers>,
-    logged: &[Metric],
-) -> anyhow::Result<String> {
+    evaluation: Option<Evaluation>,
+    metrics: &[Metric],
+) -> Result<RunReport, ExperimentError> {
     let fields = match serde_json::to_value(summary)? {
         serde_json::Value::Object(fields) => fields,
         _ => serde_json::Map::new(),
     };
-    let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    let machine = format!("{} {}, {cores} cores", std::env::consts::OS, std::env::consts::ARCH);
-    let setting = [
-        ("model", recipe.model.path.clone()),
-        ("data", format!("{} ({} examples)", recipe.data.train, data.train_examples)),
-        ("backend", summary.backend.to_string()),
-        ("machine", machine),
-    ];
-    let samples = answers.map_or_else(Vec::new, |answers| {
-        let sample = |row: &crate::task::Generated| Sample {
-            prompt: row.prompt.clone(),
-            expected: row.expected.clone(),
-            generated: row.generated.clone(),
-            verdict: Some(row.faithful.clone()),
-        };
-        answers.rows.iter().take(12).map(sample).collect()
-    });
-    let report = RunReport {
-        title: format!("{} on {}", recipe.adapter.method, recipe.model.path),
-        setting: setting.map(|(name, value)| (name.to_owned(), value)).to_vec(),
-        summary: fields,
-        before: Evaluation { loss: summary.loss_before, scores: baseline.scores },
-        after: Evaluation { loss: summary.loss_after, scores: answers.map_or_else(Vec::new, Answers::scores) },
-        curves: training_curves(logged),
-        samples,
-        recipe: recipe.to_toml()?,
+    let (answers, scores) = match evaluation {
+        Some(evaluation) => (evaluation.answers, evaluation.scores.graders),
+        None => (Vec::new(), Vec::new()),
     };
-    report.html().context("cannot draw the report")
+    let samples = answers.into_iter().take(SHOWN_SAMPLES).map(|answer| Sample {
+        verdict: Some(answer.verdict()),
+        prompt: answer.prompt,
+        expected: answer.expected.unwrap_or_default(),
+        generated: answer.generated,
+    });
+    Ok(RunReport {
+        title: format!("{} on {}", recipe.adapter.method, recipe.model.path),
+        setting: settings.map(|(name, value)| (name.to_owned(), value)).to_vec(),
+        summary: fields,
+        before: report::Evaluation { loss: summary.loss_before, scores: baseline.scores },
+        after: report::Evaluation { loss: summary.loss_after, scores },
+        curves: training_curves(metrics),
+        samples: samples.collect(),
+        recipe: recipe.to_toml()?,
+    })
 }
 
-/// Prints what the run came to and what to do next.
-fn conclude(
-    summary: &Summary,
-    answers: Option<&Answers>,
-    run: &RunDir,
-    recipe: &Recipe,
-    logged: &[Metric],
-    args: &FinetuneArgs,
-) -> anyhow::Result<()> {
-    if args.format == Format::Json {
-        return print_json(summary);
+/// Hands the events of training on.
+struct TrainingObserver<'a> {
+    observer: &'a mut dyn Observer,
+}
+
+impl sorsa_train::Observer for TrainingObserver<'_> {
+    fn on_metric(&mut self, metric: &Metric, _total_steps: u64) {
+        self.observer.on_event(Event::Trained { metric });
     }
-    let rank = summary.rank.map_or_else(String::new, |rank| format!(" rank {rank}"));
-    print(format_args!(
-        "{}{rank}: {} of {} parameters trained, {} steps, {:.0} s, {:.0} tokens/s, peak memory {}",
-        summary.method,
-        grouped(summary.trainable_parameters),
-        grouped(summary.total_parameters),
-        summary.steps,
-        summary.seconds,
-        summary.tokens_per_s,
-        summary.peak_memory_bytes.map_or_else(|| "unknown".to_owned(), bytes)
-    ))?;
-    if summary.adapter_is_the_start {
-        print(not_improved(summary, recipe, logged))?;
-    } else if let (Some(before), Some(after)) = (summary.loss_before, summary.loss_after) {
-        print(format_args!("validation loss: {before:.4} before, {after:.4} after"))?;
+
+    fn should_stop(&mut self) -> bool {
+        self.observer.should_stop()
     }
-    if let (Some(before), Some(answers)) = (summary.accuracy_before, answers) {
-        let after = percent(&answers.score());
-        let of = if summary.adapter_is_the_start { "with the adapter at the start" } else { "after" };
-        print(format_args!(
-            "accuracy on {} held-out problems: {:.1} % before, {after} {of}",
-            summary.problems,
-            100.0 * before
-        ))?;
-    }
-    let folder = run.path().display();
-    print(format_args!("results: {folder} (report.html, summary.json, metrics.jsonl, adapter/)"))?;
-    let model = match recipe.model.path.as_str() {
-        crate::embedded::EMBEDDED => String::new(),
-        model => format!(" --model {model}"),
-    };
-    print(format_args!(
-        "next:    cargo xtask generate --adapter {folder}{model} --template {} \"Tom has 12 apples. He buys 7 more apples. How many apples does Tom have now?\"",
-        recipe.data.template
-    ))?;
-    Ok(())
 }

@@ -1,11 +1,13 @@
 //! Where an experiment runs.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use burn::prelude::Device;
 use sorsa_adapter::Placement;
 use sorsa_models::hub::HubOptions;
 
+use crate::embedded::EmbeddedFiles;
 use crate::sandbox::CodeExecution;
 
 /// The device, and what an experiment may use of the machine beside it. Nothing here reads the environment: whoever starts
@@ -20,14 +22,23 @@ pub struct Host {
     pub fused_operations: bool,
     /// Where weights are decomposed.
     pub placement: Placement,
-    /// Folder of decompositions that the next start finds again; absent, none are kept.
-    pub svd_cache: Option<PathBuf>,
-    /// Where models come from that are no folder.
-    pub hub: HubOptions,
+    /// Where decompositions are kept for the next start; absent, none are.
+    pub cache: Option<PathBuf>,
+    /// Where models and data come from that are no folder and no file.
+    pub sources: Sources,
     /// How programs are run that a model writes; absent, they are not.
     pub code: Option<CodeExecution>,
     /// The machine, for reports.
     pub machine: String,
+}
+
+/// Where models and data come from that are no folder and no file.
+#[derive(Clone, Default)]
+pub struct Sources {
+    /// The embedded model and task.
+    pub embedded: Arc<EmbeddedFiles>,
+    /// The Hugging Face Hub.
+    pub hub: HubOptions,
 }
 
 impl Host {
@@ -39,8 +50,8 @@ impl Host {
             backend: "flex".to_owned(),
             fused_operations: true,
             placement: Placement::Host,
-            svd_cache: None,
-            hub: HubOptions::default(),
+            cache: None,
+            sources: Sources::default(),
             code: None,
             machine: format!("{cores} cores"),
         }

@@ -10,9 +10,9 @@ use sorsa_data::{
 use sorsa_models::{ModelConfig, Sampling};
 
 use crate::continuation::AnswerOptions;
-use crate::embedded::{EMBEDDED, embedded_task};
+use crate::embedded::EMBEDDED;
 use crate::error::ExperimentError;
-use crate::host::Host;
+use crate::host::{Host, Sources};
 use crate::model::stop_tokens;
 use crate::observer::{Event, Observer};
 use crate::recipe::Recipe;
@@ -64,8 +64,12 @@ pub struct DataReport {
 }
 
 /// A data file by its name in a recipe; `split` is the part that is meant of the embedded task.
-pub fn data_file(name: &str, split: &str) -> PathBuf {
-    if name == EMBEDDED { embedded_task(split) } else { PathBuf::from(name) }
+///
+/// # Errors
+///
+/// [`ExperimentError::Unpack`].
+pub fn data_file(name: &str, split: &str, sources: &Sources) -> Result<PathBuf, ExperimentError> {
+    if name == EMBEDDED { sources.embedded.task(split) } else { Ok(PathBuf::from(name)) }
 }
 
 /// Reads a file of records, and tells the observer if rows were left out.
@@ -101,7 +105,6 @@ impl Inputs {
     ) -> Result<Self, ExperimentError> {
         let context = config.max_position_embeddings;
         let max_length = recipe.data.max_length.min(context);
-        let limits = Limits { max_length, vocabulary: config.vocab_size };
         let options = EncodeOptions {
             max_length,
             truncation: recipe.data.truncation,
@@ -109,17 +112,18 @@ impl Inputs {
             append_eos: true,
             prompt_suffix: recipe.eval.prompt_suffix.clone(),
         };
-        let encoder = Encoder::new(Arc::clone(tokenizer), recipe.data.template.template(tokenizer)?, options)?;
+        let encoder = Encoder::new(Arc::clone(tokenizer), recipe.data.template.template(tokenizer)?, options)?
+            .for_vocabulary(config.vocab_size);
 
-        let path = data_file(&recipe.data.train, "train");
+        let path = data_file(&recipe.data.train, "train", &host.sources)?;
         let options = LoadOptions { limit: recipe.data.limit, ..recipe.load_options() };
         let loaded = load_records(&path, &options, observer)?;
         let (format, skipped) = (loaded.format.to_string(), loaded.skipped.count);
         let (train, validation_set) = match &recipe.data.validation {
             Some(name) => {
-                let path = data_file(name, "validation");
+                let path = data_file(name, "validation", &host.sources)?;
                 let validation = load_records(&path, &recipe.load_options(), observer)?;
-                (loaded.records, encode(&path, &encoder, &validation.records, limits)?)
+                (loaded.records, encode(&path, &encoder, &validation.records, max_length)?)
             }
             None => {
                 let (train, validation) = hold_out(&path, loaded.records, recipe)?;
@@ -127,10 +131,10 @@ impl Inputs {
                 (train, set)
             }
         };
-        let train_set = encode(&path, &encoder, &train, limits)?;
+        let train_set = encode(&path, &encoder, &train, max_length)?;
         let test = match &recipe.data.test {
             Some(name) if recipe.eval.problems > 0 => {
-                Some(read_test(recipe, &data_file(name, "test"), &encoder, config, host, observer)?)
+                Some(read_test(recipe, &data_file(name, "test", &host.sources)?, &encoder, config, host, observer)?)
             }
             _ => None,
         };
@@ -145,7 +149,7 @@ impl Inputs {
             validation_examples: validation_set.examples.len(),
             problems: test.as_ref().map_or(0, |test| test.problems.count()),
         };
-        let pad_id = tokenizer.pad();
+        let pad_id = tokenizer.pad(config.vocab_size);
         let batcher = |examples: Vec<Example>, shuffle: bool| {
             let options = BatchOptions {
                 batch_size: recipe.train.batch_size,
@@ -178,6 +182,9 @@ fn read_test(
     observer: &mut dyn Observer,
 ) -> Result<Test, ExperimentError> {
     let task = tasks::recognise(path, recipe.data.format);
+    if !task.has_accuracy() {
+        return Err(ExperimentError::NoAnswers { path: path.to_owned() });
+    }
     let load = LoadOptions { limit: Some(recipe.eval.problems), ..recipe.load_options() };
     let source = ProblemSource {
         path,
@@ -197,47 +204,22 @@ fn read_test(
     Ok(Test { task, problems: task.load(&source, observer)?, options })
 }
 
-/// What an example may hold.
-#[derive(Clone, Copy)]
-struct Limits {
-    max_length: usize,
-    vocabulary: usize,
-}
-
 /// Encodes the records of a file, of which at least one must fit.
 fn encode(
     path: &Path,
     encoder: &Encoder,
     records: &[Record],
-    limits: Limits,
+    max_length: usize,
 ) -> Result<EncodedSet, ExperimentError> {
     let set = encoder.encode_all(records).map_err(in_file(path))?;
-    check_vocabulary(path, &set, limits.vocabulary)?;
     if set.examples.is_empty() {
-        return Err(ExperimentError::NoRowFits { path: path.to_owned(), max_length: limits.max_length });
+        return Err(ExperimentError::NoRowFits { path: path.to_owned(), max_length });
     }
     Ok(set)
 }
 
-/// Refuses tokens that the model does not have: a tokenizer may have more than the model beside it.
-///
-/// # Errors
-///
-/// [`ExperimentError::UnknownToken`].
-pub fn check_vocabulary(path: &Path, set: &EncodedSet, vocabulary: usize) -> Result<(), ExperimentError> {
-    let mut tokens = set.examples.iter().flat_map(|example| &example.ids);
-    match tokens.find(|token| **token as usize >= vocabulary) {
-        Some(token) => Err(ExperimentError::UnknownToken { path: path.to_owned(), token: *token, vocabulary }),
-        None => Ok(()),
-    }
-}
-
 /// Holds rows of the training data out for validation.
-fn hold_out(
-    path: &Path,
-    records: Vec<Record>,
-    recipe: &Recipe,
-) -> Result<(Vec<Record>, Vec<Record>), ExperimentError> {
+fn hold_out(path: &Path, records: Vec<Record>, recipe: &Recipe) -> Result<(Vec<Record>, Vec<Record>), ExperimentError> {
     // A small file keeps nine tenths for training.
     let rows = recipe.data.validation_rows.min(records.len() / 10);
     if rows == 0 {

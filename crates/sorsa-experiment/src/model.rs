@@ -6,12 +6,12 @@ use std::sync::Arc;
 use sorsa_adapter::peft::{CONFIG_FILE, PeftAdapter};
 use sorsa_adapter::{Attached, SavedAdapter};
 use sorsa_data::{EncodeOptions, Encoder, TemplateName, TextTokenizer};
-use sorsa_models::hub::{self, HubOptions};
+use sorsa_models::hub;
 use sorsa_models::{CausalLm, ModelConfig};
 
-use crate::embedded::{EMBEDDED, embedded_model};
+use crate::embedded::EMBEDDED;
 use crate::error::ExperimentError;
-use crate::host::Host;
+use crate::host::{Host, Sources};
 use crate::recipe::{Recipe, WeightDtype};
 use crate::run_dir::RunDir;
 
@@ -32,7 +32,7 @@ impl LoadedModel {
     ///
     /// See [`model_folder`]; whatever is wrong with the tokenizer's or the model's files.
     pub fn load(name: &str, dtype: WeightDtype, host: &Host) -> Result<Self, ExperimentError> {
-        let folder = model_folder(name, &host.hub)?;
+        let folder = model_folder(name, &host.sources)?;
         let tokenizer = Arc::new(TextTokenizer::from_dir(&folder)?);
         let model = CausalLm::load(&folder, dtype.float_dtype(), &host.device)?;
         Ok(Self { folder, model, tokenizer })
@@ -53,13 +53,14 @@ impl LoadedModel {
         stop_tokens(&self.tokenizer, self.model.config())
     }
 
-    /// An encoder for this tokenizer.
+    /// An encoder for this tokenizer and model.
     ///
     /// # Errors
     ///
     /// [`ExperimentError::Data`].
     pub fn encoder(&self, template: TemplateName, options: EncodeOptions) -> Result<Encoder, ExperimentError> {
-        Ok(Encoder::new(Arc::clone(&self.tokenizer), template.template(&self.tokenizer)?, options)?)
+        let encoder = Encoder::new(Arc::clone(&self.tokenizer), template.template(&self.tokenizer)?, options)?;
+        Ok(encoder.for_vocabulary(self.model.config().vocab_size))
     }
 }
 
@@ -67,13 +68,9 @@ impl LoadedModel {
 ///
 /// # Errors
 ///
-/// [`ExperimentError::NoEmbeddedModel`], [`ExperimentError::Hub`].
-pub fn model_folder(name: &str, hub: &HubOptions) -> Result<PathBuf, ExperimentError> {
-    if name == EMBEDDED {
-        let path = embedded_model();
-        return if path.is_dir() { Ok(path) } else { Err(ExperimentError::NoEmbeddedModel { path }) };
-    }
-    Ok(hub::resolve(name, hub)?)
+/// [`ExperimentError::Unpack`], [`ExperimentError::Hub`].
+pub fn model_folder(name: &str, sources: &Sources) -> Result<PathBuf, ExperimentError> {
+    if name == EMBEDDED { sources.embedded.model() } else { Ok(hub::resolve(name, &sources.hub)?) }
 }
 
 /// Tokens that end an answer of a model.

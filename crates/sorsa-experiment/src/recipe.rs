@@ -207,21 +207,22 @@ impl Default for SvdRecipe {
 
 impl Default for EvalRecipe {
     fn default() -> Self {
-        Self { problems: 200, batch_size: 50, max_new_tokens: 128, prompt_suffix: String::new(), allow_code_execution: false }
+        Self {
+            problems: 200,
+            batch_size: 50,
+            max_new_tokens: 128,
+            prompt_suffix: String::new(),
+            allow_code_execution: false,
+        }
     }
 }
 
 impl Recipe {
-    /// The defaults: the embedded model and task. Factors that are a part of the weight, factors that start from
-    /// nothing, and weights each have the learning rate that suited PiSSA and SORSA, LoRA, and full fine-tuning there.
+    /// The defaults: the embedded model and task.
     fn defaults(method: Method) -> Self {
         let targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
         let mut train = TrainConfig { batch_size: 16, epochs: 1.0, ..TrainConfig::default() };
-        train.optimizer.learning_rate = match method {
-            _ if method.splits_weight() => 2e-3,
-            _ if method.is_factored() => 4e-3,
-            _ => 1e-3,
-        };
+        train.optimizer.learning_rate = embedded_learning_rate(method);
         Self {
             model: ModelRecipe::default(),
             data: DataRecipe::default(),
@@ -260,6 +261,10 @@ impl Recipe {
                 _ => Method::Sorsa,
             },
         };
+        let names_rate = typed
+            .get("train")
+            .and_then(|train| train.get("optimizer"))
+            .is_some_and(|optimizer| optimizer.get("learning_rate").is_some());
         let mut table = Table::try_from(Self::defaults(method))?;
         merge(&mut table, typed);
         let unknown = take_unknown_names(&mut table);
@@ -267,9 +272,17 @@ impl Recipe {
             name: name.to_owned(),
             message: error.to_string().trim().replace('\n', " "),
         })?;
+        if !names_rate && recipe.model.path != EMBEDDED {
+            let width = hidden_size(Path::new(&recipe.model.path));
+            recipe.train.optimizer.learning_rate = published_learning_rate(method, recipe.adapter.rank, width);
+        }
         recipe.fill_embedded();
         let faults = recipe.faults(unknown);
-        if faults.is_empty() { Ok(recipe) } else { Err(ExperimentError::RecipeValues { name: name.to_owned(), faults }) }
+        if faults.is_empty() {
+            Ok(recipe)
+        } else {
+            Err(ExperimentError::RecipeValues { name: name.to_owned(), faults })
+        }
     }
 
     /// Makes `[adapter]` that of the adapter to start from. Whatever `[adapter]` says beside defaults must agree.
@@ -355,6 +368,44 @@ impl Recipe {
     pub fn to_toml(&self) -> Result<String, ExperimentError> {
         Ok(toml::to_string(self)?)
     }
+}
+
+/// The learning rate for the embedded model of 836,736 parameters. Factors split from the weight, factors that start
+/// from nothing, and whole weights have the rates that suit SORSA and PiSSA, LoRA, and full fine-tuning there. A model of
+/// millions of parameters is ruined by them.
+fn embedded_learning_rate(method: Method) -> f64 {
+    match method {
+        _ if method.splits_weight() => 2e-3,
+        _ if method.is_factored() => 4e-3,
+        _ => 1e-3,
+    }
+}
+
+/// The learning rate for any other model, if the recipe names none.
+///
+/// Factors split from the weight: 3e-5, as published for SORSA with rank 128 on a width of 4096 (arXiv 2409.00055, PiSSA
+/// 2e-5), rising with the fourth root of a smaller `rank * width` up to 1e-4. Factors that start from nothing: 2e-4, as
+/// QLoRA's runs (arXiv 2305.14314). Whole weights: 2e-5, as Alpaca's.
+fn published_learning_rate(method: Method, rank: usize, width: Option<usize>) -> f64 {
+    if !method.is_factored() {
+        return 2e-5;
+    }
+    if !method.splits_weight() {
+        return 2e-4;
+    }
+    let published = (128 * 4096) as f64;
+    let size = width.map_or(published, |width| (rank.max(1) * width) as f64);
+    let rate = 3e-5 * (published / size).powf(0.25);
+    // One digit: a rate is told and typed again.
+    let rounded = (rate * 1e5).round() / 1e5;
+    rounded.clamp(3e-5, 1e-4)
+}
+
+/// `hidden_size` of the model in a folder, if there is one that says it.
+fn hidden_size(folder: &Path) -> Option<usize> {
+    let config = std::fs::read(folder.join("config.json")).ok()?;
+    let config: serde_json::Value = serde_json::from_slice(&config).ok()?;
+    config.get("hidden_size")?.as_u64().map(|width| width as usize)
 }
 
 /// The fields of a TOML file.
@@ -466,5 +517,31 @@ mod tests {
             assert!(text.contains(spelling), "{text}");
         }
         assert_eq!(Recipe::from_table(text.parse().unwrap(), "r").unwrap(), recipe);
+    }
+
+    #[test]
+    fn a_recipe_without_a_rate_has_a_published_one_for_every_model_but_the_embedded() {
+        let rate =
+            |text: &str| Recipe::from_table(text.parse().unwrap(), "test").unwrap().train.optimizer.learning_rate;
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("config.json"), r#"{"hidden_size": 576}"#).unwrap();
+        let model = format!("model.path = {:?}\n", folder.path());
+        for (method, embedded, published) in [
+            ("sorsa", 2e-3, 8e-5),
+            ("pissa", 2e-3, 8e-5),
+            ("olora", 2e-3, 8e-5),
+            ("lora", 4e-3, 2e-4),
+            ("dora", 4e-3, 2e-4),
+            ("partial", 1e-3, 2e-5),
+            ("full", 1e-3, 2e-5),
+        ] {
+            let method = format!("adapter.method = \"{method}\"\n");
+            assert_eq!(rate(&method), embedded, "{method}");
+            assert_eq!(rate(&format!("{model}{method}")), published, "{method}");
+            assert_eq!(rate(&format!("{model}{method}train.optimizer.learning_rate = 5e-4")), 5e-4);
+        }
+        assert_eq!(rate(&format!("{model}adapter.rank = 128")), 5e-5);
+        assert_eq!(rate(&format!("{model}adapter.rank = 1")), 1e-4);
+        assert_eq!(rate("model.path = \"meta-llama/Llama-2-7b-hf\""), 3e-5, "no width is known before the download");
     }
 }

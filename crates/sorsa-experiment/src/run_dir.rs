@@ -178,8 +178,7 @@ impl RunDir {
 ///
 /// [`ExperimentError::CreateFolder`].
 pub fn create_folder(folder: &Path) -> Result<(), ExperimentError> {
-    std::fs::create_dir_all(folder)
-        .map_err(|source| ExperimentError::CreateFolder { path: folder.to_owned(), source })
+    std::fs::create_dir_all(folder).map_err(|source| ExperimentError::CreateFolder { path: folder.to_owned(), source })
 }
 
 /// Rows as JSON lines.

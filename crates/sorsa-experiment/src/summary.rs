@@ -33,6 +33,9 @@ pub struct Summary {
     pub steps: u64,
     /// The step whose parameters are saved; absent, the last.
     pub best_step: Option<u64>,
+    /// Whether no evaluation was better than the one before training, so that the adapter saved is the one at the start.
+    #[serde(default)]
+    pub adapter_is_the_start: bool,
     /// Tokens trained on.
     #[serde(default)]
     pub tokens: u64,
@@ -109,8 +112,7 @@ mod tests {
         let summary: Summary = serde_json::from_str(json).unwrap();
         assert_eq!((summary.outcome, summary.rank), (RunEnd::EarlyStopped, Some(16)));
         assert_eq!(summary.accuracy_after_percent().unwrap(), "50.0 % [40.0, 60.0]");
-        let written: serde_json::Value = serde_json::to_value(&summary).unwrap();
-        assert_eq!(written, serde_json::from_str::<serde_json::Value>(json).unwrap());
+        assert_eq!(serde_json::from_str::<Summary>(&serde_json::to_string(&summary).unwrap()).unwrap(), summary);
     }
 
     #[test]

@@ -37,8 +37,8 @@ pub struct RunReport {
 pub struct Evaluation {
     /// Loss on held-out data, in nats per target token.
     pub loss: Option<f64>,
-    /// What each grader says.
-    pub scores: Vec<(Grader, Score)>,
+    /// What each grader says, by its name.
+    pub scores: Vec<(String, Score)>,
 }
 
 /// One prompt and what the model made of it.
@@ -104,9 +104,16 @@ fn comparison(before: &Evaluation, after: &Evaluation) -> String {
         row("Loss <small>nats per target token</small>", both(before.loss, after.loss, 4));
         row("Perplexity", both(before.loss.map(f64::exp), after.loss.map(f64::exp), 3));
     }
-    for grader in Grader::ALL {
+    // The graders of texts in their usual order, then what else there is.
+    let mut names: Vec<&str> = Grader::ALL.map(Grader::name).to_vec();
+    for (name, _) in before.scores.iter().chain(&after.scores) {
+        if !names.contains(&name.as_str()) {
+            names.push(name);
+        }
+    }
+    for grader in names {
         let score = |evaluation: &Evaluation| {
-            evaluation.scores.iter().find(|(other, _)| *other == grader).map(|(_, score)| *score)
+            evaluation.scores.iter().find(|(other, _)| other == grader).map(|(_, score)| *score)
         };
         let (before, after) = (score(before), score(after));
         if before.or(after).is_none() {
@@ -122,7 +129,7 @@ fn comparison(before: &Evaluation, after: &Evaluation) -> String {
                 .map(|(b, a)| format!("{} points", signed(100.0 * (a.rate() - b.rate()), 1)))
                 .unwrap_or_default();
             let cell = |part: Option<Proportion>| part.map(proportion).unwrap_or_default();
-            row(&format!("{name} <small>{}</small>", grader.name()), [cell(before), cell(after), change]);
+            row(&format!("{name} <small>{}</small>", Escaped(grader)), [cell(before), cell(after), change]);
         }
     }
     let head = "<table>\n<thead><tr><th></th><th>before</th><th>after</th><th>change</th></tr></thead>\n<tbody>\n";
@@ -276,10 +283,10 @@ mod tests {
             title: HOSTILE.to_owned(),
             setting: vec![(HOSTILE.to_owned(), HOSTILE.to_owned())],
             summary,
-            before: Evaluation { loss: Some(2.0), scores: vec![(Grader::Strict, score(10, 50, 200))] },
+            before: Evaluation { loss: Some(2.0), scores: vec![("strict".to_owned(), score(10, 50, 200))] },
             after: Evaluation {
                 loss: Some(1.0),
-                scores: vec![(Grader::Strict, score(120, 2, 200)), (Grader::Faithful, score(130, 2, 200))],
+                scores: vec![("strict".to_owned(), score(120, 2, 200)), ("faithful".to_owned(), score(130, 2, 200))],
             },
             curves: TrainingCurves { train_loss: vec![(1.0, 2.0), (2.0, 1.0)], ..Default::default() },
             samples: vec![Sample {

@@ -5,7 +5,7 @@ use sorsa_grading::stats::Mean;
 use super::collect::Run;
 use super::findings::{number, with_interval};
 use super::results::{ArmResult, Comparison, Rate, Spread};
-use crate::estimate::{bytes, grouped};
+use sorsa_experiment::estimate::{bytes, grouped};
 
 /// A table; the first row is its head.
 pub struct Table {

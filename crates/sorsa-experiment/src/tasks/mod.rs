@@ -54,6 +54,11 @@ pub trait Task: Sync {
         TemplateName::Alpaca
     }
 
+    /// Whether answers are right or wrong, so that there is an accuracy.
+    fn has_accuracy(&self) -> bool {
+        true
+    }
+
     /// Finds what the task needs beside a model, before anything large is read.
     ///
     /// # Errors
@@ -197,12 +202,8 @@ pub fn evaluate(
         new_tokens += answer.tokens;
         log.push(answer)
     })?;
-    let effort = Effort {
-        samples: options.samples,
-        resumed: done.len(),
-        new_tokens,
-        seconds: started.elapsed().as_secs_f64(),
-    };
+    let effort =
+        Effort { samples: options.samples, resumed: done.len(), new_tokens, seconds: started.elapsed().as_secs_f64() };
     let answers = log.conclude(|answer| (answer.row, answer.sample))?;
     let scores = problems.score(&answers, &effort);
     Ok(Evaluation { answers, scores })

@@ -14,7 +14,7 @@ use crate::answer::{Answer, Judgment};
 use crate::answer_log::fingerprint;
 use crate::continuation::AnswerOptions;
 use crate::error::ExperimentError;
-use crate::inputs::{check_vocabulary, load_records};
+use crate::inputs::load_records;
 use crate::observer::Observer;
 
 /// The task.
@@ -36,6 +36,10 @@ impl Task for Perplexity {
         TemplateName::Raw
     }
 
+    fn has_accuracy(&self) -> bool {
+        false
+    }
+
     fn load(
         &self,
         source: &ProblemSource<'_>,
@@ -51,15 +55,15 @@ impl Task for Perplexity {
         let loaded = load_records(path, &load, observer)?;
         let max_length = source.config.max_position_embeddings;
         let encode = EncodeOptions { max_length, append_eos: false, ..EncodeOptions::default() };
-        let encoder = Encoder::new(Arc::clone(tokenizer), PromptTemplate::Raw, encode)?;
+        let encoder =
+            Encoder::new(Arc::clone(tokenizer), PromptTemplate::Raw, encode)?.for_vocabulary(source.config.vocab_size);
         let set = encoder.encode_all(&loaded.records).map_err(data_fault(path))?;
-        check_vocabulary(path, &set, source.config.vocab_size)?;
         Ok(Box::new(Texts {
             path: path.to_owned(),
             examples: Arc::new(set.examples),
             target_tokens: set.target_tokens,
             max_length,
-            pad: tokenizer.pad(),
+            pad: tokenizer.pad(source.config.vocab_size),
         }))
     }
 }

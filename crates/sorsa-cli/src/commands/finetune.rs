@@ -1,0 +1,133 @@
+//! `sorsa finetune`: split, train, evaluate, and leave a run directory that somebody can use.
+
+use std::path::Path;
+
+use sorsa_experiment::embedded::EMBEDDED;
+use sorsa_experiment::estimate::{bytes, grouped};
+use sorsa_experiment::{ExperimentError, PreparedRun, Recipe, RunDir, Summary, TrainingShape};
+use sorsa_train::metrics::Metric;
+
+use crate::args::FinetuneArgs;
+use crate::commands::inspect;
+use crate::exit::Interrupted;
+use crate::format::{Format, print, print_json};
+use crate::observer::TerminalObserver;
+use crate::progress::Style;
+use crate::recipe;
+use crate::session;
+
+/// Limits of a program that the model writes, as `sorsa eval` has them.
+pub const PROGRAM_SECONDS: u64 = 5;
+pub const PROGRAM_MEMORY: u64 = 1 << 30;
+
+pub fn run(args: &FinetuneArgs) -> anyhow::Result<()> {
+    let recipe = recipe::of(args)?;
+    if args.dry_run {
+        return show(&recipe, &inspect::shape(&recipe, args)?, args.format);
+    }
+    let style = Style::choose(args.quiet);
+    let mut host = session::host(&args.device, style)?;
+    host.code = Some(session::code_execution(PROGRAM_SECONDS, PROGRAM_MEMORY));
+    let mut observer = TerminalObserver::new(style, &host.backend);
+    let (prepared, run) = match &args.resume {
+        Some(folder) => {
+            let run = RunDir::new(folder);
+            (PreparedRun::resumed(&run, &host, &mut observer)?, run)
+        }
+        None => {
+            let prepared = PreparedRun::new(&recipe, &host, &mut observer)?;
+            let run = match &args.run_dir {
+                Some(folder) => RunDir::new(folder),
+                None => RunDir::unused(Path::new("runs"), &run_name(prepared.recipe())),
+            };
+            (prepared, run)
+        }
+    };
+    let recipe = prepared.recipe().clone();
+    match prepared.train(&run, &mut observer) {
+        Ok(summary) => conclude(&summary, &run, &recipe, args.format),
+        Err(ExperimentError::Interrupted { step }) => {
+            let folder = run.path().display();
+            eprintln!("interrupted at step {step}; go on with: cargo xtask finetune --resume {folder}");
+            Err(Interrupted.into())
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Prints a recipe and what it would train, as one document: TOML that can be run, its shape in comments, or JSON.
+fn show(recipe: &Recipe, shape: &TrainingShape, format: Format) -> anyhow::Result<()> {
+    match format {
+        Format::Table => {
+            let comments: String = shape.table().lines().map(|line| format!("# {line}\n")).collect();
+            print(format_args!("{comments}\n{}", recipe.to_toml()?.trim_end()))
+        }
+        Format::Json => print_json(&serde_json::json!({ "recipe": recipe, "shape": shape })),
+    }
+}
+
+/// The name of a run's folder.
+fn run_name(recipe: &Recipe) -> String {
+    let model = Path::new(recipe.model.path.trim_end_matches('/')).file_name();
+    let model = model.map_or("model".into(), |name| name.to_string_lossy().replace('@', "-"));
+    let method = recipe.adapter.method;
+    if method.is_factored() {
+        format!("{model}-{method}-r{}", recipe.adapter.rank)
+    } else {
+        format!("{model}-{method}")
+    }
+}
+
+/// Prints what the run came to and what to do next.
+fn conclude(summary: &Summary, run: &RunDir, recipe: &Recipe, format: Format) -> anyhow::Result<()> {
+    if format == Format::Json {
+        return print_json(summary);
+    }
+    let rank = summary.rank.map_or_else(String::new, |rank| format!(" rank {rank}"));
+    print(format_args!(
+        "{}{rank}: {} of {} parameters trained, {} steps, {:.0} s, {:.0} tokens/s, peak memory {}",
+        summary.method,
+        grouped(summary.trainable_parameters),
+        grouped(summary.total_parameters),
+        summary.steps,
+        summary.seconds,
+        summary.tokens_per_s,
+        summary.peak_memory_bytes.map_or_else(|| "unknown".to_owned(), bytes)
+    ))?;
+    if summary.adapter_is_the_start {
+        print(not_improved(summary, recipe, &run.metrics()?))?;
+    } else if let (Some(before), Some(after)) = (summary.loss_before, summary.loss_after) {
+        print(format_args!("validation loss: {before:.4} before, {after:.4} after"))?;
+    }
+    if let (Some(before), Some(after)) = (summary.accuracy_before, summary.accuracy_after_percent()) {
+        let of = if summary.adapter_is_the_start { "with the adapter at the start" } else { "after" };
+        let (problems, before) = (summary.problems, 100.0 * before);
+        print(format_args!("accuracy on {problems} held-out problems: {before:.1} % before, {after} {of}"))?;
+    }
+    let folder = run.path().display();
+    print(format_args!("results: {folder} (report.html, summary.json, metrics.jsonl, adapter/)"))?;
+    let model = match recipe.model.path.as_str() {
+        EMBEDDED => String::new(),
+        model => format!(" --model {model}"),
+    };
+    print(format_args!(
+        "next:    cargo xtask generate --adapter {folder}{model} --template {} \"Tom has 12 apples. He buys 7 more apples. How many apples does Tom have now?\"",
+        recipe.data.template
+    ))?;
+    Ok(())
+}
+
+/// What is said of a run whose every evaluation was worse than the one before training.
+fn not_improved(summary: &Summary, recipe: &Recipe, metrics: &[Metric]) -> String {
+    let evaluations = metrics.iter().filter_map(|metric| match metric {
+        Metric::Eval(eval) if eval.step > 0 => Some(eval.loss),
+        _ => None,
+    });
+    let lowest = evaluations.reduce(f64::min).map_or_else(|| "unknown".to_owned(), |loss| format!("{loss:.4}"));
+    format!(
+        "NOT IMPROVED: validation loss {:.4} before training, {lowest} at best after it. The adapter that was saved is the \
+         one before training. Try a lower learning rate (--lr, now {:e}) or more steps.",
+        summary.loss_before.unwrap_or(f64::NAN),
+        recipe.train.optimizer.learning_rate
+    )
+}
