@@ -1,65 +1,98 @@
-//! Records to examples: token ids, and which of them the loss is taken on.
+//! Turns records into examples: token ids, and a mask of the ids that the loss counts.
 //!
-//! Prompt and answer are tokenised apart and joined, as in the code of the SORSA paper: a token never spans the
-//! border, and a prompt has the same ids in training as in generation. Tokenizers of the SentencePiece kind put their
-//! space before the answer by themselves.
+//! The encoder tokenizes prompt and answer separately and joins their ids, like the code of the SORSA paper: no token
+//! spans the border, and a prompt has the same ids in training and in generation. SentencePiece tokenizers put the space
+//! before the answer themselves.
 
+use std::fmt;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use crate::names::parse_name;
 use crate::{BadRows, ChatTemplate, Content, DataError, Message, PromptTemplate, Record, TextTokenizer};
 
-/// One row as the model sees it.
+/// The token ids of one sequence, and the mask of the loss.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Example {
     /// Token ids, begin and end tokens included.
     pub ids: Vec<u32>,
-    /// For each id, whether the loss is taken on predicting it. That of the first id is never used.
+    /// For each id, whether the loss counts its prediction. The entry of the first id is unused.
     pub target_mask: Vec<bool>,
-    /// The [`Record::row`] it came from.
+    /// [`Record::row`] of its record.
     pub row: usize,
-    /// Whether tokens of the record are missing.
+    /// Whether truncation removed tokens of the record.
     pub truncated: bool,
 }
 
 impl Example {
-    /// How many tokens the loss is taken on.
+    /// Number of tokens that the loss counts.
     pub fn target_tokens(&self) -> usize {
         self.target_mask.iter().skip(1).filter(|&&target| target).count()
     }
 }
 
-/// What becomes of a record with more than `max_length` tokens. Plain text is never cut: it becomes several examples.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+/// What the encoder does with a record of more than `max_length` tokens. It never truncates plain text: it splits it
+/// into several examples.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Truncation {
-    /// An error that names the row.
+    /// Fail, and name the row.
     #[default]
     Error,
-    /// The record is left out and counted.
+    /// Drop the record, and count it.
     DropRow,
-    /// The prompt loses its beginning, but for the begin token. An answer too long by itself loses its end, but for
+    /// Cut the beginning of the prompt, after the begin token. If the answer alone is too long, cut its end, before
     /// the end token.
     KeepEnd,
-    /// Prompt and answer are each cut at `max_length`, so that the sum may be twice that, and a cut answer has no end
-    /// token. This is what the code of the SORSA paper does; for nothing but comparing with it.
+    /// Cut prompt and answer at `max_length` each, like the code of the SORSA paper: the example may have twice
+    /// `max_length` tokens, and an answer that is cut has no end token. Use it only to compare with that code.
     AuthorEach,
 }
 
-/// How records become examples.
+impl Truncation {
+    /// All ways to truncate.
+    pub const ALL: [Self; 4] = [Self::Error, Self::DropRow, Self::KeepEnd, Self::AuthorEach];
+
+    /// The name, as a recipe spells it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::DropRow => "drop-row",
+            Self::KeepEnd => "keep-end",
+            Self::AuthorEach => "author-each",
+        }
+    }
+}
+
+impl fmt::Display for Truncation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for Truncation {
+    type Err = DataError;
+
+    fn from_str(name: &str) -> Result<Self, DataError> {
+        parse_name("truncation", &Self::ALL, name)
+    }
+}
+
+/// Options of an [`Encoder`].
 #[derive(Debug, Clone)]
 pub struct EncodeOptions {
-    /// The most tokens of an example, begin and end tokens included; at least 2.
+    /// Maximum number of tokens in an example, begin and end tokens included; at least 2.
     pub max_length: usize,
-    /// What becomes of longer records.
+    /// What the encoder does with longer records.
     pub truncation: Truncation,
-    /// Take the loss on the prompt too.
+    /// Count the prompt in the loss too.
     pub train_on_prompt: bool,
-    /// Put the end token after the answer. Chat templates write their own.
+    /// Append the end token to the answer. Chat templates write their own.
     pub append_eos: bool,
-    /// Text after the prompt when generating, which training does not have: ` Let's think step by step.`
+    /// Text to append to the prompt for generation, but not for training: ` Let's think step by step.`
     pub prompt_suffix: String,
 }
 
@@ -75,18 +108,18 @@ impl Default for EncodeOptions {
     }
 }
 
-/// All examples of a set of records.
+/// The examples of a set of records, and their counts.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct EncodedSet {
-    /// In the order of the records.
+    /// Examples in the order of the records.
     pub examples: Vec<Example>,
-    /// Records without an example: too long, or without anything to predict.
+    /// Number of records without an example: they are too long, or have no token to predict.
     pub dropped: usize,
-    /// Examples that lost tokens.
+    /// Number of truncated examples.
     pub truncated: usize,
-    /// Tokens the loss is taken on.
+    /// Number of tokens that the loss counts.
     pub target_tokens: usize,
-    /// All tokens.
+    /// Number of all tokens.
     pub tokens: usize,
 }
 
@@ -101,11 +134,11 @@ pub struct Encoder {
 }
 
 impl Encoder {
-    /// An encoder.
+    /// Makes an encoder.
     ///
     /// # Errors
     ///
-    /// [`DataError::Options`] when `max_length` is below 2 or an end token is wanted that the tokenizer does not have.
+    /// [`DataError::Options`] if `max_length` is below 2, or if `append_eos` is set and the tokenizer has no end token.
     pub fn new(
         tokenizer: Arc<TextTokenizer>,
         template: PromptTemplate,
@@ -135,8 +168,9 @@ impl Encoder {
         &self.tokenizer
     }
 
-    /// The examples of one record: one; none when it is dropped; for plain text longer than `max_length` several,
-    /// each beginning with the last token of the one before, so that every token but the first is predicted once.
+    /// Encodes one record into one example, or into none if the record is dropped. Plain text of more than `max_length`
+    /// tokens becomes several examples. Each begins with the last token of the one before, so that every token but the
+    /// first is predicted once.
     ///
     /// # Errors
     ///
@@ -155,7 +189,8 @@ impl Encoder {
         Ok(if example.target_tokens() > 0 { vec![example] } else { Vec::new() })
     }
 
-    /// The tokens to generate an answer from: everything before the (last) answer, and the prompt suffix. Never cut.
+    /// Encodes the prompt of a record for generation: everything before the (last) answer, and the prompt suffix. It
+    /// truncates nothing.
     ///
     /// # Errors
     ///
@@ -177,7 +212,7 @@ impl Encoder {
         }
     }
 
-    /// The prompts of all records, as [`Encoder::encode_prompt`] gives them, on all cores.
+    /// Encodes the prompts of all records like [`Encoder::encode_prompt`], on all cores.
     ///
     /// # Errors
     ///
@@ -195,11 +230,11 @@ impl Encoder {
         if bad.count > 0 { Err(DataError::Encode { records: records.len(), bad }) } else { Ok(prompts) }
     }
 
-    /// Encodes all records, on all cores.
+    /// Encodes all records like [`Encoder::encode`], on all cores.
     ///
     /// # Errors
     ///
-    /// [`DataError::Encode`] with every record that failed, as [`Encoder::encode`] does.
+    /// [`DataError::Encode`] with every record for which [`Encoder::encode`] failed.
     pub fn encode_all(&self, records: &[Record]) -> Result<EncodedSet, DataError> {
         let encoded: Vec<_> = records.par_iter().map(|record| self.encode(record)).collect();
         let mut set = EncodedSet::default();
@@ -222,17 +257,18 @@ impl Encoder {
         Ok(set)
     }
 
-    /// The begin token that this encoder puts before a text.
+    /// Begin token that the encoder puts before a text, if any.
     fn bos(&self) -> Option<u32> {
         let wanted = !matches!(self.template, PromptTemplate::Code) || self.tokenizer.adds_bos();
         self.tokenizer.bos().filter(|_| wanted)
     }
 
+    /// End token that the encoder appends to a text, if any.
     fn eos(&self) -> Option<u32> {
         self.tokenizer.eos().filter(|_| self.options.append_eos)
     }
 
-    /// A prompt in the form of the template, and an answer.
+    /// Encodes the prompt, written by the template, and the answer.
     fn exchange(&self, record: &Record) -> Result<Draft, DataError> {
         let prompt = self.tokenizer.encode(&self.template.prompt(record)?)?;
         let answer = self.tokenizer.encode(record.answer().unwrap_or_default())?;
@@ -243,7 +279,8 @@ impl Encoder {
         Ok(Draft { ids, target_mask, answer_start })
     }
 
-    /// A conversation, tokenised as one text. The assistant's parts are found by rendering the conversation up to each.
+    /// Encodes a conversation as one text. To find the assistant's turns in it, it renders the conversation up to each
+    /// turn.
     fn conversation(&self, template: &ChatTemplate, messages: &[Message]) -> Result<Draft, DataError> {
         let text = template.render(messages, false)?;
         let mut turns = Vec::new();
@@ -266,7 +303,7 @@ impl Encoder {
         Ok(Draft { ids: encoding.get_ids().to_vec(), target_mask, answer_start })
     }
 
-    /// Plain text in windows of at most `max_length` tokens, each beginning with the last token of the one before.
+    /// Splits plain text into windows of at most `max_length` tokens. Each begins with the last token of the one before.
     fn windows(&self, text: &str, row: usize) -> Result<Vec<Example>, DataError> {
         let text = self.tokenizer.encode(text)?;
         let ids: Vec<u32> = self.bos().into_iter().chain(text).chain(self.eos()).collect();
@@ -279,7 +316,7 @@ impl Encoder {
         Ok((0..ids.len().saturating_sub(1)).step_by(step).map(window).collect())
     }
 
-    /// Makes a draft fit, or drops it.
+    /// Truncates a draft to `max_length`, or drops it.
     fn fit(&self, mut draft: Draft, row: usize) -> Result<Option<Example>, DataError> {
         let (tokens, max_length) = (draft.ids.len(), self.options.max_length);
         match self.options.truncation {
@@ -294,11 +331,11 @@ impl Encoder {
     }
 }
 
-/// An example before it is known to fit.
+/// An example before truncation.
 struct Draft {
     ids: Vec<u32>,
     target_mask: Vec<bool>,
-    /// Where the (last) answer begins.
+    /// Index of the first token of the (last) answer.
     answer_start: usize,
 }
 

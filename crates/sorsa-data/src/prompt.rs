@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::names::parse_name;
 use crate::{ChatTemplate, Content, DataError, Message, Record, TextTokenizer};
 
 const ALPACA: &str = "Below is an instruction that describes a task. \
@@ -12,9 +13,9 @@ const ALPACA: &str = "Below is an instruction that describes a task. \
 const ALPACA_WITH_INPUT: &str = "Below is an instruction that describes a task, paired with an input that provides further context. \
     Write a response that appropriately completes the request.\n\n";
 
-/// The name of a template, as recipes and options have it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+/// Name of a prompt template, as a recipe and the command line spell it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum TemplateName {
     /// [`PromptTemplate::Alpaca`].
     #[default]
@@ -30,31 +31,24 @@ pub enum TemplateName {
 }
 
 impl TemplateName {
-    /// Every name.
+    /// All template names.
     pub const ALL: [Self; 5] = [Self::Alpaca, Self::Code, Self::Question, Self::Raw, Self::Chat];
 
-    /// The template; `chat` is the one that comes with `tokenizer`.
-    ///
-    /// # Errors
-    ///
-    /// [`DataError::NoChatTemplate`] when the tokenizer has none.
-    pub fn template(self, tokenizer: &TextTokenizer) -> Result<PromptTemplate, DataError> {
+    /// The name as text.
+    pub const fn as_str(self) -> &'static str {
         match self {
-            Self::Alpaca => Ok(PromptTemplate::Alpaca),
-            Self::Code => Ok(PromptTemplate::Code),
-            Self::Question => Ok(PromptTemplate::Question),
-            Self::Raw => Ok(PromptTemplate::Raw),
-            Self::Chat => match tokenizer.chat_template() {
-                Some(template) => Ok(PromptTemplate::Chat(template.clone())),
-                None => Err(DataError::NoChatTemplate),
-            },
+            Self::Alpaca => "alpaca",
+            Self::Code => "code",
+            Self::Question => "question",
+            Self::Raw => "raw",
+            Self::Chat => "chat",
         }
     }
 }
 
 impl fmt::Display for TemplateName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(PromptTemplate::NAMES[*self as usize])
+        f.write_str(self.as_str())
     }
 }
 
@@ -62,60 +56,62 @@ impl FromStr for TemplateName {
     type Err = DataError;
 
     fn from_str(name: &str) -> Result<Self, DataError> {
-        Self::ALL.into_iter().find(|template| template.to_string() == name).ok_or_else(|| DataError::UnknownName {
-            what: "prompt template",
-            found: name.to_owned(),
-            expected: PromptTemplate::NAMES.join(", "),
-        })
+        parse_name("prompt template", &Self::ALL, name)
     }
 }
 
-/// How the prompt of a record is written.
+/// Writes the prompt of a record.
 #[derive(Debug, Clone, Default)]
 pub enum PromptTemplate {
-    /// The form of Alpaca, with which the published SORSA and PiSSA runs on MetaMathQA were trained.
+    /// Alpaca's prompt. The published SORSA and PiSSA runs on MetaMathQA train with it.
     #[default]
     Alpaca,
-    /// `@@ Instruction\n{instruction}\n\n@@ Response\n`: the published runs on code. Whether a begin token comes before
-    /// it is left to the tokenizer, as there.
+    /// `@@ Instruction\n{instruction}\n\n@@ Response\n`: the published runs on code. The tokenizer decides whether a
+    /// begin token comes before it, like in those runs.
     Code,
     /// `Question: {instruction} Think step by step.\nAnswer:`: PEFT's comparison of methods on MetaMathQA.
     Question,
-    /// The instruction as it stands, its input on the next line.
+    /// The instruction unchanged, its input on the next line.
     Raw,
     /// The model's own chat template.
     Chat(ChatTemplate),
 }
 
 impl PromptTemplate {
-    /// The names that [`PromptTemplate::from_name`] knows.
-    pub const NAMES: [&str; 5] = ["alpaca", "code", "question", "raw", "chat"];
-
-    /// The template called `name`; `chat` is the one that comes with `tokenizer`.
+    /// The template called `name`; `chat` is the tokenizer's own.
     ///
     /// # Errors
     ///
-    /// [`DataError::UnknownName`], or [`DataError::NoChatTemplate`] when the tokenizer has none.
-    pub fn from_name(name: &str, tokenizer: &TextTokenizer) -> Result<Self, DataError> {
-        name.parse::<TemplateName>()?.template(tokenizer)
-    }
-
-    /// Its name.
-    pub const fn name(&self) -> &'static str {
-        match self {
-            Self::Alpaca => "alpaca",
-            Self::Code => "code",
-            Self::Question => "question",
-            Self::Raw => "raw",
-            Self::Chat(_) => "chat",
+    /// [`DataError::NoChatTemplate`] if `name` is `chat` and the tokenizer has no chat template.
+    pub fn new(name: TemplateName, tokenizer: &TextTokenizer) -> Result<Self, DataError> {
+        match name {
+            TemplateName::Alpaca => Ok(Self::Alpaca),
+            TemplateName::Code => Ok(Self::Code),
+            TemplateName::Question => Ok(Self::Question),
+            TemplateName::Raw => Ok(Self::Raw),
+            TemplateName::Chat => match tokenizer.chat_template() {
+                Some(template) => Ok(Self::Chat(template.clone())),
+                None => Err(DataError::NoChatTemplate),
+            },
         }
     }
 
-    /// The text of everything before the (last) answer of `record`; for plain text, that text.
+    /// The template's name.
+    pub const fn name(&self) -> TemplateName {
+        match self {
+            Self::Alpaca => TemplateName::Alpaca,
+            Self::Code => TemplateName::Code,
+            Self::Question => TemplateName::Question,
+            Self::Raw => TemplateName::Raw,
+            Self::Chat(_) => TemplateName::Chat,
+        }
+    }
+
+    /// The text before the (last) answer of `record`. For plain text, the text itself.
     ///
     /// # Errors
     ///
-    /// When a conversation meets a template other than chat, or the chat template fails.
+    /// If the record is a conversation and the template is not `chat`, or if the chat template fails.
     pub fn prompt(&self, record: &Record) -> Result<String, DataError> {
         let (instruction, input) = match (self, &record.content) {
             (_, Content::Text(text)) => return Ok(text.clone()),
@@ -124,7 +120,7 @@ impl PromptTemplate {
                 let end = messages.iter().rposition(Message::is_assistant).unwrap_or(messages.len());
                 return template.render(&messages[..end], true);
             }
-            (_, Content::Chat(_)) => return Err(DataError::NeedsChatTemplate { template: self.clone() }),
+            (_, Content::Chat(_)) => return Err(DataError::NeedsChatTemplate { template: self.name() }),
             (_, Content::Instruction { instruction, input, .. }) => (instruction, input),
         };
         let task = match (self, input) {

@@ -141,16 +141,6 @@ fn widths(decoder: &TransformerConfig) -> [u64; 2] {
     [decoder.num_attention_heads, decoder.num_key_value_heads].map(|heads| (heads * decoder.head_dim) as u64)
 }
 
-/// `1.5 GB`, in decimal units.
-pub fn bytes(count: u64) -> String {
-    let count = count as f64;
-    match count {
-        _ if count >= 1e9 => format!("{:.2} GB", count / 1e9),
-        _ if count >= 1e6 => format!("{:.1} MB", count / 1e6),
-        _ => format!("{:.1} kB", count / 1e3),
-    }
-}
-
 /// `1,234,567`.
 pub fn grouped(number: u64) -> String {
     let digits = number.to_string();

@@ -10,7 +10,7 @@ use sorsa_report::report::{self, RunReport, Sample};
 use sorsa_train::files::recover;
 use sorsa_train::memory::peak_memory_bytes;
 use sorsa_train::metrics::Metric;
-use sorsa_train::{Outcome, TrainError, Trainer};
+use sorsa_train::{RunOutcome, TrainError, Trainer};
 
 use crate::answer_log::AnswerLog;
 use crate::curves::training_curves;
@@ -164,9 +164,9 @@ impl<'a> PreparedRun<'a> {
             run.write_json(RunDir::DIVERGED, &Divergence { step: *step })?;
         }
         let end = match outcome? {
-            Outcome::Completed => RunEnd::Completed,
-            Outcome::EarlyStopped => RunEnd::EarlyStopped,
-            Outcome::Interrupted => return Err(ExperimentError::Interrupted { step: trainer.state().step }),
+            RunOutcome::Completed => RunEnd::Completed,
+            RunOutcome::EarlyStopped => RunEnd::EarlyStopped,
+            RunOutcome::Interrupted => return Err(ExperimentError::Interrupted { step: trainer.state().step }),
         };
         let best_step = trainer.restore_best()?;
         let state = trainer.state().clone();

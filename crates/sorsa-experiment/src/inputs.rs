@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use serde::Serialize;
 use sorsa_data::{
-    BatchOptions, Batcher, EncodeOptions, EncodedSet, Encoder, Example, LoadOptions, Loaded, Record, TextTokenizer,
+    BatchOptions, Batcher, EncodeOptions, EncodedSet, Encoder, Example, LoadOptions, Loaded, PromptTemplate, Record,
+    TextTokenizer,
 };
 use sorsa_models::{ModelConfig, Sampling};
 
@@ -112,8 +113,9 @@ impl Inputs {
             append_eos: true,
             prompt_suffix: recipe.eval.prompt_suffix.clone(),
         };
-        let encoder = Encoder::new(Arc::clone(tokenizer), recipe.data.template.template(tokenizer)?, options)?
-            .for_vocabulary(config.vocab_size);
+        let encoder =
+            Encoder::new(Arc::clone(tokenizer), PromptTemplate::new(recipe.data.template, tokenizer)?, options)?
+                .for_vocabulary(config.vocab_size);
 
         let path = data_file(&recipe.data.train, "train", &host.sources)?;
         let options = LoadOptions { limit: recipe.data.limit, ..recipe.load_options() };

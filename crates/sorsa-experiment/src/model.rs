@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use sorsa_adapter::peft::{CONFIG_FILE, PeftAdapter};
 use sorsa_adapter::{Attached, SavedAdapter};
-use sorsa_data::{EncodeOptions, Encoder, TemplateName, TextTokenizer};
+use sorsa_data::{EncodeOptions, Encoder, PromptTemplate, TemplateName, TextTokenizer};
 use sorsa_models::hub;
 use sorsa_models::{CausalLm, ModelConfig};
 
@@ -59,7 +59,8 @@ impl LoadedModel {
     ///
     /// [`ExperimentError::Data`].
     pub fn encoder(&self, template: TemplateName, options: EncodeOptions) -> Result<Encoder, ExperimentError> {
-        let encoder = Encoder::new(Arc::clone(&self.tokenizer), template.template(&self.tokenizer)?, options)?;
+        let encoder =
+            Encoder::new(Arc::clone(&self.tokenizer), PromptTemplate::new(template, &self.tokenizer)?, options)?;
         Ok(encoder.for_vocabulary(self.model.config().vocab_size))
     }
 }

@@ -9,8 +9,8 @@ use burn::tensor::FloatDType;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sorsa_adapter::{AdapterConfig, Algorithm, Method, SavedAdapter, SvdOptions, method_of};
-use sorsa_data::{AnswerStyle, Format, LoadOptions, PromptTemplate, TemplateName, Truncation};
-use sorsa_train::TrainConfig;
+use sorsa_data::{AnswerStyle, Format, LoadOptions, TemplateName, Truncation};
+use sorsa_train::{OptimizerKind, TrainConfig};
 use toml::{Table, Value};
 
 use crate::embedded::EMBEDDED;
@@ -168,7 +168,7 @@ impl FromStr for WeightDtype {
 
 impl Default for Recipe {
     fn default() -> Self {
-        Self::defaults(Method::Sorsa)
+        Self::defaults(Method::Sorsa, OptimizerKind::AdamW)
     }
 }
 
@@ -219,10 +219,11 @@ impl Default for EvalRecipe {
 
 impl Recipe {
     /// The defaults: the embedded model and task.
-    fn defaults(method: Method) -> Self {
+    fn defaults(method: Method, optimizer: OptimizerKind) -> Self {
         let targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
         let mut train = TrainConfig { batch_size: 16, epochs: 1.0, ..TrainConfig::default() };
-        train.optimizer.learning_rate = embedded_learning_rate(method);
+        train.optimizer = optimizer.defaults();
+        train.optimizer.learning_rate = embedded_learning_rate(method) * optimizer.relative_rate();
         Self {
             model: ModelRecipe::default(),
             data: DataRecipe::default(),
@@ -261,11 +262,15 @@ impl Recipe {
                 _ => Method::Sorsa,
             },
         };
-        let names_rate = typed
-            .get("train")
-            .and_then(|train| train.get("optimizer"))
-            .is_some_and(|optimizer| optimizer.get("learning_rate").is_some());
-        let mut table = Table::try_from(Self::defaults(method))?;
+        let optimizer = typed.get("train").and_then(|train| train.get("optimizer"));
+        let names_rate = optimizer.is_some_and(|optimizer| optimizer.get("learning_rate").is_some());
+        let optimizer = match optimizer.and_then(|optimizer| optimizer.get("kind")) {
+            Some(Value::String(kind)) => {
+                kind.parse().map_err(|error| ExperimentError::UnknownName(format!("{name}: {error}")))?
+            }
+            _ => OptimizerKind::AdamW,
+        };
+        let mut table = Table::try_from(Self::defaults(method, optimizer))?;
         merge(&mut table, typed);
         let unknown = take_unknown_names(&mut table);
         let mut recipe: Self = table.try_into().map_err(|error: toml::de::Error| ExperimentError::RecipeField {
@@ -274,7 +279,8 @@ impl Recipe {
         })?;
         if !names_rate && recipe.model.path != EMBEDDED {
             let width = hidden_size(Path::new(&recipe.model.path));
-            recipe.train.optimizer.learning_rate = published_learning_rate(method, recipe.adapter.rank, width);
+            recipe.train.optimizer.learning_rate =
+                published_learning_rate(method, recipe.adapter.rank, width) * optimizer.relative_rate();
         }
         recipe.fill_embedded();
         let faults = recipe.faults(unknown);
@@ -291,7 +297,7 @@ impl Recipe {
     ///
     /// [`ExperimentError::OtherAdapter`].
     pub fn start_from(&mut self, saved: &SavedAdapter) -> Result<(), ExperimentError> {
-        let (own, defaults) = (&self.adapter, Self::defaults(self.adapter.method).adapter);
+        let (own, defaults) = (&self.adapter, Self::defaults(self.adapter.method, OptimizerKind::AdamW).adapter);
         let dropout = if own.dropout == defaults.dropout { saved.state.config.dropout } else { own.dropout };
         let config = AdapterConfig { dropout, seed: own.seed, ..saved.state.config.clone() };
         let silent = *own == AdapterConfig { dropout: own.dropout, seed: own.seed, ..defaults };
@@ -458,8 +464,8 @@ fn merge(base: &mut Table, over: Table) {
 
 /// Takes out each name that stands for nothing, so that the other fields can be checked too. Returns what is wrong with it.
 fn take_unknown_names(table: &mut Table) -> Vec<String> {
-    let formats = Format::all().map(Format::name).join(", ");
-    let templates = PromptTemplate::NAMES.join(", ");
+    let formats = Format::ALL.map(Format::as_str).join(", ");
+    let templates = TemplateName::ALL.map(TemplateName::as_str).join(", ");
     let fields: [(&str, &str, &str, &str, fn(&Value) -> bool); 5] = [
         ("data", "format", "format", &formats, is_a::<Format>),
         ("data", "truncation", "data.truncation", "error, drop-row, keep-end or author-each", is_a::<Truncation>),
@@ -540,6 +546,9 @@ mod tests {
             assert_eq!(rate(&format!("{model}{method}")), published, "{method}");
             assert_eq!(rate(&format!("{model}{method}train.optimizer.learning_rate = 5e-4")), 5e-4);
         }
+        assert_eq!(rate("train.optimizer.kind = \"lion\""), 2e-4);
+        let lion = Recipe::from_table("train.optimizer.kind = \"lion\"".parse().unwrap(), "test").unwrap();
+        assert_eq!((lion.train.optimizer.beta1, lion.train.optimizer.beta2), (0.9, 0.99));
         assert_eq!(rate(&format!("{model}adapter.rank = 128")), 5e-5);
         assert_eq!(rate(&format!("{model}adapter.rank = 1")), 1e-4);
         assert_eq!(rate("model.path = \"meta-llama/Llama-2-7b-hf\""), 3e-5, "no width is known before the download");

@@ -3,9 +3,10 @@
 use serde::Serialize;
 use sorsa_adapter::Method;
 use sorsa_models::{CausalLm, ModelConfig};
+use sorsa_report::report::bytes;
 
 use crate::error::ExperimentError;
-use crate::estimate::{MemoryEstimate, Step, bytes, grouped};
+use crate::estimate::{MemoryEstimate, Step, grouped};
 use crate::host::Host;
 use crate::recipe::Recipe;
 

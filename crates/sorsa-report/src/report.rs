@@ -16,7 +16,7 @@ use crate::plot::TrainingCurves;
 pub struct RunReport {
     /// The heading.
     pub title: String,
-    /// What ran where and when, such as `("machine", "8 cores, 32 GiB")`: one line under the heading.
+    /// What ran where and when, such as `("machine", "8 cores, 32 GB")`: one line under the heading.
     pub setting: Vec<(String, String)>,
     /// The content of `summary.json`. Keys ending in `_bytes` and `seconds` are shown in readable units.
     pub summary: Map<String, Value>,
@@ -171,7 +171,7 @@ fn readable(key: &str, value: &Value) -> (String, String) {
         (_, Value::Null) => (key, "–".to_owned()),
         ("seconds", Value::Number(number)) => ("time", duration(number.as_f64().unwrap_or(f64::NAN))),
         (_, Value::Number(number)) => match key.strip_suffix("_bytes") {
-            Some(name) => (name, bytes(number.as_f64().unwrap_or(f64::NAN))),
+            Some(name) => (name, number.as_u64().map_or_else(|| number.to_string(), bytes)),
             None => (key, self::number(number)),
         },
         (_, other) => (key, other.to_string()),
@@ -212,14 +212,14 @@ fn duration(seconds: f64) -> String {
     }
 }
 
-fn bytes(count: f64) -> String {
-    let (unit, size) = [("GiB", 30), ("MiB", 20), ("KiB", 10)]
-        .map(|(unit, bits)| (unit, f64::from(1u32 << bits)))
-        .into_iter()
-        .find(|(_, size)| count >= *size)
-        .unwrap_or(("B", 1.0));
-    let decimals = if unit == "GiB" { 2 } else { 0 };
-    format!("{:.decimals$} {unit}", count / size)
+/// A number of bytes in decimal units: `1.50 GB`. Everything that people read uses it, in the terminal and in files.
+pub fn bytes(count: u64) -> String {
+    let value = count as f64;
+    match count {
+        1_000_000_000.. => format!("{:.2} GB", value / 1e9),
+        1_000_000.. => format!("{:.1} MB", value / 1e6),
+        _ => format!("{:.1} kB", value / 1e3),
+    }
 }
 
 fn samples(samples: &[Sample]) -> String {
@@ -328,13 +328,19 @@ mod tests {
     }
 
     #[test]
+    fn bytes_are_shown_in_decimal_units() {
+        let counts = [197, 401_900, 153_900_000, 3 << 30];
+        assert_eq!(counts.map(bytes), ["0.2 kB", "401.9 kB", "153.9 MB", "3.22 GB"]);
+    }
+
+    #[test]
     fn a_summary_is_shown_in_readable_units() {
         let html = report().html().unwrap();
         for part in [
             "<dt>trainable parameters</dt><dd>1,234,567</dd>",
             "<dt>loss after</dt><dd>0.91235</dd>",
             "<dt>time</dt><dd>1 h 02 min</dd>",
-            "<dt>peak memory</dt><dd>3.00 GiB</dd>",
+            "<dt>peak memory</dt><dd>3.22 GB</dd>",
             "<dt>learning rate</dt><dd>3e−5</dd>",
             "<dt>resumed</dt><dd>–</dd>",
             "<dt>tokens per s</dt><dd>10,235</dd>",

@@ -7,7 +7,7 @@ use sorsa_adapter::{AdapterError, NamedTensors, Trainable, read_tensors, write_t
 use sorsa_data::DataPosition;
 
 use crate::files::{AtomicDir, FileError, recover, remove_folder, write_atomic};
-use crate::optimizer::AdamW;
+use crate::optimizer::Optimizer;
 
 /// Where a run is. Dropout needs no more than `step`: the device is seeded anew before each step.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -94,7 +94,7 @@ impl Checkpoints {
         &self,
         state: &RunState,
         parameters: &NamedTensors,
-        optimizer: &AdamW,
+        optimizer: &Optimizer,
         trainable: &[Trainable],
     ) -> Result<(), CheckpointError> {
         let folder = AtomicDir::create(self.at(state.step))?;

@@ -3,8 +3,9 @@
 use std::path::Path;
 
 use sorsa_experiment::embedded::EMBEDDED;
-use sorsa_experiment::estimate::{bytes, grouped};
+use sorsa_experiment::estimate::grouped;
 use sorsa_experiment::{ExperimentError, PreparedRun, Recipe, RunDir, Summary, TrainingShape};
+use sorsa_report::report::bytes;
 use sorsa_train::metrics::Metric;
 
 use crate::args::FinetuneArgs;

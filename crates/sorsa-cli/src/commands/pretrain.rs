@@ -12,7 +12,7 @@ use sorsa_experiment::load_records;
 use sorsa_models::weights::FloatDtype;
 use sorsa_models::{CausalLm, ModelConfig};
 use sorsa_train::files::write_atomic;
-use sorsa_train::{OptimizerConfig, Outcome, ScheduleConfig, TrainConfig, Trainer};
+use sorsa_train::{OptimizerConfig, RunOutcome, ScheduleConfig, TrainConfig, Trainer};
 
 use crate::args::PretrainArgs;
 use crate::device;
@@ -130,7 +130,7 @@ pub fn run(args: &PretrainArgs) -> anyhow::Result<()> {
     let mut progress = TrainingProgress::new(trainer.total_steps(), style);
     let outcome = trainer.run(&mut progress)?;
     progress.finish();
-    if outcome == Outcome::Interrupted {
+    if outcome == RunOutcome::Interrupted {
         eprintln!("interrupted; the same command with --resume goes on");
         return Err(Interrupted.into());
     }

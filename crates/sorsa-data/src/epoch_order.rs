@@ -1,4 +1,4 @@
-//! The order of one epoch: which examples share a row, and which rows a batch.
+//! The order of one epoch: the examples of each row, and the rows of each batch.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -6,19 +6,19 @@ use std::ops::Range;
 use crate::BatchOptions;
 use crate::shuffle::{generator, shuffle};
 
-/// Packing looks at no fewer examples than this at a time: enough to fill rows, few enough to keep epochs different.
+/// Minimum number of examples that packing sorts at a time: enough to fill rows, few enough that epochs differ.
 const PACKING_WINDOW: usize = 1024;
 
-/// The order of one epoch. Nested lists, kept flat: batches are ranges of rows, rows are ranges of `order`.
+/// The order of one epoch. The lists are nested but stored flat: a batch is a range of `rows`, a row a range of `order`.
 #[derive(Debug)]
-pub(crate) struct Plan {
+pub(crate) struct EpochOrder {
     order: Vec<usize>,
     rows: Vec<Range<usize>>,
     batches: Vec<Range<usize>>,
 }
 
-impl Plan {
-    /// The plan of `epoch` for examples of `lengths` positions: the same for the same arguments, always.
+impl EpochOrder {
+    /// The order of `epoch` for examples of `lengths` positions. Equal arguments always give equal orders.
     pub(crate) fn new(lengths: &[usize], options: &BatchOptions, epoch: u64) -> Self {
         let mut random = generator(options.seed, epoch);
         let mut order: Vec<usize> = (0..lengths.len()).collect();
@@ -53,6 +53,7 @@ impl Plan {
         Self { order, rows, batches }
     }
 
+    /// Number of batches.
     pub(crate) fn batches(&self) -> usize {
         self.batches.len()
     }
@@ -63,7 +64,7 @@ impl Plan {
     }
 }
 
-/// Decreasing lengths, window by window, each into the fullest row of the window that still has room.
+/// Packs the examples of each window, longest first. Each goes into the fullest row of its window that has room for it.
 fn pack(order: &[usize], lengths: &[usize], window: usize, capacity: usize) -> (Vec<usize>, Vec<Range<usize>>) {
     let mut packed = Vec::with_capacity(order.len());
     let mut ranges = Vec::new();
