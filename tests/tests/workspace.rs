@@ -10,10 +10,12 @@ use toml::{Table, Value};
 
 const LINALG_OPS: &[&str] = &["sorsa-linalg", "sorsa-ops"];
 const BELOW_MODELS: &[&str] = &["sorsa-linalg", "sorsa-ops", "sorsa-adapter"];
-const BELOW_TRAIN: &[&str] = &["sorsa-linalg", "sorsa-ops", "sorsa-adapter", "sorsa-models", "sorsa-data"];
+const BELOW_TRAIN: &[&str] =
+    &["sorsa-files", "sorsa-linalg", "sorsa-ops", "sorsa-adapter", "sorsa-models", "sorsa-data"];
 
 /// Whom each library may import: those to its left in the drawing of `docs/architecture.md`.
-const LIBRARIES: [(&str, &[&str]); 7] = [
+const LIBRARIES: [(&str, &[&str]); 8] = [
+    ("sorsa-files", &[]),
     ("sorsa-linalg", &[]),
     ("sorsa-ops", &[]),
     ("sorsa-data", &[]),

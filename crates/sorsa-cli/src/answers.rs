@@ -9,7 +9,7 @@ use anyhow::Context;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
-use sorsa_train::files::write_atomic;
+use sorsa_files::write_atomic;
 
 use crate::exit::bad_input;
 use crate::run_dir::json_lines;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{LazyLock, Mutex, PoisonError};
 
 use anyhow::Context;
-use sorsa_train::files::AtomicDir;
+use sorsa_files::AtomicDir;
 use tempfile::TempDir;
 
 use crate::session::cache_folder;

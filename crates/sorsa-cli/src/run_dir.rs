@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use serde::Serialize;
-use sorsa_train::files::{recover, write_atomic};
+use sorsa_files::{recover, write_atomic};
 
 use crate::session::create_folder;
 

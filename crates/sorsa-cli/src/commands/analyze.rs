@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use sorsa_eval::analysis::Analysis;
-use sorsa_train::files::write_atomic;
+use sorsa_files::write_atomic;
 
 use crate::analysis::RunToAnalyze;
 use crate::args::{AnalyzeArgs, Triplets};

@@ -7,8 +7,8 @@ use std::time::Instant;
 use serde_json::{Map, Value, json};
 use sorsa_data::{AnswerStyle, BatchOptions, Batcher, EncodeOptions, Encoder, LoadOptions};
 use sorsa_eval::grade::AnswerKind;
+use sorsa_files::write_atomic;
 use sorsa_models::Sampling;
-use sorsa_train::files::write_atomic;
 use sorsa_train::mean_loss;
 
 use crate::answers::{Answers, fingerprint};

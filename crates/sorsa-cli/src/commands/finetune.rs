@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use sorsa_adapter::{AttachOptions, Attached, Method, SavedAdapter};
 use sorsa_eval::grade::{Grader, Score};
 use sorsa_eval::report::{Evaluation, RunReport, Sample, bytes};
+use sorsa_files::peak_memory_bytes;
 use sorsa_models::CausalLm;
-use sorsa_train::memory::peak_memory_bytes;
 use sorsa_train::metrics::{self, Metric};
 use sorsa_train::{Outcome, TrainError, Trainer};
 

@@ -3,7 +3,7 @@
 use serde::Serialize;
 use serde_json::{Map, Value};
 use sorsa_eval::grade::{AnswerKind, Verdict};
-use sorsa_train::files::write_atomic;
+use sorsa_files::write_atomic;
 
 use crate::args::{GradeArgs, Task};
 use crate::exit::bad_input;
