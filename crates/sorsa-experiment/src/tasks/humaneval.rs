@@ -31,6 +31,10 @@ impl Task for HumanEval {
         "humaneval"
     }
 
+    fn data_sets(&self) -> &'static [&'static str] {
+        &["humaneval"]
+    }
+
     fn recognises(&self, row: &Value) -> bool {
         Problem::deserialize(row).is_ok()
     }

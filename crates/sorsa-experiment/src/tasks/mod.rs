@@ -29,7 +29,7 @@ pub use numbers::NUMBERS;
 pub use perplexity::PERPLEXITY;
 
 /// Every task, in the order in which they look at a file.
-pub static TASKS: [&dyn Task; 4] = [&HUMANEVAL, &EXPRESSIONS, &PERPLEXITY, &NUMBERS];
+pub static TASKS: [&dyn Task; 4] = [&HUMANEVAL, &EXPRESSIONS, &NUMBERS, &PERPLEXITY];
 
 /// Rows of a file that tasks look at: the first ones may be damaged.
 const ROWS_TO_RECOGNISE: usize = 20;
@@ -38,6 +38,9 @@ const ROWS_TO_RECOGNISE: usize = 20;
 pub trait Task: Sync {
     /// Its name in results.
     fn name(&self) -> &'static str;
+
+    /// The names that a person may call it by: those of its data sets.
+    fn data_sets(&self) -> &'static [&'static str];
 
     /// The formats of `sorsa-data` whose rows are its problems.
     fn formats(&self) -> &'static [Format] {
@@ -170,6 +173,16 @@ impl Evaluation {
     }
 }
 
+/// The names of all data sets that a task is called by.
+pub fn data_sets() -> Vec<&'static str> {
+    TASKS.iter().flat_map(|task| task.data_sets()).copied().collect()
+}
+
+/// The task that is called by the name of a data set.
+pub fn of_data_set(name: &str) -> Option<&'static dyn Task> {
+    TASKS.into_iter().find(|task| task.data_sets().contains(&name))
+}
+
 /// The task whose problems a file holds, by its first rows. A `format` that is named decides among the tasks that read records.
 pub fn recognise(path: &Path, format: Option<Format>) -> &'static dyn Task {
     // A file that cannot be read is a fault that loading it reports.
@@ -213,3 +226,6 @@ pub fn evaluate(
 fn data_fault(path: &Path) -> impl FnOnce(sorsa_data::DataError) -> ExperimentError {
     move |source| ExperimentError::DataFile { path: path.to_owned(), source }
 }
+
+#[cfg(test)]
+mod tests;
