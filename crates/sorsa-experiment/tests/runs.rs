@@ -115,8 +115,12 @@ fn programs_are_a_test_of_a_run_if_both_recipe_and_host_allow_it() {
             "test": "def check(f):\n    assert f() == 1\n"})
     };
     std::fs::write(&file, format!("{}\n{}\n", row("right", 1), row("wrong", 2))).unwrap();
-    let fields =
-        format!("data.test = {file:?}\ntrain.max_steps = 1\ndata.template = \"raw\"\neval.max_new_tokens = 1\n");
+    let fields = format!("data.test = {file:?}\ntrain.max_steps = 1\ndata.template = \"raw\"\n");
+    let recipe = |fields: &str| {
+        let mut recipe = recipe(fields);
+        recipe.eval.max_new_tokens = 1;
+        recipe
+    };
     let allowing = recipe(&format!("{fields}eval.allow_code_execution = true"));
     let run = RunDir::new(folder.path().join("run"));
     let refused = finetune(&recipe(&fields), &host(), &run, &mut ()).unwrap_err();

@@ -128,8 +128,8 @@ fn answer_options(args: &EvalArgs, loaded: &LoadedModel) -> AnswerOptions {
     }
 }
 
-/// All that decides the answers: the first line of their file. The folder of a model or of a run can come to hold another, so
-/// their content counts too.
+/// All that decides the answers: the first line of their file. A folder of the same name may hold another model or adapter
+/// later, so that their content counts too.
 fn settings(
     args: &EvalArgs,
     model: &str,

@@ -62,11 +62,11 @@ pub trait Task: Sync {
         true
     }
 
-    /// Finds what the task needs beside a model, before anything large is read.
+    /// Checks that this machine has what the task needs, before anything large is read.
     ///
     /// # Errors
     ///
-    /// What is missing.
+    /// [`ExperimentError::CodeNotAllowed`] and its like.
     fn check(&self, _code: Option<&CodeExecution>) -> Result<(), ExperimentError> {
         Ok(())
     }
@@ -107,7 +107,7 @@ pub trait Problems {
     /// Differs if prompts or expected answers do.
     fn fingerprint(&self) -> String;
 
-    /// Asks a model all problems but those in `done`, and hands each answer to `keep` as soon as it is there.
+    /// Asks a model all problems except those in `done`, and hands each answer to `keep` as soon as it is there.
     ///
     /// # Errors
     ///
