@@ -29,7 +29,7 @@ pub use numbers::NUMBERS;
 pub use perplexity::PERPLEXITY;
 
 /// Every task, in the order in which they look at a file.
-pub static TASKS: [&dyn Task; 4] = [&HUMANEVAL, &EXPRESSIONS, &NUMBERS, &PERPLEXITY];
+pub static TASKS: &[&dyn Task] = &[&HUMANEVAL, &EXPRESSIONS, &NUMBERS, &PERPLEXITY];
 
 /// Rows of a file that tasks look at: the first ones may be damaged.
 const ROWS_TO_RECOGNISE: usize = 20;
@@ -180,18 +180,18 @@ pub fn data_sets() -> Vec<&'static str> {
 
 /// The task that is called by the name of a data set.
 pub fn of_data_set(name: &str) -> Option<&'static dyn Task> {
-    TASKS.into_iter().find(|task| task.data_sets().contains(&name))
+    TASKS.iter().copied().find(|task| task.data_sets().contains(&name))
 }
 
 /// The task whose problems a file holds, by its first rows. A `format` that is named decides among the tasks that read records.
 pub fn recognise(path: &Path, format: Option<Format>) -> &'static dyn Task {
     // A file that cannot be read is a fault that loading it reports.
     let rows = sorsa_data::read_rows(path, ROWS_TO_RECOGNISE).unwrap_or_default();
-    let of_row = |(_, row): &(usize, Value)| TASKS.into_iter().find(|task| task.recognises(row));
+    let of_row = |(_, row): &(usize, Value)| TASKS.iter().copied().find(|task| task.recognises(row));
     let found = rows.iter().find_map(of_row).unwrap_or(&NUMBERS);
     match format {
         Some(format) if !found.formats().is_empty() => {
-            TASKS.into_iter().find(|task| task.formats().contains(&format)).unwrap_or(found)
+            TASKS.iter().copied().find(|task| task.formats().contains(&format)).unwrap_or(found)
         }
         _ => found,
     }
