@@ -5,6 +5,7 @@
 mod expressions;
 mod graded;
 mod humaneval;
+mod multiple_choice;
 mod numbers;
 mod perplexity;
 
@@ -29,7 +30,7 @@ pub use numbers::NUMBERS;
 pub use perplexity::PERPLEXITY;
 
 /// Every task, in the order in which they look at a file.
-pub static TASKS: &[&dyn Task] = &[&HUMANEVAL, &EXPRESSIONS, &NUMBERS, &PERPLEXITY];
+pub static TASKS: &[&dyn Task] = &[&HUMANEVAL, &multiple_choice::MULTIPLE_CHOICE, &EXPRESSIONS, &NUMBERS, &PERPLEXITY];
 
 /// Rows of a file that tasks look at: the first ones may be damaged.
 const ROWS_TO_RECOGNISE: usize = 20;
