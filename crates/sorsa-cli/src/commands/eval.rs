@@ -11,8 +11,8 @@ use sorsa_experiment::tasks::{
     HUMANEVAL, PERPLEXITY, ProblemSource, Problems, Scores, Task, evaluate, of_data_set, recognise,
 };
 use sorsa_experiment::{Answer, content, json_lines};
+use sorsa_files::write_atomic;
 use sorsa_models::Sampling;
-use sorsa_train::files::write_atomic;
 
 use crate::args::EvalArgs;
 use crate::exit::{OrBadInput, bad_input};

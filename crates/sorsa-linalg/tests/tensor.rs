@@ -1,8 +1,4 @@
-//! Many matrices at once, and tensors where they live.
-
-use std::error::Error;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+//! The SVD of burn tensors, on the host and on their device.
 
 use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
 use faer::{Mat, MatRef};
@@ -10,7 +6,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 use sorsa_linalg::tensor::{self, Placement};
-use sorsa_linalg::{Algorithm, Job, LinalgError, SvdOptions, decompose_all, faer, truncated_svd};
+use sorsa_linalg::{Algorithm, LinalgError, SvdOptions, faer, truncated_svd};
 
 fn gaussian(rows: usize, cols: usize, seed: u64) -> Mat<f32> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
@@ -19,57 +15,6 @@ fn gaussian(rows: usize, cols: usize, seed: u64) -> Mat<f32> {
         let x: f32 = StandardNormal.sample(&mut rng);
         x * 0.98f32.powi(j as i32)
     })
-}
-
-type Loaded = Result<Mat<f32>, Box<dyn Error + Send + Sync>>;
-
-fn job<'a>(name: &str, rank: usize, load: impl FnOnce() -> Loaded + Send + 'a) -> Job<'a, f32> {
-    Job { name: name.into(), rank, load: Box::new(load) }
-}
-
-#[test]
-fn a_batch_equals_its_matrices_one_by_one_in_order() {
-    let alive = AtomicUsize::new(0);
-    let most = AtomicUsize::new(0);
-    let seen = Mutex::new(Vec::new());
-    let shapes = [(30, 40), (300, 280), (50, 20), (64, 64), (280, 300), (10, 90), (33, 32)];
-    let jobs = shapes.iter().enumerate().map(|(i, &(m, n))| {
-        let (alive, most) = (&alive, &most);
-        job(&format!("w{i}"), 4, move || {
-            most.fetch_max(alive.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
-            Ok(gaussian(m, n, i as u64))
-        })
-    });
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
-    let results = pool.install(|| {
-        decompose_all(jobs.collect(), &SvdOptions::default(), |progress| {
-            alive.fetch_sub(1, Ordering::SeqCst);
-            assert!(progress.outcome.is_ok());
-            seen.lock().unwrap().push((progress.name.to_owned(), progress.done, progress.total));
-        })
-    });
-    for (i, (svd, (m, n))) in results.unwrap().iter().zip(shapes).enumerate() {
-        let alone = truncated_svd("w", gaussian(m, n, i as u64).as_ref(), 4, &SvdOptions::default()).unwrap();
-        assert!((&svd.u - &alone.u).norm_max() < 1e-4);
-        assert_eq!(svd.v.shape(), (n, 4));
-    }
-    assert!(most.into_inner() <= 2, "a matrix was loaded before its turn");
-    let mut seen = seen.into_inner().unwrap();
-    seen.sort_by_key(|&(_, done, _)| done);
-    assert!(seen.iter().enumerate().all(|(i, &(_, done, total))| (done, total) == (i + 1, shapes.len())));
-}
-
-#[test]
-fn a_batch_reports_every_failure() {
-    let jobs = vec![
-        job("good", 2, || Ok(gaussian(20, 20, 1))),
-        job("greedy", 21, || Ok(gaussian(20, 20, 1))),
-        job("absent", 2, || Err("no such file".into())),
-    ];
-    let error = decompose_all(jobs, &SvdOptions::default(), |_| ()).unwrap_err();
-    let text = error.to_string();
-    assert!(matches!(error, LinalgError::Several(errors) if errors.len() == 2));
-    assert!(text.contains("`greedy`") && text.contains("`absent` could not be loaded: no such file"), "{text}");
 }
 
 fn tensor_of(a: &Mat<f32>) -> Tensor<2> {
