@@ -1,4 +1,4 @@
-//! Tells on standard error what an experiment does, and ends it on Ctrl-C.
+//! Prints the events of an experiment on standard error, and ends it on Ctrl-C.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,7 +24,7 @@ pub struct TerminalObserver {
 }
 
 impl TerminalObserver {
-    /// `backend` is the device's, as it is announced.
+    /// `backend` is the name that the announcement gives.
     pub fn new(style: Style, backend: &str) -> Self {
         Self { style, backend: backend.to_owned(), progress: None, loss: None, interrupted: None }
     }

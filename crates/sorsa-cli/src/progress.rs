@@ -9,7 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use sorsa_train::Observer;
 use sorsa_train::metrics::Metric;
 
-/// Whether and how progress is shown.
+/// How progress is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Style {
     Bar,
@@ -50,7 +50,7 @@ impl Progress {
         Self { what, total, style, bar, started: now, last_line: std::sync::Mutex::new(now) }
     }
 
-    /// So much is done; `note` says more.
+    /// Shows that `done` is done; `note` says more.
     pub fn set(&self, done: u64, note: &str) {
         match self.style {
             Style::Bar => {
@@ -84,13 +84,13 @@ impl Progress {
     }
 }
 
-/// Set by the first Ctrl-C; the second ends the process at once.
+/// The flag that the first Ctrl-C sets; the second ends the process at once.
 pub fn interrupt_flag() -> Arc<AtomicBool> {
     static FLAG: OnceLock<Arc<AtomicBool>> = OnceLock::new();
     let flag = FLAG.get_or_init(|| {
         let flag = Arc::new(AtomicBool::new(false));
         let handler = Arc::clone(&flag);
-        // Without a handler Ctrl-C ends the process as usual, which a resume survives too.
+        // Without a handler, Ctrl-C ends the process as usual; such a run can be resumed too.
         let _ = ctrlc::set_handler(move || {
             if handler.swap(true, Ordering::SeqCst) {
                 std::process::exit(130);

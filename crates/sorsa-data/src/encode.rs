@@ -196,7 +196,16 @@ impl Encoder {
     ///
     /// If the template cannot render the record, the tokenizer fails, or a token is beyond the vocabulary.
     pub fn encode_prompt(&self, record: &Record) -> Result<Vec<u32>, DataError> {
-        let text = self.template.prompt(record)? + &self.options.prompt_suffix;
+        self.encode_continued(record, "")
+    }
+
+    /// Encodes the prompt of a record and a text after it, such as a choice whose likelihood is asked for.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`encode_prompt`](Self::encode_prompt).
+    pub fn encode_continued(&self, record: &Record, continuation: &str) -> Result<Vec<u32>, DataError> {
+        let text = self.template.prompt(record)? + &self.options.prompt_suffix + continuation;
         let bos = self.bos().filter(|_| !matches!(self.template, PromptTemplate::Chat(_)));
         let ids: Vec<u32> = bos.into_iter().chain(self.tokenizer.encode(&text)?).collect();
         self.check_vocabulary(&ids)?;

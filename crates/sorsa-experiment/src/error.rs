@@ -1,4 +1,4 @@
-//! What ends an experiment.
+//! Errors of experiments.
 
 use std::io;
 use std::path::PathBuf;
@@ -13,7 +13,7 @@ use sorsa_models::{ConfigError, GenerateError, ModelError};
 use sorsa_report::ReportError;
 use sorsa_train::{CheckpointError, TrainError};
 
-/// Why an experiment did not come to its end. [`is_bad_input`](Self::is_bad_input) tells the caller's faults from failures.
+/// Why an experiment ended early. [`is_bad_input`](Self::is_bad_input) tells the caller's faults from failures.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ExperimentError {

@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
+use clap::builder::PossibleValuesParser;
 use clap::{Args, ValueEnum};
+use sorsa_experiment::tasks::data_sets;
 
 use super::{DeviceArgs, MAX_SEED};
 use crate::format::TableFormat;
@@ -23,8 +25,8 @@ pub struct EvalArgs {
     #[arg(long, value_name = "FILE")]
     pub data: Option<String>,
     /// Kind of the problems [default: recognised by the fields of the file]
-    #[arg(long, value_enum)]
-    pub task: Option<Task>,
+    #[arg(long, value_parser = PossibleValuesParser::new(data_sets()))]
+    pub task: Option<String>,
     /// Measure the perplexity of these texts instead of accuracy
     #[arg(long, value_name = "FILE", conflicts_with = "data")]
     pub text: Option<PathBuf>,
@@ -86,7 +88,7 @@ pub struct EvalArgs {
     pub device: DeviceArgs,
 }
 
-/// Kind of the problems in a file.
+/// Kind of the problems whose answers `grade` reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Task {
     Gsm8k,
