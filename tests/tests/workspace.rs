@@ -9,7 +9,7 @@ use cargo_metadata::{Metadata, MetadataCommand, Package};
 use toml::{Table, Value};
 
 const LINALG_OPS: &[&str] = &["sorsa-linalg", "sorsa-ops"];
-const BELOW_MODELS: &[&str] = &["sorsa-linalg", "sorsa-ops", "sorsa-adapter"];
+const BELOW_MODELS: &[&str] = &["sorsa-files", "sorsa-linalg", "sorsa-ops", "sorsa-adapter"];
 const BELOW_TRAIN: &[&str] =
     &["sorsa-files", "sorsa-linalg", "sorsa-ops", "sorsa-adapter", "sorsa-models", "sorsa-data"];
 
