@@ -10,7 +10,7 @@ use sorsa_data::{
 };
 use sorsa_experiment::load_records;
 use sorsa_files::write_atomic;
-use sorsa_models::weights::FloatDtype;
+use sorsa_models::weights::{FloatDtype, ModelFolder};
 use sorsa_models::{CausalLm, ModelConfig};
 use sorsa_train::{OptimizerConfig, RunOutcome, ScheduleConfig, TrainConfig, Trainer};
 
@@ -38,7 +38,9 @@ pub fn run(args: &PretrainArgs) -> anyhow::Result<()> {
     let device = device::open(args.device.backend, args.device.device)?;
     // Beside the model: what training needs and leaves behind.
     let work = args.out.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    create_folder(&args.out)?;
+    create_folder(work)?;
+    // Before hours of training, not after them.
+    ModelFolder::check(&args.out).or_bad_input()?;
 
     let tokenizer_folder = match &args.tokenizer {
         Some(folder) => folder.clone(),
@@ -189,18 +191,19 @@ fn encode(path: &Path, encoder: &Encoder, style: Style) -> anyhow::Result<Vec<so
     Ok(set.examples)
 }
 
-/// Writes the model with its tokenizer.
+/// Writes the model with its tokenizer as the folder `--out`. An older model there is replaced as a whole.
 fn save(model: &CausalLm, tokenizer: &Path, args: &PretrainArgs) -> anyhow::Result<()> {
-    model.save(&args.out, FloatDtype::F32)?;
+    let new = ModelFolder::create(&args.out).or_bad_input()?;
+    model.save(new.path(), FloatDtype::F32)?;
     for name in TOKENIZER_FILES {
-        let (from, to) = (tokenizer.join(name), args.out.join(name));
-        if from.exists() && from != to {
+        let (from, to) = (tokenizer.join(name), new.path().join(name));
+        if from.exists() {
             std::fs::copy(&from, &to).with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))?;
         }
     }
     let config = model.config();
     let generation =
         serde_json::json!({ "bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_ids.first() });
-    write_atomic(args.out.join("generation_config.json"), serde_json::to_vec_pretty(&generation)?)?;
-    Ok(())
+    write_atomic(new.path().join("generation_config.json"), serde_json::to_vec_pretty(&generation)?)?;
+    Ok(new.commit()?)
 }
