@@ -8,14 +8,16 @@ use std::process::Command;
 use cargo_metadata::{Metadata, MetadataCommand, Package};
 use toml::{Table, Value};
 
+const KERNELS: &[&str] = &["sorsa-kernels"];
 const LINALG_OPS: &[&str] = &["sorsa-linalg", "sorsa-ops"];
 const BELOW_MODELS: &[&str] = &["sorsa-linalg", "sorsa-ops", "sorsa-adapter"];
 const BELOW_TRAIN: &[&str] = &["sorsa-linalg", "sorsa-ops", "sorsa-adapter", "sorsa-models", "sorsa-data"];
 
 /// Whom each library may import: those to its left in the drawing of `docs/architecture.md`.
-const LIBRARIES: [(&str, &[&str]); 7] = [
+const LIBRARIES: [(&str, &[&str]); 8] = [
+    ("sorsa-kernels", &[]),
     ("sorsa-linalg", &[]),
-    ("sorsa-ops", &[]),
+    ("sorsa-ops", KERNELS),
     ("sorsa-data", &[]),
     ("sorsa-adapter", LINALG_OPS),
     ("sorsa-models", BELOW_MODELS),
@@ -122,10 +124,14 @@ fn xtask_depends_on_nothing() {
 }
 
 #[test]
-fn ops_knows_burn_and_what_its_cpu_kernels_are_made_of() {
+fn kernels_know_no_burn_and_ops_multiplies_through_kernels_alone() {
     let metadata = metadata();
-    let normal = package(&metadata, "sorsa-ops").dependencies.iter().filter(|d| d.kind == Default::default());
-    assert_eq!(normal.map(|d| d.name.as_str()).collect::<Vec<_>>(), ["burn", "gemm", "pulp", "rayon"]);
+    let normal = |name: &str| -> Vec<String> {
+        let dependencies = package(&metadata, name).dependencies.iter().filter(|d| d.kind == Default::default());
+        dependencies.map(|d| d.name.clone()).collect()
+    };
+    assert_eq!(normal("sorsa-kernels"), ["gemm", "half", "pulp", "rayon"]);
+    assert_eq!(normal("sorsa-ops"), ["burn", "rayon", "sorsa-kernels"]);
 }
 
 #[test]

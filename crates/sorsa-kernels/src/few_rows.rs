@@ -1,56 +1,63 @@
-//! Products of a few rows with an f32 weight. Reading the weight is what they cost, so it is read once and in its own
-//! order, by all threads.
+//! Products of a few rows with an f32 weight. Their cost is the reading of the weight, so all threads together read it once,
+//! in its own order in memory.
 
 use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::bf16::PARALLEL_NARROW;
-use super::product::Matrix;
-use super::simd::wide;
+use crate::matrix::Matrix;
+use crate::product::Update;
+use crate::simd::wide;
 
-/// Rows up to which a product that reads the weight where it lies is faster than one that packs it first; measured.
-pub(super) fn most_rows() -> usize {
+/// The largest number of rows for which reading the weight in place is faster than packing it first; measured.
+pub(crate) fn most_rows() -> usize {
     #[cfg(target_arch = "x86_64")]
-    if super::avx512::has_f32() {
+    if crate::avx512::has_f32() {
         return 1;
     }
     8
 }
 
-/// Rows of the weight that are read side by side.
+/// Elements of a weight from which its product with few rows runs on all threads.
+const PARALLEL: usize = 1 << 17;
+/// Rows of the weight that one pass reads side by side.
 const SIDE: usize = 8;
-/// Numbers that are summed beside each other.
+/// Sums of one vector operation.
 const LANES: usize = 16;
-/// Sums that are brought to their end before the next ones are begun: they stay in a core's first cache.
+/// Sums of one block of columns; they stay in a core's first-level cache.
 const SUMS: usize = 8192;
 
-/// Columns that are summed up for `rows` rows before the next ones are begun.
+/// Columns of one block of `rows` rows.
 fn block_of_columns(rows: usize) -> usize {
     (SUMS / rows.max(1) / LANES * LANES).max(LANES)
 }
 
-/// `out = x W`, and `out += x W` where `accumulate`; `x` `[rows, k]` and `out` `[rows, n]` are row-major. The weight must
-/// have neighbours along one axis.
-pub(super) fn multiply(out: &mut [f32], x: &[f32], weight: Matrix<'_>, accumulate: bool) {
+/// The product `x W`.
+///
+/// # Shapes
+///
+/// - `out`: `[rows, n]`, row-major
+/// - `x`: `[rows, k]`, row-major
+/// - `weight`: `[k, n]`, contiguous along one axis
+pub(crate) fn multiply(out: &mut [f32], x: &[f32], weight: Matrix<'_>, update: Update) {
     let (k, n) = (weight.rows(), weight.columns());
-    by_columns(out, [k, n], accumulate, |columns, part| match weight.contiguous_rows() {
+    by_columns(out, [k, n], update, |columns, part| match weight.has_contiguous_rows() {
         true => stream(part, x, weight, columns),
         false => inner(part, x, weight, columns),
     });
 }
 
-/// Calls `body` for runs of columns of a weight `[k, n]` that together are all, on all threads where that pays, each
-/// with its part `[rows, columns]` of `out`, to which the product is to be added.
-pub(super) fn by_columns(
+/// Splits the columns of a weight `[k, n]` into ranges, on all threads if that pays. `body` adds the product of each range to
+/// a part `[rows, columns]` of the result.
+pub(crate) fn by_columns(
     out: &mut [f32],
     [k, n]: [usize; 2],
-    accumulate: bool,
+    update: Update,
     body: impl Fn(Range<usize>, &mut [f32]) + Sync,
 ) {
-    let threads = if k * n < PARALLEL_NARROW { 1 } else { rayon::current_num_threads() };
+    let threads = if k * n < PARALLEL { 1 } else { rayon::current_num_threads() };
     if threads == 1 {
-        if !accumulate {
+        if update == Update::Overwrite {
             out.fill(0.0);
         }
         return body(0..n, out);
@@ -68,16 +75,15 @@ pub(super) fn by_columns(
     for (columns, part) in parts {
         for (out, part) in out.chunks_exact_mut(n).zip(part.chunks_exact(columns.len())) {
             let out = &mut out[columns.clone()];
-            if accumulate {
-                out.iter_mut().zip(part).for_each(|(out, part)| *out += part);
-            } else {
-                out.copy_from_slice(part);
+            match update {
+                Update::Add => out.iter_mut().zip(part).for_each(|(out, part)| *out += part),
+                Update::Overwrite => out.copy_from_slice(part),
             }
         }
     }
 }
 
-/// Calls a function of one, two or four rows for all rows, four at a time as far as they go.
+/// Calls a function for four rows at a time, then for the two rows or the one row that remain.
 macro_rules! by_rows {
     ($rows:expr, $function:ident($part:expr, $width:expr, $x:expr, $k:expr, $($rest:expr),*)) => {
         let mut done = 0;
@@ -97,7 +103,7 @@ macro_rules! by_rows {
     };
 }
 
-/// Adds `x W` of some columns to `part`, for a weight whose rows are contiguous.
+/// Adds `x W` of a range of columns to `part`, for a weight with contiguous rows.
 fn stream(part: &mut [f32], x: &[f32], weight: Matrix<'_>, columns: Range<usize>) {
     let (k, width) = (weight.rows(), columns.len());
     let rows = x.len() / k;
@@ -119,7 +125,7 @@ fn stream(part: &mut [f32], x: &[f32], weight: Matrix<'_>, columns: Range<usize>
     );
 }
 
-/// Adds to `ROWS` rows of `part`, which are `stride` apart, what the lines `some` of the weight give.
+/// Adds the products with the weight's rows `some` to `ROWS` rows of `part`, which start `stride` elements apart.
 #[inline(always)]
 fn add_lines<const ROWS: usize>(
     part: &mut [f32],
@@ -156,7 +162,7 @@ fn add_lines<const ROWS: usize>(
     }
 }
 
-/// Adds `x W` of some columns to `part`, for a weight whose columns are contiguous.
+/// Adds `x W` of a range of columns to `part`, for a weight with contiguous columns.
 fn inner(part: &mut [f32], x: &[f32], weight: Matrix<'_>, columns: Range<usize>) {
     let (k, width) = (weight.rows(), columns.len());
     let rows = x.len() / k;
@@ -171,7 +177,7 @@ fn inner(part: &mut [f32], x: &[f32], weight: Matrix<'_>, columns: Range<usize>)
     );
 }
 
-/// Adds to element `index` of `ROWS` rows of `part` the inner products of the rows of `x` with a column.
+/// Adds the inner products of `ROWS` rows of `x` with a column to element `index` of the rows of `part`.
 #[inline(always)]
 fn add_inner<const ROWS: usize>(part: &mut [f32], width: usize, x: &[f32], k: usize, column: &[f32], index: usize) {
     let mut lanes = [[0.0; LANES]; ROWS];
@@ -194,7 +200,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_narrow_product_is_the_product_for_either_order_and_any_size() {
+    fn a_product_of_few_rows_is_the_product_for_either_order_and_any_size() {
         for (rows, k, n) in
             [(1, 1, 1), (1, 17, 33), (3, 8, 64), (8, 100, 70), (2, 400, 700), (7, 33, 16), (8, 9, 2100), (3, 9, 3000)]
         {
@@ -202,15 +208,15 @@ mod tests {
             let x: Vec<f32> = (0..rows * k).map(value).collect();
             let w: Vec<f32> = (0..k * n).map(|i| value(i * 3 + 1)).collect();
             for (weight, at) in [(Matrix::new(&w, k, n), [n, 1]), (Matrix::new(&w, n, k).transposed(), [1, k])] {
-                for accumulate in [false, true] {
+                for update in [Update::Overwrite, Update::Add] {
                     let mut out = vec![7.0; rows * n];
-                    multiply(&mut out, &x, weight, accumulate);
+                    multiply(&mut out, &x, weight, update);
                     for (index, found) in out.iter().enumerate() {
                         let (row, column) = (index / n, index % n);
                         let exact: f64 = (0..k)
                             .map(|i| f64::from(x[row * k + i]) * f64::from(w[i * at[0] + column * at[1]]))
                             .sum::<f64>()
-                            + if accumulate { 7.0 } else { 0.0 };
+                            + if update == Update::Add { 7.0 } else { 0.0 };
                         assert!((f64::from(*found) - exact).abs() < 1e-5 * k as f64 + 1e-6, "{found} {exact}");
                     }
                 }

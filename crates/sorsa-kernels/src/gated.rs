@@ -1,22 +1,94 @@
-//! `y = f(gate) up` in one pass forward and one backward; nothing but the inputs is kept, in f32 or bf16, not even for the
-//! map that follows.
+//! The gated unit `y = f(gate) up` in one pass forward and one backward, from operands in f32 or bf16.
 
-use burn::backend::Flex;
-use burn::backend::autodiff::checkpoint::base::Checkpointer;
-use burn::backend::autodiff::grads::Gradients;
-use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use rayon::prelude::*;
 
-use super::again::{self, Again};
-use super::rounded::{self, Numbers};
-use super::simd::{exp, wide};
-use super::storage::{Tracked, Values, contiguous, into_vec, shape, tensor};
-use crate::gated::Activation;
+use crate::rounding::FloatSlice;
+use crate::simd::{exp, wide};
 
 /// Elements of one task.
 const ELEMENTS: usize = 16_384;
-/// Elements of which a task holds f32 copies.
+/// Elements that a task widens to f32 at a time.
 const BLOCK: usize = 1024;
+
+/// The function of the gate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// `x sigmoid(x)`.
+    Silu,
+    /// GELU in its approximation by tanh.
+    GeluTanh,
+}
+
+/// `f(gate) up`.
+///
+/// # Shapes
+///
+/// - `gate`, `up`, output: the same number of elements
+///
+/// # Panics
+///
+/// Panics if `gate` and `up` differ in length.
+pub fn forward(gate: FloatSlice<'_>, up: FloatSlice<'_>, activation: Activation) -> Vec<f32> {
+    assert_eq!(gate.len(), up.len(), "a gate of the shape of its operand");
+    let mut y = vec![0.0; gate.len()];
+    y.par_chunks_mut(ELEMENTS).enumerate().for_each(|(task, y)| {
+        wide(
+            #[inline(always)]
+            || {
+                let (mut g_block, mut u_block) = ([0.0; BLOCK], [0.0; BLOCK]);
+                for (y, at) in y.chunks_mut(BLOCK).zip((task * ELEMENTS..).step_by(BLOCK)) {
+                    let (g, u) = (gate.read(at, y.len(), &mut g_block), up.read(at, y.len(), &mut u_block));
+                    match activation {
+                        Activation::Silu => map(y, g, u, silu),
+                        Activation::GeluTanh => map(y, g, u, gelu),
+                    }
+                }
+            },
+        );
+    });
+    y
+}
+
+/// The gradients of the operands.
+#[derive(Debug)]
+pub struct Gradients {
+    /// The gradient of the gate.
+    pub gate: Vec<f32>,
+    /// The gradient of `up`, in the memory of the output's gradient.
+    pub up: Vec<f32>,
+}
+
+/// The gradients for the gradient `d_y` of the output, whose memory becomes a result.
+///
+/// # Shapes
+///
+/// - `gate`, `up`, `d_y`: the same number of elements
+///
+/// # Panics
+///
+/// Panics if the operands differ in length.
+pub fn backward(gate: FloatSlice<'_>, up: FloatSlice<'_>, mut d_y: Vec<f32>, activation: Activation) -> Gradients {
+    assert!(gate.len() == up.len() && up.len() == d_y.len(), "operands of one shape");
+    let mut d_gate = vec![0.0; gate.len()];
+    let outputs = d_gate.par_chunks_mut(ELEMENTS).zip(d_y.par_chunks_mut(ELEMENTS));
+    outputs.enumerate().for_each(|(task, (d_gate, dy))| {
+        wide(
+            #[inline(always)]
+            || {
+                let blocks = d_gate.chunks_mut(BLOCK).zip(dy.chunks_mut(BLOCK));
+                let (mut g_block, mut u_block) = ([0.0; BLOCK], [0.0; BLOCK]);
+                for ((d_gate, dy), at) in blocks.zip((task * ELEMENTS..).step_by(BLOCK)) {
+                    let (g, u) = (gate.read(at, dy.len(), &mut g_block), up.read(at, dy.len(), &mut u_block));
+                    match activation {
+                        Activation::Silu => map_back(d_gate, dy, g, u, silu),
+                        Activation::GeluTanh => map_back(d_gate, dy, g, u, gelu),
+                    }
+                }
+            },
+        );
+    });
+    Gradients { gate: d_gate, up: d_y }
+}
 
 /// `f(x)` and `f'(x)`.
 #[inline(always)]
@@ -33,7 +105,7 @@ fn gelu(x: f32) -> (f32, f32) {
     // (1 + tanh(z)) / 2 is the sigmoid of 2 z.
     let sigmoid = 1.0 / (1.0 + exp(-2.0 * C * (x + CUBE * x * x * x)));
     let inner = 2.0 * C * (1.0 + 3.0 * CUBE * x * x);
-    // Far out the sigmoid is 0 or 1 to the last bit, or its product with x^2 below any normal number.
+    // For large |x| the sigmoid is 0 or 1 to the last bit, or its product with x^2 is below any normal number.
     (x * sigmoid, sigmoid + x * sigmoid * (1.0 - sigmoid) * inner)
 }
 
@@ -44,92 +116,13 @@ fn map(y: &mut [f32], gate: &[f32], up: &[f32], f: impl Fn(f32) -> (f32, f32)) {
     }
 }
 
-/// Leaves `d up` in `dy`.
+/// Writes the gradient of the gate to `d_gate` and replaces `dy` by the gradient of `up`.
 #[inline(always)]
 fn map_back(d_gate: &mut [f32], dy: &mut [f32], gate: &[f32], up: &[f32], f: impl Fn(f32) -> (f32, f32)) {
     for (((d_gate, dy), gate), up) in d_gate.iter_mut().zip(dy).zip(gate).zip(up) {
         let (value, slope) = f(*gate);
         *d_gate = *dy * up * slope;
         *dy *= value;
-    }
-}
-
-pub(super) fn forward(gate: Values, up: Values, activation: Activation) -> Values {
-    let (gate, up) = (contiguous(gate), contiguous(up));
-    let (g, u) = (Numbers::of(&gate), Numbers::of(&up));
-    let mut y = vec![0.0; g.len()];
-    y.par_chunks_mut(ELEMENTS).enumerate().for_each(|(task, y)| {
-        wide(
-            #[inline(always)]
-            || {
-                let (mut g_block, mut u_block) = ([0.0; BLOCK], [0.0; BLOCK]);
-                for (y, at) in y.chunks_mut(BLOCK).zip((task * ELEMENTS..).step_by(BLOCK)) {
-                    let (g, u) = (g.read(at, y.len(), &mut g_block), u.read(at, y.len(), &mut u_block));
-                    match activation {
-                        Activation::Silu => map(y, g, u, silu),
-                        Activation::GeluTanh => map(y, g, u, gelu),
-                    }
-                }
-            },
-        );
-    });
-    tensor(y, shape(&gate))
-}
-
-#[derive(Debug)]
-struct Gated;
-
-impl Backward<Flex, 2> for Gated {
-    type State = (Values, Values, Activation);
-
-    fn backward(self, ops: Ops<Self::State, 2>, gradients: &mut Gradients, _: &mut Checkpointer) {
-        let mut d_up = into_vec(gradients.consume::<Flex>(&ops.node));
-        let (gate, up, activation) = ops.state;
-        let (gate, up) = (contiguous(gate), contiguous(up));
-        let (g, u) = (Numbers::of(&gate), Numbers::of(&up));
-        let mut d_gate = vec![0.0; g.len()];
-        let outputs = d_gate.par_chunks_mut(ELEMENTS).zip(d_up.par_chunks_mut(ELEMENTS));
-        outputs.enumerate().for_each(|(task, (d_gate, dy))| {
-            wide(
-                #[inline(always)]
-                || {
-                    let blocks = d_gate.chunks_mut(BLOCK).zip(dy.chunks_mut(BLOCK));
-                    let (mut g_block, mut u_block) = ([0.0; BLOCK], [0.0; BLOCK]);
-                    for ((d_gate, dy), at) in blocks.zip((task * ELEMENTS..).step_by(BLOCK)) {
-                        let (g, u) = (g.read(at, dy.len(), &mut g_block), u.read(at, dy.len(), &mut u_block));
-                        match activation {
-                            Activation::Silu => map_back(d_gate, dy, g, u, silu),
-                            Activation::GeluTanh => map_back(d_gate, dy, g, u, gelu),
-                        }
-                    }
-                },
-            );
-        });
-        let [gate_node, up_node] = ops.parents;
-        if let Some(node) = gate_node {
-            gradients.register::<Flex>(node.id, tensor(d_gate, shape(&gate)));
-        }
-        if let Some(node) = up_node {
-            gradients.register::<Flex>(node.id, tensor(d_up, shape(&gate)));
-        }
-    }
-}
-
-impl Again for Activation {
-    fn forward(&self, gate: Values, up: Values) -> Values {
-        forward(gate, up, *self)
-    }
-}
-
-pub(super) fn tracked(gate: Tracked, up: Tracked, activation: Activation, rounded: bool) -> Tracked {
-    let y = forward(gate.primitive().clone(), up.primitive().clone(), activation);
-    let kept = if rounded { [gate, up].map(rounded::tracked) } else { [gate, up] };
-    match again::prepare(Gated, kept.each_ref(), activation) {
-        OpsKind::Tracked(prepared) => {
-            let [gate, up] = kept.map(|t| t.into_primitive());
-            prepared.finish((gate, up, activation), y)
-        }
-        OpsKind::UnTracked(prepared) => prepared.finish(y),
     }
 }
 

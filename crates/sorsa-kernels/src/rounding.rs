@@ -1,44 +1,24 @@
-//! Values that the graph keeps in bf16, at half of the memory, while gradients pass as f32.
+//! f32 numbers rounded to bf16, and slices in either format.
 
-use burn::backend::Flex;
-use burn::backend::autodiff::checkpoint::base::Checkpointer;
-use burn::backend::autodiff::checkpoint::strategy::NoCheckpointing;
-use burn::backend::autodiff::grads::Gradients;
-use burn::backend::autodiff::ops::{Backward, Ops};
-use burn::tensor::{DType, TensorData, bf16};
+use half::bf16;
 use rayon::prelude::*;
 
-use super::simd::wide;
-use super::storage::{Tracked, Values, contiguous, floats, shape};
+use crate::simd::wide;
 
 /// Elements of one task.
 const ELEMENTS: usize = 1 << 16;
 
-/// The nearest bf16 number, ties to even, as its bits; NaN stays NaN. No branch: a loop over it becomes vector
-/// instructions.
-#[inline(always)]
-pub(super) fn round(x: f32) -> u16 {
-    let bits = x.to_bits();
-    let rounded = bits.wrapping_add(0x7FFF + (bits >> 16 & 1));
-    let bits = if x.is_nan() { bits | 0x0040_0000 } else { rounded };
-    (bits >> 16) as u16
-}
-
-/// The elements of a contiguous tensor in f32 or bf16.
-#[derive(Clone, Copy)]
-pub(super) enum Numbers<'a> {
+/// A slice in f32 or bf16.
+#[derive(Debug, Clone, Copy)]
+pub enum FloatSlice<'a> {
+    /// f32.
     F32(&'a [f32]),
+    /// bf16.
     Bf16(&'a [bf16]),
 }
 
-impl<'a> Numbers<'a> {
-    pub fn of(tensor: &'a Values) -> Self {
-        match tensor.dtype() {
-            DType::BF16 => Self::Bf16(tensor.as_slice().expect("bf16 and made contiguous")),
-            _ => Self::F32(floats(tensor)),
-        }
-    }
-
+impl<'a> FloatSlice<'a> {
+    /// The number of elements.
     pub fn len(&self) -> usize {
         match self {
             Self::F32(values) => values.len(),
@@ -46,9 +26,14 @@ impl<'a> Numbers<'a> {
         }
     }
 
-    /// The `length` elements from `start` on as f32, in `buffer` where they are not that.
+    /// Whether there are no elements.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The `length` elements from `start` on in f32: a part of the slice itself, or widened into `buffer`.
     #[inline(always)]
-    pub fn read<'b>(&self, start: usize, length: usize, buffer: &'b mut [f32]) -> &'b [f32]
+    pub(crate) fn read<'b>(&self, start: usize, length: usize, buffer: &'b mut [f32]) -> &'b [f32]
     where
         'a: 'b,
     {
@@ -65,39 +50,26 @@ impl<'a> Numbers<'a> {
     }
 }
 
-#[derive(Debug)]
-struct Rounded;
-
-impl Backward<Flex, 1> for Rounded {
-    type State = ();
-
-    fn backward(self, ops: Ops<(), 1>, gradients: &mut Gradients, _: &mut Checkpointer) {
-        let gradient = gradients.consume::<Flex>(&ops.node);
-        if let [Some(node)] = ops.parents {
-            gradients.register::<Flex>(node.id, gradient);
-        }
-    }
-}
-
-/// The same values rounded to bf16, whose gradients are those of the values.
-pub(super) fn tracked(values: Tracked) -> Tracked {
-    if !values.is_tracked() {
-        return values;
-    }
-    let prepared = Rounded.prepare::<NoCheckpointing>([values.node()]).compute_bound();
-    prepared.stateless(round_all(values.into_primitive()))
-}
-
-fn round_all(values: Values) -> Values {
-    let values = contiguous(values);
-    let mut rounded = vec![bf16::ZERO; floats(&values).len()];
-    rounded.par_chunks_mut(ELEMENTS).zip(floats(&values).par_chunks(ELEMENTS)).for_each(|(rounded, values)| {
+/// Rounds each value to the nearest bf16 number, ties to even; NaN stays NaN.
+pub fn rounded_to_bf16(values: &[f32]) -> Vec<bf16> {
+    let mut rounded = vec![bf16::ZERO; values.len()];
+    rounded.par_chunks_mut(ELEMENTS).zip(values.par_chunks(ELEMENTS)).for_each(|(rounded, values)| {
         wide(
             #[inline(always)]
             || rounded.iter_mut().zip(values).for_each(|(out, x)| *out = bf16::from_bits(round(*x))),
         );
     });
-    Values::from_data(TensorData::new::<bf16, _>(rounded, shape(&values)))
+    rounded
+}
+
+/// The bits of the nearest bf16 number, ties to even; NaN stays NaN. The function has no branch, so the compiler turns a loop
+/// over it into vector instructions.
+#[inline(always)]
+pub(crate) fn round(x: f32) -> u16 {
+    let bits = x.to_bits();
+    let rounded = bits.wrapping_add(0x7FFF + (bits >> 16 & 1));
+    let bits = if x.is_nan() { bits | 0x0040_0000 } else { rounded };
+    (bits >> 16) as u16
 }
 
 #[cfg(test)]

@@ -1,31 +1,32 @@
-//! Loops compiled for AVX-512, for AVX2 and for the portable baseline, chosen while running. On Arm the baseline has NEON.
+//! Loops compiled for AVX-512, for AVX2 and for the portable baseline; the processor decides at run time. On Arm the baseline
+//! has NEON.
 
 use pulp::Arch;
 
-/// Runs a closure with the widest instructions that this processor has. Give it `#[inline(always)]`: what is not
-/// inlined is compiled for the baseline.
-pub(super) fn wide<R>(body: impl FnOnce() -> R) -> R {
+/// Runs a closure with the widest vector instructions that this processor has. Mark the closure `#[inline(always)]`: the
+/// compiler uses the baseline's instructions for whatever it does not inline.
+pub(crate) fn wide<R>(body: impl FnOnce() -> R) -> R {
     Arch::new().dispatch(body)
 }
 
 const LANES: usize = 16;
 
-/// `e^x`, relative error below 2e-7 where the result is normal. Beyond that range the result is the nearest end of the
-/// range, neither 0 nor infinite. NaN stays NaN.
+/// `e^x`, relative error below 2e-7 if the result is a normal number. Otherwise the result is the smallest or the largest normal
+/// number, never 0 or infinite. NaN stays NaN.
 ///
-/// `x = n ln 2 + r`, with `e^r` as the polynomial of Cephes' `expf` and `n` put into the exponent's bits. No branch
-/// and no call: a loop over it becomes vector instructions.
+/// `x = n ln 2 + r`: the polynomial of Cephes' `expf` gives `e^r`, and `n` goes into the exponent's bits. The function has
+/// no branch and no call, so the compiler turns a loop over it into vector instructions.
 #[inline(always)]
-pub(super) fn exp(x: f32) -> f32 {
+pub(crate) fn exp(x: f32) -> f32 {
     // Adding 1.5 * 2^23 leaves the nearest integer in the low bits.
-    const ROUND: f32 = 12_582_912.0;
+    const ROUND_TO_INTEGER: f32 = 12_582_912.0;
     // ln 2 in two parts; the first has few bits, so that its product with n is exact.
     const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
     let x = if x < -87.3 { -87.3 } else { x };
     let x = if x > 88.7 { 88.7 } else { x };
-    let shifted = x * std::f32::consts::LOG2_E + ROUND;
-    let n = shifted - ROUND;
+    let shifted = x * std::f32::consts::LOG2_E + ROUND_TO_INTEGER;
+    let n = shifted - ROUND_TO_INTEGER;
     let r = (x - n * LN2_HIGH) - n * LN2_LOW;
     let p = 1.987_569_1e-4;
     let p = p * r + 1.398_199_9e-3;
@@ -37,8 +38,8 @@ pub(super) fn exp(x: f32) -> f32 {
     f32::from_bits(y.to_bits().wrapping_add(shifted.to_bits() << 23))
 }
 
-/// The largest element, NaN ignored; minus infinity of nothing.
-pub(super) fn largest(values: &[f32]) -> f32 {
+/// The largest element, ignoring NaN; minus infinity of an empty slice.
+pub(crate) fn largest(values: &[f32]) -> f32 {
     wide(
         #[inline(always)]
         || {
@@ -55,8 +56,8 @@ pub(super) fn largest(values: &[f32]) -> f32 {
     )
 }
 
-/// Puts `e^(value - offset)` in place of each value; returns their sum.
-pub(super) fn exp_in_place(values: &mut [f32], offset: f32) -> f32 {
+/// Replaces each value by `e^(value - offset)`; returns the sum of the results.
+pub(crate) fn exp_in_place(values: &mut [f32], offset: f32) -> f32 {
     wide(
         #[inline(always)]
         || {
@@ -78,8 +79,8 @@ pub(super) fn exp_in_place(values: &mut [f32], offset: f32) -> f32 {
     )
 }
 
-/// Sum of `e^(value - offset)`.
-pub(super) fn exp_sum(values: &[f32], offset: f32) -> f32 {
+/// The sum of `e^(value - offset)`.
+pub(crate) fn exp_sum(values: &[f32], offset: f32) -> f32 {
     wide(
         #[inline(always)]
         || {
@@ -98,7 +99,7 @@ pub(super) fn exp_sum(values: &[f32], offset: f32) -> f32 {
 
 /// Inner product.
 #[inline(always)]
-pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
+pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
     let mut lanes = [0.0; LANES];
     let (a, b) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
     let rest: f32 = a.remainder().iter().zip(b.remainder()).map(|(x, y)| x * y).sum();
@@ -112,7 +113,7 @@ pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
 
 /// `out += factor * x`.
 #[inline(always)]
-pub(super) fn add_scaled(out: &mut [f32], x: &[f32], factor: f32) {
+pub(crate) fn add_scaled(out: &mut [f32], x: &[f32], factor: f32) {
     for (out, x) in out.iter_mut().zip(x) {
         *out += factor * x;
     }
@@ -120,7 +121,7 @@ pub(super) fn add_scaled(out: &mut [f32], x: &[f32], factor: f32) {
 
 /// `out *= factor`.
 #[inline(always)]
-pub(super) fn scale(out: &mut [f32], factor: f32) {
+pub(crate) fn scale(out: &mut [f32], factor: f32) {
     for out in out {
         *out *= factor;
     }

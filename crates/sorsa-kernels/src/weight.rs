@@ -1,21 +1,23 @@
-//! A weight of either dtype, and the one place where a product with it finds its kernel.
+//! A weight in any of its storage formats, and the one place where a product with a weight chooses its kernel.
+//!
+//! A new format, a packed one for example, is one variant here with its view and its kernels.
 
-use burn::tensor::DType;
-
-use super::bf16::{self, Bf16Matrix};
-use super::narrow;
-use super::product::{self, Matrix, Threads};
-use super::storage::Values;
+use crate::bf16::{self, Bf16Matrix};
+use crate::few_rows;
+use crate::matrix::Matrix;
+use crate::product::{Product, Update};
 
 /// A view of a weight `[d_in, d_out]`.
-#[derive(Clone, Copy)]
-pub(super) enum Weight<'a> {
+#[derive(Debug, Clone, Copy)]
+pub enum Weight<'a> {
+    /// f32.
     F32(Matrix<'a>),
+    /// bf16.
     Bf16(Bf16Matrix<'a>),
 }
 
-/// Runs the same expression for both dtypes.
-macro_rules! either {
+/// Evaluates the same expression for every format.
+macro_rules! for_each_format {
     ($weight:expr, $matrix:ident => $body:expr) => {
         match $weight {
             Weight::F32($matrix) => $body,
@@ -24,36 +26,26 @@ macro_rules! either {
     };
 }
 
-/// The tensor itself where its strides are those of a [`Weight`], else a copy.
-pub(super) fn with_weight_strides(tensor: Values) -> Values {
-    if Weight::view(&tensor).is_some() { tensor } else { tensor.to_contiguous() }
-}
-
-impl<'a> Weight<'a> {
-    fn view(tensor: &'a Values) -> Option<Self> {
-        match tensor.dtype() {
-            DType::BF16 => Bf16Matrix::of(tensor).map(Self::Bf16),
-            _ => Matrix::of(tensor).map(Self::F32),
-        }
-    }
-
-    /// A tensor that went through [`with_weight_strides`].
-    pub fn of(tensor: &'a Values) -> Self {
-        Self::view(tensor).expect("two axes, strides of zero or more")
-    }
-
+impl Weight<'_> {
+    /// `d_in`.
+    #[inline]
     pub fn rows(&self) -> usize {
-        either!(self, matrix => matrix.rows())
+        for_each_format!(self, matrix => matrix.rows())
     }
 
+    /// `d_out`.
+    #[inline]
     pub fn columns(&self) -> usize {
-        either!(self, matrix => matrix.columns())
+        for_each_format!(self, matrix => matrix.columns())
     }
 
+    /// The element at `row` and `column`.
+    #[inline]
     pub fn at(&self, row: usize, column: usize) -> f32 {
-        either!(self, matrix => matrix.at(row, column))
+        for_each_format!(self, matrix => matrix.at(row, column))
     }
 
+    /// `W^T`; nothing is copied.
     pub fn transposed(self) -> Self {
         match self {
             Self::F32(matrix) => Self::F32(matrix.transposed()),
@@ -62,6 +54,10 @@ impl<'a> Weight<'a> {
     }
 
     /// The columns from `start` to `end`.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the range is empty or reaches beyond the last column.
     pub fn column_range(self, start: usize, end: usize) -> Self {
         match self {
             Self::F32(matrix) => Self::F32(matrix.column_range(start, end)),
@@ -69,20 +65,25 @@ impl<'a> Weight<'a> {
         }
     }
 
-    /// `out = x W`, and `out += x W` where `accumulate`, on all threads where the product is worth it. `x` is row-major
-    /// `[rows, d_in]`, `out` row-major `[rows, d_out]`.
-    pub fn multiply(self, out: &mut [f32], x: &[f32], accumulate: bool) {
+    /// The product `x W`, on all threads if it is large enough.
+    ///
+    /// # Shapes
+    ///
+    /// - `out`: `[rows, d_out]`, row-major
+    /// - `x`: `[rows, d_in]`, row-major
+    ///
+    /// # Panics
+    ///
+    /// Panics if the shapes do not fit each other.
+    pub fn multiply(self, out: &mut [f32], x: &[f32], update: Update) {
         let rows = out.len() / self.columns().max(1);
         assert_eq!(x.len(), rows * self.rows(), "the rows of x have another width than the weight has rows");
         match self {
-            Self::Bf16(matrix) => bf16::multiply(out, x, matrix, accumulate),
-            Self::F32(matrix) if rows > 0 && rows <= narrow::most_rows() && matrix.has_neighbours() => {
-                narrow::multiply(out, x, matrix, accumulate);
+            Self::Bf16(matrix) => bf16::multiply(out, x, matrix, update),
+            Self::F32(matrix) if rows > 0 && rows <= few_rows::most_rows() && matrix.has_contiguous_axis() => {
+                few_rows::multiply(out, x, matrix, update);
             }
-            Self::F32(matrix) => {
-                let x = Matrix::new(x, rows, matrix.rows());
-                product::multiply(out, x, matrix, 1.0, accumulate, Threads::All);
-            }
+            Self::F32(matrix) => Product::new(Matrix::new(x, rows, matrix.rows()), matrix).compute(out, update),
         }
     }
 }

@@ -1,30 +1,30 @@
-//! The product of a few rows, as in generation: it costs what reading the weight costs. So the weight is read once, in
-//! its own order and unpacked, and the columns are shared out among the threads, each of which has a copy of its part of
-//! the result.
+//! The product of a few rows, like in generation. Its cost is the reading of the weight, so the kernel reads the weight once, in
+//! its own order in memory and without packing. Each thread takes a range of columns and writes a copy of its part of the result.
 
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use burn::tensor::bf16;
+use half::bf16;
 
+use super::bf16_product::{available, integers, interleaved, load, pairs_of};
 use super::mask;
-use super::pairs::{available, integers, interleaved, load, pairs_of};
-use crate::fused::bf16::{Bf16Matrix, NARROW, Order, rounded_rows};
-use crate::fused::narrow::by_columns;
-use crate::fused::rounded::round;
+use crate::bf16::{Bf16Matrix, FEW_ROWS, Order, rounded_rows};
+use crate::few_rows::by_columns;
+use crate::product::Update;
+use crate::rounding::round;
 
-/// Pairs of rows of the weight that are read side by side.
+/// Pairs of rows of the weight that one pass reads side by side.
 const PAIRS: usize = 8;
-/// Numbers of a register.
+/// bf16 numbers of a register.
 const LANES: usize = 32;
 
-/// `out (+)= x W`, as [`crate::fused::bf16::multiply`], of at most [`NARROW`] rows.
+/// Like [`crate::bf16::multiply`], of at most [`FEW_ROWS`] rows.
 ///
 /// # Panics
 ///
-/// Panics for more rows, and where the processor lacks the instructions.
-pub fn multiply(out: &mut [f32], x: &[f32], weight: Bf16Matrix<'_>, accumulate: bool) {
-    assert!(available(), "called for its instructions");
+/// Panics if there are more rows, or if the processor lacks the instructions.
+pub fn multiply(out: &mut [f32], x: &[f32], weight: Bf16Matrix<'_>, update: Update) {
+    assert!(available(), "the processor lacks the instructions");
     let (k, n) = (weight.rows(), weight.columns());
     let rows = x.len() / k;
     let width = k.next_multiple_of(LANES);
@@ -32,32 +32,32 @@ pub fn multiply(out: &mut [f32], x: &[f32], weight: Bf16Matrix<'_>, accumulate: 
         Order::Rows => pairs(x, k),
         Order::Columns => rounded_rows(x, k, width),
     };
-    by_columns(out, [k, n], accumulate, |columns, part| {
+    by_columns(out, [k, n], update, |columns, part| {
         macro_rules! by_rows {
             ($($rows:literal)*) => {
                 match (rows, weight.order()) {
-                    // SAFETY: `available` was asked.
+                    // SAFETY: `available` says that the processor has the instructions.
                     $(($rows, Order::Rows) => unsafe { stream::<$rows>(part, &x, weight, columns) },
                     ($rows, Order::Columns) => unsafe { inner::<$rows>(part, &x, weight, columns) },)*
-                    _ => panic!("{rows} rows, at most {NARROW}"),
+                    _ => panic!("{rows} rows, at most {FEW_ROWS}"),
                 }
             };
         }
-        #[allow(unsafe_code, reason = "functions compiled for instructions that were asked for")]
+        #[allow(unsafe_code, reason = "functions compiled for instructions that the processor has")]
         {
             by_rows!(1 2 3 4);
         }
     });
 }
 
-/// For each pair of neighbours in `k`, that of each row: two numbers, the last maybe zero.
+/// Rounds `x` and reorders it: for each pair of neighbours along `k`, the pair of each row. An odd last number is paired with zero.
 fn pairs(x: &[f32], k: usize) -> Vec<u16> {
     let at = |row: &[f32], index: usize| row.get(index).map_or(0, |x| round(*x));
     let pair = |first: usize| x.chunks_exact(k).flat_map(move |row| [at(row, first), at(row, first + 1)]);
     (0..k).step_by(2).flat_map(pair).collect()
 }
 
-/// Adds `x W` of some columns to `part` `[ROWS, columns]`, for a weight whose rows are contiguous.
+/// Adds `x W` of a range of columns to `part` `[ROWS, columns]`, for a weight with contiguous rows.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 fn stream<const ROWS: usize>(part: &mut [f32], x: &[u16], weight: Bf16Matrix<'_>, columns: Range<usize>) {
     let width = columns.len();
@@ -91,13 +91,13 @@ fn stream<const ROWS: usize>(part: &mut [f32], x: &[u16], weight: Bf16Matrix<'_>
     }
 }
 
-/// Adds `x W` of some columns to `part` `[ROWS, columns]`, for a weight whose columns are contiguous. Rows of `x` are
-/// padded to whole registers.
+/// Adds `x W` of a range of columns to `part` `[ROWS, columns]`, for a weight with contiguous columns. Rows of `x` are padded to
+/// whole registers.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 fn inner<const ROWS: usize>(part: &mut [f32], x: &[u16], weight: Bf16Matrix<'_>, columns: Range<usize>) {
     let width = columns.len();
     let padded = x.len() / ROWS;
-    // Two columns at a time, so that a sum need not wait for the one before.
+    // Two columns at a time, so that a sum does not wait for the sum before it.
     for first in (0..width).step_by(2) {
         let count = 2.min(width - first);
         let column = |index: usize| weight.line(columns.start + first + index);
@@ -119,12 +119,12 @@ fn inner<const ROWS: usize>(part: &mut [f32], x: &[u16], weight: Bf16Matrix<'_>,
     }
 }
 
-/// Up to 16 numbers, zeros beyond.
+/// A register of up to 16 numbers, padded with zeros.
 #[inline]
 #[target_feature(enable = "avx512f")]
 #[allow(unsafe_code, reason = "a load from a slice, masked to its length")]
 fn floats(values: &[f32]) -> __m512 {
-    // SAFETY: lanes beyond the slice are masked out, and not read.
+    // SAFETY: the mask excludes lanes beyond the slice, so they are not read.
     unsafe { _mm512_maskz_loadu_ps(mask(values.len()), values.as_ptr()) }
 }
 
@@ -132,6 +132,6 @@ fn floats(values: &[f32]) -> __m512 {
 #[target_feature(enable = "avx512f")]
 #[allow(unsafe_code, reason = "a store to a slice, masked to its length")]
 fn put(out: &mut [f32], values: __m512) {
-    // SAFETY: lanes beyond the slice are masked out, and not written.
+    // SAFETY: the mask excludes lanes beyond the slice, so they are not written.
     unsafe { _mm512_mask_storeu_ps(out.as_mut_ptr(), mask(out.len()), values) }
 }

@@ -1,35 +1,37 @@
-//! Products by AVX-512: `out [rows, n] (+)= factor x [rows, k] W [k, n]`, of f32 numbers and of bf16 ones with sums in f32.
+//! Products by AVX-512: `out [rows, n] (+)= factor x [rows, k] W [k, n]`, of f32 numbers, and of bf16 numbers with sums in f32.
 //!
-//! A thread takes panels of 32 columns of the weight. A part of a panel, some hundred units of `k` high, is packed, and
-//! all rows of `x` pass over it, twelve at a time, read where they lie. Their tile of the result stays in 24 registers
-//! for as long as that part lasts. A unit fills a lane: one f32 number, or two bf16 numbers that are neighbours in `k`.
+//! A thread takes panels of 32 columns of the weight and packs a part of a panel, about two hundred units of `k` high. Then
+//! all rows of `x` pass over the part, twelve at a time, read in place. Their tile of the result stays in 24 registers for the
+//! height of the part. A unit fills one lane: one f32 number, or two bf16 numbers that are neighbours along `k`.
 //!
-//! What a row of `out` becomes depends on that row of `x` alone, and not on the number of threads.
+//! A row of `out` depends on the same row of `x` alone, and not on the number of threads.
 
-mod pairs;
-mod pairs_narrow;
-mod single;
+mod bf16_few_rows;
+mod bf16_product;
+mod f32_product;
 
 use std::arch::x86_64::*;
 use std::ops::Range;
 
 use rayon::prelude::*;
 
-pub(super) use pairs::{available as has_bf16, multiply as multiply_bf16};
-pub(super) use pairs_narrow::multiply as multiply_narrow_bf16;
-pub(super) use single::{available as has_f32, multiply as multiply_f32};
+use crate::product::Update;
+
+pub(crate) use self::bf16_few_rows::multiply as multiply_bf16_few_rows;
+pub(crate) use self::bf16_product::{available as has_bf16, multiply as multiply_bf16};
+pub(crate) use self::f32_product::{available as has_f32, multiply as multiply_f32};
 
 /// Rows of a tile.
 const HEIGHT: usize = 12;
 /// Columns of a panel: two registers.
 const WIDTH: usize = 32;
-/// Units of `k` of a packed part, which then leaves room for rows of `x` in a core's first cache.
+/// Units of `k` of a packed part; it leaves room for rows of `x` in a core's first-level cache.
 const DEPTH: usize = 192;
-/// Rows of `x` that one task takes at most, so that they stay in a core's second cache from panel to panel.
+/// The most rows of `x` of one task, so that they stay in a core's second-level cache from panel to panel.
 const ROWS: usize = 512;
-/// Tasks for each thread, at least, where there are rows for them.
+/// The least tasks for each thread, if there are enough rows.
 const TASKS: usize = 4;
-/// Multiplications from which waking threads costs less than it saves.
+/// Multiplications from which waking threads saves more than it costs.
 const PARALLEL: usize = 128 * 128 * 128;
 
 /// The left operand: unit `u` of row `r` is element `r * row_stride + u * unit_stride`.
@@ -41,17 +43,17 @@ struct Left<'a, U> {
     unit_stride: usize,
 }
 
-/// The result, of which each task writes rows and columns that are its own.
+/// The result. Each task writes its own rows and columns.
 struct Output {
     data: *mut f32,
     columns: usize,
 }
 
-#[allow(unsafe_code, reason = "what two tasks write does not overlap, and nobody reads before all are done")]
+#[allow(unsafe_code, reason = "tasks write disjoint elements, and nobody reads before all are done")]
 // SAFETY: see the reason; the pointer is to f32, which may be sent.
 unsafe impl Sync for Output {}
 
-/// One tile: rows and columns of the result, and the rows of `x` for it.
+/// One tile: its rows and columns of the result, and its rows of `x`.
 #[derive(Clone, Copy)]
 struct Tile<U> {
     /// The first element; rows are `stride` apart.
@@ -62,26 +64,36 @@ struct Tile<U> {
     x: *const U,
     row_stride: usize,
     unit_stride: usize,
+    store: Store,
+}
+
+/// How a tile is stored: `out = factor sum`, or `out += factor sum`.
+#[derive(Clone, Copy)]
+struct Store {
+    factor: f32,
     update: Update,
 }
 
-/// What a product does to the result: `out = factor sum`, or `out += factor sum`.
-#[derive(Clone, Copy)]
-struct Update {
-    factor: f32,
-    accumulate: bool,
+/// A packed part of a panel, and the block of the result to which it contributes.
+struct Part<'a, U> {
+    /// The packed units.
+    packed: &'a [U],
+    /// The first unit of `k` of the part.
+    first_unit: usize,
+    rows: Range<usize>,
+    columns: Range<usize>,
+    store: Store,
 }
 
-/// A right operand, and the kernel for its units.
+/// A right operand and the kernel for its units.
 trait Right: Sync {
-    /// What fills a lane, 32 bits.
+    /// The content of one lane, 32 bits.
     type Unit: Copy + Default + Send + Sync;
 
     /// Units of `k`, and columns.
     fn shape(&self) -> [usize; 2];
 
-    /// Packs some units of at most [`WIDTH`] columns: for each unit that of each column, and zeros up to the width that
-    /// `part` has.
+    /// Packs units of at most [`WIDTH`] columns unit by unit, and pads each with zeros to the width of `part`.
     ///
     /// # Safety
     ///
@@ -89,34 +101,34 @@ trait Right: Sync {
     #[allow(unsafe_code, reason = "a function compiled for instructions")]
     unsafe fn pack(&self, part: &mut [Self::Unit], units: Range<usize>, columns: Range<usize>);
 
-    /// Asks memory for some units of some columns, which are packed next. Where the units of a column are neighbours,
-    /// for the line that holds the first of them: it holds some that follow.
+    /// Prefetches the units and columns that the task packs next. If columns are contiguous, it prefetches the cache line with
+    /// the first unit of each; that line holds several of the units that follow.
     fn prefetch(&self, units: Range<usize>, columns: Range<usize>);
 
-    /// A tile of `ROWS` rows and at most 16 `VECTORS` columns over a packed part.
+    /// Computes a tile of `ROWS` rows and at most 16 `VECTORS` columns from a packed part.
     ///
     /// # Safety
     ///
-    /// The processor must have the kernel's instructions. The tile's elements must be valid for reads and writes, and
-    /// this call's alone; `x` must have its rows, and all units of the part.
+    /// The processor must have the kernel's instructions. The tile's elements must be valid for reads and writes, and nobody
+    /// else may access them; `x` must have the tile's rows, with all units of the part.
     #[allow(unsafe_code, reason = "a function compiled for instructions, which works on pointers")]
     unsafe fn tile<const ROWS: usize, const VECTORS: usize>(tile: Tile<Self::Unit>, part: &[Self::Unit]);
 }
 
-/// The product, on all threads if `parallel`.
+/// Computes the product, on all threads if `parallel`.
 ///
 /// # Safety
 ///
 /// The processor must have the instructions of the kernel of `R`.
 #[allow(unsafe_code, reason = "calls functions compiled for instructions; the bounds they rely on are asserted")]
-unsafe fn multiply<R: Right>(out: &mut [f32], x: Left<'_, R::Unit>, right: &R, update: Update, parallel: bool) {
+unsafe fn multiply<R: Right>(out: &mut [f32], x: Left<'_, R::Unit>, right: &R, store: Store, parallel: bool) {
     let [depth, columns] = right.shape();
     assert_eq!(out.len(), x.rows * columns, "a product of [{}, {columns}]", x.rows);
     if out.is_empty() {
         return;
     }
     if depth == 0 {
-        if !update.accumulate {
+        if store.update == Update::Overwrite {
             out.fill(0.0);
         }
         return;
@@ -128,7 +140,7 @@ unsafe fn multiply<R: Right>(out: &mut [f32], x: Left<'_, R::Unit>, right: &R, u
     let tasks = if parallel { TASKS * rayon::current_num_threads() } else { 1 };
     let chunks = x.rows.div_ceil(ROWS).max(tasks.div_ceil(panels).min(x.rows.div_ceil(4 * HEIGHT)));
     let chunk = x.rows.div_ceil(chunks);
-    // Parts of about the same height: a low one at the end would load and store tiles for little.
+    // Parts have about the same height: a low part at the end would load and store tiles for little work.
     let height = depth.div_ceil(depth.div_ceil(DEPTH));
     let task = |part: &mut Vec<R::Unit>, index: usize| {
         let (row, column) = (index / panels * chunk, index % panels * WIDTH);
@@ -138,21 +150,24 @@ unsafe fn multiply<R: Right>(out: &mut [f32], x: Left<'_, R::Unit>, right: &R, u
         for start in (0..depth).step_by(height) {
             let units = start..depth.min(start + height);
             let part = &mut part[..units.len() * width];
-            let update = Update { accumulate: update.accumulate || start > 0, ..update };
-            // Packed next: what lies below, or the top of the panel beside it.
+            let update = if start > 0 { Update::Add } else { store.update };
+            let store = Store { update, ..store };
+            // The task packs next the part below, or the top of the panel to the right.
             let (units_next, columns_next) = match units.end < depth {
                 true => (units.end..depth.min(units.end + height), columns.clone()),
                 false => (0..height, columns.end..right.shape()[1].min(columns.end + WIDTH)),
             };
-            let ask = |share: usize, shares: usize| {
+            let prefetch = |share: usize, shares: usize| {
                 let at = |share: usize| units_next.start + units_next.len() * share / shares;
                 right.prefetch(at(share)..at(share + 1), columns_next.clone());
             };
-            // SAFETY: of the instructions the caller made sure; rows and columns are within `out` and this task's alone;
-            // `x` has those rows, and the units.
+            // SAFETY: the caller vouches for the instructions; rows and columns are within `out` and no other task has them;
+            // `x` has those rows and units.
             unsafe {
                 right.pack(part, units, columns.clone());
-                tiles::<R>(&output, x, rows.clone(), columns.clone(), part, start, update, ask);
+                let (rows, columns) = (rows.clone(), columns.clone());
+                let part = Part { packed: part, first_unit: start, rows, columns, store };
+                tiles::<R>(&output, x, &part, prefetch);
             }
         }
     };
@@ -164,24 +179,19 @@ unsafe fn multiply<R: Right>(out: &mut [f32], x: Left<'_, R::Unit>, right: &R, u
     }
 }
 
-/// The tiles of some rows and columns over one packed part, which begins at unit `start`. Calls `between` before each
-/// with its index and how many there are.
+/// Computes the tiles of one packed part. Calls `before_tile` with the index of each tile and the number of tiles.
 ///
 /// # Safety
 ///
-/// As [`Right::tile`], of all rows and columns.
-#[allow(unsafe_code, reason = "tiles are written through the pointer that tasks share")]
-#[allow(clippy::too_many_arguments, reason = "one loop of `multiply`")]
+/// The conditions of [`Right::tile`] must hold for all rows and columns of the part.
+#[allow(unsafe_code, reason = "writes tiles through the pointer that tasks share")]
 unsafe fn tiles<R: Right>(
     out: &Output,
     x: Left<'_, R::Unit>,
-    rows: Range<usize>,
-    columns: Range<usize>,
-    part: &[R::Unit],
-    start: usize,
-    update: Update,
-    between: impl Fn(usize, usize),
+    part: &Part<'_, R::Unit>,
+    before_tile: impl Fn(usize, usize),
 ) {
+    let Part { packed, first_unit, ref rows, ref columns, store } = *part;
     if rows.is_empty() {
         return;
     }
@@ -189,24 +199,24 @@ unsafe fn tiles<R: Right>(
     let height = rows.len().div_ceil(rows.len().div_ceil(HEIGHT));
     let tiles = rows.len().div_ceil(height);
     for (index, row) in rows.clone().step_by(height).enumerate() {
-        between(index, tiles);
+        before_tile(index, tiles);
         let Left { units, row_stride, unit_stride, .. } = x;
-        // SAFETY: the tile lies within the rows and columns that the caller vouched for, as does what it reads of `x`.
+        // SAFETY: the caller vouches for the rows and columns; the tile and the part of `x` that it reads lie within them.
         unsafe {
             let tile = Tile {
                 out: out.data.add(row * out.columns + columns.start),
                 stride: out.columns,
                 columns: columns.len(),
-                x: units.as_ptr().add(row * row_stride + start * unit_stride),
+                x: units.as_ptr().add(row * row_stride + first_unit * unit_stride),
                 row_stride,
                 unit_stride,
-                update,
+                store,
             };
             macro_rules! by_height {
                 ($($height:literal)*) => {
                     match (height.min(rows.end - row), narrow) {
-                        $(($height, false) => R::tile::<$height, 2>(tile, part),
-                        ($height, true) => R::tile::<$height, 1>(tile, part),)*
+                        $(($height, false) => R::tile::<$height, 2>(tile, packed),
+                        ($height, true) => R::tile::<$height, 1>(tile, packed),)*
                         _ => unreachable!("a tile has 1 to {HEIGHT} rows"),
                     }
                 };
@@ -216,14 +226,14 @@ unsafe fn tiles<R: Right>(
     }
 }
 
-/// Makes the function `tile` of [`Right::tile`], of lanes `$unit`, compiled for `$features`; `$product` is `sum + x w`,
-/// lane by lane.
+/// Defines the function `tile` behind [`Right::tile`] for lanes of `$unit`, compiled for `$features`; `$product` is
+/// `sum + x w`, lane by lane.
 macro_rules! tile {
     ($unit:ty, $features:literal, |$sum:ident, $x:ident, $w:ident| $product:expr) => {
         #[target_feature(enable = $features)]
-        #[allow(unsafe_code, reason = "loads and stores of registers, where the caller vouched for memory")]
+        #[allow(unsafe_code, reason = "loads and stores of registers; the caller vouches for the memory")]
         unsafe fn tile<const ROWS: usize, const VECTORS: usize>(tile: Tile<$unit>, part: &[$unit]) {
-            let Tile { out, stride, columns, x, row_stride, unit_stride, update } = tile;
+            let Tile { out, stride, columns, x, row_stride, unit_stride, store } = tile;
             let mut sums = [[_mm512_setzero_ps(); VECTORS]; ROWS];
             let rows: [*const $unit; ROWS] = std::array::from_fn(|row| x.wrapping_add(row * row_stride));
             let mut at = 0;
@@ -242,16 +252,16 @@ macro_rules! tile {
                 }
                 at += unit_stride;
             }
-            let factor = _mm512_set1_ps(update.factor);
+            let factor = _mm512_set1_ps(store.factor);
             for (row, sums) in sums.into_iter().enumerate() {
                 for (vector, sum) in sums.into_iter().enumerate() {
                     let mask = mask(columns - 16 * vector);
                     let out = out.wrapping_add(row * stride + 16 * vector);
-                    // SAFETY: the mask keeps to the tile; what it leaves out is not touched.
+                    // SAFETY: the mask selects elements of the tile alone; the others are neither read nor written.
                     unsafe {
-                        let before = match update.accumulate {
-                            true => _mm512_maskz_loadu_ps(mask, out),
-                            false => _mm512_setzero_ps(),
+                        let before = match store.update {
+                            Update::Add => _mm512_maskz_loadu_ps(mask, out),
+                            Update::Overwrite => _mm512_setzero_ps(),
                         };
                         _mm512_mask_storeu_ps(out, mask, _mm512_fmadd_ps(sum, factor, before));
                     }
@@ -262,16 +272,16 @@ macro_rules! tile {
 }
 use tile;
 
-/// Asks memory for the line that holds `value`, for the second cache.
+/// Prefetches the cache line of `value` into the second-level cache.
 fn prefetch<T>(value: &T) {
     // SAFETY: a hint, which reads nothing.
-    #[allow(unsafe_code, reason = "a hint to the processor about a place that is there")]
+    #[allow(unsafe_code, reason = "a hint to the processor about a valid address")]
     unsafe {
         _mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(value).cast());
     }
 }
 
-/// The first `count` of 16 lanes, all of them from 16 on.
+/// A mask of the first `count` of 16 lanes; all lanes if `count` is 16 or more.
 fn mask(count: usize) -> __mmask16 {
     u16::MAX.checked_shr(16 - count.min(16) as u32).unwrap_or(0)
 }
@@ -284,7 +294,7 @@ fn transpose(r: [__m512i; 16]) -> [__m512i; 16] {
         pairs[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
         pairs[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
     }
-    // Of four rows, in each quarter of a register: the same column of all four.
+    // Each quarter of a register holds the same column of four rows.
     let mut fours = r;
     for i in (0..16).step_by(4) {
         fours[i] = _mm512_unpacklo_epi64(pairs[i], pairs[i + 2]);
@@ -306,8 +316,8 @@ fn transpose(r: [__m512i; 16]) -> [__m512i; 16] {
     columns
 }
 
-/// Packs squares of 16 units of 16 columns whose units are neighbours in memory; `load` gives up to 16 units of a column
-/// from one on, zeros beyond, and zeros for a column that is not there.
+/// Packs contiguous columns, in squares of 16 units of 16 columns. `load` returns a range of at most 16 units of a column, padded
+/// with zeros.
 #[target_feature(enable = "avx512f,avx512bw")]
 fn pack_transposed<U>(
     part: &mut [U],
@@ -327,7 +337,7 @@ fn pack_transposed<U>(
             for (unit, row) in some.clone().zip(transpose(square)) {
                 let out = &mut part[(unit - units.start) * width + half..][..16];
                 // SAFETY: `out` has 16 elements of 32 bits.
-                #[allow(unsafe_code, reason = "a store of a register to sixteen elements that are there")]
+                #[allow(unsafe_code, reason = "a store of a register to sixteen elements")]
                 unsafe {
                     _mm512_storeu_si512(out.as_mut_ptr().cast(), row);
                 }

@@ -1,37 +1,34 @@
-//! Products of f32 activations with a weight that is kept in bf16: `out [rows, n] (+)= x [rows, k] W [k, n]`.
+//! Products of f32 activations with a bf16 weight: `out [rows, n] (+)= x [rows, k] W [k, n]`.
 //!
-//! Where the processor has AVX-512 BF16, activations are rounded to bf16, to nearest even, products of two bf16 numbers
-//! are exact and sums are f32, as PyTorch's autocast does on the same processor. A result then differs from the f32
-//! product with the same weight by the rounding of the activations alone: each term by at most a part in 256, half of
-//! that on average of either sign, so a sum of many terms by about 0.2 % of the root of the sum of their squares.
-//! Numbers below the smallest normal one count as zero. Elsewhere the weight is widened, a block at a time, and
-//! activations stay f32: more exact and slower.
+//! On a processor with AVX-512 BF16, the kernel rounds activations to bf16, to nearest even. Products of two bf16 numbers are
+//! then exact, and sums are f32, like PyTorch's autocast on the same processor. A result differs from the f32 product with the
+//! same weight only by the rounding of the activations. That changes each term by at most 1/256 of it, by half of that on
+//! average and with either sign; a sum of many terms changes by about 0.2 % of the root of the sum of their squares.
+//! Subnormal numbers count as zero. On other processors the kernel widens the weight to f32, one block at a time, and does not
+//! round activations: more exact and slower.
 //!
-//! Both read the weight as burn keeps it, `[k, n]` row by row or transposed. Nothing of its size is kept beside it.
+//! Both kernels read a weight `[k, n]` in place, row-major or transposed, and allocate nothing of its size.
 
 #[cfg(target_arch = "x86_64")]
 mod pack;
 mod portable;
 
-use burn::tensor::bf16;
+use half::bf16;
 
 #[cfg(target_arch = "x86_64")]
-use super::avx512;
-use super::storage::Values;
+use crate::avx512;
+use crate::product::Update;
 
 #[cfg(target_arch = "x86_64")]
-pub(super) use pack::{paired_rows, rounded_rows};
+pub(crate) use pack::{paired_rows, rounded_rows};
 
-/// Rows up to which a product that reads the weight where it lies is faster than one that packs it first; measured.
+/// The largest number of rows for which reading the weight in place is faster than packing it first; measured.
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "there is one kernel"))]
-pub(super) const NARROW: usize = 4;
+pub(crate) const FEW_ROWS: usize = 4;
 
-/// Elements of a weight from which its product with few rows runs on all threads.
-pub(super) const PARALLEL_NARROW: usize = 1 << 17;
-
-/// A view of a bf16 matrix. Along one axis its elements are neighbours, along the other they are `stride` apart.
-#[derive(Clone, Copy)]
-pub(super) struct Bf16Matrix<'a> {
+/// A view of a bf16 matrix that is contiguous along one axis; along the other, elements are `stride` apart.
+#[derive(Debug, Clone, Copy)]
+pub struct Bf16Matrix<'a> {
     data: &'a [bf16],
     rows: usize,
     columns: usize,
@@ -39,69 +36,85 @@ pub(super) struct Bf16Matrix<'a> {
     order: Order,
 }
 
-/// Along which axis the elements of a matrix are neighbours.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Order {
-    /// Elements of a row are neighbours.
+/// The axis along which a matrix is contiguous.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Order {
+    /// The elements of a row are contiguous.
     Rows,
-    /// Elements of a column are.
+    /// The elements of a column are contiguous.
     Columns,
 }
 
 impl<'a> Bf16Matrix<'a> {
-    /// `data` as rows of `columns` elements.
-    #[cfg(test)]
-    fn new(data: &'a [bf16], rows: usize, columns: usize) -> Self {
+    /// A contiguous, row-major matrix.
+    ///
+    /// # Panics
+    ///
+    /// Panics if `data` has fewer than `rows * columns` elements.
+    pub fn new(data: &'a [bf16], rows: usize, columns: usize) -> Self {
         Self { data, rows, columns, stride: columns, order: Order::Rows }.checked()
     }
 
-    /// A tensor of two axes, one of which has neighbours as its elements.
-    pub fn of(tensor: &'a Values) -> Option<Self> {
-        let layout = tensor.layout();
-        let (&[rows, columns], &[row_stride, column_stride]) = (&layout.shape()[..], layout.strides()) else {
-            return None;
-        };
-        let (row_stride, column_stride) = (usize::try_from(row_stride).ok()?, usize::try_from(column_stride).ok()?);
+    /// A matrix whose element `(row, column)` is `data[row * row_stride + column * column_stride]`; `None` if it is contiguous
+    /// along neither axis.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the matrix is larger than `data`.
+    pub fn with_strides(
+        data: &'a [bf16],
+        [rows, columns]: [usize; 2],
+        [row_stride, column_stride]: [usize; 2],
+    ) -> Option<Self> {
         let (stride, order) = match (row_stride, column_stride) {
             (stride, 1) => (stride, Order::Rows),
             (1, stride) => (stride, Order::Columns),
             _ => return None,
         };
-        let data = &tensor.storage::<bf16>()[layout.start_offset()..];
         Some(Self { data, rows, columns, stride, order }.checked())
     }
 
+    /// The same elements with rows and columns exchanged; nothing is copied.
     pub fn transposed(self) -> Self {
         let order = if self.order == Order::Rows { Order::Columns } else { Order::Rows };
         Self { rows: self.columns, columns: self.rows, order, ..self }
     }
 
+    /// The number of rows.
+    #[inline]
     pub fn rows(&self) -> usize {
         self.rows
     }
 
+    /// The number of columns.
+    #[inline]
     pub fn columns(&self) -> usize {
         self.columns
     }
 
-    /// The element of a row and a column.
+    /// The element at `row` and `column`.
+    #[inline]
     pub fn at(&self, row: usize, column: usize) -> f32 {
         self.data[self.index(row, column)].to_f32()
     }
 
     /// The columns from `start` to `end`.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the range is empty or reaches beyond the last column.
     pub fn column_range(self, start: usize, end: usize) -> Self {
         assert!(start < end && end <= self.columns, "columns {start} to {end} of {}", self.columns);
         Self { data: &self.data[self.index(0, start)..], columns: end - start, ..self }.checked()
     }
 
     #[cfg(target_arch = "x86_64")]
-    pub fn order(&self) -> Order {
+    pub(crate) fn order(&self) -> Order {
         self.order
     }
 
-    /// A row or a column, whichever has neighbours as its elements.
-    pub fn line(&self, index: usize) -> &'a [bf16] {
+    /// A row if rows are contiguous, otherwise a column.
+    pub(crate) fn line(&self, index: usize) -> &'a [bf16] {
         let length = if self.order == Order::Rows { self.columns } else { self.rows };
         &self.data[index * self.stride..][..length]
     }
@@ -122,12 +135,17 @@ impl<'a> Bf16Matrix<'a> {
     }
 }
 
-/// `out = x W`, and `out += x W` where `accumulate`, on all threads where the product is worth it. `x` is row-major
-/// `[rows, W.rows]`, `out` row-major `[rows, W.columns]`.
+/// The product `x W`, on all threads if it is large enough.
 ///
-/// What a row of `out` becomes depends on that row of `x`, and on whether there are few rows; not on the other rows, nor on
-/// the number of threads.
-pub(super) fn multiply(out: &mut [f32], x: &[f32], weight: Bf16Matrix<'_>, accumulate: bool) {
+/// A row of `out` depends on the same row of `x`, and on whether there are more than [`FEW_ROWS`] rows; neither on the other
+/// rows nor on the number of threads.
+///
+/// # Shapes
+///
+/// - `out`: `[rows, n]`, row-major
+/// - `x`: `[rows, k]`, row-major
+/// - `weight`: `[k, n]`
+pub(crate) fn multiply(out: &mut [f32], x: &[f32], weight: Bf16Matrix<'_>, update: Update) {
     let (k, n) = (weight.rows, weight.columns);
     let rows = out.len() / n.max(1);
     assert_eq!(out.len(), rows * n, "a product with {n} columns");
@@ -136,21 +154,21 @@ pub(super) fn multiply(out: &mut [f32], x: &[f32], weight: Bf16Matrix<'_>, accum
         return;
     }
     if k == 0 {
-        if !accumulate {
+        if update == Update::Overwrite {
             out.fill(0.0);
         }
         return;
     }
     #[cfg(target_arch = "x86_64")]
     if avx512::has_bf16() {
-        if rows <= NARROW {
-            avx512::multiply_narrow_bf16(out, x, weight, accumulate);
+        if rows <= FEW_ROWS {
+            avx512::multiply_bf16_few_rows(out, x, weight, update);
         } else {
-            avx512::multiply_bf16(out, x, weight, accumulate);
+            avx512::multiply_bf16(out, x, weight, update);
         }
         return;
     }
-    portable::multiply(out, x, weight, accumulate);
+    portable::multiply(out, x, weight, update);
 }
 
 #[cfg(test)]

@@ -1,12 +1,12 @@
-//! Activations rounded to bf16, as a kernel reads them.
+//! Activations rounded to bf16 and laid out for a kernel.
 
 use rayon::prelude::*;
 
-use crate::fused::rounded::round;
-use crate::fused::simd::wide;
+use crate::rounding::round;
+use crate::simd::wide;
 
-/// Rows `[rows, k]` rounded, each padded with zeros to `width` elements.
-pub(in crate::fused) fn rounded_rows(x: &[f32], k: usize, width: usize) -> Vec<u16> {
+/// Rounds rows `[rows, k]` and pads each with zeros to `width` elements.
+pub(crate) fn rounded_rows(x: &[f32], k: usize, width: usize) -> Vec<u16> {
     let mut rounded = vec![0; x.len() / k * width];
     wide(
         #[inline(always)]
@@ -19,10 +19,10 @@ pub(in crate::fused) fn rounded_rows(x: &[f32], k: usize, width: usize) -> Vec<u
     rounded
 }
 
-/// Rows `[rows, k]` rounded, two neighbours in `k` to an element, the earlier in its lower half; a last element may be of
-/// one number and zero.
-pub(in crate::fused) fn paired_rows(x: &[f32], k: usize) -> Vec<u32> {
-    /// Elements from which other threads help.
+/// Rounds rows `[rows, k]` and packs each pair of neighbours along `k` into one element, the earlier in the lower half. If `k`
+/// is odd, the upper half of a row's last element is zero.
+pub(crate) fn paired_rows(x: &[f32], k: usize) -> Vec<u32> {
+    /// Elements from which the work runs on all threads.
     const PARALLEL: usize = 1 << 15;
     let pairs = k.div_ceil(2);
     let mut paired = vec![0; x.len() / k * pairs];
@@ -49,7 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn neighbours_share_an_element_and_a_last_one_is_alone() {
+    fn neighbours_share_an_element_and_an_odd_last_number_is_padded_with_zero() {
         let x: Vec<f32> = (0..6).map(|i| i as f32).collect();
         let pair = |a: f32, b: f32| u32::from(round(a)) | u32::from(round(b)) << 16;
         assert_eq!(paired_rows(&x, 3), [pair(0.0, 1.0), pair(2.0, 0.0), pair(3.0, 4.0), pair(5.0, 0.0)]);

@@ -1,17 +1,18 @@
-//! The product without bf16 instructions: blocks of the weight's columns are widened to f32, which is exact, and
-//! multiplied by the kernels of f32.
+//! The product without bf16 instructions: widens blocks of the weight's columns to f32, which is exact, and multiplies by the
+//! kernels of f32.
 
 use rayon::prelude::*;
 
 use super::{Bf16Matrix, Order};
-use crate::fused::product::{Matrix, Threads, multiply as multiply_f32};
-use crate::fused::simd::wide;
+use crate::matrix::Matrix;
+use crate::product::{Product, Update};
+use crate::simd::wide;
 
-/// Columns that are widened at a time.
+/// Columns of one block.
 const COLUMNS: usize = 512;
 
-/// `out (+)= x W`, as [`super::multiply`], without rounding `x`.
-pub(super) fn multiply(out: &mut [f32], x: &[f32], weight: Bf16Matrix<'_>, accumulate: bool) {
+/// Like [`super::multiply`], but without rounding `x`.
+pub(super) fn multiply(out: &mut [f32], x: &[f32], weight: Bf16Matrix<'_>, update: Update) {
     let (k, n) = (weight.rows, weight.columns);
     let rows = out.len() / n;
     let x = Matrix::new(x, rows, k);
@@ -20,19 +21,18 @@ pub(super) fn multiply(out: &mut [f32], x: &[f32], weight: Bf16Matrix<'_>, accum
     for first in (0..n).step_by(COLUMNS) {
         let some = weight.column_range(first, (first + COLUMNS).min(n));
         let (widened, products) = (&mut widened[..k * some.columns], &mut products[..rows * some.columns]);
-        multiply_f32(products, x, widen(some, widened), 1.0, false, Threads::All);
+        Product::new(x, widen(some, widened)).compute(products, Update::Overwrite);
         for (out, product) in out.chunks_exact_mut(n).zip(products.chunks_exact(some.columns)) {
             let out = &mut out[first..first + some.columns];
-            if accumulate {
-                out.iter_mut().zip(product).for_each(|(out, product)| *out += product);
-            } else {
-                out.copy_from_slice(product);
+            match update {
+                Update::Add => out.iter_mut().zip(product).for_each(|(out, product)| *out += product),
+                Update::Overwrite => out.copy_from_slice(product),
             }
         }
     }
 }
 
-/// The matrix in f32, in its own order, in `buffer`.
+/// Widens the matrix to f32 into `buffer`, in the order of its own memory.
 fn widen<'a>(weight: Bf16Matrix<'_>, buffer: &'a mut [f32]) -> Matrix<'a> {
     let [lines, length] = match weight.order {
         Order::Rows => [weight.rows, weight.columns],

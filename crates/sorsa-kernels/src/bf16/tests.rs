@@ -5,24 +5,36 @@ fn weights(count: usize, seed: u32) -> Vec<bf16> {
     values(count, seed).into_iter().map(bf16::from_f32).collect()
 }
 
-type Product = fn(&mut [f32], &[f32], Bf16Matrix<'_>, bool);
+type Multiply = fn(&mut [f32], &[f32], Bf16Matrix<'_>, Update);
 
-/// The largest difference from the exact product of `x`, rounded or not, with the weight, in units of f32's rounding of
-/// the sum of absolute terms.
-fn error(product: Product, [rows, k, n]: [usize; 3], turned: bool, accumulate: bool, rounds: bool) -> f64 {
+/// Whether a kernel rounds its activations to bf16.
+#[derive(Clone, Copy, PartialEq)]
+enum Activations {
+    Exact,
+    Rounded,
+}
+
+/// The largest difference from the exact product, in units of f32's rounding of the sum of absolute terms.
+fn error(
+    multiply: Multiply,
+    [rows, k, n]: [usize; 3],
+    transposed: bool,
+    update: Update,
+    activations: Activations,
+) -> f64 {
     let (x, w) = (values(rows * k, 1), weights(k * n, 2));
-    let weight = if turned { Bf16Matrix::new(&w, n, k).transposed() } else { Bf16Matrix::new(&w, k, n) };
+    let weight = if transposed { Bf16Matrix::new(&w, n, k).transposed() } else { Bf16Matrix::new(&w, k, n) };
     let start = values(rows * n, 3);
     let mut out = start.clone();
-    product(&mut out, &x, weight, accumulate);
+    multiply(&mut out, &x, weight, update);
     let mut worst = 0f64;
     for (index, found) in out.iter().enumerate() {
         let (row, column) = (index / n, index % n);
-        let before = if accumulate { f64::from(start[index]) } else { 0.0 };
+        let before = if update == Update::Add { f64::from(start[index]) } else { 0.0 };
         let (mut exact, mut size) = (before, before.abs());
         for i in 0..k {
             let x = x[row * k + i];
-            let x = if rounds { bf16::from_f32(x).to_f64() } else { f64::from(x) };
+            let x = if activations == Activations::Rounded { bf16::from_f32(x).to_f64() } else { f64::from(x) };
             let term = x * f64::from(weight.at(i, column));
             exact += term;
             size += term.abs();
@@ -32,7 +44,7 @@ fn error(product: Product, [rows, k, n]: [usize; 3], turned: bool, accumulate: b
     worst
 }
 
-/// Rows, `k`, columns: one of each, odd ones, and one more and one less than tiles, parts, panels and registers.
+/// `[rows, k, columns]`: ones, odd numbers, and one more and one less than tiles, parts, panels and registers.
 const SIZES: [[usize; 3]; 18] = [
     [1, 1, 1],
     [1, 2, 33],
@@ -54,14 +66,14 @@ const SIZES: [[usize; 3]; 18] = [
     [64, 1030, 96],
 ];
 
-fn agrees(product: Product, rounds: bool) {
+fn agrees(multiply: Multiply, activations: Activations) {
     for sizes in SIZES {
-        for turned in [false, true] {
-            for accumulate in [false, true] {
-                let error = error(product, sizes, turned, accumulate, rounds);
+        for transposed in [false, true] {
+            for update in [Update::Overwrite, Update::Add] {
+                let error = error(multiply, sizes, transposed, update, activations);
                 // Sums of k terms in f32, in some order: a few units of rounding, far below k of them.
                 let bound = 2.0 + (sizes[1] as f64).sqrt();
-                assert!(error < bound, "{sizes:?} turned {turned} accumulate {accumulate}: {error} units");
+                assert!(error < bound, "{sizes:?} transposed {transposed} {update:?}: {error} units");
             }
         }
     }
@@ -69,7 +81,7 @@ fn agrees(product: Product, rounds: bool) {
 
 #[test]
 fn the_portable_product_is_exact_to_the_sums_of_f32_at_any_size() {
-    agrees(portable::multiply, false);
+    agrees(portable::multiply, Activations::Exact);
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -79,18 +91,18 @@ fn the_product_of_avx512_is_that_of_rounded_activations_at_any_size() {
         eprintln!("no AVX-512 BF16 on this processor: nothing tested");
         return;
     }
-    agrees(multiply, true);
-    // Few rows through the kernel of many.
-    agrees(avx512::multiply_bf16, true);
+    agrees(multiply, Activations::Rounded);
+    // Few rows, too, by the kernel for many.
+    agrees(avx512::multiply_bf16, Activations::Rounded);
 }
 
 #[test]
 fn rounding_the_activations_costs_a_quarter_of_a_per_cent() {
     let [rows, k, n] = [20, 768, 64];
     let (x, w) = (values(rows * k, 5), weights(k * n, 6));
-    let product = |product: Product| {
+    let product = |multiply: Multiply| {
         let mut out = vec![0.0; rows * n];
-        product(&mut out, &x, Bf16Matrix::new(&w, k, n), false);
+        multiply(&mut out, &x, Bf16Matrix::new(&w, k, n), Update::Overwrite);
         out
     };
     let (found, exact) = (product(multiply), product(portable::multiply));
@@ -100,16 +112,16 @@ fn rounding_the_activations_costs_a_quarter_of_a_per_cent() {
 }
 
 #[test]
-fn a_row_is_the_same_in_any_company() {
+fn a_row_does_not_depend_on_the_other_rows() {
     let [k, n] = [300, 500];
     let w = weights(k * n, 8);
     let product = |x: &[f32], weight| {
         let mut out = vec![0.0; x.len() / k * n];
-        multiply(&mut out, x, weight, false);
+        multiply(&mut out, x, weight, Update::Overwrite);
         out
     };
-    // By the kernel for few rows, and by that for many.
-    for (rows, some) in [(NARROW, 1), (15 * (NARROW + 1), NARROW + 1)] {
+    // By the kernel for few rows, and by the kernel for many.
+    for (rows, some) in [(FEW_ROWS, 1), (15 * (FEW_ROWS + 1), FEW_ROWS + 1)] {
         let x = values(rows * k, 7);
         for weight in [Bf16Matrix::new(&w, k, n), Bf16Matrix::new(&w, n, k).transposed()] {
             let parts: Vec<f32> = x.chunks_exact(some * k).flat_map(|x| product(x, weight)).collect();
@@ -119,7 +131,7 @@ fn a_row_is_the_same_in_any_company() {
 }
 
 #[test]
-fn what_is_not_a_number_stays_in_its_row_and_infinity_in_its_column() {
+fn nan_stays_in_its_row_and_infinity_in_its_column() {
     for rows in [2, 20] {
         let [k, n] = [35, 40];
         let (mut x, mut w) = (values(rows * k, 9), weights(k * n, 10));
@@ -127,7 +139,7 @@ fn what_is_not_a_number_stays_in_its_row_and_infinity_in_its_column() {
         x[5] = f32::INFINITY;
         w[7 * n + 11] = bf16::INFINITY;
         let mut out = vec![0.0; rows * n];
-        multiply(&mut out, &x, Bf16Matrix::new(&w, k, n), false);
+        multiply(&mut out, &x, Bf16Matrix::new(&w, k, n), Update::Overwrite);
         for (index, value) in out.iter().enumerate() {
             match (index / n, index % n) {
                 (1, _) => assert!(value.is_nan(), "{rows} rows: {index} is {value}"),
@@ -140,14 +152,14 @@ fn what_is_not_a_number_stays_in_its_row_and_infinity_in_its_column() {
 }
 
 #[test]
-fn a_view_of_some_columns_is_their_product() {
+fn the_product_with_some_columns_is_that_part_of_the_whole() {
     let [rows, k, n] = [10, 40, 90];
     let (x, w) = (values(rows * k, 11), weights(k * n, 12));
     for weight in [Bf16Matrix::new(&w, k, n), Bf16Matrix::new(&w, n, k).transposed()] {
         let mut whole = vec![0.0; rows * n];
-        multiply(&mut whole, &x, weight, false);
+        multiply(&mut whole, &x, weight, Update::Overwrite);
         let mut some = vec![0.0; rows * 43];
-        multiply(&mut some, &x, weight.column_range(32, 75), false);
+        multiply(&mut some, &x, weight.column_range(32, 75), Update::Overwrite);
         for (whole, some) in whole.chunks_exact(n).zip(some.chunks_exact(43)) {
             assert_eq!(&whole[32..75], some);
         }

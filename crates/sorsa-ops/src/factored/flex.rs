@@ -1,228 +1,183 @@
-//! The factored linear map: three products into one output, and a backward pass without temporaries of the size of
-//! its input or output. With `h = x_a A`, `t = scale s` and a gradient `dY`:
-//!
-//! ```text
-//! Y = X W + (h * t) B + bias
-//! dB = (h * t)^T dY      e = dY B^T      ds = scale colsum(e * h)      dA = X_a^T (e * t)
-//! dX = dY W^T            dX_a = (e * t) A^T                            dW = X^T dY where W is trained
-//! ```
+//! The factored linear map on flex.
 
-use burn::backend::Flex;
 use burn::backend::autodiff::NodeId;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Autodiff, Backend, Dispatch, ExtensionType, Flex, backend_extension};
+use burn::prelude::*;
+use sorsa_kernels::factored::{FactoredLinear as Kernel, Output};
 
-use super::linear::weight_gradient;
-use super::product::{Matrix, Threads, multiply};
-use super::simd::{add_scaled, scale, wide};
-use super::storage::{Tracked, Values, contiguous, floats, rows_and_width, shape, tensor};
-use super::weight::{Weight, with_weight_strides};
+use super::LowRankFactors;
+use crate::flex::tensors::{
+    FlexTensor, Tracked, absent, contiguous, floats, gradient_of, is_absent, matrix, optional_floats, rows,
+    shape_with_last, tensor, weight, with_matrix_strides, with_weight_strides,
+};
+use crate::form::count_fused_call;
 
-/// What both passes read; absent ones have no elements.
-#[derive(Debug, Clone)]
-pub(super) struct Inputs {
-    /// `[.., d_in]`, contiguous.
-    x: Values,
-    /// f32 or bf16; the rest is f32.
-    weight: Values,
-    bias: Values,
-    adapter_input: Values,
-    a: Values,
-    s: Values,
-    b: Values,
-    scale: f32,
+/// The operands of one call; `bias`, `adapter_input` and `s` may be absent.
+#[derive(Debug, Clone, ExtensionType)]
+pub(crate) struct Operands<B: Backend> {
+    x: FloatTensor<B>,
+    weight: FloatTensor<B>,
+    bias: FloatTensor<B>,
+    adapter_input: FloatTensor<B>,
+    a: FloatTensor<B>,
+    s: FloatTensor<B>,
+    b: FloatTensor<B>,
+    scale: f64,
 }
 
-fn is_absent(tensor: &Values) -> bool {
-    tensor.layout().num_elements() == 0
+#[backend_extension(Flex, Autodiff)]
+pub(crate) trait FactoredLinearExtension: Backend {
+    fn fused_factored_linear(#[extension_type] operands: Operands<Self>) -> FloatTensor<Self>;
 }
 
-fn matrix(tensor: &Values) -> Matrix<'_> {
-    Matrix::of(tensor).expect("two axes, strides of zero or more")
+impl FactoredLinearExtension for Flex {
+    fn fused_factored_linear(operands: Operands<Self>) -> FloatTensor<Self> {
+        forward(&operands.with_kernel_strides()).0
+    }
 }
 
-impl Inputs {
-    #[allow(clippy::too_many_arguments, reason = "the terms of one equation")]
-    pub fn new(
-        x: Values,
-        weight: Values,
-        bias: Values,
-        adapter_input: Values,
-        a: Values,
-        s: Values,
-        b: Values,
-        scale: f64,
-    ) -> Self {
-        let strided = |t: Values| if Matrix::of(&t).is_some() { t } else { t.to_contiguous() };
+impl<C: CheckpointStrategy> FactoredLinearExtension for Autodiff<Flex, C> {
+    fn fused_factored_linear(operands: Operands<Self>) -> FloatTensor<Self> {
+        tracked::<C>(operands)
+    }
+}
+
+pub(super) fn factored_linear<const D: usize>(
+    x: Tensor<D>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+    adapter_input: Option<Tensor<D>>,
+    factors: LowRankFactors,
+) -> Tensor<D> {
+    count_fused_call();
+    let LowRankFactors { a, s, b, scale } = factors;
+    let device = x.device().without_autodiff();
+    Tensor::from_dispatch(Dispatch::fused_factored_linear(Operands {
+        x: x.into_dispatch(),
+        weight: weight.into_dispatch(),
+        bias: bias.unwrap_or_else(|| absent(&device)).into_dispatch(),
+        adapter_input: adapter_input.unwrap_or_else(|| absent(&device)).into_dispatch(),
+        a: a.into_dispatch(),
+        s: s.unwrap_or_else(|| absent(&device)).into_dispatch(),
+        b: b.into_dispatch(),
+        scale,
+    }))
+}
+
+impl Operands<Flex> {
+    fn with_kernel_strides(self) -> Self {
         Self {
-            x: contiguous(x),
-            weight: with_weight_strides(weight),
-            bias: contiguous(bias),
-            adapter_input: contiguous(adapter_input),
-            a: strided(a),
-            s: contiguous(s),
-            b: strided(b),
-            scale: scale as f32,
+            x: contiguous(self.x),
+            weight: with_weight_strides(self.weight),
+            bias: contiguous(self.bias),
+            adapter_input: contiguous(self.adapter_input),
+            a: with_matrix_strides(self.a),
+            s: contiguous(self.s),
+            b: with_matrix_strides(self.b),
+            scale: self.scale,
         }
     }
 
-    fn rows(&self) -> usize {
-        rows_and_width(&self.x)[0]
-    }
-
-    fn rank(&self) -> usize {
-        matrix(&self.a).columns()
-    }
-
-    fn x(&self) -> Matrix<'_> {
-        let [rows, width] = rows_and_width(&self.x);
-        Matrix::new(floats(&self.x), rows, width)
-    }
-
-    fn adapter_input(&self) -> Matrix<'_> {
-        if is_absent(&self.adapter_input) {
-            return self.x();
+    fn kernel(&self) -> Kernel<'_> {
+        Kernel {
+            x: rows(&self.x),
+            weight: weight(&self.weight),
+            bias: optional_floats(&self.bias),
+            adapter_input: if is_absent(&self.adapter_input) { None } else { Some(rows(&self.adapter_input)) },
+            a: matrix(&self.a),
+            s: optional_floats(&self.s),
+            b: matrix(&self.b),
+            scale: self.scale as f32,
         }
-        let [rows, width] = rows_and_width(&self.adapter_input);
-        Matrix::new(floats(&self.adapter_input), rows, width)
-    }
-
-    /// `h * scale s`.
-    fn scaled(&self, h: &[f32]) -> Vec<f32> {
-        let mut scaled = h.to_vec();
-        wide(
-            #[inline(always)]
-            || {
-                scale(&mut scaled, self.scale);
-                if !is_absent(&self.s) {
-                    let s = floats(&self.s);
-                    for row in scaled.chunks_exact_mut(s.len()) {
-                        row.iter_mut().zip(s).for_each(|(h, s)| *h *= s);
-                    }
-                }
-            },
-        );
-        scaled
     }
 }
 
-/// The output `[.., d_out]` and `h` `[rows, rank]`.
-pub(super) fn forward(inputs: &Inputs) -> (Values, Vec<f32>) {
-    let (rows, rank) = (inputs.rows(), inputs.rank());
-    let weight = Weight::of(&inputs.weight);
-    let d_out = weight.columns();
-    assert!(
-        is_absent(&inputs.s) || floats(&inputs.s).len() == rank,
-        "there are not as many singular values as the rank"
-    );
-    let mut h = vec![0.0; rows * rank];
-    multiply(&mut h, inputs.adapter_input(), matrix(&inputs.a), 1.0, false, Threads::All);
-    let mut y = vec![0.0; rows * d_out];
-    weight.multiply(&mut y, floats(&inputs.x), false);
-    multiply(&mut y, Matrix::new(&inputs.scaled(&h), rows, rank), matrix(&inputs.b), 1.0, true, Threads::All);
-    if !is_absent(&inputs.bias) {
-        assert_eq!(floats(&inputs.bias).len(), d_out, "the bias has another width than the output");
-        y.chunks_exact_mut(d_out).for_each(|row| add_scaled(row, floats(&inputs.bias), 1.0));
+/// The output `[.., d_out]`, and `h` for the backward pass.
+fn forward(operands: &Operands<Flex>) -> (FlexTensor, Vec<f32>) {
+    let kernel = operands.kernel();
+    let Output { y, h } = kernel.forward();
+    (tensor(y, shape_with_last(&operands.x, kernel.weight.columns())), h)
+}
+
+fn tracked<C: CheckpointStrategy>(operands: Operands<Autodiff<Flex, C>>) -> Tracked {
+    let Operands { x, weight, bias, adapter_input, a, s, b, scale } = operands;
+    let nodes = [&x, &weight, &bias, &adapter_input, &a, &s, &b].map(|operand| operand.node());
+    let prepared = FactoredLinear.prepare::<C>(nodes).compute_bound().stateful();
+    let input = x.clone();
+    let in_graph = input.primitive().is_contiguous();
+    let operands = Operands::<Flex> {
+        x: x.into_primitive(),
+        weight: weight.into_primitive(),
+        bias: bias.into_primitive(),
+        adapter_input: adapter_input.into_primitive(),
+        a: a.into_primitive(),
+        s: s.into_primitive(),
+        b: b.into_primitive(),
+        scale,
+    };
+    let mut operands = operands.with_kernel_strides();
+    let (y, h) = forward(&operands);
+    match prepared {
+        OpsKind::Tracked(mut prepared) => {
+            let mut x_node = None;
+            if in_graph {
+                x_node = Some(prepared.checkpoint(&input));
+                operands.x = tensor(Vec::new(), [0]);
+            }
+            prepared.finish(State { operands, h, x_node }, y)
+        }
+        OpsKind::UnTracked(prepared) => prepared.finish(y),
     }
-    let mut shape = shape(&inputs.x);
-    if let Some(last) = shape.last_mut() {
-        *last = d_out;
-    }
-    (tensor(y, shape), h)
 }
 
 #[derive(Debug)]
 struct FactoredLinear;
 
-impl Backward<Flex, 7> for FactoredLinear {
-    /// The inputs, `h`, and the node of `x` where that is asked for and not among the inputs.
-    type State = (Inputs, Vec<f32>, Option<NodeId>);
-
-    fn backward(self, ops: Ops<Self::State, 7>, gradients: &mut Gradients, checkpointer: &mut Checkpointer) {
-        let dy = contiguous(gradients.consume::<Flex>(&ops.node));
-        let (mut inputs, h, x_at) = ops.state;
-        if let Some(node) = x_at {
-            inputs.x = contiguous(checkpointer.retrieve_node_output(node));
-        }
-        let [x_node, weight_node, bias_node, adapter_input_node, a_node, s_node, b_node] = ops.parents;
-        let (rows, rank, d_out) = (inputs.rows(), inputs.rank(), Weight::of(&inputs.weight).columns());
-        let dy_rows = floats(&dy);
-        let dy = Matrix::new(dy_rows, rows, d_out);
-        let of_shape = |values: Vec<f32>, like: &Values| tensor(values, shape(like));
-        let product = |lhs: Matrix<'_>, rhs: Matrix<'_>, like: &Values| {
-            let mut out = vec![0.0; like.layout().num_elements()];
-            multiply(&mut out, lhs, rhs, 1.0, false, Threads::All);
-            out
-        };
-
-        if let Some(node) = b_node {
-            let scaled = inputs.scaled(&h);
-            let db = product(Matrix::new(&scaled, rows, rank).transposed(), dy, &inputs.b);
-            gradients.register::<Flex>(node.id, of_shape(db, &inputs.b));
-        }
-        let mut e = vec![0.0; rows * rank];
-        multiply(&mut e, dy, matrix(&inputs.b).transposed(), 1.0, false, Threads::All);
-        if let Some(node) = s_node {
-            let mut ds = vec![0.0; rank];
-            wide(
-                #[inline(always)]
-                || {
-                    for (e, h) in e.chunks_exact(rank).zip(h.chunks_exact(rank)) {
-                        for ((ds, e), h) in ds.iter_mut().zip(e).zip(h) {
-                            *ds += e * h * inputs.scale;
-                        }
-                    }
-                },
-            );
-            gradients.register::<Flex>(node.id, of_shape(ds, &inputs.s));
-        }
-        let dh = inputs.scaled(&e);
-        let dh = Matrix::new(&dh, rows, rank);
-        if let Some(node) = a_node {
-            let da = product(inputs.adapter_input().transposed(), dh, &inputs.a);
-            gradients.register::<Flex>(node.id, of_shape(da, &inputs.a));
-        }
-        if let Some(node) = adapter_input_node {
-            let dx = product(dh, matrix(&inputs.a).transposed(), &inputs.adapter_input);
-            gradients.register::<Flex>(node.id, of_shape(dx, &inputs.adapter_input));
-        }
-        if let Some(node) = x_node {
-            let mut dx = vec![0.0; inputs.x.layout().num_elements()];
-            Weight::of(&inputs.weight).transposed().multiply(&mut dx, dy_rows, false);
-            if is_absent(&inputs.adapter_input) {
-                multiply(&mut dx, dh, matrix(&inputs.a).transposed(), 1.0, true, Threads::All);
-            }
-            gradients.register::<Flex>(node.id, of_shape(dx, &inputs.x));
-        }
-        if let Some(node) = weight_node {
-            gradients.register::<Flex>(node.id, weight_gradient(inputs.x(), dy, &inputs.weight));
-        }
-        if let Some(node) = bias_node {
-            let ones = vec![1.0; rows];
-            let d_bias = product(Matrix::new(&ones, 1, rows), dy, &inputs.bias);
-            gradients.register::<Flex>(node.id, of_shape(d_bias, &inputs.bias));
-        }
-    }
+#[derive(Debug, Clone)]
+struct State {
+    operands: Operands<Flex>,
+    h: Vec<f32>,
+    /// The graph keeps the input at this node, or computes it again; if absent, the operands hold it.
+    x_node: Option<NodeId>,
 }
 
-pub(super) fn tracked<C: CheckpointStrategy>(operands: [Tracked; 7], scale: f64) -> Tracked {
-    let prepared = FactoredLinear.prepare::<C>(operands.each_ref().map(|t| t.node())).compute_bound().stateful();
-    let input = operands[0].clone();
-    let [x, weight, bias, adapter_input, a, s, b] = operands.map(|t| t.into_primitive());
-    let kept_as_it_is = x.is_contiguous();
-    let mut inputs = Inputs::new(x, weight, bias, adapter_input, a, s, b, scale);
-    let (y, h) = forward(&inputs);
-    match prepared {
-        OpsKind::Tracked(mut prepared) => {
-            // The graph keeps it, or computes it again.
-            let x_at = kept_as_it_is.then(|| prepared.checkpoint(&input));
-            if x_at.is_some() {
-                inputs.x = tensor(Vec::new(), [0]);
-            }
-            prepared.finish((inputs, h, x_at), y)
+impl Backward<Flex, 7> for FactoredLinear {
+    type State = State;
+
+    fn backward(self, ops: Ops<State, 7>, gradients: &mut Gradients, checkpointer: &mut Checkpointer) {
+        let d_y = contiguous(gradients.consume::<Flex>(&ops.node));
+        let State { mut operands, h, x_node } = ops.state;
+        if let Some(node) = x_node {
+            operands.x = contiguous(checkpointer.retrieve_node_output(node));
         }
-        OpsKind::UnTracked(prepared) => prepared.finish(y),
+        let operands = operands;
+        let backward = operands.kernel().backward(&h, floats(&d_y));
+        let [x, weight, bias, adapter_input, a, s, b] = ops.parents;
+        if let Some(node) = b {
+            gradients.register::<Flex>(node.id, gradient_of(backward.b(), &operands.b));
+        }
+        if let Some(node) = s {
+            gradients.register::<Flex>(node.id, gradient_of(backward.s(), &operands.s));
+        }
+        if let Some(node) = a {
+            gradients.register::<Flex>(node.id, gradient_of(backward.a(), &operands.a));
+        }
+        if let Some(node) = adapter_input {
+            gradients.register::<Flex>(node.id, gradient_of(backward.adapter_input(), &operands.adapter_input));
+        }
+        if let Some(node) = x {
+            gradients.register::<Flex>(node.id, gradient_of(backward.x(), &operands.x));
+        }
+        if let Some(node) = weight {
+            gradients.register::<Flex>(node.id, gradient_of(backward.weight(), &operands.weight));
+        }
+        if let Some(node) = bias {
+            gradients.register::<Flex>(node.id, gradient_of(backward.bias(), &operands.bias));
+        }
     }
 }

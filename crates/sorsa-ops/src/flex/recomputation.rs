@@ -1,9 +1,9 @@
-//! Results that are cheap to compute again: a norm, a gated unit. burn's graph holds how to compute them instead of
-//! their values; what needs them in the backward pass asks for them there.
+//! Results that the backward pass computes again instead of keeping them: a norm, a gated unit. burn's graph holds how to compute
+//! such a result; an operation that needs it in the backward pass asks for it there.
 //!
-//! This is burn's own mechanism of memory-bound operations. Its switch, a device's checkpointing strategy, is for all
-//! operations or none, and sums along a residual stream, each formed again from all sums before it, gain nothing. So
-//! these operations take part whatever the switch says, and no others do.
+//! This is burn's own mechanism of memory-bound operations. Its switch, a device's checkpointing strategy, covers all operations
+//! or none. Sums along a residual stream gain nothing from it, because each would be computed again from all sums before it. So
+//! these operations use the mechanism whatever the switch says, and no other operations do.
 
 use std::fmt::Debug;
 
@@ -14,60 +14,62 @@ use burn::backend::autodiff::checkpoint::state::BackwardStates;
 use burn::backend::autodiff::checkpoint::strategy::BalancedCheckpointing;
 use burn::backend::autodiff::ops::{Backward, OpsKind};
 
-use super::storage::{Tracked, Values};
+use super::tensors::{FlexTensor, Tracked};
 
-/// An operation of two operands whose result need not be kept.
-pub(super) trait Again: Debug + Send + 'static {
-    /// The result.
-    fn forward(&self, a: Values, b: Values) -> Values;
+/// An operation of two operands whose result the graph does not keep.
+pub(crate) trait Recompute: Debug + Send + 'static {
+    /// Computes the result.
+    fn forward(&self, a: FlexTensor, b: FlexTensor) -> FlexTensor;
 }
 
-/// Where an operand is found in the backward pass: at its node, or, for one without gradients, here.
-#[derive(Debug)]
-enum Operand {
-    Node(NodeId),
-    Values(Values),
-}
-
-#[derive(Debug)]
-struct Retro<A> {
-    operands: [Operand; 2],
-    again: A,
-}
-
-#[cfg(test)]
-thread_local! {
-    /// Results of this thread that were computed again.
-    pub(super) static COUNT: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
-}
-
-impl<A: Again> RetroForward for Retro<A> {
-    fn forward(&self, states: &mut BackwardStates, out_node: NodeId) {
-        #[cfg(test)]
-        COUNT.set(COUNT.get() + 1);
-        let [a, b] = self.operands.each_ref().map(|operand| match operand {
-            Operand::Node(node) => states.get_state::<Values>(node),
-            Operand::Values(values) => values.clone(),
-        });
-        states.save(out_node, self.again.forward(a, b));
-    }
-}
-
-/// Prepares `backward` of `operands`, whose result the graph does not keep.
-pub(super) fn prepare<B: Backward<Flex, 2>>(
+/// Prepares the node of an operation with the backward pass `backward`, whose result the graph does not keep.
+pub(crate) fn prepare<B: Backward<Flex, 2>>(
     backward: B,
     operands: [&Tracked; 2],
-    again: impl Again,
+    recompute: impl Recompute,
 ) -> OpsKind<B, Flex, B::State, BalancedCheckpointing, 2> {
     let prepared = backward.prepare::<BalancedCheckpointing>(operands.map(|operand| operand.node()));
     let tracked = operands.into_iter().filter(|operand| operand.is_tracked());
     if tracked.clone().next().is_none() {
-        // Not in the graph: there would be no one to ask.
+        // The result is not in the graph, so nothing can ask for it.
         return prepared.compute_bound().stateful();
     }
     let operands = operands.map(|operand| match operand.is_tracked() {
         true => Operand::Node(operand.node().id()),
-        false => Operand::Values(operand.clone().into_primitive()),
+        false => Operand::Constant(operand.clone().into_primitive()),
     });
-    prepared.memory_bound().retro_forward(Retro { operands, again }).parents(tracked).stateful()
+    prepared.memory_bound().retro_forward(Recomputation { operands, recompute }).parents(tracked).stateful()
+}
+
+#[cfg(test)]
+thread_local! {
+    /// Results that this thread computed again.
+    pub(crate) static RECOMPUTATIONS: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
+/// An operand in the backward pass.
+#[derive(Debug)]
+enum Operand {
+    /// The graph holds it at this node.
+    Node(NodeId),
+    /// It has no gradient.
+    Constant(FlexTensor),
+}
+
+#[derive(Debug)]
+struct Recomputation<R> {
+    operands: [Operand; 2],
+    recompute: R,
+}
+
+impl<R: Recompute> RetroForward for Recomputation<R> {
+    fn forward(&self, states: &mut BackwardStates, out_node: NodeId) {
+        #[cfg(test)]
+        RECOMPUTATIONS.set(RECOMPUTATIONS.get() + 1);
+        let [a, b] = self.operands.each_ref().map(|operand| match operand {
+            Operand::Node(node) => states.get_state::<FlexTensor>(node),
+            Operand::Constant(values) => values.clone(),
+        });
+        states.save(out_node, self.recompute.forward(a, b));
+    }
 }

@@ -1,26 +1,38 @@
-//! The linear map of a weight that may be kept in bf16 beside f32 activations.
+//! The linear map of a weight that may have another storage format than the activations.
+
+mod flex;
+mod plain;
+#[cfg(test)]
+mod tests;
 
 use burn::prelude::*;
-use burn::tensor::{DType, FloatDType};
 
-use crate::fused;
+pub(crate) use plain::linear as plain;
 
-/// The dtype of activations beside weights `[.., ..]` of the dtype and on the device of `weight`: that of the weights, but
-/// f32 on the CPU backend `flex`, whose products with bf16 take f32 and give f32.
-pub fn activation_dtype<const D: usize>(weight: &Tensor<D>) -> FloatDType {
-    let (device, dtype) = fused::kind(weight);
-    if dtype == DType::BF16 && fused::is_flex(&device) { FloatDType::F32 } else { FloatDType::from(dtype) }
-}
+use crate::form::{fused_form_applies, operand};
+use crate::weight::fused_form_takes_weight;
 
-/// `x W + bias` for `x` `[.., d_in]`, `weight` `[d_in, d_out]`, `bias` `[d_out]`. The weight may be narrower than `x`: the
-/// plain form widens it; the fused one of `flex` keeps it in bf16 and, on a processor with AVX-512 BF16, rounds `x`
-/// to bf16 for the product, whose sums are f32.
+/// `x W + bias`. The plain form casts the weight to the dtype of `x`. The fused form multiplies with the weight in its own
+/// [`WeightStorage`](crate::WeightStorage); on a processor with AVX-512 BF16 it rounds `x` to bf16 beside a bf16 weight, and sums
+/// in f32.
+///
+/// For the backward pass, a frozen weight keeps nothing; a trained weight keeps `x`.
+///
+/// # Shapes
+///
+/// - `x`: `[.., d_in]`
+/// - `weight`: `[d_in, d_out]`
+/// - `bias`: `[d_out]`
+/// - output: `[.., d_out]`
+///
+/// # Panics
+///
+/// Panics if the shapes do not fit each other.
 pub fn linear<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<D> {
-    if fused::linear_applies(&x, &weight, &bias) { fused::linear(x, weight, bias) } else { plain(x, weight, bias) }
-}
-
-pub(crate) fn plain<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<D> {
-    let dtype = x.dtype();
-    let weight = if weight.dtype() == dtype { weight } else { weight.cast(FloatDType::from(dtype)) };
-    burn::tensor::module::linear(x, weight, bias.map(|bias| bias.cast(FloatDType::from(dtype))))
+    let bias_operand = bias.as_ref().map_or_else(|| operand(&x), operand);
+    if fused_form_takes_weight(&weight) && fused_form_applies([operand(&x), bias_operand]) {
+        flex::linear(x, weight, bias)
+    } else {
+        plain(x, weight, bias)
+    }
 }

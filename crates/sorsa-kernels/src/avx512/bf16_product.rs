@@ -1,11 +1,12 @@
-//! Units of two bf16 numbers: `vdpbf16ps` adds, in each of 16 f32 lanes, two products of bf16 numbers that are neighbours
-//! in `k`.
+//! The kernel of bf16 numbers: a unit is two numbers that are neighbours along `k`. `vdpbf16ps` adds two products of bf16
+//! numbers in each of 16 f32 lanes.
 
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::{Left, PARALLEL, Right, Tile, Update, mask, multiply as multiply_panels, pack_transposed, prefetch, tile};
-use crate::fused::bf16::{Bf16Matrix, Order, paired_rows};
+use super::{Left, PARALLEL, Right, Store, Tile, mask, multiply as multiply_panels, pack_transposed, prefetch, tile};
+use crate::bf16::{Bf16Matrix, Order, paired_rows};
+use crate::product::Update;
 
 /// Whether this processor has the instructions.
 pub fn available() -> bool {
@@ -14,21 +15,21 @@ pub fn available() -> bool {
         && is_x86_feature_detected!("avx512f")
 }
 
-/// `out (+)= x W`, as [`crate::fused::bf16::multiply`], for `k` of 1 or more.
+/// Like [`crate::bf16::multiply`], for `k` of 1 or more.
 ///
 /// # Panics
 ///
-/// Panics where the processor lacks the instructions.
-pub fn multiply(out: &mut [f32], x: &[f32], weight: Bf16Matrix<'_>, accumulate: bool) {
-    assert!(available(), "called for its instructions");
+/// Panics if the processor lacks the instructions.
+pub fn multiply(out: &mut [f32], x: &[f32], weight: Bf16Matrix<'_>, update: Update) {
+    assert!(available(), "the processor lacks the instructions");
     let (k, n) = (weight.rows(), weight.columns());
     let (rows, pairs) = (x.len() / k, k.div_ceil(2));
     let units = paired_rows(x, k);
     let x = Left { units: &units, rows, row_stride: pairs, unit_stride: 1 };
-    // SAFETY: `available` was asked.
-    #[allow(unsafe_code, reason = "compiled for instructions that were asked for")]
+    // SAFETY: `available` says that the processor has the instructions.
+    #[allow(unsafe_code, reason = "a function compiled for instructions that the processor has")]
     unsafe {
-        multiply_panels(out, x, &weight, Update { factor: 1.0, accumulate }, rows * n * k >= PARALLEL);
+        multiply_panels(out, x, &weight, Store { factor: 1.0, update }, rows * n * k >= PARALLEL);
     }
 }
 
@@ -39,7 +40,7 @@ impl Right for Bf16Matrix<'_> {
         [self.rows().div_ceil(2), self.columns()]
     }
 
-    #[allow(unsafe_code, reason = "calls functions compiled for instructions, which the caller vouched for")]
+    #[allow(unsafe_code, reason = "calls functions compiled for instructions, for which the caller vouches")]
     unsafe fn pack(&self, part: &mut [u32], units: Range<usize>, columns: Range<usize>) {
         // SAFETY: the caller's.
         unsafe {
@@ -61,7 +62,7 @@ impl Right for Bf16Matrix<'_> {
         }
     }
 
-    #[allow(unsafe_code, reason = "calls a function compiled for instructions, which the caller vouched for")]
+    #[allow(unsafe_code, reason = "calls a function compiled for instructions, for which the caller vouches")]
     unsafe fn tile<const ROWS: usize, const VECTORS: usize>(at: Tile<u32>, part: &[u32]) {
         // SAFETY: the caller's.
         unsafe { tile::<ROWS, VECTORS>(at, part) }
@@ -82,7 +83,7 @@ fn pack_rows(part: &mut [u32], weight: Bf16Matrix<'_>, units: Range<usize>, colu
         };
         for (out, pairs) in out.chunks_exact_mut(16).zip(interleaved(row(2 * pair), row(2 * pair + 1))) {
             // SAFETY: `out` has 16 elements of 32 bits.
-            #[allow(unsafe_code, reason = "a store of a register to sixteen elements that are there")]
+            #[allow(unsafe_code, reason = "a store of a register to sixteen elements")]
             unsafe {
                 _mm512_storeu_si512(out.as_mut_ptr().cast(), pairs);
             }
@@ -90,7 +91,7 @@ fn pack_rows(part: &mut [u32], weight: Bf16Matrix<'_>, units: Range<usize>, colu
     }
 }
 
-/// Numbers of two registers by turns: of their lower halves, and of their upper ones.
+/// Interleaves the numbers of two registers: those of their lower halves, and those of their upper halves.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 pub(super) fn interleaved(even: __m512i, odd: __m512i) -> [__m512i; 2] {
@@ -107,10 +108,10 @@ pub(super) fn interleaved(even: __m512i, odd: __m512i) -> [__m512i; 2] {
     ORDERS.each_ref().map(|order| _mm512_permutex2var_epi16(even, integers(order), odd))
 }
 
-/// 32 numbers of 16 bits of either sign.
+/// A register of 32 numbers of 16 bits.
 #[inline]
 #[target_feature(enable = "avx512f")]
-#[allow(unsafe_code, reason = "a load of 64 bytes that are there")]
+#[allow(unsafe_code, reason = "a load of 64 bytes from an array of 64 bytes")]
 pub(super) fn integers<T>(values: &[T; 32]) -> __m512i {
     assert_eq!(size_of::<T>(), 2, "numbers of 16 bits");
     // SAFETY: 32 elements of two bytes.
@@ -125,19 +126,19 @@ fn pack_columns(part: &mut [u32], weight: Bf16Matrix<'_>, units: Range<usize>, c
     });
 }
 
-/// Up to 32 numbers, zeros beyond.
+/// A register of up to 32 numbers, padded with zeros.
 #[target_feature(enable = "avx512f,avx512bw")]
 #[allow(unsafe_code, reason = "a load from a slice, masked to its length")]
-pub(super) fn load(values: &[burn::tensor::bf16]) -> __m512i {
+pub(super) fn load(values: &[half::bf16]) -> __m512i {
     let mask = u32::MAX.checked_shr(32 - values.len().min(32) as u32).unwrap_or(0);
-    // SAFETY: lanes beyond the slice are masked out, and not read.
+    // SAFETY: the mask excludes lanes beyond the slice, so they are not read.
     unsafe { _mm512_maskz_loadu_epi16(mask, values.as_ptr().cast()) }
 }
 
-/// A register of numbers of 16 bits, as `vdpbf16ps` takes it.
+/// The same register as the operand type of `vdpbf16ps`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bf16")]
-#[allow(unsafe_code, reason = "two names of the same 512 bits")]
+#[allow(unsafe_code, reason = "two types of the same 512 bits")]
 pub(super) fn pairs_of(values: __m512i) -> __m512bh {
     // SAFETY: both are 512 bits of plain data.
     unsafe { std::mem::transmute(values) }
