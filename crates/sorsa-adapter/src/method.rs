@@ -8,7 +8,7 @@ use burn::prelude::*;
 use burn::tensor::FloatDType;
 use serde::{Deserialize, Serialize};
 use sorsa_linalg::LinalgError;
-use sorsa_ops::{add_product, factored_linear};
+use sorsa_ops::{LowRankFactors, add_product, factored_linear};
 
 use crate::factors::{Factor, FactorSet};
 use crate::start::{Start, Started};
@@ -54,7 +54,8 @@ impl LowRank {
         bias: Option<Tensor<1>>,
         input: Option<Tensor<D>>,
     ) -> Tensor<D> {
-        factored_linear(x, base, bias, input, self.a, self.s, self.b, self.scale)
+        let factors = LowRankFactors { a: self.a, s: self.s, b: self.b, scale: self.scale };
+        factored_linear(x, base, bias, input, factors)
     }
 }
 

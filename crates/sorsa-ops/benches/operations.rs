@@ -9,9 +9,9 @@
 use burn::prelude::*;
 use burn::tensor::{Distribution, FloatDType};
 use divan::{Bencher, Divan};
-use sorsa_ops::{AttentionMask, RotaryAngles, without_fused};
+use sorsa_ops::{AttentionMask, LowRankFactors, RotaryAngles, without_fused};
 
-/// What the binary allocates with.
+/// The binary's allocator.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -19,7 +19,7 @@ fn main() {
     Divan::default().sample_count(20).sample_size(1).config_with_args().main();
 }
 
-/// One layer of a model, and what it is fed.
+/// One layer of a model, and the size of its batch.
 #[derive(Debug, Clone, Copy)]
 struct Layer {
     name: &'static str,
@@ -134,8 +134,8 @@ fn time_factored(bencher: Bencher<'_, '_>, case: Case, weights: FloatDType) {
     let (x, weight) = (leaf([batch, SEQ, width]), random([width, feed_forward]).cast(weights));
     let (u, s, vt) = (leaf([width, RANK]), leaf([RANK]), leaf([RANK, feed_forward]));
     case.time(bencher, || {
-        let s = Some(s.clone());
-        sorsa_ops::factored_linear(x.clone(), weight.clone(), None, None, u.clone(), s, vt.clone(), 1.0)
+        let factors = LowRankFactors { a: u.clone(), s: Some(s.clone()), b: vt.clone(), scale: 1.0 };
+        sorsa_ops::factored_linear(x.clone(), weight.clone(), None, None, factors)
     });
 }
 
