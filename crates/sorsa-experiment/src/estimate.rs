@@ -164,7 +164,6 @@ impl Step<'_> {
     }
 }
 
-
 /// `1,234,567`.
 pub fn grouped(number: u64) -> String {
     let digits = number.to_string();
