@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
-use sorsa_train::files::write_atomic;
+use sorsa_files::write_atomic;
 
 use crate::error::ExperimentError;
 use crate::run_dir::{create_folder, json_lines};

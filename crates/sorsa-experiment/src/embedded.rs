@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::{LazyLock, Mutex, PoisonError};
 
-use sorsa_train::files::AtomicDir;
+use sorsa_files::AtomicDir;
 use tempfile::TempDir;
 
 use crate::error::ExperimentError;

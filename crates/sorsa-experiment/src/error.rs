@@ -5,12 +5,12 @@ use std::path::PathBuf;
 
 use sorsa_adapter::AdapterError;
 use sorsa_data::DataError;
+use sorsa_files::FileError;
 use sorsa_linalg::LinalgError;
 use sorsa_models::hub::HubError;
 use sorsa_models::weights::WeightsError;
 use sorsa_models::{ConfigError, GenerateError, ModelError};
 use sorsa_report::ReportError;
-use sorsa_train::files::FileError;
 use sorsa_train::{CheckpointError, TrainError};
 
 /// Why an experiment did not come to its end. [`is_bad_input`](Self::is_bad_input) tells the caller's faults from failures.

@@ -5,10 +5,10 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use sorsa_adapter::{AttachOptions, Attached, SavedAdapter};
+use sorsa_files::peak_memory_bytes;
+use sorsa_files::recover;
 use sorsa_models::CausalLm;
 use sorsa_report::report::{self, RunReport, Sample};
-use sorsa_train::files::recover;
-use sorsa_train::memory::peak_memory_bytes;
 use sorsa_train::metrics::Metric;
 use sorsa_train::{RunOutcome, TrainError, Trainer};
 

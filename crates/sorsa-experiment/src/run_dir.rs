@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use sorsa_train::files::{recover, write_atomic};
+use sorsa_files::{recover, write_atomic};
 use sorsa_train::metrics::{self, Metric};
 
 use crate::answer::Answer;

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow};
 use serde::{Deserialize, Serialize};
 use sorsa_experiment::RunDir;
-use sorsa_train::files::write_atomic;
+use sorsa_files::write_atomic;
 
 use crate::args::DeviceArgs;
 use crate::exit::{Interrupted, bad_input};

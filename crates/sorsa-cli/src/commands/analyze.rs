@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use sorsa_experiment::analysis::{self, RunToAnalyze};
+use sorsa_files::write_atomic;
 use sorsa_report::analysis::Analysis;
-use sorsa_train::files::write_atomic;
 
 use crate::args::{AnalyzeArgs, DeviceArgs, Triplets};
 use crate::device::Backend;

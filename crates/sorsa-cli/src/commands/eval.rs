@@ -11,8 +11,8 @@ use sorsa_experiment::tasks::{
     EXPRESSIONS, HUMANEVAL, NUMBERS, PERPLEXITY, ProblemSource, Problems, Scores, Task, evaluate, recognise,
 };
 use sorsa_experiment::{Answer, content, json_lines};
+use sorsa_files::write_atomic;
 use sorsa_models::Sampling;
-use sorsa_train::files::write_atomic;
 
 use crate::args::{self, EvalArgs};
 use crate::exit::{OrBadInput, bad_input};

@@ -5,8 +5,8 @@ use serde_json::{Map, Value};
 use sorsa_experiment::answer::Verdicts;
 use sorsa_experiment::json_lines;
 use sorsa_experiment::scoreboard::{GradedRow, Scoreboard};
+use sorsa_files::write_atomic;
 use sorsa_grading::grade::AnswerKind;
-use sorsa_train::files::write_atomic;
 
 use crate::args::{GradeArgs, Task};
 use crate::exit::bad_input;

@@ -9,9 +9,9 @@ use sorsa_data::{
     BatchOptions, Batcher, EncodeOptions, Encoder, LoadOptions, PromptTemplate, TextTokenizer, synthetic,
 };
 use sorsa_experiment::load_records;
+use sorsa_files::write_atomic;
 use sorsa_models::weights::FloatDtype;
 use sorsa_models::{CausalLm, ModelConfig};
-use sorsa_train::files::write_atomic;
 use sorsa_train::{OptimizerConfig, RunOutcome, ScheduleConfig, TrainConfig, Trainer};
 
 use crate::args::PretrainArgs;

@@ -1,13 +1,16 @@
 //! Files and folders that are either whole or absent.
 //!
-//! Everything is written under a temporary name beside its place, flushed to the disk and renamed. A process that is
-//! killed leaves at most a `.<name>.tmp-<pid>` behind, which [`recover`] removes at the next start.
+//! A writer fills a temporary file or folder beside its place, flushes it to the disk and renames it. The temporary name
+//! is `.<name>.tmp-<process>-<number>`, or `.<name>.old-<process>-<number>` for a folder that waits for its replacement;
+//! no two writers share one, of whatever thread or process. A process that is killed leaves such names behind;
+//! [`recover`] removes or restores them at the next start.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
-/// What can go wrong with a file of a run.
+/// Why a file or folder could not be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
     /// The system refused an operation.
@@ -33,7 +36,7 @@ pub enum FileError {
 }
 
 /// Names the file and the operation in an I/O error.
-pub(crate) fn at<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> FileError + 'a {
+pub fn at<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> FileError + 'a {
     move |source| FileError::Io { action, path: path.to_owned(), source }
 }
 
@@ -53,27 +56,65 @@ pub fn write_atomic_with(
     path: impl AsRef<Path>,
     write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
 ) -> Result<(), FileError> {
-    let path = path.as_ref();
-    let temporary = sibling(path, "tmp")?;
-    let written = (|| {
-        let mut file = BufWriter::new(File::create(&temporary)?);
-        write(&mut file)?;
-        file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
-        fs::rename(&temporary, path)?;
-        sync_parent(path)
-    })();
-    if written.is_err() {
-        // The first error is the one to report; where this fails too, `recover` tidies up.
-        let _ = fs::remove_file(&temporary);
+    let mut file = AtomicFile::create(path.as_ref())?;
+    write(&mut file.writer).map_err(at("write", path.as_ref()))?;
+    file.commit()
+}
+
+/// A file under construction: written under a temporary name, given its own by [`commit`](Self::commit), removed if
+/// dropped before.
+#[derive(Debug)]
+pub struct AtomicFile {
+    writer: BufWriter<File>,
+    temporary: Temporary,
+    target: PathBuf,
+}
+
+impl AtomicFile {
+    /// Starts a file that will be called `target`, in a folder that exists.
+    ///
+    /// # Errors
+    /// [`FileError::Io`].
+    pub fn create(target: impl Into<PathBuf>) -> Result<Self, FileError> {
+        let target = target.into();
+        let (file, temporary) = Temporary::create(&target, "tmp", |path| File::create_new(path))?;
+        Ok(Self { writer: BufWriter::new(file), temporary, target })
     }
-    written.map_err(at("write", path))
+
+    /// Appends to the file.
+    ///
+    /// # Errors
+    /// [`FileError::Io`].
+    pub fn write(&mut self, bytes: &[u8]) -> Result<(), FileError> {
+        self.writer.write_all(bytes).map_err(at("write", &self.target))
+    }
+
+    /// Flushes to the disk what was written. A writer of several files does so with all of them before it commits the
+    /// first.
+    ///
+    /// # Errors
+    /// [`FileError::Io`].
+    pub fn sync(&mut self) -> Result<(), FileError> {
+        let flushed = self.writer.flush().and_then(|()| self.writer.get_ref().sync_all());
+        flushed.map_err(at("write", &self.target))
+    }
+
+    /// Flushes the file to the disk and gives it its name, in the place of an older file.
+    ///
+    /// # Errors
+    /// [`FileError::Io`]; the older file is then still in its place.
+    pub fn commit(mut self) -> Result<(), FileError> {
+        self.sync()?;
+        let renamed = fs::rename(&self.temporary.0, &self.target).and_then(|()| sync_parent(&self.target));
+        renamed.map_err(at("write", &self.target))
+    }
 }
 
 /// A folder under construction: filled under a temporary name, given its own by [`commit`](Self::commit), removed if
 /// dropped before.
 #[derive(Debug)]
 pub struct AtomicDir {
-    temporary: PathBuf,
+    temporary: Temporary,
     target: PathBuf,
 }
 
@@ -84,15 +125,16 @@ impl AtomicDir {
     /// [`FileError::Io`].
     pub fn create(target: impl Into<PathBuf>) -> Result<Self, FileError> {
         let target = target.into();
-        let temporary = sibling(&target, "tmp")?;
-        remove_all(&temporary).map_err(at("remove", &temporary))?;
-        fs::create_dir_all(&temporary).map_err(at("create", &temporary))?;
+        if let Some(parent) = target.parent() {
+            fs::create_dir_all(parent).map_err(at("create", parent))?;
+        }
+        let ((), temporary) = Temporary::create(&target, "tmp", |path| fs::create_dir(path))?;
         Ok(Self { temporary, target })
     }
 
     /// Where to write the files until the folder is committed.
     pub fn path(&self) -> &Path {
-        &self.temporary
+        &self.temporary.0
     }
 
     /// Flushes every file to the disk and gives the folder its name. An older folder of that name is moved aside first
@@ -101,32 +143,23 @@ impl AtomicDir {
     /// # Errors
     /// [`FileError::Io`]; the older folder is then still in its place.
     pub fn commit(self) -> Result<(), FileError> {
-        let target = &self.target;
-        sync_tree(&self.temporary).map_err(at("flush", &self.temporary))?;
-        let old = sibling(target, "old")?;
-        let replaces = target.exists();
-        if replaces {
-            remove_all(&old).map_err(at("remove", &old))?;
-            fs::rename(target, &old).map_err(at("rename", target))?;
-        }
-        if let Err(error) = fs::rename(&self.temporary, target) {
-            if replaces {
-                fs::rename(&old, target).map_err(at("restore", target))?;
+        let (temporary, target) = (&self.temporary.0, &self.target);
+        sync_tree(temporary).map_err(at("flush", temporary))?;
+        let old = match target.symlink_metadata() {
+            Ok(_) => Some(move_aside(target, "old")?),
+            Err(_) => None,
+        };
+        if let Err(error) = fs::rename(temporary, target) {
+            if let Some(old) = &old {
+                fs::rename(old, target).map_err(at("restore", target))?;
             }
             return Err(at("create", target)(error));
         }
         sync_parent(target).map_err(at("flush", target))?;
-        if replaces {
-            remove_all(&old).map_err(at("remove", &old))?;
+        match old {
+            Some(old) => remove_all(&old).map_err(at("remove", &old)),
+            None => Ok(()),
         }
-        Ok(())
-    }
-}
-
-impl Drop for AtomicDir {
-    fn drop(&mut self) {
-        // After a commit nothing has this name any more.
-        let _ = remove_all(&self.temporary);
     }
 }
 
@@ -135,8 +168,7 @@ impl Drop for AtomicDir {
 /// # Errors
 /// [`FileError::Io`].
 pub fn remove_folder(folder: &Path) -> Result<(), FileError> {
-    let doomed = sibling(folder, "tmp")?;
-    fs::rename(folder, &doomed).map_err(at("rename", folder))?;
+    let doomed = move_aside(folder, "tmp")?;
     remove_all(&doomed).map_err(at("remove", &doomed))
 }
 
@@ -165,24 +197,68 @@ pub fn recover(folder: impl AsRef<Path>) -> Result<(), FileError> {
     Ok(())
 }
 
-/// `.<name>.<role>-<pid>`, beside `path`.
-fn sibling(path: &Path, role: &str) -> Result<PathBuf, FileError> {
-    let name = path
-        .file_name()
-        .ok_or_else(|| at("write", path)(io::Error::new(io::ErrorKind::InvalidInput, "the path has no file name")))?;
-    Ok(path.with_file_name(format!(".{}.{role}-{}", name.to_string_lossy(), std::process::id())))
+/// A temporary file or folder, removed if dropped. After its rename nothing has this name any more.
+#[derive(Debug)]
+struct Temporary(PathBuf);
+
+impl Temporary {
+    /// Calls `create` with names until one is free.
+    fn create<T>(target: &Path, role: &str, create: impl Fn(&Path) -> io::Result<T>) -> Result<(T, Self), FileError> {
+        loop {
+            let path = temporary_name(target, role)?;
+            match create(&path) {
+                Ok(created) => return Ok((created, Self(path))),
+                // Left by a killed process of the same number, or made by one on another machine that shares the folder.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(at("write", target)(error)),
+            }
+        }
+    }
 }
 
-/// The inverse of [`sibling`]: `(name, role)` of a temporary file or folder.
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        // A failure has no caller to tell; `recover` tidies up.
+        let _ = remove_all(&self.0);
+    }
+}
+
+/// Gives `path` a temporary name and returns it.
+fn move_aside(path: &Path, role: &str) -> Result<PathBuf, FileError> {
+    loop {
+        let aside = temporary_name(path, role)?;
+        // A rename would replace an empty folder of that name without a word.
+        if aside.symlink_metadata().is_ok() {
+            continue;
+        }
+        fs::rename(path, &aside).map_err(at("rename", path))?;
+        return Ok(aside);
+    }
+}
+
+/// `.<name>.<role>-<process>-<number>`, beside `path`, with another number at every call.
+fn temporary_name(path: &Path, role: &str) -> Result<PathBuf, FileError> {
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    let Some(name) = path.file_name() else {
+        let error = io::Error::new(io::ErrorKind::InvalidInput, "the path has no file name");
+        return Err(at("write", path)(error));
+    };
+    let (process, number) = (std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+    Ok(path.with_file_name(format!(".{}.{role}-{process}-{number}", name.to_string_lossy())))
+}
+
+/// The inverse of [`temporary_name`]: name and role of a temporary file or folder. Earlier versions wrote no number.
 fn temporary_parts(path: &Path) -> Option<(&str, &str)> {
-    let (rest, pid) = path.file_name()?.to_str()?.strip_prefix('.')?.rsplit_once('-')?;
-    let (name, role) = rest.rsplit_once('.')?;
-    let ours = matches!(role, "tmp" | "old") && !name.is_empty() && pid.parse::<u32>().is_ok();
-    ours.then_some((name, role))
+    let (name, rest) = path.file_name()?.to_str()?.strip_prefix('.')?.rsplit_once('.')?;
+    let (role, numbers) = rest.split_once('-')?;
+    let are_numbers = numbers.split('-').all(|number| number.parse::<u64>().is_ok());
+    (matches!(role, "tmp" | "old") && !name.is_empty() && are_numbers).then_some((name, role))
 }
 
 fn remove_all(path: &Path) -> io::Result<()> {
-    let removed = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    // A link to a folder is a file.
+    let is_folder = path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir());
+    let removed = if is_folder { fs::remove_dir_all(path) } else { fs::remove_file(path) };
     match removed {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
@@ -268,14 +344,51 @@ mod tests {
         let folder = parent.path().join("step-1");
         fs::create_dir(&folder).unwrap();
         fs::write(folder.join("state.json"), "{}").unwrap();
-        // In the way of the new name: what a rename puts aside cannot be put there.
-        let blocked = sibling(&folder, "tmp").unwrap();
-        fs::write(&blocked, "").unwrap();
-        assert!(remove_folder(&folder).is_err());
-        assert!(folder.join("state.json").exists(), "not removed, so still whole");
-        fs::remove_file(&blocked).unwrap();
-        remove_folder(&folder).unwrap();
+        // Killed between the rename and the removal.
+        let doomed = move_aside(&folder, "tmp").unwrap();
+        assert!(!folder.exists() && doomed.join("state.json").exists());
+        recover(parent.path()).unwrap();
         assert_eq!(names(parent.path()), [""; 0]);
+        // Where the rename fails, nothing is removed.
+        assert!(remove_folder(&folder).is_err());
+    }
+
+    #[test]
+    fn writers_of_the_same_name_at_the_same_time_do_not_share_a_temporary_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, inner) = (folder.path().join("entry"), folder.path().join("model"));
+        std::thread::scope(|scope| {
+            for content in ["a".repeat(100_000), "b".repeat(100_000)] {
+                let (file, inner) = (&file, &inner);
+                scope.spawn(move || {
+                    for _ in 0..20 {
+                        write_atomic(file, &content).unwrap();
+                        let text = fs::read_to_string(file).unwrap();
+                        assert!(text == "a".repeat(100_000) || text == "b".repeat(100_000));
+                        // Both may find no folder and both give theirs its name: one of them fails.
+                        let _ = AtomicDir::create(inner).unwrap().commit();
+                    }
+                });
+            }
+        });
+        assert_eq!(names(folder.path()), ["entry", "model"]);
+    }
+
+    #[test]
+    fn a_temporary_name_that_is_taken_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let taken = std::cell::RefCell::new(Vec::new());
+        let (_, free) = Temporary::create(&folder.path().join("model"), "tmp", |path| {
+            if taken.borrow().is_empty() {
+                // Somebody else's, made just before.
+                fs::write(path, "theirs")?;
+                taken.borrow_mut().push(path.to_owned());
+            }
+            File::create_new(path)
+        })
+        .unwrap();
+        drop(free);
+        assert_eq!(fs::read_to_string(&taken.borrow()[0]).unwrap(), "theirs");
     }
 
     #[test]
@@ -290,6 +403,7 @@ mod tests {
         fs::create_dir(root.join("step-2")).unwrap();
         fs::create_dir(root.join(".step-2.old-7")).unwrap();
         fs::write(root.join(".metrics.jsonl.tmp-7"), "half").unwrap();
+        fs::write(root.join(".metrics.jsonl.tmp-7-12"), "half").unwrap();
         fs::write(root.join(".keep.tmp-notes"), "not ours").unwrap();
         recover(root).unwrap();
         assert_eq!(names(root), [".keep.tmp-notes", "step-1", "step-2"]);
