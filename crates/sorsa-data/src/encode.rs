@@ -129,7 +129,7 @@ pub struct Encoder {
     tokenizer: Arc<TextTokenizer>,
     template: PromptTemplate,
     options: EncodeOptions,
-    /// Size of the model's vocabulary, if it is known.
+    /// Size of the model's vocabulary; `None` accepts every token.
     vocabulary: Option<usize>,
 }
 
@@ -158,7 +158,7 @@ impl Encoder {
         }
     }
 
-    /// The same for a model whose embedding has `size` rows: a record that holds a token beyond them is refused.
+    /// Makes the encoder refuse tokens from `size` on, because the model's embedding has only `size` rows.
     pub fn for_vocabulary(self, size: usize) -> Self {
         Self { vocabulary: Some(size), ..self }
     }
@@ -212,7 +212,7 @@ impl Encoder {
         Ok(ids)
     }
 
-    /// Refuses ids that have no row in the model's embedding: a tokenizer may know more tokens than the model.
+    /// Refuses ids without a row in the model's embedding: a tokenizer may have more tokens than the model.
     fn check_vocabulary(&self, ids: &[u32]) -> Result<(), DataError> {
         let Some(vocabulary) = self.vocabulary else { return Ok(()) };
         match ids.iter().find(|id| **id as usize >= vocabulary) {

@@ -14,7 +14,7 @@ pub struct EvalArgs {
     /// Model: a Hugging Face folder, a hub id, or `embedded` [default: embedded, or the model of the adapter's run]
     #[arg(long)]
     pub model: Option<String>,
-    /// Folder of an adapter, of this program, of PEFT or of a run
+    /// Folder of an adapter (of sorsa or PEFT), or of a run
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
     /// Storage dtype of the weights: f32 or bf16
@@ -131,7 +131,7 @@ pub struct GenerateArgs {
     /// Model: a Hugging Face folder, a hub id, or `embedded` [default: embedded, or the model of the adapter's run]
     #[arg(long)]
     pub model: Option<String>,
-    /// Folder of an adapter, of this program, of PEFT or of a run
+    /// Folder of an adapter (of sorsa or PEFT), or of a run
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
     /// Storage dtype of the weights: f32 or bf16
