@@ -141,14 +141,9 @@ pub struct Decoupled {
 }
 
 impl Optimizer {
-    /// The optimizer that `config` names, before its first step.
+    /// Makes the optimizer that `config` names, with no step done.
     pub fn new(config: OptimizerConfig, trainable: &[Trainable]) -> Self {
         let rule = config.kind.rule(&config);
-        Self::with_rule(rule, config, trainable)
-    }
-
-    /// An optimizer with a rule of the caller's own. `config` gives the rates and decays of each kind of parameter.
-    pub fn with_rule(rule: Box<dyn UpdateRule>, config: OptimizerConfig, trainable: &[Trainable]) -> Self {
         let groups = trainable.iter().map(|parameter| (parameter.id, parameter.group)).collect();
         Self { rule, config, groups, buffers: BTreeMap::new(), steps: 0 }
     }
