@@ -6,8 +6,6 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use sorsa_train::Observer;
-use sorsa_train::metrics::Metric;
 
 /// How progress is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,40 +98,4 @@ pub fn interrupt_flag() -> Arc<AtomicBool> {
         flag
     });
     Arc::clone(flag)
-}
-
-/// Shows a training run and ends it on Ctrl-C.
-pub struct TrainingProgress {
-    progress: Progress,
-    interrupted: Arc<AtomicBool>,
-    loss: f64,
-}
-
-impl TrainingProgress {
-    pub fn new(total_steps: u64, style: Style) -> Self {
-        Self { progress: Progress::new("step", total_steps, style), interrupted: interrupt_flag(), loss: f64::NAN }
-    }
-
-    pub fn finish(&self) {
-        self.progress.finish();
-    }
-}
-
-impl Observer for TrainingProgress {
-    fn on_metric(&mut self, metric: &Metric, _total_steps: u64) {
-        match metric {
-            Metric::Step(step) => {
-                self.loss = if self.loss.is_nan() { step.loss } else { 0.9 * self.loss + 0.1 * step.loss };
-                let note = format!("loss {:.4}, {:.0} tokens/s", self.loss, step.tokens_per_s);
-                self.progress.set(step.step, &note);
-            }
-            Metric::Eval(eval) => {
-                self.progress.line(&format!("step {:>5}: validation loss {:.4}", eval.step, eval.loss));
-            }
-        }
-    }
-
-    fn should_stop(&mut self) -> bool {
-        self.interrupted.load(Ordering::SeqCst)
-    }
 }

@@ -207,7 +207,8 @@ pub enum ExperimentError {
     },
     /// The task runs programs that the model writes, and nobody allowed that.
     #[error(
-        "HumanEval runs programs that the model writes: allow it with --allow-code-execution, where that can do no harm"
+        "HumanEval runs programs that the model writes: allow it with --allow-code-execution, or eval.allow_code_execution in a \
+         recipe, if that can do no harm"
     )]
     CodeNotAllowed,
     /// Generated programs run on Unix only.

@@ -183,7 +183,10 @@ fn read_test(
     host: &Host,
     observer: &mut dyn Observer,
 ) -> Result<Test, ExperimentError> {
-    let task = tasks::recognise(path, recipe.data.format);
+    let task = match recipe.data.format {
+        Some(format) => tasks::recognise_as(path, format),
+        None => tasks::recognise(path),
+    };
     if !task.has_accuracy() {
         return Err(ExperimentError::NoAnswers { path: path.to_owned() });
     }

@@ -15,7 +15,7 @@ use toml::{Table, Value};
 
 use crate::embedded::EMBEDDED;
 use crate::error::ExperimentError;
-use crate::model::{adapter_folder, model_or_of_run};
+use crate::model::{adapter_folder, model_of_run_or_embedded};
 
 /// Everything that decides what a run does.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -252,7 +252,7 @@ impl Recipe {
         let of_model = |field: &str| typed.get("model").and_then(|model| model.get(field));
         if let (None, Some(Value::String(adapter))) = (of_model("path"), of_model("adapter")) {
             // An adapter of a run is trained further on the model of that run.
-            let model = model_or_of_run(None, Some(Path::new(adapter)))?;
+            let model = model_of_run_or_embedded(Path::new(adapter))?;
             set_field(&mut typed, "model.path", Value::String(model))?;
         }
         let method = match typed.get("adapter").and_then(|adapter| adapter.get("method")) {

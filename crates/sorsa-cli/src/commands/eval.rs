@@ -110,7 +110,7 @@ fn choose(args: &EvalArgs) -> anyhow::Result<(&'static dyn Task, PathBuf)> {
     };
     match args.task.as_deref().and_then(of_data_set) {
         Some(task) => Ok((task, path)),
-        None => Ok((recognise(&path, None), path)),
+        None => Ok((recognise(&path), path)),
     }
 }
 

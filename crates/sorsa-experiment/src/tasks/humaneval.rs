@@ -211,7 +211,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let Ok(sandbox) = Sandbox::new(&CodeExecution::for_tests(folder.path(), 30, 1 << 30)) else { return };
         let path = Path::new(&data).join("humaneval/HumanEval.jsonl");
-        assert_eq!(super::super::recognise(&path, None).name(), "humaneval");
+        assert_eq!(super::super::recognise(&path).name(), "humaneval");
         let text = std::fs::read_to_string(&path).unwrap();
         let problems = read(&path, None).unwrap();
         let lines: Vec<&str> = text.lines().collect();

@@ -184,18 +184,21 @@ pub fn of_data_set(name: &str) -> Option<&'static dyn Task> {
     TASKS.iter().copied().find(|task| task.data_sets().contains(&name))
 }
 
-/// The task whose problems a file holds, by its first rows. A `format` that is named decides among the tasks that read records.
-pub fn recognise(path: &Path, format: Option<Format>) -> &'static dyn Task {
+/// The task whose problems a file holds, by its first rows.
+pub fn recognise(path: &Path) -> &'static dyn Task {
     // A file that cannot be read is a fault that loading it reports.
     let rows = sorsa_data::read_rows(path, ROWS_TO_RECOGNISE).unwrap_or_default();
     let of_row = |(_, row): &(usize, Value)| TASKS.iter().copied().find(|task| task.recognises(row));
-    let found = rows.iter().find_map(of_row).unwrap_or(&NUMBERS);
-    match format {
-        Some(format) if !found.formats().is_empty() => {
-            TASKS.iter().copied().find(|task| task.formats().contains(&format)).unwrap_or(found)
-        }
-        _ => found,
+    rows.iter().find_map(of_row).unwrap_or(&NUMBERS)
+}
+
+/// The same for a file of a named format, which decides among the tasks that read records.
+pub fn recognise_as(path: &Path, format: Format) -> &'static dyn Task {
+    let found = recognise(path);
+    if found.formats().is_empty() {
+        return found;
     }
+    TASKS.iter().copied().find(|task| task.formats().contains(&format)).unwrap_or(found)
 }
 
 /// Asks a model all problems that `log` has no answers to, and scores all.

@@ -287,7 +287,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("arc.jsonl");
         std::fs::write(&path, rows.iter().map(|row| format!("{row}\n")).collect::<String>()).unwrap();
-        assert_eq!(recognise(&path, None).name(), "multiple-choice");
+        assert_eq!(recognise(&path).name(), "multiple-choice");
         let host = Host::cpu(Device::flex());
         let loaded = LoadedModel::load("embedded", WeightDtype::F32, &host).unwrap();
         let options = EncodeOptions { max_length: usize::MAX, ..EncodeOptions::default() };

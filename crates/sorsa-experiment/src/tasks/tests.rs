@@ -4,7 +4,10 @@ fn recognised(text: &str, format: Option<Format>) -> &'static str {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("rows.jsonl");
     std::fs::write(&path, text).unwrap();
-    recognise(&path, format).name()
+    match format {
+        Some(format) => recognise_as(&path, format).name(),
+        None => recognise(&path).name(),
+    }
 }
 
 #[test]
@@ -24,7 +27,7 @@ fn a_file_is_recognised_by_its_first_usable_row() {
         assert_eq!(recognised(&format!("\n{row}\n"), None), task, "{row}");
         assert_eq!(recognised(&format!("{{\"other\": 1}}\n{row}\n"), None), task, "{row}");
     }
-    assert_eq!(recognise(Path::new("nowhere.jsonl"), None).name(), "number");
+    assert_eq!(recognise(Path::new("nowhere.jsonl")).name(), "number");
 }
 
 #[test]
