@@ -14,7 +14,7 @@ use sorsa_linalg::tensor::Placement;
 use crate::cache::{SvdCache, fingerprint};
 use crate::config::{AdapterConfig, RankAndScale};
 use crate::error::AdapterError;
-use crate::factors::{FactorSet, HostTensor, NamedTensors};
+use crate::factors::{FactorSet, NamedTensors};
 use crate::method::{FactoredDefinition, StartsFrom};
 use crate::parameters::{
     Parameter, Trainable, factor_path, has_adapter, linear_layers, module_of, parameters, trainable, weights,
