@@ -178,7 +178,7 @@ impl<'a> PreparedRun<'a> {
 
         let metrics = run.metrics()?;
         let accuracy = evaluation.as_ref().and_then(Evaluation::score).map(|score| score.correct);
-        let method = recipe.adapter.method;
+        let method = recipe.adapter.method();
         let summary = Summary {
             method,
             rank: if method.is_factored() { Some(recipe.adapter.rank) } else { None },
@@ -237,7 +237,7 @@ fn attach(
     observer: &mut dyn Observer,
 ) -> Result<Attached<CausalLm>, ExperimentError> {
     let folder = run.file(RunDir::START);
-    let factored = recipe.adapter.method.is_factored();
+    let factored = recipe.adapter.method().is_factored();
     match start {
         Start::Resumed if factored => return Ok(SavedAdapter::load(&folder)?.attach(model)?),
         Start::Adapter(mut saved) => {
@@ -314,7 +314,7 @@ fn report(
         generated: answer.generated,
     });
     Ok(RunReport {
-        title: format!("{} on {}", recipe.adapter.method, recipe.model.path),
+        title: format!("{} on {}", recipe.adapter.method(), recipe.model.path),
         setting: settings.map(|(name, value)| (name.to_owned(), value)).to_vec(),
         summary: fields,
         before: report::Evaluation { loss: summary.loss_before, scores: baseline.scores },

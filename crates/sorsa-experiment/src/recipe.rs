@@ -297,14 +297,14 @@ impl Recipe {
     ///
     /// [`ExperimentError::OtherAdapter`].
     pub fn start_from(&mut self, saved: &SavedAdapter) -> Result<(), ExperimentError> {
-        let (own, defaults) = (&self.adapter, Self::defaults(self.adapter.method, OptimizerKind::AdamW).adapter);
+        let (own, defaults) = (&self.adapter, Self::defaults(self.adapter.method(), OptimizerKind::AdamW).adapter);
         let dropout = if own.dropout == defaults.dropout { saved.state.config.dropout } else { own.dropout };
         let config = AdapterConfig { dropout, seed: own.seed, ..saved.state.config.clone() };
         let silent = *own == AdapterConfig { dropout: own.dropout, seed: own.seed, ..defaults };
         let own = AdapterConfig { dropout, ..own.clone() };
         if !silent && own != config {
             return Err(ExperimentError::OtherAdapter {
-                method: config.method.to_string(),
+                method: config.method().to_string(),
                 rank: config.rank,
                 targets: config.target_modules.join(", "),
             });

@@ -103,7 +103,7 @@ fn examples(file: &SafeTensors<'_>) -> Vec<Example> {
 /// The base model with factors `trained`, where those of `initial` have left its weights.
 fn attach(base: &Path, config: AdapterConfig, initial: NamedTensors, trained: NamedTensors) -> Attached<CausalLm> {
     let model = CausalLm::load(base, FloatDType::F32, &Device::flex()).unwrap();
-    if config.method == Method::Full {
+    if config.method() == Method::Full {
         return config.attach(model, &Default::default()).unwrap();
     }
     let module = |target: Target| {
@@ -111,7 +111,7 @@ fn attach(base: &Path, config: AdapterConfig, initial: NamedTensors, trained: Na
         ModuleState { path, shape, rank, scale, fingerprint: None, dtype: None }
     };
     let modules = config.targets(&model).unwrap().into_iter().map(module).collect();
-    let initial = if config.method.splits_weight() { initial } else { NamedTensors::new() };
+    let initial = if config.method().splits_weight() { initial } else { NamedTensors::new() };
     let state = AdapterState { config, modules, initial };
     SavedAdapter::new(state, trained, Path::new("reference")).attach(model).unwrap()
 }

@@ -78,7 +78,7 @@ impl Run {
     pub fn read(spec: &Spec, tests: &Tests) -> anyhow::Result<Self> {
         let folder = &spec.folder;
         let circumstances = Circumstances::of(folder);
-        let method = spec.recipe.adapter.method;
+        let method = spec.recipe.adapter.method();
         let mut run = Self {
             name: spec.name.clone(),
             method: spec.arm.variant.to_string(),

@@ -36,7 +36,7 @@ pub fn run(args: &ImportArgs) -> anyhow::Result<()> {
     create_folder(&args.out)?;
     saved.save(&args.out)?;
     let trained: usize = saved.trained.values().map(|tensor| tensor.values.len()).sum();
-    let (method, modules) = (saved.state.config.method, saved.state.modules.len());
+    let (method, modules) = (saved.state.config.method(), saved.state.modules.len());
     print(format_args!("{method} on {modules} modules, {} numbers, in {}", grouped(trained as u64), args.out.display()))
 }
 

@@ -1,6 +1,6 @@
 //! The measures of one weight.
 
-use sorsa_adapter::{HostTensor, Moment, TrainedFactors};
+use sorsa_adapter::{HostTensor, TrainedFactors, WeightSnapshot};
 use sorsa_linalg::drift::{drift, product_singular_values};
 use sorsa_linalg::faer::{Mat, MatRef};
 use sorsa_linalg::spectral::{condition_number, effective_rank, principal_angles, relative_orthonormality_defect};
@@ -59,8 +59,8 @@ impl StartingWeight {
     /// # Errors
     ///
     /// [`LinalgError`] for entries that are not finite, and for another shape.
-    pub fn measure(&self, moment: &Moment) -> Result<Measured, LinalgError> {
-        let after = decompose(&self.name, &moment.merged)?;
+    pub fn measure(&self, snapshot: &WeightSnapshot) -> Result<Measured, LinalgError> {
+        let after = decompose(&self.name, &snapshot.merged)?;
         let mut measures = Measures::default();
         let moved = drift(&self.svd, &after, self.count)?;
         measures.set(Measure::DSigma, moved.values);
@@ -76,7 +76,7 @@ impl StartingWeight {
             measures.set(mean, average(&angles));
             measures.set(largest, angles.last().copied().unwrap_or(0.0));
         }
-        if let Some(factors) = &moment.factors {
+        if let Some(factors) = &snapshot.factors {
             self.measure_part(factors, &mut measures)?;
         }
         Ok(Measured { measures, spectrum: after.s })

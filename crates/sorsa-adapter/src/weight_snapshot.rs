@@ -1,4 +1,4 @@
-//! One weight at one moment of a run, from what a checkpoint holds of it: for whoever studies what training did.
+//! One weight at one step of a run, read from a checkpoint, to study how training changed it.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -7,20 +7,20 @@ use burn::nn::DropoutConfig;
 use burn::prelude::*;
 use burn::tensor::FloatDType;
 
-use crate::attach::residual;
+use crate::attach::{Target, residual};
 use crate::error::AdapterError;
 use crate::factors::{FactorSet, HostTensor, NamedTensors, Orthonormal};
-use crate::method::{Definition, LowRank};
-use crate::parameters::{fitting, tensor_faults, weights};
+use crate::method::{FactoredDefinition, LowRank};
+use crate::parameters::{check_fits, tensor_faults, weight_path, weights};
 use crate::state::{AdapterState, ModuleState};
-use crate::{Adapter, AdapterConfig, Method, TensorFile};
+use crate::{Adapter, AdapterConfig, TensorFile};
 
-/// A weight with what was trained of it.
+/// One weight at one step of a run.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Moment {
+pub struct WeightSnapshot {
     /// The merged weight `[d_in, d_out]`.
     pub merged: HostTensor,
-    /// What the method trains beside a frozen weight; none where it trains the weight itself.
+    /// The factors that the method trains beside a frozen weight; absent if it trains the weight itself.
     pub factors: Option<TrainedFactors>,
 }
 
@@ -29,7 +29,7 @@ pub struct Moment {
 pub struct TrainedFactors {
     /// `A` `[d_in, r]`.
     pub a: HostTensor,
-    /// `s` `[r]`, where the method has singular values.
+    /// `s` `[r]`, if the method has singular values.
     pub s: Option<Vec<f32>>,
     /// `B` `[r, d_out]`.
     pub b: HostTensor,
@@ -38,33 +38,29 @@ pub struct TrainedFactors {
 }
 
 impl AdapterState {
-    /// The state of a run on the plain `model` whose start is in the folder `start`; without such a folder, as partial
-    /// and full fine-tuning leave none, that of `config`. Full fine-tuning then has the modules that its
-    /// `target_modules` mean, or every linear layer but the output head where there are none.
+    /// The state of a run on the plain `model`. It is read from the folder `start`. Partial and full fine-tuning have no
+    /// such folder: their state follows from `config`. The modules of full fine-tuning are those that its
+    /// `target_modules` match, or every linear layer except the output head if it has none.
     ///
     /// # Errors
     ///
-    /// As [`AdapterState::load`] and [`AdapterConfig::targets`]; [`AdapterError::Mismatch`] where the start does not fit
-    /// the model, or was made from other weights as far as the method's files tell: methods that split the weight
-    /// keep a fingerprint of it.
+    /// Those of [`AdapterState::load`] and [`AdapterConfig::targets`]; [`AdapterError::Mismatch`] if the start does not fit
+    /// the model, or if a fingerprint in it says that it was made from other weights.
     pub fn of_run<M: Module>(config: &AdapterConfig, start: &Path, model: &M) -> Result<Self, AdapterError> {
-        if config.method.is_factored() || start.exists() {
+        if config.method().is_factored() || start.exists() {
             let state = Self::load(start)?;
             let mut faults = state.module_faults(model);
-            if state.config.method.splits_weight() {
-                let factors = state.tensors(state.config.method.factors());
-                faults.extend(tensor_faults(factors, &state.initial).into_iter().map(|f| format!("at the start, {f}")));
-            }
+            faults.extend(state.start_faults());
             faults.extend(state.content_faults(model));
-            fitting(faults, start)?;
+            check_fits(faults, start)?;
             return Ok(state);
         }
-        let dense = AdapterConfig { method: Method::Partial, ..config.clone() };
-        let dense = match dense.target_modules.is_empty() {
-            true => AdapterConfig { target_modules: vec!["all-linear".to_owned()], ..dense },
-            false => dense,
+        config.validate()?;
+        let patterns = match config.target_modules.as_slice() {
+            [] => &["all-linear".to_owned()],
+            patterns => patterns,
         };
-        let module = |target: crate::Target| ModuleState {
+        let module = |target: Target| ModuleState {
             path: target.path,
             shape: target.shape,
             rank: target.rank.min(target.shape[0]).min(target.shape[1]),
@@ -72,62 +68,64 @@ impl AdapterState {
             fingerprint: None,
             dtype: None,
         };
-        let modules = dense.targets(model)?.into_iter().map(module).collect();
+        let modules = config.linear_layers(patterns, model)?.into_iter().map(module).collect();
         Ok(Self { config: config.clone(), modules, initial: NamedTensors::new() })
     }
 
-    /// The weights of this adapter's modules in the plain `model` as they are without it, in the modules' order.
+    /// The weights of this adapter's modules in the plain `model`, without the adapter, in the modules' order.
     pub fn originals<M: Module>(&self, model: &M) -> Vec<Tensor<2>> {
         let wanted: BTreeSet<&str> = self.modules.iter().map(|module| module.path.as_str()).collect();
         let mut found = weights(model, &wanted);
         self.modules.iter().filter_map(|module| Some(module.narrowed(found.remove(&module.path)?))).collect()
     }
 
-    /// The part of a weight that was split off before training, by way of `device`; none for methods that split nothing.
+    /// The principal part that was subtracted from a weight before training, computed on `device`; absent for methods that
+    /// do not split the weight.
     pub fn start(&self, module: &ModuleState, device: &Device) -> Option<TrainedFactors> {
-        let definition = self.config.method.definition().filter(|definition| definition.splits)?;
-        let factors = self.set(module, definition.factors, &self.initial);
+        let definition = self.config.method().factored().filter(|definition| definition.splits_weight)?;
+        let factors = self.all_factors(module, &self.initial);
         Some(trained(&definition, &adapter(&definition, &factors, module, device)))
     }
 
-    /// The weight of `module` with what `checkpoint` holds of it. `original` is the module's weight without the
-    /// adapter; the frozen part is rounded to its dtype, as it was while training.
+    /// The weight of `module` with the trained values of `checkpoint`. `original` is the module's weight without the
+    /// adapter; the frozen part is rounded to its dtype, like in training.
     ///
     /// # Errors
     ///
-    /// [`AdapterError::Io`] and [`AdapterError::Malformed`] as [`TensorFile::read`]; [`AdapterError::Mismatch`] where
+    /// [`AdapterError::Io`] and [`AdapterError::Malformed`] like [`TensorFile::read`]; [`AdapterError::Mismatch`] if
     /// shapes do not fit.
-    pub fn moment(
+    pub fn weight_snapshot(
         &self,
         module: &ModuleState,
         original: &Tensor<2>,
         checkpoint: &TensorFile,
-    ) -> Result<Moment, AdapterError> {
+    ) -> Result<WeightSnapshot, AdapterError> {
         let only = Self { modules: vec![module.clone()], ..self.without_tensors() };
-        let expected = match self.config.method.definition() {
-            Some(definition) => only.tensors(definition.factors),
-            None => vec![(format!("{}.weight", module.path), module.shape.to_vec())],
+        let definition = self.config.method().factored();
+        let expected = match definition {
+            Some(definition) => only.tensor_shapes(definition.factors),
+            None => vec![(weight_path(&module.path), module.shape.to_vec())],
         };
         let read = |(name, _): &(String, Vec<usize>)| Ok((name.clone(), checkpoint.read(name)?));
         let mut found = expected.iter().map(read).collect::<Result<NamedTensors, AdapterError>>()?;
-        fitting(tensor_faults(expected, &found), checkpoint.path())?;
-        let Some(definition) = self.config.method.definition() else {
+        check_fits(tensor_faults(expected, &found), checkpoint.path())?;
+        let Some(definition) = definition else {
             let (_, merged) = found.pop_first().expect("one tensor was expected and found");
-            return Ok(Moment { merged, factors: None });
+            return Ok(WeightSnapshot { merged, factors: None });
         };
         let device = original.device();
-        let frozen = match definition.splits {
+        let frozen = match definition.splits_weight {
             true => {
-                let factors = self.set(module, definition.factors, &self.initial);
+                let factors = self.all_factors(module, &self.initial);
                 let part = adapter(&definition, &factors, module, &device);
                 residual(original.clone(), &part, &FactorSet::new(), module.dtype).0
             }
             false => original.clone(),
         };
-        let factors = self.set(module, definition.factors, &found);
+        let factors = self.all_factors(module, &found);
         let adapter = adapter(&definition, &factors, module, &device);
         let merged = HostTensor::from_tensor(adapter.compose(frozen.cast(FloatDType::F32)));
-        Ok(Moment { merged, factors: Some(trained(&definition, &adapter)) })
+        Ok(WeightSnapshot { merged, factors: Some(trained(&definition, &adapter)) })
     }
 
     fn without_tensors(&self) -> Self {
@@ -135,11 +133,11 @@ impl AdapterState {
     }
 }
 
-fn adapter(definition: &Definition, factors: &FactorSet, module: &ModuleState, device: &Device) -> Adapter {
+fn adapter(definition: &FactoredDefinition, factors: &FactorSet, module: &ModuleState, device: &Device) -> Adapter {
     (definition.new)(factors, module.scale, DropoutConfig::new(0.0).init(), device)
 }
 
-fn trained(definition: &Definition, adapter: &Adapter) -> TrainedFactors {
+fn trained(definition: &FactoredDefinition, adapter: &Adapter) -> TrainedFactors {
     let LowRank { a, s, b, .. } = adapter.low_rank();
     let kept = |side| definition.factors.iter().any(|factor| factor.orthonormal == Some(side));
     TrainedFactors {

@@ -5,7 +5,7 @@
 //! y = x W_res^T + scale * x ((B * S) A)^T
 //! ```
 //!
-//! This module knows names, layouts and the arithmetic; whoever has the files hands over tensors one by one.
+//! This module knows names, layouts and the arithmetic. The caller reads the files and passes tensors one by one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -15,22 +15,25 @@ use serde_json::{Map, Value, json};
 use sorsa_linalg::faer::{Mat, Scale};
 use sorsa_linalg::{SvdOptions, truncated_svd};
 
+use super::SorsaConfig;
 use crate::Method;
 use crate::cache::fingerprint;
-use crate::config::{AdapterConfig, AlphaConvention};
+use crate::config::AdapterConfig;
 use crate::error::AdapterError;
 use crate::factors::{HostTensor, NamedTensors};
-use crate::parameters::{factor_path, fitting, weights};
+use crate::parameters::{check_fits, factor_path, weights};
+use crate::start::AlphaConvention;
 use crate::state::{AdapterState, ModuleState, SavedAdapter};
 
-/// What stands before every name.
+/// Prefix of every name.
 pub const PREFIX: &str = "model.";
 /// Value of `model_type`.
 pub const MODEL_TYPE: &str = "sorsa";
 const A: &str = ".sorsa_A";
 const S: &str = ".sorsa_S";
 const B: &str = ".sorsa_B";
-/// How much of the difference between base and residual may lie outside rank `r`: a residual in bf16 is rounded.
+/// Largest part of the difference between base and residual outside rank `r`, relative to its norm. It is not 0, because
+/// a residual in bf16 is rounded.
 const TOLERANCE: f64 = 2e-2;
 
 /// `config.json` of such a checkpoint.
@@ -44,12 +47,12 @@ pub struct AuthorConfig {
     pub dropout: f64,
     /// Names of the adapted modules.
     pub target_modules: Vec<String>,
-    /// The model that was adapted, as the author called it.
+    /// Name of the adapted model.
     pub base_model: Option<String>,
 }
 
 impl AuthorConfig {
-    /// Reads the JSON; nothing where it is the configuration of another model.
+    /// Reads the JSON. The result is `None` if it is the configuration of another model.
     ///
     /// # Errors
     ///
@@ -116,13 +119,13 @@ impl AuthorConfig {
 /// The adapter in an author's checkpoint of the tensors `names`, to be attached to the original weights in `model`.
 /// `read` gives a tensor, f32, in PyTorch's layout.
 ///
-/// What the start took from each weight is the difference between the original and the residual: it is decomposed again,
-/// and so the adapter can be trained further, merged and taken out like any other.
+/// The difference between an original weight and its residual is the adapter at the start. This function decomposes it
+/// again, so that the adapter can be trained further, merged and unmerged like any other.
 ///
 /// # Errors
 ///
 /// [`AdapterError::Mismatch`] with every tensor that is missing or misshapen, and every weight whose difference to the
-/// residual is not of the adapter's rank: then `model` is not the one that was adapted.
+/// residual does not have the adapter's rank: then `model` is not the model that was adapted.
 pub fn attachable<M: Module>(
     config: &AuthorConfig,
     names: &[String],
@@ -191,12 +194,12 @@ pub fn attachable<M: Module>(
             dtype: None,
         });
     }
-    fitting(faults, source)?;
+    check_fits(faults, source)?;
     let targets: Vec<&str> = config.target_modules.iter().map(String::as_str).collect();
-    let mut adapter = AdapterConfig::new(Method::Sorsa, rank, &targets);
+    let sorsa = SorsaConfig { alpha_convention: AlphaConvention::Author };
+    let mut adapter = AdapterConfig::new(sorsa, rank, &targets);
     adapter.alpha = config.alpha;
     adapter.dropout = config.dropout;
-    adapter.alpha_convention = AlphaConvention::Author;
     let state = AdapterState { config: adapter, modules, initial };
     Ok(SavedAdapter::new(state, trained, source))
 }
@@ -216,12 +219,12 @@ pub struct AuthorExport<'a> {
 }
 
 impl<'a> AuthorExport<'a> {
-    /// Of an adapter that fits `model`.
+    /// Exports an adapter that fits `model`.
     ///
     /// # Errors
     ///
-    /// [`AdapterError::Config`] for another method than SORSA and for ranks or scales that differ between modules, which
-    /// the author's configuration cannot say; [`AdapterError::Mismatch`] where adapter and model do not fit.
+    /// [`AdapterError::Config`] for another method than SORSA, and for ranks or scales that differ between modules, for
+    /// which the author's configuration has no field; [`AdapterError::Mismatch`] if the adapter does not fit the model.
     pub fn new<M: Module>(
         saved: &'a SavedAdapter,
         model: &M,
@@ -230,8 +233,8 @@ impl<'a> AuthorExport<'a> {
         saved.check(model)?;
         let config = &saved.state.config;
         let mut faults = Vec::new();
-        if config.method != Method::Sorsa {
-            faults.push(format!("the author's checkpoint holds SORSA, not {}", config.method));
+        if config.method() != Method::Sorsa {
+            faults.push(format!("the author's checkpoint holds SORSA, not {}", config.method()));
         }
         let modules = &saved.state.modules;
         let one = modules.first().map_or((config.rank, 1.0), |module| (module.rank, module.scale));
@@ -257,8 +260,7 @@ impl<'a> AuthorExport<'a> {
         Ok(Self { config, saved, modules: modules.iter().map(|module| (module.path.as_str(), module)).collect() })
     }
 
-    /// Names and shapes `[d_out, d_in]` of what stands beside the weight of the module at `path`; nothing for a module
-    /// without adapter.
+    /// Names and shapes of the author's three tensors for the module at `path`; nothing for a module without adapter.
     pub fn beside(&self, path: &str) -> Vec<(String, Vec<usize>)> {
         let Some(module) = self.modules.get(path) else { return Vec::new() };
         let ([d_in, d_out], rank) = (module.shape, module.rank);
@@ -269,8 +271,8 @@ impl<'a> AuthorExport<'a> {
         ]
     }
 
-    /// The tensor called `name` in the checkpoint, f32; `original` is the base model's tensor of that name without
-    /// prefix, for a name that has one.
+    /// The tensor called `name` in the checkpoint, f32. `original` is the base model's tensor of that name without the
+    /// prefix, if it has one.
     pub fn tensor(&self, name: &str, original: Option<HostTensor>) -> Option<HostTensor> {
         let path = name.strip_prefix(PREFIX)?;
         let trained = |module: &str, factor: &str| self.saved.trained.get(&factor_path(module, Method::Sorsa, factor));

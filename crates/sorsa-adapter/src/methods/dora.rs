@@ -4,19 +4,31 @@
 //! y = (x W + (x A) B * scale) * g + bias        g = m / n        n_j = ||(W + scale A B)_j||
 //! ```
 //!
-//! with `m [d_out]` the norms of the columns of `W` at the start. As in the paper (section 4.3) and in PEFT no gradient
-//! flows through `n`.
+//! with `m [d_out]` the norms of the columns of `W` at the start. No gradient flows through `n`, like in the paper
+//! (section 4.3) and in PEFT.
 
 use burn::module::Param;
 use burn::nn::Dropout;
 use burn::prelude::*;
 use burn::tensor::{DType, FloatDType};
+use serde::{Deserialize, Serialize};
 use sorsa_linalg::LinalgError;
 
+use super::lora::Init;
 use crate::factors::{Axes, Factor, FactorSet, HostTensor};
-use crate::method::{FactoredMethod, LowRank, Source};
+use crate::method::{FactoredMethod, LowRank, StartsFrom};
 use crate::parameters::ParameterGroup;
-use crate::start::{Start, Started};
+use crate::peft::{PeftInit, PeftVariant};
+use crate::start::{StartingFactors, WeightToAdapt};
+
+/// The settings of DoRA.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DoraConfig {
+    /// How the factors start.
+    #[serde(skip_serializing_if = "Init::is_default")]
+    pub init: Init,
+}
 
 /// The trained factors and magnitudes of one weight.
 #[derive(Module, Debug)]
@@ -28,20 +40,20 @@ pub struct Dora {
     /// `m` `[d_out]`.
     pub magnitude: Param<Tensor<1>>,
     /// `||W_j||^2` `[d_out]` of the frozen weight.
-    squares: Option<Tensor<1>>,
+    column_squares: Option<Tensor<1>>,
     dropout: Dropout,
     #[module(skip)]
     scale: f64,
 }
 
 /// `||W_j||^2` of each column, f32.
-fn squares(weight: Tensor<2>) -> Tensor<1> {
+fn column_squares(weight: Tensor<2>) -> Tensor<1> {
     weight.cast(FloatDType::F32).square().sum_dim(0).squeeze_dim(0)
 }
 
 /// `A^T W` `[r, d_out]` in f32, of a weight of any float dtype.
 fn projected(a: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
-    /// Rows of a narrower weight that are widened at a time: a copy of it all would be twice its size.
+    /// Rows of a narrower weight that are widened at a time; a widened copy of the weight is twice its size.
     const ROWS: usize = 1024;
     if weight.dtype() == DType::F32 {
         return a.transpose().matmul(weight);
@@ -58,16 +70,16 @@ fn projected(a: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
 impl Dora {
     /// The norms `n` `[d_out]` of the columns of `W + scale A B`, f32 and without autodiff.
     ///
-    /// By the terms of the square, `||W_j||^2 + B_j^T (2 scale A^T W + scale^2 A^T A B)_j`: one narrow product with the
-    /// weight, as the forward of `r` tokens, where a dense `A B` would cost the same and fill `[d_in, d_out]` numbers
-    /// each step. The first term never changes and is kept. What is lost is accuracy where the adapter cancels a
-    /// column: `n` is good to `eps ||W_j||^2 / n^2`.
+    /// They are computed from the terms of the square, `||W_j||^2 + B_j^T (2 scale A^T W + scale^2 A^T A B)_j`. This
+    /// takes one narrow product with the weight, like the forward of `r` tokens; a dense `A B` costs the same but fills
+    /// `[d_in, d_out]` numbers each step. The first term never changes: it is computed once. If the adapter cancels a
+    /// column, accuracy is lost: the relative error of `n` is `eps ||W_j||^2 / n^2`.
     fn norms(&self, base: Tensor<2>) -> Tensor<1> {
         let (a, b) = (self.a.val().without_autodiff(), self.b.val().without_autodiff());
         let base = base.without_autodiff();
-        let squares = match &self.squares {
+        let squares = match &self.column_squares {
             Some(squares) => squares.clone().without_autodiff(),
-            None => squares(base.clone()),
+            None => column_squares(base.clone()),
         };
         let gram = a.clone().transpose().matmul(a.clone());
         let cross = projected(a, base) * (2.0 * self.scale) + gram.matmul(b.clone()) * self.scale.powi(2);
@@ -78,37 +90,54 @@ impl Dora {
         norms.mask_fill(zero, 1.0)
     }
 
-    /// `g` `[d_out]`, f32. The gradient is the magnitude's alone.
+    /// `g` `[d_out]`, f32. Only the magnitude gets a gradient.
     fn gain(&self, base: Tensor<2>) -> Tensor<1> {
         self.magnitude.val() / self.norms(base)
     }
 }
 
 impl FactoredMethod for Dora {
+    type Config = DoraConfig;
+
+    const NAME: &'static str = "dora";
+    const LABEL: &'static str = "DoRA";
+    const SETTINGS: &'static [&'static str] = &["init"];
     const FACTORS: &'static [Factor] = &[
         Factor::new("a", Axes::InRank),
         Factor::new("b", Axes::RankOut),
         Factor { group: ParameterGroup::Magnitude, ..Factor::new("magnitude", Axes::Out) },
     ];
-    /// A merged column has the length `|m|` whatever `n` was.
-    const KEPT: &'static [Factor] = &[Factor::new("norm", Axes::Out)];
-    const SOURCE: Source = Source::Weight;
-    const SPLITS: bool = false;
+    /// A merged column has the norm `|m|`, which says nothing about `n`.
+    const UNMERGE_FACTORS: &'static [Factor] = &[Factor::new("norm", Axes::Out)];
+    const STARTS_FROM: StartsFrom = StartsFrom::Weight;
+    const SPLITS_WEIGHT: bool = false;
+    const CHANGES_BY_PRODUCT: bool = false;
 
-    /// The output before the gain too: the magnitude's gradient needs it.
+    /// The gradient of the magnitude needs the output before the gain too.
     fn kept_per_token([_, d_out]: [usize; 2], rank: usize) -> usize {
         rank + d_out
     }
 
-    fn start(at: &Start<'_>) -> Result<Started, LinalgError> {
-        let mut factors = at.config.init.factors(at)?;
-        factors.insert("magnitude", HostTensor::from_tensor(squares(at.weight()).sqrt()));
+    fn faults(config: &DoraConfig, ranks: &[usize]) -> Vec<String> {
+        config.init.faults(ranks)
+    }
+
+    fn start(config: &DoraConfig, weight: &WeightToAdapt<'_>) -> Result<StartingFactors, LinalgError> {
+        let mut factors = config.init.factors(weight)?;
+        factors.insert("magnitude", HostTensor::from_tensor(column_squares(weight.values()).sqrt()));
         Ok(factors.into())
     }
 
     fn new(factors: &FactorSet, scale: f64, dropout: Dropout, device: &Device) -> Self {
         let magnitude = factors["magnitude"].param(device);
-        Self { a: factors["a"].param(device), b: factors["b"].param(device), magnitude, squares: None, dropout, scale }
+        Self {
+            a: factors["a"].param(device),
+            b: factors["b"].param(device),
+            magnitude,
+            column_squares: None,
+            dropout,
+            scale,
+        }
     }
 
     fn low_rank(&self) -> LowRank {
@@ -119,16 +148,16 @@ impl FactoredMethod for Dora {
         &self.dropout
     }
 
-    fn beside(self, base: impl FnOnce() -> Tensor<2>) -> Self {
-        Self { squares: Some(squares(base().without_autodiff())), ..self }
+    fn with_frozen_weight(self, base: impl FnOnce() -> Tensor<2>) -> Self {
+        Self { column_squares: Some(column_squares(base().without_autodiff())), ..self }
     }
 
-    /// With dropout, as PEFT: `y = x W + bias + x_d W (g - 1) + (x_d A) B * scale * g`, which is the adapter's change of
-    /// the weight applied to what is left of its input.
+    /// With dropout, like PEFT: `y = x W + bias + x_d W (g - 1) + (x_d A) B * scale * g`. The adapter's change of the
+    /// weight is applied to its input `x_d` after dropout.
     fn forward<const D: usize>(&self, x: Tensor<D>, base: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<D> {
         let gain = self.gain(base.clone()).cast(FloatDType::from(x.dtype())).unsqueeze::<D>();
         let low_rank = self.low_rank();
-        match self.dropped(&x, &low_rank.a) {
+        match self.drop_input(&x, &low_rank.a) {
             None => {
                 let y = low_rank.forward(x, base, None, None) * gain;
                 match bias {
@@ -151,16 +180,27 @@ impl FactoredMethod for Dora {
         self.low_rank().added_to(base, 1.0) * gain
     }
 
-    fn keep(&self, base: Tensor<2>) -> FactorSet {
+    fn unmerge_factors(&self, base: Tensor<2>) -> FactorSet {
         FactorSet::from([("norm", HostTensor::from_tensor(self.norms(base)))])
     }
 
-    fn take_out(&self, weight: Tensor<2>, kept: &FactorSet) -> Tensor<2> {
-        let norms = kept["norm"].to_tensor::<1>(&weight.device());
+    fn unmerge(&self, weight: Tensor<2>, saved: &FactorSet) -> Tensor<2> {
+        let norms = saved["norm"].to_tensor::<1>(&weight.device());
         let magnitude = self.magnitude.val();
         let zero = magnitude.clone().equal_elem(0.0);
-        let undo = (norms / magnitude).mask_fill(zero, 0.0);
-        self.low_rank().added_to(weight * undo.unsqueeze(), -1.0)
+        let inverse_gain = (norms / magnitude).mask_fill(zero, 0.0);
+        self.low_rank().added_to(weight * inverse_gain.unsqueeze(), -1.0)
+    }
+
+    fn to_peft(config: &DoraConfig) -> PeftVariant {
+        PeftVariant { init: PeftInit::Lora(config.init), dora: true }
+    }
+
+    fn from_peft(variant: PeftVariant) -> Option<DoraConfig> {
+        match variant {
+            PeftVariant { init: PeftInit::Lora(init), dora: true } => Some(DoraConfig { init }),
+            _ => None,
+        }
     }
 }
 
@@ -188,9 +228,9 @@ mod tests {
         for dtype in [FloatDType::F32, FloatDType::BF16] {
             let weight = random([d_in, d_out]).cast(dtype);
             let dense = weight.clone().cast(FloatDType::F32) + a.clone().matmul(b.clone()) * 1.5;
-            let expected = HostTensor::from_tensor(squares(dense).sqrt()).values;
-            // Kept or not.
-            for module in [dora.clone(), dora.clone().beside(|| weight.clone())] {
+            let expected = HostTensor::from_tensor(column_squares(dense).sqrt()).values;
+            // With and without the squares of the weight that are computed once.
+            for module in [dora.clone(), dora.clone().with_frozen_weight(|| weight.clone())] {
                 let found = HostTensor::from_tensor(module.norms(weight.clone())).values;
                 let near = found.iter().zip(&expected).all(|(f, e)| (f - e).abs() < 1e-5 * e);
                 assert!(near, "{dtype:?}: {found:?}, expected {expected:?}");

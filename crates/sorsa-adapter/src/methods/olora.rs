@@ -1,5 +1,5 @@
-//! OLoRA (arXiv 2406.01775): LoRA that starts from a part of the weight's QR decomposition. As PEFT has it, the weight
-//! is decomposed in PyTorch's orientation, `W^T [d_out, d_in] = Q R`, and
+//! OLoRA (arXiv 2406.01775): LoRA that starts from a part of the weight's QR decomposition. Like in PEFT, the weight is
+//! decomposed in PyTorch's orientation, `W^T [d_out, d_in] = Q R`, and
 //!
 //! ```text
 //! A = R[:r]^T        B = Q[:, :r]^T        W_r = W - scale * A B        y = x W_r + (x A) B * scale
@@ -10,12 +10,19 @@
 use burn::module::Param;
 use burn::nn::Dropout;
 use burn::prelude::*;
+use serde::{Deserialize, Serialize};
 use sorsa_linalg::faer::MatRef;
 use sorsa_linalg::{LeadingQr, LinalgError, leading_qr};
 
 use crate::factors::{Axes, Factor, FactorSet, HostTensor};
-use crate::method::{FactoredMethod, LowRank, Source};
-use crate::start::{Start, Started};
+use crate::method::{FactoredMethod, LowRank, StartsFrom};
+use crate::peft::{PeftInit, PeftVariant};
+use crate::start::{StartingFactors, WeightToAdapt};
+
+/// The settings of OLoRA: it has none.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct OloraConfig {}
 
 /// The trained factors of one weight.
 #[derive(Module, Debug)]
@@ -30,16 +37,20 @@ pub struct Olora {
 }
 
 impl FactoredMethod for Olora {
-    const FACTORS: &'static [Factor] = &[Factor::new("a", Axes::InRank), Factor::new("b", Axes::RankOut)];
-    const SOURCE: Source = Source::Weight;
-    const SPLITS: bool = true;
+    type Config = OloraConfig;
 
-    fn start(at: &Start<'_>) -> Result<Started, LinalgError> {
-        let ([d_in, d_out], rank) = (at.target.shape, at.target.rank);
+    const NAME: &'static str = "olora";
+    const LABEL: &'static str = "OLoRA";
+    const FACTORS: &'static [Factor] = &[Factor::new("a", Axes::InRank), Factor::new("b", Axes::RankOut)];
+    const STARTS_FROM: StartsFrom = StartsFrom::Weight;
+    const SPLITS_WEIGHT: bool = true;
+
+    fn start(_config: &OloraConfig, weight: &WeightToAdapt<'_>) -> Result<StartingFactors, LinalgError> {
+        let ([d_in, d_out], rank) = (weight.target.shape, weight.target.rank);
         // Rows of burn's weight are columns of PyTorch's.
-        let weight = HostTensor::from_tensor(at.weight()).values;
-        let transposed = MatRef::from_column_major_slice(&weight, d_out, d_in);
-        let LeadingQr { q, r } = leading_qr(&at.target.path, transposed, rank)?;
+        let values = HostTensor::from_tensor(weight.values()).values;
+        let transposed = MatRef::from_column_major_slice(&values, d_out, d_in);
+        let LeadingQr { q, r } = leading_qr(&weight.target.path, transposed, rank)?;
         let by_columns = |m: MatRef<'_, f32>| m.col_iter().flat_map(|column| column.iter().copied()).collect();
         let a = HostTensor::new([d_in, rank], by_columns(r.as_ref()));
         let b = HostTensor::new([rank, d_out], by_columns(q.as_ref()));
@@ -56,5 +67,13 @@ impl FactoredMethod for Olora {
 
     fn dropout(&self) -> &Dropout {
         &self.dropout
+    }
+
+    fn to_peft(_config: &OloraConfig) -> PeftVariant {
+        PeftVariant { init: PeftInit::Olora, dora: false }
+    }
+
+    fn from_peft(variant: PeftVariant) -> Option<OloraConfig> {
+        (variant.init == PeftInit::Olora).then_some(OloraConfig {})
     }
 }
