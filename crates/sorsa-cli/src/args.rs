@@ -16,7 +16,7 @@ use crate::format::Format;
 pub use analyze::{AnalyzeArgs, Triplets, VerifyArgs};
 pub use bench::{BenchArgs, BenchFormat, BenchSpeedArgs};
 pub use convert::{ExportArgs, ExportFormat, ImportArgs, MergeArgs};
-pub use eval::{EvalArgs, GenerateArgs, GradeArgs, Task};
+pub use eval::{EvalArgs, GenerateArgs, GradeArgs, GradeTask};
 pub use finetune::{FinetuneArgs, PretrainArgs, RecipeArgs};
 
 /// Fine-tunes language models with SVD-based adapters.

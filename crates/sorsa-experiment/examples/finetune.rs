@@ -1,6 +1,6 @@
 //! Fine-tunes the embedded model for a few steps, and prints its accuracy before and after.
 //!
-//! `cargo run --release --workspace --example finetune`
+//! `cargo run --release -p sorsa-experiment --example finetune`
 
 use burn::prelude::Device;
 use sorsa_experiment::{Event, ExperimentError, Host, Observer, Recipe, RunDir, finetune};

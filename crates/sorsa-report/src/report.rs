@@ -21,9 +21,9 @@ pub struct RunReport {
     /// The content of `summary.json`. Keys ending in `_bytes` and `seconds` are shown in readable units.
     pub summary: Map<String, Value>,
     /// The model before training.
-    pub before: Evaluation,
+    pub before: LossAndScores,
     /// The model after training.
-    pub after: Evaluation,
+    pub after: LossAndScores,
     /// The learning curves.
     pub curves: TrainingCurves,
     /// Some generations of the trained model.
@@ -34,7 +34,7 @@ pub struct RunReport {
 
 /// Loss and scores of a model.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Evaluation {
+pub struct LossAndScores {
     /// Loss on held-out data, in nats per target token.
     pub loss: Option<f64>,
     /// What each grader says, by its name.
@@ -90,7 +90,7 @@ fn nonempty(before: &str, content: &str, after: &str) -> String {
 }
 
 /// The table of measures before and after, those that were taken of at least one.
-fn comparison(before: &Evaluation, after: &Evaluation) -> String {
+fn comparison(before: &LossAndScores, after: &LossAndScores) -> String {
     let mut rows = String::new();
     let mut row = |name: &str, cells: [String; 3]| {
         let [before, after, change] = cells.map(|cell| if cell.is_empty() { "–".to_owned() } else { cell });
@@ -112,7 +112,7 @@ fn comparison(before: &Evaluation, after: &Evaluation) -> String {
         }
     }
     for grader in names {
-        let score = |evaluation: &Evaluation| {
+        let score = |evaluation: &LossAndScores| {
             evaluation.scores.iter().find(|(other, _)| other == grader).map(|(_, score)| *score)
         };
         let (before, after) = (score(before), score(after));
@@ -283,8 +283,8 @@ mod tests {
             title: HOSTILE.to_owned(),
             setting: vec![(HOSTILE.to_owned(), HOSTILE.to_owned())],
             summary,
-            before: Evaluation { loss: Some(2.0), scores: vec![("strict".to_owned(), score(10, 50, 200))] },
-            after: Evaluation {
+            before: LossAndScores { loss: Some(2.0), scores: vec![("strict".to_owned(), score(10, 50, 200))] },
+            after: LossAndScores {
                 loss: Some(1.0),
                 scores: vec![("strict".to_owned(), score(120, 2, 200)), ("faithful".to_owned(), score(130, 2, 200))],
             },

@@ -90,7 +90,7 @@ pub struct EvalArgs {
 
 /// Kind of the problems whose answers `grade` reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Task {
+pub enum GradeTask {
     Gsm8k,
     Math,
     Svamp,
@@ -105,7 +105,7 @@ pub struct GradeArgs {
     pub file: PathBuf,
     /// Kind of the problems. `sorsa eval` grades HumanEval
     #[arg(long, value_enum, default_value = "gsm8k")]
-    pub task: Task,
+    pub task: GradeTask,
     /// Field of the generated text [default: the first of prediction, generation, generated, output, completion, response]
     #[arg(long, value_name = "FIELD")]
     pub prediction_field: Option<String>,
