@@ -1,27 +1,16 @@
 //! The `sorsa` binary.
 
-mod analysis;
-mod answers;
 mod args;
 mod bench;
 mod commands;
-mod content;
-mod curves;
 mod device;
-mod estimate;
 mod exit;
 mod format;
-mod humaneval;
-mod plan;
+mod observer;
 mod progress;
 mod recipe;
-mod run_dir;
-mod sampling;
-mod sandbox;
-mod scoreboard;
 mod session;
 mod speed;
-mod task;
 
 use std::process::ExitCode;
 
@@ -36,7 +25,7 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return exit::usage(&error),
     };
-    exit::report(match cli.command {
+    let done = match cli.command {
         Command::Finetune(args) => commands::finetune::run(&args),
         Command::Pretrain(args) => commands::pretrain::run(&args),
         Command::Eval(args) => commands::eval::run(&args),
@@ -51,5 +40,7 @@ fn main() -> ExitCode {
         Command::Inspect(args) => commands::inspect::run(&args),
         Command::BenchSpeed(args) => speed::run(&args.speed, &args.device),
         Command::Devices(args) => commands::devices::run(args.format),
-    })
+    };
+    session::remove_temporary();
+    exit::report(done)
 }

@@ -90,6 +90,56 @@ fn what_was_trained_beside_bf16_weights_is_merged_and_evaluated_in_f32() {
 }
 
 #[test]
+fn the_report_gives_the_peak_of_memory_in_the_words_of_the_terminal() {
+    let place = Place::new();
+    let printed = place.finetune(&["--max-steps", "1", "--run-dir", "run"]).succeed();
+    let peak = printed.split_once("peak memory ").unwrap().1.lines().next().unwrap();
+    let report = std::fs::read_to_string(place.path("run/report.html")).unwrap();
+    let entry = format!("<dt>peak memory</dt><dd>{peak}</dd>");
+    assert!(peak == "unknown" || (peak.ends_with("MB") && report.contains(&entry)), "{printed}");
+}
+
+/// The default that the help of an option states.
+fn stated_default(help: &str, option: &str) -> String {
+    let text = help.split_once(&format!("--{option} <")).unwrap().1.split("\n\n").next().unwrap();
+    let words: Vec<&str> = text.split_whitespace().collect();
+    words.join(" ").split_once("[default: ").unwrap().1.trim_end_matches(']').to_owned()
+}
+
+#[test]
+fn the_defaults_in_the_help_of_finetune_are_those_of_its_recipe() {
+    let place = Place::new();
+    let help = place.command(&["finetune", "--help"]).succeed();
+    let printed = place.command(&["finetune", "--model", "model", "--dry-run", "--format", "json"]).succeed();
+    let recipe = &serde_json::from_str::<Value>(&printed).unwrap()["recipe"];
+    let fields = [
+        ("dtype", "/model/dtype"),
+        ("data", "/data/train"),
+        ("method", "/adapter/method"),
+        ("rank", "/adapter/rank"),
+        ("gamma", "/train/regularizer/gamma"),
+        ("epochs", "/train/epochs"),
+        ("batch-size", "/train/batch_size"),
+        ("accumulation", "/train/accumulation"),
+        ("max-length", "/data/max_length"),
+    ];
+    for (option, field) in fields {
+        let (stated, value) = (stated_default(&help, option), recipe.pointer(field).unwrap());
+        let same = match value.as_f64() {
+            Some(number) => stated.parse::<f64>().unwrap() == number,
+            None => value == stated.as_str(),
+        };
+        assert!(same, "--{option}: the help says {stated}, the recipe {value}");
+    }
+    let targets = recipe["adapter"]["target_modules"].as_array().unwrap();
+    let targets: Vec<&str> = targets.iter().filter_map(Value::as_str).collect();
+    assert_eq!(stated_default(&help, "target-modules"), targets.join(","));
+    let seeds = [&recipe["train"]["seed"], &recipe["adapter"]["seed"]].map(ToString::to_string);
+    let stated = stated_default(&help, "seed");
+    assert_eq!(stated, format!("{} for data order and dropout, {} for the others", seeds[0], seeds[1]));
+}
+
+#[test]
 fn an_adapter_finds_the_model_of_its_run() {
     let place = Place::new();
     place.finetune(&["--max-steps", "2", "--method", "lora", "--run-dir", "first"]).succeed();

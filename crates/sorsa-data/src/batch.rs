@@ -1,75 +1,74 @@
-//! Examples to batches: order, padding, packing, and targets shifted by one.
+//! Turns examples into batches: order, padding, packing, and targets shifted by one.
 //!
-//! An example of n ids occupies n - 1 positions: position i reads `ids[i]` and is to predict `ids[i + 1]`.
+//! An example of n ids occupies n - 1 positions: at position i the model reads `ids[i]` and predicts `ids[i + 1]`.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
-use crate::plan::Plan;
+use crate::epoch_order::EpochOrder;
 use crate::{DataError, Example};
 
-/// The target of a position on which no loss is taken.
+/// Target of a position that the loss ignores.
 pub const IGNORED: i32 = -100;
 
-/// What one step reads. Every list is `[rows, len]`, row by row, padded on the right.
+/// Input of one training step. Every list is `[rows, len]`, row by row, padded on the right.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Batch {
-    /// Rows.
+    /// Number of rows.
     pub rows: usize,
-    /// Positions of a row.
+    /// Number of positions in a row.
     pub len: usize,
     /// The token at each position; `pad_id` at padding.
     pub input_ids: Vec<i32>,
-    /// The next token at each position; [`IGNORED`] where no loss is taken.
+    /// The next token at each position; [`IGNORED`] if the loss ignores the position.
     pub targets: Vec<i32>,
-    /// The position within the example, from 0; 0 at padding.
+    /// Index of the position in its example, from 0; 0 at padding.
     pub positions: Vec<i32>,
-    /// Which example of the row, from 1; 0 at padding. Attention stays within equal segments.
+    /// Number of the example in its row, from 1; 0 at padding. A position attends only to its own segment.
     pub segments: Vec<i32>,
-    /// The examples in it, row by row, as indices into the list given to [`Batcher::new`].
+    /// Indices of the examples, row by row, in the list given to [`Batcher::new`].
     pub examples: Vec<usize>,
 }
 
 impl Batch {
-    /// Positions on which loss is taken.
+    /// Number of positions that the loss counts.
     pub fn target_tokens(&self) -> usize {
         self.targets.iter().filter(|&&target| target != IGNORED).count()
     }
 
-    /// Positions that are not padding.
+    /// Number of positions that are not padding.
     pub fn tokens(&self) -> usize {
         self.segments.iter().filter(|&&segment| segment != 0).count()
     }
 
-    /// Whether a row holds more than one example, so that attention needs [`Batch::segments`].
+    /// Whether a row holds several examples, so that attention needs [`Batch::segments`].
     pub fn is_packed(&self) -> bool {
         self.segments.iter().any(|&segment| segment > 1)
     }
 }
 
-/// How examples become batches.
+/// Options of a [`Batcher`].
 #[derive(Debug, Clone)]
 pub struct BatchOptions {
-    /// Rows of a batch.
+    /// Number of rows in a batch.
     pub batch_size: usize,
-    /// A new order each epoch.
+    /// Shuffle the examples anew in each epoch.
     pub shuffle: bool,
-    /// Decides the orders, together with the epoch.
+    /// Seed of the shuffling.
     pub seed: u64,
-    /// Sort by length among so many batches at a time, so that little is padded; 0 does not sort. With `shuffle` the
-    /// batches are shuffled afterwards.
+    /// Sort the examples of this many batches at a time by length, which saves padding; 0 does not sort. With `shuffle`,
+    /// the batches are shuffled afterwards.
     pub bucket: usize,
-    /// Put several examples in a row of `max_length` positions, by decreasing length within windows of at least 1024
-    /// examples.
+    /// Pack several examples into a row of `max_length` positions, longest first, in windows of at least 1024 examples.
     pub packing: bool,
-    /// Positions of a packed row; of no effect without `packing`.
+    /// Number of positions in a packed row. Ignored without `packing`.
     pub max_length: usize,
-    /// What padding is filled with.
+    /// Token at padding.
     pub pad_id: u32,
-    /// The length of a row is rounded up to a multiple of this.
+    /// Round the length of rows up to a multiple of this.
     pub pad_multiple: usize,
-    /// Leave out the last batch of an epoch when it is not full, unless it is the only one.
+    /// Drop the last batch of an epoch if it is not full, unless it is the only batch.
     pub drop_last: bool,
 }
 
@@ -89,24 +88,24 @@ impl Default for BatchOptions {
     }
 }
 
-/// A place in the sequence of all batches: the batch to come next.
+/// Position in the sequence of all batches: it points to the next batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct DataPosition {
-    /// Epochs completed.
+    /// Number of completed epochs.
     pub epoch: u64,
-    /// Batches of this epoch completed.
+    /// Number of completed batches in this epoch.
     pub batch: usize,
 }
 
-/// Batches by epoch and index. The same (options, epoch, index) give the same batch always, so to resume is to ask
-/// for the next one; nothing else needs to be saved.
+/// Gives batches by epoch and index. Equal options, epoch and index always give equal batches, so a run that resumes
+/// needs only its [`DataPosition`].
 #[derive(Debug)]
 pub struct Batcher {
     examples: Arc<Vec<Example>>,
     lengths: Vec<usize>,
     options: BatchOptions,
-    /// The plan of the epoch asked for last.
-    plan: Mutex<Option<(u64, Arc<Plan>)>>,
+    /// Number and order of the last requested epoch.
+    cached: Mutex<Option<(u64, Arc<EpochOrder>)>>,
 }
 
 impl Batcher {
@@ -114,8 +113,8 @@ impl Batcher {
     ///
     /// # Errors
     ///
-    /// [`DataError::Options`] with all that is wrong: no examples, an example of fewer than 2 ids, a mask of another
-    /// length, a zero where something is divided by it, an example longer than a packed row.
+    /// [`DataError::Options`] with every problem: no examples, an example of fewer than 2 ids, a mask whose length differs
+    /// from the ids, a batch size or a padding multiple of 0, an example that is longer than a packed row.
     pub fn new(examples: Arc<Vec<Example>>, options: BatchOptions) -> Result<Self, DataError> {
         let mut problems = Vec::new();
         for (name, value) in [("batch_size", options.batch_size), ("pad_multiple", options.pad_multiple)] {
@@ -149,7 +148,7 @@ impl Batcher {
             return Err(DataError::Options { problems });
         }
         let lengths = examples.iter().map(|example| example.ids.len() - 1).collect();
-        Ok(Self { examples, lengths, options, plan: Mutex::new(None) })
+        Ok(Self { examples, lengths, options, cached: Mutex::new(None) })
     }
 
     /// The examples.
@@ -157,19 +156,19 @@ impl Batcher {
         &self.examples
     }
 
-    /// The batches of an epoch, at least 1. Only with packing does it depend on the epoch.
+    /// Number of batches in an epoch, at least 1. It differs between epochs only with packing.
     pub fn batches_per_epoch(&self, epoch: u64) -> usize {
-        self.plan(epoch).batches()
+        self.order(epoch).batches()
     }
 
     /// The batch `index` of `epoch`.
     ///
     /// # Panics
     ///
-    /// When `index` is not below [`Batcher::batches_per_epoch`].
+    /// If `index` is not below [`Batcher::batches_per_epoch`].
     pub fn batch(&self, epoch: u64, index: usize) -> Batch {
-        let plan = self.plan(epoch);
-        let rows = plan.batch(index);
+        let order = self.order(epoch);
+        let rows = order.batch(index);
         let positions_of = |row: &[usize]| row.iter().map(|&example| self.lengths[example]).sum::<usize>();
         let longest = rows.clone().map(positions_of).max().unwrap_or(0);
         let len = longest.next_multiple_of(self.options.pad_multiple);
@@ -194,7 +193,8 @@ impl Batcher {
         batch
     }
 
-    /// The batch at `position`, which moves on to the one after it, over the end of an epoch into the next.
+    /// Returns the batch at `position`, and moves `position` to the next batch. After the last batch of an epoch it starts
+    /// the next epoch.
     pub fn next(&self, position: &mut DataPosition) -> Batch {
         if position.batch >= self.batches_per_epoch(position.epoch) {
             *position = DataPosition { epoch: position.epoch + 1, batch: 0 };
@@ -204,21 +204,21 @@ impl Batcher {
         batch
     }
 
-    fn plan(&self, epoch: u64) -> Arc<Plan> {
-        let mut cached = self.plan.lock().unwrap_or_else(PoisonError::into_inner);
+    fn order(&self, epoch: u64) -> Arc<EpochOrder> {
+        let mut cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
         match &*cached {
-            Some((of, plan)) if *of == epoch => Arc::clone(plan),
+            Some((number, order)) if *number == epoch => Arc::clone(order),
             _ => {
-                let plan = Arc::new(Plan::new(&self.lengths, &self.options, epoch));
-                *cached = Some((epoch, Arc::clone(&plan)));
-                plan
+                let order = Arc::new(EpochOrder::new(&self.lengths, &self.options, epoch));
+                *cached = Some((epoch, Arc::clone(&order)));
+                order
             }
         }
     }
 }
 
 impl Batch {
-    /// Writes an example from cell `start` on.
+    /// Writes an example into the cells from `start` on.
     fn place(&mut self, start: usize, segment: i32, example: &Example) {
         let ids = example.ids.windows(2).zip(&example.target_mask[1..]);
         for (position, (pair, &target)) in ids.enumerate() {
@@ -237,7 +237,7 @@ mod tests {
 
     use super::*;
 
-    /// An example whose ids tell where they come from.
+    /// An example with ids that tell their row and position.
     fn example(row: usize, length: usize) -> Example {
         let ids = (0..length).map(|at| (1 + row * 100 + at) as u32).collect();
         let target_mask = (0..length).map(|at| at % 3 != 1).collect();

@@ -1,4 +1,4 @@
-//! Chat templates: Jinja, rendered as Hugging Face's `apply_chat_template` does.
+//! Chat templates: Jinja, rendered like Hugging Face's `apply_chat_template` does.
 
 use std::fmt;
 use std::sync::Arc;
@@ -10,10 +10,11 @@ use crate::{DataError, Message};
 
 /// A compiled chat template.
 ///
-/// Templates see `messages`, `bos_token`, `eos_token` and `add_generation_prompt`; tools are not passed.
-/// What a model is trained on should not depend on the day: for templates that ask whether `strftime_now is defined` it
-/// is not, and they fall back to a date of their own; for those that do not ask, today is 26 July 2024, to which Llama's
-/// falls back.
+/// A template sees `messages`, `bos_token`, `eos_token` and `add_generation_prompt`, but no tools.
+///
+/// Training data must not depend on the date. If a template tests whether `strftime_now is defined`, the function is
+/// undefined and the template uses its own fixed date. Otherwise `strftime_now` returns 26 July 2024, the fixed date of
+/// Llama's template.
 #[derive(Clone)]
 pub struct ChatTemplate {
     environment: Arc<Environment<'static>>,
@@ -29,7 +30,7 @@ impl ChatTemplate {
     ///
     /// # Errors
     ///
-    /// [`DataError::ChatTemplate`] when the source is not valid Jinja.
+    /// [`DataError::ChatTemplate`] if the source is not valid Jinja.
     pub fn new(source: &str, bos_token: &str, eos_token: &str) -> Result<Self, DataError> {
         let mut environment = Environment::new();
         environment.set_trim_blocks(true);
@@ -39,9 +40,9 @@ impl ChatTemplate {
             Err(Error::new(ErrorKind::InvalidOperation, message))
         });
         if source.contains("strftime_now") && !source.contains("strftime_now is defined") {
-            environment.add_function("strftime_now", on_that_day);
+            environment.add_function("strftime_now", strftime_of_fixed_date);
         }
-        environment.add_template_owned(Self::NAME, without_generation_blocks(source)).map_err(broken)?;
+        environment.add_template_owned(Self::NAME, without_generation_blocks(source)).map_err(template_error)?;
         Ok(Self {
             environment: Arc::new(environment),
             source: source.into(),
@@ -50,15 +51,15 @@ impl ChatTemplate {
         })
     }
 
-    /// The text of a conversation; with `add_generation_prompt`, followed by what opens the assistant's next turn.
+    /// Renders a conversation. With `add_generation_prompt`, the text ends with the opening of the assistant's next turn.
     ///
     /// # Errors
     ///
-    /// [`DataError::ChatTemplate`] when the template refuses the messages (`raise_exception`) or fails.
+    /// [`DataError::ChatTemplate`] if the template refuses the messages (`raise_exception`) or fails.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, DataError> {
         let (bos_token, eos_token) = (&self.bos_token, &self.eos_token);
-        let template = self.environment.get_template(Self::NAME).map_err(broken)?;
-        template.render(context! { messages, bos_token, eos_token, add_generation_prompt }).map_err(broken)
+        let template = self.environment.get_template(Self::NAME).map_err(template_error)?;
+        template.render(context! { messages, bos_token, eos_token, add_generation_prompt }).map_err(template_error)
     }
 }
 
@@ -68,12 +69,12 @@ impl fmt::Debug for ChatTemplate {
     }
 }
 
-fn broken(error: Error) -> DataError {
+fn template_error(error: Error) -> DataError {
     DataError::ChatTemplate { reason: error.to_string() }
 }
 
-/// Python's `strftime` at the first moment of the one day that there is.
-fn on_that_day(format: &str) -> String {
+/// Python's `strftime` at midnight of 26 July 2024.
+fn strftime_of_fixed_date(format: &str) -> String {
     const DATE: [(&str, &str); 8] = [
         ("%Y", "2024"),
         ("%y", "24"),
@@ -88,7 +89,8 @@ fn on_that_day(format: &str) -> String {
     DATE.iter().chain(&TIME).fold(format.to_owned(), |text, (field, value)| text.replace(field, value))
 }
 
-/// `{% generation %}` marks the assistant's part for Transformers and renders nothing: a block that is always taken.
+/// Replaces `{% generation %}` by a block that always renders. The tag marks the assistant's part for Transformers and
+/// renders nothing itself.
 fn without_generation_blocks(source: &str) -> String {
     let mut plain = source.to_owned();
     for open in ["{%", "{%-"] {

@@ -1,63 +1,98 @@
-//! Records to examples: token ids, and which of them the loss is taken on.
+//! Turns records into examples: token ids, and a mask of the ids that the loss counts.
 //!
-//! Prompt and answer are tokenised apart and joined, as in the code of the SORSA paper: a token never spans the
-//! border, and a prompt has the same ids in training as in generation. Tokenizers of the SentencePiece kind put their
-//! space before the answer by themselves.
+//! The encoder tokenizes prompt and answer separately and joins their ids, like the code of the SORSA paper: no token
+//! spans the border, and a prompt has the same ids in training and in generation. SentencePiece tokenizers put the space
+//! before the answer themselves.
 
+use std::fmt;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
+use crate::names::parse_name;
 use crate::{BadRows, ChatTemplate, Content, DataError, Message, PromptTemplate, Record, TextTokenizer};
 
-/// One row as the model sees it.
+/// The token ids of one sequence, and the mask of the loss.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Example {
     /// Token ids, begin and end tokens included.
     pub ids: Vec<u32>,
-    /// For each id, whether the loss is taken on predicting it. That of the first id is never used.
+    /// For each id, whether the loss counts its prediction. The entry of the first id is unused.
     pub target_mask: Vec<bool>,
-    /// The [`Record::row`] it came from.
+    /// [`Record::row`] of its record.
     pub row: usize,
-    /// Whether tokens of the record are missing.
+    /// Whether truncation removed tokens of the record.
     pub truncated: bool,
 }
 
 impl Example {
-    /// How many tokens the loss is taken on.
+    /// Number of tokens that the loss counts.
     pub fn target_tokens(&self) -> usize {
         self.target_mask.iter().skip(1).filter(|&&target| target).count()
     }
 }
 
-/// What becomes of a record with more than `max_length` tokens. Plain text is never cut: it becomes several examples.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+/// What the encoder does with a record of more than `max_length` tokens. It never truncates plain text: it splits it
+/// into several examples.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Truncation {
-    /// An error that names the row.
+    /// Fail, and name the row.
     #[default]
     Error,
-    /// The record is left out and counted.
+    /// Drop the record, and count it.
     DropRow,
-    /// The prompt loses its beginning, but for the begin token. An answer too long by itself loses its end, but for
+    /// Cut the beginning of the prompt, after the begin token. If the answer alone is too long, cut its end, before
     /// the end token.
     KeepEnd,
-    /// Prompt and answer are each cut at `max_length`, so that the sum may be twice that, and a cut answer has no end
-    /// token. This is what the code of the SORSA paper does; for nothing but comparing with it.
+    /// Cut prompt and answer at `max_length` each, like the code of the SORSA paper: the example may have twice
+    /// `max_length` tokens, and an answer that is cut has no end token. Use it only to compare with that code.
     AuthorEach,
 }
 
-/// How records become examples.
+impl Truncation {
+    /// All ways to truncate.
+    pub const ALL: [Self; 4] = [Self::Error, Self::DropRow, Self::KeepEnd, Self::AuthorEach];
+
+    /// The name, as a recipe spells it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::DropRow => "drop-row",
+            Self::KeepEnd => "keep-end",
+            Self::AuthorEach => "author-each",
+        }
+    }
+}
+
+impl fmt::Display for Truncation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for Truncation {
+    type Err = DataError;
+
+    fn from_str(name: &str) -> Result<Self, DataError> {
+        parse_name("truncation", &Self::ALL, name)
+    }
+}
+
+/// Options of an [`Encoder`].
 #[derive(Debug, Clone)]
 pub struct EncodeOptions {
-    /// The most tokens of an example, begin and end tokens included; at least 2.
+    /// Maximum number of tokens in an example, begin and end tokens included; at least 2.
     pub max_length: usize,
-    /// What becomes of longer records.
+    /// What the encoder does with longer records.
     pub truncation: Truncation,
-    /// Take the loss on the prompt too.
+    /// Count the prompt in the loss too.
     pub train_on_prompt: bool,
-    /// Put the end token after the answer. Chat templates write their own.
+    /// Append the end token to the answer. Chat templates write their own.
     pub append_eos: bool,
-    /// Text after the prompt when generating, which training does not have: ` Let's think step by step.`
+    /// Text to append to the prompt for generation, but not for training: ` Let's think step by step.`
     pub prompt_suffix: String,
 }
 
@@ -73,18 +108,18 @@ impl Default for EncodeOptions {
     }
 }
 
-/// All examples of a set of records.
+/// The examples of a set of records, and their counts.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct EncodedSet {
-    /// In the order of the records.
+    /// Examples in the order of the records.
     pub examples: Vec<Example>,
-    /// Records without an example: too long, or without anything to predict.
+    /// Number of records without an example: they are too long, or have no token to predict.
     pub dropped: usize,
-    /// Examples that lost tokens.
+    /// Number of truncated examples.
     pub truncated: usize,
-    /// Tokens the loss is taken on.
+    /// Number of tokens that the loss counts.
     pub target_tokens: usize,
-    /// All tokens.
+    /// Number of all tokens.
     pub tokens: usize,
 }
 
@@ -94,14 +129,16 @@ pub struct Encoder {
     tokenizer: Arc<TextTokenizer>,
     template: PromptTemplate,
     options: EncodeOptions,
+    /// Size of the model's vocabulary, if it is known.
+    vocabulary: Option<usize>,
 }
 
 impl Encoder {
-    /// An encoder.
+    /// Makes an encoder.
     ///
     /// # Errors
     ///
-    /// [`DataError::Options`] when `max_length` is below 2 or an end token is wanted that the tokenizer does not have.
+    /// [`DataError::Options`] if `max_length` is below 2, or if `append_eos` is set and the tokenizer has no end token.
     pub fn new(
         tokenizer: Arc<TextTokenizer>,
         template: PromptTemplate,
@@ -115,10 +152,15 @@ impl Encoder {
             problems.push("append_eos is set, and the tokenizer has no end token".to_owned());
         }
         if problems.is_empty() {
-            Ok(Self { tokenizer, template, options })
+            Ok(Self { tokenizer, template, options, vocabulary: None })
         } else {
             Err(DataError::Options { problems })
         }
+    }
+
+    /// The same for a model whose embedding has `size` rows: a record that holds a token beyond them is refused.
+    pub fn for_vocabulary(self, size: usize) -> Self {
+        Self { vocabulary: Some(size), ..self }
     }
 
     /// The tokenizer.
@@ -126,12 +168,14 @@ impl Encoder {
         &self.tokenizer
     }
 
-    /// The examples of one record: one; none when it is dropped; for plain text longer than `max_length` several,
-    /// each beginning with the last token of the one before, so that every token but the first is predicted once.
+    /// Encodes one record into one example, or into none if the record is dropped. Plain text of more than `max_length`
+    /// tokens becomes several examples. Each begins with the last token of the one before, so that every token but the
+    /// first is predicted once.
     ///
     /// # Errors
     ///
-    /// When the record is too long under [`Truncation::Error`], the template cannot render it, or the tokenizer fails.
+    /// If the record is too long under [`Truncation::Error`], the template cannot render it, the tokenizer fails, or a
+    /// token is beyond the vocabulary.
     pub fn encode(&self, record: &Record) -> Result<Vec<Example>, DataError> {
         let draft = match (&self.template, &record.content) {
             (_, Content::Text(text)) => return self.windows(text, record.row),
@@ -140,22 +184,35 @@ impl Encoder {
             }
             _ => self.exchange(record)?,
         };
-        let example = self.fit(draft, record.row)?;
-        Ok(example.into_iter().filter(|example| example.target_tokens() > 0).collect())
+        let Some(example) = self.fit(draft, record.row)? else { return Ok(Vec::new()) };
+        self.check_vocabulary(&example.ids)?;
+        Ok(if example.target_tokens() > 0 { vec![example] } else { Vec::new() })
     }
 
-    /// The tokens to generate an answer from: everything before the (last) answer, and the prompt suffix. Never cut.
+    /// Encodes the prompt of a record for generation: everything before the (last) answer, and the prompt suffix. It
+    /// truncates nothing.
     ///
     /// # Errors
     ///
-    /// When the template cannot render the record or the tokenizer fails.
+    /// If the template cannot render the record, the tokenizer fails, or a token is beyond the vocabulary.
     pub fn encode_prompt(&self, record: &Record) -> Result<Vec<u32>, DataError> {
         let text = self.template.prompt(record)? + &self.options.prompt_suffix;
         let bos = self.bos().filter(|_| !matches!(self.template, PromptTemplate::Chat(_)));
-        Ok(bos.into_iter().chain(self.tokenizer.encode(&text)?).collect())
+        let ids: Vec<u32> = bos.into_iter().chain(self.tokenizer.encode(&text)?).collect();
+        self.check_vocabulary(&ids)?;
+        Ok(ids)
     }
 
-    /// The prompts of all records, as [`Encoder::encode_prompt`] gives them, on all cores.
+    /// Refuses ids that have no row in the model's embedding: a tokenizer may know more tokens than the model.
+    fn check_vocabulary(&self, ids: &[u32]) -> Result<(), DataError> {
+        let Some(vocabulary) = self.vocabulary else { return Ok(()) };
+        match ids.iter().find(|id| **id as usize >= vocabulary) {
+            Some(&token) => Err(DataError::BeyondVocabulary { token, vocabulary }),
+            None => Ok(()),
+        }
+    }
+
+    /// Encodes the prompts of all records like [`Encoder::encode_prompt`], on all cores.
     ///
     /// # Errors
     ///
@@ -173,11 +230,11 @@ impl Encoder {
         if bad.count > 0 { Err(DataError::Encode { records: records.len(), bad }) } else { Ok(prompts) }
     }
 
-    /// Encodes all records, on all cores.
+    /// Encodes all records like [`Encoder::encode`], on all cores.
     ///
     /// # Errors
     ///
-    /// [`DataError::Encode`] with every record that failed, as [`Encoder::encode`] does.
+    /// [`DataError::Encode`] with every record for which [`Encoder::encode`] failed.
     pub fn encode_all(&self, records: &[Record]) -> Result<EncodedSet, DataError> {
         let encoded: Vec<_> = records.par_iter().map(|record| self.encode(record)).collect();
         let mut set = EncodedSet::default();
@@ -200,17 +257,18 @@ impl Encoder {
         Ok(set)
     }
 
-    /// The begin token that this encoder puts before a text.
+    /// Begin token that the encoder puts before a text, if any.
     fn bos(&self) -> Option<u32> {
         let wanted = !matches!(self.template, PromptTemplate::Code) || self.tokenizer.adds_bos();
         self.tokenizer.bos().filter(|_| wanted)
     }
 
+    /// End token that the encoder appends to a text, if any.
     fn eos(&self) -> Option<u32> {
         self.tokenizer.eos().filter(|_| self.options.append_eos)
     }
 
-    /// A prompt in the form of the template, and an answer.
+    /// Encodes the prompt, written by the template, and the answer.
     fn exchange(&self, record: &Record) -> Result<Draft, DataError> {
         let prompt = self.tokenizer.encode(&self.template.prompt(record)?)?;
         let answer = self.tokenizer.encode(record.answer().unwrap_or_default())?;
@@ -221,7 +279,8 @@ impl Encoder {
         Ok(Draft { ids, target_mask, answer_start })
     }
 
-    /// A conversation, tokenised as one text. The assistant's parts are found by rendering the conversation up to each.
+    /// Encodes a conversation as one text. To find the assistant's turns in it, it renders the conversation up to each
+    /// turn.
     fn conversation(&self, template: &ChatTemplate, messages: &[Message]) -> Result<Draft, DataError> {
         let text = template.render(messages, false)?;
         let mut turns = Vec::new();
@@ -244,10 +303,11 @@ impl Encoder {
         Ok(Draft { ids: encoding.get_ids().to_vec(), target_mask, answer_start })
     }
 
-    /// Plain text in windows of at most `max_length` tokens, each beginning with the last token of the one before.
+    /// Splits plain text into windows of at most `max_length` tokens. Each begins with the last token of the one before.
     fn windows(&self, text: &str, row: usize) -> Result<Vec<Example>, DataError> {
         let text = self.tokenizer.encode(text)?;
         let ids: Vec<u32> = self.bos().into_iter().chain(text).chain(self.eos()).collect();
+        self.check_vocabulary(&ids)?;
         let step = self.options.max_length - 1;
         let window = |start| {
             let ids = ids[start..ids.len().min(start + step + 1)].to_vec();
@@ -256,7 +316,7 @@ impl Encoder {
         Ok((0..ids.len().saturating_sub(1)).step_by(step).map(window).collect())
     }
 
-    /// Makes a draft fit, or drops it.
+    /// Truncates a draft to `max_length`, or drops it.
     fn fit(&self, mut draft: Draft, row: usize) -> Result<Option<Example>, DataError> {
         let (tokens, max_length) = (draft.ids.len(), self.options.max_length);
         match self.options.truncation {
@@ -271,11 +331,11 @@ impl Encoder {
     }
 }
 
-/// An example before it is known to fit.
+/// An example before truncation.
 struct Draft {
     ids: Vec<u32>,
     target_mask: Vec<bool>,
-    /// Where the (last) answer begins.
+    /// Index of the first token of the (last) answer.
     answer_start: usize,
 }
 
@@ -348,6 +408,28 @@ mod tests {
 
     fn pair(ids: &str, targets: &str) -> Vec<(String, String)> {
         vec![(ids.to_owned(), targets.to_owned())]
+    }
+
+    #[test]
+    fn a_token_that_the_model_has_no_row_for_is_refused_wherever_text_becomes_ids() {
+        let encoder = encoder(PromptTemplate::Raw, EncodeOptions::default());
+        let record = Record::instruction(7, "ab", "c");
+        let prompt = encoder.encode_prompt(&record).unwrap();
+        let largest = *prompt.iter().max().unwrap();
+        let fits = encoder.clone().for_vocabulary(largest as usize + 1);
+        assert_eq!(fits.encode_prompt(&record).unwrap(), prompt);
+        let small = encoder.for_vocabulary(largest as usize);
+        let expected = format!("token {largest} is beyond the model's vocabulary of {largest} tokens");
+        let text = Record { content: Content::Text("ab".into()), ..record.clone() };
+        for error in [
+            small.encode_prompt(&record).unwrap_err(),
+            small.encode(&record).unwrap_err(),
+            small.encode(&text).unwrap_err(),
+        ] {
+            assert!(error.to_string().contains(&expected), "{error}");
+        }
+        let all = small.encode_all(&[record]).unwrap_err().to_string();
+        assert!(all.contains("row 7") && all.contains(&expected), "{all}");
     }
 
     #[test]

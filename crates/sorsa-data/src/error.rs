@@ -1,11 +1,11 @@
-//! What can be wrong with data, said so that the reader can mend it.
+//! Errors of this crate. Each says what is wrong and where.
 
 use std::fmt;
 use std::path::PathBuf;
 
-use crate::{Format, PromptTemplate};
+use crate::{Format, TemplateName};
 
-/// Everything that can go wrong between a file and a batch.
+/// Errors between a file and a batch.
 #[derive(Debug, thiserror::Error)]
 pub enum DataError {
     /// A file could not be opened or read.
@@ -13,10 +13,10 @@ pub enum DataError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the operating system said.
+        /// Error of the operating system.
         source: std::io::Error,
     },
-    /// A folder was given where one file is expected.
+    /// The path is a folder, not a file.
     #[error("{} is a folder; expected one file: .jsonl, .json, .parquet or .txt", path.display())]
     Folder {
         /// The folder.
@@ -33,7 +33,7 @@ pub enum DataError {
     Malformed {
         /// The file.
         path: PathBuf,
-        /// What it was taken for.
+        /// Expected type of the file.
         kind: &'static str,
         /// Where and why reading stopped.
         reason: String,
@@ -49,7 +49,7 @@ pub enum DataError {
         /// The fields of its first row.
         found: Vec<String>,
     },
-    /// Rows that do not hold what their format demands.
+    /// Rows that do not fit their format.
     #[error(
         "{}: {} of {rows_read} rows cannot be used as {format}:\n{bad}",
         path.display(), bad.count
@@ -59,7 +59,7 @@ pub enum DataError {
         path: PathBuf,
         /// The format that was named or recognised.
         format: Format,
-        /// How many rows were read in all.
+        /// Number of all rows.
         rows_read: usize,
         /// The rows.
         bad: BadRows,
@@ -70,28 +70,28 @@ pub enum DataError {
         /// The file.
         path: PathBuf,
     },
-    /// A name that stands for nothing here.
+    /// An unknown name.
     #[error("unknown {what} `{found}`; expected one of {expected}")]
     UnknownName {
-        /// What was to be named: `format`, `prompt template`.
+        /// What the name is for: `format`, `prompt template`.
         what: &'static str,
-        /// The name given.
+        /// The unknown name.
         found: String,
-        /// The names there are.
+        /// The known names.
         expected: String,
     },
-    /// A tokenizer that cannot be used, with everything that is wrong with it.
+    /// A tokenizer that cannot be used, with every problem.
     #[error("cannot use the tokenizer in {place}:\n  {}", problems.join("\n  "))]
     Tokenizer {
         /// Its folder, or `memory`.
         place: String,
-        /// One line for each thing wrong.
+        /// One line for each problem.
         problems: Vec<String>,
     },
     /// A text that the tokenizer refuses, or ids that it cannot turn back into text.
     #[error("the tokenizer failed: {reason}")]
     Tokenize {
-        /// What the tokenizer said.
+        /// Error of the tokenizer.
         reason: String,
     },
     /// A chat template that does not compile or does not render.
@@ -100,18 +100,18 @@ pub enum DataError {
         /// The template engine's message, with the line.
         reason: String,
     },
-    /// The chat template was asked for, and the tokenizer brings none.
+    /// The caller asks for the chat template, and the tokenizer has none.
     #[error(
         "the tokenizer has no chat template: neither `chat_template.jinja` nor `chat_template` in tokenizer_config.json"
     )]
     NoChatTemplate,
     /// A conversation under a template that knows only instructions.
-    #[error("the record is a conversation, which the {} template cannot render; use the chat template", template.name())]
+    #[error("the record is a conversation, which the {template} template cannot render; use the chat template")]
     NeedsChatTemplate {
         /// The template in use.
-        template: PromptTemplate,
+        template: TemplateName,
     },
-    /// The start of a rendered conversation is not the rendering of its start, so the assistant's part cannot be told.
+    /// The chat template rewrites earlier turns, so the encoder cannot tell which tokens are the assistant's.
     #[error(
         "the chat template is not prefix-stable at message {message}: it rewrites earlier turns (or its generation prompt \
          adds text that the turn lacks), so the assistant's tokens cannot be told from the rest; train on one exchange a record"
@@ -120,7 +120,7 @@ pub enum DataError {
         /// The assistant message, counted from 1.
         message: usize,
     },
-    /// A record with more tokens than allowed, under [`Truncation::Error`](crate::Truncation::Error).
+    /// A record with too many tokens, under [`Truncation::Error`](crate::Truncation::Error).
     #[error("{tokens} tokens, at most {max_length} are allowed; raise max_length or choose another truncation")]
     TooLong {
         /// Tokens of the record, its begin and end tokens included.
@@ -128,15 +128,23 @@ pub enum DataError {
         /// The limit.
         max_length: usize,
     },
+    /// A token without a row in the model's embedding: the tokenizer has more tokens than the model.
+    #[error("token {token} is beyond the model's vocabulary of {vocabulary} tokens")]
+    BeyondVocabulary {
+        /// The first such token.
+        token: u32,
+        /// Rows of the embedding.
+        vocabulary: usize,
+    },
     /// Records that could not be encoded.
     #[error("{} of {records} records cannot be encoded:\n{bad}", bad.count)]
     Encode {
-        /// How many records there were.
+        /// Number of all records.
         records: usize,
         /// The records, by their row in the file.
         bad: BadRows,
     },
-    /// Options that contradict themselves or the data, all of them.
+    /// Options that contradict each other or the data.
     #[error("{}", problems.join("; "))]
     Options {
         /// One sentence for each.
@@ -147,25 +155,25 @@ pub enum DataError {
 /// A row that cannot be used, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BadRow {
-    /// Counted from 1: the line of a text file, else the element or row.
+    /// Number of the row, from 1: the line of a text file, otherwise the element or row.
     pub row: usize,
-    /// What was expected and what was found.
+    /// What the format expects and what the row has.
     pub reason: String,
 }
 
-/// The first bad rows, and how many there are in all.
+/// The first bad rows, and the number of all.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct BadRows {
-    /// At most [`BadRows::SHOWN`] of them, in order.
+    /// The first bad rows, at most [`BadRows::SHOWN`], in order.
     pub first: Vec<BadRow>,
-    /// All of them.
+    /// Number of all bad rows.
     pub count: usize,
-    /// `line` for files read by lines, else `row`.
+    /// `line` for files that are read by lines, otherwise `row`.
     pub unit: &'static str,
 }
 
 impl BadRows {
-    /// How many rows are kept with their reason.
+    /// Maximum number of rows in [`BadRows::first`].
     pub const SHOWN: usize = 20;
 
     pub(crate) fn new(unit: &'static str) -> Self {

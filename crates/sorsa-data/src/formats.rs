@@ -1,19 +1,23 @@
-//! The formats: which fields a row has, and what becomes of them.
+//! Formats of rows: their fields, and how they become records.
 
 use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::names::parse_name;
 use crate::{Content, DataError, LoadOptions, Message, Record};
 
-/// How the fields of a row are to be read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+/// Format of the rows of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Format {
     /// A conversation: `messages`, a list of `role` and `content`.
     Messages,
     /// MetaMathQA: `query`, `response`, and maybe `type`.
+    #[serde(rename = "metamathqa")]
     MetaMathQa,
     /// GSM8K: `question`, and `answer` ending in `#### N`.
     Gsm8k,
@@ -25,17 +29,17 @@ pub enum Format {
     Alpaca,
     /// Any of the usual pairs: `prompt` and `completion` or `response`; `query` or `question` and `answer`.
     PromptCompletion,
-    /// Plain text: `text`. Also what a .txt file is, as one single record.
+    /// Plain text: `text`. A .txt file is one record of this format.
     Text,
 }
 
 /// How an answer ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum AnswerStyle {
-    /// As the file has it.
+    /// Like in the file.
     #[default]
     AsIs,
-    /// With a last line `The answer is: X`, as MetaMathQA appends it, wherever a short answer X is known.
+    /// With a last line `The answer is: X`, like in MetaMathQA, if the short answer X is known.
     TheAnswerIs,
 }
 
@@ -43,14 +47,14 @@ const PAIRS: [(&str, &str); 4] =
     [("prompt", "completion"), ("prompt", "response"), ("query", "answer"), ("question", "answer")];
 
 impl Format {
-    /// All formats, in the order in which they are tried.
-    pub const fn all() -> [Self; 8] {
+    /// All formats, in the order in which [`load`](crate::load) tries them.
+    pub const ALL: [Self; 8] = {
         use Format::*;
         [Messages, MetaMathQa, Gsm8k, Math, Svamp, Alpaca, PromptCompletion, Text]
-    }
+    };
 
-    /// The name used on a command line and in a recipe.
-    pub const fn name(self) -> &'static str {
+    /// The name, as a recipe and the command line spell it.
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Messages => "messages",
             Self::MetaMathQa => "metamathqa",
@@ -77,15 +81,15 @@ impl Format {
     }
 
     pub(crate) fn describe_all() -> String {
-        let lines = Self::all().map(|format| format!("  {:<17} {}", format.name(), format.fields()));
+        let lines = Self::ALL.map(|format| format!("  {:<17} {}", format.as_str(), format.fields()));
         lines.join("\n")
     }
 
     /// The format whose fields `row` has, if any.
-    pub(crate) fn recognise(row: &Value) -> Option<Self> {
+    pub fn recognise(row: &Value) -> Option<Self> {
         let row = row.as_object()?;
         let has = |names: &[&str]| names.iter().all(|name| row.contains_key(*name));
-        Self::all().into_iter().find(|format| match format {
+        Self::ALL.into_iter().find(|format| match format {
             Self::Messages => has(&["messages"]),
             Self::MetaMathQa => has(&["query", "response"]),
             Self::Gsm8k => {
@@ -99,9 +103,9 @@ impl Format {
         })
     }
 
-    /// The record in `value`, the row numbered `row`; on failure every reason, as one line.
+    /// Converts the row `value`, whose number is `row`. The error is one line with every problem.
     pub(crate) fn record(self, row: usize, value: Value, options: &LoadOptions) -> Result<Record, String> {
-        let mut fields = Fields::new(value)?;
+        let mut fields = RowFields::new(value)?;
         let record = match self {
             Self::Messages => Record::new(row, Content::Chat(fields.messages())),
             Self::Text => Record::new(row, Content::Text(fields.text("text"))),
@@ -126,10 +130,10 @@ impl Format {
         if fields.problems.is_empty() { Ok(record) } else { Err(fields.problems.join("; ")) }
     }
 
-    /// What a format does beyond taking an instruction and an answer.
+    /// Applies the rules of the format to instruction, input and answers.
     fn finish(
         self,
-        fields: &mut Fields,
+        fields: &mut RowFields,
         instruction: &mut String,
         input: &mut Option<String>,
         answer: &mut String,
@@ -167,7 +171,7 @@ impl Format {
 
 impl fmt::Display for Format {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
+        f.write_str(self.as_str())
     }
 }
 
@@ -175,40 +179,36 @@ impl FromStr for Format {
     type Err = DataError;
 
     fn from_str(name: &str) -> Result<Self, DataError> {
-        Self::all().into_iter().find(|format| format.name() == name).ok_or_else(|| DataError::UnknownName {
-            what: "format",
-            found: name.to_owned(),
-            expected: Self::all().map(Self::name).join(", "),
-        })
+        parse_name("format", &Self::ALL, name)
     }
 }
 
-/// The fields of one row, and what was found to be wrong with them.
-struct Fields {
+/// The fields of one row, and the problems found in them.
+struct RowFields {
     row: Map<String, Value>,
     problems: Vec<String>,
 }
 
-impl Fields {
+impl RowFields {
     fn new(row: Value) -> Result<Self, String> {
         match row {
             Value::Object(row) => Ok(Self { row, problems: Vec::new() }),
-            other => Err(format!("expected an object with named fields, found {}", kind(&other))),
+            other => Err(format!("expected an object with named fields, found {}", json_type(&other))),
         }
     }
 
-    /// The value of a field; its name stays, to be told in an error.
+    /// Takes the value of a field. The name stays in the row, so that errors can list it.
     fn take(&mut self, name: &str) -> Option<Value> {
         self.row.get_mut(name).map(Value::take)
     }
 
-    /// A field that must hold text (a number is taken as its decimal form) and must not be blank.
+    /// Takes a field that must hold text and must not be blank. A number becomes its decimal text.
     fn text(&mut self, name: &str) -> String {
         let problem = match self.take(name) {
             Some(Value::String(text)) if !text.trim().is_empty() => return text,
             Some(Value::String(_)) => format!("`{name}` is empty"),
             Some(Value::Number(number)) => return plain_number(&number),
-            Some(other) => format!("`{name}` should be text, found {}", kind(&other)),
+            Some(other) => format!("`{name}` should be text, found {}", json_type(&other)),
             None => {
                 let found: Vec<&str> = self.row.keys().map(String::as_str).collect();
                 format!("no field `{name}` (found: {})", found.join(", "))
@@ -218,18 +218,20 @@ impl Fields {
         String::new()
     }
 
+    /// Takes a field that may be absent or null.
     fn optional(&mut self, name: &str) -> Option<String> {
         match self.take(name)? {
             Value::String(text) => Some(text),
             Value::Number(number) => Some(plain_number(&number)),
             Value::Null => None,
             other => {
-                self.problems.push(format!("`{name}` should be text, found {}", kind(&other)));
+                self.problems.push(format!("`{name}` should be text, found {}", json_type(&other)));
                 None
             }
         }
     }
 
+    /// The names of the first of [`PAIRS`] that the row has.
     fn pair(&self) -> (&'static str, &'static str) {
         let has = |name| self.row.contains_key(name);
         PAIRS.into_iter().find(|&(prompt, answer)| has(prompt) && has(answer)).unwrap_or(PAIRS[0])
@@ -259,7 +261,7 @@ impl Fields {
     }
 }
 
-/// `51.0` is written `51`: SVAMP keeps its whole numbers as floats.
+/// A number as text. `51.0` becomes `51`, because SVAMP stores whole numbers as floats.
 fn plain_number(number: &serde_json::Number) -> String {
     match number.as_f64() {
         Some(float) if !number.is_i64() && !number.is_u64() => float.to_string(),
@@ -267,7 +269,8 @@ fn plain_number(number: &serde_json::Number) -> String {
     }
 }
 
-fn kind(value: &Value) -> &'static str {
+/// The type of a JSON value, for errors.
+fn json_type(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "a boolean",
@@ -285,7 +288,7 @@ fn gsm8k_final(answer: &str) -> Option<&str> {
     (!short.is_empty()).then_some(short)
 }
 
-/// GSM8K's annotations for a calculator, `<<48/2=24>>`, taken out.
+/// Removes GSM8K's calculator annotations, `<<48/2=24>>`.
 fn strip_calculator(answer: &str) -> Cow<'_, str> {
     if !answer.contains("<<") {
         return Cow::Borrowed(answer);
@@ -300,7 +303,7 @@ fn strip_calculator(answer: &str) -> Cow<'_, str> {
     Cow::Owned(plain + rest)
 }
 
-/// What stands in the last `\boxed{..}`, braces balanced.
+/// The content of the last `\boxed{..}`, with balanced braces.
 fn last_boxed(solution: &str) -> Option<&str> {
     const OPEN: &str = r"\boxed{";
     let inside = &solution[solution.rfind(OPEN)? + OPEN.len()..];
@@ -341,9 +344,9 @@ mod tests {
             json!({"question": "q", "answer": "a, not numbered"}),
             json!({"text": "t"}),
         ];
-        for (row, format) in rows.iter().zip(Format::all()) {
+        for (row, format) in rows.iter().zip(Format::ALL) {
             assert_eq!(Format::recognise(row), Some(format), "{row}");
-            assert_eq!(format.name().parse::<Format>().unwrap(), format);
+            assert_eq!(format.as_str().parse::<Format>().unwrap(), format);
         }
         assert_eq!(Format::recognise(&json!({"prompt": "only half of a pair"})), None);
     }

@@ -1,10 +1,10 @@
-//! From files to batches of integers: everything a language model is fed with, and nothing of a model.
+//! Turns data files into batches of token ids for a language model.
 //!
 //! ```text
 //! file --load--> Record --PromptTemplate, TextTokenizer, Encoder--> Example --Batcher--> Batch
 //! ```
 //!
-//! No tensor and no device appear here. A [`Batch`] is a few `Vec<i32>`; whoever trains turns them into tensors.
+//! The crate uses no tensors and no devices. A [`Batch`] holds a few `Vec<i32>`, which the trainer converts to tensors.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -26,7 +26,7 @@
 //! let batcher = Batcher::new(Arc::new(set.examples), BatchOptions::default())?;
 //! let batch = batcher.batch(0, 0);
 //! assert_eq!(batch.input_ids, [1, 3, 4, 5]);
-//! assert_eq!(batch.targets, [IGNORED, IGNORED, 5, 2]); // the loss sees the answer and its end, not the prompt
+//! assert_eq!(batch.targets, [IGNORED, IGNORED, 5, 2]); // the loss counts the answer and the end token, not the prompt
 //! # Ok(())
 //! # }
 //! ```
@@ -34,12 +34,14 @@
 mod batch;
 mod chat;
 mod encode;
+mod epoch_order;
 mod error;
 mod formats;
 mod load;
-mod plan;
+mod names;
 mod prompt;
 mod record;
+mod rows;
 mod shuffle;
 mod split;
 pub mod synthetic;
@@ -51,7 +53,8 @@ pub use encode::{EncodeOptions, EncodedSet, Encoder, Example, Truncation};
 pub use error::{BadRow, BadRows, DataError};
 pub use formats::{AnswerStyle, Format};
 pub use load::{LoadOptions, Loaded, load};
-pub use prompt::PromptTemplate;
+pub use prompt::{PromptTemplate, TemplateName};
 pub use record::{Content, Message, Record};
+pub use rows::read_rows;
 pub use split::{Split, split};
 pub use tokenizer::{DecodeStream, TextTokenizer};

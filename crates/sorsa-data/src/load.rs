@@ -1,4 +1,4 @@
-//! Files to records: JSON lines, a JSON array, parquet, plain text.
+//! Reads files into records: JSON lines, a JSON array, parquet, plain text.
 
 use std::fs::File;
 use std::ops::ControlFlow::{self, Break, Continue};
@@ -11,16 +11,16 @@ use serde_json::{Value, json};
 
 use crate::{AnswerStyle, BadRows, DataError, Format, Record};
 
-/// What to read of a file, and how.
+/// Options of [`load`].
 #[derive(Debug, Clone)]
 pub struct LoadOptions {
-    /// The format of the rows; `None` recognises it by the fields of the first rows.
+    /// Format of the rows. If `None`, `load` recognises it by the fields of the first rows.
     pub format: Option<Format>,
-    /// Leave out rows that cannot be used, and count them, instead of failing.
+    /// Skip bad rows and count them, instead of failing.
     pub skip_bad_rows: bool,
-    /// Look at the first `limit` rows only.
+    /// Read the first `limit` rows only.
     pub limit: Option<usize>,
-    /// Take GSM8K's calculator annotations (`<<48/2=24>>`) out of its answers. On unless turned off.
+    /// Remove GSM8K's calculator annotations (`<<48/2=24>>`) from its answers. The default is `true`.
     pub strip_calculator: bool,
     /// How answers end.
     pub answer_style: AnswerStyle,
@@ -38,26 +38,27 @@ impl Default for LoadOptions {
     }
 }
 
-/// What a file held.
+/// The records of a file.
 #[derive(Debug, Clone)]
 pub struct Loaded {
-    /// The usable rows, in order.
+    /// Records of the good rows, in order.
     pub records: Vec<Record>,
-    /// The others; empty unless [`LoadOptions::skip_bad_rows`] is set.
+    /// The bad rows; empty unless [`LoadOptions::skip_bad_rows`] is set.
     pub skipped: BadRows,
-    /// The format that was named or recognised.
+    /// Format of the rows, from [`LoadOptions::format`] or recognised.
     pub format: Format,
 }
 
 /// Reads one file of records.
 ///
-/// JSON is told by its content (`[` opens an array, anything else is one object a line; blank lines do not count),
-/// parquet by its first bytes or name, and a .txt or .md file is one single [`Format::Text`] record.
+/// The content tells JSON: `[` opens an array; otherwise each line is one object, and blank lines are skipped. The name or
+/// the first bytes tell parquet. A .txt or .md file is one [`Format::Text`] record.
 ///
 /// # Errors
 ///
-/// When the file cannot be read, is of no known kind or format, has no usable row, or, unless rows may be skipped, has
-/// unusable ones: those are all counted, and the first [`BadRows::SHOWN`] reported with line (or row) and reason.
+/// If the file cannot be read, has no known type or format, or has no good row. Bad rows are an error too, unless
+/// [`LoadOptions::skip_bad_rows`] is set: the error counts all of them, and gives line (or row) and reason of the first
+/// [`BadRows::SHOWN`].
 pub fn load(path: impl AsRef<Path>, options: &LoadOptions) -> Result<Loaded, DataError> {
     let path = path.as_ref();
     if path.is_dir() {
@@ -83,14 +84,14 @@ pub fn load(path: impl AsRef<Path>, options: &LoadOptions) -> Result<Loaded, Dat
 }
 
 fn read_text(path: &Path, bytes: &[u8], options: &LoadOptions) -> Result<Loaded, DataError> {
-    let mut rows = Rows::new("row", options);
+    let mut rows = RowConverter::new("row", options);
     let text = std::str::from_utf8(bytes).map_err(|error| error.to_string());
     let _ = rows.push(1, text.map(|text| json!({ "text": text })));
     rows.finish(path)
 }
 
 fn read_lines(path: &Path, bytes: &[u8], options: &LoadOptions) -> Result<Loaded, DataError> {
-    let mut rows = Rows::new("line", options);
+    let mut rows = RowConverter::new("line", options);
     for (index, line) in bytes.split(|&byte| byte == b'\n').enumerate() {
         if line.iter().all(u8::is_ascii_whitespace) {
             continue;
@@ -103,13 +104,13 @@ fn read_lines(path: &Path, bytes: &[u8], options: &LoadOptions) -> Result<Loaded
     rows.finish(path)
 }
 
-/// The message without its `at line 1`: of one line only the column says something.
+/// The error without `at line 1`, because serde_json counts lines within the one line that it reads.
 fn without_line(error: &serde_json::Error) -> String {
     error.to_string().replace(" at line 1 column", " at column")
 }
 
 fn read_array(path: &Path, bytes: &[u8], options: &LoadOptions) -> Result<Loaded, DataError> {
-    let mut rows = Rows::new("row", options);
+    let mut rows = RowConverter::new("row", options);
     let mut json = serde_json::Deserializer::from_slice(bytes);
     let read = json.deserialize_seq(ArrayVisitor(&mut rows)).and_then(|()| json.end());
     match read {
@@ -120,8 +121,8 @@ fn read_array(path: &Path, bytes: &[u8], options: &LoadOptions) -> Result<Loaded
     }
 }
 
-/// Hands on the elements one by one, so that a file of any size is never held as a tree.
-struct ArrayVisitor<'a, 'b>(&'a mut Rows<'b>);
+/// Converts the elements one by one, so that the whole file is never in memory as a JSON tree.
+struct ArrayVisitor<'a, 'b>(&'a mut RowConverter<'b>);
 
 impl<'de> Visitor<'de> for ArrayVisitor<'_, '_> {
     type Value = ();
@@ -150,7 +151,7 @@ fn read_parquet(path: &Path, options: &LoadOptions) -> Result<Loaded, DataError>
     };
     let file = File::open(path).map_err(|source| DataError::Read { path: path.to_owned(), source })?;
     let reader = SerializedFileReader::new(file).map_err(malformed)?;
-    let mut rows = Rows::new("row", options);
+    let mut rows = RowConverter::new("row", options);
     for (index, row) in reader.get_row_iter(None).map_err(malformed)?.enumerate() {
         if rows.push(index + 1, Ok(row.map_err(malformed)?.to_json_value())).is_break() {
             break;
@@ -159,8 +160,8 @@ fn read_parquet(path: &Path, options: &LoadOptions) -> Result<Loaded, DataError>
     rows.finish(path)
 }
 
-/// Rows on their way to records. Until a row shows which format this is, rows wait.
-struct Rows<'a> {
+/// Converts rows to records. It holds rows back until one of them shows the format.
+struct RowConverter<'a> {
     options: &'a LoadOptions,
     format: Option<Format>,
     waiting: Vec<(usize, Value)>,
@@ -169,9 +170,9 @@ struct Rows<'a> {
     read: usize,
 }
 
-impl<'a> Rows<'a> {
-    /// After so many rows of no known format the file is given up.
-    const PATIENCE: usize = 20;
+impl<'a> RowConverter<'a> {
+    /// Number of rows without a known format after which `load` gives up.
+    const MAX_UNKNOWN: usize = 20;
 
     fn new(unit: &'static str, options: &'a LoadOptions) -> Self {
         let (waiting, records) = (Vec::new(), Vec::new());
@@ -180,10 +181,10 @@ impl<'a> Rows<'a> {
 
     fn is_full(&self) -> bool {
         self.options.limit.is_some_and(|limit| self.read >= limit)
-            || (self.format.is_none() && self.waiting.len() >= Self::PATIENCE)
+            || (self.format.is_none() && self.waiting.len() >= Self::MAX_UNKNOWN)
     }
 
-    /// Takes the row numbered `row`; breaks when no further one is wanted.
+    /// Takes the row with number `row`. It breaks if it needs no more rows.
     fn push(&mut self, row: usize, value: Result<Value, String>) -> ControlFlow<()> {
         if self.is_full() {
             return Break(());

@@ -1,5 +1,11 @@
 //! Prompt templates: the text that comes before an answer.
 
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::names::parse_name;
 use crate::{ChatTemplate, Content, DataError, Message, Record, TextTokenizer};
 
 const ALPACA: &str = "Below is an instruction that describes a task. \
@@ -7,63 +13,105 @@ const ALPACA: &str = "Below is an instruction that describes a task. \
 const ALPACA_WITH_INPUT: &str = "Below is an instruction that describes a task, paired with an input that provides further context. \
     Write a response that appropriately completes the request.\n\n";
 
-/// How the prompt of a record is written.
-#[derive(Debug, Clone, Default)]
-pub enum PromptTemplate {
-    /// The form of Alpaca, with which the published SORSA and PiSSA runs on MetaMathQA were trained.
+/// Name of a prompt template, as a recipe and the command line spell it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TemplateName {
+    /// [`PromptTemplate::Alpaca`].
     #[default]
     Alpaca,
-    /// `@@ Instruction\n{instruction}\n\n@@ Response\n`: the published runs on code. Whether a begin token comes before
-    /// it is left to the tokenizer, as there.
+    /// [`PromptTemplate::Code`].
+    Code,
+    /// [`PromptTemplate::Question`].
+    Question,
+    /// [`PromptTemplate::Raw`].
+    Raw,
+    /// [`PromptTemplate::Chat`].
+    Chat,
+}
+
+impl TemplateName {
+    /// All template names.
+    pub const ALL: [Self; 5] = [Self::Alpaca, Self::Code, Self::Question, Self::Raw, Self::Chat];
+
+    /// The name as text.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Alpaca => "alpaca",
+            Self::Code => "code",
+            Self::Question => "question",
+            Self::Raw => "raw",
+            Self::Chat => "chat",
+        }
+    }
+}
+
+impl fmt::Display for TemplateName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for TemplateName {
+    type Err = DataError;
+
+    fn from_str(name: &str) -> Result<Self, DataError> {
+        parse_name("prompt template", &Self::ALL, name)
+    }
+}
+
+/// Writes the prompt of a record.
+#[derive(Debug, Clone, Default)]
+pub enum PromptTemplate {
+    /// Alpaca's prompt. The published SORSA and PiSSA runs on MetaMathQA train with it.
+    #[default]
+    Alpaca,
+    /// `@@ Instruction\n{instruction}\n\n@@ Response\n`: the published runs on code. The tokenizer decides whether a
+    /// begin token comes before it, like in those runs.
     Code,
     /// `Question: {instruction} Think step by step.\nAnswer:`: PEFT's comparison of methods on MetaMathQA.
     Question,
-    /// The instruction as it stands, its input on the next line.
+    /// The instruction unchanged, its input on the next line.
     Raw,
     /// The model's own chat template.
     Chat(ChatTemplate),
 }
 
 impl PromptTemplate {
-    /// The names that [`PromptTemplate::from_name`] knows.
-    pub const NAMES: [&str; 5] = ["alpaca", "code", "question", "raw", "chat"];
-
-    /// The template called `name`; `chat` is the one that comes with `tokenizer`.
+    /// The template called `name`; `chat` is the tokenizer's own.
     ///
     /// # Errors
     ///
-    /// [`DataError::UnknownName`], or [`DataError::NoChatTemplate`] when the tokenizer has none.
-    pub fn from_name(name: &str, tokenizer: &TextTokenizer) -> Result<Self, DataError> {
+    /// [`DataError::NoChatTemplate`] if `name` is `chat` and the tokenizer has no chat template.
+    pub fn new(name: TemplateName, tokenizer: &TextTokenizer) -> Result<Self, DataError> {
         match name {
-            "alpaca" => Ok(Self::Alpaca),
-            "code" => Ok(Self::Code),
-            "question" => Ok(Self::Question),
-            "raw" => Ok(Self::Raw),
-            "chat" => tokenizer.chat_template().cloned().map(Self::Chat).ok_or(DataError::NoChatTemplate),
-            _ => Err(DataError::UnknownName {
-                what: "prompt template",
-                found: name.to_owned(),
-                expected: Self::NAMES.join(", "),
-            }),
+            TemplateName::Alpaca => Ok(Self::Alpaca),
+            TemplateName::Code => Ok(Self::Code),
+            TemplateName::Question => Ok(Self::Question),
+            TemplateName::Raw => Ok(Self::Raw),
+            TemplateName::Chat => match tokenizer.chat_template() {
+                Some(template) => Ok(Self::Chat(template.clone())),
+                None => Err(DataError::NoChatTemplate),
+            },
         }
     }
 
-    /// Its name.
-    pub const fn name(&self) -> &'static str {
+    /// The template's name.
+    pub const fn name(&self) -> TemplateName {
         match self {
-            Self::Alpaca => "alpaca",
-            Self::Code => "code",
-            Self::Question => "question",
-            Self::Raw => "raw",
-            Self::Chat(_) => "chat",
+            Self::Alpaca => TemplateName::Alpaca,
+            Self::Code => TemplateName::Code,
+            Self::Question => TemplateName::Question,
+            Self::Raw => TemplateName::Raw,
+            Self::Chat(_) => TemplateName::Chat,
         }
     }
 
-    /// The text of everything before the (last) answer of `record`; for plain text, that text.
+    /// The text before the (last) answer of `record`. For plain text, the text itself.
     ///
     /// # Errors
     ///
-    /// When a conversation meets a template other than chat, or the chat template fails.
+    /// If the record is a conversation and the template is not `chat`, or if the chat template fails.
     pub fn prompt(&self, record: &Record) -> Result<String, DataError> {
         let (instruction, input) = match (self, &record.content) {
             (_, Content::Text(text)) => return Ok(text.clone()),
@@ -72,7 +120,7 @@ impl PromptTemplate {
                 let end = messages.iter().rposition(Message::is_assistant).unwrap_or(messages.len());
                 return template.render(&messages[..end], true);
             }
-            (_, Content::Chat(_)) => return Err(DataError::NeedsChatTemplate { template: self.clone() }),
+            (_, Content::Chat(_)) => return Err(DataError::NeedsChatTemplate { template: self.name() }),
             (_, Content::Instruction { instruction, input, .. }) => (instruction, input),
         };
         let task = match (self, input) {

@@ -1,48 +1,48 @@
-//! One row of data, whatever file it came from.
+//! One row of data, from any file.
 
 use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
 
-/// One row of data: what to learn from, and what an evaluation wants to know about it.
+/// One row of data: the text to learn from, and what an evaluation needs to grade it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
-    /// Where it stood in its file, counted from 1: the line of a text file, else the element or row.
+    /// Number of the row in its file, from 1: the line of a text file, otherwise the element or row.
     pub row: usize,
-    /// What the model reads and writes.
+    /// Text that the model reads and writes.
     pub content: Content,
-    /// The short answer that grading compares with, where the format has one: `72`, `\frac{1}{2}`.
+    /// The short answer for grading, if the format has one: `72`, `\frac{1}{2}`.
     pub final_answer: Option<String>,
-    /// The difficulty, as MATH gives it: `Level 5`.
+    /// The difficulty, in the words of MATH: `Level 5`.
     pub level: Option<String>,
     /// The kind of problem: `Algebra`, `GSM_Rephrased`.
     pub kind: Option<String>,
 }
 
-/// What the model reads and writes.
+/// Text that the model reads and writes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Content {
-    /// A task and its answer; the loss is on the answer.
+    /// An instruction and its answer. The loss counts the answer.
     Instruction {
-        /// What is asked.
+        /// The instruction.
         instruction: String,
-        /// What it is asked about, where the format keeps it apart.
+        /// The input of the instruction, if the format has it as a field of its own.
         input: Option<String>,
-        /// What the model is to write.
+        /// Text that the model learns to write.
         answer: String,
     },
-    /// A conversation; the loss is on the assistant's turns.
+    /// A conversation. The loss counts the assistant's turns.
     Chat(Vec<Message>),
-    /// Plain text; the loss is on all of it.
+    /// Plain text. The loss counts all of it.
     Text(String),
 }
 
 /// One turn of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Message {
-    /// `system`, `user` or `assistant`; the template decides which others it knows.
+    /// `system`, `user` or `assistant`. A chat template may know more roles.
     pub role: String,
-    /// What was said.
+    /// Text of the turn.
     pub content: String,
 }
 
@@ -68,7 +68,7 @@ impl Record {
         Self::new(row, Content::Instruction { instruction: instruction.into(), input: None, answer: answer.into() })
     }
 
-    /// The text that the model is to write: the answer, or the assistant's last turn; `None` for plain text.
+    /// The text that the model learns to write: the answer, or the assistant's last turn. `None` for plain text.
     pub fn answer(&self) -> Option<&str> {
         match &self.content {
             Content::Instruction { answer, .. } => Some(answer),
@@ -79,7 +79,7 @@ impl Record {
         }
     }
 
-    /// The record as a conversation, an instruction being one exchange; `None` for plain text.
+    /// The record as a conversation. An instruction becomes one exchange. `None` for plain text.
     pub(crate) fn conversation(&self) -> Option<Cow<'_, [Message]>> {
         match &self.content {
             Content::Chat(messages) => Some(Cow::Borrowed(messages)),

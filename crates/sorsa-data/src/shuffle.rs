@@ -1,4 +1,4 @@
-//! Random order that stays the same across platforms and versions of the random number crates.
+//! Random order that is the same on all platforms and with all versions of the random number crates.
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
@@ -11,7 +11,7 @@ pub(crate) fn generator(seed: u64, stream: u64) -> ChaCha8Rng {
     ChaCha8Rng::from_seed(key)
 }
 
-/// Fisher-Yates. Written out because `rand` promises no stable order; the bias of the product is below 2^-32.
+/// Fisher-Yates shuffle. `rand` has one, but promises no stable order. The bias of the multiplication is below 2^-32.
 pub(crate) fn shuffle<T>(items: &mut [T], generator: &mut ChaCha8Rng) {
     for last in (1..items.len()).rev() {
         let choices = last as u128 + 1;

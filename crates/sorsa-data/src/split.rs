@@ -1,4 +1,4 @@
-//! Splitting one set of rows into training and validation.
+//! Splits a set of rows into training and validation.
 
 use crate::DataError;
 use crate::shuffle::{generator, shuffle};
@@ -6,20 +6,20 @@ use crate::shuffle::{generator, shuffle};
 /// Two parts of one set, each in the original order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Split<T> {
-    /// What to train on.
+    /// Items to train on.
     pub train: Vec<T>,
-    /// What to measure on.
+    /// Items to validate on.
     pub validation: Vec<T>,
 }
 
-/// The stream of random numbers kept for splitting; epochs count up from 0.
+/// Random stream of the split. The streams of epochs count up from 0.
 const STREAM: u64 = u64::MAX;
 
-/// Takes `validation` items out at random; the same `seed` and number of items give the same choice.
+/// Moves `validation` random items into the validation set. Equal seeds and numbers of items give equal choices.
 ///
 /// # Errors
 ///
-/// [`DataError::Options`] when nothing would be left to train on.
+/// [`DataError::Options`] if no item is left to train on.
 pub fn split<T>(items: Vec<T>, validation: usize, seed: u64) -> Result<Split<T>, DataError> {
     if validation >= items.len() {
         let found = format!("{validation} rows for validation leave nothing to train on: there are {}", items.len());

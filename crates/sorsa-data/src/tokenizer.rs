@@ -1,4 +1,4 @@
-//! Text to token ids and back, from the files that come with a checkpoint.
+//! Turns text into token ids and back, with the tokenizer files of a checkpoint.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -24,67 +24,68 @@ pub struct TextTokenizer {
 const FILES: [&str; 4] = ["tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "config.json"];
 
 impl TextTokenizer {
-    /// Reads `tokenizer.json` and what stands beside it: special tokens from `tokenizer_config.json`,
-    /// `special_tokens_map.json`, `generation_config.json` and `config.json`, the first that names one; the chat template
-    /// from `chat_template.jinja` or `tokenizer_config.json`. All but `tokenizer.json` may be absent.
+    /// Reads `tokenizer.json` and the files beside it. The special tokens come from the first of `tokenizer_config.json`,
+    /// `special_tokens_map.json`, `generation_config.json` and `config.json` that names them; the chat template from
+    /// `chat_template.jinja` or `tokenizer_config.json`. All files but `tokenizer.json` may be absent.
     ///
-    /// A `bos_token` of `null` in one of the first two files means that the model has none, whatever the ids in the other two
-    /// say: Qwen names a `bos_token_id` that it never saw at the start of a text. For other tokens a `null` says nothing.
+    /// A `bos_token` of `null` in one of the first two files means that the model has none, even if the other two
+    /// files have an id: Qwen has a `bos_token_id` that it never saw at the start of a text. For other tokens, `null` means
+    /// nothing.
     ///
     /// # Errors
     ///
-    /// [`DataError::Tokenizer`] with everything that is missing or broken.
+    /// [`DataError::Tokenizer`] with every missing or broken file.
     pub fn from_dir(dir: impl AsRef<Path>) -> Result<Self, DataError> {
         let dir = dir.as_ref();
-        let mut parts = Parts::default();
-        if let Some(bytes) = parts.read(dir, "tokenizer.json", true) {
-            parts.tokenizer("tokenizer.json", &bytes);
+        let mut files = TokenizerFiles::default();
+        if let Some(bytes) = files.read(dir, "tokenizer.json") {
+            files.tokenizer("tokenizer.json", &bytes);
         }
         for name in FILES {
-            if let Some(bytes) = parts.read(dir, name, false) {
-                parts.config(name, &bytes);
+            if let Some(bytes) = files.read_if_present(dir, name) {
+                files.config(name, &bytes);
             }
         }
-        if let Some(bytes) = parts.read(dir, "chat_template.jinja", false) {
-            parts.template = Some(String::from_utf8_lossy(&bytes).into_owned());
+        if let Some(bytes) = files.read_if_present(dir, "chat_template.jinja") {
+            files.template = Some(String::from_utf8_lossy(&bytes).into_owned());
         }
-        parts.assemble(dir.display().to_string())
+        files.assemble(dir.display().to_string())
     }
 
-    /// The same from memory: the bytes of `tokenizer.json` and, for the special tokens, of `tokenizer_config.json`.
+    /// Reads the bytes of `tokenizer.json` and, for the special tokens, of `tokenizer_config.json`.
     ///
     /// # Errors
     ///
-    /// As [`TextTokenizer::from_dir`].
+    /// Those of [`TextTokenizer::from_dir`].
     pub fn from_bytes(tokenizer: &[u8], config: Option<&[u8]>) -> Result<Self, DataError> {
-        let mut parts = Parts::default();
-        parts.tokenizer("tokenizer.json", tokenizer);
+        let mut files = TokenizerFiles::default();
+        files.tokenizer("tokenizer.json", tokenizer);
         if let Some(config) = config {
-            parts.config(FILES[0], config);
+            files.config(FILES[0], config);
         }
-        parts.assemble("memory".to_owned())
+        files.assemble("memory".to_owned())
     }
 
     /// The ids of `text`, without begin and end tokens. The text of a special token inside it becomes that token.
     ///
     /// # Errors
     ///
-    /// [`DataError::Tokenize`] when the tokenizer has no id for a part of the text, not even an unknown token.
+    /// [`DataError::Tokenize`] if the tokenizer has neither an id for a part of the text nor an unknown token.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, DataError> {
         let encoding = self.inner.encode_fast(text, false).map_err(failed)?;
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// As [`TextTokenizer::encode`], with the byte range of the text behind each token.
+    /// Like [`TextTokenizer::encode`], with the byte range of each token in the text.
     pub(crate) fn encode_with_offsets(&self, text: &str) -> Result<Encoding, DataError> {
         self.inner.encode(text, false).map_err(failed)
     }
 
-    /// The text of `ids`, special tokens left out.
+    /// The text of `ids`, without special tokens.
     ///
     /// # Errors
     ///
-    /// [`DataError::Tokenize`] when the tokenizer's decoder fails.
+    /// [`DataError::Tokenize`] if the tokenizer's decoder fails.
     pub fn decode(&self, ids: &[u32]) -> Result<String, DataError> {
         self.inner.decode(ids, true).map_err(failed)
     }
@@ -94,22 +95,25 @@ impl TextTokenizer {
         DecodeStream { tokenizer: self, ids: Vec::new(), shown: 0, shown_text: String::new() }
     }
 
-    /// The begin-of-sequence token, where the model has one.
+    /// The begin-of-sequence token, if the model has one.
     pub fn bos(&self) -> Option<u32> {
         self.bos
     }
 
-    /// The end-of-sequence token, where the model has one.
+    /// The end-of-sequence token, if the model has one.
     pub fn eos(&self) -> Option<u32> {
         self.eos
     }
 
-    /// A token to fill rows with: the padding token, else the end token, else 0. Padding is masked, so any will do.
-    pub fn pad(&self) -> u32 {
-        self.pad.or(self.eos).unwrap_or(0)
+    /// The token that fills short rows of a batch for a model of `vocabulary` tokens: the padding token, else the end
+    /// token, else 0. A token beyond the vocabulary (a padding token added to the tokenizer alone) is passed over.
+    /// Padding is masked, so that its choice changes no result.
+    pub fn pad(&self, vocabulary: usize) -> u32 {
+        let candidates = [self.pad, self.eos];
+        candidates.into_iter().flatten().find(|token| (*token as usize) < vocabulary).unwrap_or(0)
     }
 
-    /// The unknown token, where there is one.
+    /// The unknown token, if the tokenizer has one.
     pub fn unk(&self) -> Option<u32> {
         self.unk
     }
@@ -119,17 +123,17 @@ impl TextTokenizer {
         &self.stops
     }
 
-    /// Whether this tokenizer itself puts the begin token before a text (Llama's does, GPT-2's does not).
+    /// Whether the tokenizer itself puts the begin token before a text. Llama's does, GPT-2's does not.
     pub fn adds_bos(&self) -> bool {
         self.adds_bos
     }
 
-    /// The number of ids, added tokens included. A model's embedding may be larger, never smaller.
+    /// Number of ids, added tokens included. A model's embedding may be larger, but not smaller.
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)
     }
 
-    /// The chat template, where the checkpoint brings one.
+    /// The chat template, if the checkpoint has one.
     pub fn chat_template(&self) -> Option<&ChatTemplate> {
         self.chat_template.as_ref()
     }
@@ -139,24 +143,24 @@ fn failed(error: tokenizers::Error) -> DataError {
     DataError::Tokenize { reason: error.to_string() }
 }
 
-/// Turns tokens into text as they arrive, holding back those that end in the middle of a character.
+/// Turns tokens into text as they arrive. It holds tokens back until they complete a character.
 #[derive(Debug, Clone)]
 pub struct DecodeStream<'a> {
     tokenizer: &'a TextTokenizer,
-    /// The tokens given out last, on which it depends whether a space comes next, then those held back.
+    /// The tokens of the last output, then the held-back tokens. The former decide whether a space comes next.
     ids: Vec<u32>,
-    /// How many of `ids` have been given out.
+    /// Number of `ids` that are already output.
     shown: usize,
-    /// The text of those.
+    /// Text of the `shown` ids.
     shown_text: String,
 }
 
 impl DecodeStream<'_> {
-    /// Takes the next token; returns the text that is complete by now, which may be empty.
+    /// Takes the next token and returns the text that it completes, which may be empty.
     ///
     /// # Errors
     ///
-    /// [`DataError::Tokenize`], as [`TextTokenizer::decode`].
+    /// [`DataError::Tokenize`] if the tokenizer's decoder fails.
     pub fn push(&mut self, id: u32) -> Result<String, DataError> {
         self.ids.push(id);
         let text = self.tokenizer.decode(&self.ids)?;
@@ -172,35 +176,43 @@ impl DecodeStream<'_> {
         Ok(new)
     }
 
-    /// What is still held back: the beginning of a character that never came to its end.
+    /// Returns the text of the held-back tokens: the beginning of a character that no token completed.
     ///
     /// # Errors
     ///
-    /// [`DataError::Tokenize`], as [`TextTokenizer::decode`].
+    /// [`DataError::Tokenize`] if the tokenizer's decoder fails.
     pub fn finish(self) -> Result<String, DataError> {
         let text = self.tokenizer.decode(&self.ids)?;
         Ok(text.get(self.shown_text.len()..).unwrap_or_default().to_owned())
     }
 }
 
-/// The files of a tokenizer while they are read, and all that is wrong with them.
+/// The parsed files of a tokenizer, and the problems found in them.
 #[derive(Default)]
-struct Parts {
+struct TokenizerFiles {
     tokenizer: Option<Tokenizer>,
     configs: BTreeMap<&'static str, Value>,
     template: Option<String>,
     problems: Vec<String>,
 }
 
-impl Parts {
-    fn read(&mut self, dir: &Path, name: &str, needed: bool) -> Option<Vec<u8>> {
+impl TokenizerFiles {
+    /// The bytes of a file. If it cannot be read, that is a problem.
+    fn read(&mut self, dir: &Path, name: &str) -> Option<Vec<u8>> {
         match std::fs::read(dir.join(name)) {
             Ok(bytes) => Some(bytes),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound && !needed => None,
             Err(error) => {
                 self.problems.push(format!("{name}: {error}"));
                 None
             }
+        }
+    }
+
+    /// Like [`Self::read`], but the file may be absent.
+    fn read_if_present(&mut self, dir: &Path, name: &str) -> Option<Vec<u8>> {
+        match dir.join(name).try_exists() {
+            Ok(false) => None,
+            _ => self.read(dir, name),
         }
     }
 
@@ -228,7 +240,7 @@ impl Parts {
         self.configs.get(file)?.get(key)
     }
 
-    /// The special token called `key` (`bos_token`): its id, by the first file that names it.
+    /// Id of the special token `key` (`bos_token`), from the first file that names it.
     fn special(&mut self, key: &str) -> Option<u32> {
         let tokenizer = self.tokenizer.as_ref()?;
         for file in &FILES[..2] {
@@ -248,7 +260,7 @@ impl Parts {
         FILES[2..].iter().flat_map(|file| ids(self.field(file, &format!("{key}_id")))).next()
     }
 
-    /// Whether the tokenizer puts `bos` before a text: by its post-processor, or because its configuration says so.
+    /// Whether the tokenizer puts `bos` before a text, by its post-processor or by its configuration.
     fn adds_bos(&self, tokenizer: &Tokenizer, bos: Option<u32>) -> bool {
         let encoded = tokenizer.encode("", true).ok();
         let first = encoded.and_then(|encoding| encoding.get_ids().first().copied());
@@ -256,7 +268,8 @@ impl Parts {
         bos.is_some() && (first == bos || configured == Some(true))
     }
 
-    /// `chat_template.jinja`, else the configuration's: one template, or several with names, of which `default` counts.
+    /// The template of `chat_template.jinja`, otherwise of the configuration, which has one template or several named
+    /// ones; of several, the one named `default`.
     fn chat_template(&mut self, tokenizer: &Tokenizer, bos: Option<u32>, eos: Option<u32>) -> Option<ChatTemplate> {
         let configured = self.field(FILES[0], "chat_template").and_then(|template| match template {
             Value::Array(named) => named.iter().find(|entry| entry["name"] == "default")?["template"].as_str(),
@@ -290,7 +303,7 @@ impl Parts {
     }
 }
 
-/// One id, or a list of them.
+/// The ids of a value that is one id or a list of ids.
 fn ids(value: Option<&Value>) -> Vec<u32> {
     let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
     match value {
@@ -352,7 +365,10 @@ pub(crate) mod tests {
         assert_eq!(ids.len(), text.len());
         assert_eq!(tokenizer.decode(&ids).unwrap(), text);
         assert_eq!(tokenizer.encode("a</s>").unwrap().last(), Some(&1));
-        assert_eq!((tokenizer.bos(), tokenizer.eos(), tokenizer.pad(), tokenizer.unk()), (Some(0), Some(1), 1, None));
+        assert_eq!(
+            (tokenizer.bos(), tokenizer.eos(), tokenizer.pad(258), tokenizer.unk()),
+            (Some(0), Some(1), 1, None)
+        );
         assert_eq!((tokenizer.vocab_size(), tokenizer.adds_bos()), (258, false));
     }
 
@@ -396,7 +412,9 @@ pub(crate) mod tests {
         let map = ("special_tokens_map.json", r#"{"unk_token": "a"}"#);
         let folder = folder(&[config, generation, map]);
         let tokenizer = TextTokenizer::from_dir(folder.path()).unwrap();
-        assert_eq!((tokenizer.bos(), tokenizer.eos(), tokenizer.pad()), (None, Some(1), 5));
+        assert_eq!((tokenizer.bos(), tokenizer.eos(), tokenizer.pad(258)), (None, Some(1), 5));
+        // A model without a row for the padding token is filled with one that it has.
+        assert_eq!((tokenizer.pad(5), tokenizer.pad(1)), (1, 0));
         assert_eq!(tokenizer.unk(), Some(tokenizer.encode("a").unwrap()[0]));
         assert_eq!(tokenizer.stops(), [1, 7]);
         assert!(!tokenizer.adds_bos(), "there is no begin token to add");

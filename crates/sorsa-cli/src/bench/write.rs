@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::Context;
-use sorsa_train::files::write_atomic;
+use sorsa_files::write_atomic;
 
 use super::results::Comparison;
 use super::tables::{Table, csv, tables};

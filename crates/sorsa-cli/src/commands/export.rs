@@ -11,6 +11,7 @@ use sorsa_adapter::{HostTensor, SavedAdapter};
 use sorsa_models::CausalLm;
 use sorsa_models::gguf::{GgufType, LoraModule, export_adapter, export_model};
 use sorsa_models::weights::{Checkpoint, CheckpointWriter, Expected, FloatDtype};
+use sorsa_report::report::bytes;
 
 use crate::args::{ExportArgs, ExportFormat};
 use crate::commands::merge::write_merged;
@@ -126,7 +127,7 @@ fn gguf(folder: &Path, args: &ExportArgs, device: &Device) -> anyhow::Result<()>
     for fallback in &report.fallbacks {
         print(format_args!("note: {fallback}"))?;
     }
-    print(format_args!("{} tensors, {} bytes in {}", report.tensors, report.bytes, args.out.display()))
+    print(format_args!("{} tensors, {} in {}", report.tensors, bytes(report.bytes), args.out.display()))
 }
 
 /// A folder that is gone when it is no longer needed.

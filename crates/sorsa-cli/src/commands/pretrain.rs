@@ -8,17 +8,19 @@ use sorsa_adapter::{AdapterConfig, Method};
 use sorsa_data::{
     BatchOptions, Batcher, EncodeOptions, Encoder, LoadOptions, PromptTemplate, TextTokenizer, synthetic,
 };
+use sorsa_experiment::load_records;
+use sorsa_files::write_atomic;
 use sorsa_models::weights::FloatDtype;
 use sorsa_models::{CausalLm, ModelConfig};
-use sorsa_train::files::write_atomic;
-use sorsa_train::{OptimizerConfig, Outcome, ScheduleConfig, TrainConfig, Trainer};
+use sorsa_train::{OptimizerConfig, RunOutcome, ScheduleConfig, TrainConfig, Trainer};
 
 use crate::args::PretrainArgs;
 use crate::device;
 use crate::exit::{Interrupted, OrBadInput, bad_input};
 use crate::format::print;
+use crate::observer::TerminalObserver;
 use crate::progress::{Style, TrainingProgress};
-use crate::session::{create_folder, load_records};
+use crate::session::create_folder;
 
 /// Seed of the generated validation texts: any but the corpus's.
 pub const VALIDATION_SEED_OFFSET: u64 = 1_000_003;
@@ -69,9 +71,14 @@ pub fn run(args: &PretrainArgs) -> anyhow::Result<()> {
             path
         }
     };
-    let mut documents = encode(&corpus, &tokenizer, args.context, style)?;
+    let encoder = {
+        let options = EncodeOptions { max_length: args.context, ..EncodeOptions::default() };
+        let encoder = Encoder::new(Arc::clone(&tokenizer), PromptTemplate::Raw, options).or_bad_input()?;
+        encoder.for_vocabulary(config.vocab_size)
+    };
+    let mut documents = encode(&corpus, &encoder, style)?;
     let validation = match &args.corpus {
-        None => encode(&work.join("validation.jsonl"), &tokenizer, args.context, style)?,
+        None => encode(&work.join("validation.jsonl"), &encoder, style)?,
         Some(_) => {
             let held_out = documents.len() / 100;
             documents.split_off(documents.len() - held_out.max(1))
@@ -88,7 +95,7 @@ pub fn run(args: &PretrainArgs) -> anyhow::Result<()> {
                 bucket: 50,
                 packing: false,
                 max_length: args.context,
-                pad_id: tokenizer.pad(),
+                pad_id: tokenizer.pad(config.vocab_size),
                 pad_multiple: 1,
                 drop_last: false,
             },
@@ -123,7 +130,7 @@ pub fn run(args: &PretrainArgs) -> anyhow::Result<()> {
     let mut progress = TrainingProgress::new(trainer.total_steps(), style);
     let outcome = trainer.run(&mut progress)?;
     progress.finish();
-    if outcome == Outcome::Interrupted {
+    if outcome == RunOutcome::Interrupted {
         eprintln!("interrupted; the same command with --resume goes on");
         return Err(Interrupted.into());
     }
@@ -172,16 +179,10 @@ fn model_config(args: &PretrainArgs, tokenizer: &TextTokenizer) -> anyhow::Resul
     ModelConfig::parse(fields).map_err(|faults| bad_input(format!("the model's size: {}", faults.join("; "))))
 }
 
-fn encode(
-    path: &Path,
-    tokenizer: &Arc<TextTokenizer>,
-    context: usize,
-    style: Style,
-) -> anyhow::Result<Vec<sorsa_data::Example>> {
-    let loaded = load_records(path, &LoadOptions::default(), style)?;
-    let options = EncodeOptions { max_length: context, ..EncodeOptions::default() };
-    let encoder = Encoder::new(Arc::clone(tokenizer), PromptTemplate::Raw, options).or_bad_input()?;
-    let set = encoder.encode_all(&loaded.records).or_bad_input()?;
+fn encode(path: &Path, encoder: &Encoder, style: Style) -> anyhow::Result<Vec<sorsa_data::Example>> {
+    let mut observer = TerminalObserver::new(style, "");
+    let loaded = load_records(path, &LoadOptions::default(), &mut observer)?;
+    let set = encoder.encode_all(&loaded.records).or_bad_input_in(path)?;
     if style != Style::Quiet {
         eprintln!("{}: {} documents, {} tokens", path.display(), loaded.records.len(), set.tokens);
     }

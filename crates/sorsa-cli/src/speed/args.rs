@@ -1,4 +1,4 @@
-//! What `bench --speed` can be asked for. Options are named as those of the comparison's PyTorch program.
+//! The options of `bench --speed`. They have the names of the options of the PyTorch program that it is compared with.
 
 use std::path::PathBuf;
 
@@ -8,79 +8,78 @@ use sorsa_models::ModelConfig;
 
 use crate::exit::bad_input;
 
-/// The training step of a random Llama: sizes and what is varied.
+/// Options of `bench --speed`, which measures the training step of a random Llama.
 #[derive(Debug, Clone, Args)]
 pub struct SpeedArgs {
-    /// Methods, each in a process of its own: sorsa, pissa, lora, dora, olora, partial, full
+    /// Methods to measure, each in its own process: sorsa, pissa, lora, dora, olora, partial, full
     #[arg(long = "method", value_name = "METHOD,..", value_delimiter = ',', default_value = "lora")]
     pub methods: Vec<String>,
-    /// Sizes that the options below replace
+    /// Preset of sizes. The options below replace single sizes
     #[arg(long, value_enum, ignore_case = true, default_value_t)]
     pub shape: Shape,
-    /// Width of the residual stream
+    /// Width of the residual stream [default: the preset's]
     #[arg(long)]
     pub dim: Option<usize>,
-    /// Blocks
+    /// Number of blocks [default: the preset's]
     #[arg(long)]
     pub layers: Option<usize>,
-    /// Query heads
+    /// Number of query heads [default: the preset's]
     #[arg(long)]
     pub heads: Option<usize>,
-    /// Key and value heads; without it as many as query heads
+    /// Number of key and value heads [default: the number of query heads]
     #[arg(long)]
     pub kv_heads: Option<usize>,
-    /// Width of the feed-forward layers
+    /// Hidden width of the feed-forward layers [default: the preset's]
     #[arg(long)]
     pub ffn: Option<usize>,
-    /// Tokens of the vocabulary
+    /// Size of the vocabulary, in tokens [default: the preset's]
     #[arg(long)]
     pub vocab: Option<usize>,
-    /// Sequences of a step
+    /// Sequences in a step [default: the preset's]
     #[arg(long)]
     pub batch: Option<usize>,
-    /// Tokens of a sequence
+    /// Length of a sequence, in tokens [default: the preset's]
     #[arg(long)]
     pub seq: Option<usize>,
     /// Rank of the adapters
     #[arg(long, default_value_t = 16)]
     pub rank: usize,
-    /// dtype of the model's matrices: f32 or bf16
+    /// Storage dtype of the model's matrices
     #[arg(long, default_value = "f32", value_parser = ["f32", "bf16"])]
     pub dtype: String,
-    /// Steps that are measured
+    /// Number of measured steps
     #[arg(long, default_value_t = 12)]
     pub steps: usize,
-    /// Steps before them, which are not
+    /// Number of steps before the measured ones
     #[arg(long, default_value_t = 2)]
     pub warmup: usize,
-    /// Threads; without it, all cores
+    /// Number of threads [default: all cores]
     #[arg(long)]
     pub threads: Option<usize>,
     /// Seed of weights and tokens
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
-    /// The plain forms of all operations instead of the fused ones
+    /// Use the plain operations instead of the fused ones
     #[arg(long)]
     pub plain: bool,
-    /// Run each block twice instead of keeping what its backward pass needs
+    /// Gradient checkpointing: run each block twice instead of storing its activations. Less memory, more time
     #[arg(long)]
     pub checkpoint_blocks: bool,
-    /// Measure start-up alone
+    /// Measure the start only, and no steps
     #[arg(long)]
     pub init_only: bool,
-    /// Rounds over all methods, in turn
+    /// Number of rounds. Each round measures every method once
     #[arg(long, default_value_t = 1)]
     pub rounds: usize,
-    /// Vary batch, sequence, rank, layers and threads, one at a time; with --out a table and figures are written beside
-    /// the lines
+    /// Vary batch, sequence length, rank, layers and threads, one at a time. With --out, also write a table and figures
     #[arg(long)]
     pub scale: bool,
-    /// Where the lines are written too (JSONL)
+    /// Append the results to this file (JSONL)
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
 }
 
-/// Named sizes.
+/// Presets of sizes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum Shape {
     /// Width 288, 6 blocks, vocabulary 32,000, batch 4 x 256
@@ -95,7 +94,7 @@ pub enum Shape {
     L,
 }
 
-/// Sizes of a model and of a batch.
+/// Sizes of the model and of the batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sizes {
     pub dim: usize,
@@ -120,7 +119,7 @@ impl Shape {
 }
 
 impl SpeedArgs {
-    /// The sizes that are meant.
+    /// The preset's sizes, with those that the options replace.
     pub fn sizes(&self) -> Sizes {
         let preset = self.shape.sizes();
         let heads = self.heads.unwrap_or(preset.heads);
@@ -136,16 +135,16 @@ impl SpeedArgs {
         }
     }
 
-    /// Whether one configuration is asked for, which this process measures itself.
+    /// Whether this process measures the only configuration itself.
     pub fn is_single(&self) -> bool {
         self.methods.len() == 1 && self.rounds == 1 && !self.scale
     }
 
-    /// What makes no sense.
+    /// Checks that every count is at least 1.
     ///
     /// # Errors
     ///
-    /// Bad input, with the option's name.
+    /// Bad input that names the option.
     pub fn check(&self) -> anyhow::Result<()> {
         let Sizes { layers, batch, seq, vocab, .. } = self.sizes();
         let counts = [
@@ -166,11 +165,11 @@ impl SpeedArgs {
 }
 
 impl Sizes {
-    /// A Llama of these sizes.
+    /// The configuration of a Llama of these sizes.
     ///
     /// # Errors
     ///
-    /// Bad input where sizes do not go together.
+    /// Bad input if the sizes do not fit together.
     pub fn config(&self) -> anyhow::Result<ModelConfig> {
         let fields = json!({
             "model_type": "llama",

@@ -1,4 +1,4 @@
-//! One configuration, measured in this process: the trainer's own step on a random Llama and random tokens.
+//! Measures one configuration in this process: the trainer's step on a random Llama and random tokens.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,9 +11,8 @@ use burn::tensor::FloatDType;
 use serde::Serialize;
 use sorsa_adapter::{AdapterConfig, AttachOptions, Attached, Method, add_regularizer};
 use sorsa_data::{BatchOptions, Batcher, Example};
+use sorsa_files::{cpu_seconds, peak_memory_bytes};
 use sorsa_models::CausalLm;
-use sorsa_train::cpu_time::cpu_seconds;
-use sorsa_train::memory::peak_memory_bytes;
 use sorsa_train::{OptimizerConfig, TrainConfig, Trainer};
 
 use super::args::{Sizes, SpeedArgs};
@@ -22,7 +21,7 @@ use crate::exit::OrBadInput;
 
 const TARGETS: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
 
-/// What one process found; fields are named as those of the comparison's PyTorch program.
+/// Measurements of one process. The fields have the names of those of the PyTorch program that it is compared with.
 #[derive(Debug, Serialize)]
 pub struct Measurement {
     pub method: Method,
@@ -37,26 +36,26 @@ pub struct Measurement {
     pub rank: usize,
     pub threads: usize,
     pub dtype: &'static str,
-    /// Fused or plain operations.
+    /// `fused` or `plain` operations.
     pub form: &'static str,
     pub checkpoint_blocks: bool,
     pub backend: Backend,
     pub n_params: usize,
     pub trainable: usize,
-    /// Making the random weights.
+    /// Seconds that the random weights take.
     pub load_s: f64,
-    /// Attaching the adapter, decompositions included.
+    /// Seconds that attaching the adapter takes, SVD included.
     pub adapter_init_s: f64,
     pub peak_rss_mb_after_init: Option<f64>,
     #[serde(flatten)]
     pub steps: Option<StepMeasurement>,
-    /// Of the whole process.
+    /// Peak of the whole process, in units of 2^20 bytes.
     pub peak_rss_mb: Option<f64>,
     pub load_avg: Option<f64>,
     pub version: &'static str,
 }
 
-/// What the measured steps came to.
+/// Measurements of the steps after the warm-up.
 #[derive(Debug, Serialize)]
 pub struct StepMeasurement {
     pub steps: usize,
@@ -66,16 +65,17 @@ pub struct StepMeasurement {
     pub cpu_s_per_step_min: Option<f64>,
     pub tokens_per_s_median: f64,
     pub tokens_per_s_best: f64,
-    /// The regularizer alone, gradient and norms, once; and its part of the median step.
+    /// Seconds of one evaluation of the regularizer, with gradient and norms.
     pub regularizer_s: Option<f64>,
+    /// [`regularizer_s`](Self::regularizer_s) over the median step.
     pub regularizer_share: Option<f64>,
     pub first_loss: f64,
     pub last_loss: f64,
-    /// Of the measured steps alone, where the system can begin anew.
+    /// Peak of the measured steps alone, if the system can reset the peak.
     pub peak_rss_mb_steps: Option<f64>,
 }
 
-/// A folder that the trainer may write to; removed with this.
+/// A temporary folder for the trainer. Dropping it deletes the folder.
 struct Scratch(PathBuf);
 
 impl Scratch {
@@ -88,7 +88,7 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        // Nothing can be done about a folder that does not go.
+        // If the folder cannot be deleted, there is nothing to do about it.
         let _ = std::fs::remove_dir_all(&self.0);
     }
 }
@@ -97,7 +97,7 @@ impl Drop for Scratch {
 ///
 /// # Errors
 ///
-/// Bad input where sizes do not go together; anything that the trainer fails with.
+/// Bad input if the sizes do not fit together; errors of the trainer.
 pub fn measure(args: &SpeedArgs, method: Method, backend: Backend, device: &Device) -> anyhow::Result<Measurement> {
     let body = || measure_form(args, method, backend, device);
     if args.plain { sorsa_ops::without_fused(body) } else { body() }
@@ -107,7 +107,7 @@ fn measure_form(args: &SpeedArgs, method: Method, backend: Backend, device: &Dev
     let sizes = args.sizes();
     device.seed(args.seed);
     let clock = Instant::now();
-    let model = made(CausalLm::init(&sizes.config()?, device), args.dtype == "bf16");
+    let model = materialized(CausalLm::init(&sizes.config()?, device), args.dtype == "bf16");
     let load_s = clock.elapsed().as_secs_f64();
     let n_params = model.num_params();
 
@@ -148,19 +148,19 @@ fn measure_form(args: &SpeedArgs, method: Method, backend: Backend, device: &Dev
     })
 }
 
-/// The model with every parameter made: they are lazy, and what makes them is not what is measured later. Matrices in
-/// bf16 if `narrow`.
-fn made(model: CausalLm, narrow: bool) -> CausalLm {
-    struct Made {
+/// Materializes every parameter, so that no measured step does: burn initializes them lazily. Casts the matrices to bf16
+/// if `narrow`.
+fn materialized(model: CausalLm, narrow: bool) -> CausalLm {
+    struct Materialize {
         narrow: bool,
     }
-    impl ModuleMapper for Made {
+    impl ModuleMapper for Materialize {
         fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
             let narrow = self.narrow && D == 2;
             param.map(|weight| if narrow { weight.cast(FloatDType::BF16) } else { weight })
         }
     }
-    model.map(&mut Made { narrow })
+    model.map(&mut Materialize { narrow })
 }
 
 fn steps(args: &SpeedArgs, sizes: &Sizes, attached: Attached<CausalLm>) -> anyhow::Result<StepMeasurement> {
@@ -180,7 +180,7 @@ fn steps(args: &SpeedArgs, sizes: &Sizes, attached: Attached<CausalLm>) -> anyho
     let (mut seconds, mut cpu, mut losses) = (Vec::new(), Vec::new(), Vec::new());
     for step in 0..count {
         if step == args.warmup {
-            // The peak so far may be that of making the weights; Linux can be told to begin anew. Elsewhere it stays.
+            // The peak so far may come from the start. Linux can reset it; other systems cannot.
             let _ = std::fs::write("/proc/self/clear_refs", "5");
         }
         let (clock, cpu_clock) = (Instant::now(), cpu_seconds());
@@ -222,17 +222,17 @@ fn steps(args: &SpeedArgs, sizes: &Sizes, attached: Attached<CausalLm>) -> anyho
     })
 }
 
-/// `count` batches of random tokens, each a target but the first.
+/// `count` batches of random tokens. Every token but the first of a sequence is a target.
 fn batcher(sizes: &Sizes, count: usize, seed: u64) -> anyhow::Result<Batcher> {
     let mut state = seed;
-    // SplitMix64: any sequence that looks random will do.
+    // SplitMix64: the tokens need not be more random than that.
     let mut next = || {
         state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mixed = (state ^ (state >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB) >> 32
     };
     let mut example = |row: usize| Example {
-        // One more id than positions: the last is a target alone.
+        // One id more than positions: the last id is only a target.
         ids: (0..=sizes.seq).map(|_| (next() % sizes.vocab as u64) as u32).collect(),
         target_mask: vec![true; sizes.seq + 1],
         row,
@@ -243,7 +243,7 @@ fn batcher(sizes: &Sizes, count: usize, seed: u64) -> anyhow::Result<Batcher> {
     Batcher::new(Arc::new(examples), options).or_bad_input()
 }
 
-/// The middle value, or the mean of the two.
+/// The median: the middle value, or the mean of the two middle values.
 fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -251,17 +251,17 @@ fn median(values: &[f64]) -> f64 {
     if sorted.len() % 2 == 1 { sorted[middle] } else { (sorted[middle - 1] + sorted[middle]) / 2.0 }
 }
 
-/// Four digits behind the point.
+/// Rounds to four decimals.
 fn rounded(value: f64) -> f64 {
     (value * 1e4).round() / 1e4
 }
 
-/// In units of 2^20 bytes, as the PyTorch program.
+/// Peak of the process's memory in units of 2^20 bytes, like the PyTorch program.
 fn peak_megabytes() -> Option<f64> {
     peak_memory_bytes().map(|bytes| (bytes as f64 / f64::from(1 << 20) * 10.0).round() / 10.0)
 }
 
-/// Processes that ran or waited to run over the last minute: how quiet the machine was.
+/// Load average of the last minute: it tells whether the machine was quiet.
 fn load_average() -> Option<f64> {
     std::fs::read_to_string("/proc/loadavg").ok()?.split_whitespace().next()?.parse().ok()
 }
@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn batches_are_of_the_size_that_was_asked_for_and_all_positions_are_targets() {
+    fn batches_have_the_given_size_and_all_positions_are_targets() {
         let sizes = Sizes { dim: 8, layers: 1, heads: 1, kv_heads: 1, ffn: 8, vocab: 50, batch: 3, seq: 7 };
         let batcher = batcher(&sizes, 4, 1).unwrap();
         assert_eq!(batcher.batches_per_epoch(0), 4);

@@ -1,8 +1,9 @@
-//! `bench --speed`: seconds, CPU seconds and memory of start-up and training step, for any method at any size. One line
-//! of JSON a configuration, with the fields of the comparison's PyTorch program, so that both can run in turn.
+//! `bench --speed` measures seconds, CPU seconds and memory of the start and of the training step, for any method at any
+//! size. It prints one line of JSON for each configuration, with the fields of the PyTorch program that it is compared
+//! with, so that both programs can run in turn.
 //!
-//! A configuration has a process of its own, since a peak of memory belongs to a process: where there are several, this
-//! one starts itself for each.
+//! Each configuration runs in its own process, because the system reports the peak of memory by process. For several
+//! configurations, this process starts the same binary once for each.
 
 mod args;
 mod measure;
@@ -22,14 +23,14 @@ use crate::device;
 use crate::exit::bad_input;
 use crate::format::print;
 
-/// What this binary is called with to measure one configuration.
+/// Arguments that make this binary measure one configuration.
 const COMMAND: [&str; 2] = ["bench", "--speed"];
 
-/// Measures and prints.
+/// Measures the configurations and prints one line for each.
 ///
 /// # Errors
 ///
-/// Bad input; a configuration that fails.
+/// Bad input, or the error of the first configuration that fails.
 pub fn run(args: &SpeedArgs, device: &DeviceArgs) -> anyhow::Result<()> {
     args.check()?;
     let methods = args.methods.iter().map(|name| name.parse().map_err(|reason: String| bad_input(reason)));
@@ -45,7 +46,7 @@ pub fn run(args: &SpeedArgs, device: &DeviceArgs) -> anyhow::Result<()> {
     emit(args, &serde_json::to_value(line)?)
 }
 
-/// Runs each configuration in a child.
+/// Runs each configuration in a child process.
 fn several(args: &SpeedArgs, methods: &[Method], device: &DeviceArgs) -> anyhow::Result<()> {
     let varied = if args.scale { scale::variations(args) } else { vec![scale::Variation::default()] };
     let mut lines = Vec::new();
@@ -78,7 +79,7 @@ fn child(args: &SpeedArgs, method: Method, variation: &scale::Variation, device:
     serde_json::from_slice(&output.stdout).with_context(failed)
 }
 
-/// Prints a line, and adds it to the file that was asked for.
+/// Prints a line, and appends it to the file of `--out`.
 fn emit(args: &SpeedArgs, line: &Value) -> anyhow::Result<()> {
     if let Some(path) = &args.out {
         let file = std::fs::File::options().create(true).append(true).open(path);

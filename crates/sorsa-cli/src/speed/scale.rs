@@ -1,18 +1,18 @@
-//! Which configurations `--scale` asks for: each quantity over a few values, the others as given.
+//! The configurations of `--scale`: each quantity takes a few values, while the others keep the given ones.
 
 use std::fmt::Display;
 
 use super::args::{Sizes, SpeedArgs};
 
-/// One configuration: what is given, with one quantity replaced.
+/// One configuration: the given options, with one quantity replaced.
 #[derive(Debug, Clone, Default)]
 pub struct Variation {
-    /// Option and value of the quantity that is varied.
+    /// Option of the varied quantity; `None` if the configuration is the given one.
     pub varied: Option<&'static str>,
     value: usize,
 }
 
-/// Batch, sequence, rank, layers and threads, one after the other.
+/// Varies batch, sequence length, rank, layers and threads, one after the other.
 pub fn variations(args: &SpeedArgs) -> Vec<Variation> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = args.threads.unwrap_or(cores);
@@ -31,7 +31,7 @@ pub fn variations(args: &SpeedArgs) -> Vec<Variation> {
 }
 
 impl Variation {
-    /// The options of the child.
+    /// The options for the child process.
     pub fn options(&self, args: &SpeedArgs) -> Vec<String> {
         let Sizes { dim, layers, heads, kv_heads, ffn, vocab, batch, seq } = args.sizes();
         let mut options = Vec::new();
@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn a_child_is_asked_for_what_was_given_but_for_what_is_varied() {
+    fn a_child_gets_the_given_options_and_the_varied_one() {
         let given = parse([
             "--shape",
             "L",

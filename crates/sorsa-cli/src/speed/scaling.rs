@@ -1,26 +1,27 @@
-//! What `--scale` came to, beside its lines: a table, and figures of time and memory over each quantity.
+//! The results of `bench --speed --scale` for people: a table, and figures of time and memory over each quantity.
 
 use std::fmt::Write;
 use std::path::Path;
 
 use anyhow::Context;
 use serde_json::Value;
-use sorsa_eval::plot::{Axis, Figure, Marks, Scale, Series};
-use sorsa_train::files::write_atomic;
+use sorsa_files::write_atomic;
+use sorsa_report::plot::{Axis, Figure, Marks, Scale, Series};
 
 /// One measured configuration.
 #[derive(Debug, Clone, PartialEq)]
 struct Row {
-    /// Method and quantity: the rows of one line of a figure.
+    /// Method and varied quantity. Rows with the same group are one line of a figure.
     group: (String, String),
     value: f64,
     seconds: f64,
     cpu_seconds: Option<f64>,
+    /// Peak memory, in MB (10^6 bytes).
     peak: Option<f64>,
 }
 
 impl Row {
-    /// Of a line that `--scale` printed; nothing where it measured no steps.
+    /// Reads a line that `--scale` printed. `None` if it measured no steps.
     fn read(line: &Value) -> Option<Self> {
         let number = |name: &str| line[name].as_f64();
         let varied = line["varied"].as_str()?;
@@ -29,12 +30,13 @@ impl Row {
             value: number(varied)?,
             seconds: number("step_s_median")?,
             cpu_seconds: number("cpu_s_per_step_median"),
-            peak: number("peak_rss_mb_steps").or_else(|| number("peak_rss_mb")),
+            // The fields count in units of 2^20 bytes, like those of the PyTorch program.
+            peak: number("peak_rss_mb_steps").or_else(|| number("peak_rss_mb")).map(|peak| peak * 1.048_576),
         })
     }
 }
 
-/// Rows of the same group, in the order in which groups and values were measured. Of rounds, the fastest.
+/// Collects rows by group, in the order of measurement. Of several rounds it keeps the fastest.
 fn groups(lines: &[Value]) -> Vec<Vec<Row>> {
     let mut groups: Vec<Vec<Row>> = Vec::new();
     for row in lines.iter().filter_map(Row::read) {
@@ -65,7 +67,7 @@ pub fn write(path: &Path, lines: &[Value]) -> anyhow::Result<()> {
         name
     };
     let time = figure(&groups, "Time of a step", "seconds per step", |row| Some(row.seconds));
-    let memory = figure(&groups, "Peak memory of the steps", "peak memory, MiB", |row| row.peak);
+    let memory = figure(&groups, "Peak memory of the steps", "peak memory, MB", |row| row.peak);
     let mut files = vec![(name("-table.md"), table(&groups).into_bytes())];
     for (kind, figure) in [("time", time), ("memory", memory)] {
         files.push((name(&format!("-{kind}.svg")), figure.svg_file()?.into_bytes()));
@@ -77,7 +79,8 @@ pub fn write(path: &Path, lines: &[Value]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A line for each quantity over its multiple of the smallest value, so that what is linear is straight.
+/// Draws a line for each varied quantity. The x axis is its multiple of the smallest value, so that linear growth is a
+/// straight line.
 fn figure(groups: &[Vec<Row>], title: &str, label: &str, quantity: impl Fn(&Row) -> Option<f64>) -> Figure {
     let one_method = groups.iter().all(|group| group[0].group.0 == groups[0][0].group.0);
     let series = groups.iter().map(|group| {
@@ -94,10 +97,11 @@ fn figure(groups: &[Vec<Row>], title: &str, label: &str, quantity: impl Fn(&Row)
     }
 }
 
-/// In Markdown: every value, and time and memory a unit more costs, from the value before.
+/// A Markdown table: a row for each value, and the time and memory that one more unit costs, compared with the value
+/// before.
 fn table(groups: &[Vec<Row>]) -> String {
     let mut table =
-        "| method | varied | value | s a step | CPU s a step | peak, MiB | s for each more | MiB for each more |\n\
+        "| method | varied | value | s a step | CPU s a step | peak, MB | s for each more | MB for each more |\n\
                      |---|---|---|---|---|---|---|---|\n"
             .to_owned();
     let shown = |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.4}"));
@@ -136,16 +140,16 @@ mod tests {
     }
 
     #[test]
-    fn quantities_are_apart_and_each_more_is_what_was_added() {
+    fn quantities_are_apart_and_one_more_unit_costs_the_difference() {
         let lines =
             [line("batch", 1, 1.0), line("batch", 3, 2.0), line("batch", 3, 1.5), line("rank", 4, 1.0), json!({})];
         let groups = groups(&lines);
         assert_eq!(groups.iter().map(Vec::len).collect::<Vec<_>>(), [2, 1]);
         let table = table(&groups);
         let rows: Vec<&str> = table.lines().skip(2).collect();
-        assert_eq!(rows[0], "| lora | batch | 1 | 1.000 | - | 100 | - | - |");
-        assert_eq!(rows[1], "| lora | batch | 3 | 1.500 | - | 150 | 0.2500 | 25.0000 |");
-        assert_eq!(rows[2], "| lora | rank | 4 | 1.000 | - | 100 | - | - |");
+        assert_eq!(rows[0], "| lora | batch | 1 | 1.000 | - | 105 | - | - |");
+        assert_eq!(rows[1], "| lora | batch | 3 | 1.500 | - | 157 | 0.2500 | 26.2144 |");
+        assert_eq!(rows[2], "| lora | rank | 4 | 1.000 | - | 105 | - | - |");
     }
 
     #[test]

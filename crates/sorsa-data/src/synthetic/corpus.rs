@@ -3,10 +3,10 @@
 use super::draw::Draw;
 use super::{numbers, story};
 
-/// A kind of document, and its weight in the stream.
-type Kind = (usize, fn(&mut Draw) -> String);
+/// The weight of a kind of document in the stream, and the function that draws a document.
+type DocumentKind = (usize, fn(&mut Draw) -> String);
 
-const KINDS: [Kind; 14] = [
+const KINDS: [DocumentKind; 14] = [
     (20, numbers::equations),
     (7, numbers::chains),
     (5, numbers::carrying),
@@ -25,7 +25,7 @@ const KINDS: [Kind; 14] = [
 
 /// Documents of some 40 to 220 tokens: equations, number facts, stories with sums in them, plain stories.
 ///
-/// The stream has no end; equal seeds give equal streams, on every platform. No document has the form of the
+/// The stream is endless. Equal seeds give equal streams, on every platform. No document has the form of the
 /// [`task`](super::task()): no prompt, no question with a worked solution, no `The answer is`.
 pub fn corpus(seed: u64) -> impl Iterator<Item = String> {
     let mut draw = Draw::new(seed);
@@ -88,7 +88,7 @@ mod tests {
         assert!(equations > 20_000, "{equations}");
     }
 
-    /// It once gave the smaller number as the difference, in an equation that held all the same.
+    /// Regression: the smaller number was given as the difference, in an equation that was true all the same.
     #[test]
     fn who_has_fewer_has_the_difference_taken_away() {
         let documents: Vec<String> = corpus(9).take(5_000).collect();

@@ -3,7 +3,7 @@
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
-/// A seeded source of small integers. Nothing here is a float, and nothing depends on the width of `usize`.
+/// A seeded source of small integers. It uses no floats and does not depend on the width of `usize`.
 pub(super) struct Draw(ChaCha8Rng);
 
 impl Draw {
@@ -16,7 +16,7 @@ impl Draw {
         ((u64::from(self.0.next_u32()) * bound as u64) >> 32) as usize
     }
 
-    /// An integer of `low..=high`, or `low` where the range is empty.
+    /// An integer of `low..=high`, or `low` if the range is empty.
     pub fn between(&mut self, low: i64, high: i64) -> i64 {
         low + self.below((high - low).max(0) as usize + 1) as i64
     }

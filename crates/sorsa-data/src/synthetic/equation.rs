@@ -1,10 +1,10 @@
-//! Equations over small whole numbers, written the one way that corpus and task share: `47 + 28 = 75`.
+//! Equations over small whole numbers. Corpus and task write them alike: `47 + 28 = 75`.
 
 use std::fmt;
 
 use super::draw::Draw;
 
-/// What an equation does with its two sides.
+/// Operation of an equation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Op {
     Add,

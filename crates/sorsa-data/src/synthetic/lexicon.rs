@@ -1,7 +1,7 @@
-//! The words that the corpus and the task are made of.
+//! The words of the corpus and the task.
 //!
-//! The list is short on purpose: a vocabulary of a few hundred tokens then holds most of these words whole, and
-//! a sentence of the task stays short.
+//! The list is short on purpose: a vocabulary of a few hundred tokens then has one token for most of these words, and
+//! sentences of the task have few tokens.
 
 /// A person, and whether the pronoun is "she".
 #[derive(Clone, Copy)]
@@ -18,7 +18,7 @@ pub(super) struct Noun {
 }
 
 impl Noun {
-    /// The form that goes with `count`.
+    /// Singular or plural, for `count` things.
     pub fn form(&self, count: i64) -> &'static str {
         if count == 1 { self.one } else { self.many }
     }

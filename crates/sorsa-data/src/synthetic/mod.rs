@@ -1,8 +1,8 @@
-//! What a fresh machine needs to fine-tune something: a corpus to pretrain a small model on, a tokenizer for it, and a
-//! task that the corpus has the skills for but never the form of.
+//! The data of the embedded model: a corpus to pretrain a small model on, a tokenizer for it, and a task to fine-tune it
+//! on. The corpus teaches the skills of the task, but never shows its form.
 //!
-//! Everything is drawn from a seed with integer draws, and is the same on every platform. Each artefact has one
-//! function that makes it and one that writes it:
+//! Everything is drawn from a seed with integers, and is the same on every platform. Each artefact has one function that
+//! makes it and one that writes it:
 //!
 //! | artefact | made by | written by |
 //! |---|---|---|
@@ -32,6 +32,6 @@ mod tokenizer;
 mod write;
 
 pub use corpus::corpus;
-pub use task::{Problem, TEST_PROBLEMS, TRAIN_PROBLEMS, Task, VALIDATION_PROBLEMS, task};
+pub use task::{Problem, TEST_PROBLEMS, TRAIN_PROBLEMS, TaskSplits, VALIDATION_PROBLEMS, task};
 pub use tokenizer::{BOS, EOS, PAD, VOCABULARY, train_tokenizer, write_tokenizer};
 pub use write::{SyntheticError, write_corpus, write_task};

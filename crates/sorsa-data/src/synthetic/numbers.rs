@@ -1,4 +1,4 @@
-//! Documents about numbers alone.
+//! Documents about numbers only.
 
 use std::iter::repeat_with;
 
@@ -10,7 +10,7 @@ fn lines(count: usize, line: impl FnMut() -> String) -> String {
     repeat_with(line).take(count).collect::<Vec<_>>().join("\n")
 }
 
-/// Unrelated equations, on lines or in a run of text.
+/// Unrelated equations, on lines or in one text.
 pub(super) fn equations(draw: &mut Draw) -> String {
     let separator = draw.one_of(&["\n", "\n", ", ", ". "]);
     let count = 7 + draw.below(9);
@@ -18,7 +18,7 @@ pub(super) fn equations(draw: &mut Draw) -> String {
     equations.join(separator)
 }
 
-/// Equations that go on with the last result.
+/// Chains of equations: each continues with the result of the last.
 pub(super) fn chains(draw: &mut Draw) -> String {
     let count = 3 + draw.below(3);
     lines(count, || {
@@ -37,7 +37,7 @@ pub(super) fn chains(draw: &mut Draw) -> String {
     })
 }
 
-/// Sums with the carrying said aloud.
+/// Sums with the carry written out.
 pub(super) fn carrying(draw: &mut Draw) -> String {
     let count = 3 + draw.below(2);
     lines(count, || {

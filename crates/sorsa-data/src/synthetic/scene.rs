@@ -22,7 +22,7 @@ enum Slot {
     Equation(Equation),
 }
 
-/// Who and what a text is about: the slots that patterns refer to.
+/// The people and things of a text: the slots that patterns refer to.
 pub(super) struct Scene {
     slots: Vec<(&'static str, Slot)>,
     present: bool,
@@ -51,14 +51,14 @@ impl Scene {
         scene
     }
 
-    /// Sets `{.. thing}`, and by themselves `{one_thing}` and `{things}`.
+    /// Sets the slots `{.. thing}`, `{one_thing}` and `{things}`.
     pub fn thing(&mut self, noun: Noun) {
         self.noun("thing", noun);
         self.text("one_thing", noun.one);
         self.text("things", noun.many);
     }
 
-    /// Sets `{.. box}`, and by themselves `{one_box}` and `{boxes}`.
+    /// Sets the slots `{.. box}`, `{one_box}` and `{boxes}`.
     fn container(&mut self, noun: Noun) {
         self.noun("box", noun);
         self.text("one_box", noun.one);
@@ -91,16 +91,16 @@ impl Scene {
         &found.unwrap_or_else(|| panic!("a pattern names the slot {key:?}, which its scene does not have")).1
     }
 
-    /// What one of the patterns, drawn, stands for.
+    /// Draws one of the patterns and expands it.
     pub fn say_one(&self, draw: &mut Draw, patterns: &[&str]) -> String {
         let pattern = draw.one_of(patterns);
         self.say(draw, pattern)
     }
 
-    /// The sentence that a pattern stands for, each sentence of it capitalised.
+    /// Expands a pattern, and capitalises each sentence of it.
     ///
     /// # Panics
-    /// If the pattern names a slot that the scene does not have: patterns are part of the program.
+    /// If the pattern names a slot that the scene does not have. Patterns are part of the program.
     pub fn say(&self, draw: &mut Draw, pattern: &str) -> String {
         let mut text = String::new();
         self.expand(draw, pattern, &mut text);
@@ -162,7 +162,7 @@ impl Scene {
     }
 }
 
-/// Upper case at the start of every sentence, also of one in quotes: `"Where is it?" asks Tom.`
+/// Capitalises every sentence, also one in quotes: `"Where is it?" asks Tom.`
 fn capitalise(text: &str) -> String {
     let mut opens = true;
     let mut before = ' ';

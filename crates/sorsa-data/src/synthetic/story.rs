@@ -1,4 +1,4 @@
-//! Documents about people and things: stories in which numbers change, and stories without any.
+//! Documents about people and things: stories with changing numbers, and stories without numbers.
 
 use super::draw::Draw;
 use super::equation::Equation;
@@ -55,7 +55,7 @@ const ENDINGS: [&str; 5] = [
     "that <was/is> a good day.",
 ];
 
-/// Someone's things, which grow and shrink in number.
+/// A person gains and loses things.
 pub(super) fn with_sums(draw: &mut Draw) -> String {
     let mut scene = new_scene(draw);
     let mut count = draw.between(3, 90);
@@ -100,7 +100,7 @@ const PEOPLE_FACTS: [&str; 13] = [
     "{N} <paid/pays> {big coin} for a (ball|book|toy|cup|pen|key). {F} <paid/pays> {small coin}, {gap coin} less.",
 ];
 
-/// How much two people have, together and one more than the other.
+/// The things of two people, their sum and their difference.
 pub(super) fn of_facts(draw: &mut Draw) -> String {
     let count = 3 + draw.below(3);
     story_of(draw, count, |draw| {
@@ -140,7 +140,7 @@ const BOX_LOSSES: [&str; 3] = [
     "{b} of them <went/go> to {T}, so there <were/are> {y thing} left.",
 ];
 
-/// Equal groups, and what is added to them or taken away.
+/// Equal groups of things, to which some are added or from which some are taken.
 pub(super) fn of_boxes(draw: &mut Draw) -> String {
     let count = 2 + draw.below(3);
     story_of(draw, count, |draw| {
@@ -165,7 +165,7 @@ pub(super) fn of_boxes(draw: &mut Draw) -> String {
     })
 }
 
-/// Who has how many of what, then some of it again in other words: copying over a distance.
+/// A list of who has how many of what, then a part of it in other words. It teaches copying over a distance.
 pub(super) fn of_lists(draw: &mut Draw) -> String {
     let scene = new_scene(draw);
     let rows: Vec<Scene> = (0..4 + draw.below(3))
@@ -259,7 +259,7 @@ pub(super) fn plain(draw: &mut Draw) -> String {
     sentences.join(" ")
 }
 
-/// People and places as [`Scene::draw`] has them, with the words that only the corpus uses.
+/// A scene of [`Scene::draw`], with the words that only the corpus uses.
 fn new_scene(draw: &mut Draw) -> Scene {
     let present = draw.once_in(2);
     let mut scene = Scene::draw(draw, present);
@@ -275,7 +275,8 @@ fn story_of(draw: &mut Draw, count: usize, mut sentence: impl FnMut(&mut Draw) -
     join(draw, &sentences)
 }
 
-/// One text, or one line for each sentence, so that every word which opens a sentence is also seen opening a line.
+/// Joins sentences into one text, or into one line for each. Words that open a sentence then also occur at the start of a
+/// line.
 fn join(draw: &mut Draw, sentences: &[String]) -> String {
     sentences.join(draw.one_of(&[" ", "\n"]))
 }

@@ -1,8 +1,8 @@
 //! The fine-tuning task: word problems of one to three steps, in MetaMathQA's schema.
 //!
-//! Its sums and its words are the corpus's; its form is not. No document of the corpus has a prompt, a question that is
-//! then worked out, or `The answer is`. Each token of a response does occur in the corpus, because adapters leave the
-//! embeddings as they are.
+//! It has the equations and words of the corpus, but not their form: no document of the corpus has a prompt, a question
+//! with a worked solution, or `The answer is`. Each token of a response occurs in the corpus, because adapters do not
+//! train the embeddings.
 
 use std::collections::HashSet;
 
@@ -17,45 +17,45 @@ use super::template::{TEMPLATES, Template};
 pub const TRAIN_PROBLEMS: usize = 8_000;
 /// Rows of the validation split.
 pub const VALIDATION_PROBLEMS: usize = 200;
-/// Rows of the test split. The first 200 are the held-out problems that results are quoted on.
+/// Rows of the test split. Results are quoted on the first 200.
 pub const TEST_PROBLEMS: usize = 400;
 
-/// Every number of a problem, given or computed, is at most this.
+/// Largest number of a problem, given or computed.
 const LARGEST: i64 = 99;
 
 /// One word problem with its worked solution.
 ///
-/// Serialised as MetaMathQA's rows are: `type`, `query`, `response`.
+/// It serializes like a row of MetaMathQA: `type`, `query`, `response`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Problem {
-    /// The name of the template that it was drawn from.
+    /// Name of its template.
     #[serde(rename = "type")]
     pub template: &'static str,
     /// The question.
     pub query: String,
-    /// One line for each step, holding its equation, then `The answer is: N`.
+    /// One line with an equation for each step, then `The answer is: N`.
     pub response: String,
     /// The `N` of the response.
     #[serde(skip)]
     pub answer: i64,
-    /// The numbers given in the question. No two problems of a [`Task`] share template and numbers.
+    /// The given numbers of the question. No two problems of a [`TaskSplits`] share template and numbers.
     #[serde(skip)]
     pub numbers: Vec<i64>,
 }
 
-/// The splits of the task. Templates are equally frequent in each, up to one.
+/// The splits of the task. In each split, the counts of two templates differ by at most one.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Task {
-    /// What to fine-tune on: [`TRAIN_PROBLEMS`].
+pub struct TaskSplits {
+    /// [`TRAIN_PROBLEMS`] problems to train on.
     pub train: Vec<Problem>,
-    /// What to choose settings by: [`VALIDATION_PROBLEMS`].
+    /// [`VALIDATION_PROBLEMS`] problems to choose settings by.
     pub validation: Vec<Problem>,
-    /// What to report: [`TEST_PROBLEMS`].
+    /// [`TEST_PROBLEMS`] problems to report accuracy on.
     pub test: Vec<Problem>,
 }
 
 /// Draws the task. Equal seeds give equal tasks, on every platform.
-pub fn task(seed: u64) -> Task {
+pub fn task(seed: u64) -> TaskSplits {
     let mut draw = Draw::new(seed);
     let mut seen = HashSet::new();
     let mut split = |size: usize| {
@@ -66,10 +66,10 @@ pub fn task(seed: u64) -> Task {
     };
     let test = split(TEST_PROBLEMS);
     let validation = split(VALIDATION_PROBLEMS);
-    Task { train: split(TRAIN_PROBLEMS), validation, test }
+    TaskSplits { train: split(TRAIN_PROBLEMS), validation, test }
 }
 
-/// Draws until the numbers are new to the template.
+/// Draws problems of the template until one has new numbers.
 fn new_problem(template: &Template, draw: &mut Draw, seen: &mut HashSet<(&'static str, Vec<i64>)>) -> Problem {
     loop {
         if let Some(problem) = problem(template, draw)
@@ -80,7 +80,7 @@ fn new_problem(template: &Template, draw: &mut Draw, seen: &mut HashSet<(&'stati
     }
 }
 
-/// One problem, or `None` if the drawn numbers lead out of `1..=LARGEST`.
+/// Draws a problem. `None` if one of its numbers is outside `1..=LARGEST`.
 fn problem(template: &Template, draw: &mut Draw) -> Option<Problem> {
     let mut scene = Scene::draw(draw, true);
 
@@ -116,7 +116,7 @@ mod tests {
     const SEED: u64 = 0;
 
     fn splits() -> [Vec<Problem>; 3] {
-        let Task { train, validation, test } = task(SEED);
+        let TaskSplits { train, validation, test } = task(SEED);
         [train, validation, test]
     }
 

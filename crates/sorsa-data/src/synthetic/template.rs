@@ -2,10 +2,10 @@
 
 use super::equation::Op::{self, Add, Multiply, Subtract};
 
-/// A kind of problem: what is given, what is asked, and the steps that lead to the answer.
+/// Template of a kind of problem: the given numbers, the question, and the steps to the answer.
 pub(super) struct Template {
     pub name: &'static str,
-    /// Slots of the given numbers, each with the range it is drawn from.
+    /// Slots of the given numbers, each with the range of its draws.
     pub given: &'static [(&'static str, i64, i64)],
     pub query: &'static str,
     pub steps: &'static [Step],
@@ -17,7 +17,7 @@ pub(super) struct Step {
     pub left: &'static str,
     pub op: Op,
     pub right: &'static str,
-    /// The pattern of the response's line; the slot named `result` reads as the whole equation.
+    /// Pattern of the line in the response. The slot `result` expands to the whole equation.
     pub says: &'static str,
 }
 

@@ -1,7 +1,7 @@
 //! A byte-level BPE tokenizer for the corpus and the task.
 //!
-//! Every text can be encoded, since all 256 bytes are tokens, and decoding gives it back. Each digit is a token of its
-//! own, so that a number is read and written place by place.
+//! It encodes every text, because all 256 bytes are tokens, and decoding is exact. Each digit is a token, so that the
+//! model reads and writes numbers digit by digit.
 
 use std::path::Path;
 
@@ -18,22 +18,22 @@ use tokenizers::{AddedToken, Tokenizer, TokenizerBuilder};
 use super::write::write_whole;
 use super::{SyntheticError, corpus, task};
 
-/// Tokens of the vocabulary: 3 special ones, 256 bytes, 509 merges, which make 94 % of the corpus's words one token.
+/// Number of tokens: 3 special tokens, 256 bytes and 509 merges. 94 % of the corpus's words are one token.
 pub const VOCABULARY: usize = 768;
-/// Fills a batch's rows up to their length. Token 0.
+/// Padding token, with id 0.
 pub const PAD: &str = "<pad>";
-/// Opens every text. Token 1.
+/// Begin token of every text, with id 1.
 pub const BOS: &str = "<s>";
-/// Closes every text. Token 2.
+/// End token of every text, with id 2.
 pub const EOS: &str = "</s>";
 
-/// Documents of the corpus, and seed of corpus and task, that [`write_tokenizer`] trains on.
+/// Number of corpus documents that [`write_tokenizer`] trains on, and seed of corpus and task.
 const TRAINING_DOCUMENTS: usize = 20_000;
 const SEED: u64 = 0;
-/// The context of the embedded model.
+/// Context length of the embedded model.
 const CONTEXT: usize = 256;
 
-/// The prompt that the task is put in, from Alpaca (Taori et al. 2023).
+/// Prompt of the task, from Alpaca (Taori et al. 2023).
 const PROMPT: &str = "Below is an instruction that describes a task. Write a response that appropriately completes the \
                       request.\n\n### Instruction:\n\n### Response:";
 
@@ -42,7 +42,7 @@ const PROMPT: &str = "Below is an instruction that describes a task. Write a res
 /// Equal texts give equal tokenizers.
 ///
 /// # Errors
-/// [`SyntheticError::Tokenizer`] if the library refuses.
+/// [`SyntheticError::Tokenizer`] if the tokenizer library fails.
 pub fn train_tokenizer(texts: impl Iterator<Item = String> + Send) -> Result<Tokenizer, SyntheticError> {
     trained(texts).map_err(|source| SyntheticError::Tokenizer { source })
 }
@@ -72,8 +72,8 @@ fn trained(texts: impl Iterator<Item = String> + Send) -> tokenizers::Result<Tok
 /// Trains a tokenizer on the corpus, the task's training split and the prompt, and writes `tokenizer.json`,
 /// `tokenizer_config.json` and `special_tokens_map.json` into `folder`.
 ///
-/// Most of the prompt's words never occur in the corpus: they are tokens to keep the prompt short, and their embeddings
-/// are what pretraining leaves of their random start.
+/// Most words of the prompt do not occur in the corpus. They are tokens to keep the prompt short; their embeddings are
+/// what pretraining leaves of the random initialization.
 ///
 /// # Errors
 /// [`SyntheticError::Tokenizer`] if training fails, [`SyntheticError::Write`] if a file cannot be written.
@@ -108,7 +108,7 @@ mod tests {
 
     use super::*;
 
-    /// What [`write_tokenizer`] writes, read back.
+    /// Reads back the files of [`write_tokenizer`].
     static WRITTEN: LazyLock<Tokenizer> = LazyLock::new(|| {
         let folder = tempfile::tempdir().expect("a temporary folder");
         write_tokenizer(folder.path()).expect("the tokenizer is written");

@@ -1,0 +1,64 @@
+//! The options of `sorsa verify` and `analyze`.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+use super::DeviceArgs;
+use crate::format::{Format, TableFormat};
+
+#[derive(Debug, Args)]
+pub struct VerifyArgs {
+    /// Model: a Hugging Face folder, a hub id, or `embedded`
+    #[arg(long)]
+    pub model: String,
+    /// Outputs of the other framework (safetensors): any of input_ids, attention_mask, labels, logits, prompt_ids,
+    /// generated_ids
+    #[arg(long, value_name = "FILE")]
+    pub golden: PathBuf,
+    /// Folder of an adapter, of this program, of PEFT or of a run
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
+    /// Largest accepted difference of a logit and of the loss
+    #[arg(long, default_value_t = 1e-4)]
+    pub tolerance: f64,
+    /// Format of the printed table
+    #[arg(long, value_enum, default_value_t)]
+    pub format: Format,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+}
+
+/// Singular triplets that the analysis compares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum Triplets {
+    /// All triplets of the weight, like the figure of the paper
+    #[default]
+    All,
+    /// The leading r triplets, r being the rank of the run
+    R,
+}
+
+#[derive(Debug, Args)]
+pub struct AnalyzeArgs {
+    /// Folders of fine-tuning runs. Several runs are compared
+    #[arg(value_name = "RUN", required = true)]
+    pub runs: Vec<PathBuf>,
+    /// Analyze these modules only: names, globs or `re:` regular expressions, for example q_proj,v_proj [default: all
+    /// modules that the runs train]
+    #[arg(long, value_delimiter = ',', value_name = "PATTERN,..")]
+    pub modules: Vec<String>,
+    /// Singular triplets over which the changes of values and directions are averaged
+    #[arg(long, value_enum, default_value_t)]
+    pub triplets: Triplets,
+    /// Folder of tables, figures and analysis.html [default: analysis/ in the folder of the run; ./analysis/ for several
+    /// runs]
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Format of the printed averages
+    #[arg(long, value_enum, default_value_t)]
+    pub format: TableFormat,
+    /// Print results only, without progress
+    #[arg(long, short)]
+    pub quiet: bool,
+}

@@ -1,0 +1,90 @@
+//! The options of `sorsa merge`, `export` and `import`.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+use super::DeviceArgs;
+
+#[derive(Debug, Args)]
+pub struct MergeArgs {
+    /// Folder of the adapter, of this program, of PEFT or of a run
+    #[arg(long, value_name = "DIR")]
+    pub adapter: PathBuf,
+    /// Base model of the adapter: a Hugging Face folder, a hub id, or `embedded` [default: the model of the adapter's run]
+    #[arg(long)]
+    pub model: Option<String>,
+    /// Folder to write the merged model into
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Storage dtype of the merged model: f32, f16 or bf16 [default: the base model's]
+    #[arg(long)]
+    pub dtype: Option<String>,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+}
+
+/// Format that `export` writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ExportFormat {
+    /// Merged model as a Hugging Face folder
+    Hf,
+    /// Adapter as a PEFT folder, for the original model
+    Peft,
+    /// Merged model as one GGUF file, for llama.cpp
+    Gguf,
+    /// Adapter as a GGUF file, for llama.cpp's --lora
+    GgufLora,
+    /// SORSA adapter as a checkpoint of SORSA's author
+    Author,
+}
+
+#[derive(Debug, Args)]
+pub struct ExportArgs {
+    /// Format to write
+    #[arg(long, value_enum)]
+    pub format: ExportFormat,
+    /// Folder of the adapter, of this program, of PEFT or of a run. If absent, the command exports the base model (hf,
+    /// gguf)
+    #[arg(long, value_name = "DIR", required_if_eq_any = [("format", "peft"), ("format", "gguf-lora"), ("format", "author")])]
+    pub adapter: Option<PathBuf>,
+    /// Base model of the adapter: a Hugging Face folder, a hub id, or `embedded` [default: the model of the adapter's run]
+    #[arg(long, required_unless_present = "adapter")]
+    pub model: Option<String>,
+    /// Folder to write, or file for gguf and gguf-lora
+    #[arg(long, value_name = "PATH")]
+    pub out: PathBuf,
+    /// Storage dtype: f32, f16 or bf16; also q8_0 for gguf [default: the base model's for hf, f16 for gguf, f32 for
+    /// gguf-lora]
+    #[arg(long)]
+    pub dtype: Option<String>,
+    /// Approximate the trained change of the weights by a LoRA of this rank, and print the error (peft, gguf-lora)
+    /// [default: exact]
+    #[arg(long)]
+    pub rank: Option<usize>,
+    /// Write the trained factors of PiSSA, OLoRA and SORSA unchanged; PEFT then decomposes the base model again (peft).
+    /// If absent, the adapter fits the original model
+    #[arg(long, conflicts_with = "rank")]
+    pub as_trained: bool,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct ImportArgs {
+    /// Folder of a PEFT adapter, or of a checkpoint of SORSA's author
+    #[arg(value_name = "DIR")]
+    pub from: PathBuf,
+    /// Base model of the adapter: a Hugging Face folder, a hub id, or `embedded`
+    #[arg(long)]
+    pub model: String,
+    /// PEFT's folder of the same adapter before training. For PiSSA and OLoRA it says exactly which part of the weights
+    /// the adapter replaced
+    #[arg(long, value_name = "DIR")]
+    pub start: Option<PathBuf>,
+    /// Folder to write the adapter into
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+}

@@ -1,0 +1,170 @@
+//! The options of `sorsa finetune`, `inspect` and `pretrain`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::{DeviceArgs, MAX_SEED};
+use crate::format::Format;
+
+/// A recipe, and options that replace its fields.
+#[derive(Debug, Clone, Default, PartialEq, Args)]
+pub struct RecipeArgs {
+    /// Recipe (TOML). The options below replace its fields
+    #[arg(long, value_name = "FILE")]
+    pub recipe: Option<PathBuf>,
+    /// Model: a Hugging Face folder, a hub id (owner/name or owner/name@revision), or `embedded` [default: embedded, or
+    /// the model of the adapter's run]
+    #[arg(long)]
+    pub model: Option<String>,
+    /// Storage dtype of the frozen weights: f32 or bf16 [default: f32]
+    #[arg(long)]
+    pub dtype: Option<String>,
+    /// Start from the adapter in this folder, of this program, of PEFT or of a run. It sets method, rank and target
+    /// modules
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<String>,
+    /// Training data: a JSONL, JSON, parquet or text file, or `embedded` [default: embedded]
+    #[arg(long, value_name = "FILE")]
+    pub data: Option<String>,
+    /// Validation data. If absent, the run holds out a part of the training data
+    #[arg(long, value_name = "FILE")]
+    pub validation: Option<String>,
+    /// Problems to measure accuracy on, before and after training. If absent, the run measures none, unless it trains on
+    /// the embedded task
+    #[arg(long, value_name = "FILE")]
+    pub test: Option<String>,
+    /// Train on the first rows only [default: all rows]
+    #[arg(long, value_name = "ROWS")]
+    pub limit: Option<usize>,
+    /// Skip malformed rows and count them. If absent, a malformed row is an error
+    #[arg(long)]
+    pub skip_bad_rows: bool,
+    /// Method: sorsa, pissa, lora, dora, olora, partial or full [default: sorsa]
+    #[arg(long)]
+    pub method: Option<String>,
+    /// Rank of the adapters [default: 16]
+    #[arg(long)]
+    pub rank: Option<usize>,
+    /// Numerator of the adapters' scale, alpha / rank [default: the rank]
+    #[arg(long)]
+    pub alpha: Option<f64>,
+    /// Linear layers to train: names, globs, `re:` regular expressions, or all-linear [default:
+    /// q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj]
+    #[arg(long, value_delimiter = ',', value_name = "PATTERN,..")]
+    pub target_modules: Option<Vec<String>>,
+    /// Peak learning rate [default: depends on method, rank and model]
+    #[arg(long, value_name = "RATE")]
+    pub lr: Option<f64>,
+    /// Weight of SORSA's orthonormal regularizer [default: 4e-4]
+    #[arg(long)]
+    pub gamma: Option<f64>,
+    /// Passes over the training data [default: 1]
+    #[arg(long)]
+    pub epochs: Option<f64>,
+    /// Stop after this many optimizer steps [default: the end of the last epoch]
+    #[arg(long, value_name = "STEPS")]
+    pub max_steps: Option<u64>,
+    /// Sequences in a micro-batch [default: 16]
+    #[arg(long, value_name = "ROWS")]
+    pub batch_size: Option<usize>,
+    /// Micro-batches in an optimizer step [default: 1]
+    #[arg(long, value_name = "BATCHES")]
+    pub accumulation: Option<usize>,
+    /// Maximum length of a sequence, in tokens [default: 512]
+    #[arg(long, value_name = "TOKENS")]
+    pub max_length: Option<usize>,
+    /// Gradient checkpointing: run each block twice instead of storing its activations. Less memory, more time
+    #[arg(long)]
+    pub checkpoint_blocks: bool,
+    /// Seed of data order, dropout, LoRA's initialization and the randomized SVD [default: 42 for data order and dropout,
+    /// 0 for the others]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(..=MAX_SEED))]
+    pub seed: Option<u64>,
+    /// Set any field of the recipe, for example --set train.optimizer.beta2=0.95
+    #[arg(long, value_name = "FIELD=VALUE")]
+    pub set: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct FinetuneArgs {
+    #[command(flatten)]
+    pub fields: RecipeArgs,
+    /// Folder of the results [default: a new folder in runs/]
+    #[arg(long, value_name = "DIR")]
+    pub run_dir: Option<PathBuf>,
+    /// Resume the run in this folder
+    #[arg(long, value_name = "DIR", conflicts_with = "run_dir")]
+    pub resume: Option<PathBuf>,
+    /// Print the full recipe and what it would train, and stop
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Print results only, without progress
+    #[arg(long, short)]
+    pub quiet: bool,
+    /// Format of the printed result
+    #[arg(long, value_enum, default_value_t)]
+    pub format: Format,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct PretrainArgs {
+    /// Folder of the new model
+    #[arg(long, value_name = "DIR", default_value = "runs/pretrain/model")]
+    pub out: PathBuf,
+    /// Corpus: a file of {"text"} rows. If absent, the command generates the project's own corpus
+    #[arg(long, value_name = "FILE", requires = "tokenizer")]
+    pub corpus: Option<PathBuf>,
+    /// Folder of the tokenizer. If absent, the command trains the project's own tokenizer
+    #[arg(long, value_name = "DIR")]
+    pub tokenizer: Option<PathBuf>,
+    /// Documents in the generated corpus
+    #[arg(long, default_value_t = 100_000)]
+    pub documents: usize,
+    /// Width of the residual stream
+    #[arg(long, default_value_t = 128)]
+    pub hidden_size: usize,
+    /// Hidden width of the feed-forward layers
+    #[arg(long, default_value_t = 352)]
+    pub intermediate_size: usize,
+    /// Number of blocks
+    #[arg(long, default_value_t = 4)]
+    pub layers: usize,
+    /// Number of query heads
+    #[arg(long, default_value_t = 4)]
+    pub heads: usize,
+    /// Number of key and value heads
+    #[arg(long, default_value_t = 2)]
+    pub kv_heads: usize,
+    /// Maximum length of the context, in tokens
+    #[arg(long, default_value_t = 256)]
+    pub context: usize,
+    /// Number of optimizer steps
+    #[arg(long, default_value_t = 3500)]
+    pub steps: u64,
+    /// Sequences in a step
+    #[arg(long, default_value_t = 24)]
+    pub batch_size: usize,
+    /// Peak learning rate
+    #[arg(long, default_value_t = 3e-3)]
+    pub lr: f64,
+    /// Seed of weights, corpus and data order
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Write the randomly initialized model, and stop
+    #[arg(long)]
+    pub init_only: bool,
+    /// Resume from the newest checkpoint of an earlier call
+    #[arg(long)]
+    pub resume: bool,
+    /// Write the generated corpus, tokenizer and task into this folder, and stop
+    #[arg(long, value_name = "DIR")]
+    pub generate_only: Option<PathBuf>,
+    /// Print results only, without progress
+    #[arg(long, short)]
+    pub quiet: bool,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+}

@@ -1,0 +1,291 @@
+//! Memory of a training step, part by part, from shapes alone: the sum of what its operations say.
+
+use burn::tensor::FloatDType;
+use serde::Serialize;
+use sorsa_models::{Activation, Architecture, BlockNorms, ModelConfig, RwkvConfig, RwkvVersion, TransformerConfig};
+use sorsa_ops::{
+    AttentionShape, Form, HeadLossShape, OperationMemory, attention_memory, gated_memory, head_loss_memory,
+    layer_norm_memory, rms_norm_memory, rotate_half_memory, wkv4_memory, wkv6_memory,
+};
+
+/// Bytes of each part. Weights, adapter, gradients and optimizer are exact; the rest is an estimate.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct MemoryEstimate {
+    /// The model.
+    pub weights: u64,
+    /// Factors beside it.
+    pub adapter: u64,
+    /// Gradients of what is trained.
+    pub gradients: u64,
+    /// Moments of what is trained.
+    pub optimizer: u64,
+    /// Kept from the forward pass for the backward pass.
+    pub activations: u64,
+    /// The largest temporaries of the step, and the program itself.
+    pub workspace: u64,
+}
+
+/// A training step, by its sizes.
+#[derive(Debug, Clone, Copy)]
+pub struct Step<'a> {
+    /// The model.
+    pub config: &'a ModelConfig,
+    /// Trained parameters.
+    pub trained: u64,
+    /// Whether the trained parameters are weights of the model, not factors beside them.
+    pub dense: bool,
+    /// Numbers that the adapters keep of each token.
+    pub kept: u64,
+    /// Bytes of a frozen weight.
+    pub weight_bytes: u64,
+    /// Sequences of a micro-batch.
+    pub rows: usize,
+    /// Tokens of a sequence.
+    pub len: usize,
+    /// Whether operations take their fused form, if they have one.
+    pub fused: bool,
+    /// Whether the output head has factors of its own; then its logits are those of a linear layer.
+    pub adapted_head: bool,
+}
+
+/// The binary, its threads, and the buffers in which they pack operands of products.
+const PROGRAM: u64 = 16_000_000;
+
+impl MemoryEstimate {
+    /// Sums the parts of a step.
+    pub fn new(step: &Step<'_>) -> Self {
+        let tokens = step.tokens() as u64;
+        let head = step.head();
+        let block = step.block();
+        let blocks = block * step.config.num_hidden_layers as u64;
+        // Gradients on their way through a feed-forward layer: of gate and up, and of three hidden states.
+        let passing = 4 * tokens * (2 * step.config.intermediate_size as u64 + 3 * step.config.hidden_size as u64);
+        Self {
+            weights: step.config.num_parameters() as u64 * step.weight_bytes,
+            adapter: if step.dense { 0 } else { step.trained * 4 },
+            gradients: step.trained * 4,
+            optimizer: step.trained * 8,
+            activations: blocks.kept + 4 * tokens * step.kept + head.kept,
+            workspace: PROGRAM + head.workspace.max(block.workspace).max(passing),
+        }
+    }
+
+    /// All parts together.
+    pub fn total(&self) -> u64 {
+        self.weights + self.adapter + self.gradients + self.optimizer + self.activations + self.workspace
+    }
+}
+
+impl Step<'_> {
+    fn tokens(&self) -> usize {
+        self.rows * self.len
+    }
+
+    /// A tensor of the shape of the hidden states.
+    fn hidden(&self) -> [usize; 2] {
+        [self.tokens(), self.config.hidden_size]
+    }
+
+    fn form(&self) -> Form {
+        if self.fused { Form::Fused } else { Form::Plain }
+    }
+
+    /// One block, without its adapters.
+    fn block(&self) -> OperationMemory {
+        match &self.config.architecture {
+            Architecture::Transformer(decoder) => self.transformer_block(decoder),
+            Architecture::Rwkv(rwkv) => self.rwkv_block(rwkv),
+        }
+    }
+
+    fn transformer_block(&self, decoder: &TransformerConfig) -> OperationMemory {
+        let norms = match decoder.block_norms {
+            BlockNorms::Before => 2,
+            BlockNorms::BeforeAndAfter => 4,
+        };
+        let inner = self.tokens() * self.config.intermediate_size;
+        let kept = if self.weight_bytes == 2 { FloatDType::BF16 } else { FloatDType::F32 };
+        let feed_forward = match decoder.activation {
+            // Without a gate, by burn's own operation.
+            Activation::Gelu => gated_memory(Form::Plain, inner, FloatDType::F32),
+            _ => gated_memory(self.form(), inner, kept),
+        };
+        rms_norm_memory(self.form(), self.hidden()) * norms + feed_forward + self.attention(decoder)
+    }
+
+    fn attention(&self, decoder: &TransformerConfig) -> OperationMemory {
+        let shape = AttentionShape {
+            batch: self.rows,
+            heads: decoder.num_attention_heads,
+            kv_heads: decoder.num_key_value_heads,
+            seq: self.len,
+            head_dim: decoder.head_dim,
+            soft_capped: decoder.attention_soft_cap.is_some(),
+        };
+        let mut memory = attention_memory(self.form(), shape);
+        // The plain form counts norms and rotation of queries and keys itself.
+        if self.fused {
+            let width = (decoder.num_attention_heads + decoder.num_key_value_heads) * decoder.head_dim;
+            if decoder.query_key_norm {
+                memory = memory + rms_norm_memory(Form::Fused, [self.tokens(), width]);
+            }
+            // A rotation of a part of a head happens before the operation.
+            if decoder.rotary_dim() != decoder.head_dim {
+                memory = memory + rotate_half_memory(self.tokens() * width);
+            }
+        }
+        memory
+    }
+
+    fn rwkv_block(&self, rwkv: &RwkvConfig) -> OperationMemory {
+        let [tokens, width] = self.hidden();
+        let mixed = [self.rows, self.len, rwkv.attention_hidden_size];
+        let wkv = match rwkv.version {
+            RwkvVersion::V4 => wkv4_memory(mixed),
+            RwkvVersion::V6 { .. } => wkv6_memory(mixed),
+        };
+        let blended = OperationMemory::keeping(16 * tokens * width);
+        let channel_mixing = OperationMemory::keeping(5 * tokens * self.config.intermediate_size);
+        layer_norm_memory(self.hidden()) * 2 + blended + channel_mixing + wkv
+    }
+
+    /// The final norm, the head and the loss.
+    fn head(&self) -> OperationMemory {
+        let [rows, width] = self.hidden();
+        let vocabulary = self.config.vocab_size;
+        let shape = HeadLossShape { rows, width, vocabulary, trained: self.dense };
+        let soft_cap = self.config.transformer().is_some_and(|decoder| decoder.logit_soft_cap.is_some());
+        if !self.fused || soft_cap || self.adapted_head {
+            return head_loss_memory(Form::Plain, shape);
+        }
+        // The norm's result, and the copy of its rows that have targets.
+        let selected = OperationMemory::keeping(2 * rows * width);
+        rms_norm_memory(Form::Fused, self.hidden()) + selected + head_loss_memory(Form::Fused, shape)
+    }
+}
+
+/// `1,234,567`.
+pub fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::host::Host;
+    use crate::recipe::{Recipe, WeightDtype};
+    use crate::training_shape::TrainingShape;
+    use sorsa_adapter::{AdapterConfig, Method};
+
+    /// The shapes of `examples/step_speed.rs` of `sorsa-models`: width, layers, heads, feed-forward, sequences of 256.
+    fn shape(sizes: [usize; 5], method: Method) -> TrainingShape {
+        shape_in(WeightDtype::F32, sizes, method)
+    }
+
+    fn shape_in(dtype: WeightDtype, [width, layers, heads, ffn, rows]: [usize; 5], method: Method) -> TrainingShape {
+        let fields = json!({
+            "model_type": "llama", "hidden_size": width, "intermediate_size": ffn, "num_hidden_layers": layers,
+            "num_attention_heads": heads, "vocab_size": 32_000, "max_position_embeddings": 256,
+        });
+        estimated(&fields, rows, method, dtype)
+    }
+
+    fn estimated(fields: &Value, rows: usize, method: Method, dtype: WeightDtype) -> TrainingShape {
+        let config = ModelConfig::parse(fields.as_object().unwrap().clone()).unwrap();
+        let mut recipe = Recipe::default();
+        let targets = recipe.adapter.target_modules.iter().map(String::as_str).collect::<Vec<_>>();
+        recipe.adapter = AdapterConfig::new(method, 16, &targets);
+        recipe.train.batch_size = rows;
+        recipe.model.dtype = dtype;
+        TrainingShape::new(&recipe, &config, &Host::cpu(burn::prelude::Device::flex())).unwrap()
+    }
+
+    const S: [usize; 5] = [288, 6, 6, 768, 4];
+    const L: [usize; 5] = [768, 12, 12, 2048, 1];
+
+    #[test]
+    fn the_estimate_of_fused_steps_is_within_a_fifth_of_the_peaks_that_were_measured() {
+        // `docs/performance.md`: peaks of the process, in megabytes.
+        let embedded = std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/../../datasets/base/config.json")).unwrap();
+        let embedded = estimated(&serde_json::from_slice(&embedded).unwrap(), 16, Method::Sorsa, WeightDtype::F32);
+        for (name, shape, measured) in [
+            ("embedded", embedded, 149.0),
+            ("S, LoRA", shape(S, Method::Lora), 239.0),
+            ("S, SORSA", shape(S, Method::Sorsa), 253.0),
+            ("L, LoRA", shape(L, Method::Lora), 762.0),
+            ("L, SORSA", shape(L, Method::Sorsa), 811.0),
+            ("L, LoRA, bf16", shape_in(WeightDtype::Bf16, L, Method::Lora), 502.0),
+        ] {
+            let estimate = shape.memory_total as f64 / 1e6;
+            assert!((estimate / measured - 1.0).abs() < 0.2, "{name}: {estimate} MB, measured {measured}");
+        }
+    }
+
+    #[test]
+    fn every_part_of_the_estimate_of_a_fused_step_is_the_sum_of_what_is_kept() {
+        let memory = shape(S, Method::Lora).memory;
+        let (tokens, layers) = (4 * 256, 6);
+        let parameters = 2 * 32_000 * 288 + layers * (4 * 288 * 288 + 3 * 288 * 768 + 2 * 288) + 288;
+        let trained = layers * 16 * (4 * (288 + 288) + 3 * (288 + 768));
+        assert_eq!((memory.weights, memory.adapter), (4 * parameters, 4 * trained));
+        assert_eq!((memory.gradients, memory.optimizer), (4 * trained, 8 * trained));
+        // What norms read 2 d, q, k, v and the output 4 d, gate and up 2 ffn, seven times the rank.
+        let block = 2 * 288 + 4 * 288 + 2 * 768 + 7 * 16;
+        assert_eq!(memory.activations, 4 * tokens * (layers * block + 4 * 288));
+        // Gradients on their way through a feed-forward layer are more than 4 MiB of logits.
+        assert_eq!(memory.workspace, 16_000_000 + 4 * tokens * (2 * 768 + 3 * 288));
+    }
+
+    #[test]
+    fn beside_weights_in_bf16_gate_and_up_are_kept_in_bf16() {
+        let (exact, narrow) = (shape(L, Method::Lora).memory, shape_in(WeightDtype::Bf16, L, Method::Lora).memory);
+        assert_eq!(2 * narrow.weights, exact.weights);
+        assert_eq!(exact.activations - narrow.activations, 256 * 12 * 2 * 2048 * 2);
+    }
+
+    #[test]
+    fn plain_forms_keep_scores_and_logits() {
+        let config = ModelConfig::parse(
+            json!({"model_type": "llama", "hidden_size": 288, "intermediate_size": 768, "num_hidden_layers": 6,
+                "num_attention_heads": 6, "vocab_size": 32_000})
+            .as_object()
+            .unwrap()
+            .clone(),
+        );
+        let config = config.unwrap();
+        let fused = Step {
+            config: &config,
+            trained: 525_312,
+            dense: false,
+            kept: 672,
+            weight_bytes: 4,
+            rows: 4,
+            len: 256,
+            fused: true,
+            adapted_head: false,
+        };
+        let plain = MemoryEstimate::new(&Step { fused: false, ..fused });
+        // Measured with `step_speed -- S lora plain`: 978 to 981 MB.
+        assert!((plain.total() as f64 / 980e6 - 1.0).abs() < 0.1, "{}", plain.total());
+        let head = MemoryEstimate::new(&Step { adapted_head: true, ..fused });
+        let more = head.activations - MemoryEstimate::new(&fused).activations;
+        assert_eq!(more, 4 * 1024 * (3 * 32_000 - 4 * 288));
+    }
+
+    #[test]
+    fn numbers_are_grouped_by_thousands() {
+        assert_eq!(grouped(7), "7");
+        assert_eq!(grouped(1_234), "1,234");
+        assert_eq!(grouped(6_738_415_616), "6,738,415,616");
+    }
+}
