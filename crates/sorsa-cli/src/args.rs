@@ -54,7 +54,7 @@ pub enum Command {
     /// Show what a run would train: modules, shapes, parameters, memory
     Inspect(Box<FinetuneArgs>),
     /// Measure the training step of a random model: seconds, CPU seconds, memory
-    #[command(name = BENCH_SPEED, bin_name = "sorsa bench --speed", hide = true)]
+    #[command(name = BENCH_SPEED, override_usage = "sorsa bench --speed [OPTIONS]", hide = true)]
     BenchSpeed(Box<BenchSpeedArgs>),
     /// List the devices of this build, and test each
     Devices(DevicesArgs),

@@ -32,7 +32,7 @@ const SHOWN_SAMPLES: usize = 12;
 ///
 /// # Errors
 ///
-/// Bad input leaves nothing behind. [`ExperimentError::Interrupted`] leaves a checkpoint that [`resume`] goes on from.
+/// Bad input leaves nothing behind. [`ExperimentError::Interrupted`] leaves a checkpoint for [`resume`].
 pub fn finetune(
     recipe: &Recipe,
     host: &Host,
@@ -42,7 +42,7 @@ pub fn finetune(
     PreparedRun::new(recipe, host, observer)?.train(run, observer)
 }
 
-/// Goes on with a run from its newest checkpoint, as if it had not ended.
+/// Resumes a run from its newest checkpoint, like a run that was never interrupted.
 ///
 /// # Errors
 ///

@@ -7,10 +7,11 @@ use burn::module::{ModuleMapper, ModuleVisitor, Param};
 use burn::prelude::*;
 use burn::tensor::{Element, FloatDType, bf16};
 use rayon::prelude::*;
+use sorsa_files::write_atomic;
 
 use crate::config::{ConfigError, ModelConfig};
 use crate::model::CausalLm;
-use crate::weights::{Checkpoint, CheckpointWriter, Expected, FloatDtype, Number, WeightsError, ignorable, write_file};
+use crate::weights::{Checkpoint, CheckpointWriter, Expected, FloatDtype, Number, WeightsError, ignorable};
 
 /// Why a model could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -83,7 +84,7 @@ impl CausalLm {
             FloatDtype::Bf16 => "bfloat16",
         };
         config["torch_dtype"] = name.into();
-        write_file(folder, "config.json", format!("{config:#}").as_bytes())
+        Ok(write_atomic(folder.join("config.json"), format!("{config:#}"))?)
     }
 }
 

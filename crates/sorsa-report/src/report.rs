@@ -11,12 +11,12 @@ use crate::ReportError;
 use crate::page::document;
 use crate::plot::TrainingCurves;
 
-/// All that a report shows.
+/// Content of a report.
 #[derive(Debug, Clone, Default)]
 pub struct RunReport {
     /// The heading.
     pub title: String,
-    /// What ran where and when, such as `("machine", "8 cores, 32 GB")`: one line under the heading.
+    /// Model, data and machine, such as `("machine", "8 cores, 32 GB")`: one line under the heading.
     pub setting: Vec<(String, String)>,
     /// The content of `summary.json`. Keys ending in `_bytes` and `seconds` are shown in readable units.
     pub summary: Map<String, Value>,
@@ -32,7 +32,7 @@ pub struct RunReport {
     pub recipe: String,
 }
 
-/// How good a model is.
+/// Loss and scores of a model.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Evaluation {
     /// Loss on held-out data, in nats per target token.
@@ -41,7 +41,7 @@ pub struct Evaluation {
     pub scores: Vec<(String, Score)>,
 }
 
-/// One prompt and what the model made of it.
+/// One prompt and its answer by the model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sample {
     /// The prompt.
@@ -50,7 +50,7 @@ pub struct Sample {
     pub expected: String,
     /// The generated text.
     pub generated: String,
-    /// A grader's verdict, where the task has answers.
+    /// A grader's verdict, if the task has answers.
     pub verdict: Option<Verdict>,
 }
 

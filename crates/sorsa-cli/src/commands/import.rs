@@ -1,4 +1,4 @@
-//! `sorsa import`: an adapter that PEFT or SORSA's author wrote, as one of this program's.
+//! `sorsa import`: converts an adapter of PEFT or of SORSA's author.
 
 use std::path::Path;
 

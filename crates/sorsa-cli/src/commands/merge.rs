@@ -6,14 +6,14 @@ use anyhow::Context;
 use burn::prelude::Device;
 use burn::tensor::FloatDType;
 use sorsa_models::CausalLm;
-use sorsa_models::weights::{Checkpoint, Dtype, FloatDtype};
+use sorsa_models::weights::{Checkpoint, Dtype, FloatDtype, ModelFolder};
 
 use crate::args::MergeArgs;
 use crate::device;
 use crate::exit::{OrBadInput, bad_input};
 use crate::format::print;
 use crate::progress::Style;
-use crate::session::{attach_saved, create_folder, model_folder, model_of_run};
+use crate::session::{attach_saved, model_folder, model_of_run};
 
 /// Files beside the weights that a runtime needs.
 const COMPANIONS: [&str; 6] = [
@@ -36,7 +36,8 @@ pub fn run(args: &MergeArgs) -> anyhow::Result<()> {
     print(format_args!("merged model in {}", args.out.display()))
 }
 
-/// Writes the model in `folder`, with an adapter merged where there is one, and the files that a runtime needs beside it.
+/// Writes the model in `folder`, merged with `adapter` if there is one, and the files that a runtime needs beside it, as the
+/// folder `out`. An older model there is replaced as a whole.
 pub fn write_merged(
     folder: &Path,
     adapter: Option<&Path>,
@@ -51,15 +52,28 @@ pub fn write_merged(
         Some(other) => return Err(bad_input(format!("unknown dtype `{other}`, expected f32, f16 or bf16"))),
         None => stored_dtype(folder)?,
     };
-    if same_folder(folder, out) {
+    if is_same_folder(folder, out) {
         return Err(bad_input(format!("--out {} is the model's own folder", out.display())));
     }
+    // Before the work, and again after it.
+    ModelFolder::check(out).or_bad_input()?;
+    let model = load_merged(folder, adapter, device)?;
+    let new = ModelFolder::create(out).or_bad_input()?;
+    save_with_companions(&model, folder, new.path(), dtype)?;
+    Ok(new.commit()?)
+}
+
+/// Loads the model in `folder`, merged with `adapter` if there is one, in f32.
+pub fn load_merged(folder: &Path, adapter: Option<&Path>, device: &Device) -> anyhow::Result<CausalLm> {
     let base = CausalLm::load(folder, FloatDType::F32, device).or_bad_input()?;
-    let model = match adapter {
-        Some(adapter) => attach_saved(base, adapter)?.merge().0,
-        None => base,
-    };
-    create_folder(out)?;
+    match adapter {
+        Some(adapter) => Ok(attach_saved(base, adapter)?.merge().0),
+        None => Ok(base),
+    }
+}
+
+/// Writes `model` into the folder `out`, and copies of the files beside the weights in `folder` that a runtime needs.
+pub fn save_with_companions(model: &CausalLm, folder: &Path, out: &Path, dtype: FloatDtype) -> anyhow::Result<()> {
     model.save(out, dtype)?;
     for name in COMPANIONS {
         let from = folder.join(name);
@@ -84,6 +98,6 @@ fn stored_dtype(folder: &Path) -> anyhow::Result<FloatDtype> {
     })
 }
 
-pub fn same_folder(a: &Path, b: &Path) -> bool {
+fn is_same_folder(a: &Path, b: &Path) -> bool {
     matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
 }

@@ -9,6 +9,9 @@ use crate::weights::WeightsError;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum GgufError {
+    /// A file could not be written.
+    #[error(transparent)]
+    File(#[from] sorsa_files::FileError),
     /// A file could not be read or written.
     #[error("cannot access {}", path.display())]
     Io {

@@ -6,9 +6,11 @@
 use std::collections::HashSet;
 use std::path::Path;
 
+use sorsa_files::AtomicFile;
+
 use super::value::encode_string;
 use super::{GgufError, GgufType, Value};
-use crate::weights::{PendingFile, first_non_finite};
+use crate::weights::first_non_finite;
 
 /// The first four bytes.
 pub(super) const MAGIC: [u8; 4] = *b"GGUF";
@@ -109,7 +111,7 @@ impl GgufWriter {
     {
         let header = self.header(tensors)?;
         let mut written = header.len() as u64;
-        let mut file = PendingFile::at(path)?;
+        let mut file = AtomicFile::create(path)?;
         file.write(&header)?;
         drop(header);
         let mut buffer = Vec::new();

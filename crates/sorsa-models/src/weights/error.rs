@@ -21,6 +21,9 @@ pub enum WeightsError {
         /// What the operating system said.
         source: std::io::Error,
     },
+    /// A file could not be written.
+    #[error(transparent)]
+    File(#[from] sorsa_files::FileError),
     /// The folder holds no weights at all.
     #[error(
         "no weights in {dir}: expected model.safetensors or model.safetensors.index.json, found {}",

@@ -25,6 +25,7 @@
 mod decode;
 mod error;
 mod expect;
+mod folder;
 mod header;
 mod index;
 mod reader;
@@ -35,6 +36,7 @@ mod writer;
 pub use decode::first_non_finite;
 pub use error::{Misshapen, Problem, WeightsError};
 pub use expect::{Expected, ignorable};
+pub use folder::{ModelFolder, ModelFolderError};
 pub use reader::{Checkpoint, TensorInfo};
 pub use safetensors::Dtype;
 pub use writer::{CheckpointWriter, FloatDtype};
@@ -42,7 +44,6 @@ pub use writer::{CheckpointWriter, FloatDtype};
 pub(crate) use decode::Number;
 pub(crate) use header::map as map_file;
 pub(crate) use index::Index;
-pub(crate) use writer::{PendingFile, write_file};
 
 /// Name of a checkpoint that is one file.
 pub const SINGLE_FILE: &str = "model.safetensors";

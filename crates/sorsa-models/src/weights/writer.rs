@@ -2,8 +2,6 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::error::Error;
-use std::fs::File;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
@@ -11,7 +9,7 @@ use rayon::prelude::*;
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde_json::json;
-use tempfile::NamedTempFile;
+use sorsa_files::AtomicFile;
 
 use super::{Expected, INDEX_FILE, Index, SINGLE_FILE, WeightsError};
 
@@ -120,10 +118,11 @@ impl CheckpointWriter {
         std::fs::create_dir_all(&self.dir).map_err(WeightsError::io(&self.dir))?;
 
         let shards = self.shards(tensors);
-        let mut files = Vec::new();
+        let (mut files, mut paths) = (Vec::new(), Vec::new());
         let mut buffer = Vec::new();
         for (i, shard) in shards.iter().enumerate() {
-            let mut file = PendingFile::create(&self.dir, &shard_name(i, shards.len()))?;
+            let path = self.dir.join(shard_name(i, shards.len()));
+            let mut file = AtomicFile::create(&path)?;
             file.write(&self.header(shard))?;
             for tensor in *shard {
                 let produced = produce(tensor)
@@ -133,20 +132,23 @@ impl CheckpointWriter {
                 drop(produced);
                 file.write(&buffer)?;
             }
+            paths.push(path);
             files.push(file);
         }
         if shards.len() > 1 {
-            let mut file = PendingFile::create(&self.dir, INDEX_FILE)?;
+            let path = self.dir.join(INDEX_FILE);
+            let mut file = AtomicFile::create(&path)?;
             file.write(&self.index(&shards))?;
+            paths.push(path);
             files.push(file);
         }
-        files.iter().try_for_each(PendingFile::sync)?;
+        files.iter_mut().try_for_each(AtomicFile::sync)?;
         if shards.len() > 1 {
             // An older one would call new and old shards of the same names a checkpoint.
             remove_if_there(&self.dir.join(INDEX_FILE))?;
         }
         // The index is last: until it is there, new shards are no checkpoint.
-        let paths = files.into_iter().map(PendingFile::commit).collect::<Result<Vec<_>, _>>()?;
+        files.into_iter().try_for_each(AtomicFile::commit)?;
         if shards.len() > 1 {
             remove_if_there(&self.dir.join(SINGLE_FILE))?;
         }
@@ -222,54 +224,5 @@ fn remove_if_there(path: &Path) -> Result<(), WeightsError> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(WeightsError::io(path)(error)),
         _ => Ok(()),
-    }
-}
-
-/// Writes a small file beside the weights: whole, or not at all.
-pub(crate) fn write_file(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), WeightsError> {
-    let mut file = PendingFile::create(dir, name)?;
-    file.write(bytes)?;
-    file.commit().map(|_| ())
-}
-
-/// A file under a temporary name beside its place, removed unless it is committed.
-pub(crate) struct PendingFile {
-    file: NamedTempFile,
-    path: PathBuf,
-}
-
-impl PendingFile {
-    fn create(dir: &Path, name: &str) -> Result<Self, WeightsError> {
-        let path = dir.join(name);
-        // `make_in` gives the file the permissions of any other; `tempfile_in` would make it private.
-        let file = tempfile::Builder::new()
-            .prefix(&format!(".{name}."))
-            .suffix(".partial")
-            .make_in(dir, |path| File::create_new(path))
-            .map_err(WeightsError::io(&path))?;
-        Ok(Self { file, path })
-    }
-
-    /// The same at a whole path.
-    pub(crate) fn at(path: &Path) -> Result<Self, WeightsError> {
-        let nowhere = std::io::Error::new(std::io::ErrorKind::InvalidInput, "not the name of a file");
-        let Some(name) = path.file_name() else { return Err(WeightsError::io(path)(nowhere)) };
-        let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        Self::create(dir, &name.to_string_lossy())
-    }
-
-    pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<(), WeightsError> {
-        self.file.as_file_mut().write_all(bytes).map_err(WeightsError::io(&self.path))
-    }
-
-    fn sync(&self) -> Result<(), WeightsError> {
-        self.file.as_file().sync_all().map_err(WeightsError::io(&self.path))
-    }
-
-    pub(crate) fn commit(self) -> Result<PathBuf, WeightsError> {
-        self.sync()?;
-        let Self { file, path } = self;
-        file.persist(&path).map_err(|error| WeightsError::io(&path)(error.error))?;
-        Ok(path)
     }
 }
