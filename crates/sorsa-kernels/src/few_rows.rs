@@ -9,15 +9,6 @@ use crate::matrix::Matrix;
 use crate::product::Update;
 use crate::simd::wide;
 
-/// The largest number of rows for which reading the weight in place is faster than packing it first; measured.
-pub(crate) fn most_rows() -> usize {
-    #[cfg(target_arch = "x86_64")]
-    if crate::avx512::has_f32() {
-        return 1;
-    }
-    8
-}
-
 /// Elements of a weight from which its product with few rows runs on all threads.
 const PARALLEL: usize = 1 << 17;
 /// Rows of the weight that one pass reads side by side.
@@ -27,9 +18,13 @@ const LANES: usize = 16;
 /// Sums of one block of columns; they stay in a core's first-level cache.
 const SUMS: usize = 8192;
 
-/// Columns of one block of `rows` rows.
-fn block_of_columns(rows: usize) -> usize {
-    (SUMS / rows.max(1) / LANES * LANES).max(LANES)
+/// The largest number of rows for which reading the weight in place is faster than packing it first; measured.
+pub(crate) fn most_rows() -> usize {
+    #[cfg(target_arch = "x86_64")]
+    if crate::avx512::has_f32() {
+        return 1;
+    }
+    8
 }
 
 /// The product `x W`.
@@ -81,6 +76,11 @@ pub(crate) fn by_columns(
             }
         }
     }
+}
+
+/// Columns of one block of `rows` rows.
+fn block_of_columns(rows: usize) -> usize {
+    (SUMS / rows.max(1) / LANES * LANES).max(LANES)
 }
 
 /// Calls a function for four rows at a time, then for the two rows or the one row that remain.

@@ -1,8 +1,6 @@
 //! The arithmetic of a transformer's operations on the CPU, forward and backward. Slices go in, slices come out; nothing here
 //! knows tensors, graphs or burn. Callers need no `unsafe`: shapes are asserted, instructions are detected at run time.
 //!
-//! A result depends on the operands and on the processor's instructions, never on the number of threads.
-//!
 //! ```
 //! use sorsa_kernels::{Matrix, Product, Update};
 //!

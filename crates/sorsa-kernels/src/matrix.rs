@@ -106,11 +106,19 @@ impl<'a> Matrix<'a> {
 
     fn checked(self) -> Self {
         if self.rows > 0 && self.columns > 0 {
-            let last = (self.rows - 1) * self.row_stride + (self.columns - 1) * self.column_stride;
-            assert!(last < self.data.len(), "a matrix reaches beyond its {} elements", self.data.len());
+            let inside = last_index([self.rows, self.columns], [self.row_stride, self.column_stride])
+                .is_some_and(|last| last < self.data.len());
+            assert!(inside, "a matrix reaches beyond its {} elements", self.data.len());
         }
         self
     }
+}
+
+/// The index of the last element of a matrix that is not empty; `None` if it overflows.
+pub(crate) fn last_index([rows, columns]: [usize; 2], [row_stride, column_stride]: [usize; 2]) -> Option<usize> {
+    let last_row = (rows - 1).checked_mul(row_stride)?;
+    let last_column = (columns - 1).checked_mul(column_stride)?;
+    last_row.checked_add(last_column)
 }
 
 #[cfg(test)]
@@ -121,5 +129,11 @@ mod tests {
     #[should_panic(expected = "reaches beyond")]
     fn a_matrix_larger_than_its_slice_is_refused() {
         Matrix::with_row_stride(&[0.0; 10], 3, 4, 4);
+    }
+
+    #[test]
+    #[should_panic(expected = "reaches beyond")]
+    fn a_matrix_whose_last_index_overflows_is_refused() {
+        Matrix::with_strides(&[0.0; 10], [3, 2], [1 << 63, 1]);
     }
 }

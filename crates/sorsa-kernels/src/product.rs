@@ -77,7 +77,7 @@ impl<'a> Product<'a> {
         let Self { lhs, rhs, factor, threads } = *self;
         let (m, n, k) = (lhs.rows(), rhs.columns(), lhs.columns());
         assert_eq!(k, rhs.rows(), "[{m}, {k}] times [{}, {n}]", rhs.rows());
-        assert_eq!(out.len(), m * n, "a product of [{m}, {n}]");
+        assert_eq!(Some(out.len()), m.checked_mul(n), "a product of [{m}, {n}]");
         if m == 0 || n == 0 {
             return;
         }
@@ -186,6 +186,15 @@ mod tests {
             out
         };
         assert_eq!(product(lhs, rhs), product(Matrix::new(&dense_lhs, 39, 21), Matrix::new(&dense_rhs, 21, 33)));
+    }
+
+    #[test]
+    fn a_product_whose_size_overflows_is_refused() {
+        let data = [0.0];
+        let huge = |rows, columns| Matrix::with_strides(&data, [rows, columns], [0, 0]);
+        let product = Product::new(huge(1 << 32, 1), huge(1, 1 << 32));
+        assert!(std::panic::catch_unwind(|| product.compute(&mut [], Update::Overwrite)).is_err());
+        assert!(std::panic::catch_unwind(|| product.compute_portable(&mut [], Update::Overwrite)).is_err());
     }
 
     #[test]

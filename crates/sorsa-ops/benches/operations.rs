@@ -1,8 +1,8 @@
-//! Each operation of a training step, forward and back, in its fused and its plain form, at the shapes of one layer of
+//! Each operation of a training step, forward and backward, in its fused and its plain form, at the shapes of one layer of
 //! the models S and L of `docs/performance.md`.
 //!
 //! ```text
-//! cargo bench --workspace --bench operations            # -- gated, to run those with the name only
+//! cargo bench --workspace --bench operations            # -- gated, to run the benches of that name only
 //! RAYON_NUM_THREADS=1 cargo bench --workspace --bench operations
 //! ```
 
@@ -123,7 +123,7 @@ fn factored_linear(bencher: Bencher<'_, '_>, case: Case) {
     time_factored(bencher, case, FloatDType::F32);
 }
 
-/// The same with the frozen weight in bf16.
+/// The same projection with its frozen weight in bf16.
 #[divan::bench(args = cases())]
 fn factored_linear_bf16(bencher: Bencher<'_, '_>, case: Case) {
     time_factored(bencher, case, FloatDType::BF16);

@@ -154,7 +154,7 @@ fn attention_equals_its_equation() {
         (0..width).map(rotated).collect()
     };
     let exact = |inputs: &[Vec<f64>]| {
-        // All [batch, seq, heads, width], as projections give them.
+        // All inputs are [batch, seq, heads, width], like the outputs of projections.
         let row = |which: usize, heads: usize, at: usize, head: usize| -> &[f64] {
             &inputs[which][(at * heads + head) * width..][..width]
         };

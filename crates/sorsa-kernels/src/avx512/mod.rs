@@ -123,7 +123,7 @@ trait Right: Sync {
 #[allow(unsafe_code, reason = "calls functions compiled for instructions; the bounds they rely on are asserted")]
 unsafe fn multiply<R: Right>(out: &mut [f32], x: Left<'_, R::Unit>, right: &R, store: Store, parallel: bool) {
     let [depth, columns] = right.shape();
-    assert_eq!(out.len(), x.rows * columns, "a product of [{}, {columns}]", x.rows);
+    assert_eq!(Some(out.len()), x.rows.checked_mul(columns), "a product of [{}, {columns}]", x.rows);
     if out.is_empty() {
         return;
     }

@@ -17,6 +17,7 @@ use half::bf16;
 
 #[cfg(target_arch = "x86_64")]
 use crate::avx512;
+use crate::matrix::last_index;
 use crate::product::Update;
 
 #[cfg(target_arch = "x86_64")]
@@ -128,8 +129,12 @@ impl<'a> Bf16Matrix<'a> {
 
     fn checked(self) -> Self {
         if self.rows > 0 && self.columns > 0 {
-            let last = self.index(self.rows - 1, self.columns - 1);
-            assert!(last < self.data.len(), "a matrix reaches beyond its {} elements", self.data.len());
+            let [lines, length] = match self.order {
+                Order::Rows => [self.rows, self.columns],
+                Order::Columns => [self.columns, self.rows],
+            };
+            let inside = last_index([lines, length], [self.stride, 1]).is_some_and(|last| last < self.data.len());
+            assert!(inside, "a matrix reaches beyond its {} elements", self.data.len());
         }
         self
     }

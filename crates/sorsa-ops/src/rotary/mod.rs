@@ -77,7 +77,7 @@ pub fn rotate_half(x: Tensor<4>, angles: &RotaryAngles) -> Tensor<4> {
     }
 }
 
-/// The memory of [`rotate_half`] of so many elements in a training step, where it has no fused form: one tensor of that size.
+/// The memory of [`rotate_half`] of so many elements in a training step: one tensor of that size. With gradients there is no fused form.
 pub fn rotate_half_memory(elements: usize) -> OperationMemory {
     OperationMemory::keeping(elements)
 }
