@@ -9,13 +9,15 @@ use cargo_metadata::{Metadata, MetadataCommand, Package};
 use toml::{Table, Value};
 
 const LINALG_OPS: &[&str] = &["sorsa-linalg", "sorsa-ops"];
-const BELOW_MODELS: &[&str] = &["sorsa-files", "sorsa-linalg", "sorsa-ops", "sorsa-adapter"];
+const BELOW_CHECKPOINT: &[&str] = &["sorsa-files"];
+const BELOW_MODELS: &[&str] = &["sorsa-checkpoint", "sorsa-files", "sorsa-linalg", "sorsa-ops", "sorsa-adapter"];
 const BELOW_TRAIN: &[&str] =
     &["sorsa-files", "sorsa-linalg", "sorsa-ops", "sorsa-adapter", "sorsa-models", "sorsa-data"];
 
 /// Whom each library may import: those to its left in the drawing of `docs/architecture.md`.
-const LIBRARIES: [(&str, &[&str]); 8] = [
+const LIBRARIES: [(&str, &[&str]); 9] = [
     ("sorsa-files", &[]),
+    ("sorsa-checkpoint", BELOW_CHECKPOINT),
     ("sorsa-linalg", &[]),
     ("sorsa-ops", &[]),
     ("sorsa-data", &[]),

@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use sorsa_models::gguf::{ExportOptions, GgufType, export_model};
+use sorsa_checkpoint::gguf::{ExportOptions, GgufType, export_model};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let args: Vec<String> = std::env::args().skip(1).collect();

@@ -306,7 +306,7 @@ impl RwkvConfig {
 
     /// RWKV-6: ranks of what the token adds to the shifts and to the decay. They follow from the width in the
     /// reference implementation and are in no file.
-    pub(crate) fn low_ranks(&self, hidden_size: usize) -> [usize; 2] {
+    pub fn low_ranks(&self, hidden_size: usize) -> [usize; 2] {
         if hidden_size == 4096 { [64, 128] } else { [32, 64] }
     }
 }

@@ -5,9 +5,9 @@
 //! they are in the cache, everything else has been fetched too, and no network is needed.
 //!
 //! ```no_run
-//! use sorsa_models::hub::{HubOptions, resolve};
+//! use sorsa_checkpoint::hub::{HubOptions, resolve};
 //!
-//! # fn main() -> Result<(), sorsa_models::hub::HubError> {
+//! # fn main() -> Result<(), sorsa_checkpoint::hub::HubError> {
 //! let folder = resolve("HuggingFaceTB/SmolLM2-135M", &HubOptions::default())?;
 //! assert!(folder.join("config.json").is_file());
 //! # Ok(())

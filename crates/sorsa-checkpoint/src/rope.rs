@@ -140,7 +140,7 @@ impl Rope {
 
     /// Whether keys of a sequence of `length` tokens have to be made with other frequencies than those of one within
     /// the original context.
-    pub(crate) fn is_long(&self, length: usize) -> bool {
+    pub fn is_long(&self, length: usize) -> bool {
         matches!(&self.scaling, RopeScaling::LongRope(long) if long.is_long(length))
     }
 

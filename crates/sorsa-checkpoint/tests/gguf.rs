@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use serde_json::{Value as Json, json};
-use sorsa_models::gguf::{
+use sorsa_checkpoint::gguf::{
     Array, ExportOptions, GgufError, GgufFile, GgufType, LoraModule, Value, export_adapter, export_model,
 };
-use sorsa_models::weights::{Checkpoint, CheckpointWriter, Expected, FloatDtype, WeightsError};
+use sorsa_checkpoint::weights::{Checkpoint, CheckpointWriter, Expected, FloatDtype, WeightsError};
 use tempfile::{TempDir, tempdir};
 
 const HIDDEN: usize = 48;

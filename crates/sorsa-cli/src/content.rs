@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use blake3::Hasher;
-use sorsa_models::weights::Checkpoint;
+use sorsa_checkpoint::weights::Checkpoint;
 
 use crate::exit::OrBadInput;
 

@@ -1,7 +1,7 @@
 //! Memory of a training step, part by part, from shapes alone.
 
 use serde::Serialize;
-use sorsa_models::{Activation, Architecture, BlockNorms, ModelConfig, TransformerConfig};
+use sorsa_checkpoint::{Activation, Architecture, BlockNorms, ModelConfig, TransformerConfig};
 
 /// Bytes of each part. Weights, adapter, gradients and optimizer are exact; the rest follows what the operations keep for
 /// the backward pass, and is an estimate.

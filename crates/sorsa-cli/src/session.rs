@@ -8,8 +8,8 @@ use burn::prelude::Device;
 use burn::tensor::FloatDType;
 use sorsa_adapter::peft::{CONFIG_FILE, PeftAdapter};
 use sorsa_adapter::{Attached, SavedAdapter};
+use sorsa_checkpoint::hub::{self, HubOptions};
 use sorsa_data::{EncodeOptions, Encoder, LoadOptions, Loaded, PromptTemplate, TextTokenizer};
-use sorsa_models::hub::{self, HubOptions};
 use sorsa_models::{CausalLm, ModelConfig};
 
 use crate::embedded::{self, EMBEDDED};

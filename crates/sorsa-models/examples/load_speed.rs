@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use burn::prelude::*;
 use burn::tensor::FloatDType;
+use sorsa_checkpoint::weights::{Checkpoint, CheckpointWriter, Expected, FloatDtype, WeightsError};
 use sorsa_models::CausalLm;
-use sorsa_models::weights::{Checkpoint, CheckpointWriter, Expected, FloatDtype, WeightsError};
 
 /// What the binary allocates with.
 #[global_allocator]

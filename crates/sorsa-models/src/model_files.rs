@@ -9,9 +9,9 @@ use burn::tensor::{Element, FloatDType, bf16};
 use rayon::prelude::*;
 use sorsa_files::write_atomic;
 
-use crate::config::{ConfigError, ModelConfig};
 use crate::model::CausalLm;
-use crate::weights::{Checkpoint, CheckpointWriter, Expected, FloatDtype, Number, WeightsError, ignorable};
+use sorsa_checkpoint::weights::{Checkpoint, CheckpointWriter, Expected, FloatDtype, Number, WeightsError, ignorable};
+use sorsa_checkpoint::{ConfigError, ModelConfig};
 
 /// Why a model could not be read.
 #[derive(Debug, thiserror::Error)]

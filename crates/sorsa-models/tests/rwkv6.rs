@@ -11,7 +11,7 @@ use burn::prelude::*;
 use burn::tensor::Distribution;
 use serde_json::json;
 use sorsa_adapter::{AdapterConfig, Method};
-use sorsa_models::weights::{Checkpoint, FloatDtype};
+use sorsa_checkpoint::weights::{Checkpoint, FloatDtype};
 use sorsa_models::{CausalLm, GenerateOptions, ModelConfig, ModelInput, Sampling};
 use tempfile::tempdir;
 

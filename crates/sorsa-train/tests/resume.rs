@@ -7,7 +7,7 @@ use burn::prelude::*;
 use burn::tensor::FloatDType;
 use sorsa_adapter::{AdapterConfig, Attached, Method, NamedTensors};
 use sorsa_data::{BatchOptions, Batcher, Example};
-use sorsa_models::weights::FloatDtype;
+use sorsa_models::FloatDtype;
 use sorsa_models::{CausalLm, ModelConfig};
 use sorsa_train::metrics::{self, Metric};
 use sorsa_train::{Checkpoints, Observer, Outcome, TrainConfig, TrainError, Trainer};

@@ -1,8 +1,4 @@
-use burn::module::Module;
-use burn::prelude::Device;
-
 use super::*;
-use crate::CausalLm;
 use crate::config::{Activation, LayerType, RwkvConfig, RwkvVersion, TransformerConfig};
 use crate::rope::RopeScaling;
 
@@ -62,8 +58,6 @@ fn models_have_their_published_numbers_of_parameters() {
     ] {
         let config = parse(sizes, more.clone()).unwrap();
         assert_eq!(config.num_parameters(), parameters, "{more}");
-        // Parameters are lazy: a model of this size costs nothing.
-        assert_eq!(CausalLm::init(&config, &Device::flex()).num_params(), parameters, "{more}");
     }
 }
 
@@ -74,7 +68,6 @@ fn the_low_ranks_of_rwkv_6_are_larger_in_the_7b_model_as_counted_tensor_by_tenso
     for (sizes, parameters) in [small, large] {
         let config = parse(sizes, json!({"model_type": "rwkv6"})).unwrap();
         assert_eq!(config.num_parameters(), parameters);
-        assert_eq!(CausalLm::init(&config, &Device::flex()).num_params(), parameters);
     }
 }
 

@@ -39,12 +39,12 @@ struct Placed<'a> {
 /// ```no_run
 /// use std::path::Path;
 ///
-/// use sorsa_models::gguf::{GgufType, LoraModule, export_adapter};
+/// use sorsa_checkpoint::gguf::{GgufType, LoraModule, export_adapter};
 ///
 /// # let (a, b) = (vec![0.0; 8 * 64], vec![0.0; 64 * 8]);
 /// let module = LoraModule { path: "model.layers.0.self_attn.q_proj".to_owned(), rank: 8, a, b, alpha: 16.0 };
 /// export_adapter(Path::new("base"), &[module], Path::new("adapter.gguf"), GgufType::F32)?;
-/// # Ok::<_, sorsa_models::gguf::GgufError>(())
+/// # Ok::<_, sorsa_checkpoint::gguf::GgufError>(())
 /// ```
 ///
 /// # Errors

@@ -63,11 +63,11 @@ pub struct Report {
 /// ```no_run
 /// use std::path::Path;
 ///
-/// use sorsa_models::gguf::{GgufType, export_model};
+/// use sorsa_checkpoint::gguf::{GgufType, export_model};
 ///
 /// let report = export_model(Path::new("merged"), Path::new("merged-q8_0.gguf"), GgufType::Q8_0)?;
 /// assert!(report.fallbacks.is_empty());
-/// # Ok::<_, sorsa_models::gguf::GgufError>(())
+/// # Ok::<_, sorsa_checkpoint::gguf::GgufError>(())
 /// ```
 ///
 /// # Errors

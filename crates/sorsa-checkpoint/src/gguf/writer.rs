@@ -51,7 +51,7 @@ impl GgufTensor {
 /// Gathers metadata, then writes the file.
 ///
 /// ```
-/// use sorsa_models::gguf::{GgufError, GgufFile, GgufTensor, GgufType, GgufWriter};
+/// use sorsa_checkpoint::gguf::{GgufError, GgufFile, GgufTensor, GgufType, GgufWriter};
 ///
 /// # fn main() -> Result<(), GgufError> {
 /// # let folder = tempfile::tempdir().unwrap();

@@ -20,12 +20,13 @@ const TILE: usize = 256;
 const HALVES: usize = 64;
 
 /// Decodes bytes, as many as there are numbers to fill.
-pub(crate) type Decode<T> = fn(&[u8], &mut [T]);
+pub type Decode<T> = fn(&[u8], &mut [T]);
 
 /// A type that weights are read into.
-pub(crate) trait Number: Copy + Default + Display + Send + Sync {
+pub trait Number: Copy + Default + Display + Send + Sync {
     /// Zeros, from pages that the system clears when they are first touched.
     fn zeros(len: usize) -> Vec<Self>;
+    /// Whether it is neither infinite nor not a number.
     fn is_finite(self) -> bool;
     /// How to read the type `dtype`; nothing for integers and formats with scales.
     fn decoder(dtype: Dtype) -> Option<Decode<Self>>;
@@ -147,7 +148,8 @@ fn read_exact_at(file: &File, mut buffer: &mut [u8], mut offset: u64) -> io::Res
 }
 
 /// A tensor that was read.
-pub(crate) struct Numbers<T> {
+pub struct Numbers<T> {
+    /// All of them.
     pub values: Vec<T>,
     /// Whether none of them is infinite or not a number.
     pub all_finite: bool,
@@ -218,7 +220,7 @@ pub(super) fn decode_transposed<T: Number>(
 /// Position and value of the first number that is infinite or not a number.
 ///
 /// ```
-/// use sorsa_models::weights::first_non_finite;
+/// use sorsa_checkpoint::weights::first_non_finite;
 ///
 /// assert_eq!(first_non_finite(&[1.0, -2.0]), None);
 /// assert_eq!(first_non_finite(&[1.0, f32::INFINITY]), Some((1, f32::INFINITY)));

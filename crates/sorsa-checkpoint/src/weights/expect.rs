@@ -63,7 +63,7 @@ impl Checkpoint {
 /// from the configuration, and, where the embeddings are tied, a second copy of them as the head.
 ///
 /// ```
-/// use sorsa_models::weights::ignorable;
+/// use sorsa_checkpoint::weights::ignorable;
 ///
 /// assert!(ignorable(false)("model.layers.0.self_attn.rotary_emb.inv_freq"));
 /// assert!(ignorable(true)("lm_head.weight") && !ignorable(false)("lm_head.weight"));

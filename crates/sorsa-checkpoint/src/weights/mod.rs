@@ -5,7 +5,7 @@
 //! a model: names and shapes come from the caller, as [`Expected`].
 //!
 //! ```
-//! use sorsa_models::weights::{Checkpoint, CheckpointWriter, Expected, FloatDtype, WeightsError};
+//! use sorsa_checkpoint::weights::{Checkpoint, CheckpointWriter, Expected, FloatDtype, WeightsError};
 //!
 //! # fn main() -> Result<(), WeightsError> {
 //! # let folder = tempfile::tempdir().unwrap();
@@ -33,7 +33,7 @@ mod reader;
 mod tests;
 mod writer;
 
-pub use decode::first_non_finite;
+pub use decode::{Decode, Number, Numbers, first_non_finite};
 pub use error::{Misshapen, Problem, WeightsError};
 pub use expect::{Expected, ignorable};
 pub use folder::{ModelFolder, ModelFolderError};
@@ -41,7 +41,6 @@ pub use reader::{Checkpoint, TensorInfo};
 pub use safetensors::Dtype;
 pub use writer::{CheckpointWriter, FloatDtype};
 
-pub(crate) use decode::Number;
 pub(crate) use header::map as map_file;
 pub(crate) use index::Index;
 

@@ -168,7 +168,10 @@ impl Checkpoint {
     }
 
     /// The tensor in the order stored, or as the transposed matrix, and whether all of it is finite.
-    pub(crate) fn numbers<T: Number>(&self, name: &str, transposed: bool) -> Result<Numbers<T>, WeightsError> {
+    ///
+    /// # Errors
+    /// As [`Checkpoint::to_f32`], and [`WeightsError::NotMatrix`].
+    pub fn numbers<T: Number>(&self, name: &str, transposed: bool) -> Result<Numbers<T>, WeightsError> {
         let entry = self.entry(name)?;
         let TensorInfo { dtype, shape, file } = &entry.info;
         let read = T::decoder(*dtype).ok_or_else(|| not_float(name, &entry.info))?;

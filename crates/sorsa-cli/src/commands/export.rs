@@ -8,11 +8,11 @@ use burn::tensor::FloatDType;
 use sorsa_adapter::author::AuthorExport;
 use sorsa_adapter::peft::{PeftAdapter, PeftExport, PeftForm};
 use sorsa_adapter::{HostTensor, SavedAdapter};
+use sorsa_checkpoint::gguf::{ExportOptions, GgufType, LoraModule, export_adapter, export_model};
+use sorsa_checkpoint::weights::{Checkpoint, CheckpointWriter, Expected, FloatDtype, ModelFolder};
 use sorsa_eval::report::bytes;
 use sorsa_files::{AtomicDir, write_atomic};
 use sorsa_models::CausalLm;
-use sorsa_models::gguf::{ExportOptions, GgufType, LoraModule, export_adapter, export_model};
-use sorsa_models::weights::{Checkpoint, CheckpointWriter, Expected, FloatDtype, ModelFolder};
 
 use crate::args::{ExportArgs, ExportFormat};
 use crate::commands::merge::{load_merged, save_with_companions, write_merged};

@@ -5,8 +5,8 @@ use std::path::Path;
 use anyhow::Context;
 use burn::prelude::Device;
 use burn::tensor::FloatDType;
+use sorsa_checkpoint::weights::{Checkpoint, Dtype, FloatDtype, ModelFolder};
 use sorsa_models::CausalLm;
-use sorsa_models::weights::{Checkpoint, Dtype, FloatDtype, ModelFolder};
 
 use crate::args::MergeArgs;
 use crate::device;

@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use sorsa_adapter::{AdapterConfig, Method};
+use sorsa_checkpoint::weights::{FloatDtype, ModelFolder};
 use sorsa_data::{
     BatchOptions, Batcher, EncodeOptions, Encoder, LoadOptions, PromptTemplate, TextTokenizer, synthetic,
 };
 use sorsa_files::write_atomic;
-use sorsa_models::weights::{FloatDtype, ModelFolder};
 use sorsa_models::{CausalLm, ModelConfig};
 use sorsa_train::{OptimizerConfig, Outcome, ScheduleConfig, TrainConfig, Trainer};
 

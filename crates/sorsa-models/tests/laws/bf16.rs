@@ -8,7 +8,7 @@ use burn::prelude::*;
 use burn::tensor::{DType, FloatDType};
 use serde_json::json;
 use sorsa_adapter::{AdapterConfig, Method};
-use sorsa_models::weights::FloatDtype;
+use sorsa_checkpoint::weights::FloatDtype;
 use sorsa_models::{CausalLm, Mlp};
 use tempfile::tempdir;
 

@@ -5,6 +5,7 @@ mod bf16;
 mod larger;
 #[path = "../common/processor.rs"]
 mod processor;
+mod sizes;
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -15,7 +16,7 @@ use burn::prelude::*;
 use burn::tensor::{Distribution, FloatDType};
 use serde_json::{Value, json};
 use sorsa_adapter::{AdapterConfig, Method};
-use sorsa_models::weights::{Checkpoint, CheckpointWriter, Expected, FloatDtype, WeightsError};
+use sorsa_checkpoint::weights::{Checkpoint, CheckpointWriter, Expected, FloatDtype, WeightsError};
 use sorsa_models::{
     CausalLm, Finish, GenerateError, GenerateOptions, Generation, ModelConfig, ModelError, ModelInput, Requests,
     Sampling,
