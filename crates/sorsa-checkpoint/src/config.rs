@@ -197,6 +197,16 @@ impl ModelConfig {
 
     /// A configuration from the fields of a `config.json`; the error lists every fault.
     pub fn parse(object: Map<String, Value>) -> Result<Self, Vec<String>> {
+        let (config, faults) = Self::parse_with_faults(object)?;
+        if faults.is_empty() { Ok(config) } else { Err(faults) }
+    }
+
+    /// The same with its faults, for a caller that has more of them to find; what is wrong or missing has a default.
+    ///
+    /// # Errors
+    ///
+    /// The fault, if the family is not known.
+    pub(crate) fn parse_with_faults(object: Map<String, Value>) -> Result<(Self, Vec<String>), Vec<String>> {
         let mut fields = Fields::new(object);
         let model_type = match fields.take("model_type") {
             Some(Value::String(name)) => name,
@@ -213,10 +223,7 @@ impl ModelConfig {
             fields.only("layer_types", decoder.layer_types_json());
             fields.only_number("partial_rotary_factor", 1.0);
         }
-        match fields.finish() {
-            faults if faults.is_empty() => Ok(config),
-            faults => Err(faults),
-        }
+        Ok((config, fields.finish()))
     }
 
     /// The `config.json` of this configuration.

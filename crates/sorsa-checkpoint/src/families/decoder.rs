@@ -147,7 +147,7 @@ impl LayerType {
 
 impl Activation {
     /// Transformers' name; `gelu_new` and `gelu_fast` are other names of the last.
-    fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Silu => "silu",
             Self::Gelu => "gelu",

@@ -7,8 +7,13 @@ use super::Family;
 use super::decoder::{self, DEFAULTS, Defaults};
 use crate::config::{Activation, Architecture, ModelConfig, TransformerConfig};
 use crate::fields::Fields;
+use crate::gguf::{Limits, LlamaCpp};
+use crate::rope::RopeScaling;
 
-pub(super) static FAMILY: Family = Family { model_type: "gemma", class: "GemmaForCausalLM", read, write };
+pub(super) static FAMILY: Family =
+    Family { model_type: "gemma", class: "GemmaForCausalLM", read, write, llama_cpp: Some(LLAMA_CPP) };
+
+const LLAMA_CPP: LlamaCpp = LlamaCpp { name: "gemma", rotates_pairs: false, check, metadata: |_, _| Vec::new() };
 
 fn read(fields: &mut Fields) -> ModelConfig {
     let defaults = Defaults { num_key_value_heads: Some(16), ..defaults() };
@@ -35,4 +40,19 @@ pub(super) fn defaults() -> Defaults {
 pub(super) fn make_gemma(decoder: &mut TransformerConfig) {
     decoder.norm_offset = true;
     decoder.scale_embedding = true;
+}
+
+fn check(limits: &mut Limits<'_>) {
+    if limits.decoder.activation == Activation::Gelu {
+        // What the first Gemma's file says, and not what it was trained with.
+        limits.note(
+            "`hidden_act` is gelu, which is computed exactly here and as its tanh approximation by llama.cpp"
+                .to_owned(),
+        );
+    } else {
+        limits.activation("hidden_act", Activation::GeluTanh);
+    }
+    limits.no_biases();
+    limits.tied_embeddings();
+    limits.rope_scaling(|scaling| matches!(scaling, RopeScaling::None | RopeScaling::Linear { .. }));
 }

@@ -7,9 +7,13 @@ use super::decoder::{self, Defaults};
 use super::{Family, gemma, gemma2};
 use crate::config::{Activation, Architecture, ModelConfig};
 use crate::fields::Fields;
+use crate::gguf::{Limits, LlamaCpp};
 use crate::rope::{Rope, RopeScaling};
 
-pub(super) static FAMILY: Family = Family { model_type: "gemma3_text", class: "Gemma3ForCausalLM", read, write };
+pub(super) static FAMILY: Family =
+    Family { model_type: "gemma3_text", class: "Gemma3ForCausalLM", read, write, llama_cpp: Some(LLAMA_CPP) };
+
+const LLAMA_CPP: LlamaCpp = LlamaCpp { name: "gemma3", rotates_pairs: false, check, metadata: gemma2::window_metadata };
 
 /// Base of the rotary embedding in the layers with a window, unless the file has another.
 const LOCAL_THETA: f64 = 10_000.0;
@@ -50,4 +54,13 @@ fn write(config: &ModelConfig, json: &mut Map<String, Value>) {
     gemma2::write_shared_with_gemma3(decoder, json);
     json.insert("rope_local_base_freq".to_owned(), decoder.local_rope.as_ref().map(|rope| rope.theta).into());
     json.insert("use_bidirectional_attention".to_owned(), false.into());
+}
+
+/// Number of blocks of the 27 billion model.
+const BLOCKS_OF_27B: usize = 62;
+
+fn check(limits: &mut Limits<'_>) {
+    gemma2::check_shared_with_gemma3(limits, BLOCKS_OF_27B);
+    limits.full_layer_every(6);
+    limits.rope_scaling(|scaling| matches!(scaling, RopeScaling::None | RopeScaling::Linear { .. }));
 }

@@ -6,8 +6,13 @@ use super::Family;
 use super::decoder::{self, DEFAULTS, Defaults};
 use crate::config::{Activation, Architecture, LayerType, ModelConfig};
 use crate::fields::Fields;
+use crate::gguf::{Limits, LlamaCpp};
+use crate::rope::RopeScaling;
 
-pub(super) static FAMILY: Family = Family { model_type: "mistral", class: "MistralForCausalLM", read, write };
+pub(super) static FAMILY: Family =
+    Family { model_type: "mistral", class: "MistralForCausalLM", read, write, llama_cpp: Some(LLAMA_CPP) };
+
+const LLAMA_CPP: LlamaCpp = LlamaCpp { name: "llama", rotates_pairs: true, check, metadata: |_, _| Vec::new() };
 
 fn read(fields: &mut Fields) -> ModelConfig {
     let mut defaults = Defaults { max_position_embeddings: 131_072, num_key_value_heads: Some(8), ..DEFAULTS };
@@ -25,4 +30,12 @@ fn read(fields: &mut Fields) -> ModelConfig {
 fn write(config: &ModelConfig, json: &mut Map<String, Value>) {
     let Some(decoder) = decoder::write(config, json, "hidden_act") else { return };
     json.insert("sliding_window".to_owned(), decoder.sliding_window.into());
+}
+
+fn check(limits: &mut Limits<'_>) {
+    limits.activation("hidden_act", Activation::Silu);
+    limits.rope_scaling(|scaling| {
+        matches!(scaling, RopeScaling::None | RopeScaling::Linear { .. } | RopeScaling::Llama3 { .. })
+    });
+    limits.ignores_window();
 }

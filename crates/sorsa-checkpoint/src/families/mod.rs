@@ -1,5 +1,5 @@
-//! The model families: one file each, which maps the fields of `config.json` to a [`ModelConfig`] and back. Nothing
-//! outside these files asks for a family's name.
+//! The model families: one file each, which maps the fields of `config.json` to a [`ModelConfig`] and back, and says what
+//! llama.cpp makes of the family. Nothing outside these files asks for a family's name.
 
 mod decoder;
 mod gemma;
@@ -19,6 +19,7 @@ use serde_json::{Map, Value, json};
 
 use crate::config::{Architecture, ModelConfig};
 use crate::fields::Fields;
+use crate::gguf::LlamaCpp;
 
 /// All families.
 static FAMILIES: [&Family; 10] = [
@@ -43,12 +44,19 @@ pub struct Family {
     class: &'static str,
     read: fn(&mut Fields) -> ModelConfig,
     write: fn(&ModelConfig, &mut Map<String, Value>),
+    /// Absent: no GGUF file is made of it.
+    llama_cpp: Option<LlamaCpp>,
 }
 
 impl Family {
     /// Hugging Face's `model_type`.
     pub fn model_type(&self) -> &'static str {
         self.model_type
+    }
+
+    /// What llama.cpp makes of the family; nothing for one that is not exported.
+    pub(crate) fn llama_cpp(&self) -> Option<&LlamaCpp> {
+        self.llama_cpp.as_ref()
     }
 
     pub(crate) fn read(&self, fields: &mut Fields) -> ModelConfig {
@@ -101,6 +109,12 @@ pub(crate) fn named(model_type: &str) -> Option<&'static Family> {
 /// Every `model_type`.
 pub(crate) fn names() -> Vec<&'static str> {
     FAMILIES.iter().map(|family| family.model_type).collect()
+}
+
+/// Every `model_type` that GGUF files are made of.
+pub(crate) fn names_in_llama_cpp() -> Vec<&'static str> {
+    let exported = FAMILIES.iter().filter(|family| family.llama_cpp.is_some());
+    exported.map(|family| family.model_type).collect()
 }
 
 /// What all families have, whatever the architecture.

@@ -5,11 +5,15 @@ use serde_json::{Map, Value};
 
 use super::Family;
 use super::decoder::{self, DEFAULTS, Defaults};
-use crate::config::{Activation, Architecture, LayerType, ModelConfig};
+use crate::config::{Activation, Architecture, LayerType, ModelConfig, TransformerConfig};
 use crate::fields::Fields;
+use crate::gguf::{self, Limits, LlamaCpp};
 use crate::rope::{LongRope, RopeScaling};
 
-pub(super) static FAMILY: Family = Family { model_type: "phi3", class: "Phi3ForCausalLM", read, write };
+pub(super) static FAMILY: Family =
+    Family { model_type: "phi3", class: "Phi3ForCausalLM", read, write, llama_cpp: Some(LLAMA_CPP) };
+
+const LLAMA_CPP: LlamaCpp = LlamaCpp { name: "phi3", rotates_pairs: false, check, metadata: metadata };
 
 fn read(fields: &mut Fields) -> ModelConfig {
     let defaults = Defaults { max_position_embeddings: 4096, rms_norm_eps: 1e-5, ..DEFAULTS };
@@ -56,9 +60,28 @@ fn write(config: &ModelConfig, json: &mut Map<String, Value>) {
     let Some(decoder) = decoder::write(config, json, "hidden_act") else { return };
     json.insert("partial_rotary_factor".to_owned(), decoder.partial_rotary_factor.into());
     json.insert("sliding_window".to_owned(), decoder.sliding_window.into());
-    let original = match &decoder.rope.scaling {
+    json.insert("original_max_position_embeddings".to_owned(), original_context(config, decoder).into());
+}
+
+fn check(limits: &mut Limits<'_>) {
+    limits.activation("hidden_act", Activation::Silu);
+    limits.no_biases();
+    limits.heads_divide_width();
+    limits.ignores_window();
+}
+
+fn metadata(config: &ModelConfig, decoder: &TransformerConfig) -> Vec<(&'static str, gguf::Value)> {
+    vec![
+        ("rope.scaling.original_context_length", (original_context(config, decoder) as u32).into()),
+        // Phi 4 has none and says so with a zero.
+        ("attention.sliding_window", (decoder.sliding_window.unwrap_or(0) as u32).into()),
+    ]
+}
+
+/// Context of the pretraining.
+fn original_context(config: &ModelConfig, decoder: &TransformerConfig) -> usize {
+    match &decoder.rope.scaling {
         RopeScaling::LongRope(long) => long.original_max_position_embeddings,
         _ => config.max_position_embeddings,
-    };
-    json.insert("original_max_position_embeddings".to_owned(), original.into());
+    }
 }

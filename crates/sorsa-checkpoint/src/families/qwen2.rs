@@ -7,8 +7,13 @@ use super::Family;
 use super::decoder::{self, DEFAULTS, Defaults};
 use crate::config::{Activation, Architecture, LayerType, ModelConfig, TransformerConfig};
 use crate::fields::Fields;
+use crate::gguf::{Limits, LlamaCpp};
+use crate::rope::RopeScaling;
 
-pub(super) static FAMILY: Family = Family { model_type: "qwen2", class: "Qwen2ForCausalLM", read, write };
+pub(super) static FAMILY: Family =
+    Family { model_type: "qwen2", class: "Qwen2ForCausalLM", read, write, llama_cpp: Some(LLAMA_CPP) };
+
+const LLAMA_CPP: LlamaCpp = LlamaCpp { name: "qwen2", rotates_pairs: false, check, metadata: |_, _| Vec::new() };
 
 fn read(fields: &mut Fields) -> ModelConfig {
     let defaults = defaults(fields);
@@ -47,4 +52,12 @@ pub(super) fn write_window(decoder: &TransformerConfig, json: &mut Map<String, V
     put("sliding_window", decoder.sliding_window.into());
     put("max_window_layers", first.unwrap_or(decoder.layer_types.len()).into());
     put("layer_types", decoder.layer_types_json());
+}
+
+fn check(limits: &mut Limits<'_>) {
+    limits.activation("hidden_act", Activation::Silu);
+    limits.no_biases();
+    limits.heads_divide_width();
+    limits.rope_scaling(|scaling| matches!(scaling, RopeScaling::None | RopeScaling::Linear { .. }));
+    limits.ignores_window();
 }

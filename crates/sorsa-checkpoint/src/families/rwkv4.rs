@@ -6,7 +6,8 @@ use super::{Family, Sizes};
 use crate::config::{Architecture, ModelConfig, RwkvConfig, RwkvVersion};
 use crate::fields::Fields;
 
-pub(super) static FAMILY: Family = Family { model_type: "rwkv", class: "RwkvForCausalLM", read, write };
+pub(super) static FAMILY: Family =
+    Family { model_type: "rwkv", class: "RwkvForCausalLM", read, write, llama_cpp: None };
 
 fn read(fields: &mut Fields) -> ModelConfig {
     let (sizes, rwkv) = read_rwkv(fields, |hidden_size| 4 * hidden_size, 1024, RwkvVersion::V4);

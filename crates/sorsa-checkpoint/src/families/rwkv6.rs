@@ -8,7 +8,8 @@ use super::rwkv4::{read_rwkv, write_rwkv};
 use crate::config::{Architecture, ModelConfig, RwkvVersion};
 use crate::fields::Fields;
 
-pub(super) static FAMILY: Family = Family { model_type: "rwkv6", class: "Rwkv6ForCausalLM", read, write };
+pub(super) static FAMILY: Family =
+    Family { model_type: "rwkv6", class: "Rwkv6ForCausalLM", read, write, llama_cpp: None };
 
 fn read(fields: &mut Fields) -> ModelConfig {
     let head_size = fields.size("head_size", Some(64));

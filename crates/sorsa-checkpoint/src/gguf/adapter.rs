@@ -6,9 +6,9 @@
 use std::collections::HashSet;
 use std::path::Path;
 
-use super::architecture::Architecture;
 use super::model::Report;
 use super::tensors::{Change, Linear, linears};
+use super::translation::Translation;
 use super::{GgufError, GgufTensor, GgufType, GgufWriter};
 
 /// The low-rank update `(alpha / r) B A` of one linear layer.
@@ -52,8 +52,8 @@ struct Placed<'a> {
 /// [`GgufError::Unsupported`] for the model, [`GgufError::Adapter`] with every module that does not fit it, and what
 /// [`GgufWriter::write`] returns.
 pub fn export_adapter(folder: &Path, modules: &[LoraModule], out: &Path, dtype: GgufType) -> Result<Report, GgufError> {
-    let architecture = Architecture::read(folder)?;
-    let placed = place(&architecture, modules, dtype).map_err(|faults| GgufError::Adapter { faults })?;
+    let translation = Translation::read(folder)?;
+    let placed = place(&translation, modules, dtype).map_err(|faults| GgufError::Adapter { faults })?;
     let alpha = modules.first().map_or(1.0, |module| module.alpha);
 
     let mut tensors = Vec::new();
@@ -73,7 +73,7 @@ pub fn export_adapter(folder: &Path, modules: &[LoraModule], out: &Path, dtype: 
         Ok(change.apply(b, shape[0]))
     };
     let bytes = GgufWriter::new()
-        .with("general.architecture", architecture.family.name())
+        .with("general.architecture", translation.name)
         .with("general.type", "adapter")
         .with("general.name", "adapter")
         .with("general.file_type", dtype.file_type())
@@ -82,17 +82,17 @@ pub fn export_adapter(folder: &Path, modules: &[LoraModule], out: &Path, dtype: 
         .write(out, &tensors, produce)?;
     Ok(Report {
         file: out.to_owned(),
-        architecture: architecture.family.name(),
+        architecture: translation.name,
         tensors: tensors.len(),
         bytes,
         fallbacks: Vec::new(),
-        notes: architecture.notes,
+        notes: translation.notes,
     })
 }
 
 /// Where each module goes, or everything that stands against it.
 fn place<'a>(
-    architecture: &Architecture,
+    translation: &Translation,
     modules: &'a [LoraModule],
     dtype: GgufType,
 ) -> Result<Vec<Placed<'a>>, Vec<String>> {
@@ -105,10 +105,10 @@ fn place<'a>(
     if !matches!(dtype, GgufType::F32 | GgufType::F16) {
         faults.push(format!("adapters are f32 or f16, not {dtype}"));
     }
-    let layers = linears(architecture);
+    let layers = linears(translation);
     for module in modules {
         let LoraModule { path, rank, a, b, alpha } = module;
-        let Some((name, [d_out, d_in], change)) = find(architecture, &layers, path) else {
+        let Some((name, [d_out, d_in], change)) = find(translation, &layers, path) else {
             faults.push(format!("`{path}` is no linear layer that llama.cpp applies an adapter to"));
             continue;
         };
@@ -132,12 +132,16 @@ fn place<'a>(
 }
 
 /// The layer at a path: its name in the file, its shape `[d_out, d_in]`, and what is done to its rows.
-fn find(architecture: &Architecture, layers: &[Linear], path: &str) -> Option<(String, [usize; 2], Change)> {
-    if path == "lm_head" && !architecture.tied {
-        return Some(("output".to_owned(), [architecture.vocab, architecture.hidden], Change::None));
+fn find(translation: &Translation, layers: &[Linear], path: &str) -> Option<(String, [usize; 2], Change)> {
+    if path == "lm_head" && !translation.config.tie_word_embeddings {
+        return Some((
+            "output".to_owned(),
+            [translation.config.vocab_size, translation.config.hidden_size],
+            Change::None,
+        ));
     }
     let (block, rest) = path.strip_prefix("model.layers.")?.split_once('.')?;
-    let block = block.parse::<usize>().ok().filter(|block| *block < architecture.blocks)?;
+    let block = block.parse::<usize>().ok().filter(|block| *block < translation.config.num_hidden_layers)?;
     let layer = layers.iter().find(|layer| layer.source == rest)?;
     Some((format!("blk.{block}.{}", layer.name), layer.shape, layer.change.clone()))
 }

@@ -2,7 +2,8 @@
 //!
 //! A model is written from the files of its folder, not from modules in memory: what llama.cpp needs beside the weights
 //! (names, the order of rows, the tokenizer) follows from `config.json` and `tokenizer.json`. Where llama.cpp computes
-//! something in another way, the [`Report`] says so; what it cannot express at all is refused with one error.
+//! something in another way, the [`Report`] says so; what it cannot express at all is refused with one error. What llama.cpp
+//! makes of a family is said in the family's own file.
 //!
 //! | family | llama.cpp's name | differences |
 //! |---|---|---|
@@ -12,17 +13,15 @@
 //! | Phi 3 | `phi3` | a sliding window is ignored there |
 
 mod adapter;
-mod architecture;
 mod dtype;
 mod error;
-mod fields;
 mod model;
 mod reader;
-mod rope;
 mod tensors;
 #[cfg(test)]
 mod tests;
 mod tokenizer;
+mod translation;
 mod value;
 mod writer;
 
@@ -33,3 +32,5 @@ pub use model::{ExportOptions, Report, export_model};
 pub use reader::{GgufFile, GgufTensorInfo};
 pub use value::{Array, Value};
 pub use writer::{GgufTensor, GgufWriter};
+
+pub(crate) use translation::{Limits, LlamaCpp};

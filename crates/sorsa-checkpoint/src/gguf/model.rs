@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use super::architecture::Architecture;
 use super::tensors::{Change, Planned, plan};
+use super::translation::Translation;
 use super::{GgufError, GgufTensor, GgufType, GgufWriter, tokenizer};
 use crate::weights::{Checkpoint, Expected, ignorable};
 
@@ -76,16 +76,16 @@ pub struct Report {
 /// missing, extra and misshapen tensor, and what [`GgufWriter::write`] returns.
 pub fn export_model(folder: &Path, out: &Path, options: impl Into<ExportOptions>) -> Result<Report, GgufError> {
     let options = options.into();
-    let architecture = Architecture::read(folder)?;
+    let translation = Translation::read(folder)?;
     let tokenizer = match options.tokenizer {
-        true => tokenizer::read(folder, architecture.vocab)?,
+        true => tokenizer::read(folder, translation.config.vocab_size)?,
         false => tokenizer::without_tokenizer(),
     };
     let checkpoint = Checkpoint::open(folder)?;
-    let plan = plan(&architecture);
+    let plan = plan(&translation);
     let of_files = |planned: &&Planned| !matches!(planned.change, Change::Values(_));
     let expected: Vec<Expected> = plan.iter().filter(of_files).map(|planned| planned.source.clone()).collect();
-    checkpoint.check(&expected, ignorable(architecture.tied))?;
+    checkpoint.check(&expected, ignorable(translation.config.tie_word_embeddings))?;
 
     let stored = |planned: &Planned| {
         let shape = planned.source.shape.clone();
@@ -107,20 +107,20 @@ pub fn export_model(folder: &Path, out: &Path, options: impl Into<ExportOptions>
     };
     let name = options.name.or_else(|| Some(folder.canonicalize().ok()?.file_name()?.to_string_lossy().into_owned()));
     let bytes = GgufWriter::new()
-        .with("general.architecture", architecture.family.name())
+        .with("general.architecture", translation.name)
         .with("general.type", "model")
         .with("general.name", name.unwrap_or_else(|| "model".to_owned()))
         .with("general.file_type", options.dtype.file_type())
         .with("general.quantization_version", 2u32)
-        .with_all(architecture.metadata())
+        .with_all(translation.metadata())
         .with_all(tokenizer.metadata)
         .write(out, &tensors, produce)?;
     Ok(Report {
         file: out.to_owned(),
-        architecture: architecture.family.name(),
+        architecture: translation.name,
         tensors: tensors.len(),
         bytes,
         fallbacks,
-        notes: [architecture.notes, tokenizer.notes].concat(),
+        notes: [translation.notes, tokenizer.notes].concat(),
     })
 }

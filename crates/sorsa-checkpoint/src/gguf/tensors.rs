@@ -1,7 +1,8 @@
 //! Which tensors a model has, under which names, and what is done to each on its way.
 
-use super::architecture::{Architecture, Family};
-use super::rope::Scaling;
+use super::translation::Translation;
+use crate::config::BlockNorms;
+use crate::rope::RopeScaling;
 use crate::weights::Expected;
 
 /// What is done to a tensor.
@@ -27,41 +28,47 @@ pub(super) struct Planned {
 }
 
 /// All tensors of a model, in the order of computation.
-pub(super) fn plan(architecture: &Architecture) -> Vec<Planned> {
-    let a = architecture;
-    let norm = if a.family.is_gemma() { Change::PlusOne } else { Change::None };
+pub(super) fn plan(translation: &Translation) -> Vec<Planned> {
+    let Translation { config, decoder, .. } = translation;
+    let norm = if decoder.norm_offset { Change::PlusOne } else { Change::None };
     let mut plan = Vec::new();
     let mut add = |name: String, source: String, shape: &[usize], change: &Change| {
         plan.push(Planned { name, source: Expected::new(source, shape), change: change.clone() });
     };
-    add("token_embd.weight".into(), "model.embed_tokens.weight".into(), &[a.vocab, a.hidden], &Change::None);
+    add(
+        "token_embd.weight".into(),
+        "model.embed_tokens.weight".into(),
+        &[config.vocab_size, config.hidden_size],
+        &Change::None,
+    );
     let mut divisors = |name: &str, values: Vec<f32>| {
         add(format!("{name}.weight"), String::new(), &[values.len()], &Change::Values(values));
     };
-    if let Some(values) = a.rope.llama3_divisors(a.rotated()) {
+    if let Some(values) = translation.llama3_divisors() {
         divisors("rope_freqs", values);
     }
-    if let Scaling::LongRope { short, long } = &a.rope.scaling {
-        divisors("rope_factors_long", long.clone());
-        divisors("rope_factors_short", short.clone());
+    if let RopeScaling::LongRope(long) = &decoder.rope.scaling {
+        let as_f32 = |factors: &[f64]| factors.iter().map(|factor| *factor as f32).collect();
+        divisors("rope_factors_long", as_f32(&long.long_factor));
+        divisors("rope_factors_short", as_f32(&long.short_factor));
     }
-    for block in 0..a.blocks {
+    for block in 0..config.num_hidden_layers {
         let mut vector = |name: &str, source: &str, width: usize| {
             add(format!("blk.{block}.{name}.weight"), format!("model.layers.{block}.{source}.weight"), &[width], &norm);
         };
-        vector("attn_norm", "input_layernorm", a.hidden);
-        if matches!(a.family, Family::Gemma2 | Family::Gemma3) {
-            vector("post_attention_norm", "post_attention_layernorm", a.hidden);
-            vector("ffn_norm", "pre_feedforward_layernorm", a.hidden);
-            vector("post_ffw_norm", "post_feedforward_layernorm", a.hidden);
+        vector("attn_norm", "input_layernorm", config.hidden_size);
+        if decoder.block_norms == BlockNorms::BeforeAndAfter {
+            vector("post_attention_norm", "post_attention_layernorm", config.hidden_size);
+            vector("ffn_norm", "pre_feedforward_layernorm", config.hidden_size);
+            vector("post_ffw_norm", "post_feedforward_layernorm", config.hidden_size);
         } else {
-            vector("ffn_norm", "post_attention_layernorm", a.hidden);
+            vector("ffn_norm", "post_attention_layernorm", config.hidden_size);
         }
-        if matches!(a.family, Family::Qwen3 | Family::Gemma3) {
-            vector("attn_q_norm", "self_attn.q_norm", a.head_dim);
-            vector("attn_k_norm", "self_attn.k_norm", a.head_dim);
+        if decoder.query_key_norm {
+            vector("attn_q_norm", "self_attn.q_norm", decoder.head_dim);
+            vector("attn_k_norm", "self_attn.k_norm", decoder.head_dim);
         }
-        for linear in linears(a) {
+        for linear in linears(translation) {
             let source = format!("model.layers.{block}.{}", linear.source);
             let name = format!("blk.{block}.{}", linear.name);
             add(format!("{name}.weight"), format!("{source}.weight"), &linear.shape, &linear.change);
@@ -70,9 +77,9 @@ pub(super) fn plan(architecture: &Architecture) -> Vec<Planned> {
             }
         }
     }
-    add("output_norm.weight".into(), "model.norm.weight".into(), &[a.hidden], &norm);
-    if !a.tied {
-        add("output.weight".into(), "lm_head.weight".into(), &[a.vocab, a.hidden], &Change::None);
+    add("output_norm.weight".into(), "model.norm.weight".into(), &[config.hidden_size], &norm);
+    if !config.tie_word_embeddings {
+        add("output.weight".into(), "lm_head.weight".into(), &[config.vocab_size, config.hidden_size], &Change::None);
     }
     plan
 }
@@ -90,27 +97,63 @@ pub(super) struct Linear {
 }
 
 /// The linear layers of a block.
-pub(super) fn linears(architecture: &Architecture) -> Vec<Linear> {
-    let a = architecture;
-    let (q, kv) = (a.query_width(), a.key_width());
-    let heads = |count| if a.family.rotates_pairs() { Change::Heads(count) } else { Change::None };
+pub(super) fn linears(translation: &Translation) -> Vec<Linear> {
+    let Translation { config, decoder, .. } = translation;
+    let (q, kv) = (translation.query_width(), translation.key_width());
+    let heads = |count| if translation.rotates_pairs { Change::Heads(count) } else { Change::None };
     let linear = |name, source, shape, bias, change| Linear { name, source, shape, bias, change };
     let mut list = Vec::new();
-    if a.family == Family::Phi3 {
-        list.push(linear("attn_qkv", "self_attn.qkv_proj", [q + 2 * kv, a.hidden], false, Change::None));
+    if decoder.fused_projections {
+        list.push(linear("attn_qkv", "self_attn.qkv_proj", [q + 2 * kv, config.hidden_size], false, Change::None));
     } else {
-        list.push(linear("attn_q", "self_attn.q_proj", [q, a.hidden], a.qkv_bias, heads(a.heads)));
-        list.push(linear("attn_k", "self_attn.k_proj", [kv, a.hidden], a.qkv_bias, heads(a.kv_heads)));
-        list.push(linear("attn_v", "self_attn.v_proj", [kv, a.hidden], a.qkv_bias, Change::None));
+        list.push(linear(
+            "attn_q",
+            "self_attn.q_proj",
+            [q, config.hidden_size],
+            decoder.qkv_bias,
+            heads(decoder.num_attention_heads),
+        ));
+        list.push(linear(
+            "attn_k",
+            "self_attn.k_proj",
+            [kv, config.hidden_size],
+            decoder.qkv_bias,
+            heads(decoder.num_key_value_heads),
+        ));
+        list.push(linear("attn_v", "self_attn.v_proj", [kv, config.hidden_size], decoder.qkv_bias, Change::None));
     }
-    list.push(linear("attn_output", "self_attn.o_proj", [a.hidden, q], a.out_bias, Change::None));
-    if a.family == Family::Phi3 {
-        list.push(linear("ffn_up", "mlp.gate_up_proj", [2 * a.ffn, a.hidden], false, Change::None));
+    list.push(linear("attn_output", "self_attn.o_proj", [config.hidden_size, q], decoder.output_bias, Change::None));
+    if decoder.fused_projections {
+        list.push(linear(
+            "ffn_up",
+            "mlp.gate_up_proj",
+            [2 * config.intermediate_size, config.hidden_size],
+            false,
+            Change::None,
+        ));
     } else {
-        list.push(linear("ffn_gate", "mlp.gate_proj", [a.ffn, a.hidden], a.mlp_bias, Change::None));
-        list.push(linear("ffn_up", "mlp.up_proj", [a.ffn, a.hidden], a.mlp_bias, Change::None));
+        list.push(linear(
+            "ffn_gate",
+            "mlp.gate_proj",
+            [config.intermediate_size, config.hidden_size],
+            decoder.mlp_bias,
+            Change::None,
+        ));
+        list.push(linear(
+            "ffn_up",
+            "mlp.up_proj",
+            [config.intermediate_size, config.hidden_size],
+            decoder.mlp_bias,
+            Change::None,
+        ));
     }
-    list.push(linear("ffn_down", "mlp.down_proj", [a.hidden, a.ffn], a.mlp_bias, Change::None));
+    list.push(linear(
+        "ffn_down",
+        "mlp.down_proj",
+        [config.hidden_size, config.intermediate_size],
+        decoder.mlp_bias,
+        Change::None,
+    ));
     list
 }
 
@@ -152,7 +195,7 @@ mod tests {
             model_type == "gemma2"
                 || !key.contains("softcapping") && (model_type == "gemma3_text" || !key.contains("scalar"))
         });
-        plan(&Architecture::parse(config).unwrap())
+        plan(&Translation::parse(config).unwrap())
     }
 
     #[test]

@@ -33,7 +33,7 @@ impl LongRope {
     }
 
     /// `sqrt(1 + ln(max / original) / ln(original))`, for short sequences too.
-    pub(super) fn amplitude(&self) -> f64 {
+    pub(crate) fn amplitude(&self) -> f64 {
         let original = self.original_max_position_embeddings as f64;
         let stretch = self.max_position_embeddings as f64 / original;
         let derived = if stretch <= 1.0 { 1.0 } else { (1.0 + stretch.ln() / original.ln()).sqrt() };

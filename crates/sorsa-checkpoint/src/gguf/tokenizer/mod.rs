@@ -14,7 +14,7 @@ use std::path::Path;
 use serde_json::{Map, Value as Json};
 
 use self::special::Special;
-use super::architecture::read_json;
+use super::translation::read_json;
 use super::{GgufError, Value};
 
 /// The kinds of tokens, by llama.cpp's numbers.

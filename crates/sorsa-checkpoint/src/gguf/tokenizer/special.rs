@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::Value as Json;
 
-use super::super::architecture::read_json;
+use super::super::translation::read_json;
 use super::{GgufError, Value};
 
 /// Where special tokens are named, by text in the first two files and by id in the others.
