@@ -18,6 +18,7 @@ mod fields;
 pub mod gguf;
 pub mod hub;
 mod rope;
+mod weight_format;
 pub mod weights;
 
 pub use config::{
@@ -26,3 +27,4 @@ pub use config::{
 };
 pub use families::Family;
 pub use rope::{Frequencies, LongRope, Rope, RopeScaling, Yarn};
+pub use weight_format::{UnknownFormat, WeightFormat};

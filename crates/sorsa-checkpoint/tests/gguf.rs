@@ -4,10 +4,11 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use serde_json::{Value as Json, json};
+use sorsa_checkpoint::WeightFormat;
 use sorsa_checkpoint::gguf::{
     Array, ExportOptions, GgufError, GgufFile, GgufType, LoraModule, Value, export_adapter, export_model,
 };
-use sorsa_checkpoint::weights::{Checkpoint, CheckpointWriter, Expected, FloatDtype, WeightsError};
+use sorsa_checkpoint::weights::{Checkpoint, CheckpointWriter, Expected, WeightsError};
 use tempfile::{TempDir, tempdir};
 
 const HIDDEN: usize = 48;
@@ -86,7 +87,7 @@ fn random(name: &str, count: usize) -> Vec<f32> {
 fn folder(config: &Json, tensors: &[Expected]) -> TempDir {
     let dir = tempdir().unwrap();
     let values = |tensor: &Expected| Ok::<_, WeightsError>(random(&tensor.name, tensor.shape.iter().product()));
-    CheckpointWriter::new(dir.path(), FloatDtype::F32).write(tensors, values).unwrap();
+    CheckpointWriter::new(dir.path(), WeightFormat::F32).write(tensors, values).unwrap();
     std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
     std::fs::write(dir.path().join("tokenizer.json"), tokenizer().to_string()).unwrap();
     let names =
@@ -331,7 +332,7 @@ fn an_adapter_changes_the_written_model_as_merging_it_before_would_have() {
         }
         Ok::<_, WeightsError>(values)
     };
-    CheckpointWriter::new(merged.path(), FloatDtype::F32).write(&tensors(), sum).unwrap();
+    CheckpointWriter::new(merged.path(), WeightFormat::F32).write(&tensors(), sum).unwrap();
     std::fs::copy(folder.path().join("config.json"), merged.path().join("config.json")).unwrap();
     let options = || ExportOptions::new(GgufType::F32).without_tokenizer();
     let (_a, base, _) = exported(folder.path(), options());

@@ -7,8 +7,10 @@
 use std::fmt;
 use std::str::FromStr;
 
-use half::{bf16, f16};
+use half::f16;
 use rayon::prelude::*;
+
+use crate::WeightFormat;
 
 /// Values that share a scale in Q8_0.
 pub const QK8_0: usize = 32;
@@ -30,12 +32,10 @@ pub enum GgufType {
 
 impl fmt::Display for GgufType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::F32 => "f32",
-            Self::F16 => "f16",
-            Self::Bf16 => "bf16",
-            Self::Q8_0 => "q8_0",
-        })
+        match self.plain() {
+            Some(format) => format.fmt(f),
+            None => f.write_str("q8_0"),
+        }
     }
 }
 
@@ -75,12 +75,21 @@ impl GgufType {
         }
     }
 
+    /// The format of single numbers; nothing for one of blocks that share a scale.
+    fn plain(self) -> Option<WeightFormat> {
+        match self {
+            Self::F32 => Some(WeightFormat::F32),
+            Self::F16 => Some(WeightFormat::F16),
+            Self::Bf16 => Some(WeightFormat::Bf16),
+            Self::Q8_0 => None,
+        }
+    }
+
     /// Values and bytes of a block.
     fn block(self) -> (usize, usize) {
-        match self {
-            Self::F32 => (1, 4),
-            Self::F16 | Self::Bf16 => (1, 2),
-            Self::Q8_0 => (QK8_0, 2 + QK8_0),
+        match self.plain() {
+            Some(format) => (1, format.bytes(1)),
+            None => (QK8_0, 2 + QK8_0),
         }
     }
 
@@ -112,55 +121,42 @@ impl GgufType {
         if let Some(index) = values.par_iter().position_first(|value| value.abs() >= limit) {
             return Err(index);
         }
+        if let Some(format) = self.plain() {
+            format.encode(values, bytes);
+            return Ok(());
+        }
         let (block, size) = self.block();
         bytes.clear();
         bytes.resize(values.len() / block * size, 0);
-        bytes.par_chunks_mut(CHUNK / block * size).zip(values.par_chunks(CHUNK)).for_each(
-            |(bytes, values)| match self {
-                Self::F32 => each(values, bytes, f32::to_le_bytes),
-                Self::F16 => each(values, bytes, |value| f16::from_f32(value).to_le_bytes()),
-                Self::Bf16 => each(values, bytes, |value| bf16::from_f32(value).to_le_bytes()),
-                Self::Q8_0 => {
-                    for (bytes, values) in bytes.as_chunks_mut().0.iter_mut().zip(values.as_chunks().0) {
-                        *bytes = quantize(values);
-                    }
-                }
-            },
-        );
+        let chunks = bytes.par_chunks_mut(CHUNK / block * size).zip(values.par_chunks(CHUNK));
+        chunks.for_each(|(bytes, values)| {
+            for (bytes, values) in bytes.as_chunks_mut().0.iter_mut().zip(values.as_chunks().0) {
+                *bytes = quantize(values);
+            }
+        });
         Ok(())
     }
 
-    /// The smallest f32 that becomes infinite: half a unit above the largest finite value.
+    /// The smallest f32 that becomes infinite.
     fn overflow(self) -> f32 {
-        match self {
-            Self::F32 => f32::INFINITY,
-            Self::F16 => 65_520.0,
-            Self::Bf16 => f32::from_bits(0x7F7F_8000),
-            // Where the scale becomes infinite.
-            Self::Q8_0 => 65_520.0 * 127.0,
+        match self.plain() {
+            Some(format) => format.overflow(),
+            // The scale becomes infinite.
+            None => WeightFormat::F16.overflow() * 127.0,
         }
     }
 
     /// The values in `bytes`, which are whole blocks.
     pub(super) fn decode(self, bytes: &[u8]) -> Vec<f32> {
-        match self {
-            Self::F32 => bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
-            Self::F16 => bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
-            Self::Bf16 => bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
-            Self::Q8_0 => bytes
-                .chunks_exact(2 + QK8_0)
-                .flat_map(|block| {
-                    let scale = f16::from_le_bytes([block[0], block[1]]).to_f32();
-                    block[2..].iter().map(move |q| scale * f32::from(*q as i8))
-                })
-                .collect(),
+        if let Some(format) = self.plain() {
+            return format.decode(bytes);
         }
-    }
-}
-
-fn each<const N: usize>(values: &[f32], bytes: &mut [u8], write: impl Fn(f32) -> [u8; N]) {
-    for (bytes, value) in bytes.as_chunks_mut().0.iter_mut().zip(values) {
-        *bytes = write(*value);
+        let blocks = bytes.chunks_exact(2 + QK8_0);
+        let values = blocks.flat_map(|block| {
+            let scale = f16::from_le_bytes([block[0], block[1]]).to_f32();
+            block[2..].iter().map(move |q| scale * f32::from(*q as i8))
+        });
+        values.collect()
     }
 }
 

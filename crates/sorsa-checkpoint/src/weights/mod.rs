@@ -5,13 +5,14 @@
 //! a model: names and shapes come from the caller, as [`Expected`].
 //!
 //! ```
-//! use sorsa_checkpoint::weights::{Checkpoint, CheckpointWriter, Expected, FloatDtype, WeightsError};
+//! use sorsa_checkpoint::WeightFormat;
+//! use sorsa_checkpoint::weights::{Checkpoint, CheckpointWriter, Expected, WeightsError};
 //!
 //! # fn main() -> Result<(), WeightsError> {
 //! # let folder = tempfile::tempdir().unwrap();
 //! # let dir = folder.path();
 //! let tensors = [Expected::new("proj.weight", [2, 3])];
-//! CheckpointWriter::new(dir, FloatDtype::Bf16)
+//! CheckpointWriter::new(dir, WeightFormat::Bf16)
 //!     .write(&tensors, |_| Ok::<_, WeightsError>(vec![0.0, 1.0, 2.0, 3.0, 4.0, 5.0]))?;
 //!
 //! let checkpoint = Checkpoint::open(dir)?;
@@ -39,7 +40,7 @@ pub use expect::{Expected, ignorable};
 pub use folder::{ModelFolder, ModelFolderError};
 pub use reader::{Checkpoint, TensorInfo};
 pub use safetensors::Dtype;
-pub use writer::{CheckpointWriter, FloatDtype};
+pub use writer::CheckpointWriter;
 
 pub(crate) use header::map as map_file;
 pub(crate) use index::Index;

@@ -8,6 +8,8 @@ use proptest::prelude::*;
 use safetensors::tensor::{TensorView, serialize};
 use tempfile::{TempDir, tempdir};
 
+use crate::WeightFormat;
+
 use super::*;
 
 fn save(path: &Path, tensors: &[(&str, Dtype, &[usize], &[u8])]) {
@@ -272,7 +274,7 @@ fn values(tensor: &Expected) -> Result<Vec<f32>, Infallible> {
 
 #[test]
 fn what_is_written_is_read_back_in_every_type_in_one_file_and_in_shards() {
-    for dtype in [FloatDtype::F32, FloatDtype::F16, FloatDtype::Bf16] {
+    for dtype in [WeightFormat::F32, WeightFormat::F16, WeightFormat::Bf16] {
         for (max, count) in [(u64::MAX, 1), (60, 4), (0, 5)] {
             let dir = tempdir().unwrap();
             let writer = CheckpointWriter::new(dir.path().join("made"), dtype).with_max_shard_bytes(max);
@@ -291,9 +293,9 @@ fn what_is_written_is_read_back_in_every_type_in_one_file_and_in_shards() {
                     .unwrap()
                     .into_iter()
                     .map(|value| match dtype {
-                        FloatDtype::F32 => value,
-                        FloatDtype::F16 => f16::from_f32(value).to_f32(),
-                        FloatDtype::Bf16 => bf16::from_f32(value).to_f32(),
+                        WeightFormat::F32 => value,
+                        WeightFormat::F16 => f16::from_f32(value).to_f32(),
+                        WeightFormat::Bf16 => bf16::from_f32(value).to_f32(),
                     })
                     .collect();
                 assert_eq!(checkpoint.to_f32(&tensor.name).unwrap(), rounded, "{}", tensor.name);
@@ -312,7 +314,8 @@ fn what_is_written_is_read_back_in_every_type_in_one_file_and_in_shards() {
 #[test]
 fn values_are_rounded_to_nearest_even() {
     // Between 1 and the next number: a little below half, half (down to even), half (up to even), a little above.
-    let cases = [(FloatDtype::Bf16, 2f32.powi(-8), 2f32.powi(-7)), (FloatDtype::F16, 2f32.powi(-11), 2f32.powi(-10))];
+    let cases =
+        [(WeightFormat::Bf16, 2f32.powi(-8), 2f32.powi(-7)), (WeightFormat::F16, 2f32.powi(-11), 2f32.powi(-10))];
     for (dtype, half, ulp) in cases {
         let dir = tempdir().unwrap();
         let given = vec![1.0 + half * 0.99, 1.0 + half, 1.0 + 3.0 * half, 1.0 + half * 1.01, -1.0 - half, -0.0];
@@ -340,7 +343,7 @@ fn f32_is_rounded_to_bf16_on_reading_as_on_writing() {
 #[test]
 fn a_failed_export_leaves_the_folder_as_it_was() {
     let dir = tempdir().unwrap();
-    let writer = CheckpointWriter::new(dir.path(), FloatDtype::F16).with_max_shard_bytes(8);
+    let writer = CheckpointWriter::new(dir.path(), WeightFormat::F16).with_max_shard_bytes(8);
     writer.write(&[Expected::new("w", [1])], |_| Ok::<_, Infallible>(vec![1.0])).unwrap();
 
     let two = [Expected::new("v", [4]), Expected::new("w", [4])];
@@ -360,7 +363,7 @@ fn a_failed_export_leaves_the_folder_as_it_was() {
 #[test]
 fn new_shards_and_old_ones_are_never_a_checkpoint_together() {
     let dir = tempdir().unwrap();
-    let writer = CheckpointWriter::new(dir.path(), FloatDtype::F32).with_max_shard_bytes(0);
+    let writer = CheckpointWriter::new(dir.path(), WeightFormat::F32).with_max_shard_bytes(0);
     let files = writer.write(&specs(), values).unwrap();
     // The second shard cannot take its place: the first has.
     std::fs::remove_file(&files[1]).unwrap();
@@ -374,15 +377,15 @@ fn new_shards_and_old_ones_are_never_a_checkpoint_together() {
 fn shards_replace_a_single_file_that_would_be_read_instead_of_them() {
     let dir = tempdir().unwrap();
     let old = [Expected::new("old", [1])];
-    CheckpointWriter::new(dir.path(), FloatDtype::F32).write(&old, values).unwrap();
-    CheckpointWriter::new(dir.path(), FloatDtype::F32).with_max_shard_bytes(0).write(&specs(), values).unwrap();
+    CheckpointWriter::new(dir.path(), WeightFormat::F32).write(&old, values).unwrap();
+    CheckpointWriter::new(dir.path(), WeightFormat::F32).with_max_shard_bytes(0).write(&specs(), values).unwrap();
     Checkpoint::open(dir.path()).unwrap().check(&specs(), |_| false).unwrap();
 }
 
 #[test]
 fn nothing_is_a_checkpoint_too() {
     let dir = tempdir().unwrap();
-    CheckpointWriter::new(dir.path(), FloatDtype::F32).write(&[], values).unwrap();
+    CheckpointWriter::new(dir.path(), WeightFormat::F32).write(&[], values).unwrap();
     assert_eq!(Checkpoint::open(dir.path()).unwrap().names().len(), 0);
 }
 

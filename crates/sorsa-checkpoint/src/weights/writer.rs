@@ -4,85 +4,28 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::error::Error;
 use std::path::{Path, PathBuf};
 
-use half::{bf16, f16};
 use rayon::prelude::*;
-use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde_json::json;
 use sorsa_files::AtomicFile;
 
 use super::{Expected, INDEX_FILE, Index, SINGLE_FILE, WeightsError};
+use crate::WeightFormat;
 
 /// The shard size of Transformers' `save_pretrained`, in bytes.
 const MAX_SHARD_BYTES: u64 = 5_000_000_000;
-/// Numbers that one task encodes.
-const CHUNK: usize = 1 << 16;
-
-/// A type that weights are written in; f32 values are rounded to nearest even.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FloatDtype {
-    /// 32 bits, as they are.
-    F32,
-    /// IEEE half precision: 11 bits of precision, up to 65504.
-    F16,
-    /// The upper half of an f32: 8 bits of precision, the range of f32.
-    Bf16,
-}
-
-impl From<FloatDtype> for Dtype {
-    fn from(dtype: FloatDtype) -> Self {
-        match dtype {
-            FloatDtype::F32 => Self::F32,
-            FloatDtype::F16 => Self::F16,
-            FloatDtype::Bf16 => Self::BF16,
-        }
-    }
-}
-
-impl FloatDtype {
-    fn size(self) -> usize {
-        Dtype::from(self).bitsize() / 8
-    }
-
-    /// The smallest f32 that rounds to infinity: half a unit above the largest finite value.
-    fn overflow(self) -> f32 {
-        match self {
-            Self::F32 => f32::INFINITY,
-            Self::F16 => 65520.0,
-            Self::Bf16 => f32::from_bits(0x7F7F_8000),
-        }
-    }
-
-    /// Fills `bytes` with `values`, little-endian.
-    fn encode(self, values: &[f32], bytes: &mut Vec<u8>) {
-        let size = self.size();
-        bytes.resize(values.len() * size, 0);
-        bytes.par_chunks_mut(CHUNK * size).zip(values.par_chunks(CHUNK)).for_each(|(bytes, values)| match self {
-            Self::F32 => each(values, bytes, f32::to_le_bytes),
-            Self::F16 => each(values, bytes, |value| f16::from_f32(value).to_le_bytes()),
-            Self::Bf16 => each(values, bytes, |value| bf16::from_f32(value).to_le_bytes()),
-        });
-    }
-}
-
-fn each<const N: usize>(values: &[f32], bytes: &mut [u8], write: impl Fn(f32) -> [u8; N]) {
-    for (bytes, value) in bytes.as_chunks_mut().0.iter_mut().zip(values) {
-        *bytes = write(*value);
-    }
-}
-
 /// Writes `model.safetensors`, or shards and their index where the weights are larger than one file should be.
 #[derive(Debug, Clone)]
 pub struct CheckpointWriter {
     dir: PathBuf,
-    dtype: FloatDtype,
+    format: WeightFormat,
     max_shard_bytes: u64,
 }
 
 impl CheckpointWriter {
-    /// Writes into `dir`, which is made if need be, all tensors as `dtype`, in shards of at most 5 GB.
-    pub fn new(dir: impl Into<PathBuf>, dtype: FloatDtype) -> Self {
-        Self { dir: dir.into(), dtype, max_shard_bytes: MAX_SHARD_BYTES }
+    /// Writes into `dir`, which is made if need be, all tensors as `format`, in shards of at most 5 GB.
+    pub fn new(dir: impl Into<PathBuf>, format: WeightFormat) -> Self {
+        Self { dir: dir.into(), format, max_shard_bytes: MAX_SHARD_BYTES }
     }
 
     /// Starts a new shard before the tensors of one exceed `bytes`. A tensor larger than that has a shard to itself.
@@ -128,7 +71,7 @@ impl CheckpointWriter {
                 let produced = produce(tensor)
                     .map_err(|source| WeightsError::Produce { name: tensor.name.clone(), source: source.into() })?;
                 self.check(tensor, &produced)?;
-                self.dtype.encode(&produced, &mut buffer);
+                self.format.encode(&produced, &mut buffer);
                 drop(produced);
                 file.write(&buffer)?;
             }
@@ -156,7 +99,7 @@ impl CheckpointWriter {
     }
 
     fn bytes(&self, tensor: &Expected) -> u64 {
-        (tensor.shape.iter().product::<usize>() * self.dtype.size()) as u64
+        self.format.bytes(tensor.shape.iter().product()) as u64
     }
 
     /// Consecutive tensors that share a file; always at least one file.
@@ -179,7 +122,8 @@ impl CheckpointWriter {
         let infos = tensors.iter().map(|tensor| {
             let start = end;
             end += self.bytes(tensor) as usize;
-            let info = TensorInfo { dtype: self.dtype.into(), shape: tensor.shape.clone(), data_offsets: (start, end) };
+            let info =
+                TensorInfo { dtype: self.format.into(), shape: tensor.shape.clone(), data_offsets: (start, end) };
             (tensor.name.clone(), info)
         });
         let format = HashMap::from([("format".to_owned(), "pt".to_owned())]);
@@ -203,14 +147,14 @@ impl CheckpointWriter {
         if values.len() != tensor.shape.iter().product::<usize>() {
             return Err(WeightsError::WrongLength { tensor: tensor.clone(), found: values.len() });
         }
-        let limit = self.dtype.overflow();
+        let limit = self.format.overflow();
         match values.par_iter().position_first(|value| value.is_finite() && value.abs() >= limit) {
             None => Ok(()),
             Some(index) => Err(WeightsError::TooLarge {
                 name: tensor.name.clone(),
                 index,
                 value: values[index],
-                dtype: self.dtype.into(),
+                dtype: self.format.into(),
             }),
         }
     }

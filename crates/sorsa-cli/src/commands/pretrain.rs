@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use sorsa_adapter::{AdapterConfig, Method};
-use sorsa_checkpoint::weights::{FloatDtype, ModelFolder};
+use sorsa_checkpoint::WeightFormat;
+use sorsa_checkpoint::weights::ModelFolder;
 use sorsa_data::{
     BatchOptions, Batcher, EncodeOptions, Encoder, LoadOptions, PromptTemplate, TextTokenizer, synthetic,
 };
@@ -191,7 +192,7 @@ fn encode(path: &Path, encoder: &Encoder, style: Style) -> anyhow::Result<Vec<so
 /// Writes the model with its tokenizer as the folder `--out`. An older model there is replaced as a whole.
 fn save(model: &CausalLm, tokenizer: &Path, args: &PretrainArgs) -> anyhow::Result<()> {
     let new = ModelFolder::create(&args.out).or_bad_input()?;
-    model.save(new.path(), FloatDtype::F32)?;
+    model.save(new.path(), WeightFormat::F32)?;
     for name in TOKENIZER_FILES {
         let (from, to) = (tokenizer.join(name), new.path().join(name));
         if from.exists() {
