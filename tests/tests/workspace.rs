@@ -13,9 +13,21 @@ const BELOW_CHECKPOINT: &[&str] = &["sorsa-files"];
 const BELOW_MODELS: &[&str] = &["sorsa-checkpoint", "sorsa-files", "sorsa-linalg", "sorsa-ops", "sorsa-adapter"];
 const BELOW_TRAIN: &[&str] =
     &["sorsa-files", "sorsa-linalg", "sorsa-ops", "sorsa-adapter", "sorsa-models", "sorsa-data"];
+const BELOW_EXPERIMENT: &[&str] = &[
+    "sorsa-checkpoint",
+    "sorsa-files",
+    "sorsa-linalg",
+    "sorsa-ops",
+    "sorsa-adapter",
+    "sorsa-models",
+    "sorsa-data",
+    "sorsa-train",
+    "sorsa-grading",
+    "sorsa-report",
+];
 
 /// Whom each library may import: those to its left in the drawing of `docs/architecture.md`.
-const LIBRARIES: [(&str, &[&str]); 9] = [
+const LIBRARIES: [(&str, &[&str]); 11] = [
     ("sorsa-files", &[]),
     ("sorsa-checkpoint", BELOW_CHECKPOINT),
     ("sorsa-linalg", &[]),
@@ -24,7 +36,9 @@ const LIBRARIES: [(&str, &[&str]); 9] = [
     ("sorsa-adapter", LINALG_OPS),
     ("sorsa-models", BELOW_MODELS),
     ("sorsa-train", BELOW_TRAIN),
-    ("sorsa-eval", BELOW_TRAIN),
+    ("sorsa-grading", &[]),
+    ("sorsa-report", &["sorsa-grading"]),
+    ("sorsa-experiment", BELOW_EXPERIMENT),
 ];
 
 const LONGEST_FILE: usize = 800;

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use sorsa_adapter::{AdapterError, NamedTensors, Trainable, read_tensors, write_tensors};
 use sorsa_data::DataPosition;
 
-use crate::optimizer::AdamW;
+use crate::optimizer::Optimizer;
 use sorsa_files::{AtomicDir, FileError, recover, remove_folder, write_atomic};
 
 /// Where a run is. Dropout needs no more than `step`: the device is seeded anew before each step.
@@ -94,7 +94,7 @@ impl Checkpoints {
         &self,
         state: &RunState,
         parameters: &NamedTensors,
-        optimizer: &AdamW,
+        optimizer: &Optimizer,
         trainable: &[Trainable],
     ) -> Result<(), CheckpointError> {
         let folder = AtomicDir::create(self.at(state.step))?;

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use sorsa_adapter::{ParameterGroup, RegularizerForm};
 
+use crate::optimizer::OptimizerKind;
 use crate::schedule::{Schedule, ScheduleKind, Warmup};
 
 /// How long, how often, how fast.
@@ -75,19 +76,22 @@ pub enum LossNormalization {
     MicroBatch,
 }
 
-/// AdamW (Loshchilov and Hutter, 2019) with settings by kind of parameter.
+/// The optimizer, with settings by kind of parameter.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct OptimizerConfig {
+    /// Which optimizer: AdamW if a recipe names none.
+    #[serde(skip_serializing_if = "is_adamw")]
+    pub kind: OptimizerKind,
     /// Peak learning rate.
     pub learning_rate: f64,
     /// Decoupled weight decay.
     pub weight_decay: f64,
-    /// Decay of the gradients' mean.
+    /// Decay of the gradients' running mean.
     pub beta1: f64,
-    /// Decay of the gradients' mean square.
+    /// Decay of the running mean of squared gradients; of the running mean itself in Lion.
     pub beta2: f64,
-    /// Added to the root of the mean square.
+    /// Added to the root of the mean square; unused by Lion.
     pub epsilon: f64,
     /// Other settings for the singular values of SORSA.
     pub singular_values: GroupOverride,
@@ -109,16 +113,13 @@ pub struct GroupOverride {
 
 impl Default for OptimizerConfig {
     fn default() -> Self {
-        Self {
-            learning_rate: 1e-3,
-            weight_decay: 0.0,
-            beta1: 0.9,
-            beta2: 0.999,
-            epsilon: 1e-8,
-            singular_values: GroupOverride::default(),
-            magnitudes: GroupOverride::default(),
-        }
+        OptimizerKind::default().defaults()
     }
+}
+
+/// Recipes of the first version have no such field.
+fn is_adamw(kind: &OptimizerKind) -> bool {
+    *kind == OptimizerKind::AdamW
 }
 
 impl OptimizerConfig {

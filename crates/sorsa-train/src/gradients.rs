@@ -4,10 +4,10 @@ use burn::module::{ModuleVisitor, Param};
 use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::prelude::*;
 use burn::tensor::FloatDType;
-use sorsa_data::Batch;
-use sorsa_models::{CausalLm, ModelInput, Pass, mixed_seed};
+use sorsa_models::{Pass, mixed_seed};
 
 use crate::config::LossNormalization;
+use crate::trainable::{TrainableModel, TrainingBatch};
 
 /// Loss and gradients of one optimizer step, before clipping.
 pub(crate) struct StepGradients {
@@ -16,36 +16,25 @@ pub(crate) struct StepGradients {
     pub loss: Tensor<1>,
 }
 
-/// The model's view of a batch.
-pub(crate) fn model_input(batch: &Batch) -> ModelInput<'_> {
-    ModelInput {
-        rows: batch.rows,
-        len: batch.len,
-        input_ids: &batch.input_ids,
-        positions: &batch.positions,
-        segments: &batch.segments,
-    }
-}
-
-/// Runs forward and backward of every micro-batch; dropout depends on `seed` and the micro-batch's index. Nothing where no
-/// batch has a target.
-pub(crate) fn step_gradients(
-    model: &CausalLm,
-    batches: &[Batch],
+/// Runs forward and backward of every micro-batch; dropout depends on `seed` and the micro-batch's index. Returns nothing
+/// if no batch has a target.
+pub(crate) fn step_gradients<M: TrainableModel>(
+    model: &M,
+    batches: &[M::Batch],
     normalization: LossNormalization,
     seed: u64,
     checkpoint_blocks: bool,
 ) -> Option<StepGradients> {
-    let targets: usize = batches.iter().map(Batch::target_tokens).sum();
+    let targets: usize = batches.iter().map(TrainingBatch::targets).sum();
     let mut accumulator = GradientsAccumulator::new();
     let mut total: Option<Tensor<1>> = None;
     for (index, batch) in batches.iter().enumerate() {
         let divisor = match normalization {
             LossNormalization::Step => targets,
-            LossNormalization::MicroBatch => batches.len() * batch.target_tokens(),
+            LossNormalization::MicroBatch => batches.len() * batch.targets(),
         };
         let pass = Pass { divisor: divisor as f64, seed: mixed_seed(seed, index as u64), checkpoint_blocks };
-        let Some((value, gradients)) = model.loss_gradients(&model_input(batch), &batch.targets, &pass) else {
+        let Some((value, gradients)) = model.batch_gradients(batch, &pass) else {
             continue;
         };
         total = Some(match total {
@@ -103,8 +92,8 @@ mod tests {
 
     use burn::module::ParamId;
     use sorsa_adapter::{AdapterConfig, Method};
-    use sorsa_data::{BatchOptions, Batcher, Example};
-    use sorsa_models::ModelConfig;
+    use sorsa_data::{Batch, BatchOptions, Batcher, Example};
+    use sorsa_models::{CausalLm, ModelConfig};
 
     use super::*;
 
@@ -181,7 +170,7 @@ mod tests {
         let means: Vec<f32> = batches(2)
             .iter()
             .map(|batch| {
-                let sum = model.loss_sum(&model_input(batch), &batch.targets).unwrap();
+                let sum = model.batch_loss(batch).unwrap();
                 sum.into_scalar::<f32>() / batch.target_tokens() as f32
             })
             .collect();

@@ -7,11 +7,13 @@ pub mod metrics;
 mod optimizer;
 pub mod schedule;
 pub mod tensorboard;
+mod trainable;
 mod trainer;
 
 pub use checkpoint::{Best, CheckpointError, Checkpoints, RunState};
 pub use config::{
     Coupling, GroupOverride, LossNormalization, OptimizerConfig, RegularizerConfig, ScheduleConfig, TrainConfig,
 };
-pub use optimizer::{AdamW, Decoupled};
-pub use trainer::{Observer, Outcome, TrainError, Trainer, mean_loss, total_steps};
+pub use optimizer::{AdamW, Decoupled, Lion, Optimizer, OptimizerKind, StepRates, UpdateRule};
+pub use trainable::{BatchSource, TrainableModel, TrainingBatch};
+pub use trainer::{Observer, RunOutcome, TrainError, Trainer, mean_loss, total_steps};

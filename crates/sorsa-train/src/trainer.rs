@@ -12,16 +12,17 @@ use sorsa_adapter::{
     AdapterError, Attached, RegularizerStats, SavedAdapter, add_regularizer, export_trainable, import_trainable,
     regularizer_gradients,
 };
-use sorsa_data::{Batch, Batcher};
+use sorsa_data::Batcher;
 use sorsa_models::{CausalLm, mixed_seed};
 
 use crate::checkpoint::{Best, CheckpointError, Checkpoints, RunState};
 use crate::config::{Coupling, TrainConfig};
-use crate::gradients::{global_norm, model_input, scale, step_gradients};
+use crate::gradients::{global_norm, scale, step_gradients};
 use crate::metrics::{EvalMetrics, Metric, MetricsLog, StepMetrics};
-use crate::optimizer::{AdamW, Decoupled};
+use crate::optimizer::{Decoupled, Optimizer};
 use crate::schedule::Schedule;
 use crate::tensorboard::EventWriter;
+use crate::trainable::{BatchSource, TrainableModel, TrainingBatch};
 use sorsa_files::FileError;
 use sorsa_files::peak_memory_bytes;
 
@@ -71,7 +72,7 @@ pub enum TrainError {
 
 /// How a run ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
+pub enum RunOutcome {
     /// All steps were made.
     Completed,
     /// The evaluation loss stopped falling.
@@ -92,14 +93,14 @@ pub trait Observer {
 
 impl Observer for () {}
 
-/// A run: model, data, optimizer, and where it is.
-pub struct Trainer {
-    attached: Attached<CausalLm>,
-    optimizer: AdamW,
+/// A run: model, data, optimizer, and where it is. Language models and their data are the default.
+pub struct Trainer<M = CausalLm, S = Batcher> {
+    attached: Attached<M>,
+    optimizer: Optimizer,
     config: TrainConfig,
     schedule: Schedule,
-    train: Batcher,
-    validation: Option<Batcher>,
+    train: S,
+    validation: Option<S>,
     state: RunState,
     checkpoints: Checkpoints,
     metrics: MetricsLog,
@@ -107,16 +108,16 @@ pub struct Trainer {
     device: Device,
 }
 
-impl Trainer {
+impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
     /// Starts a run in the folder `run`, which exists. The model is moved to autodiff.
     ///
     /// # Errors
     ///
     /// [`TrainError`] where files of the run cannot be written.
     pub fn start(
-        attached: Attached<CausalLm>,
-        train: Batcher,
-        validation: Option<Batcher>,
+        attached: Attached<M>,
+        train: S,
+        validation: Option<S>,
         config: TrainConfig,
         run: &Path,
     ) -> Result<Self, TrainError> {
@@ -131,9 +132,9 @@ impl Trainer {
     ///
     /// [`TrainError`] where a checkpoint cannot be read or does not fit.
     pub fn resume(
-        attached: Attached<CausalLm>,
-        train: Batcher,
-        validation: Option<Batcher>,
+        attached: Attached<M>,
+        train: S,
+        validation: Option<S>,
         config: TrainConfig,
         run: &Path,
     ) -> Result<Self, TrainError> {
@@ -147,22 +148,23 @@ impl Trainer {
         trainer.restore(&checkpoint.parameters, &checkpoint.folder)?;
         let file = Checkpoints::optimizer_file(&checkpoint.folder);
         let (config, device) = (trainer.config.optimizer.clone(), trainer.device.clone().without_autodiff());
-        trainer.optimizer = AdamW::load(config, &file, &trainer.attached.trainable, step, &device)?;
+        let optimizer = Optimizer::new(config, &trainer.attached.trainable);
+        trainer.optimizer = optimizer.load(&file, &trainer.attached.trainable, step, &device)?;
         Ok(trainer)
     }
 
     fn assemble(
-        mut attached: Attached<CausalLm>,
-        train: Batcher,
-        validation: Option<Batcher>,
+        mut attached: Attached<M>,
+        train: S,
+        validation: Option<S>,
         config: TrainConfig,
         run: &Path,
         metrics: MetricsLog,
         state: RunState,
     ) -> Result<Self, TrainError> {
         attached.model = attached.model.train();
-        let device = attached.model.device();
-        let optimizer = AdamW::new(config.optimizer.clone(), &attached.trainable);
+        let device = attached.model.parameter_device();
+        let optimizer = Optimizer::new(config.optimizer.clone(), &attached.trainable);
         let schedule = config.schedule.over(total_steps(&config, &train));
         // Only a run that begins has an event of step 0 to come.
         let first = if state == RunState::default() { 0 } else { state.step + 1 };
@@ -194,7 +196,7 @@ impl Trainer {
     }
 
     /// The model for evaluation: without autodiff, dropout off, adapters attached.
-    pub fn model(&self) -> CausalLm {
+    pub fn model(&self) -> M {
         self.attached.model.valid()
     }
 
@@ -204,7 +206,7 @@ impl Trainer {
     }
 
     /// The model with its adapter, ended.
-    pub fn into_attached(self) -> Attached<CausalLm> {
+    pub fn into_attached(self) -> Attached<M> {
         Attached { model: self.attached.model.valid(), ..self.attached }
     }
 
@@ -213,7 +215,7 @@ impl Trainer {
     /// # Errors
     ///
     /// [`TrainError`]; the last good checkpoint stays.
-    pub fn run(&mut self, observer: &mut dyn Observer) -> Result<Outcome, TrainError> {
+    pub fn run(&mut self, observer: &mut dyn Observer) -> Result<RunOutcome, TrainError> {
         // Where nothing is learned, the parameters before training are the best.
         if self.state.step == 0 && self.state.best.is_none() && self.evaluate_and_log(observer)? {
             self.save_checkpoint()?;
@@ -221,7 +223,7 @@ impl Trainer {
         while self.state.step < self.total_steps() {
             // A run that is resumed may have ended already.
             if self.has_stalled() {
-                return Ok(Outcome::EarlyStopped);
+                return Ok(RunOutcome::EarlyStopped);
             }
             let metrics = self.step()?;
             self.log(Metric::Step(metrics), observer)?;
@@ -234,13 +236,13 @@ impl Trainer {
                 self.save_checkpoint()?;
             }
             if early {
-                return Ok(Outcome::EarlyStopped);
+                return Ok(RunOutcome::EarlyStopped);
             }
             if stop {
-                return Ok(Outcome::Interrupted);
+                return Ok(RunOutcome::Interrupted);
             }
         }
-        Ok(Outcome::Completed)
+        Ok(RunOutcome::Completed)
     }
 
     fn has_stalled(&self) -> bool {
@@ -257,7 +259,8 @@ impl Trainer {
         let started = Instant::now();
         let first = self.state.position;
         let mut position = first;
-        let batches: Vec<Batch> = (0..self.config.accumulation).map(|_| self.train.next(&mut position)).collect();
+        let batches: Vec<M::Batch> =
+            (0..self.config.accumulation).map(|_| self.train.next_batch(&mut position)).collect();
         let step = self.state.step + 1;
         // Dropout of a step depends on the seed and the step alone.
         let seed = mixed_seed(self.config.seed, step);
@@ -289,7 +292,7 @@ impl Trainer {
         let model = self.attached.model.clone();
         self.attached.model = self.optimizer.step(model, gradients, factor, decoupled);
 
-        let tokens: u64 = batches.iter().map(|batch| batch.tokens() as u64).sum();
+        let tokens: u64 = batches.iter().map(|batch| batch.inputs() as u64).sum();
         let seconds = started.elapsed().as_secs_f64();
         self.state.step = step;
         self.state.position = position;
@@ -309,7 +312,7 @@ impl Trainer {
             regularizer: stats.map(|stats| stats.value),
             defect: stats.map(|stats| stats.mean_defect),
             tokens,
-            target_tokens: batches.iter().map(|batch| batch.target_tokens() as u64).sum(),
+            target_tokens: batches.iter().map(|batch| batch.targets() as u64).sum(),
             tokens_per_s: tokens as f64 / seconds.max(1e-9),
             seconds: self.state.seconds,
             peak_memory_bytes: peak_memory_bytes(),
@@ -418,27 +421,27 @@ impl Trainer {
     }
 
     /// Rows of the data file in some batches.
-    fn rows(&self, batches: &[Batch]) -> Vec<usize> {
-        let examples = self.train.examples();
-        batches.iter().flat_map(|batch| &batch.examples).map(|index| examples[*index].row).collect()
+    fn rows(&self, batches: &[M::Batch]) -> Vec<usize> {
+        batches.iter().flat_map(|batch| self.train.rows(batch)).collect()
     }
 }
 
-/// The mean negative log-likelihood per target token over one pass of `data`. The model is plain.
-pub fn mean_loss(model: &CausalLm, data: &Batcher) -> f64 {
+/// The mean loss per target over one pass of `data`: for a language model the mean negative log-likelihood of a token.
+/// The model is plain.
+pub fn mean_loss<M: TrainableModel>(model: &M, data: &impl BatchSource<Batch = M::Batch>) -> f64 {
     let (mut sum, mut targets) = (0.0, 0);
     for index in 0..data.batches_per_epoch(0) {
         let batch = data.batch(0, index);
-        if let Some(loss) = model.loss_sum(&model_input(&batch), &batch.targets) {
+        if let Some(loss) = model.batch_loss(&batch) {
             sum += f64::from(loss.into_scalar::<f32>());
-            targets += batch.target_tokens();
+            targets += batch.targets();
         }
     }
     sum / targets.max(1) as f64
 }
 
 /// Optimizer steps of a run.
-pub fn total_steps(config: &TrainConfig, train: &Batcher) -> u64 {
+pub fn total_steps(config: &TrainConfig, train: &impl BatchSource) -> u64 {
     let batches = train.batches_per_epoch(0) as f64 * config.epochs;
     let steps = (batches / config.accumulation as f64).ceil().max(1.0) as u64;
     config.max_steps.map_or(steps, |max| max.min(steps))

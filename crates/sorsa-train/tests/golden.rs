@@ -21,7 +21,8 @@ use sorsa_data::{BatchOptions, Batcher, Example};
 use sorsa_models::CausalLm;
 use sorsa_train::metrics::{self, Metric, StepMetrics};
 use sorsa_train::{
-    AdamW, Coupling, Decoupled, LossNormalization, OptimizerConfig, Outcome, RegularizerConfig, TrainConfig, Trainer,
+    Coupling, Decoupled, LossNormalization, Optimizer, OptimizerConfig, RegularizerConfig, RunOutcome, TrainConfig,
+    Trainer,
 };
 
 const TARGETS: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
@@ -156,7 +157,7 @@ fn train(
     let batcher = Batcher::new(Arc::new(examples), options).unwrap();
     let run = tempfile::tempdir().unwrap();
     let mut trainer = Trainer::start(attached, batcher, None, config, run.path()).unwrap();
-    assert_eq!(trainer.run(&mut ()).unwrap(), Outcome::Completed);
+    assert_eq!(trainer.run(&mut ()).unwrap(), RunOutcome::Completed);
     let step = |metric| match metric {
         Metric::Step(step) => step,
         Metric::Eval(eval) => panic!("nothing to evaluate on: {eval:?}"),
@@ -386,7 +387,7 @@ fn ten_adamw_steps_of_one_layer_are_those_of_the_authors_code() {
 
         let settings = &meta["adamw10"];
         let optimizer = OptimizerConfig { learning_rate: number("lr"), ..OptimizerConfig::default() };
-        let mut optimizer = AdamW::new(optimizer, &trainable);
+        let mut optimizer = Optimizer::new(optimizer, &trainable);
         let (x, t) = (given("x").to_tensor::<2>(&device), given("t").to_tensor::<2>(&device));
         for (step, row) in settings["rows"].as_array().unwrap().iter().enumerate() {
             let loss = (project(&model.layer, x.clone()) - t.clone()).square().mean() * 0.5;

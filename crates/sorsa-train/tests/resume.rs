@@ -10,7 +10,7 @@ use sorsa_data::{BatchOptions, Batcher, Example};
 use sorsa_models::WeightFormat;
 use sorsa_models::{CausalLm, ModelConfig};
 use sorsa_train::metrics::{self, Metric};
-use sorsa_train::{Checkpoints, Observer, Outcome, TrainConfig, TrainError, Trainer};
+use sorsa_train::{Checkpoints, Observer, RunOutcome, TrainConfig, TrainError, Trainer};
 
 /// The generator behind dropout is one for the whole process: no two runs at a time.
 fn alone() -> MutexGuard<'static, ()> {
@@ -89,11 +89,11 @@ fn run(method: Method, config: &TrainConfig, interruptions: &[usize]) -> (Vec<(u
     for steps in interruptions {
         let (train, validation) = data();
         let mut trainer = Trainer::resume(attach(method), train, validation, config.clone(), folder.path()).unwrap();
-        assert_eq!(trainer.run(&mut StopAfter(*steps)).unwrap(), Outcome::Interrupted);
+        assert_eq!(trainer.run(&mut StopAfter(*steps)).unwrap(), RunOutcome::Interrupted);
     }
     let (train, validation) = data();
     let mut trainer = Trainer::resume(attach(method), train, validation, config.clone(), folder.path()).unwrap();
-    assert_eq!(trainer.run(&mut ()).unwrap(), Outcome::Completed);
+    assert_eq!(trainer.run(&mut ()).unwrap(), RunOutcome::Completed);
     assert_eq!(trainer.state().step, trainer.total_steps());
     (logged(folder.path()), trainer.adapter().trained)
 }
@@ -142,7 +142,7 @@ fn a_run_without_progress_stops_early_and_stays_stopped_when_resumed() {
         let (train, validation) = (batcher(examples(4, 3), false), Some(batcher(examples(4, 3), false)));
         let attached = attach(Method::Full);
         let mut trainer = Trainer::resume(attached, train, validation, config.clone(), folder.path()).unwrap();
-        assert_eq!(trainer.run(&mut ()).unwrap(), Outcome::EarlyStopped);
+        assert_eq!(trainer.run(&mut ()).unwrap(), RunOutcome::EarlyStopped);
         assert_eq!(trainer.state().step, 3);
         assert_eq!(trainer.state().best.unwrap().step, 0);
     }
@@ -159,7 +159,7 @@ fn the_best_and_the_newest_checkpoint_are_kept_and_the_best_comes_back() {
     config.schedule.warmup_ratio = 0.0;
     let validation = Some(batcher(examples(8, 3), false));
     let mut trainer = Trainer::start(attach(Method::Full), train, validation, config, folder.path()).unwrap();
-    assert_eq!(trainer.run(&mut ()).unwrap(), Outcome::Completed);
+    assert_eq!(trainer.run(&mut ()).unwrap(), RunOutcome::Completed);
     let best = trainer.state().best.unwrap();
     assert!((1..8).contains(&best.step), "{best:?}");
     assert_eq!(Checkpoints::open(folder.path()).unwrap().steps(), [best.step, 8]);

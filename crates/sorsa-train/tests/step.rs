@@ -9,7 +9,7 @@ use sorsa_adapter::{AdapterConfig, Attached, Method};
 use sorsa_data::{BatchOptions, Batcher, Example};
 use sorsa_models::{CausalLm, ModelConfig};
 use sorsa_train::metrics::{self, Metric};
-use sorsa_train::{AdamW, Decoupled, OptimizerConfig, Outcome, TrainConfig, TrainError, Trainer};
+use sorsa_train::{Decoupled, Optimizer, OptimizerConfig, RunOutcome, TrainConfig, TrainError, Trainer};
 
 fn model() -> CausalLm {
     let config = serde_json::json!({
@@ -77,7 +77,7 @@ fn adamw_follows_its_formula() {
     let mut model = One { weight: Param::from_tensor(Tensor::from_floats([1.0, -2.0], &device)) };
     let attached = AdapterConfig::new(Method::Full, 0, &[]).attach(model.clone(), &Default::default()).unwrap();
     let config = OptimizerConfig { learning_rate: 0.1, weight_decay: 0.2, ..OptimizerConfig::default() };
-    let mut optimizer = AdamW::new(config, &attached.trainable);
+    let mut optimizer = Optimizer::new(config, &attached.trainable);
 
     let (mut p, mut m, mut v) = ([1.0f64, -2.0], [0.0f64; 2], [0.0f64; 2]);
     for step in 1..=5 {
@@ -147,7 +147,7 @@ fn training_stops_when_the_validation_loss_does_not_fall_and_the_best_step_comes
     config.optimizer.learning_rate = 0.5;
     let validation = Some(batcher(12));
     let mut trainer = Trainer::start(attach(Method::Full), batcher(4), validation, config, folder.path()).unwrap();
-    assert_eq!(trainer.run(&mut ()).unwrap(), Outcome::EarlyStopped);
+    assert_eq!(trainer.run(&mut ()).unwrap(), RunOutcome::EarlyStopped);
     let best = trainer.state().best.unwrap();
     assert!(trainer.state().step >= best.step + 2);
     assert_eq!(trainer.restore_best().unwrap(), Some(best.step));

@@ -1,16 +1,15 @@
 //! What a run left in its folder.
 
-use std::io::{BufRead, BufReader};
 use std::path::Path;
 
 use anyhow::Context;
-use serde::{Deserialize, Serialize};
-use sorsa_train::metrics::{self, Metric};
+use serde::Serialize;
+use sorsa_experiment::{Answer, RunDir};
+use sorsa_train::metrics::Metric;
 
 use super::plan::Spec;
 use super::stages::Tests;
 use super::work::Circumstances;
-use crate::commands::finetune::DIVERGED;
 
 /// A run as the results show it. What was not measured is absent.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -61,32 +60,6 @@ pub struct Evaluated {
     pub loss: f64,
 }
 
-/// The fields of `summary.json` that are used here.
-#[derive(Debug, Deserialize)]
-struct Summary {
-    trainable_parameters: u64,
-    loss_before: Option<f64>,
-    loss_after: Option<f64>,
-    steps: u64,
-    best_step: Option<u64>,
-    tokens_per_s: f64,
-    seconds: f64,
-    svd_seconds: f64,
-    peak_memory_bytes: Option<u64>,
-}
-
-/// The fields of an answer that are used here.
-#[derive(Debug, Deserialize)]
-struct Answer {
-    row: usize,
-    faithful: Graded,
-}
-
-#[derive(Debug, Deserialize)]
-struct Graded {
-    correct: bool,
-}
-
 /// What a model that was not trained gets.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Base {
@@ -95,15 +68,9 @@ pub struct Base {
     pub text_loss: Option<f64>,
 }
 
-/// The validation loss of a finished run; none where it diverged.
+/// The validation loss of a finished run; none if it diverged.
 pub fn loss(folder: &Path) -> Option<f64> {
-    summary(folder).ok()?.loss_after
-}
-
-fn summary(folder: &Path) -> anyhow::Result<Summary> {
-    let path = folder.join("summary.json");
-    let text = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    serde_json::from_slice(&text).with_context(|| format!("{} is no summary of a run", path.display()))
+    RunDir::new(folder).summary().ok()?.loss_after
 }
 
 impl Run {
@@ -119,17 +86,17 @@ impl Run {
             learning_rate: spec.learning_rate,
             gamma: (method == sorsa_adapter::Method::Sorsa).then_some(spec.recipe.train.regularizer.gamma),
             seed: spec.seed,
-            diverged: folder.join(DIVERGED).exists(),
+            diverged: folder.join(RunDir::DIVERGED).exists(),
             concurrent: circumstances.concurrent,
             resumed: circumstances.resumed,
             ..Self::default()
         };
-        let logged = metrics::read(folder.join("metrics.jsonl"))?;
+        let logged = RunDir::new(folder).metrics()?;
         run.read_log(&logged);
         if run.diverged {
             return Ok(run);
         }
-        let summary = summary(folder)?;
+        let summary = RunDir::new(folder).summary()?;
         run.steps = summary.steps;
         run.best_step = summary.best_step;
         run.loss_before = summary.loss_before;
@@ -193,21 +160,14 @@ fn accuracy(verdicts: &[(usize, bool)]) -> Option<f64> {
     (!verdicts.is_empty()).then(|| right as f64 / verdicts.len() as f64)
 }
 
-/// The verdicts of the grader `faithful`, in the order of the problems. None where the run was not asked.
+/// Whether each answer is right, in the order of the problems. None if the run was not asked.
 fn verdicts(folder: &Path, tests: &Tests) -> anyhow::Result<Option<Vec<(usize, bool)>>> {
     let Some((result, answers)) = &tests.test else { return Ok(None) };
     if !folder.join(result).exists() {
         return Ok(None);
     }
-    let path = folder.join(answers);
-    let fault = || format!("cannot read {}", path.display());
-    let file = BufReader::new(std::fs::File::open(&path).with_context(fault)?);
-    let mut rows = Vec::new();
-    // The first line holds the settings.
-    for line in file.lines().skip(1) {
-        let answer: Answer = serde_json::from_str(&line.with_context(fault)?).with_context(fault)?;
-        rows.push((answer.row, answer.faithful.correct));
-    }
+    let answers = Answer::read_all(&folder.join(answers))?;
+    let mut rows: Vec<_> = answers.iter().map(|answer| (answer.row, answer.is_correct())).collect();
     rows.sort_unstable();
     Ok(Some(rows))
 }

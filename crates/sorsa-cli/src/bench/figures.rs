@@ -1,6 +1,6 @@
 //! The pictures of a comparison.
 
-use sorsa_eval::plot::{Axis, Figure, Marks, Point, Scale, Series};
+use sorsa_report::plot::{Axis, Figure, Marks, Point, Scale, Series};
 
 use super::collect::Run;
 use super::results::{ArmResult, Comparison};

@@ -1,6 +1,6 @@
 //! A comparison in words. A difference counts as shown where its 95 % interval does not hold 0.
 
-use sorsa_eval::stats::{Interval, Mean};
+use sorsa_grading::stats::{Interval, Mean};
 
 use super::plan::Plan;
 use super::results::{ArmResult, Comparison};

@@ -6,9 +6,10 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use sorsa_experiment::Recipe;
+use sorsa_experiment::recipe::EvalRecipe;
 
 use crate::device::Backend;
-use crate::recipe::{EvalRecipe, Recipe};
 
 /// Files up to this size are read whole; of larger ones the size and as much at both ends. A checkpoint that was trained
 /// further differs at its ends, and reading all of a large one would take longer than its first steps.

@@ -19,12 +19,12 @@ mod work;
 mod write;
 
 use crate::args::{BenchArgs, BenchFormat};
-use crate::estimate::grouped;
 use crate::exit::{Interrupted, bad_input};
 use crate::format::{print, print_json};
 use crate::progress::Style;
 use plan::Plan;
 use results::Comparison;
+use sorsa_experiment::estimate::grouped;
 use work::Workshop;
 
 pub fn run(args: &BenchArgs) -> anyhow::Result<()> {

@@ -1,8 +1,8 @@
 //! `report.html` of a comparison.
 
-use sorsa_eval::EvalError;
-use sorsa_eval::page::{Block, Page};
-use sorsa_eval::plot::Figure;
+use sorsa_report::ReportError;
+use sorsa_report::page::{Block, Page};
+use sorsa_report::plot::Figure;
 
 use super::results::Comparison;
 use super::tables::Table;
@@ -12,7 +12,7 @@ pub fn html(
     comparison: &Comparison,
     tables: &[Table],
     figures: &[(&'static str, Figure)],
-) -> Result<String, EvalError> {
+) -> Result<String, ReportError> {
     let setting = format!(
         "model {} · data {} · backend {} · {} · sorsa {}",
         comparison.model, comparison.data, comparison.backend, comparison.machine, comparison.version

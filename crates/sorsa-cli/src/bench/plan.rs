@@ -6,6 +6,9 @@ use std::sync::Arc;
 
 use sorsa_adapter::Method;
 use sorsa_data::TextTokenizer;
+use sorsa_experiment::embedded::EMBEDDED;
+use sorsa_experiment::model::model_folder;
+use sorsa_experiment::{Inputs, Recipe, TrainingShape, data_file};
 use sorsa_models::ModelConfig;
 use sorsa_train::total_steps;
 
@@ -13,13 +16,13 @@ use super::identity::{Fingerprints, InputFiles, run_key, short_hash};
 use super::rates::{Grid, rounded};
 use super::variant::{Arm, Variant};
 use crate::args::{BenchArgs, RecipeArgs};
+use crate::commands::finetune::{PROGRAM_MEMORY, PROGRAM_SECONDS};
 use crate::device;
-use crate::embedded::EMBEDDED;
 use crate::exit::{OrBadInput, bad_input};
-use crate::plan::{Inputs, TrainingShape, data_file};
+use crate::observer::TerminalObserver;
 use crate::progress::Style;
-use crate::recipe::Recipe;
-use crate::session::model_folder;
+use crate::recipe::resolve;
+use crate::session;
 
 /// Evaluations of a run: enough to see when it reaches a loss, at a few percent of its time.
 const EVALUATIONS: u64 = 10;
@@ -101,7 +104,7 @@ impl Plan {
             train_examples: 0,
             problems: 0,
             parameters: 0,
-            common: Recipe::resolve(&fields)?,
+            common: resolve(&fields)?,
             test: None,
             fields,
             files: InputFiles { model: String::new(), train: String::new(), validation: None },
@@ -121,28 +124,30 @@ impl Plan {
 
     /// Reads what the runs will read, but for the weights.
     fn read(&mut self, args: &BenchArgs, style: Style) -> anyhow::Result<()> {
-        let device = device::open(args.device.backend, args.device.device)?;
-        let folder = model_folder(&self.common.model.path, style)?;
+        let mut host = session::host(&args.device, style)?;
+        host.code = Some(session::code_execution(PROGRAM_SECONDS, PROGRAM_MEMORY));
+        let folder = model_folder(&self.common.model.path, &host.sources)?;
         let config = ModelConfig::read(&folder).or_bad_input()?;
         for arm in self.arms.clone() {
             let recipe = self.recipe(arm, None, self.seeds[0], None)?;
-            self.parameters = TrainingShape::new(&recipe, &config, &device)?.parameters;
+            self.parameters = TrainingShape::new(&recipe, &config, &host)?.parameters;
         }
         let tokenizer = Arc::new(TextTokenizer::from_dir(&folder).or_bad_input()?);
-        let inputs = Inputs::new(&self.common, &tokenizer, &config, style)?;
+        let mut observer = TerminalObserver::new(style, &host.backend);
+        let inputs = Inputs::read(&self.common, &tokenizer, &config, &host, &mut observer)?;
         if inputs.validation.is_none() {
             return Err(bad_input("learning rates are chosen by the validation loss: there must be validation data"));
         }
         self.steps = total_steps(&self.common.train, &inputs.train);
-        let data = &inputs.task.data;
+        let data = &inputs.data;
         (self.train_tokens, self.train_examples, self.problems) =
             (data.train_tokens, data.train_examples, data.problems);
         if !self.fields.set.iter().any(|field| field.starts_with("train.eval_every=")) {
             self.fields.set.push(format!("train.eval_every={}", self.steps.div_ceil(EVALUATIONS)));
         }
-        self.common = Recipe::resolve(&self.fields)?;
+        self.common = resolve(&self.fields)?;
         let mut fingerprints = Fingerprints::default();
-        let mut of = |name: &str, split: &str| fingerprints.of(&data_file(name, split)?);
+        let mut of = |name: &str, split: &str| fingerprints.of(&data_file(name, split, &host.sources)?);
         let data = &self.common.data;
         self.files.train = of(&data.train, "train")?;
         self.files.validation = data.validation.as_ref().map(|name| of(name, "validation")).transpose()?;
@@ -170,7 +175,7 @@ impl Plan {
             test: None,
             ..self.fields.clone()
         };
-        let mut recipe = Recipe::resolve(&fields)?;
+        let mut recipe = resolve(&fields)?;
         // Answers are asked of the chosen runs only, by a process of their own: its memory is not training's.
         recipe.eval.problems = 0;
         Ok(recipe)

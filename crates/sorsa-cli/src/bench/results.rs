@@ -1,8 +1,8 @@
 //! From runs to a comparison: means, intervals, differences, and sentences that say which of them can be relied on.
 
 use serde::Serialize;
-use sorsa_eval::comparison::CrossedMean;
-use sorsa_eval::stats::{Interval, Mean};
+use sorsa_grading::comparison::CrossedMean;
+use sorsa_grading::stats::{Interval, Mean};
 
 use super::collect::{Base, Run};
 use super::plan::Plan;

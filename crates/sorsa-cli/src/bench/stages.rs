@@ -4,15 +4,15 @@
 use std::path::{Path, PathBuf};
 
 use sorsa_data::synthetic;
+use sorsa_experiment::RunDir;
+use sorsa_experiment::embedded::EMBEDDED;
 
 use super::collect;
 use super::plan::{Plan, Spec};
 use super::rates::{Grid, best};
 use super::variant::Arm;
 use super::work::{Job, Kind, Workshop};
-use crate::commands::finetune::DIVERGED;
 use crate::commands::pretrain::{VALIDATION_DOCUMENTS, VALIDATION_SEED_OFFSET};
-use crate::embedded::EMBEDDED;
 
 /// What was run for one arm.
 pub struct Searched {
@@ -95,7 +95,7 @@ pub fn run(plan: &Plan, workshop: &Workshop, text: Option<&Path>) -> anyhow::Res
     let tests = Tests::new(plan, text)?;
     let chosen = arms.iter().flat_map(|searched| &searched.chosen).chain(gammas.iter().map(|(_, spec)| spec));
     let mut jobs = tests.jobs(plan, &plan.folder.join("base"), None);
-    for spec in chosen.filter(|spec| !spec.folder.join(DIVERGED).exists()) {
+    for spec in chosen.filter(|spec| !spec.folder.join(RunDir::DIVERGED).exists()) {
         for job in tests.jobs(plan, &spec.folder, Some(&spec.folder)) {
             if jobs.iter().all(|other| other.name != job.name) {
                 jobs.push(job);
@@ -182,6 +182,9 @@ impl Tests {
                 format!("--prompt-suffix={}", eval.prompt_suffix),
                 format!("--out={}", folder.join(format!("{prefix}{answers}")).display()),
             ];
+            if eval.allow_code_execution {
+                args.push("--allow-code-execution".to_owned());
+            }
             args.extend(recipe.data.test.iter().filter(|name| *name != EMBEDDED).map(|name| format!("--data={name}")));
             push("test", result, args);
         }

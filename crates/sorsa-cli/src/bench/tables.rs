@@ -1,12 +1,12 @@
 //! The tables of a comparison: their cells as text, for every form of output.
 
-use sorsa_eval::report::bytes;
-use sorsa_eval::stats::Mean;
+use sorsa_experiment::estimate::grouped;
+use sorsa_grading::stats::Mean;
+use sorsa_report::report::bytes;
 
 use super::collect::Run;
 use super::findings::{number, with_interval};
 use super::results::{ArmResult, Comparison, Rate, Spread};
-use crate::estimate::grouped;
 
 /// A table; the first row is its head.
 pub struct Table {

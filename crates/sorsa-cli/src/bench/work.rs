@@ -13,10 +13,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use serde::{Deserialize, Serialize};
+use sorsa_experiment::RunDir;
 use sorsa_files::write_atomic;
 
 use crate::args::DeviceArgs;
-use crate::commands::finetune::DIVERGED;
 use crate::exit::{Interrupted, bad_input};
 use crate::progress::{Progress, Style, interrupt_flag};
 use crate::session::create_folder;
@@ -71,7 +71,7 @@ impl Circumstances {
 impl Job {
     pub fn is_done(&self) -> bool {
         match &self.kind {
-            Kind::Train { .. } => ["summary.json", DIVERGED].iter().any(|name| self.folder.join(name).exists()),
+            Kind::Train { .. } => ["summary.json", RunDir::DIVERGED].iter().any(|name| self.folder.join(name).exists()),
             Kind::Measure { result, .. } => self.folder.join(result).exists(),
         }
     }
@@ -298,7 +298,7 @@ mod tests {
         let diverged = job("diverged", Kind::Train { recipe: String::new() });
         let args = vec!["no such command".to_owned()];
         let measured = job("measured", Kind::Measure { args, result: "test.json".to_owned() });
-        for (job, file) in [(&trained, "summary.json"), (&diverged, DIVERGED), (&measured, "test.json")] {
+        for (job, file) in [(&trained, "summary.json"), (&diverged, RunDir::DIVERGED), (&measured, "test.json")] {
             assert!(!job.is_done());
             std::fs::create_dir(&job.folder).unwrap();
             std::fs::write(job.folder.join(file), "{}").unwrap();

@@ -11,9 +11,9 @@ use sorsa_adapter::{HostTensor, SavedAdapter};
 use sorsa_checkpoint::WeightFormat;
 use sorsa_checkpoint::gguf::{ExportOptions, GgufType, LoraModule, export_adapter, export_model};
 use sorsa_checkpoint::weights::{Checkpoint, CheckpointWriter, Expected, ModelFolder};
-use sorsa_eval::report::bytes;
 use sorsa_files::{AtomicDir, write_atomic};
 use sorsa_models::CausalLm;
+use sorsa_report::report::bytes;
 
 use crate::args::{ExportArgs, ExportFormat};
 use crate::commands::merge::{load_merged, save_with_companions, write_merged};

@@ -10,16 +10,18 @@ use sorsa_checkpoint::weights::ModelFolder;
 use sorsa_data::{
     BatchOptions, Batcher, EncodeOptions, Encoder, LoadOptions, PromptTemplate, TextTokenizer, synthetic,
 };
+use sorsa_experiment::load_records;
 use sorsa_files::write_atomic;
 use sorsa_models::{CausalLm, ModelConfig};
-use sorsa_train::{OptimizerConfig, Outcome, ScheduleConfig, TrainConfig, Trainer};
+use sorsa_train::{OptimizerConfig, RunOutcome, ScheduleConfig, TrainConfig, Trainer};
 
 use crate::args::PretrainArgs;
 use crate::device;
 use crate::exit::{Interrupted, OrBadInput, bad_input};
 use crate::format::print;
+use crate::observer::TerminalObserver;
 use crate::progress::{Style, TrainingProgress};
-use crate::session::{create_folder, load_records};
+use crate::session::create_folder;
 
 /// Seed of the generated validation texts: any but the corpus's.
 pub const VALIDATION_SEED_OFFSET: u64 = 1_000_003;
@@ -131,7 +133,7 @@ pub fn run(args: &PretrainArgs) -> anyhow::Result<()> {
     let mut progress = TrainingProgress::new(trainer.total_steps(), style);
     let outcome = trainer.run(&mut progress)?;
     progress.finish();
-    if outcome == Outcome::Interrupted {
+    if outcome == RunOutcome::Interrupted {
         eprintln!("interrupted; the same command with --resume goes on");
         return Err(Interrupted.into());
     }
@@ -181,7 +183,8 @@ fn model_config(args: &PretrainArgs, tokenizer: &TextTokenizer) -> anyhow::Resul
 }
 
 fn encode(path: &Path, encoder: &Encoder, style: Style) -> anyhow::Result<Vec<sorsa_data::Example>> {
-    let loaded = load_records(path, &LoadOptions::default(), style)?;
+    let mut observer = TerminalObserver::new(style, "");
+    let loaded = load_records(path, &LoadOptions::default(), &mut observer)?;
     let set = encoder.encode_all(&loaded.records).or_bad_input_in(path)?;
     if style != Style::Quiet {
         eprintln!("{}: {} documents, {} tokens", path.display(), loaded.records.len(), set.tokens);

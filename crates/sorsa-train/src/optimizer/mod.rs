@@ -1,0 +1,360 @@
+//! Optimizers: what the file of each must say, the one list of them, and what they share.
+//!
+//! An optimizer is a type that implements [`UpdateRule`], in its own file, and its name in the list below. [`Optimizer`]
+//! keeps its buffers for every trained parameter, gives each kind of parameter its own rate and weight decay, and writes
+//! and reads the buffers. Buffers and updates are f32 whatever the dtype of the parameter.
+
+mod adamw;
+mod lion;
+
+use std::collections::BTreeMap;
+use std::fmt::{self, Debug};
+use std::path::Path;
+use std::str::FromStr;
+
+use burn::module::{ModuleMapper, Param, ParamId};
+use burn::optim::GradientsParams;
+use burn::prelude::*;
+use burn::tensor::FloatDType;
+use serde::{Deserialize, Serialize};
+use sorsa_adapter::{AdapterError, HostTensor, NamedTensors, ParameterGroup, Trainable, read_tensors, write_tensors};
+
+use crate::config::OptimizerConfig;
+
+pub use adamw::AdamW;
+pub use lion::Lion;
+
+/// How an optimizer changes one parameter.
+pub trait UpdateRule: Debug + Send {
+    /// Names of the buffers that it keeps of each parameter, as a checkpoint has them: `<parameter>.<name>`.
+    fn buffers(&self) -> &'static [&'static str];
+
+    /// Returns the parameter after the step, and puts new values into the buffers.
+    ///
+    /// # Shapes
+    ///
+    /// `parameter`, `gradient` and each of `buffers` are f32, flat, and of one length. Buffers start as zeros and come in
+    /// the order of [`buffers`](Self::buffers).
+    fn update(
+        &self,
+        parameter: Tensor<1>,
+        gradient: Tensor<1>,
+        buffers: &mut [Tensor<1>],
+        step: &StepRates,
+    ) -> Tensor<1>;
+}
+
+/// What the schedule, the parameter's group and the count of steps say of one update.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct StepRates {
+    /// The learning rate of this step.
+    pub learning_rate: f64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// Number of this step, from 1.
+    pub step: u64,
+}
+
+macro_rules! optimizers {
+    ($($(#[$doc:meta])* $name:ident),+ $(,)?) => {
+        /// Names of the optimizers, as a recipe spells them.
+        #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+        #[serde(rename_all = "lowercase")]
+        pub enum OptimizerKind {
+            $($(#[$doc])* $name,)+
+        }
+
+        impl OptimizerKind {
+            /// Every optimizer.
+            pub const ALL: [Self; [$(stringify!($name)),+].len()] = [$(Self::$name),+];
+
+            fn name(self) -> &'static str {
+                match self { $(Self::$name => stringify!($name),)+ }
+            }
+
+            /// The settings of a recipe that names none.
+            pub fn defaults(self) -> OptimizerConfig {
+                match self { $(Self::$name => $name::defaults(),)+ }
+            }
+
+            /// The usual learning rate as a multiple of AdamW's.
+            pub fn relative_rate(self) -> f64 {
+                match self { $(Self::$name => $name::RELATIVE_RATE,)+ }
+            }
+
+            /// The rule with the settings of a recipe.
+            pub fn rule(self, config: &OptimizerConfig) -> Box<dyn UpdateRule> {
+                match self { $(Self::$name => Box::new($name::new(config)),)+ }
+            }
+        }
+    };
+}
+
+optimizers! {
+    /// AdamW (Loshchilov and Hutter, arXiv 1711.05101).
+    #[default]
+    AdamW,
+    /// Lion (Chen et al., arXiv 2302.06675).
+    Lion,
+}
+
+impl fmt::Display for OptimizerKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name().to_ascii_lowercase())
+    }
+}
+
+impl FromStr for OptimizerKind {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Self::ALL.into_iter().find(|kind| kind.to_string() == text).ok_or_else(|| {
+            let names = Self::ALL.map(|kind| kind.to_string()).join(" or ");
+            format!("unknown optimizer `{text}`, expected {names}")
+        })
+    }
+}
+
+/// An update rule with its buffers for every trained parameter.
+#[derive(Debug)]
+pub struct Optimizer {
+    rule: Box<dyn UpdateRule>,
+    config: OptimizerConfig,
+    groups: BTreeMap<ParamId, ParameterGroup>,
+    buffers: BTreeMap<ParamId, Vec<Tensor<1>>>,
+    steps: u64,
+}
+
+/// A step taken beside the optimizer's: `p <- p - rate * direction`.
+#[derive(Debug, Default)]
+pub struct Decoupled {
+    /// The rate.
+    pub rate: f64,
+    /// The direction by parameter.
+    pub directions: BTreeMap<ParamId, Tensor<2>>,
+}
+
+impl Optimizer {
+    /// The optimizer that `config` names, before its first step.
+    pub fn new(config: OptimizerConfig, trainable: &[Trainable]) -> Self {
+        let rule = config.kind.rule(&config);
+        Self::with_rule(rule, config, trainable)
+    }
+
+    /// An optimizer with a rule of the caller's own. `config` gives the rates and decays of each kind of parameter.
+    pub fn with_rule(rule: Box<dyn UpdateRule>, config: OptimizerConfig, trainable: &[Trainable]) -> Self {
+        let groups = trainable.iter().map(|parameter| (parameter.id, parameter.group)).collect();
+        Self { rule, config, groups, buffers: BTreeMap::new(), steps: 0 }
+    }
+
+    /// Updates every parameter that has a gradient. `factor` is the schedule's multiplier of the peak rates.
+    pub fn step<M: Module>(&mut self, model: M, gradients: GradientsParams, factor: f64, decoupled: Decoupled) -> M {
+        self.steps += 1;
+        model.map(&mut Update { optimizer: self, gradients, factor, decoupled })
+    }
+
+    /// Writes the buffers.
+    ///
+    /// # Errors
+    ///
+    /// [`AdapterError`] with the file.
+    pub fn save(&self, path: &Path, trainable: &[Trainable]) -> Result<(), AdapterError> {
+        let mut tensors = NamedTensors::new();
+        for parameter in trainable {
+            let Some(buffers) = self.buffers.get(&parameter.id) else { continue };
+            for (name, buffer) in self.rule.buffers().iter().zip(buffers) {
+                tensors.insert(format!("{}.{name}", parameter.name), HostTensor::from_tensor(buffer.clone()));
+            }
+        }
+        write_tensors(path, &tensors)
+    }
+
+    /// Reads the buffers back, as they were after `steps` updates.
+    ///
+    /// # Errors
+    ///
+    /// [`AdapterError`] if the file cannot be read or does not fit the parameters; every fault is listed.
+    pub fn load(
+        mut self,
+        path: &Path,
+        trainable: &[Trainable],
+        steps: u64,
+        device: &Device,
+    ) -> Result<Self, AdapterError> {
+        self.steps = steps;
+        let tensors = read_tensors(path)?;
+        let mut faults = Vec::new();
+        for parameter in trainable {
+            let size: usize = parameter.shape.iter().product();
+            let mut buffers = Vec::new();
+            for suffix in self.rule.buffers() {
+                let name = format!("{}.{suffix}", parameter.name);
+                match tensors.get(&name) {
+                    Some(tensor) if tensor.shape == [size] => buffers.push(tensor.to_tensor::<1>(device)),
+                    Some(tensor) => faults.push(format!("`{name}` should be [{size}], found {:?}", tensor.shape)),
+                    None => faults.push(format!("`{name}` is missing")),
+                }
+            }
+            if buffers.len() == self.rule.buffers().len() {
+                self.buffers.insert(parameter.id, buffers);
+            }
+        }
+        // Before the first step there are no buffers.
+        if faults.is_empty() || steps == 0 {
+            Ok(self)
+        } else {
+            Err(AdapterError::Mismatch { path: path.to_owned(), faults })
+        }
+    }
+}
+
+struct Update<'a> {
+    optimizer: &'a mut Optimizer,
+    gradients: GradientsParams,
+    factor: f64,
+    decoupled: Decoupled,
+}
+
+impl ModuleMapper for Update<'_> {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let Optimizer { rule, config, groups, buffers, steps } = &mut *self.optimizer;
+        let Some(group) = groups.get(&param.id) else { return param };
+        let Some(gradient) = self.gradients.remove::<D>(param.id) else { return param };
+        let (rate, weight_decay) = config.group(*group);
+        let rates = StepRates { learning_rate: rate * self.factor, weight_decay, step: *steps };
+        let id = param.id;
+        param.map(|old| {
+            let (shape, dtype) = (old.shape(), FloatDType::from(old.dtype()));
+            let size = shape.num_elements();
+            let gradient = gradient.cast(FloatDType::F32).reshape([size]);
+            let mut kept =
+                buffers.remove(&id).unwrap_or_else(|| rule.buffers().iter().map(|_| gradient.zeros_like()).collect());
+            let old = old.without_autodiff().cast(FloatDType::F32).reshape([size]);
+            let mut new = rule.update(old, gradient, &mut kept, &rates);
+            if let Some(direction) = self.decoupled.directions.remove(&id) {
+                new = new - direction.reshape([size]) * self.decoupled.rate;
+            }
+            buffers.insert(id, kept);
+            Tensor::from_inner(new.reshape(shape).cast(dtype)).require_grad()
+        })
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod testing {
+    use burn::nn::{Linear, LinearConfig};
+    use sorsa_adapter::{AdapterConfig, Attached, Method};
+
+    use super::*;
+
+    #[derive(Module, Debug)]
+    pub(crate) struct Net {
+        proj: Linear,
+    }
+
+    /// A linear layer `[5, 4]` with SORSA of rank 2.
+    pub(crate) fn attached() -> Attached<Net> {
+        let net = Net { proj: LinearConfig::new(5, 4).with_bias(false).init(&Device::flex()) };
+        let attached = AdapterConfig::new(Method::Sorsa, 2, &["proj"]).attach(net, &Default::default()).unwrap();
+        Attached { model: attached.model.train(), ..attached }
+    }
+
+    /// The same gradient for every number of every trained parameter.
+    pub(crate) fn gradients(trainable: &[Trainable], value: f64) -> GradientsParams {
+        let mut gradients = GradientsParams::new();
+        for parameter in trainable {
+            let device = Device::flex();
+            match *parameter.shape.as_slice() {
+                [d] => gradients.register::<1>(parameter.id, Tensor::full([d], value, &device)),
+                [rows, cols] => gradients.register::<2>(parameter.id, Tensor::full([rows, cols], value, &device)),
+                _ => unreachable!(),
+            }
+        }
+        gradients
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::testing::{attached, gradients};
+    use super::*;
+    use burn::tensor::Distribution;
+    use sorsa_adapter::{Attached, export_trainable};
+
+    #[test]
+    fn an_optimizer_is_called_the_same_everywhere() {
+        for kind in OptimizerKind::ALL {
+            assert_eq!(serde_json::to_string(&kind).unwrap(), format!("\"{kind}\""));
+            assert_eq!(kind.to_string().parse(), Ok(kind));
+            assert_eq!(kind.defaults().kind, kind);
+        }
+        assert_eq!("sgd".parse::<OptimizerKind>(), Err("unknown optimizer `sgd`, expected adamw or lion".to_owned()));
+    }
+
+    #[test]
+    fn the_decoupled_direction_is_taken_beside_the_optimizers_step_at_its_own_rate() {
+        let Attached { model, trainable, .. } = attached();
+        let u = trainable.iter().find(|parameter| parameter.name.ends_with(".u")).unwrap();
+        let direction = Tensor::<2>::random([5, 2], Distribution::Normal(0.0, 1.0), &Device::flex());
+        for kind in OptimizerKind::ALL {
+            let after = |rate| {
+                let directions = BTreeMap::from([(u.id, direction.clone())]);
+                let mut optimizer = Optimizer::new(kind.defaults(), &trainable);
+                let decoupled = Decoupled { rate, directions };
+                let moved = optimizer.step(model.clone(), gradients(&trainable, 0.1), 1.0, decoupled);
+                export_trainable(&moved, &trainable)
+            };
+            let (without, with) = (after(0.0), after(0.5));
+            let direction = HostTensor::from_tensor(direction.clone()).values;
+            for (name, without) in &without {
+                let expected =
+                    |i: usize| if *name == u.name { without.values[i] - 0.5 * direction[i] } else { without.values[i] };
+                let found = &with[name].values;
+                assert!((0..found.len()).all(|i| (found[i] - expected(i)).abs() < 1e-6), "{kind} {name}");
+            }
+        }
+    }
+
+    #[test]
+    fn buffers_that_do_not_fit_are_named_in_one_error() {
+        for kind in OptimizerKind::ALL {
+            let Attached { model, trainable, .. } = attached();
+            let mut optimizer = Optimizer::new(kind.defaults(), &trainable);
+            optimizer.step(model, gradients(&trainable, 0.1), 1.0, Decoupled::default());
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("optimizer.safetensors");
+            optimizer.save(&path, &trainable).unwrap();
+            let load = |trainable: &[Trainable]| {
+                let fresh = Optimizer::new(kind.defaults(), trainable);
+                fresh.load(&path, trainable, 1, &Device::flex()).map(|_| ())
+            };
+            assert!(load(&trainable).is_ok());
+            let mut other = trainable.clone();
+            other[0].shape = vec![7];
+            other[1].name = "elsewhere".to_owned();
+            let AdapterError::Mismatch { faults, .. } = load(&other).unwrap_err() else { panic!("another error") };
+            assert_eq!(faults.len(), 2 * kind.rule(&kind.defaults()).buffers().len(), "{faults:?}");
+        }
+    }
+
+    #[test]
+    fn a_step_goes_on_from_saved_buffers_to_the_bit() {
+        for kind in OptimizerKind::ALL {
+            let Attached { mut model, trainable, .. } = attached();
+            let mut optimizer = Optimizer::new(kind.defaults(), &trainable);
+            for value in [0.3, -0.1] {
+                model = optimizer.step(model, gradients(&trainable, value), 1.0, Decoupled::default());
+            }
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("optimizer.safetensors");
+            optimizer.save(&path, &trainable).unwrap();
+            let fresh = Optimizer::new(kind.defaults(), &trainable);
+            let mut loaded = fresh.load(&path, &trainable, 2, &Device::flex()).unwrap();
+            let step = |optimizer: &mut Optimizer| {
+                let moved = optimizer.step(model.clone(), gradients(&trainable, 0.2), 1.0, Decoupled::default());
+                export_trainable(&moved, &trainable)
+            };
+            assert_eq!(step(&mut optimizer), step(&mut loaded), "{kind}");
+        }
+    }
+}
