@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use sorsa_checkpoint::hub::{HubOptions, HubProgress};
 use sorsa_experiment::embedded::EmbeddedFiles;
 use sorsa_experiment::sandbox::CodeExecution;
 use sorsa_experiment::{Host, Sources};
-use sorsa_models::hub::{HubOptions, HubProgress};
 
 use crate::args::DeviceArgs;
 use crate::device;

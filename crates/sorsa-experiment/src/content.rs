@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use blake3::Hasher;
-use sorsa_models::weights::Checkpoint;
+use sorsa_checkpoint::weights::Checkpoint;
 
 use crate::error::ExperimentError;
 

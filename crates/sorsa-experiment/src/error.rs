@@ -4,12 +4,13 @@ use std::io;
 use std::path::PathBuf;
 
 use sorsa_adapter::AdapterError;
+use sorsa_checkpoint::ConfigError;
+use sorsa_checkpoint::hub::HubError;
+use sorsa_checkpoint::weights::WeightsError;
 use sorsa_data::DataError;
 use sorsa_files::FileError;
 use sorsa_linalg::LinalgError;
-use sorsa_models::hub::HubError;
-use sorsa_models::weights::WeightsError;
-use sorsa_models::{ConfigError, GenerateError, ModelError};
+use sorsa_models::{GenerateError, ModelError};
 use sorsa_report::ReportError;
 use sorsa_train::{CheckpointError, TrainError};
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use burn::prelude::Device;
 use sorsa_adapter::Placement;
-use sorsa_models::hub::HubOptions;
+use sorsa_checkpoint::hub::HubOptions;
 
 use crate::embedded::EmbeddedFiles;
 use crate::sandbox::CodeExecution;

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use sorsa_adapter::peft::{CONFIG_FILE, PeftAdapter};
 use sorsa_adapter::{Attached, SavedAdapter};
+use sorsa_checkpoint::hub;
 use sorsa_data::{EncodeOptions, Encoder, PromptTemplate, TemplateName, TextTokenizer};
-use sorsa_models::hub;
 use sorsa_models::{CausalLm, ModelConfig};
 
 use crate::embedded::EMBEDDED;

@@ -8,10 +8,18 @@ use burn::tensor::FloatDType;
 use sorsa_adapter::author::AuthorExport;
 use sorsa_adapter::peft::{PeftAdapter, PeftExport, PeftForm};
 use sorsa_adapter::{HostTensor, SavedAdapter};
+<<<<<<< HEAD
 use sorsa_files::{AtomicDir, write_atomic};
 use sorsa_models::CausalLm;
-use sorsa_models::gguf::{ExportOptions, GgufType, LoraModule, export_adapter, export_model};
-use sorsa_models::weights::{Checkpoint, CheckpointWriter, Expected, FloatDtype, ModelFolder};
+use sorsa_checkpoint::gguf::{ExportOptions, GgufType, LoraModule, export_adapter, export_model};
+use sorsa_checkpoint::weights::{Checkpoint, CheckpointWriter, Expected, FloatDtype, ModelFolder};
+=======
+use sorsa_checkpoint::WeightFormat;
+use sorsa_checkpoint::gguf::{ExportOptions, GgufType, LoraModule, export_adapter, export_model};
+use sorsa_checkpoint::weights::{Checkpoint, CheckpointWriter, Expected, ModelFolder};
+use sorsa_files::{AtomicDir, write_atomic};
+use sorsa_models::CausalLm;
+>>>>>>> files2
 use sorsa_report::report::bytes;
 
 use crate::args::{ExportArgs, ExportFormat};
@@ -118,7 +126,7 @@ fn gguf(folder: &Path, args: &ExportArgs, device: &Device) -> anyhow::Result<()>
             let model = load_merged(folder, Some(adapter), device)?;
             // Beside the file, and dropped without a commit, which removes it.
             let merged = AtomicDir::create(&args.out)?;
-            save_with_companions(&model, folder, merged.path(), FloatDtype::F32)?;
+            save_with_companions(&model, folder, merged.path(), WeightFormat::F32)?;
             let name = args.out.file_stem().unwrap_or_default().to_string_lossy();
             export_model(merged.path(), &args.out, ExportOptions::new(dtype).with_name(name)).or_bad_input()?
         }
@@ -165,7 +173,7 @@ fn author(folder: &Path, trained: &Trained, out: &Path) -> anyhow::Result<()> {
         expected.extend(export.beside(module).into_iter().map(|(name, shape)| Expected::new(name, shape)));
     }
     let new = ModelFolder::create(out).or_bad_input()?;
-    CheckpointWriter::new(new.path(), FloatDtype::F32).write(&expected, |tensor| -> anyhow::Result<Vec<f32>> {
+    CheckpointWriter::new(new.path(), WeightFormat::F32).write(&expected, |tensor| -> anyhow::Result<Vec<f32>> {
         let name = tensor.name.strip_prefix(sorsa_adapter::author::PREFIX).unwrap_or(&tensor.name);
         let original = match base.info(name) {
             Some(info) => Some(HostTensor::new(info.shape.clone(), base.to_f32(name)?)),

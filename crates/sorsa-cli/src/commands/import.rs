@@ -6,9 +6,9 @@ use burn::tensor::FloatDType;
 use sorsa_adapter::author::{self, AuthorConfig};
 use sorsa_adapter::peft::PeftAdapter;
 use sorsa_adapter::{AdapterError, AttachOptions, HostTensor, SavedAdapter};
+use sorsa_checkpoint::weights::Checkpoint;
 use sorsa_experiment::estimate::grouped;
 use sorsa_models::CausalLm;
-use sorsa_models::weights::Checkpoint;
 
 use crate::args::ImportArgs;
 use crate::device;

@@ -5,8 +5,9 @@ use std::path::Path;
 use anyhow::Context;
 use burn::prelude::Device;
 use burn::tensor::FloatDType;
+use sorsa_checkpoint::WeightFormat;
+use sorsa_checkpoint::weights::{Checkpoint, Dtype, ModelFolder};
 use sorsa_models::CausalLm;
-use sorsa_models::weights::{Checkpoint, Dtype, FloatDtype, ModelFolder};
 
 use crate::args::MergeArgs;
 use crate::device;
@@ -45,12 +46,9 @@ pub fn write_merged(
     dtype: Option<&str>,
     device: &Device,
 ) -> anyhow::Result<()> {
-    let dtype = match dtype {
-        Some("f32") => FloatDtype::F32,
-        Some("f16") => FloatDtype::F16,
-        Some("bf16") => FloatDtype::Bf16,
-        Some(other) => return Err(bad_input(format!("unknown dtype `{other}`, expected f32, f16 or bf16"))),
-        None => stored_dtype(folder)?,
+    let format = match dtype {
+        Some(name) => name.parse().or_bad_input()?,
+        None => stored_format(folder)?,
     };
     if is_same_folder(folder, out) {
         return Err(bad_input(format!("--out {} is the model's own folder", out.display())));
@@ -59,7 +57,7 @@ pub fn write_merged(
     ModelFolder::check(out).or_bad_input()?;
     let model = load_merged(folder, adapter, device)?;
     let new = ModelFolder::create(out).or_bad_input()?;
-    save_with_companions(&model, folder, new.path(), dtype)?;
+    save_with_companions(&model, folder, new.path(), format)?;
     Ok(new.commit()?)
 }
 
@@ -73,8 +71,8 @@ pub fn load_merged(folder: &Path, adapter: Option<&Path>, device: &Device) -> an
 }
 
 /// Writes `model` into the folder `out`, and copies of the files beside the weights in `folder` that a runtime needs.
-pub fn save_with_companions(model: &CausalLm, folder: &Path, out: &Path, dtype: FloatDtype) -> anyhow::Result<()> {
-    model.save(out, dtype)?;
+pub fn save_with_companions(model: &CausalLm, folder: &Path, out: &Path, format: WeightFormat) -> anyhow::Result<()> {
+    model.save(out, format)?;
     for name in COMPANIONS {
         let from = folder.join(name);
         if from.exists() {
@@ -84,17 +82,17 @@ pub fn save_with_companions(model: &CausalLm, folder: &Path, out: &Path, dtype: 
     Ok(())
 }
 
-/// The dtype that most of a checkpoint is in.
-fn stored_dtype(folder: &Path) -> anyhow::Result<FloatDtype> {
+/// The format of the largest tensor of a checkpoint.
+fn stored_format(folder: &Path) -> anyhow::Result<WeightFormat> {
     let checkpoint = Checkpoint::open(folder).or_bad_input()?;
     let largest = checkpoint
         .names()
         .filter_map(|name| checkpoint.info(name))
         .max_by_key(|info| info.shape.iter().product::<usize>());
     Ok(match largest.map(|info| info.dtype) {
-        Some(Dtype::BF16) => FloatDtype::Bf16,
-        Some(Dtype::F16) => FloatDtype::F16,
-        _ => FloatDtype::F32,
+        Some(Dtype::BF16) => WeightFormat::Bf16,
+        Some(Dtype::F16) => WeightFormat::F16,
+        _ => WeightFormat::F32,
     })
 }
 

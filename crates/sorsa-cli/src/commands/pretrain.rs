@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use sorsa_adapter::{AdapterConfig, Method};
+use sorsa_checkpoint::WeightFormat;
+use sorsa_checkpoint::weights::ModelFolder;
 use sorsa_data::{
     BatchOptions, Batcher, EncodeOptions, Encoder, LoadOptions, PromptTemplate, TextTokenizer, synthetic,
 };
 use sorsa_experiment::load_records;
 use sorsa_files::write_atomic;
-use sorsa_models::weights::{FloatDtype, ModelFolder};
 use sorsa_models::{CausalLm, ModelConfig};
 use sorsa_train::{OptimizerConfig, RunOutcome, ScheduleConfig, TrainConfig, Trainer};
 
@@ -199,7 +200,7 @@ fn encode(
 /// Writes the model with its tokenizer as the folder `--out`. An older model there is replaced as a whole.
 fn save(model: &CausalLm, tokenizer: &Path, args: &PretrainArgs) -> anyhow::Result<()> {
     let new = ModelFolder::create(&args.out).or_bad_input()?;
-    model.save(new.path(), FloatDtype::F32)?;
+    model.save(new.path(), WeightFormat::F32)?;
     for name in TOKENIZER_FILES {
         let (from, to) = (tokenizer.join(name), new.path().join(name));
         if from.exists() {

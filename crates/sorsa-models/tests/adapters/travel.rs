@@ -6,8 +6,8 @@ use burn::prelude::*;
 use sorsa_adapter::author::{AuthorConfig, AuthorExport, attachable};
 use sorsa_adapter::peft::{PeftAdapter, PeftExport, PeftForm, PeftInit};
 use sorsa_adapter::{AdapterConfig, AdapterError, AttachOptions, HostTensor, Method, NamedTensors, SavedAdapter};
+use sorsa_checkpoint::weights::Checkpoint;
 use sorsa_models::CausalLm;
-use sorsa_models::weights::Checkpoint;
 
 use crate::larger::larger;
 use crate::reference::*;
