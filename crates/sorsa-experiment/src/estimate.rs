@@ -2,15 +2,11 @@
 
 use burn::tensor::FloatDType;
 use serde::Serialize;
-<<<<<<< HEAD
 use sorsa_checkpoint::{Activation, Architecture, BlockNorms, ModelConfig, RwkvConfig, RwkvVersion, TransformerConfig};
 use sorsa_ops::{
     AttentionShape, Form, HeadLossShape, OperationMemory, attention_memory, gated_memory, head_loss_memory,
     layer_norm_memory, rms_norm_memory, rotate_half_memory, wkv4_memory, wkv6_memory,
 };
-=======
-use sorsa_checkpoint::{Activation, Architecture, BlockNorms, ModelConfig, TransformerConfig};
->>>>>>> files2
 
 /// Bytes of each part. Weights, adapter, gradients and optimizer are exact; the rest is an estimate.
 #[derive(Debug, Clone, Copy, Serialize)]

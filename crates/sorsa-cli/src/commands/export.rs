@@ -8,18 +8,11 @@ use burn::tensor::FloatDType;
 use sorsa_adapter::author::AuthorExport;
 use sorsa_adapter::peft::{PeftAdapter, PeftExport, PeftForm};
 use sorsa_adapter::{HostTensor, SavedAdapter};
-<<<<<<< HEAD
-use sorsa_files::{AtomicDir, write_atomic};
-use sorsa_models::CausalLm;
-use sorsa_checkpoint::gguf::{ExportOptions, GgufType, LoraModule, export_adapter, export_model};
-use sorsa_checkpoint::weights::{Checkpoint, CheckpointWriter, Expected, FloatDtype, ModelFolder};
-=======
 use sorsa_checkpoint::WeightFormat;
 use sorsa_checkpoint::gguf::{ExportOptions, GgufType, LoraModule, export_adapter, export_model};
 use sorsa_checkpoint::weights::{Checkpoint, CheckpointWriter, Expected, ModelFolder};
 use sorsa_files::{AtomicDir, write_atomic};
 use sorsa_models::CausalLm;
->>>>>>> files2
 use sorsa_report::report::bytes;
 
 use crate::args::{ExportArgs, ExportFormat};
