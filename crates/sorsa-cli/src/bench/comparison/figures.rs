@@ -1,29 +1,38 @@
 //! The pictures of a comparison.
 
 use sorsa_eval::plot::{Axis, Figure, Marks, Point, Scale, Series};
+use toml::Value;
 
-use super::collect::Run;
-use super::results::{ArmResult, Comparison};
+use super::fields::{number_of, value_text};
+use super::results::{Comparison, SweepResult};
+use super::row_result::RowResult;
+use super::run_result::RunResult;
 
-/// Figures with the names of their files. One without a value is left out.
-pub fn figures(comparison: &Comparison) -> Vec<(&'static str, Figure)> {
-    let mut figures = vec![
+/// A figure and the name of its files.
+pub struct NamedFigure {
+    pub name: String,
+    pub figure: Figure,
+}
+
+/// All figures that have a value to show.
+pub fn figures(comparison: &Comparison) -> Vec<NamedFigure> {
+    let figures = vec![
         (
             "accuracy",
-            by_arm(comparison, "Accuracy, 95 % intervals", "right answers, %", Marks::Scatter, |arm| {
-                let rate = arm.accuracy?;
+            by_row(comparison, "Accuracy, 95 % intervals", "right answers, %", Marks::Scatter, |row| {
+                let rate = row.accuracy?;
                 Some((100.0 * rate.mean, Some((100.0 * rate.interval.low, 100.0 * rate.interval.high))))
             }),
         ),
         (
             "loss",
-            by_arm(
+            by_row(
                 comparison,
                 "Validation loss, 95 % intervals",
                 "validation loss, nats per target token",
                 Marks::Scatter,
-                |arm| {
-                    let loss = arm.loss?;
+                |row| {
+                    let loss = row.loss?;
                     Some((loss.mean, loss.interval.map(|interval| (interval.low, interval.high))))
                 },
             ),
@@ -32,36 +41,39 @@ pub fn figures(comparison: &Comparison) -> Vec<(&'static str, Figure)> {
         ("learning-curves", curves(comparison)),
         (
             "speed",
-            by_arm(comparison, "Training speed", "tokens per second", Marks::Bars, |arm| {
-                Some((arm.tokens_per_s?.median, None))
+            by_row(comparison, "Training speed", "tokens per second", Marks::Bars, |row| {
+                Some((row.tokens_per_s?.median, None))
             }),
         ),
         (
             "memory",
-            by_arm(comparison, "Peak memory of training", "peak memory, MB", Marks::Bars, |arm| {
-                Some((arm.peak_memory_bytes? as f64 / 1e6, None))
+            by_row(comparison, "Peak memory of training", "peak memory, MB", Marks::Bars, |row| {
+                Some((row.peak_memory_bytes? as f64 / 1e6, None))
             }),
         ),
     ];
-    figures.extend(gammas(comparison));
-    figures.retain(|(_, figure)| figure.series.iter().any(|series| series.points.iter().any(Point::is_finite)));
+    let mut figures: Vec<NamedFigure> =
+        figures.into_iter().map(|(name, figure)| NamedFigure { name: name.to_owned(), figure }).collect();
+    figures.extend(comparison.sweeps.iter().flat_map(|sweep| swept(comparison, sweep)));
+    let has_value = |series: &Series| series.points.iter().any(Point::is_finite);
+    figures.retain(|named| named.figure.series.iter().any(has_value));
     figures
 }
 
-/// One value for each arm, with its interval.
-fn by_arm(
+/// One value for each row, with its interval.
+fn by_row(
     comparison: &Comparison,
     title: &str,
     label: &str,
     marks: Marks,
-    value: impl Fn(&ArmResult) -> Option<(f64, Option<(f64, f64)>)>,
+    value: impl Fn(&RowResult) -> Option<(f64, Option<(f64, f64)>)>,
 ) -> Figure {
-    let names = comparison.arms.iter().map(|arm| arm.name.clone()).collect();
+    let names = comparison.rows.iter().map(|row| row.name.clone()).collect();
     let points: Vec<Point> = comparison
         .arms
         .iter()
         .enumerate()
-        .filter_map(|(index, arm)| value(arm).map(|(y, interval)| Point { x: index as f64, y, interval }))
+        .filter_map(|(index, row)| value(row).map(|(y, interval)| Point { x: index as f64, y, interval }))
         .collect();
     let scale = if marks == Marks::Bars { Scale::FromZero } else { Scale::Linear };
     Figure {
@@ -73,9 +85,9 @@ fn by_arm(
 }
 
 fn rates(comparison: &Comparison) -> Figure {
-    let series = comparison.arms.iter().map(|arm| {
-        let known = arm.tried.iter().filter_map(|tried| Some((tried.learning_rate, tried.loss?)));
-        Series::new(&arm.name, Marks::Line, known)
+    let series = comparison.rows.iter().map(|row| {
+        let known = row.tried.iter().filter_map(|tried| Some((tried.learning_rate, tried.loss?)));
+        Series::new(&row.name, Marks::Line, known)
     });
     Figure {
         title: "Validation loss by learning rate".to_owned(),
@@ -85,48 +97,55 @@ fn rates(comparison: &Comparison) -> Figure {
     }
 }
 
-/// The first seed of each arm at its best rate, from the first evaluation after the start: the start's loss, the same for all,
-/// would flatten the rest.
+/// The first seed of each row at its best rate. The curves begin with the first evaluation after the start: the loss at the
+/// start is the same for all and would flatten the rest.
 fn curves(comparison: &Comparison) -> Figure {
-    let of = |arm: &ArmResult| {
-        let run: &Run = comparison.runs.iter().find(|run| Some(&run.name) == arm.runs.first())?;
+    let of = |row: &RowResult| {
+        let run: &RunResult = comparison.runs.iter().find(|run| Some(&run.name) == row.runs.first())?;
         let points = run.curve.iter().filter(|point| point.step > 0).map(|point| (point.step as f64, point.loss));
-        Some(Series::new(&arm.name, Marks::Line, points))
+        Some(Series::new(&row.name, Marks::Line, points))
     };
     Figure {
         title: "Validation loss of each method's best, first seed".to_owned(),
         x: Axis::new("optimizer step", Scale::Linear),
         y: Axis::new("validation loss, nats per target token", Scale::Log),
-        series: comparison.arms.iter().filter_map(of).filter(|series| !series.points.is_empty()).collect(),
+        series: comparison.rows.iter().filter_map(of).filter(|series| !series.points.is_empty()).collect(),
     }
 }
 
-/// Loss, accuracy and defect by gamma, whose values stand beside each other as names: one of them is 0.
-fn gammas(comparison: &Comparison) -> Vec<(&'static str, Figure)> {
-    let mut runs: Vec<&Run> = comparison.gammas.iter().collect();
-    runs.sort_by(|a, b| a.gamma.unwrap_or(0.0).total_cmp(&b.gamma.unwrap_or(0.0)));
-    let names: Vec<String> = runs.iter().map(|run| super::findings::number(run.gamma.unwrap_or(0.0))).collect();
-    let figure = |title: &str, label: &str, scale: Scale, value: &dyn Fn(&Run) -> Option<f64>| Figure {
-        title: title.to_owned(),
-        x: Axis::new("gamma", Scale::Categories(names.clone())),
-        y: Axis::new(label, scale),
-        series: vec![Series::new(
-            label,
-            Marks::Scatter,
-            runs.iter().enumerate().filter_map(|(index, run)| Some((index as f64, value(run)?))),
-        )],
+/// Loss, accuracy and defect by the swept value. The values are categories, because one may be 0, or a name.
+fn swept(comparison: &Comparison, sweep: &SweepResult) -> Vec<NamedFigure> {
+    let mut values: Vec<&Value> = Vec::new();
+    for swept in sweep.rows.iter().flat_map(|row| &row.values) {
+        if !values.contains(&&swept.value) {
+            values.push(&swept.value);
+        }
+    }
+    values.sort_by(|a, b| match (number_of(a), number_of(b)) {
+        (Some(a), Some(b)) => a.total_cmp(&b),
+        _ => std::cmp::Ordering::Equal,
+    });
+    let figure = |what: &str, title: &str, label: &str, scale: Scale, of: &dyn Fn(&RunResult) -> Option<f64>| {
+        let series = sweep.rows.iter().map(|row| {
+            let points = row.values.iter().filter_map(|swept| {
+                let index = values.iter().position(|value| **value == swept.value)?;
+                Some((index as f64, of(comparison.run(&swept.run)?)?))
+            });
+            Series::new(&row.method, Marks::Scatter, points)
+        });
+        NamedFigure {
+            name: format!("{}-{what}", sweep.label),
+            figure: Figure {
+                title: format!("{title} by {}", sweep.label),
+                x: Axis::new(&sweep.label, Scale::Categories(values.iter().map(|value| value_text(value)).collect())),
+                y: Axis::new(label, scale),
+                series: series.collect(),
+            },
+        }
     };
     vec![
-        (
-            "gamma-loss",
-            figure("SORSA's loss by gamma", "validation loss, nats per target token", Scale::Linear, &|run| {
-                run.loss_after
-            }),
-        ),
-        (
-            "gamma-accuracy",
-            figure("SORSA's accuracy by gamma", "right answers, %", Scale::Linear, &|run| Some(100.0 * run.accuracy?)),
-        ),
-        ("gamma-defect", figure("Orthonormality defect by gamma", "‖UᵀU − I‖ / √rank", Scale::Log, &|run| run.defect)),
+        figure("loss", "Validation loss", "validation loss, nats per target token", Scale::Linear, &|run| run.loss_after),
+        figure("accuracy", "Accuracy", "right answers, %", Scale::Linear, &|run| Some(100.0 * run.accuracy?)),
+        figure("defect", "Orthonormality defect", "‖UᵀU − I‖ / √rank", Scale::Log, &|run| run.defect),
     ]
 }

@@ -4,42 +4,43 @@ use sorsa_eval::EvalError;
 use sorsa_eval::page::{Block, Page};
 use sorsa_eval::plot::Figure;
 
+use super::figures::NamedFigure;
 use super::results::Comparison;
 use super::tables::Table;
 
-/// The page: what is shown first, then tables, pictures, and how it was made.
-pub fn html(
-    comparison: &Comparison,
-    tables: &[Table],
-    figures: &[(&'static str, Figure)],
-) -> Result<String, EvalError> {
+/// The page: findings first, then tables and figures, and how the numbers were made.
+pub fn html(comparison: &Comparison, tables: &[Table], figures: &[NamedFigure]) -> Result<String, EvalError> {
     let setting = format!(
         "model {} · data {} · backend {} · {} · sorsa {}",
         comparison.model, comparison.data, comparison.backend, comparison.machine, comparison.version
     );
     let list = |lines: &[String]| if lines.is_empty() { Vec::new() } else { vec![Block::List(lines.to_vec())] };
-    let of = |names: &[&str]| -> Vec<Block> {
-        let chosen = tables.iter().filter(|table| names.contains(&table.name));
-        chosen.flat_map(|table| [Block::Text(table.caption.clone() + "."), Block::Table(table.rows.clone())]).collect()
-    };
-    let drawn = |names: &[&str]| -> Vec<Block> {
-        let chosen: Vec<Figure> =
-            figures.iter().filter(|(name, _)| names.contains(name)).map(|(_, figure)| figure.clone()).collect();
-        if chosen.is_empty() { Vec::new() } else { vec![Block::Figures(chosen)] }
-    };
-    let section = |tables: &[&str], figures: &[&str]| -> Vec<Block> {
-        let mut blocks = of(tables);
-        blocks.extend(drawn(figures));
+    let section = |table_names: &[&str], figure_names: &[&str]| -> Vec<Block> {
+        let mut blocks = Vec::new();
+        for table in tables.iter().filter(|table| table_names.contains(&table.name.as_str())) {
+            blocks.extend([Block::Text(table.caption.clone() + "."), Block::Table(table.rows.clone())]);
+        }
+        let drawn: Vec<Figure> = figures
+            .iter()
+            .filter(|named| figure_names.contains(&named.name.as_str()))
+            .map(|named| named.figure.clone())
+            .collect();
+        if !drawn.is_empty() {
+            blocks.push(Block::Figures(drawn));
+        }
         blocks
     };
-    let sections = [
-        ("What is shown", list(&comparison.findings)),
-        ("Quality", section(&["quality", "differences"], &["accuracy", "loss"])),
-        ("Cost", section(&["cost"], &["speed", "memory"])),
-        ("Learning rates", section(&["rates"], &["learning-rates", "learning-curves"])),
-        ("SORSA's regularizer", section(&["gammas"], &["gamma-loss", "gamma-accuracy", "gamma-defect"])),
-        ("How it was made", list(&comparison.notes)),
+    let mut sections = vec![
+        ("What is shown".to_owned(), list(&comparison.findings)),
+        ("Quality".to_owned(), section(&["quality", "differences"], &["accuracy", "loss"])),
+        ("Cost".to_owned(), section(&["cost"], &["speed", "memory"])),
+        ("Learning rates".to_owned(), section(&["rates"], &["learning-rates", "learning-curves"])),
     ];
-    let sections = sections.map(|(heading, blocks)| (heading.to_owned(), blocks)).to_vec();
-    Page { title: super::write::title(comparison), setting, sections }.html()
+    for sweep in &comparison.sweeps {
+        let figures = ["loss", "accuracy", "defect"].map(|what| format!("{}-{what}", sweep.label));
+        let figures = figures.each_ref().map(String::as_str);
+        sections.push((format!("Sweep of {}", sweep.field), section(&[&sweep.name], &figures)));
+    }
+    sections.push(("How it was made".to_owned(), list(&comparison.notes)));
+    Page { title: comparison.title(), setting, sections }.html()
 }

@@ -1,18 +1,26 @@
-//! What a comparison comes to: arms, rates, seeds, and the recipe of each run. All that can be wrong with the input is found here,
-//! before anything is written.
+//! A comparison that was checked: its rows, sweeps, rates and seeds, and the recipe of each run. Everything that can be wrong
+//! with the input is found here, before anything is written.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use sorsa_adapter::Method;
 use sorsa_data::TextTokenizer;
 use sorsa_models::ModelConfig;
 use sorsa_train::total_steps;
+use toml::Table;
 
+use super::arm::{Arm, ComparisonRow};
+use super::base_recipe::BaseRecipe;
+use super::fields::{
+    ADAPTER_SEED, FieldValue, LEARNING_RATE, METHOD, NAMED_FIELDS, RANK, TRAIN_SEED, label, named_field, takes_effect,
+    value_for_name, value_of, value_text,
+};
 use super::identity::{Fingerprints, InputFiles, run_key, short_hash};
-use super::rates::{Grid, rounded};
-use super::variant::{Arm, Variant};
-use crate::args::{BenchArgs, RecipeArgs};
+use super::rate_grid::{RateGrid, rounded};
+use super::request::{ComparisonRequest, RequestedRates};
+use super::run_spec::RunSpec;
+use super::sweep::{Sweep, SweepMode};
+use crate::args::DeviceArgs;
 use crate::device;
 use crate::embedded::EMBEDDED;
 use crate::exit::{OrBadInput, bad_input};
@@ -21,112 +29,189 @@ use crate::progress::Style;
 use crate::recipe::Recipe;
 use crate::session::model_folder;
 
-/// Evaluations of a run: enough to see when it reaches a loss, at a few percent of its time.
+/// Evaluations in a run: enough to see when it reaches a loss, for a few percent of its time.
 const EVALUATIONS: u64 = 10;
-/// Times the default rate of a method.
-const RATES: [f64; 4] = [0.5, 1.0, 2.0, 4.0];
-const QUICK_RATES: [f64; 2] = [1.0, 2.0];
-const SEEDS: [u64; 3] = [42, 43, 44];
-const GAMMAS: [f64; 5] = [0.0, 4e-5, 4e-4, 4e-3, 4e-2];
-
-/// Settings of a comparison that the caller's take the place of. The cache of decompositions is off, for the time of each
-/// start to be its own.
-const DEFAULTS: [&str; 2] = ["svd.cache=false", "eval.problems=400"];
-const QUICK_DEFAULTS: [&str; 2] = ["svd.cache=false", "eval.problems=200"];
-const QUICK_STEPS: u64 = 150;
 
 /// A comparison, checked.
-pub struct Plan {
+#[derive(Debug)]
+pub struct ComparisonPlan {
     pub folder: PathBuf,
-    pub arms: Vec<Arm>,
-    /// The rates to begin with, one grid for each arm.
-    pub grids: Vec<Grid>,
+    pub rows: Vec<ComparisonRow>,
+    /// The rates to begin with, one grid for each row.
+    pub grids: Vec<RateGrid>,
+    /// Name of the arm that differences are to.
+    pub reference: String,
     pub seeds: Vec<u64>,
-    /// Weights of the regularizer to try; empty without SORSA.
-    pub gammas: Vec<f64>,
+    /// Sweeps at the best rate of their rows.
+    pub sweeps: Vec<PlannedSweep>,
     /// How often a grid may be extended.
     pub extend: usize,
     /// Optimizer steps of each run.
     pub steps: u64,
-    /// Tokens of one pass over the training data, and its examples.
+    /// Tokens of one pass over the training data.
     pub train_tokens: usize,
     pub train_examples: usize,
     pub problems: usize,
     /// Parameters of the model.
     pub parameters: u64,
-    /// A recipe of the comparison, for what all have in common.
+    /// The settings that all runs have in common.
     pub common: Recipe,
-    /// Fingerprint of the test problems, where there are any.
+    /// Fingerprint of the test problems, if there are any.
     pub test: Option<String>,
-    fields: RecipeArgs,
+    /// Fields that the arms and sweeps set, without those of [`NAMED_FIELDS`], the method and the learning rate.
+    pub compared_fields: Vec<String>,
+    base: BaseRecipe,
     files: InputFiles,
     backend: device::Backend,
 }
 
-/// A run of the comparison.
-#[derive(Debug, Clone)]
-pub struct Spec {
-    pub arm: Arm,
-    pub learning_rate: f64,
-    pub seed: u64,
-    pub recipe: Recipe,
-    /// Name of its folder.
-    pub name: String,
-    pub folder: PathBuf,
+/// A sweep whose values run at the best rate of some rows.
+#[derive(Debug)]
+pub struct PlannedSweep {
+    pub sweep: Sweep,
+    /// Indices of the swept rows, the first of each arm.
+    pub rows: Vec<usize>,
 }
 
-impl Plan {
-    pub fn new(args: &BenchArgs, style: Style) -> anyhow::Result<Self> {
-        refuse_decided(&args.fields)?;
-        let variants = variants(args)?;
-        let ranks = some(args.ranks.clone(), "--ranks")?;
-        let seeds = some(args.seeds.clone(), "--seeds")?;
-        let seeds = seeds.unwrap_or_else(|| if args.quick { SEEDS[..2].to_vec() } else { SEEDS.to_vec() });
-        let defaults = if args.quick { &QUICK_DEFAULTS[..] } else { &DEFAULTS };
-        let mut fields = args.fields.clone();
-        if args.quick {
-            fields.max_steps.get_or_insert(QUICK_STEPS);
+impl PlannedSweep {
+    /// The swept field at each of its values.
+    pub fn fields(&self) -> Vec<FieldValue> {
+        let field = |value: &toml::Value| FieldValue { field: self.sweep.field.clone(), value: value.clone() };
+        self.sweep.values.iter().map(field).collect()
+    }
+}
+
+impl ComparisonPlan {
+    /// Checks a request. Reads everything that the runs will read, except for the weights.
+    pub fn new(request: ComparisonRequest, device: &DeviceArgs, style: Style) -> anyhow::Result<Self> {
+        if let Some(fault) = request.fault() {
+            return Err(bad_input(fault));
         }
-        let typed = std::mem::take(&mut fields.set);
-        fields.set = defaults.iter().map(ToString::to_string).chain(typed).collect();
+        let common = request.base.common()?;
+        if common.model.adapter.is_some() {
+            return Err(bad_input("a comparison starts from a model: model.adapter cannot be set"));
+        }
         let mut plan = Self {
-            folder: args.bench_dir.clone().unwrap_or_else(|| default_folder(args.quick)),
-            arms: Vec::new(),
+            folder: request.folder,
+            rows: Vec::new(),
             grids: Vec::new(),
-            seeds,
-            gammas: Vec::new(),
-            extend: args.extend.unwrap_or(if args.quick { 0 } else { 2 }),
+            reference: request.reference,
+            seeds: request.seeds,
+            sweeps: Vec::new(),
+            extend: request.extend,
             steps: 0,
             train_tokens: 0,
             train_examples: 0,
             problems: 0,
             parameters: 0,
-            common: Recipe::resolve(&fields)?,
+            common,
             test: None,
-            fields,
+            compared_fields: compared_fields(&request.arms, &request.sweeps),
+            base: request.base,
             files: InputFiles { model: String::new(), train: String::new(), validation: None },
-            backend: args.device.backend,
+            backend: request.backend,
         };
-        if plan.common.model.adapter.is_some() {
-            return Err(bad_input("a comparison starts from a model: model.adapter cannot be set"));
+        plan.add_rows(&request.arms, &request.sweeps)?;
+        for row in &plan.rows {
+            let grid = plan.grid(row, &request.rates)?;
+            plan.grids.push(grid);
         }
-        plan.arms = Arm::all(&variants, &ranks.unwrap_or_else(|| vec![plan.common.adapter.rank]));
-        plan.grids = grids(&plan, args)?;
-        if plan.arms.iter().any(|arm| arm.variant.method == Method::Sorsa) {
-            plan.gammas = gammas(args)?;
-        }
-        plan.read(args, style)?;
+        plan.add_sweeps(&request.arms, request.sweeps)?;
+        plan.read_inputs(device, style)?;
         Ok(plan)
     }
 
-    /// Reads what the runs will read, but for the weights.
-    fn read(&mut self, args: &BenchArgs, style: Style) -> anyhow::Result<()> {
-        let device = device::open(args.device.backend, args.device.device)?;
+    /// Makes a row of each arm at each value of the sweeps that search each value. The rank is always swept: if nobody asks
+    /// for several, at the rank of the recipe.
+    fn add_rows(&mut self, arms: &[Arm], sweeps: &[Sweep]) -> anyhow::Result<()> {
+        let mut searched: Vec<Sweep> =
+            sweeps.iter().filter(|sweep| sweep.mode == SweepMode::SearchEach).cloned().collect();
+        if sweeps.iter().all(|sweep| sweep.field != RANK) {
+            searched.insert(0, Sweep::new(RANK, vec![toml::Value::Integer(i64::try_from(self.common.adapter.rank)?)]));
+            searched[0].optional = true;
+        }
+        for arm in arms {
+            let recipe = self.base.with(&arm.fields)?;
+            if let Some(field) = arm.fields.iter().find(|field| !takes_effect(&field.field, &recipe)) {
+                let (name, field) = (&arm.name, &field.field);
+                return Err(bad_input(format!("the arm {name} sets {field}, which has no effect in it")));
+            }
+            let rank = recipe.adapter.method.is_factored().then_some(recipe.adapter.rank);
+            let mut rows = vec![ComparisonRow {
+                name: arm.name.clone(),
+                label: arm.name.clone(),
+                arm: arm.name.clone(),
+                rank,
+                fields: arm.fields.clone(),
+                swept: Vec::new(),
+            }];
+            for sweep in &searched {
+                if sweeps_arm(sweep, arm, &recipe)? {
+                    rows = rows.iter().flat_map(|row| sweep.values.iter().map(|value| row.at(sweep, value))).collect();
+                }
+            }
+            for mut row in rows {
+                if row.rank.is_some() {
+                    row.rank = Some(self.base.with(&row.fields)?.adapter.rank);
+                }
+                self.rows.push(row);
+            }
+        }
+        for sweep in searched {
+            if !sweep.optional && self.rows.iter().all(|row| row.swept.iter().all(|swept| swept.field != sweep.field)) {
+                return Err(no_arm(&sweep));
+            }
+        }
+        Ok(())
+    }
+
+    /// Finds the rows of each sweep at the best rate: the first row of each of its arms.
+    fn add_sweeps(&mut self, arms: &[Arm], sweeps: Vec<Sweep>) -> anyhow::Result<()> {
+        for sweep in sweeps.into_iter().filter(|sweep| sweep.mode == SweepMode::AtBestRate) {
+            let mut rows = Vec::new();
+            for arm in arms {
+                if sweeps_arm(&sweep, arm, &self.base.with(&arm.fields)?)? {
+                    rows.extend(self.rows.iter().position(|row| row.arm == arm.name));
+                }
+            }
+            if !rows.is_empty() {
+                self.sweeps.push(PlannedSweep { sweep, rows });
+            } else if !sweep.optional {
+                return Err(no_arm(&sweep));
+            }
+        }
+        Ok(())
+    }
+
+    /// The grid of a row: the rates given for its arm, or its own, or those given for all, or multiples of its default.
+    fn grid(&self, row: &ComparisonRow, rates: &RequestedRates) -> anyhow::Result<RateGrid> {
+        let named: Vec<f64> =
+            rates.by_arm.iter().filter(|(name, _)| *name == row.arm).map(|(_, rate)| *rate).collect();
+        if !named.is_empty() {
+            return Ok(RateGrid::new(named));
+        }
+        let default = self.base.with(&row.fields)?.train.optimizer.learning_rate;
+        if row.fields.iter().any(|field| field.field == LEARNING_RATE) {
+            return Ok(RateGrid::new(vec![default]));
+        }
+        if !rates.for_all.is_empty() {
+            return Ok(RateGrid::new(rates.for_all.clone()));
+        }
+        Ok(RateGrid::new(rates.factors.iter().map(|factor| rounded(default * factor)).collect()))
+    }
+
+    fn read_inputs(&mut self, device: &DeviceArgs, style: Style) -> anyhow::Result<()> {
+        let device = device::open(device.backend, device.device)?;
         let folder = model_folder(&self.common.model.path, style)?;
         let config = ModelConfig::read(&folder).or_bad_input()?;
-        for arm in self.arms.clone() {
-            let recipe = self.recipe(arm, None, self.seeds[0], None)?;
-            self.parameters = TrainingShape::new(&recipe, &config, &device)?.parameters;
+        for (index, row) in self.rows.iter().enumerate() {
+            self.parameters = TrainingShape::new(&self.base.with(&row.fields)?, &config, &device)?.parameters;
+            for planned in self.sweeps.iter().filter(|planned| planned.rows.contains(&index)) {
+                for field in planned.fields() {
+                    let recipe = self.base.with(&[&row.fields[..], &[field]].concat())?;
+                    TrainingShape::new(&recipe, &config, &device)?;
+                }
+            }
         }
         let tokenizer = Arc::new(TextTokenizer::from_dir(&folder).or_bad_input()?);
         let inputs = Inputs::new(&self.common, &tokenizer, &config, style)?;
@@ -137,10 +222,9 @@ impl Plan {
         let data = &inputs.task.data;
         (self.train_tokens, self.train_examples, self.problems) =
             (data.train_tokens, data.train_examples, data.problems);
-        if !self.fields.set.iter().any(|field| field.starts_with("train.eval_every=")) {
-            self.fields.set.push(format!("train.eval_every={}", self.steps.div_ceil(EVALUATIONS)));
-        }
-        self.common = Recipe::resolve(&self.fields)?;
+        let eval_every = i64::try_from(self.steps.div_ceil(EVALUATIONS))?;
+        self.base.set_unless_given(&FieldValue::new("train.eval_every", eval_every));
+        self.common = self.base.common()?;
         let mut fingerprints = Fingerprints::default();
         let mut of = |name: &str, split: &str| fingerprints.of(&data_file(name, split)?);
         let data = &self.common.data;
@@ -154,54 +238,60 @@ impl Plan {
         Ok(())
     }
 
-    /// The recipe of a run. Without a rate it is the method's default, without a gamma the recipe's.
-    fn recipe(&self, arm: Arm, rate: Option<f64>, seed: u64, gamma: Option<f64>) -> anyhow::Result<Recipe> {
-        let Variant { method, regularized } = arm.variant;
-        let fields = RecipeArgs {
-            method: Some(method.to_string()),
-            rank: arm.rank,
-            lr: rate,
-            gamma: match (method == Method::Sorsa, regularized) {
-                (false, _) => None,
-                (true, true) => gamma.or(self.fields.gamma),
-                (true, false) => Some(0.0),
-            },
-            seed: Some(seed),
-            test: None,
-            ..self.fields.clone()
-        };
-        let mut recipe = Recipe::resolve(&fields)?;
-        // Answers are asked of the chosen runs only, by a process of their own: its memory is not training's.
-        recipe.eval.problems = 0;
-        Ok(recipe)
-    }
-
-    /// A run of the comparison.
-    pub fn spec(&self, arm: Arm, rate: f64, seed: u64, gamma: Option<f64>) -> anyhow::Result<Spec> {
-        let recipe = self.recipe(arm, Some(rate), seed, gamma)?;
-        let method = arm.variant.method;
-        let rank = arm.rank.map_or_else(String::new, |rank| format!("-r{rank}"));
-        let gamma = match method == Method::Sorsa {
-            true => format!("-g{:e}", recipe.train.regularizer.gamma),
-            false => String::new(),
-        };
+    /// A run of a row; `fields` replace the row's. Its folder is the one that an earlier call made for the same run, under
+    /// whatever name, or else a new one.
+    pub fn run(&self, row: &ComparisonRow, fields: &[FieldValue], rate: f64, seed: u64) -> anyhow::Result<RunSpec> {
+        let seed_value = i64::try_from(seed)?;
+        let mut all = [&row.fields[..], fields].concat();
+        all.push(FieldValue::new(LEARNING_RATE, rate));
+        all.extend([TRAIN_SEED, ADAPTER_SEED].map(|field| FieldValue::new(field, seed_value)));
+        let recipe = self.base.with(&all)?;
         let key = run_key(&recipe, &self.files, self.backend)?;
-        let name = format!("{method}{rank}{gamma}-lr{rate:e}-s{seed}-{key}");
-        Ok(Spec { arm, learning_rate: rate, seed, recipe, folder: self.runs().join(&name), name })
+        let name = format!("{}-lr{rate:e}-s{seed}-{key}", self.start_of_name(&recipe)?);
+        let name = if self.runs_folder().join(&name).exists() { name } else { self.name_with_key(&key).unwrap_or(name) };
+        let folder = self.runs_folder().join(&name);
+        Ok(RunSpec { row: row.clone(), learning_rate: rate, seed, recipe, name, folder })
     }
 
-    /// The arm whose gamma is tried.
-    pub fn gamma_arm(&self) -> Option<Arm> {
-        let regularized = |arm: &&Arm| arm.variant.method == Method::Sorsa && arm.variant.regularized;
-        self.arms.iter().find(regularized).copied().filter(|_| !self.gammas.is_empty())
+    /// `sorsa-r16-g4e-4`: the method, the named fields that have an effect, and other compared fields that differ from the
+    /// common recipe.
+    fn start_of_name(&self, recipe: &Recipe) -> anyhow::Result<String> {
+        let (table, common) = (Table::try_from(recipe)?, Table::try_from(&self.common)?);
+        let mut name = value_of(&table, METHOD).map_or_else(String::new, |method| value_for_name(&method));
+        for named in &NAMED_FIELDS {
+            if let (true, Some(value)) = (takes_effect(named.field, recipe), value_of(&table, named.field)) {
+                name.push_str(&format!("-{}{}", named.short, value_for_name(&value)));
+            }
+        }
+        for field in &self.compared_fields {
+            let value = value_of(&table, field);
+            if value == value_of(&common, field) {
+                continue;
+            }
+            if let Some(value) = value {
+                name.push_str(&format!("-{}{}", label(field), value_for_name(&value)));
+            }
+        }
+        Ok(name)
     }
 
-    /// Folder of the runs.
-    pub fn runs(&self) -> PathBuf {
+    /// The folder of a run with this key.
+    fn name_with_key(&self, key: &str) -> Option<String> {
+        let end = format!("-{key}");
+        for entry in std::fs::read_dir(self.runs_folder()).ok()?.flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.ends_with(&end) {
+                return Some(name);
+            }
+        }
+        None
+    }
+
+    fn runs_folder(&self) -> PathBuf {
         self.folder.join("runs")
     }
 
-    /// Something that differs where the test problems or how they are asked do.
+    /// Identifies the test and its settings; `None` without test problems.
     pub fn test_key(&self) -> Option<String> {
         let eval = &self.common.eval;
         let setting = format!(
@@ -230,143 +320,60 @@ impl Plan {
         let rows = self.common.train.batch_size * self.common.train.accumulation;
         rows as f64 * self.train_tokens as f64 / self.train_examples.max(1) as f64
     }
-}
 
-/// Training speed of the embedded model (836,736 parameters) on two cores; see docs/performance.md.
-const EMBEDDED_SPEED: (f64, f64, f64) = (20_000.0, 836_736.0, 2.0);
-
-impl Plan {
-    /// Runs without extensions of a grid: one for each rate, the other seeds at the best, the gammas that are no other run.
-    pub fn run_count(&self) -> usize {
-        let rates: usize = self.grids.iter().map(|grid| grid.rates().len()).sum();
-        let seeds = self.arms.len() * (self.seeds.len() - 1);
-        let gamma = self.common.train.regularizer.gamma;
-        let new =
-            if self.gamma_arm().is_some() { self.gammas.iter().filter(|other| **other != gamma).count() } else { 0 };
-        rates + seeds + new
-    }
-
-    /// A rough estimate, from the speed of the embedded model, parameters and cores.
-    pub fn estimated_seconds(&self) -> f64 {
-        let (speed, parameters, cores) = EMBEDDED_SPEED;
-        let here = std::thread::available_parallelism().map_or(1, usize::from) as f64;
-        let tokens = self.run_count() as f64 * self.steps as f64 * self.tokens_per_step();
-        // A third more for evaluations, starts and tests.
-        1.33 * tokens / (speed * here / cores) * (self.parameters as f64 / parameters)
-    }
-
-    /// The plan in a few words.
-    pub fn summary(&self) -> String {
-        let gammas = if self.gamma_arm().is_some() { self.gammas.len() } else { 0 };
-        format!(
-            "{} runs of {} steps ({:.0} tokens each step): {} methods, {} rates, {} seeds, {gammas} gammas; grids may grow by {}; {} \
-             test problems; very roughly {:.1} minutes on the CPU",
-            self.run_count(),
-            self.steps,
-            self.tokens_per_step(),
-            self.arms.len(),
-            self.grids.iter().map(|grid| grid.rates().len()).sum::<usize>(),
-            self.seeds.len(),
-            self.extend,
-            self.problems,
-            self.estimated_seconds() / 60.0
-        )
-    }
-}
-
-fn default_folder(quick: bool) -> PathBuf {
-    Path::new("runs").join(if quick { "bench-quick" } else { "bench" })
-}
-
-/// What the comparison decides itself is refused as an option, with the one to use.
-fn refuse_decided(fields: &RecipeArgs) -> anyhow::Result<()> {
-    for (given, option, instead) in [
-        (fields.method.is_some(), "--method", "--methods"),
-        (fields.lr.is_some(), "--lr", "--lrs"),
-        (fields.seed.is_some(), "--seed", "--seeds"),
-    ] {
-        if given {
-            return Err(bad_input(format!("{option} is of one run: a comparison has {instead}")));
+    /// Whether a sweep's value makes a run that is not the row's own.
+    pub fn is_new(&self, row: usize, field: &FieldValue) -> bool {
+        let own = &self.rows[row].fields;
+        match (self.base.with(own), self.base.with(&[&own[..], std::slice::from_ref(field)].concat())) {
+            (Ok(own), Ok(swept)) => own != swept,
+            // The plan has resolved both.
+            _ => true,
         }
     }
-    match fields.adapter {
-        Some(_) => Err(bad_input("a comparison starts from a model: --adapter cannot be given")),
-        None => Ok(()),
+}
+
+impl ComparisonRow {
+    /// The row at one value of a sweep.
+    fn at(&self, sweep: &Sweep, value: &toml::Value) -> Self {
+        let mut row = self.clone();
+        let field = FieldValue { field: sweep.field.clone(), value: value.clone() };
+        let short = named_field(&sweep.field).map_or_else(|| label(&sweep.field), |named| named.short);
+        let suffix = format!("-{short}{}", value_text(value));
+        row.name.push_str(&suffix);
+        // The rank has a column of its own.
+        if sweep.field != RANK {
+            row.label.push_str(&suffix);
+        }
+        row.fields.push(field.clone());
+        row.swept.push(field);
+        row
     }
 }
 
-/// A list that was given must hold something, and nothing twice.
-fn some<T: PartialEq + std::fmt::Display>(list: Option<Vec<T>>, option: &str) -> anyhow::Result<Option<Vec<T>>> {
-    let Some(values) = &list else { return Ok(None) };
-    if values.is_empty() {
-        return Err(bad_input(format!("{option} is empty")));
+/// Whether a sweep has values for an arm, whose recipe without the sweep is `recipe`.
+fn sweeps_arm(sweep: &Sweep, arm: &Arm, recipe: &Recipe) -> anyhow::Result<bool> {
+    let effect = takes_effect(&sweep.field, recipe);
+    if sweep.arms.is_empty() {
+        return Ok(effect && !arm.sets(&sweep.field));
     }
-    match values.iter().enumerate().find(|(index, value)| values[..*index].contains(value)) {
-        Some((_, twice)) => Err(bad_input(format!("{option} names {twice} twice"))),
-        None => Ok(list),
+    let named = sweep.arms.contains(&arm.name);
+    if named && !effect {
+        let (field, name) = (&sweep.field, &arm.name);
+        return Err(bad_input(format!("the sweep of {field} names {name}, where {field} has no effect")));
     }
+    Ok(named)
 }
 
-fn variants(args: &BenchArgs) -> anyhow::Result<Vec<Variant>> {
-    let names = some(args.methods.clone(), "--methods")?;
-    match names {
-        Some(names) => names.iter().map(|name| name.parse().map_err(bad_input)).collect(),
-        None if args.quick => Ok(Variant::QUICK.to_vec()),
-        None => Ok(Variant::DEFAULT.to_vec()),
-    }
+fn no_arm(sweep: &Sweep) -> anyhow::Error {
+    let field = &sweep.field;
+    bad_input(format!("the sweep of {field} has no arm: in each it has no effect, or the arm sets it itself"))
 }
 
-fn positive(text: &str, option: &str) -> anyhow::Result<f64> {
-    match text.parse::<f64>() {
-        Ok(value) if value > 0.0 && value.is_finite() => Ok(value),
-        _ => Err(bad_input(format!("{option}: expected a positive number, found `{text}`"))),
-    }
-}
-
-/// The grid of each arm: the rates given for its method, those given for all, or some around its default.
-fn grids(plan: &Plan, args: &BenchArgs) -> anyhow::Result<Vec<Grid>> {
-    let given = some(args.lrs.clone(), "--lrs")?.unwrap_or_default();
-    let mut named: Vec<(Option<Variant>, f64)> = Vec::new();
-    for text in &given {
-        named.push(match text.split_once('=') {
-            Some((method, rate)) => (Some(method.parse().map_err(bad_input)?), positive(rate, "--lrs")?),
-            None => (None, positive(text, "--lrs")?),
-        });
-    }
-    if let Some((Some(other), _)) =
-        named.iter().find(|(name, _)| name.is_some_and(|name| plan.arms.iter().all(|arm| arm.variant != name)))
-    {
-        return Err(bad_input(format!("--lrs names {other}, which is not among the methods")));
-    }
-    let factors = if args.quick { &QUICK_RATES[..] } else { &RATES };
-    let mut grids = Vec::new();
-    for &arm in &plan.arms {
-        let of = |wanted: Option<Variant>| -> Vec<f64> {
-            named.iter().filter(|(name, _)| *name == wanted).map(|(_, rate)| *rate).collect()
-        };
-        let rates = [of(Some(arm.variant)), of(None)].into_iter().find(|rates| !rates.is_empty());
-        let rates = match rates {
-            Some(rates) => rates,
-            None => {
-                let default = plan.recipe(arm, None, plan.seeds[0], None)?.train.optimizer.learning_rate;
-                factors.iter().map(|factor| rounded(default * factor)).collect()
-            }
-        };
-        grids.push(Grid::new(rates));
-    }
-    Ok(grids)
-}
-
-fn gammas(args: &BenchArgs) -> anyhow::Result<Vec<f64>> {
-    let Some(given) = some(args.gammas.clone(), "--gammas")? else {
-        return Ok(if args.quick { Vec::new() } else { GAMMAS.to_vec() });
-    };
-    if given == ["none"] {
-        return Ok(Vec::new());
-    }
-    let gamma = |text: &String| match text.parse::<f64>() {
-        Ok(value) if value >= 0.0 && value.is_finite() => Ok(value),
-        _ => Err(bad_input(format!("--gammas: expected none or numbers from 0, found `{text}`"))),
-    };
-    given.iter().map(gamma).collect()
+fn compared_fields(arms: &[Arm], sweeps: &[Sweep]) -> Vec<String> {
+    let of_arms = arms.iter().flat_map(|arm| &arm.fields).map(|field| &field.field);
+    let mut fields: Vec<String> = of_arms.chain(sweeps.iter().map(|sweep| &sweep.field)).cloned().collect();
+    fields.retain(|field| named_field(field).is_none() && field != METHOD && field != LEARNING_RATE);
+    fields.sort();
+    fields.dedup();
+    fields
 }

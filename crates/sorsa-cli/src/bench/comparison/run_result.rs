@@ -1,67 +1,76 @@
-//! What a run left in its folder.
+//! The results of a run, read from its folder.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use sorsa_train::metrics::{self, Metric};
+use toml::{Table, Value};
 
-use super::plan::Spec;
-use super::stages::Tests;
-use super::work::Circumstances;
+use super::fields::{NAMED_FIELDS, RANK, number_of, takes_effect, value_of};
+use super::measurement::{MeasuredModel, Measurements, ResultFiles};
+use super::run_conditions::RunConditions;
+use super::run_spec::RunSpec;
 use crate::commands::finetune::DIVERGED;
 
-/// A run as the results show it. What was not measured is absent.
+/// A run, as the reports show it. A field is absent if nothing was measured.
 #[derive(Debug, Clone, Default, Serialize)]
-pub struct Run {
+pub struct RunResult {
     /// Name of its folder.
     pub name: String,
+    /// Label of its row.
     pub method: String,
     pub rank: Option<usize>,
     pub learning_rate: f64,
-    pub gamma: Option<f64>,
+    /// Values of the named fields besides the rank; none if a field has no effect.
+    #[serde(flatten)]
+    pub named: BTreeMap<&'static str, Option<f64>>,
+    /// Values of the other fields that the arms and sweeps set.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub fields: BTreeMap<String, Value>,
     pub seed: u64,
     pub diverged: bool,
     pub steps: u64,
-    /// The evaluation with the lowest loss: what is tested.
+    /// The step with the lowest validation loss. Its weights are tested.
     pub best_step: Option<u64>,
     pub loss_before: Option<f64>,
     pub loss_after: Option<f64>,
     pub accuracy: Option<f64>,
     pub problems: Option<usize>,
-    /// Loss of the texts that show what was forgotten.
+    /// Loss of the forgetting texts.
     pub text_loss: Option<f64>,
     /// Mean over the factors of `||U^T U - I||_F / sqrt(rank)` after the last step.
     pub defect: Option<f64>,
     pub trainable_parameters: Option<u64>,
     pub tokens_per_s: Option<f64>,
-    /// Training, without evaluations.
+    /// Training time, without evaluations.
     pub seconds: Option<f64>,
     pub seconds_to_target: Option<f64>,
-    /// From the loaded model to the first step.
+    /// Time from the loaded model to the first step.
     pub start_seconds: Option<f64>,
     pub peak_memory_bytes: Option<u64>,
-    /// What is saved of it.
+    /// Size of the saved adapter or weights.
     pub adapter_bytes: Option<u64>,
     pub concurrent: usize,
     pub resumed: bool,
-    /// Evaluations.
-    pub curve: Vec<Evaluated>,
-    /// Whether each test problem was answered rightly, by its row.
+    /// Evaluations during training.
+    pub curve: Vec<LossPoint>,
+    /// The row of each test problem, and whether the answer is right.
     #[serde(skip)]
     pub verdicts: Option<Vec<(usize, bool)>>,
 }
 
 /// An evaluation during training.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Evaluated {
+pub struct LossPoint {
     pub step: u64,
     pub seconds: f64,
     pub loss: f64,
 }
 
-/// The fields of `summary.json` that are used here.
+/// The fields of `summary.json` that a comparison uses.
 #[derive(Debug, Deserialize)]
 struct Summary {
     trainable_parameters: u64,
@@ -75,76 +84,89 @@ struct Summary {
     peak_memory_bytes: Option<u64>,
 }
 
-/// The fields of an answer that are used here.
+/// The fields of an answer that a comparison uses.
 #[derive(Debug, Deserialize)]
-struct Answer {
+struct AnswerLine {
     row: usize,
-    faithful: Graded,
+    faithful: GradedLine,
 }
 
 #[derive(Debug, Deserialize)]
-struct Graded {
+struct GradedLine {
     correct: bool,
 }
 
-/// What a model that was not trained gets.
+/// The results of the model before training.
 #[derive(Debug, Clone, Default, Serialize)]
-pub struct Base {
+pub struct BaseResult {
     pub loss: Option<f64>,
     pub accuracy: Option<f64>,
     pub text_loss: Option<f64>,
 }
 
-/// The validation loss of a finished run; none where it diverged.
+/// The validation loss of a finished run; none if it diverged.
 pub fn loss(folder: &Path) -> Option<f64> {
     summary(folder).ok()?.loss_after
 }
 
+/// The only place that reads `summary.json`.
 fn summary(folder: &Path) -> anyhow::Result<Summary> {
     let path = folder.join("summary.json");
     let text = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
     serde_json::from_slice(&text).with_context(|| format!("{} is no summary of a run", path.display()))
 }
 
-impl Run {
-    /// Reads a finished run.
-    pub fn read(spec: &Spec, tests: &Tests) -> anyhow::Result<Self> {
-        let folder = &spec.folder;
-        let circumstances = Circumstances::of(folder);
-        let method = spec.recipe.adapter.method;
-        let mut run = Self {
-            name: spec.name.clone(),
-            method: spec.arm.variant.to_string(),
-            rank: spec.arm.rank,
-            learning_rate: spec.learning_rate,
-            gamma: (method == sorsa_adapter::Method::Sorsa).then_some(spec.recipe.train.regularizer.gamma),
-            seed: spec.seed,
+impl RunResult {
+    /// Reads a finished run. `compared_fields` are those to report by their paths.
+    pub fn read(run: &RunSpec, compared_fields: &[String], measurements: &Measurements) -> anyhow::Result<Self> {
+        let folder = &run.folder;
+        let conditions = RunConditions::read(folder);
+        let table = Table::try_from(&run.recipe)?;
+        let mut result = Self {
+            name: run.name.clone(),
+            method: run.row.label.clone(),
+            rank: run.row.rank,
+            learning_rate: run.learning_rate,
+            seed: run.seed,
             diverged: folder.join(DIVERGED).exists(),
-            concurrent: circumstances.concurrent,
-            resumed: circumstances.resumed,
+            concurrent: conditions.concurrent,
+            resumed: conditions.resumed,
             ..Self::default()
         };
+        for named in NAMED_FIELDS.iter().filter(|named| named.field != RANK) {
+            let value = match takes_effect(named.field, &run.recipe) {
+                true => value_of(&table, named.field).and_then(|value| number_of(&value)),
+                false => None,
+            };
+            result.named.insert(named.label, value);
+        }
+        for field in compared_fields.iter().filter(|field| takes_effect(field, &run.recipe)) {
+            if let Some(value) = value_of(&table, field) {
+                result.fields.insert(field.clone(), value);
+            }
+        }
         let logged = metrics::read(folder.join("metrics.jsonl"))?;
-        run.read_log(&logged);
-        if run.diverged {
-            return Ok(run);
+        result.read_log(&logged);
+        if result.diverged {
+            return Ok(result);
         }
         let summary = summary(folder)?;
-        run.steps = summary.steps;
-        run.best_step = summary.best_step;
-        run.loss_before = summary.loss_before;
-        run.loss_after = summary.loss_after;
-        run.trainable_parameters = Some(summary.trainable_parameters);
-        run.tokens_per_s = Some(summary.tokens_per_s);
-        run.seconds = Some(summary.seconds);
-        run.start_seconds = (!run.resumed).then_some(summary.svd_seconds);
-        run.peak_memory_bytes = summary.peak_memory_bytes;
-        run.adapter_bytes = folder_bytes(&folder.join("adapter"));
-        run.verdicts = verdicts(folder, tests)?;
-        run.problems = run.verdicts.as_ref().map(Vec::len);
-        run.accuracy = run.verdicts.as_deref().and_then(accuracy);
-        run.text_loss = text_loss(folder, tests)?;
-        Ok(run)
+        result.steps = summary.steps;
+        result.best_step = summary.best_step;
+        result.loss_before = summary.loss_before;
+        result.loss_after = summary.loss_after;
+        result.trainable_parameters = Some(summary.trainable_parameters);
+        result.tokens_per_s = Some(summary.tokens_per_s);
+        result.seconds = Some(summary.seconds);
+        result.start_seconds = if result.resumed { None } else { Some(summary.svd_seconds) };
+        result.peak_memory_bytes = summary.peak_memory_bytes;
+        result.adapter_bytes = folder_bytes(&folder.join("adapter"));
+        let files = measurements.files(MeasuredModel::Trained(run));
+        result.verdicts = verdicts(&files)?;
+        result.problems = result.verdicts.as_ref().map(Vec::len);
+        result.accuracy = result.verdicts.as_deref().and_then(accuracy);
+        result.text_loss = text_loss(&files)?;
+        Ok(result)
     }
 
     fn read_log(&mut self, logged: &[Metric]) {
@@ -156,7 +178,7 @@ impl Run {
                     self.steps = step.step;
                     self.defect = step.defect;
                 }
-                Metric::Eval(eval) => self.curve.push(Evaluated { step: eval.step, seconds, loss: eval.loss }),
+                Metric::Eval(eval) => self.curve.push(LossPoint { step: eval.step, seconds, loss: eval.loss }),
             }
         }
     }
@@ -166,7 +188,7 @@ impl Run {
         self.curve.iter().map(|point| point.loss).filter(|loss| loss.is_finite()).reduce(f64::min)
     }
 
-    /// Training seconds until an evaluation's loss is at most `target`, on the line between it and the one before.
+    /// Training seconds until the loss is `target`, interpolated between the first evaluation at or below it and the one before.
     pub fn seconds_to(&self, target: f64) -> Option<f64> {
         let at = self.curve.iter().position(|point| point.loss <= target)?;
         let reached = self.curve[at];
@@ -179,12 +201,12 @@ impl Run {
     }
 }
 
-impl Base {
-    /// Reads what was measured of the model before training; `tests` has the names of its files.
-    pub fn read(folder: &Path, tests: &Tests) -> anyhow::Result<Self> {
-        let verdicts = verdicts(folder, tests)?;
-        let accuracy = verdicts.as_deref().and_then(accuracy);
-        Ok(Self { loss: None, accuracy, text_loss: text_loss(folder, tests)? })
+impl BaseResult {
+    /// Reads the results of the model before training.
+    pub fn read(measurements: &Measurements) -> anyhow::Result<Self> {
+        let files = measurements.files(MeasuredModel::Base);
+        let accuracy = verdicts(&files)?.as_deref().and_then(accuracy);
+        Ok(Self { loss: None, accuracy, text_loss: text_loss(&files)? })
     }
 }
 
@@ -193,34 +215,32 @@ fn accuracy(verdicts: &[(usize, bool)]) -> Option<f64> {
     (!verdicts.is_empty()).then(|| right as f64 / verdicts.len() as f64)
 }
 
-/// The verdicts of the grader `faithful`, in the order of the problems. None where the run was not asked.
-fn verdicts(folder: &Path, tests: &Tests) -> anyhow::Result<Option<Vec<(usize, bool)>>> {
-    let Some((result, answers)) = &tests.test else { return Ok(None) };
-    if !folder.join(result).exists() {
+/// The verdicts of the grader `faithful`, in the order of the problems. None if the model was not tested.
+fn verdicts(files: &ResultFiles) -> anyhow::Result<Option<Vec<(usize, bool)>>> {
+    let Some([result, answers]) = &files.test else { return Ok(None) };
+    if !result.exists() {
         return Ok(None);
     }
-    let path = folder.join(answers);
-    let fault = || format!("cannot read {}", path.display());
-    let file = BufReader::new(std::fs::File::open(&path).with_context(fault)?);
+    let fault = || format!("cannot read {}", answers.display());
+    let file = BufReader::new(std::fs::File::open(answers).with_context(fault)?);
     let mut rows = Vec::new();
     // The first line holds the settings.
     for line in file.lines().skip(1) {
-        let answer: Answer = serde_json::from_str(&line.with_context(fault)?).with_context(fault)?;
+        let answer: AnswerLine = serde_json::from_str(&line.with_context(fault)?).with_context(fault)?;
         rows.push((answer.row, answer.faithful.correct));
     }
     rows.sort_unstable();
     Ok(Some(rows))
 }
 
-fn text_loss(folder: &Path, tests: &Tests) -> anyhow::Result<Option<f64>> {
-    let Some(name) = &tests.forgetting else { return Ok(None) };
-    let path = folder.join(name);
+fn text_loss(files: &ResultFiles) -> anyhow::Result<Option<f64>> {
+    let Some(path) = &files.forgetting else { return Ok(None) };
     if !path.exists() {
         return Ok(None);
     }
     let fault = || format!("cannot read {}", path.display());
     let result: serde_json::Value =
-        serde_json::from_slice(&std::fs::read(&path).with_context(fault)?).with_context(fault)?;
+        serde_json::from_slice(&std::fs::read(path).with_context(fault)?).with_context(fault)?;
     Ok(result["loss"].as_f64())
 }
 
@@ -234,11 +254,11 @@ fn folder_bytes(folder: &Path) -> Option<u64> {
 pub mod tests {
     use super::*;
 
-    /// A run with this curve, without results.
-    pub fn with_curve(curve: &[(f64, f64)]) -> Run {
+    /// A run with a curve of seconds and losses, and without other results.
+    pub fn with_curve(curve: &[(f64, f64)]) -> RunResult {
         let points = curve.iter().enumerate();
-        let curve = points.map(|(i, &(seconds, loss))| Evaluated { step: i as u64, seconds, loss }).collect();
-        Run {
+        let curve = points.map(|(i, &(seconds, loss))| LossPoint { step: i as u64, seconds, loss }).collect();
+        RunResult {
             name: "run".into(),
             method: "lora".into(),
             rank: Some(4),
@@ -247,7 +267,8 @@ pub mod tests {
             steps: 10,
             concurrent: 1,
             curve,
-            ..Run::default()
+            named: [("gamma", None)].into(),
+            ..RunResult::default()
         }
     }
 

@@ -1,0 +1,185 @@
+//! The arguments of `sorsa bench` as a request. `--methods`, `--ranks` and `--gammas` are short forms of arms and sweeps.
+
+use std::path::{Path, PathBuf};
+
+use toml::Value;
+
+use super::comparison::arm::Arm;
+use super::comparison::base_recipe::BaseRecipe;
+use super::comparison::defaults;
+use super::comparison::fields::{GAMMA, RANK};
+use super::comparison::request::{ComparisonRequest, RequestedRates};
+use super::comparison::suite::Suite;
+use super::comparison::sweep::Sweep;
+use crate::args::{BenchArgs, RecipeArgs};
+use crate::exit::bad_input;
+
+/// The comparison that the arguments ask for.
+pub fn request(args: &BenchArgs) -> anyhow::Result<ComparisonRequest> {
+    refuse_options_of_one_run(&args.fields)?;
+    let suite = suite(args.suite.as_deref())?;
+    let (settings, factors, seeds, extensions) = match args.quick {
+        true => (
+            &defaults::QUICK_SETTINGS,
+            &defaults::QUICK_RATE_FACTORS[..],
+            &defaults::QUICK_SEEDS[..],
+            defaults::QUICK_EXTENSIONS,
+        ),
+        false => (&defaults::SETTINGS, &defaults::RATE_FACTORS[..], &defaults::SEEDS[..], defaults::EXTENSIONS),
+    };
+    let mut fields = args.fields.clone();
+    if args.quick {
+        fields.max_steps.get_or_insert(defaults::QUICK_STEPS);
+    }
+    let reference = args.reference.clone().or_else(|| suite.reference.clone());
+    let arms = arms(args, &suite)?;
+    if let Some(name) = &reference
+        && arms.iter().all(|arm| arm.name != *name)
+    {
+        return Err(bad_input(format!("the reference {name} is not among the arms")));
+    }
+    Ok(ComparisonRequest {
+        folder: args.bench_dir.clone().unwrap_or_else(|| default_folder(args.quick)),
+        sweeps: sweeps(args, &suite)?,
+        arms,
+        reference: reference.unwrap_or_else(|| defaults::REFERENCE_ARM.to_owned()),
+        rates: rates(args, factors)?,
+        seeds: checked_list("--seeds", args.seeds.clone())?.unwrap_or_else(|| seeds.to_vec()),
+        extend: args.extend.unwrap_or(extensions),
+        base: BaseRecipe::new(fields, settings),
+        backend: args.device.backend,
+    })
+}
+
+fn default_folder(quick: bool) -> PathBuf {
+    Path::new("runs").join(if quick { "bench-quick" } else { "bench" })
+}
+
+fn suite(file: Option<&Path>) -> anyhow::Result<Suite> {
+    let Some(path) = file else { return Ok(Suite::default()) };
+    let fault = |error: String| bad_input(format!("{}: {error}", path.display()));
+    let text = std::fs::read_to_string(path).map_err(|error| fault(error.to_string()))?;
+    Suite::parse(&text).map_err(fault)
+}
+
+/// Refuses the options that a comparison sets for each run, and names the option to use.
+fn refuse_options_of_one_run(fields: &RecipeArgs) -> anyhow::Result<()> {
+    for (given, option, instead) in [
+        (fields.method.is_some(), "--method", "--methods"),
+        (fields.lr.is_some(), "--lr", "--lrs"),
+        (fields.seed.is_some(), "--seed", "--seeds"),
+    ] {
+        if given {
+            return Err(bad_input(format!("{option} is of one run: a comparison has {instead}")));
+        }
+    }
+    match fields.adapter {
+        Some(_) => Err(bad_input("a comparison starts from a model: --adapter cannot be given")),
+        None => Ok(()),
+    }
+}
+
+/// The values of a list option, which must not be empty and must not repeat.
+fn checked_list<T: PartialEq + std::fmt::Display>(
+    option: &str,
+    list: Option<Vec<T>>,
+) -> anyhow::Result<Option<Vec<T>>> {
+    let Some(values) = &list else { return Ok(None) };
+    if values.is_empty() {
+        return Err(bad_input(format!("{option} is empty")));
+    }
+    match values.iter().enumerate().find(|(index, value)| values[..*index].contains(value)) {
+        Some((_, twice)) => Err(bad_input(format!("{option} names {twice} twice"))),
+        None => Ok(list),
+    }
+}
+
+/// The arms: those of `--methods`, or else of the suite; then those of `--arm`. If there are none, the default ones.
+fn arms(args: &BenchArgs, suite: &Suite) -> anyhow::Result<Vec<Arm>> {
+    let mut own = Vec::new();
+    for text in &args.arm {
+        own.push(Arm::parse(text).map_err(|error| bad_input(format!("--arm: {error}")))?);
+    }
+    let mut arms = match checked_list("--methods", args.methods.clone())? {
+        Some(names) => {
+            let mut arms = Vec::new();
+            for name in &names {
+                arms.push(arm_by_name(name, &own, suite)?);
+            }
+            arms
+        }
+        None => suite.arms.clone(),
+    };
+    // `--methods` may have put an arm of the command line into its place.
+    own.retain(|arm| !arms.contains(arm));
+    arms.extend(own);
+    Ok(match (arms.is_empty(), args.quick) {
+        (false, _) => arms,
+        (true, true) => defaults::quick_arms(),
+        (true, false) => defaults::arms(),
+    })
+}
+
+/// An arm of the command line, of the suite or of the default comparison, or else a method.
+fn arm_by_name(name: &str, own: &[Arm], suite: &Suite) -> anyhow::Result<Arm> {
+    let defaults = defaults::arms();
+    if let Some(arm) = own.iter().chain(&suite.arms).chain(&defaults).find(|arm| arm.name == name) {
+        return Ok(arm.clone());
+    }
+    match name.parse::<sorsa_adapter::Method>() {
+        Ok(_) => Ok(Arm::of_method(name)),
+        Err(error) => {
+            let others = own.iter().chain(&suite.arms).chain(&defaults).map(|arm| arm.name.as_str());
+            let others: Vec<&str> = others.filter(|name| name.parse::<sorsa_adapter::Method>().is_err()).collect();
+            Err(bad_input(format!("{error}; or {}", others.join(", "))))
+        }
+    }
+}
+
+/// The sweeps of the suite and of the options. If there are none, the default ones.
+fn sweeps(args: &BenchArgs, suite: &Suite) -> anyhow::Result<Vec<Sweep>> {
+    let mut sweeps = suite.sweeps.clone();
+    for text in &args.sweep {
+        sweeps.push(Sweep::parse(text).map_err(|error| bad_input(format!("--sweep: {error}")))?);
+    }
+    let is_default = sweeps.is_empty() && args.suite.is_none() && !args.quick;
+    if let Some(ranks) = checked_list("--ranks", args.ranks.clone())? {
+        let values = ranks.into_iter().map(|rank| Ok(Value::Integer(i64::try_from(rank)?)));
+        sweeps.push(Sweep { optional: true, ..Sweep::new(RANK, values.collect::<anyhow::Result<_>>()?) });
+    }
+    match checked_list("--gammas", args.gammas.clone())? {
+        Some(given) if given == ["none"] => {}
+        Some(given) => {
+            let gammas = given.iter().map(|text| gamma(text).map(Value::Float)).collect::<anyhow::Result<_>>()?;
+            sweeps.push(Sweep { optional: true, ..Sweep::new(GAMMA, gammas) });
+        }
+        None if is_default => sweeps.extend(defaults::sweeps()),
+        None => {}
+    }
+    Ok(sweeps)
+}
+
+fn gamma(text: &str) -> anyhow::Result<f64> {
+    match text.parse::<f64>() {
+        Ok(value) if value >= 0.0 && value.is_finite() => Ok(value),
+        _ => Err(bad_input(format!("--gammas: expected none or numbers from 0, found `{text}`"))),
+    }
+}
+
+fn rates(args: &BenchArgs, factors: &[f64]) -> anyhow::Result<RequestedRates> {
+    let mut rates = RequestedRates { by_arm: Vec::new(), for_all: Vec::new(), factors: factors.to_vec() };
+    for text in checked_list("--lrs", args.lrs.clone())?.unwrap_or_default() {
+        match text.split_once('=') {
+            Some((name, text)) => rates.by_arm.push((name.to_owned(), rate(text)?)),
+            None => rates.for_all.push(rate(&text)?),
+        }
+    }
+    Ok(rates)
+}
+
+fn rate(text: &str) -> anyhow::Result<f64> {
+    match text.parse::<f64>() {
+        Ok(value) if value > 0.0 && value.is_finite() => Ok(value),
+        _ => Err(bad_input(format!("--lrs: expected a positive number, found `{text}`"))),
+    }
+}
