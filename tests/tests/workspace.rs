@@ -11,16 +11,28 @@ use toml::{Table, Value};
 const LINALG_OPS: &[&str] = &["sorsa-linalg", "sorsa-ops"];
 const BELOW_MODELS: &[&str] = &["sorsa-linalg", "sorsa-ops", "sorsa-adapter"];
 const BELOW_TRAIN: &[&str] = &["sorsa-linalg", "sorsa-ops", "sorsa-adapter", "sorsa-models", "sorsa-data"];
+const BELOW_EXPERIMENT: &[&str] = &[
+    "sorsa-linalg",
+    "sorsa-ops",
+    "sorsa-adapter",
+    "sorsa-models",
+    "sorsa-data",
+    "sorsa-train",
+    "sorsa-grading",
+    "sorsa-report",
+];
 
 /// Whom each library may import: those to its left in the drawing of `docs/architecture.md`.
-const LIBRARIES: [(&str, &[&str]); 7] = [
+const LIBRARIES: [(&str, &[&str]); 9] = [
     ("sorsa-linalg", &[]),
     ("sorsa-ops", &[]),
     ("sorsa-data", &[]),
     ("sorsa-adapter", LINALG_OPS),
     ("sorsa-models", BELOW_MODELS),
     ("sorsa-train", BELOW_TRAIN),
-    ("sorsa-eval", BELOW_TRAIN),
+    ("sorsa-grading", &[]),
+    ("sorsa-report", &["sorsa-grading"]),
+    ("sorsa-experiment", BELOW_EXPERIMENT),
 ];
 
 const LONGEST_FILE: usize = 800;

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
+use sorsa_experiment::ExperimentError;
 
 /// Marks an error as the caller's: a file, a field or a name that is not what it should be.
 #[derive(Debug)]
@@ -84,15 +85,17 @@ fn one_line(error: &anyhow::Error) -> String {
 /// Prints the error in one line, if there is one, and chooses the exit code.
 pub fn report(result: anyhow::Result<()>) -> ExitCode {
     let Err(error) = result else { return ExitCode::SUCCESS };
-    if error.is::<Interrupted>() {
+    let of_experiment = error.downcast_ref::<ExperimentError>();
+    if error.is::<Interrupted>() || matches!(of_experiment, Some(ExperimentError::Interrupted { .. })) {
         return ExitCode::from(130);
     }
     if error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == BrokenPipe) {
-        // Whoever read the output has what they wanted, as `| head` does.
+        // Whoever read the output has what they wanted, like `| head`.
         return ExitCode::SUCCESS;
     }
     eprintln!("error: {}", one_line(&error));
-    ExitCode::from(if error.is::<BadInput>() { 2 } else { 1 })
+    let bad_input = error.is::<BadInput>() || of_experiment.is_some_and(ExperimentError::is_bad_input);
+    ExitCode::from(if bad_input { 2 } else { 1 })
 }
 
 /// Help and version go to standard output; anything wrong with the command line is one line and exit code 2.

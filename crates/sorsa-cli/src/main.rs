@@ -1,28 +1,16 @@
 //! The `sorsa` binary.
 
-mod analysis;
-mod answers;
 mod args;
 mod bench;
 mod commands;
-mod content;
-mod curves;
 mod device;
-mod embedded;
-mod estimate;
 mod exit;
 mod format;
-mod humaneval;
-mod plan;
+mod observer;
 mod progress;
 mod recipe;
-mod run_dir;
-mod sampling;
-mod sandbox;
-mod scoreboard;
 mod session;
 mod speed;
-mod task;
 
 use std::process::ExitCode;
 
@@ -53,6 +41,6 @@ fn main() -> ExitCode {
         Command::BenchSpeed(args) => speed::run(&args.speed, &args.device),
         Command::Devices(args) => commands::devices::run(args.format),
     };
-    embedded::remove_temporary();
+    session::remove_temporary();
     exit::report(done)
 }

@@ -16,7 +16,7 @@ pub enum DataError {
         /// Error of the operating system.
         source: std::io::Error,
     },
-    /// A folder was given where one file is expected.
+    /// The path is a folder, not a file.
     #[error("{} is a folder; expected one file: .jsonl, .json, .parquet or .txt", path.display())]
     Folder {
         /// The folder.

@@ -86,7 +86,7 @@ impl Format {
     }
 
     /// The format whose fields `row` has, if any.
-    pub(crate) fn recognise(row: &Value) -> Option<Self> {
+    pub fn recognise(row: &Value) -> Option<Self> {
         let row = row.as_object()?;
         let has = |names: &[&str]| names.iter().all(|name| row.contains_key(*name));
         Self::ALL.into_iter().find(|format| match format {

@@ -37,19 +37,19 @@ impl TextTokenizer {
     /// [`DataError::Tokenizer`] with every missing or broken file.
     pub fn from_dir(dir: impl AsRef<Path>) -> Result<Self, DataError> {
         let dir = dir.as_ref();
-        let mut parts = TokenizerFiles::default();
-        if let Some(bytes) = parts.read(dir, "tokenizer.json", true) {
-            parts.tokenizer("tokenizer.json", &bytes);
+        let mut files = TokenizerFiles::default();
+        if let Some(bytes) = files.read(dir, "tokenizer.json") {
+            files.tokenizer("tokenizer.json", &bytes);
         }
         for name in FILES {
-            if let Some(bytes) = parts.read(dir, name, false) {
-                parts.config(name, &bytes);
+            if let Some(bytes) = files.read_if_present(dir, name) {
+                files.config(name, &bytes);
             }
         }
-        if let Some(bytes) = parts.read(dir, "chat_template.jinja", false) {
-            parts.template = Some(String::from_utf8_lossy(&bytes).into_owned());
+        if let Some(bytes) = files.read_if_present(dir, "chat_template.jinja") {
+            files.template = Some(String::from_utf8_lossy(&bytes).into_owned());
         }
-        parts.assemble(dir.display().to_string())
+        files.assemble(dir.display().to_string())
     }
 
     /// Reads the bytes of `tokenizer.json` and, for the special tokens, of `tokenizer_config.json`.
@@ -58,12 +58,12 @@ impl TextTokenizer {
     ///
     /// Those of [`TextTokenizer::from_dir`].
     pub fn from_bytes(tokenizer: &[u8], config: Option<&[u8]>) -> Result<Self, DataError> {
-        let mut parts = TokenizerFiles::default();
-        parts.tokenizer("tokenizer.json", tokenizer);
+        let mut files = TokenizerFiles::default();
+        files.tokenizer("tokenizer.json", tokenizer);
         if let Some(config) = config {
-            parts.config(FILES[0], config);
+            files.config(FILES[0], config);
         }
-        parts.assemble("memory".to_owned())
+        files.assemble("memory".to_owned())
     }
 
     /// The ids of `text`, without begin and end tokens. The text of a special token inside it becomes that token.
@@ -197,14 +197,22 @@ struct TokenizerFiles {
 }
 
 impl TokenizerFiles {
-    fn read(&mut self, dir: &Path, name: &str, needed: bool) -> Option<Vec<u8>> {
+    /// The bytes of a file. If it cannot be read, that is a problem.
+    fn read(&mut self, dir: &Path, name: &str) -> Option<Vec<u8>> {
         match std::fs::read(dir.join(name)) {
             Ok(bytes) => Some(bytes),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound && !needed => None,
             Err(error) => {
                 self.problems.push(format!("{name}: {error}"));
                 None
             }
+        }
+    }
+
+    /// Like [`Self::read`], but the file may be absent.
+    fn read_if_present(&mut self, dir: &Path, name: &str) -> Option<Vec<u8>> {
+        match dir.join(name).try_exists() {
+            Ok(false) => None,
+            _ => self.read(dir, name),
         }
     }
 

@@ -1,5 +1,5 @@
-//! Against the tokens and labels of the code of the SORSA paper, where a folder with its results is at hand:
-//! `SORSA_GOLDEN` names it. What these tests check is restated with a small tokenizer in `encode.rs`.
+//! Compares tokens and labels with those of the code of the SORSA paper, if `SORSA_GOLDEN` is the folder of its results.
+//! The unit tests of `encode.rs` check the same rules with a small tokenizer.
 
 use std::path::PathBuf;
 use std::sync::Arc;

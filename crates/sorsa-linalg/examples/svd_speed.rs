@@ -1,6 +1,6 @@
-//! CPU seconds and accuracy of the leading singular triplets: exact, block Krylov, what is chosen by itself, and plain
-//! randomized power iteration (4 iterations, 16 extra columns), on spectra that decay slowly, as those of trained
-//! weights do, and on the flat ones of Gaussian matrices, as fresh weights are.
+//! Measures CPU seconds and accuracy of the leading singular triplets: the exact algorithm, block Krylov, the automatic
+//! choice, and plain randomized power iteration (4 iterations, 16 extra columns). The spectra decay slowly, like those of
+//! trained weights, or are flat, like those of random weights.
 //!
 //! `cargo run --release --example svd_speed -- [size ..]`, by default 1024 2048. One thread; rank 128.
 
@@ -31,7 +31,7 @@ fn main() {
     });
 }
 
-/// `exact` holds the singular values where they are known.
+/// Prints a row for each algorithm. `exact` holds the singular values if they are known, otherwise nothing.
 fn compare(name: &str, a: MatRef<'_, f32>, exact: &[f64]) {
     for algorithm in [Algorithm::Exact, Algorithm::BlockKrylov, Algorithm::Auto] {
         if algorithm == Algorithm::Exact && a.nrows() > 3000 {
@@ -55,7 +55,7 @@ fn compare(name: &str, a: MatRef<'_, f32>, exact: &[f64]) {
     row(name, "power iteration", seconds, residual(a, &u, &values, &v), &values, exact, &columns);
 }
 
-/// CPU time of this thread where the system tells it (Linux), else time on the wall.
+/// CPU time of this thread if the system reports it (Linux), otherwise wall time.
 struct Clock(Instant, Option<f64>);
 
 impl Clock {

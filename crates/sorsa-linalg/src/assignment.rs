@@ -1,21 +1,21 @@
-//! The best one-to-one matching of a square table, exactly.
+//! The linear assignment problem: the exact best one-to-one matching of rows and columns.
 //!
-//! Rows are matched one after the other along a shortest augmenting path in reduced costs (Jonker and Volgenant 1987):
-//! at most `n^3` steps, about `n^2` where most rows like a column that no other wants.
+//! Each row is matched along a shortest augmenting path in reduced costs (Jonker and Volgenant 1987). This takes at most
+//! `n^3` steps, and about `n^2` if most rows have their best entry in different columns.
 
 use faer::MatRef;
 
-/// For each row of `gain [n, n]` the column it is matched with, so that the sum of the matched entries is the largest
-/// there is. Entries must be finite.
+/// Finds the column for each row of `gain [n, n]` such that the sum of the matched entries is maximal. Entries must be
+/// finite.
 pub(crate) fn best_assignment(gain: MatRef<'_, f64>) -> Vec<usize> {
     let n = gain.nrows();
     assert_eq!(n, gain.ncols(), "a square table");
-    // Potentials: gain(i, j) <= row[i] + column[j] for all i and j, with equality where they are matched.
+    // Potentials: gain(i, j) <= row[i] + column[j] for all i and j, with equality for matched pairs.
     let mut row: Vec<f64> = (0..n).map(|i| gain.row(i).iter().fold(f64::NEG_INFINITY, |a, &b| a.max(b))).collect();
     let mut column = vec![0.0; n];
     let mut owner: Vec<Option<usize>> = vec![None; n];
     for start in 0..n {
-        // Dijkstra over columns from a row without one; a step costs the slack of its potentials.
+        // Dijkstra over columns, from an unmatched row. A step costs the slack of the potentials.
         let mut distance = vec![f64::INFINITY; n];
         let mut from = vec![start; n];
         let mut settled: Vec<usize> = Vec::new();
@@ -48,7 +48,7 @@ pub(crate) fn best_assignment(gain: MatRef<'_, f64>) -> Vec<usize> {
                 row[i] -= shift;
             }
         }
-        // The path, from its end: each row takes over the column it was left for.
+        // Follow the path back: each row on it takes the next column.
         let mut j = end;
         loop {
             let i = from[j];
@@ -80,7 +80,7 @@ mod tests {
         matched.iter().enumerate().map(|(i, &j)| gain[(i, j)]).sum()
     }
 
-    /// The largest sum over every permutation.
+    /// The maximal sum over all permutations.
     fn by_trying_all(gain: &Mat<f64>, used: &mut Vec<usize>) -> f64 {
         let i = used.len();
         if i == gain.nrows() {
@@ -114,7 +114,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_permutation_is_better(n in 1usize..7, seed in proptest::collection::vec(0u8..12, 36)) {
-            // Few different entries, so that many rows want the same column and many permutations are as good.
+            // Few different entries: many rows compete for a column, and many permutations are optimal.
             let gain = Mat::from_fn(n, n, |i, j| f64::from(seed[6 * i.min(5) + j.min(5)]));
             let matched = best_assignment(gain.as_ref());
             let mut columns = matched.clone();

@@ -1,11 +1,12 @@
-//! An orthonormal basis that grows by blocks: block Gram-Schmidt, repeated until it is orthonormal to working precision.
+//! An orthonormal basis that grows by blocks. Block Gram-Schmidt is repeated until the basis is orthonormal to working
+//! precision.
 //!
-//! Vectors are the rows of a panel, see [`Operator`](crate::operator::Operator). A block of a Krylov iteration couples to
-//! the last block of the basis and, but for rounding, to no other. So it goes first through that one alone, then through
-//! a Cholesky factor, then once through the whole basis: what is taken away there is so little that nothing is left of
-//! the error. Where more is taken, another round follows ("twice is enough": Giraud, Langou, Rozloznik and van den Eshof
-//! 2005), and where rows depend on each other or on the basis, Householder reflections and, last, Gram-Schmidt by
-//! columns do what a Cholesky factor cannot.
+//! Vectors are the rows of a panel, see [`Operator`](crate::operator::Operator). In exact arithmetic, a block of a Krylov
+//! iteration is orthogonal to all blocks of the basis but the last. So the block is first projected against the last
+//! block, then orthonormalized by a Cholesky factor, then projected once against the whole basis. This last projection
+//! removes so little that the block stays orthonormal. If it removes more, another round follows ("twice is enough":
+//! Giraud, Langou, Rozloznik and van den Eshof 2005). If rows depend on each other or on the basis, the Cholesky factor
+//! fails; then Householder reflections and, last, Gram-Schmidt by columns take over.
 
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::householder::{
@@ -23,13 +24,13 @@ use crate::Scalar;
 use crate::cholesky::{orthonormalize_rows, row_squares};
 use crate::operator::{parallelism, product, transpose};
 
-/// Rounds by Cholesky factors before reflections are tried.
+/// Maximum number of rounds by Cholesky factors, before the reflections.
 const ROUNDS: usize = 3;
 
 /// Orthonormal columns `[n, k]`.
 pub(crate) struct Basis<T> {
     columns: Mat<T>,
-    /// How many of them came last.
+    /// Number of columns in the last block.
     last: usize,
 }
 
@@ -58,9 +59,9 @@ impl<T: Scalar> Basis<T> {
         self.columns.subcols_mut(k, panel.nrows()).copy_from(block);
     }
 
-    /// Orthonormal rows, orthogonal to the basis, that span what `panel [width, n]` adds to it. Where its rows depend on
-    /// each other or on the basis, random directions take the place of the missing ones. `panel` must not be wider than
-    /// the space left. Also returns the part of each row inside the basis, `[width, k]`.
+    /// Orthonormalizes `panel [width, n]` against the basis and itself. If its rows depend on each other or on the basis,
+    /// random directions replace the missing ones. `panel` must not have more rows than the space has dimensions left.
+    /// Also returns the coefficients of the rows in the basis, `[width, k]`.
     pub fn orthonormalize(&self, panel: MatRef<'_, T>, rng: &mut ChaCha8Rng) -> (Mat<T>, Mat<T>) {
         self.by_cholesky(panel).unwrap_or_else(|| {
             let (block, inside) = self.by_reflections(transpose(panel), rng);
@@ -68,19 +69,19 @@ impl<T: Scalar> Basis<T> {
         })
     }
 
-    /// `None` where a row adds too little.
+    /// Orthonormalizes by Cholesky factors. `None` if a row is too close to the span of the basis and the other rows.
     fn by_cholesky(&self, panel: MatRef<'_, T>) -> Option<(Mat<T>, Mat<T>)> {
         let mut q = panel.to_owned();
         let mut inside = Mat::zeros(panel.nrows(), self.len());
         let mut squares = row_squares(&q);
         let near = self.len() - self.last;
-        let part = take_out(&mut q, self.columns.subcols(near, self.last));
+        let part = project_out(&mut q, self.columns.subcols(near, self.last));
         inside.subcols_mut(near, self.last).copy_from(part);
-        // panel = inside basis^T + scale q, all along.
+        // Invariant: panel = inside basis^T + scale q.
         let mut scale = orthonormalize_rows(&mut q, &squares)?;
         squares.fill(1.0);
         for _ in 0..ROUNDS {
-            let part = take_out(&mut q, self.columns());
+            let part = project_out(&mut q, self.columns());
             matmul(&mut inside, Accum::Add, &scale, &part, T::from_f64(1.0), parallelism());
             let taken = part.norm_l2().into();
             let lower = orthonormalize_rows(&mut q, &squares)?;
@@ -92,7 +93,7 @@ impl<T: Scalar> Basis<T> {
         None
     }
 
-    /// The same for columns `[n, width]`, whatever they are.
+    /// Orthonormalizes columns `[n, width]` by reflections and Gram-Schmidt, which works for all columns.
     fn by_reflections(&self, mut block: Mat<T>, rng: &mut ChaCha8Rng) -> (Mat<T>, Mat<T>) {
         let mut inside = None;
         let mut orthonormal = false;
@@ -102,11 +103,11 @@ impl<T: Scalar> Basis<T> {
             matmul(&mut block, Accum::Add, &self.columns, &part, T::from_f64(-1.0), parallelism());
             let taken = part.norm_l2().into();
             inside.get_or_insert(part);
-            // Taking it away changed products between columns by its square; NaN is beyond mending.
+            // The projection changed the products of columns by the square of what it removed. NaN cannot be repaired.
             if orthonormal && taken * taken <= T::EPSILON || taken.is_nan() {
                 return (block, inside.expect("set in the first pass"));
             }
-            // Below this a column is rounding: it lies in the basis.
+            // A column shorter than this is rounding error: it lies in the span of the basis.
             let floors: Vec<f64> = before.into_iter().map(|norm| 16.0 * T::EPSILON * norm).collect();
             let outside = norms(block.as_ref()).iter().zip(&floors).all(|(norm, floor)| norm > floor);
             (block, orthonormal) = match householder(&block) {
@@ -117,8 +118,9 @@ impl<T: Scalar> Basis<T> {
     }
 }
 
-/// Takes from the rows of `panel` what the orthonormal `columns [n, k]` hold of them, and returns it, `[width, k]`.
-fn take_out<T: Scalar>(panel: &mut Mat<T>, columns: MatRef<'_, T>) -> Mat<T> {
+/// Projects the rows of `panel` onto the complement of the orthonormal `columns [n, k]`. Returns the removed
+/// coefficients, `[width, k]`.
+fn project_out<T: Scalar>(panel: &mut Mat<T>, columns: MatRef<'_, T>) -> Mat<T> {
     let part = product(panel.as_ref(), columns);
     matmul(panel, Accum::Add, &part, columns.transpose(), T::from_f64(-1.0), parallelism());
     part
@@ -140,21 +142,21 @@ fn gaussian_column<T: Scalar>(block: &mut Mat<T>, j: usize, rng: &mut ChaCha8Rng
     }
 }
 
-/// Lengths of the columns, summed in f64.
+/// Norms of the columns, with sums in f64.
 pub(crate) fn norms<T: Scalar>(a: MatRef<'_, T>) -> Vec<f64> {
     let square = |x: &T| (*x).into().powi(2);
     a.col_iter().map(|column| column.iter().map(square).sum::<f64>().sqrt()).collect()
 }
 
-/// The orthonormal factor of a thin QR decomposition, and whether it spans the columns: faer leaves out those that depend
-/// on others, which in f32 they do for it from a part in a hundred on, and fills up with other directions.
+/// The orthonormal factor of a thin QR decomposition, and whether it spans the columns. faer replaces dependent columns by
+/// other directions, and in f32 it takes a column for dependent if the others leave a hundredth of it.
 fn householder<T: Scalar>(block: &Mat<T>) -> (Mat<T>, bool) {
     let (rows, width) = block.shape();
     if width == 0 {
         return (block.clone(), true);
     }
     let size = factor::recommended_block_size::<T>(rows, width);
-    // Panels are too narrow for threads.
+    // Panels are too narrow to gain from threads.
     let (par, params) = (Par::Seq, Default::default());
     let scratch =
         factor::qr_in_place_scratch::<T>(rows, width, size, par, params).or(apply_scratch::<T>(rows, size, width));
@@ -167,9 +169,9 @@ fn householder<T: Scalar>(block: &Mat<T>) -> (Mat<T>, bool) {
     (q, info.rank == width)
 }
 
-/// Orthonormal columns that span those of `block` to working precision, column by column. Of a column that the others
-/// leave no more of than its floor, nothing is kept: as many random directions follow at the end, where they take
-/// nothing from the others. Also returns whether there was no need of them.
+/// Orthonormal columns that span the columns of `block` to working precision, by Gram-Schmidt. A column that the others
+/// reduce to its floor or less is dropped. Random directions at the end replace dropped columns. Also returns whether no
+/// column was dropped.
 fn gram_schmidt<T: Scalar>(block: &Mat<T>, floors: &[f64], rng: &mut ChaCha8Rng) -> (Mat<T>, bool) {
     let (rows, width) = block.shape();
     let mut q = Mat::zeros(rows, width);
@@ -232,7 +234,7 @@ mod tests {
         let mut basis = Basis::<f32>::new(40, 40);
         let (first, _) = basis.orthonormalize(gaussian(8, 40, &mut rng).as_ref(), &mut rng);
         basis.push(first.as_ref());
-        // All inside the basis, one zero, two equal.
+        // All in the span of the basis, one zero, two equal.
         let mut panel = first.clone();
         for j in 0..40 {
             panel[(2, j)] = 0.0;

@@ -1,6 +1,6 @@
-//! Orthonormal rows by the Cholesky factor of their products with each other: two products of matrices, where reflections
-//! go row by row. Once leaves an error of the machine's precision times the square of the rows' condition number, twice
-//! none (Yamamoto, Nakatsukasa, Yanagisawa and Fukaya 2015).
+//! Cholesky QR: orthonormalizes rows by the Cholesky factor of their Gram matrix. It takes two matrix products, while
+//! reflections go row by row. One pass leaves an error of the machine precision times the squared condition number of the
+//! rows; two passes leave none (Yamamoto, Nakatsukasa, Yanagisawa and Fukaya 2015).
 
 use faer::linalg::triangular_solve::solve_lower_triangular_in_place;
 use faer::{Mat, Par};
@@ -9,12 +9,12 @@ use crate::Scalar;
 use crate::operator::product;
 
 /// Replaces `panel [width, n]` by `Q` with nearly orthonormal rows and returns the lower triangular `L` of
-/// `panel = L Q`. `None`, with the panel as it was, where the rows before it leave too little of a row for its square
-/// to stand clear of rounding; `squares [width]` says what counts as the whole of each.
+/// `panel = L Q`. Returns `None` and leaves the panel unchanged if a row depends so much on the rows before it that the
+/// square of its rest is rounding error, compared with its entry in `squares [width]`.
 pub(crate) fn orthonormalize_rows<T: Scalar>(panel: &mut Mat<T>, squares: &[f64]) -> Option<Mat<T>> {
     let width = panel.nrows();
     let gram = product(panel.as_ref(), panel.transpose());
-    // L^T, so that inner loops run along columns.
+    // The loop computes L^T, so that inner loops run along columns.
     let mut upper = Mat::<f64>::zeros(width, width);
     for j in 0..width {
         for i in 0..=j {
@@ -28,12 +28,12 @@ pub(crate) fn orthonormalize_rows<T: Scalar>(panel: &mut Mat<T>, squares: &[f64]
         }
     }
     let lower = Mat::from_fn(width, width, |i, j| T::from_f64(upper[(j, i)]));
-    // Panels are too narrow for threads.
+    // Panels are too narrow to gain from threads.
     solve_lower_triangular_in_place(lower.as_ref(), panel.as_mut(), Par::Seq);
     Some(lower)
 }
 
-/// Squared lengths of the rows, summed in f64.
+/// Squared norms of the rows, with sums in f64.
 pub(crate) fn row_squares<T: Scalar>(panel: &Mat<T>) -> Vec<f64> {
     let mut squares = vec![0.0; panel.nrows()];
     for j in 0..panel.ncols() {
@@ -52,7 +52,7 @@ mod tests {
     use crate::basis::gaussian;
     use crate::spectral::orthonormality_defect;
 
-    /// Rows of lengths 1 to 1000, each a tenth off the one before.
+    /// Rows with norms from 1 to 1000. Each differs from the row before by a tenth.
     fn ill_conditioned() -> Mat<f32> {
         let mut rng = ChaCha8Rng::seed_from_u64(7);
         let mut panel = gaussian::<f32>(6, 400, &mut rng);
@@ -86,7 +86,7 @@ mod tests {
         let before = panel.clone();
         assert!(orthonormalize_rows(&mut panel, &squares).is_none());
         assert_eq!(panel, before);
-        // So is one that is small beside what it was a part of, and one that is not finite.
+        // A row that is small compared with its `squares` fails too, and so does a row that is not finite.
         let mut panel = ill_conditioned();
         assert!(orthonormalize_rows(&mut panel, &squares.iter().map(|x| x * 1e6).collect::<Vec<_>>()).is_none());
         panel[(2, 2)] = f32::NAN;

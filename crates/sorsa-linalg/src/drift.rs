@@ -1,5 +1,5 @@
-//! How far the singular values and vectors of a weight moved (Cao 2024, arXiv 2409.00055, section 3, after DoRA's
-//! analysis), against those it started from:
+//! Drift of a weight: the change of its singular values and vectors since the start of training (Cao 2024, arXiv
+//! 2409.00055, section 3, after DoRA's analysis):
 //!
 //! ```text
 //! dSigma = mean_i |sigma_i(W_t) - sigma_i(W_0)|
@@ -15,23 +15,23 @@ use crate::qr::leading_qr;
 use crate::svd::check_finite;
 use crate::{LinalgError, Scalar, Svd};
 
-/// What happened to the leading singular triplets of a weight.
+/// Drift of the leading singular triplets of a weight.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Drift {
     /// dSigma, in the unit of the weight.
     pub values: f64,
-    /// dD of vectors of the same index: 0 where none turned, 1 where all are orthogonal to what they were.
+    /// dD of vectors with the same index: 0 if no vector turned, 1 if all are orthogonal to their start.
     pub directions: f64,
-    /// dD with the one-to-one matching of vectors that makes it smallest. Two neighbours that change places, as close
-    /// singular values let them, count in [`directions`](Self::directions) and not here.
+    /// dD with the one-to-one matching of vectors that minimizes it. If close singular values swap their order,
+    /// [`directions`](Self::directions) counts the swap and this does not.
     pub directions_matched: f64,
 }
 
-/// Compares the `count` leading triplets of `after` with those of `before`, or as many as both have.
+/// Compares the `count` leading triplets of `after` with those of `before`; fewer if one of them has fewer.
 ///
 /// # Errors
 ///
-/// [`LinalgError::RowsDiffer`] where the two matrices differ in shape.
+/// [`LinalgError::RowsDiffer`] if the two matrices differ in shape.
 pub fn drift<T: Scalar>(before: &Svd<T>, after: &Svd<T>, count: usize) -> Result<Drift, LinalgError> {
     for (left, right) in [(&before.u, &after.u), (&before.v, &after.v)] {
         if left.nrows() != right.nrows() {
@@ -50,19 +50,19 @@ pub fn drift<T: Scalar>(before: &Svd<T>, after: &Svd<T>, count: usize) -> Result
     let matched = best_assignment(agreement.as_ref());
     Ok(Drift {
         values: mean(&moved),
-        // Rounding takes cosines beyond 1.
+        // Rounding can take a cosine beyond 1.
         directions: (1.0 - mean(&|i| agreement[(i, i)])).max(0.0),
         directions_matched: (1.0 - mean(&|i| agreement[(i, matched[i])])).max(0.0),
     })
 }
 
-/// The singular values of `A diag(s) B`, `A [m, r]`, `s [r]` (absent: ones), `B [r, n]`, descending, `r` of them, without
-/// forming the product: those of `R_A diag(s) R_B^T` with `A = Q_A R_A` and `B^T = Q_B R_B`.
+/// The `r` singular values of `A diag(s) B`, descending, for `A [m, r]`, `s [r]` (`None`: ones) and `B [r, n]`. It does not
+/// form the product, but takes the singular values of `R_A diag(s) R_B^T` with `A = Q_A R_A` and `B^T = Q_B R_B`.
 ///
 /// # Errors
 ///
-/// As [`leading_qr`]: `r` must be at most `m` and `n`, and entries finite; [`LinalgError::NotConverged`] where the
-/// product overflows.
+/// Those of [`leading_qr`]: `r` must be at most `m` and `n`, and entries must be finite. [`LinalgError::NotConverged`] if
+/// the product overflows.
 pub fn product_singular_values<T: Scalar>(
     name: &str,
     a: MatRef<'_, T>,
@@ -95,7 +95,7 @@ mod tests {
         truncated_svd("a", a.as_ref(), a.nrows().min(a.ncols()), &options).unwrap()
     }
 
-    /// Entries that look random and never are.
+    /// Deterministic entries that look random.
     fn noise(rows: usize, cols: usize, seed: f64) -> Mat<f64> {
         Mat::from_fn(rows, cols, |i, j| (seed + 12.9898 * i as f64 + 78.233 * j as f64).sin() * 43.5453 % 1.0)
     }
@@ -145,14 +145,14 @@ mod tests {
         assert_relative_eq!(found.directions, expected, max_relative = 1e-9);
         assert_relative_eq!(found.directions_matched, expected, max_relative = 1e-9);
         assert!(found.values < 1e-12);
-        // Only the leading one is looked at, which did not turn.
+        // Only the leading triplet is compared, which did not turn.
         let leading = drift(&svd(&with_triplets(&VALUES, |_| {})), &svd(&turned), 1).unwrap();
         assert!(leading.directions < 1e-12);
     }
 
     #[test]
     fn neighbours_that_change_places_are_matched_again() {
-        // The second and the third keep their vectors and exchange the order of their values.
+        // The second and third triplet keep their vectors, and their values swap order.
         let before = svd(&with_triplets(&[9.0, 5.1, 5.0, 3.0, 2.0, 1.0], |_| {}));
         let after = svd(&with_triplets(&[9.0, 5.0, 5.1, 3.0, 2.0, 1.0], |_| {}));
         let found = drift(&before, &after, 6).unwrap();

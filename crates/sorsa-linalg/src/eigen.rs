@@ -1,4 +1,4 @@
-//! The largest eigenvalues of a dense symmetric matrix and their vectors, without those of all others.
+//! The largest eigenvalues of a dense symmetric matrix and their eigenvectors, without the other ones.
 
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::evd::tridiag::{tridiag_in_place, tridiag_in_place_scratch};
@@ -13,7 +13,7 @@ use crate::Scalar;
 use crate::operator::parallelism;
 use crate::tridiagonal::Tridiagonal;
 
-/// `A x = value x`.
+/// Eigenpairs: `A x = value x`.
 pub(crate) struct Eigen<T> {
     /// Descending.
     pub values: Vec<f64>,
@@ -21,9 +21,9 @@ pub(crate) struct Eigen<T> {
     pub vectors: Mat<T>,
 }
 
-/// The `count` largest eigenvalues of the symmetric matrix whose lower triangle `a [n, n]` holds, `n > 0`, and their
-/// vectors: reflections make it tridiagonal, and turn the vectors of that back. Exact to the rounding of the largest of
-/// all; orthonormal to that and to `precision`. `None` where numbers are not finite.
+/// The `count` largest eigenvalues, and their eigenvectors, of the symmetric matrix with the lower triangle of `a [n, n]`,
+/// `n > 0`. Reflections make the matrix tridiagonal and transform its eigenvectors back. Eigenvalues are exact to the
+/// rounding of the largest; eigenvectors are orthonormal to that and to `precision`. `None` if a number is not finite.
 pub(crate) fn largest<T: Scalar>(mut a: Mat<T>, count: usize, precision: f64) -> Option<Eigen<T>> {
     let n = a.nrows();
     let (par, block) = (parallelism(), recommended_block_size::<T>(n, n));
@@ -58,7 +58,7 @@ mod tests {
             let a = gaussian::<f64>(n, n, &mut ChaCha8Rng::seed_from_u64(n as u64));
             let a = Mat::from_fn(n, n, |i, j| a[(i, j)] + a[(j, i)]);
             let all = a.self_adjoint_eigenvalues(faer::Side::Lower).unwrap();
-            // What lies above the diagonal does not count.
+            // The entries above the diagonal are not read.
             let lower = Mat::from_fn(n, n, |i, j| if i >= j { a[(i, j)] } else { 1e9 });
             let found = largest(lower, count, f64::EPSILON).unwrap();
             assert!((0..count).all(|j| (found.values[j] - all[n - 1 - j]).abs() < 1e-12), "{n}");

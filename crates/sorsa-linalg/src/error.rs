@@ -1,4 +1,4 @@
-//! What can go wrong, always with the name of the matrix it went wrong for.
+//! Errors of this crate. Each names the matrix.
 
 use std::error::Error;
 
@@ -21,22 +21,22 @@ pub enum LinalgError {
     NotFinite {
         /// Name of the matrix.
         name: String,
-        /// Row of the first such entry, in the order of storage.
+        /// Row of the first entry that is not finite, in storage order.
         row: usize,
         /// Column of that entry.
         col: usize,
-        /// That entry.
+        /// Value of that entry.
         value: f64,
-        /// How many entries are not finite.
+        /// Number of entries that are not finite.
         count: usize,
     },
-    /// No singular triplet was asked for.
+    /// The requested rank is 0.
     #[error("rank 0 was asked for matrix `{name}`, it must be at least 1")]
     RankZero {
         /// Name of the matrix.
         name: String,
     },
-    /// More triplets were asked for than the matrix has.
+    /// The requested rank is larger than the matrix allows.
     #[error(
         "rank {rank} was asked for matrix `{name}`, a {rows} x {cols} matrix has at most {}",
         rows.min(cols)
@@ -44,63 +44,41 @@ pub enum LinalgError {
     RankTooLarge {
         /// Name of the matrix.
         name: String,
-        /// The rank asked for.
+        /// The requested rank.
         rank: usize,
         /// Number of rows.
         rows: usize,
         /// Number of columns.
         cols: usize,
     },
-    /// The tolerance was not reached.
+    /// The residual stays above the tolerance.
     #[error(
         "svd of matrix `{name}` did not converge: residual {residual:.1e} after {blocks} blocks, wanted {tolerance:.1e}"
     )]
     NotConverged {
         /// Name of the matrix.
         name: String,
-        /// Largest residual reached, in units of the largest singular value; NaN where the computation overflowed.
+        /// Largest residual, in units of the largest singular value. NaN if the computation overflowed.
         residual: f64,
-        /// The residual wanted, in the same units.
+        /// Accepted residual, in the same units.
         tolerance: f64,
-        /// Blocks of Krylov vectors used; 0 for the exact algorithm.
+        /// Number of Krylov blocks; 0 for the other algorithms.
         blocks: usize,
-    },
-    /// A job's own loader failed.
-    #[error("matrix `{name}` could not be loaded")]
-    Load {
-        /// Name of the matrix.
-        name: String,
-        /// What the loader said.
-        source: Box<dyn Error + Send + Sync>,
     },
     /// The device that holds the tensor failed.
     #[error("matrix `{name}` could not be read from its device")]
     Device {
         /// Name of the matrix.
         name: String,
-        /// What the backend said.
+        /// Error of the backend.
         source: Box<dyn Error + Send + Sync>,
     },
-    /// Two bases that should lie in one space do not.
+    /// Two bases have different numbers of rows.
     #[error("column spaces in different spaces: one has {left} rows, the other {right}")]
     RowsDiffer {
-        /// Rows of the first basis.
+        /// Number of rows of the first basis.
         left: usize,
-        /// Rows of the second.
+        /// Number of rows of the second basis.
         right: usize,
     },
-    /// Several matrices of a batch failed.
-    #[error("{} matrices failed:{}", .0.len(), lines(.0))]
-    Several(
-        /// One error for each, in the order of the jobs.
-        Vec<LinalgError>,
-    ),
-}
-
-fn lines(errors: &[LinalgError]) -> String {
-    let line = |error: &LinalgError| match error.source() {
-        Some(source) => format!("\n  {error}: {source}"),
-        None => format!("\n  {error}"),
-    };
-    errors.iter().map(line).collect()
 }

@@ -15,7 +15,7 @@ pub(crate) struct ThinSvd<T> {
     pub v: Mat<T>,
 }
 
-/// `None` if faer's iteration does not converge, which takes entries that overflow.
+/// `None` if faer's iteration does not converge, which happens only if entries overflow.
 pub(crate) fn thin_svd<T: Scalar>(a: MatRef<'_, T>) -> Option<ThinSvd<T>> {
     let (rows, cols) = a.shape();
     let k = rows.min(cols);

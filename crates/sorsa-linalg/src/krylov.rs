@@ -1,11 +1,11 @@
 //! Leading singular triplets by randomized block Krylov iteration (Musco and Musco 2015, arXiv 1504.05477), in the
 //! form of block Golub-Kahan bidiagonalization with full re-orthogonalization.
 //!
-//! From a Gaussian start, bases `Q` and `P` grow by turns, a block at a time: `P` by `A^T Q_j`, `Q` by `A P_j`. All
-//! powers stay in the basis, where power iteration keeps the last only, so that the convergence is that of a Chebyshev
-//! polynomial. Since `A^T Q = P R` holds to rounding, the SVD of the small `R = X S Y^T` is the Rayleigh-Ritz step:
-//! `u = Q y`, `v = P x`, `A^T u = s v`, and what is missing lies in the next block, `A v - s u = Q_next B x_last`.
-//! Blocks are panels, with vectors in their rows.
+//! From a Gaussian start, the bases `Q` and `P` grow alternately by one block: `P` by `A^T Q_j`, `Q` by `A P_j`. The basis
+//! keeps all powers, while power iteration keeps only the last. So the iteration converges like a Chebyshev polynomial.
+//! Since `A^T Q = P R` holds to rounding, the SVD of the small `R = X S Y^T` is the Rayleigh-Ritz step: `u = Q y`,
+//! `v = P x`, `A^T u = s v`. The residual lies in the next block: `A v - s u = Q_next B x_last`. Blocks are panels, with
+//! vectors in their rows.
 
 use faer::Mat;
 use rand::SeedableRng;
@@ -18,32 +18,32 @@ use crate::ritz::{Ritz, leading};
 use crate::svd::{Vectors, largest_of};
 use crate::{LinalgError, Scalar};
 
-/// Width and number of the blocks that look for what the iteration may have missed.
+/// Width and number of the blocks that search for triplets that the iteration missed.
 const PROBE: (usize, usize) = (8, 3);
 
-/// Blocks after which the stable rank is known well enough.
+/// Number of blocks that estimate the stable rank well enough.
 const FLAT_BLOCKS: usize = 2;
-/// The stable rank of a flat spectrum, in units of the wanted rank.
+/// Smallest stable rank of a flat spectrum, in units of the requested rank.
 const FLAT_RANKS: f64 = 1.5;
 
-/// How to iterate, with all defaults settled.
-pub(crate) struct Plan {
+/// Settings of an iteration, without open defaults.
+pub(crate) struct KrylovSettings {
     pub rank: usize,
     pub block: usize,
-    /// At least as many as hold `rank` columns.
+    /// Maximum number of blocks; enough for `rank` columns.
     pub max_blocks: usize,
     /// Residual to reach, in units of the largest singular value.
     pub tolerance: f64,
     pub seed: u64,
 }
 
-/// Where the iteration ended.
-pub(crate) enum Outcome<T> {
+/// Result of an iteration.
+pub(crate) enum KrylovResult<T> {
     Converged {
         vectors: Vectors<T>,
         blocks: usize,
     },
-    /// The largest residual after all blocks.
+    /// The residual is above the tolerance after all blocks.
     Stopped {
         residual: f64,
         blocks: usize,
@@ -53,7 +53,7 @@ pub(crate) enum Outcome<T> {
 /// An iteration on `a [rows, cols]`, `rows <= cols`.
 pub(crate) struct Krylov<'a, T, A> {
     a: &'a A,
-    plan: Plan,
+    settings: KrylovSettings,
     rng: ChaCha8Rng,
     blocks: usize,
     /// Left basis, of vectors `[rows]`.
@@ -62,21 +62,21 @@ pub(crate) struct Krylov<'a, T, A> {
     p: Basis<T>,
     /// `P^T A^T Q`, block upper triangular `[k, k]`.
     r: Mat<T>,
-    /// The block that `q` grows by next; empty once it spans the space.
+    /// The next block of `q`; empty if `q` spans the space.
     next: Mat<T>,
     /// `B = next^T A P_j` for the last block `P_j`.
     coupling: Mat<T>,
 }
 
 impl<'a, T: Scalar, A: Operator<T>> Krylov<'a, T, A> {
-    pub fn new(a: &'a A, plan: Plan) -> Self {
+    pub fn new(a: &'a A, settings: KrylovSettings) -> Self {
         let (rows, cols) = a.shape();
-        let capacity = rows.min(plan.block.saturating_mul(plan.max_blocks).saturating_add(PROBE.0 * PROBE.1));
-        let block = plan.block;
+        let capacity = rows.min(settings.block.saturating_mul(settings.max_blocks).saturating_add(PROBE.0 * PROBE.1));
+        let block = settings.block;
         let mut state = Krylov {
             a,
-            rng: ChaCha8Rng::seed_from_u64(plan.seed),
-            plan,
+            rng: ChaCha8Rng::seed_from_u64(settings.seed),
+            settings,
             blocks: 0,
             q: Basis::new(rows, capacity),
             p: Basis::new(cols, capacity),
@@ -88,10 +88,10 @@ impl<'a, T: Scalar, A: Operator<T>> Krylov<'a, T, A> {
         state
     }
 
-    /// Goes on until the wanted triplets have converged.
-    pub fn run(mut self) -> Result<Outcome<T>, LinalgError> {
-        let mut check = Schedule::new(&self.plan);
-        let (rank, max_blocks, tolerance) = (self.plan.rank, self.plan.max_blocks, self.plan.tolerance);
+    /// Iterates until the requested triplets converge.
+    pub fn run(mut self) -> Result<KrylovResult<T>, LinalgError> {
+        let mut check = CheckSchedule::new(&self.settings);
+        let KrylovSettings { rank, max_blocks, tolerance, .. } = self.settings;
         loop {
             self.step()?;
             let (columns, last) = (self.q.len(), self.blocks >= max_blocks);
@@ -99,48 +99,49 @@ impl<'a, T: Scalar, A: Operator<T>> Krylov<'a, T, A> {
                 continue;
             }
             let Some(ritz) = leading(self.r.as_ref(), rank) else {
-                return Ok(Outcome::Stopped { residual: f64::NAN, blocks: self.blocks });
+                return Ok(KrylovResult::Stopped { residual: f64::NAN, blocks: self.blocks });
             };
             let residual = self.residual(&ritz);
             if self.full() || residual <= tolerance && self.nothing_missed(ritz.s[rank - 1])? {
                 return Ok(self.triplets(&ritz));
             }
             if last || residual.is_nan() {
-                return Ok(Outcome::Stopped { residual, blocks: self.blocks });
+                return Ok(KrylovResult::Stopped { residual, blocks: self.blocks });
             }
             check.after(columns, residual);
         }
     }
 
-    /// Takes the first blocks, and says whether singular values lie so close together that many more will be needed.
+    /// Computes the first blocks, and returns whether the spectrum is flat, so that the iteration would need many more.
     ///
-    /// They do where the stable rank `R = ||A||_F^2 / s_1^2`, the number of singular values if all were as large as the
-    /// first, is well above the wanted one, `r`. The `r` largest then leave at least `R - r` to the others, so that
-    /// `s_1 / s_r` is at most `sqrt((rows - r) / (R - r))`.
+    /// It is flat if the stable rank `R = ||A||_F^2 / s_1^2` is well above the requested rank `r`. `R` is the number of
+    /// singular values if all were as large as the first. The `r` largest then leave at least `R - r` to the others, so
+    /// that `s_1 / s_r` is at most `sqrt((rows - r) / (R - r))`.
     pub fn finds_a_flat_spectrum(&mut self) -> Result<bool, LinalgError> {
         while self.blocks < FLAT_BLOCKS && !self.full() {
             self.step()?;
         }
         let Some(ritz) = leading(self.r.as_ref(), 1) else { return Ok(false) };
-        // The first block is a random part of the space, and its image is all in the first block of `P`.
-        let width = self.plan.block;
+        // The first block is a random part of the space, and the first block of `P` spans its whole image.
+        let width = self.settings.block;
         let share: f64 = self.r.submatrix(0, 0, width, width).norm_l2().into();
         let stable_rank = (share / ritz.s[0]).powi(2) * self.a.shape().0 as f64 / width as f64;
-        Ok(stable_rank >= FLAT_RANKS * self.plan.rank as f64)
+        Ok(stable_rank >= FLAT_RANKS * self.settings.rank as f64)
     }
 
+    /// Whether `q` spans the space.
     fn full(&self) -> bool {
         self.next.nrows() == 0
     }
 
-    /// Random directions outside `q`, at most `width`.
+    /// At most `width` random directions, orthogonal to `q`.
     fn fresh(&mut self, width: usize) -> Mat<T> {
         let rows = self.a.shape().0;
         let start = gaussian(width.min(rows - self.q.len()), rows, &mut self.rng);
         self.q.orthonormalize(start.as_ref(), &mut self.rng).0
     }
 
-    /// Takes `next` into the basis and forms the block after it.
+    /// Adds `next` to the basis and computes the block after it.
     fn step(&mut self) -> Result<(), LinalgError> {
         let (old, width) = (self.q.len(), self.next.nrows());
         self.q.push(self.next.as_ref());
@@ -180,9 +181,11 @@ impl<'a, T: Scalar, A: Operator<T>> Krylov<'a, T, A> {
         largest_of(norms(missing.as_ref())) / ritz.s[0]
     }
 
-    /// A small residual says that the triplets are triplets, not that they are the leading ones: of a singular value
-    /// repeated more often than a block is wide, the start sees only as many copies as it has columns. So a few narrow
-    /// blocks search the complement from a fresh start. Where they find something the iteration goes on with it, and
+    /// Searches for leading triplets that the iteration missed, and returns whether there are none.
+    ///
+    /// A small residual proves that the triplets are triplets, not that they are the leading ones. If a singular value
+    /// repeats more often than a block has columns, the start finds only as many copies as it has columns. So a few
+    /// narrow blocks search the complement from a fresh start. If they find a triplet, the iteration continues from it,
     /// with blocks more than twice as wide.
     fn nothing_missed(&mut self, smallest: f64) -> Result<bool, LinalgError> {
         let known = self.q.len();
@@ -202,8 +205,8 @@ impl<'a, T: Scalar, A: Operator<T>> Krylov<'a, T, A> {
         Ok(clear)
     }
 
-    /// Joins `pending` and random directions to the next block. No image of `p` may be left out of `q` for good, or
-    /// the residual would not see it.
+    /// Adds `pending` and random directions to the next block. `q` must not lose an image of `p`, because the residual
+    /// would miss it.
     fn widen(&mut self, pending: &Mat<T>) {
         let rows = self.a.shape().0;
         let (left, waiting) = (rows - self.q.len(), self.next.nrows());
@@ -218,30 +221,31 @@ impl<'a, T: Scalar, A: Operator<T>> Krylov<'a, T, A> {
         self.next = self.q.orthonormalize(joined.as_ref(), &mut self.rng).0;
     }
 
-    fn triplets(&self, ritz: &Ritz<T>) -> Outcome<T> {
+    fn triplets(&self, ritz: &Ritz<T>) -> KrylovResult<T> {
         let combine = |basis: &Basis<T>, weights: &Mat<T>| {
             let used = basis.columns().subcols(0, weights.nrows());
             product(used, weights.as_ref())
         };
         let vectors = Vectors { u: combine(&self.q, &ritz.y), v: combine(&self.p, &ritz.x) };
-        Outcome::Converged { vectors, blocks: self.blocks }
+        KrylovResult::Converged { vectors, blocks: self.blocks }
     }
 }
 
-/// When to pay for the next small SVD: the residual falls about geometrically, so its past says when to look again.
-struct Schedule {
+/// Decides when to compute the next small SVD. The residual falls about geometrically, so earlier residuals predict when
+/// it reaches the tolerance.
+struct CheckSchedule {
     block: usize,
     target: f64,
     next: usize,
     last: Option<(usize, f64)>,
 }
 
-impl Schedule {
-    /// `ln` of the factor per block by which residuals fell on spectra like those of trained weights.
+impl CheckSchedule {
+    /// `ln` of the factor by which a block reduces the residual, for spectra like those of trained weights.
     const USUAL_RATE: f64 = 1.25;
 
-    fn new(plan: &Plan) -> Self {
-        Schedule { block: plan.block, target: plan.tolerance, next: 3 * plan.rank, last: None }
+    fn new(settings: &KrylovSettings) -> Self {
+        Self { block: settings.block, target: settings.tolerance, next: 3 * settings.rank, last: None }
     }
 
     fn due(&self, columns: usize) -> bool {

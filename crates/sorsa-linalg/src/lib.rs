@@ -1,10 +1,10 @@
-//! Singular value decompositions for adapters: the leading triplets of a large dense matrix, exact to the precision of
-//! its numbers and with the residual measured, and measures of orthonormality and spectra.
+//! Singular value decompositions for adapters: the leading triplets of a large dense matrix, exact to working precision and
+//! with a measured residual. Also measures of orthonormality and spectra.
 //!
-//! - [`truncated_svd`] decomposes one matrix in host memory, [`decompose_all`] many of them in parallel;
-//! - [`tensor::truncated_svd`] decomposes a burn tensor where it lives;
+//! - [`truncated_svd`] decomposes a matrix in host memory;
+//! - [`tensor::truncated_svd`] decomposes a burn tensor, on its device or on the host;
 //! - [`leading_qr`] gives the first columns and rows of a QR decomposition;
-//! - [`drift`] compares the singular triplets of a weight with those it started from;
+//! - [`drift`] compares the singular triplets of a weight before and after training;
 //! - [`spectral`] measures bases and singular values.
 //!
 //! ```
@@ -20,7 +20,6 @@
 
 mod assignment;
 mod basis;
-mod batch;
 mod cholesky;
 pub mod drift;
 mod eigen;
@@ -37,7 +36,6 @@ mod svd;
 pub mod tensor;
 mod tridiagonal;
 
-pub use batch::{Job, Loader, Progress, decompose_all};
 pub use error::LinalgError;
 pub use faer;
 pub use qr::{LeadingQr, leading_qr};

@@ -1,4 +1,4 @@
-//! A matrix as the Krylov method sees it: something to multiply panels with.
+//! Linear operators: the Krylov iteration only multiplies the matrix with panels.
 
 use std::cell::Cell;
 
@@ -8,19 +8,19 @@ use faer::{Accum, Mat, MatRef, Par};
 
 use crate::{LinalgError, Scalar};
 
-/// `A [rows, cols]`, wherever it lives. A panel holds vectors in its rows, and is stored by columns: faer multiplies a
-/// narrow panel from the left up to 1.8 times as fast as from the right, by a matrix of either order.
+/// A matrix `A [rows, cols]`, in host memory or on a device. A panel holds vectors in its rows and is stored by columns:
+/// faer multiplies a narrow panel from the left up to 1.8 times as fast as from the right, for both orders of the matrix.
 pub(crate) trait Operator<T> {
     fn shape(&self) -> (usize, usize);
     /// `A x` for each row `x` of the panel `[width, cols]`, as a panel `[width, rows]`.
     fn apply(&self, panel: MatRef<'_, T>) -> Result<Mat<T>, LinalgError>;
     /// `A^T x` for each row `x` of the panel `[width, rows]`, as a panel `[width, cols]`.
     fn apply_transpose(&self, panel: MatRef<'_, T>) -> Result<Mat<T>, LinalgError>;
-    /// The lower triangle of `A A^T`, or where `turned` of `A^T A`; what lies above it is any numbers.
+    /// The lower triangle of `A A^T`, or of `A^T A` if `turned`. The entries above the diagonal are undefined.
     fn gram(&self, turned: bool) -> Result<Mat<T>, LinalgError>;
 }
 
-/// Threads for one product: all, unless the caller already is one of rayon's workers.
+/// Threads for one product: all, unless the caller is one of rayon's workers.
 pub(crate) fn parallelism() -> Par {
     match rayon::current_thread_index() {
         Some(_) => Par::Seq,
@@ -44,7 +44,7 @@ pub(crate) fn lower_product_with_itself<T: Scalar>(a: MatRef<'_, T>) -> Mat<T> {
     out
 }
 
-/// A transposed copy, by strips of as many columns as fill a cache line of the copy's.
+/// A transposed copy. It goes by strips of columns that fill a cache line of the copy.
 pub(crate) fn transpose<T: Scalar>(a: MatRef<'_, T>) -> Mat<T> {
     const STRIP: usize = 16;
     let (rows, cols) = a.shape();
@@ -82,7 +82,7 @@ impl<T: Scalar> Operator<T> for Host<'_, T> {
     }
 }
 
-/// An operator turned so that it is not taller than wide, which counts what is asked of it.
+/// An operator that is transposed if it has more rows than columns. It counts products.
 pub(crate) struct Wide<'a, O> {
     inner: &'a O,
     pub turned: bool,
@@ -99,7 +99,7 @@ impl<'a, O> Wide<'a, O> {
         Wide { inner, turned: rows > cols, products: Cell::new(0), columns: Cell::new(0) }
     }
 
-    /// Number of products so far, and of columns in them.
+    /// Number of products so far, and of their columns.
     pub fn work(&self) -> (usize, usize) {
         (self.products.get(), self.columns.get())
     }

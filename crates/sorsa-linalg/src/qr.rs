@@ -1,7 +1,7 @@
 //! The leading part of a QR decomposition.
 //!
-//! The first `k` columns of `Q` depend on the first `k` columns of the matrix only, and `R[:k] = Q[:, :k]^T A`: a
-//! decomposition of `k` columns and one product give what a full one of `A [m, n]` would, at `k / n` of its cost.
+//! The first `k` columns of `Q` depend only on the first `k` columns of the matrix, and `R[:k] = Q[:, :k]^T A`. So a
+//! decomposition of `k` columns and one product replace the full decomposition of `A [m, n]`, at `k / n` of its cost.
 
 use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, MatRef, Par};
@@ -20,9 +20,8 @@ pub struct LeadingQr<T> {
     pub r: Mat<T>,
 }
 
-/// The first `k` columns of `Q` and rows of `R` in the thin QR decomposition of `a [m, n]`, up to the sign of each
-/// column and its row. `name` stands for the matrix in errors. Where leading columns depend on each other, `Q` is
-/// orthonormal all the same.
+/// The first `k` columns of `Q` and rows of `R` in the thin QR decomposition of `a [m, n]`, up to the sign of each column
+/// and its row. Errors call the matrix `name`. `Q` is orthonormal even if leading columns depend on each other.
 ///
 /// # Errors
 ///
@@ -33,14 +32,14 @@ pub fn leading_qr<T: Scalar>(name: &str, a: MatRef<'_, T>, k: usize) -> Result<L
     let q = orthonormal(a.subcols(0, k));
     let mut r = product(q.transpose(), a);
     for j in 0..k {
-        // Rounding noise: these columns of A lie within as many columns of Q.
+        // These entries are rounding errors: the leading columns of A lie in the span of as many columns of Q.
         (j + 1..k).for_each(|i| r[(i, j)] = T::from_f64(0.0));
     }
     Ok(LeadingQr { q, r })
 }
 
-/// Gram-Schmidt, column by column and twice for each, in f64 whatever the numbers are. faer's own QR takes a column of
-/// f32 numbers for dependent where the others leave a hundredth of it, and nothing follows then.
+/// Gram-Schmidt by columns, twice for each, always in f64. faer's QR takes a column of f32 numbers for dependent if the
+/// others leave a hundredth of it, and then stops.
 fn orthonormal<T: Scalar>(a: MatRef<'_, T>) -> Mat<T> {
     let (rows, width) = a.shape();
     let mut q = Mat::<f64>::zeros(rows, width);
@@ -51,7 +50,7 @@ fn orthonormal<T: Scalar>(a: MatRef<'_, T>) -> Mat<T> {
         let mut column = outside(before, given);
         let mut norm = norms(column.as_ref())[0];
         if norm <= floor {
-            // Any direction will do: the axis of which the others hold least.
+            // Any direction serves. This takes the axis that the other columns contain least.
             let held = |i: usize| before.row(i).iter().map(|x| x * x).sum::<f64>();
             let axis = (0..rows).min_by(|i, j| held(*i).total_cmp(&held(*j))).expect("a matrix with rows");
             column = outside(before, Mat::from_fn(rows, 1, |i, _| f64::from(i == axis)));
@@ -62,7 +61,7 @@ fn orthonormal<T: Scalar>(a: MatRef<'_, T>) -> Mat<T> {
     Mat::from_fn(rows, width, |i, j| T::from_f64(q[(i, j)]))
 }
 
-/// What orthonormal columns leave of another.
+/// Projects a column onto the complement of orthonormal columns.
 fn outside(columns: MatRef<'_, f64>, mut column: Mat<f64>) -> Mat<f64> {
     for _ in 0..2 {
         let mut part = Mat::zeros(columns.ncols(), 1);
@@ -109,7 +108,7 @@ mod tests {
 
     #[test]
     fn columns_that_nearly_depend_on_others_and_those_after_them_are_kept() {
-        // Each differs from the first by a thousandth, all from each other.
+        // All columns differ, each from the first by a thousandth.
         let mut rng = ChaCha8Rng::seed_from_u64(6);
         let (first, other) = (gaussian::<f32>(20, 1, &mut rng), gaussian::<f32>(20, 6, &mut rng));
         let a = Mat::from_fn(20, 6, |i, j| first[(i, 0)] + 1e-3 * other[(i, j)]);

@@ -1,4 +1,4 @@
-//! The leading triplets of the small matrix that a Krylov iteration projects onto.
+//! The leading triplets of the projected matrix of a Krylov iteration.
 
 use faer::{Mat, MatRef};
 
@@ -7,7 +7,7 @@ use crate::eigen::{self, Eigen};
 use crate::exact::thin_svd;
 use crate::operator::{lower_product_with_itself, product};
 
-/// `R ≈ x diag(s) y^T`, `R [k, k]`, the leading triplets.
+/// The leading triplets of `R [k, k]`: `R ≈ x diag(s) y^T`.
 pub(crate) struct Ritz<T> {
     /// `[k, rank]`.
     pub x: Mat<T>,
@@ -17,8 +17,9 @@ pub(crate) struct Ritz<T> {
     pub y: Mat<T>,
 }
 
-/// By the eigenvectors of `R R^T` in f64, at a fraction of the cost of an SVD, where the squares of the wanted values
-/// stand as clear of f64's rounding as the values do of `T`'s; else by the SVD. `None` where faer does not converge.
+/// Computes the `rank` leading triplets. Eigenvectors of `R R^T` in f64 cost a fraction of an SVD. They are used if the
+/// squares of the requested values exceed the rounding of f64 by as much as the values exceed the rounding of `T`;
+/// otherwise the SVD is used. `None` if faer does not converge.
 pub(crate) fn leading<T: Scalar>(r: MatRef<'_, T>, rank: usize) -> Option<Ritz<T>> {
     if let Some(ritz) = by_squares(r, rank) {
         return Some(ritz);
@@ -71,7 +72,7 @@ mod tests {
         let mut rng = ChaCha8Rng::seed_from_u64(8);
         let full = gaussian::<f32>(40, 40, &mut rng);
         assert_triplets(&full, 12);
-        // Of rank 5: the squares of the others are rounding.
+        // A matrix of rank 5: the other squares are rounding errors.
         let thin = product(full.subcols(0, 5), full.subrows(0, 5));
         assert_triplets(&thin, 12);
         assert!(by_squares(thin.as_ref(), 12).is_none() && by_squares(full.as_ref(), 12).is_some());

@@ -1,4 +1,4 @@
-//! The two types of number that matrices here are made of.
+//! The two types of matrix entries.
 
 use faer::traits::RealField;
 

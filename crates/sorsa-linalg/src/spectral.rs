@@ -1,4 +1,4 @@
-//! Measures of bases and spectra, in f64 whatever the type of the matrix.
+//! Measures of bases and spectra, always in f64.
 
 use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, MatRef};
@@ -7,7 +7,7 @@ use crate::exact::thin_svd;
 use crate::operator::{parallelism, product};
 use crate::{LinalgError, Scalar};
 
-/// `||U^T U - I||_F` of `u [n, r]`: 0 where its columns are orthonormal.
+/// `||U^T U - I||_F` of `u [n, r]`: 0 if its columns are orthonormal.
 pub fn orthonormality_defect<T: Scalar>(u: MatRef<'_, T>) -> f64 {
     let u = widen(u);
     (product(u.transpose(), u.as_ref()) - Mat::<f64>::identity(u.ncols(), u.ncols())).norm_l2()
@@ -21,13 +21,13 @@ pub fn relative_orthonormality_defect<T: Scalar>(u: MatRef<'_, T>) -> f64 {
 /// The principal angles between the spaces spanned by the orthonormal columns of `a [n, p]` and `b [n, q]`, in radians
 /// from 0 to pi/2, ascending, `min(p, q)` of them.
 ///
-/// Angles above pi/4 come from their cosines, the singular values of `A^T B`; those below from their sines, the
-/// singular values of `B - A A^T B`, since the cosine of a small angle is 1 to rounding (Björck and Golub 1973).
+/// Angles above pi/4 come from their cosines, the singular values of `A^T B`. Smaller angles come from their sines, the
+/// singular values of `B - A A^T B`, because the cosine of a small angle rounds to 1 (Björck and Golub 1973).
 ///
 /// # Errors
 ///
-/// [`LinalgError::RowsDiffer`] where the two have different numbers of rows, and [`LinalgError::NotConverged`] where
-/// entries are not finite.
+/// [`LinalgError::RowsDiffer`] if the two have different numbers of rows, and [`LinalgError::NotConverged`] if entries are
+/// not finite.
 pub fn principal_angles<T: Scalar>(a: MatRef<'_, T>, b: MatRef<'_, T>) -> Result<Vec<f64>, LinalgError> {
     if a.nrows() != b.nrows() {
         return Err(LinalgError::RowsDiffer { left: a.nrows(), right: b.nrows() });
@@ -47,7 +47,7 @@ pub fn principal_angles<T: Scalar>(a: MatRef<'_, T>, b: MatRef<'_, T>) -> Result
     Ok(cosines.iter().zip(sines.iter().rev()).map(angle).collect())
 }
 
-/// `s_1 / s_r` of descending singular values; infinite where the last is 0, NaN for none.
+/// Condition number `s_1 / s_r` of descending singular values: infinite if the last is 0, NaN without values.
 pub fn condition_number<T: Scalar>(s: &[T]) -> f64 {
     match s {
         [] => f64::NAN,
@@ -58,7 +58,7 @@ pub fn condition_number<T: Scalar>(s: &[T]) -> f64 {
 }
 
 /// The effective rank, `exp(-sum p ln p)` with `p = s / sum s` (Roy and Vetterli 2007): `r` for `r` equal singular
-/// values, 1 for a single one, 0 where all are 0.
+/// values, 1 for a single one, 0 if all are 0.
 pub fn effective_rank<T: Scalar>(s: &[T]) -> f64 {
     let values = || s.iter().map(|&s| -> f64 { s.into() }).filter(|&s| s > 0.0);
     let total: f64 = values().sum();
@@ -74,7 +74,7 @@ fn widen<T: Scalar>(a: MatRef<'_, T>) -> Mat<f64> {
 }
 
 fn values(a: MatRef<'_, f64>) -> Result<Vec<f64>, LinalgError> {
-    // faer's iteration is not meant for NaN.
+    // faer's iteration does not support NaN.
     let svd = if a.norm_max().is_finite() { thin_svd(a) } else { None };
     let failed = || LinalgError::NotConverged {
         name: "principal angles".into(),
@@ -101,7 +101,7 @@ mod tests {
     #[test]
     fn principal_angles_are_exact_from_tiny_to_right() {
         let angles = [1e-9, 1e-4, 0.7, 1.2, std::f64::consts::FRAC_PI_2];
-        // Plane i is turned by angles[i]; one more column makes the spaces differ in dimension.
+        // Plane i is rotated by angles[i]. One more column makes the dimensions of the spaces differ.
         let a = Mat::<f64>::from_fn(11, 6, |i, j| f64::from(i == j));
         let b = Mat::from_fn(11, 5, |i, j| match i {
             i if i == j => angles[j].cos(),

@@ -1,47 +1,48 @@
-//! The truncated SVD of one matrix: the choice of the algorithm, and what every result goes through.
+//! The truncated SVD of one matrix: it chooses the algorithm, and measures every result.
 
 use faer::{ColRef, Mat, MatRef};
+use serde::{Deserialize, Serialize};
 
 use crate::basis::norms;
 use crate::exact::thin_svd;
 use crate::gram;
-use crate::krylov::{Krylov, Outcome, Plan};
+use crate::krylov::{Krylov, KrylovResult, KrylovSettings};
 use crate::operator::{Host, Operator, Wide, transpose};
 use crate::{LinalgError, Scalar};
 
 /// How to decompose.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Algorithm {
-    /// Exact where that is cheaper, else block Krylov, which gives way to eigenvectors of the Gram matrix where singular
-    /// values lie close together, and to the exact algorithm where neither converges.
+    /// `Exact` if it is cheaper, otherwise `BlockKrylov`. For a flat spectrum, `Gram` replaces `BlockKrylov`; if neither
+    /// converges, `Exact` runs.
     #[default]
     Auto,
-    /// All triplets by faer's thin SVD, of which the leading ones are kept; in f64 up to 512 rows or columns.
+    /// The leading triplets of faer's thin SVD; in f64 if the smaller side is at most 512.
     Exact,
     /// The leading triplets by randomized block Krylov iteration.
     BlockKrylov,
-    /// The leading triplets from the eigenvectors of `A A^T` or `A^T A`, whichever is smaller. Exact to rounding times
-    /// `s_1 / s_rank` only: for flat spectra.
+    /// The leading triplets from the eigenvectors of the smaller of `A A^T` and `A^T A`. They are exact to rounding times
+    /// `s_1 / s_rank` only, so it suits flat spectra.
     Gram,
 }
 
-/// Small sides up to which the exact algorithm computes in f64 whatever the matrix's dtype. Vectors of neighbouring
-/// singular values mix by `eps s_1 / gap`, which in f32 moves a residual by up to 1e-4 of `s_1`; at these sizes twice the
-/// time is milliseconds.
+/// Largest smaller side for which the exact algorithm always computes in f64. Vectors of neighbouring singular values mix
+/// by `eps s_1 / gap`. In f32 this moves a residual by up to 1e-4 of `s_1`. At these sizes f64 costs milliseconds.
 const EXACT_IN_F64: usize = 512;
 
 /// Options of [`truncated_svd`]. The default suits any matrix.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SvdOptions {
-    /// How to decompose.
+    /// Algorithm. The default is [`Algorithm::Auto`].
     pub algorithm: Algorithm,
-    /// Largest `||A v - s u||_2` accepted, in units of the largest singular value. Default 1e-5.
+    /// Largest accepted `||A v - s u||_2`, in units of the largest singular value. The default is 1e-5.
     pub tolerance: f64,
-    /// Columns of a Krylov block; 0, the default, chooses by rank.
+    /// Number of columns in a Krylov block. The default 0 chooses it by the rank.
     pub block: usize,
-    /// Krylov blocks before giving up. Default 64.
+    /// Maximum number of Krylov blocks. The default is 64.
     pub max_blocks: usize,
-    /// Seed of the random start. Default 0.
+    /// Seed of the random start. The default is 0.
     pub seed: u64,
 }
 
@@ -51,22 +52,22 @@ impl Default for SvdOptions {
     }
 }
 
-/// How a decomposition went.
+/// Report on a decomposition: algorithm, residual and work.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SvdReport {
-    /// What ran: never [`Algorithm::Auto`].
+    /// The algorithm that ran; never [`Algorithm::Auto`].
     pub algorithm: Algorithm,
-    /// Largest `||A v - s u||_2` of the triplets returned, in units of the largest singular value: measured, not
+    /// Largest `||A v - s u||_2` of the returned triplets, in units of the largest singular value. It is measured, not
     /// estimated.
     pub residual: f64,
-    /// Products with the matrix or its transpose, the final measurement among them.
+    /// Number of products with the matrix or its transpose, including the final measurement.
     pub products: usize,
-    /// Columns multiplied in those products.
+    /// Number of columns in those products.
     pub columns: usize,
 }
 
-/// The leading singular triplets of `A [m, n]`: `A v = s u`. The largest entry of each column of `u` is positive, so
-/// that two machines agree on signs.
+/// The leading singular triplets of `A [m, n]`: `A v = s u`. The entry of largest magnitude in each column of `u` is
+/// positive, so that signs agree between machines.
 #[derive(Debug, Clone)]
 pub struct Svd<T> {
     /// Left singular vectors `[m, rank]`, orthonormal.
@@ -75,11 +76,11 @@ pub struct Svd<T> {
     pub s: Vec<T>,
     /// Right singular vectors `[n, rank]`, orthonormal.
     pub v: Mat<T>,
-    /// How it went.
+    /// Algorithm, residual and work.
     pub report: SvdReport,
 }
 
-/// Singular vectors of a matrix `[m, n]`, before they are measured.
+/// Singular vectors of a matrix `[m, n]`, before the measurement of their residual.
 pub(crate) struct Vectors<T> {
     /// `[m, rank]`.
     pub u: Mat<T>,
@@ -89,13 +90,13 @@ pub(crate) struct Vectors<T> {
 
 /// The `rank` leading singular triplets of `a [m, n]`.
 ///
-/// `name` stands for the matrix in errors. Called from one of rayon's workers it stays on that thread, else it uses all.
-/// No copy of `a` is made but by the exact algorithm, and where its entries are so large or small that they are scaled.
+/// Errors call the matrix `name`. On one of rayon's workers, the function uses only that thread, otherwise all threads. It
+/// copies `a` only for the exact algorithm, or to scale very large or small entries.
 ///
 /// # Errors
 ///
-/// An empty matrix, one with entries that are not finite, a rank of 0 or above `min(m, n)`, and
-/// [`LinalgError::NotConverged`] where the residual stays above the tolerance.
+/// An empty matrix, entries that are not finite, a rank of 0 or above `min(m, n)`, and [`LinalgError::NotConverged`] if the
+/// residual stays above the tolerance.
 pub fn truncated_svd<T: Scalar>(
     name: &str,
     a: MatRef<'_, T>,
@@ -106,7 +107,7 @@ pub fn truncated_svd<T: Scalar>(
     check_finite(name, a)?;
     let largest = a.norm_max().into();
     if largest != 0.0 && !(1e-12..1e12).contains(&largest) {
-        // Squares would leave the range of f32.
+        // The squares of unscaled entries would leave the range of f32.
         let scaled = Mat::from_fn(a.nrows(), a.ncols(), |i, j| T::from_f64(a[(i, j)].into() / largest));
         let mut svd = truncated_svd(name, scaled.as_ref(), rank, options)?;
         svd.s.iter_mut().for_each(|s| *s = T::from_f64((*s).into() * largest));
@@ -149,15 +150,15 @@ fn decompose<T: Scalar>(
     finish(name, &wide, vectors, options, (Algorithm::Exact, 0))
 }
 
-/// The `rank` leading singular vectors of either side by the thin SVD of `a`, or `None` where it does not converge.
+/// The `rank` leading left and right singular vectors by the thin SVD of `a`. `None` if it does not converge.
 fn leading<S: Scalar, T: Scalar>(a: MatRef<'_, S>, rank: usize) -> Option<(Mat<T>, Mat<T>)> {
     let svd = thin_svd(a)?;
     let first = |x: &Mat<S>| Mat::from_fn(x.nrows(), rank, |i, j| T::from_f64(x[(i, j)].into()));
     Some((first(&svd.u), first(&svd.v)))
 }
 
-/// The algorithms that need no more of a matrix than its products, on one of finite entries and at least `rank` both ways:
-/// the one that `options` names, or the iteration until it is seen to be slow.
+/// The algorithms that need only products with the matrix. Its entries must be finite, and both sides at least `rank`. For
+/// [`Algorithm::Auto`], the iteration runs unless the spectrum is flat.
 pub(crate) fn projected_svd<T: Scalar>(
     name: &str,
     a: &impl Operator<T>,
@@ -172,7 +173,7 @@ pub(crate) fn projected_svd<T: Scalar>(
     if options.algorithm == Algorithm::Gram {
         return by_gram();
     }
-    let mut iteration = Krylov::new(&a, krylov_plan(a.shape().0, rank, options));
+    let mut iteration = Krylov::new(&a, krylov_settings(a.shape().0, rank, options));
     let may_leave = options.algorithm == Algorithm::Auto && gram::is_cheaper::<T>(a.shape(), rank);
     if may_leave && iteration.finds_a_flat_spectrum()? {
         match by_gram() {
@@ -181,36 +182,38 @@ pub(crate) fn projected_svd<T: Scalar>(
         }
     }
     match iteration.run()? {
-        Outcome::Converged { vectors, blocks } => finish(name, &a, vectors, options, (Algorithm::BlockKrylov, blocks)),
-        Outcome::Stopped { residual, blocks } => Err(not_converged(name, residual, options, blocks)),
+        KrylovResult::Converged { vectors, blocks } => {
+            finish(name, &a, vectors, options, (Algorithm::BlockKrylov, blocks))
+        }
+        KrylovResult::Stopped { residual, blocks } => Err(not_converged(name, residual, options, blocks)),
     }
 }
 
-fn krylov_plan(small_side: usize, rank: usize, options: &SvdOptions) -> Plan {
+fn krylov_settings(small_side: usize, rank: usize, options: &SvdOptions) -> KrylovSettings {
     let automatic = (rank / 4).next_multiple_of(8).clamp(8, 48);
     let block = if options.block == 0 { automatic } else { options.block }.min(small_side);
-    // From there on all triplets cost less; measured as [`exact_is_cheaper`], on flat spectra.
+    // With more blocks, all triplets cost less; measured like [`exact_is_cheaper`], on flat spectra.
     let auto_limit = (2 * small_side).div_ceil(3 * block);
     let max_blocks = match options.algorithm {
         Algorithm::Auto => options.max_blocks.min(auto_limit),
         _ => options.max_blocks,
     }
     .max(rank.div_ceil(block));
-    // The other half is for rounding in what is measured at the end.
+    // The other half allows for rounding errors in the final measurement.
     let tolerance = options.tolerance / 2.0;
-    Plan { rank, block, max_blocks, tolerance, seed: options.seed }
+    KrylovSettings { rank, block, max_blocks, tolerance, seed: options.seed }
 }
 
-/// The largest of numbers from 0 on; NaN where one is, which `max` would pass over.
+/// The largest of non-negative numbers. NaN if one of them is NaN, which `max` would ignore.
 pub(crate) fn largest_of(numbers: impl IntoIterator<Item = f64>) -> f64 {
     numbers
         .into_iter()
         .fold(0.0, |largest, number| if largest.is_nan() || number <= largest { largest } else { number })
 }
 
-/// Measures the triplets `u`, `v` of `a`, and puts them in the form promised by [`Svd`]. The singular values are the
-/// Rayleigh quotients `u^T A v`: their error is the square of the vectors'. The last argument says what
-/// made them, and in how many blocks.
+/// Measures the triplets `u`, `v` of `a`, and orders them like [`Svd`] promises. The singular values are the Rayleigh
+/// quotients `u^T A v`: their error is the square of the error of the vectors. The last argument is the algorithm and its
+/// number of blocks.
 fn finish<T: Scalar, O: Operator<T>>(
     name: &str,
     a: &Wide<'_, O>,
@@ -286,10 +289,10 @@ pub(crate) fn check_rank(name: &str, (rows, cols): (usize, usize), rank: usize) 
 
 pub(crate) fn check_finite<T: Scalar>(name: &str, a: MatRef<'_, T>) -> Result<(), LinalgError> {
     let finite = |x: &T| -> bool { (*x).into().is_finite() };
-    // Along the storage: a row-major matrix is a column-major one turned.
+    // Scan in storage order: a row-major matrix is a transposed column-major one.
     let turned = a.row_stride().abs() > a.col_stride().abs();
     let stored = if turned { a.transpose() } else { a };
-    // Without an early exit a column is scanned at the speed of memory.
+    // Without an early exit, the scan of a column runs at memory bandwidth.
     let whole = |column: ColRef<'_, T>| match column.try_as_col_major() {
         Some(column) => column.as_slice().iter().fold(true, |all, x| all & finite(x)),
         None => column.iter().all(finite),
@@ -305,7 +308,7 @@ pub(crate) fn check_finite<T: Scalar>(name: &str, a: MatRef<'_, T>) -> Result<()
     Err(LinalgError::NotFinite { name: name.into(), row, col, value, count: 1 + bad.count() })
 }
 
-/// Where all triplets cost less than the leading ones by iteration; measured, see `examples/svd_speed.rs`.
+/// Whether all triplets cost less than the leading ones by iteration. `examples/svd_speed.rs` measured the limits.
 pub(crate) fn exact_is_cheaper((rows, cols): (usize, usize), rank: usize) -> bool {
     let small_side = rows.min(cols);
     small_side <= 256 || 6 * rank > small_side

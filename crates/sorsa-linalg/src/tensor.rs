@@ -1,8 +1,8 @@
-//! The truncated SVD of a burn tensor, where it lives.
+//! The truncated SVD of a burn tensor, on its device or on the host.
 //!
-//! Of a Krylov iteration only the products with the weight are large. [`Placement::Device`] runs them where the weight
-//! is and moves panels of a few columns, so that a weight on a GPU stays there; [`Placement::Host`] copies the weight
-//! once and does everything in host memory.
+//! The only large operations of a Krylov iteration are the products with the weight. [`Placement::Device`] runs them on the
+//! weight's device and transfers panels of a few columns, so that a weight on a GPU stays there. [`Placement::Host`] copies
+//! the weight once and computes everything in host memory.
 
 use burn::tensor::{DType, FloatDType, Tensor, TensorData};
 use faer::{Mat, MatRef};
@@ -11,12 +11,12 @@ use crate::operator::Operator;
 use crate::svd::{check_rank, exact_is_cheaper, projected_svd};
 use crate::{Algorithm, LinalgError, SvdOptions, SvdReport, truncated_svd as host_svd};
 
-/// Where the products with the weight are computed.
+/// The place of the products with the weight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Placement {
-    /// In host memory: best for tensors of a CPU backend.
+    /// Host memory: best for tensors of a CPU backend.
     Host,
-    /// On the tensor's device: best for a GPU.
+    /// The tensor's device: best for a GPU.
     Device,
 }
 
@@ -29,17 +29,17 @@ pub struct TensorSvd {
     pub s: Tensor<1>,
     /// Right singular vectors `[rank, n]`, orthonormal rows.
     pub vt: Tensor<2>,
-    /// How it went.
+    /// Algorithm, residual and work.
     pub report: SvdReport,
 }
 
-/// The `rank` leading singular triplets of `w [m, n]`, computed in f32 whatever float type it has; no gradient flows.
+/// The `rank` leading singular triplets of `w [m, n]`, always computed in f32 and without gradient.
 ///
-/// With [`Placement::Device`] a matrix for which the exact algorithm is chosen is copied to the host all the same.
+/// If the exact algorithm runs, even [`Placement::Device`] copies the matrix to the host.
 ///
 /// # Errors
 ///
-/// Those of [`truncated_svd`](crate::truncated_svd), and [`LinalgError::Device`] where the tensor cannot be read.
+/// Those of [`truncated_svd`](crate::truncated_svd), and [`LinalgError::Device`] if the tensor cannot be read.
 pub fn truncated_svd(
     name: &str,
     w: Tensor<2>,
@@ -60,7 +60,7 @@ pub fn truncated_svd(
         host_svd(name, MatRef::from_row_major_slice(&data, rows, cols), rank, options)
     };
     let svd = if placement == Placement::Host || !iterate || !all_finite(name, w.clone())? {
-        // The host also finds out where an entry is not finite.
+        // The host also finds the first entry that is not finite.
         on_host(options)?
     } else {
         let operator = OnDevice { name, w: w.clone() };

@@ -1,13 +1,13 @@
-//! The largest eigenvalues of a symmetric tridiagonal matrix by bisection, and their vectors by inverse iteration (as
-//! LAPACK's `dstebz` and `dstein`), in f64: a few percent of the work of all of them.
+//! The largest eigenvalues of a symmetric tridiagonal matrix by bisection, and their eigenvectors by inverse iteration, in
+//! f64 (like LAPACK's `dstebz` and `dstein`). This takes a few percent of the work of all eigenpairs.
 
 use pulp::Arch;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-/// Eigenvalues that are bisected at once: each count is a chain of divisions.
+/// Number of eigenvalues that are bisected at once, because each count is a chain of dependent divisions.
 const LANES: usize = 8;
-/// Solutions with the shifted matrix before a vector is given up. Two suffice but for the unluckiest start.
+/// Maximum number of inverse iterations for a vector. Two suffice for nearly every start.
 const SOLUTIONS: usize = 8;
 
 /// A symmetric tridiagonal matrix `T [n, n]`.
@@ -16,12 +16,12 @@ pub(crate) struct Tridiagonal {
     diagonal: Vec<f64>,
     /// `[n - 1]`, beside the diagonal.
     beside: Vec<f64>,
-    /// A bound of its eigenvalues' sizes.
+    /// A bound on the magnitude of the eigenvalues.
     norm: f64,
 }
 
 impl Tridiagonal {
-    /// Of `diagonal [n]` and `beside [n - 1]`, `n > 0`, whose squares are in the range of f64.
+    /// The matrix with `diagonal [n]` and `beside [n - 1]`, `n > 0`. The squares of both must be in the range of f64.
     pub fn new(diagonal: Vec<f64>, beside: Vec<f64>) -> Self {
         let neighbour = |i: usize| beside.get(i).map_or(0.0, |x| x.abs());
         let radius = |i: usize| neighbour(i) + neighbour(i.wrapping_sub(1));
@@ -33,8 +33,8 @@ impl Tridiagonal {
         self.diagonal.len()
     }
 
-    /// The `count` largest eigenvalues, descending, each to the rounding of the largest, and their vectors, each
-    /// `[n]`, orthonormal to about `precision`. `None` where numbers are not finite.
+    /// The `count` largest eigenvalues, descending, each exact to the rounding of the largest, and their eigenvectors, each
+    /// `[n]`, orthonormal to about `precision`. `None` if a number is not finite.
     pub fn largest(&self, count: usize, precision: f64) -> Option<(Vec<f64>, Vec<Vec<f64>>)> {
         if !self.diagonal.iter().chain(&self.beside).all(|x| x.is_finite()) {
             return None;
@@ -49,7 +49,7 @@ impl Tridiagonal {
         let narrowest = (2.0 * f64::EPSILON * self.norm).max(f64::MIN_POSITIVE);
         let mut values = Vec::with_capacity(count.next_multiple_of(LANES));
         for first in (0..count).step_by(LANES) {
-            // No value is larger than the one before it.
+            // No eigenvalue is larger than the one before it.
             let top = values.last().map_or(self.norm, |last: &f64| last + narrowest);
             let (mut low, mut high) = ([-self.norm; LANES], [top; LANES]);
             while low.iter().zip(&high).any(|(low, high)| high - low > narrowest) {
@@ -64,7 +64,7 @@ impl Tridiagonal {
             values.extend(low.iter().zip(&high).map(|(low, high)| low + (high - low) / 2.0));
         }
         values.truncate(count);
-        // Equal ones may come out of order by their rounding.
+        // Rounding can change the order of equal eigenvalues.
         values.iter_mut().fold(f64::INFINITY, |before, value| {
             *value = value.min(before);
             *value
@@ -72,8 +72,8 @@ impl Tridiagonal {
         values
     }
 
-    /// How many eigenvalues lie below each `x`: the negative pivots of `T - x I` (Sturm's sequence). `squares [n]` are
-    /// those of the numbers beside the diagonal, after a zero.
+    /// Counts the eigenvalues below each `x`: the negative pivots of `T - x I` (Sturm sequence). `squares [n]` holds a zero
+    /// and the squares of the entries beside the diagonal.
     fn count_below(&self, squares: &[f64], x: &[f64; LANES]) -> [u64; LANES] {
         let smallest = f64::MIN_POSITIVE * self.norm.powi(2).max(1.0);
         Arch::new().dispatch(
@@ -92,8 +92,8 @@ impl Tridiagonal {
         )
     }
 
-    /// Neighbours closer than rounding over `precision` share what inverse iteration finds of them, and are made
-    /// orthogonal to each other.
+    /// Inverse iteration cannot separate eigenvalues that are closer than rounding over `precision`. Their vectors are
+    /// orthogonalized against each other.
     fn vectors(&self, values: &[f64], precision: f64) -> Option<Vec<Vec<f64>>> {
         let closest = 16.0 * f64::EPSILON / precision * self.norm;
         let mut rng = ChaCha8Rng::seed_from_u64(0);
@@ -109,7 +109,7 @@ impl Tridiagonal {
     }
 
     fn vector(&self, value: f64, others: &[Vec<f64>], rng: &mut ChaCha8Rng) -> Option<Vec<f64>> {
-        // Above the smallest pivot, also where all is 0.
+        // A residual up to this is rounding error. It is larger than the smallest pivot, even if the whole matrix is 0.
         let rounding = (8.0 * f64::EPSILON * self.norm * (self.len() as f64).sqrt()).max(1e-300);
         let shifted = self.shifted(value);
         let mut vector: Vec<f64> = (0..self.len()).map(|_| rng.random_range(-1.0..1.0)).collect();
@@ -117,7 +117,7 @@ impl Tridiagonal {
         let mut close = false;
         for _ in 0..SOLUTIONS {
             shifted.solve(&mut vector);
-            // A vector of length 1 went in, so `T x - value x` has the inverse of what came out.
+            // The right-hand side has norm 1, so the norm of `T x - value x` is the inverse of the solution's norm.
             let length = orthonormalize(&mut vector, others)?;
             if close {
                 return Some(vector);
@@ -127,7 +127,7 @@ impl Tridiagonal {
         None
     }
 
-    /// Triangular factors of `T - shift I`, with rows exchanged where that is stabler.
+    /// LU factors of `T - shift I` with partial pivoting.
     fn shifted(&self, shift: f64) -> Shifted {
         let n = self.len();
         let smallest = (f64::EPSILON * self.norm).max(f64::MIN_POSITIVE);
@@ -155,13 +155,13 @@ impl Tridiagonal {
     }
 }
 
-/// One step of elimination and one row of the upper factor, which is as wide as three diagonals.
+/// One step of elimination, and one row of the upper factor, which has three diagonals.
 struct Row {
-    /// Of the pivot.
+    /// Inverse of the pivot.
     inverse: f64,
     above: f64,
     second: f64,
-    /// What of this row the next one loses, after they were exchanged or not.
+    /// The multiple of this row that the next row loses, after a possible exchange of the two.
     factor: f64,
     exchanged: bool,
 }
@@ -186,10 +186,10 @@ impl Shifted {
     }
 }
 
-/// Takes from `x` its parts along the orthonormal `others` and scales it to length 1. The length that it had, or `None`
-/// where that is 0 or not finite.
+/// Orthogonalizes `x` against the orthonormal `others` and scales it to norm 1. Returns the norm before scaling, or `None`
+/// if it is 0 or not finite.
 fn orthonormalize(x: &mut [f64], others: &[Vec<f64>]) -> Option<f64> {
-    // Of a solution as large as rounding lets it be, its square may overflow.
+    // The square of a very large solution may overflow.
     let largest = x.iter().fold(0.0f64, |largest, x| largest.max(x.abs()));
     if !(largest.is_finite() && largest > 0.0) {
         return None;
@@ -254,13 +254,13 @@ mod tests {
 
     #[test]
     fn neighbours_that_f64_cannot_tell_apart_get_orthogonal_vectors() {
-        // Wilkinson's matrix, whose largest pairs differ in the fifteenth digit.
+        // Wilkinson's matrix: the eigenvalues of its largest pairs differ in the fifteenth digit.
         let n = 61;
         let t = Tridiagonal::new((0..n).map(|i| (f64::from(i) - 30.0).abs()).collect(), vec![1.0; 60]);
         let (values, vectors) = t.largest(30, f64::EPSILON).unwrap();
         assert!(values[0] - values[1] < 1e-13 && values[1] - values[2] > 0.1);
         assert_pairs(&t, &values, &vectors, 1e-13);
-        // The same value throughout, in one piece and in several, and nothing at all.
+        // Equal eigenvalues, in one block and in several; then a zero matrix.
         for (diagonal, beside) in [(vec![3.0; 9], vec![0.0; 8]), (vec![0.0; 9], vec![0.0; 8])] {
             let t = Tridiagonal::new(diagonal, beside);
             let (values, vectors) = t.largest(9, 1e-7).unwrap();

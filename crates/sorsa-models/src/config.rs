@@ -208,6 +208,11 @@ impl ModelConfig {
             vec![format!("`model_type` should be one of {names}, found \"{model_type}\"")]
         })?;
         let config = family.read(&mut fields);
+        if let Some(decoder) = config.transformer() {
+            // Families that can do otherwise have taken them.
+            fields.only("layer_types", decoder.layer_types_json());
+            fields.only_number("partial_rotary_factor", 1.0);
+        }
         match fields.finish() {
             faults if faults.is_empty() => Ok(config),
             faults => Err(faults),

@@ -2,37 +2,101 @@
 
 use serde_json::{Map, Value};
 
-/// Fields that do not change what a model computes.
+/// Fields that do not change what a model computes: for the training, for the generation by Transformers, or about the
+/// file.
 const HARMLESS: &[&str] = &[
+    // About the file and the class.
     "architectures",
-    "attention_dropout",
+    "attn_implementation",
     "auto_map",
+    "cache_implementation",
     "dtype",
+    "finetuning_task",
     "id2label",
     "is_decoder",
     "is_encoder_decoder",
+    "is_llama_config",
     "label2id",
+    "license",
     "max_sequence_length",
+    "name_or_path",
+    "num_labels",
     "output_attentions",
     "output_hidden_states",
+    "output_scores",
+    "problem_type",
     "return_dict",
+    "return_dict_in_generate",
+    "task_specific_params",
+    "tokenizer_class",
     "torch_dtype",
     "torchscript",
     "transformers_version",
-    "unk_token_id",
+    "use_bfloat16",
     "use_cache",
     "use_return_dict",
-    "embd_pdrop",
-    "resid_pdrop",
-    "hidden_dropout",
+    // Of the training.
+    "attention_dropout",
+    "classifier_dropout",
     "dropout",
-    "problem_type",
-    "task_specific_params",
-    "cache_implementation",
-    "license",
-    "unsloth_fixed",
-    "unsloth_version",
+    "embd_pdrop",
+    "gradient_checkpointing",
+    "hidden_dropout",
+    "resid_pdrop",
+    // Tokens.
+    "decoder_start_token_id",
+    "sep_token_id",
+    "unk_token_id",
+    // Defaults of the generation, which older files have here.
+    "bad_words_ids",
+    "begin_suppress_tokens",
+    "chunk_size_feed_forward",
+    "diversity_penalty",
+    "do_sample",
+    "early_stopping",
+    "encoder_no_repeat_ngram_size",
+    "epsilon_cutoff",
+    "eta_cutoff",
+    "exponential_decay_length_penalty",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "length_penalty",
+    "max_length",
+    "max_new_tokens",
+    "min_length",
+    "min_new_tokens",
+    "min_p",
+    "no_repeat_ngram_size",
+    "num_beam_groups",
+    "num_beams",
+    "num_return_sequences",
+    "prefix",
+    "remove_invalid_values",
+    "repetition_penalty",
+    "suppress_tokens",
+    "temperature",
+    "top_k",
+    "top_p",
+    "typical_p",
 ];
+
+/// Beginnings of the names of harmless fields: what Transformers keeps for itself (`_name_or_path`), and what other
+/// programs note (`transformers.js_config`, `unsloth_version`, `mergekit_version`).
+const HARMLESS_PREFIXES: &[&str] = &["_", "transformers.js", "unsloth_", "mergekit"];
+
+/// Whether a field of `config.json` that nobody reads cannot change what the model computes: because of its name, or
+/// because its value is null, false or empty, which is what a field says that is not in use.
+pub(crate) fn is_harmless(name: &str, value: &Value) -> bool {
+    let is_unused = match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::String(text) => text.is_empty(),
+        Value::Array(list) => list.is_empty(),
+        // An empty configuration of a part of the model stands for that part with its defaults.
+        Value::Object(object) => object.is_empty() && !name.ends_with("_config"),
+        Value::Bool(true) | Value::Number(_) => false,
+    };
+    is_unused || HARMLESS.contains(&name) || HARMLESS_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+}
 
 /// Takes fields out of an object, collecting faults.
 pub(crate) struct Fields {
@@ -53,6 +117,16 @@ impl Fields {
     /// Whether the field is there and null, which for some fields is not the same as missing.
     pub fn is_null(&self, name: &str) -> bool {
         self.object.get(name).is_some_and(Value::is_null)
+    }
+
+    /// Whether the field is there, if only as null.
+    pub fn has(&self, name: &str) -> bool {
+        self.object.contains_key(name)
+    }
+
+    /// Sets a field.
+    pub fn put(&mut self, name: &str, value: Value) {
+        self.object.insert(name.to_owned(), value);
     }
 
     pub fn wrong(&mut self, name: &str, expected: &str, found: &Value) {
@@ -180,6 +254,13 @@ impl Fields {
         }
     }
 
+    /// The same for a number, which files write as an integer or not.
+    pub fn only_number(&mut self, name: &str, only: f64) {
+        if let Some(found) = self.take(name).filter(|value| value.as_f64() != Some(only)) {
+            self.wrong(name, &only.to_string(), &found);
+        }
+    }
+
     pub fn tokens(&mut self, name: &str) -> Vec<u32> {
         let Some(value) = self.take(name) else { return Vec::new() };
         let one = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
@@ -196,18 +277,15 @@ impl Fields {
     /// All faults, with one for each field that nobody took and that may change what the model computes.
     pub fn finish(self) -> Vec<String> {
         let mut faults = self.faults;
-        let left = self
-            .object
-            .iter()
-            .filter(|(name, value)| !value.is_null() && !name.starts_with('_') && !HARMLESS.contains(&name.as_str()));
+        let left = self.object.iter().filter(|(name, value)| !is_harmless(name, value));
         faults.extend(left.map(|(name, value)| format!("`{name}` = {value} is not supported")));
         faults
     }
 
-    /// As [`Self::finish`] for an object inside a field, where nothing may be left over.
+    /// As [`Self::finish`] for the object in `field`: the names of its fields follow that of `field`.
     pub fn finish_inner(self, field: &str) -> Vec<String> {
-        let mut faults: Vec<String> =
-            self.object.keys().map(|name| format!("`{field}.{name}` is not supported")).collect();
+        let left = self.object.iter().filter(|(name, value)| !is_harmless(name, value));
+        let mut faults: Vec<String> = left.map(|(name, _)| format!("`{field}.{name}` is not supported")).collect();
         faults.extend(self.faults);
         faults
     }

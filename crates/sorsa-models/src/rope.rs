@@ -144,22 +144,59 @@ impl Rope {
         matches!(&self.scaling, RopeScaling::LongRope(long) if long.is_long(length))
     }
 
-    /// Takes `rope_theta` and `rope_scaling`, or `rope_parameters` that holds both.
+    /// Takes `rope_theta` and `rope_scaling` of Transformers 4, or the `rope_parameters` of Transformers 5 that hold both.
+    /// A file with both forms has to say the same twice.
     pub(crate) fn read(fields: &mut Fields, default_theta: f64, max_position_embeddings: usize) -> Self {
-        let mut theta = fields.number("rope_theta", default_theta);
-        let nested = fields.take("rope_parameters").or_else(|| fields.take("rope_scaling"));
-        let mut scaling = RopeScaling::None;
-        if let Some(Value::Object(object)) = nested {
-            let mut inner = Fields::new(object);
-            theta = inner.number("rope_theta", theta);
-            let kind = inner.take("rope_type").or_else(|| inner.take("type"));
-            inner.take("type");
-            scaling = RopeScaling::read(kind.as_ref().and_then(Value::as_str), &mut inner, max_position_embeddings);
-            fields.faults.extend(inner.finish_inner("rope_scaling"));
-        } else if let Some(other) = nested {
-            fields.wrong("rope_scaling", "an object", &other);
+        let theta = fields.number("rope_theta", default_theta);
+        let mut read = |name| Self::read_object(fields, name, theta, max_position_embeddings);
+        let (newer, older) = (read("rope_parameters"), read("rope_scaling"));
+        match (newer, older) {
+            (Some(newer), Some(older)) if newer != older => {
+                fields.faults.push("`rope_parameters` and `rope_scaling` should say the same".to_owned());
+                newer
+            }
+            (Some(rope), _) | (None, Some(rope)) => rope,
+            (None, None) => Self { theta, scaling: RopeScaling::None },
         }
-        Self { theta, scaling }
+    }
+
+    /// Takes the object `name`, whose `rope_theta` comes before `theta`.
+    fn read_object(
+        fields: &mut Fields,
+        name: &'static str,
+        theta: f64,
+        max_position_embeddings: usize,
+    ) -> Option<Self> {
+        let object = match fields.take(name)? {
+            Value::Object(object) => object,
+            other => {
+                fields.wrong(name, "an object", &other);
+                return None;
+            }
+        };
+        let mut inner = Fields::new(object);
+        let theta = inner.number("rope_theta", theta);
+        let older_name = inner.take("type");
+        let kind = inner.take("rope_type").or(older_name);
+        let scaling = RopeScaling::read(kind.as_ref().and_then(Value::as_str), &mut inner, max_position_embeddings);
+        fields.faults.extend(inner.finish_inner(name));
+        Some(Self { theta, scaling })
+    }
+
+    /// Takes the `rope_parameters` that Transformers 5 writes for a model whose layers with a window have another rotary
+    /// embedding, one object for each kind of layer: that of the other layers stays, that of the layers with a window is
+    /// returned.
+    pub(crate) fn take_local(fields: &mut Fields, default_theta: f64, max_position_embeddings: usize) -> Option<Self> {
+        let mut by_layer_type = fields.take_object("rope_parameters")?;
+        if !by_layer_type.has("full_attention") && !by_layer_type.has("sliding_attention") {
+            fields.put_back("rope_parameters", by_layer_type);
+            return None;
+        }
+        let local = Self::read_object(&mut by_layer_type, "sliding_attention", default_theta, max_position_embeddings);
+        let full = by_layer_type.take("full_attention");
+        fields.faults.extend(by_layer_type.finish_inner("rope_parameters"));
+        fields.put("rope_parameters", full.unwrap_or(Value::Null));
+        local
     }
 
     /// Writes `rope_theta` and `rope_scaling`.

@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 use sorsa_adapter::{AdapterError, NamedTensors, Trainable, read_tensors, write_tensors};
 use sorsa_data::DataPosition;
 
-use crate::files::{AtomicDir, FileError, recover, remove_folder, write_atomic};
 use crate::optimizer::Optimizer;
+use sorsa_files::{AtomicDir, FileError, recover, remove_folder, write_atomic};
 
 /// Where a run is. Dropout needs no more than `step`: the device is seeded anew before each step.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -113,7 +113,7 @@ impl Checkpoints {
     pub(crate) fn load(&self, step: u64) -> Result<LoadedCheckpoint, CheckpointError> {
         let folder = self.at(step);
         let path = folder.join(STATE);
-        let json = std::fs::read(&path).map_err(crate::files::at("read", &path))?;
+        let json = std::fs::read(&path).map_err(sorsa_files::at("read", &path))?;
         let state = serde_json::from_slice(&json).map_err(|error| FileError::Malformed {
             path,
             expected: "the state of a checkpoint",

@@ -2,10 +2,7 @@
 
 mod checkpoint;
 mod config;
-pub mod cpu_time;
-pub mod files;
 mod gradients;
-pub mod memory;
 pub mod metrics;
 mod optimizer;
 pub mod schedule;

@@ -15,7 +15,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crc::{CRC_32_ISCSI, Crc};
 
-use crate::files::{FileError, at};
+use sorsa_files::{FileError, at};
 
 /// Writes scalars to `<folder>/events.out.tfevents.<seconds>.<host>.<n>`. Each record is handed to the system at once, so
 /// that TensorBoard can follow a running experiment.

@@ -17,14 +17,14 @@ use sorsa_models::{CausalLm, mixed_seed};
 
 use crate::checkpoint::{Best, CheckpointError, Checkpoints, RunState};
 use crate::config::{Coupling, TrainConfig};
-use crate::files::FileError;
 use crate::gradients::{global_norm, scale, step_gradients};
-use crate::memory::peak_memory_bytes;
 use crate::metrics::{EvalMetrics, Metric, MetricsLog, StepMetrics};
 use crate::optimizer::{Decoupled, Optimizer};
 use crate::schedule::Schedule;
 use crate::tensorboard::EventWriter;
 use crate::trainable::{BatchSource, TrainableModel, TrainingBatch};
+use sorsa_files::FileError;
+use sorsa_files::peak_memory_bytes;
 
 /// Why a run stopped before its end.
 #[derive(Debug, thiserror::Error)]

@@ -53,7 +53,7 @@ pub struct RecipeArgs {
     /// q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj]
     #[arg(long, value_delimiter = ',', value_name = "PATTERN,..")]
     pub target_modules: Option<Vec<String>>,
-    /// Peak learning rate [default: the method's own]
+    /// Peak learning rate [default: depends on method, rank and model]
     #[arg(long, value_name = "RATE")]
     pub lr: Option<f64>,
     /// Weight of SORSA's orthonormal regularizer [default: 4e-4]

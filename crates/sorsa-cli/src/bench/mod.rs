@@ -8,23 +8,29 @@ mod jobs;
 mod options;
 
 use crate::args::{BenchArgs, BenchFormat};
-use crate::estimate::grouped;
+use crate::commands::finetune::{PROGRAM_MEMORY, PROGRAM_SECONDS};
 use crate::exit::{Interrupted, bad_input};
 use crate::format::{print, print_json};
+use crate::observer::TerminalObserver;
 use crate::progress::Style;
+use crate::session;
 use comparison::measurement::Measurements;
 use comparison::plan::ComparisonPlan;
 use comparison::report::Report;
 use comparison::results::Comparison;
 use jobs::job_runner::JobRunner;
 use jobs::stages;
+use sorsa_experiment::estimate::grouped;
 
 pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
     let style = Style::choose(args.quiet);
     if let Some(text) = args.forgetting_text.as_ref().filter(|text| !text.is_file()) {
         return Err(bad_input(format!("--forgetting-text: {} is no file", text.display())));
     }
-    let plan = ComparisonPlan::new(options::request(args)?, &args.device, style)?;
+    let mut host = session::host(&args.device, style)?;
+    host.code = Some(session::code_execution(PROGRAM_SECONDS, PROGRAM_MEMORY));
+    let mut observer = TerminalObserver::new(style, &host.backend);
+    let plan = ComparisonPlan::new(options::request(args)?, &host, &mut observer)?;
     if args.dry_run {
         return show(&plan, args.format);
     }
@@ -43,7 +49,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
     if style != Style::Quiet {
         eprintln!("this process did {done_here} of the jobs; the others were done before, or by other processes");
     }
-    let comparison = Comparison::new(&plan, &runs, &measurements, args.device.backend, args.target_loss)?;
+    let comparison = Comparison::new(&plan, &runs, &measurements, args.target_loss)?;
     let report = Report::write(&comparison, &plan.folder)?;
     match args.format {
         BenchFormat::Table => print(report.plain),
@@ -58,9 +64,8 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
 fn show(plan: &ComparisonPlan, format: BenchFormat) -> anyhow::Result<()> {
     let rows = plan.rows.iter().zip(&plan.grids);
     if format == BenchFormat::Json {
-        let arms: Vec<_> = rows
-            .map(|(row, grid)| serde_json::json!({ "arm": row.name, "learning_rates": grid.rates() }))
-            .collect();
+        let arms: Vec<_> =
+            rows.map(|(row, grid)| serde_json::json!({ "arm": row.name, "learning_rates": grid.rates() })).collect();
         let mut json = serde_json::json!({
             "arms": arms, "seeds": plan.seeds, "extensions_at_most": plan.extend, "steps": plan.steps,
             "tokens_per_step": plan.tokens_per_step(), "problems": plan.problems, "runs": plan.run_count(),

@@ -7,12 +7,13 @@ use toml::Value;
 use super::comparison::arm::Arm;
 use super::comparison::base_recipe::BaseRecipe;
 use super::comparison::defaults;
-use super::comparison::fields::{GAMMA, RANK};
+use super::comparison::fields::{FieldValue, GAMMA, RANK};
 use super::comparison::request::{ComparisonRequest, RequestedRates};
 use super::comparison::suite::Suite;
 use super::comparison::sweep::Sweep;
 use crate::args::{BenchArgs, RecipeArgs};
 use crate::exit::bad_input;
+use crate::recipe::given_fields;
 
 /// The comparison that the arguments ask for.
 pub fn request(args: &BenchArgs) -> anyhow::Result<ComparisonRequest> {
@@ -46,9 +47,24 @@ pub fn request(args: &BenchArgs) -> anyhow::Result<ComparisonRequest> {
         rates: rates(args, factors)?,
         seeds: checked_list("--seeds", args.seeds.clone())?.unwrap_or_else(|| seeds.to_vec()),
         extend: args.extend.unwrap_or(extensions),
-        base: BaseRecipe::new(fields, settings),
-        backend: args.device.backend,
+        sets_eval_every: fields.set.iter().any(|field| field.starts_with("train.eval_every=")),
+        base: base_recipe(fields, settings)?,
     })
+}
+
+/// The fields of all runs: those of the recipe file and the options, then `settings`, then those of `--set`.
+fn base_recipe(mut options: RecipeArgs, settings: &[&str]) -> anyhow::Result<BaseRecipe> {
+    let given = std::mem::take(&mut options.set);
+    options.set = settings.iter().map(ToString::to_string).chain(given).collect();
+    let mut fields_if_used = Vec::new();
+    if let Some(rank) = options.rank.take() {
+        fields_if_used.push(FieldValue::new(RANK, i64::try_from(rank)?));
+    }
+    if let Some(gamma) = options.gamma.take() {
+        fields_if_used.push(FieldValue::new(GAMMA, gamma));
+    }
+    let (fields, source) = given_fields(&options)?;
+    Ok(BaseRecipe { fields, fields_if_used, source })
 }
 
 fn default_folder(quick: bool) -> PathBuf {

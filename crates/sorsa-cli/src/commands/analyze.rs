@@ -3,29 +3,34 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use sorsa_eval::analysis::Analysis;
-use sorsa_train::files::write_atomic;
+use sorsa_experiment::analysis::{self, RunToAnalyze};
+use sorsa_files::write_atomic;
+use sorsa_report::analysis::Analysis;
 
-use crate::analysis::RunToAnalyze;
-use crate::args::{AnalyzeArgs, Triplets};
-use crate::device::{self, Backend};
+use crate::args::{AnalyzeArgs, DeviceArgs, Triplets};
+use crate::device::Backend;
 use crate::format::{TableFormat, print, print_json};
+use crate::observer::TerminalObserver;
 use crate::progress::Style;
-use crate::session::create_folder;
+use crate::session::{self, create_folder};
 
 pub fn run(args: &AnalyzeArgs) -> anyhow::Result<()> {
     let style = Style::choose(args.quiet);
     // Decompositions are the CPU's work, whatever trained.
-    let device = device::open(Backend::Flex, 0)?;
-    let opened: Vec<_> = args.runs.iter().map(|folder| RunToAnalyze::open(folder)).collect::<anyhow::Result<_>>()?;
+    let host = session::host(&DeviceArgs { backend: Backend::Flex, device: 0 }, style)?;
+    let mut observer = TerminalObserver::new(style, &host.backend);
+    let opened: Vec<_> = args.runs.iter().map(|folder| RunToAnalyze::open(folder)).collect::<Result<_, _>>()?;
+    let (triplets, over) = match args.triplets {
+        Triplets::All => ("all", analysis::Triplets::All),
+        Triplets::R => ("r", analysis::Triplets::Rank),
+    };
     let mut base = None;
     let mut runs = Vec::with_capacity(opened.len());
     for (run, name) in opened.iter().zip(names(&opened)) {
-        let loaded = run.base(base.take(), &device, style)?;
-        runs.push(run.analyze(name, &loaded, &args.modules, args.triplets, style)?);
+        let loaded = run.base(base.take(), &host)?;
+        runs.push(run.analyze(name, &loaded, &args.modules, over, &mut observer)?);
         base = Some(loaded);
     }
-    let triplets = if args.triplets == Triplets::All { "all" } else { "r" };
     let analysis = Analysis { triplets: triplets.to_owned(), runs };
     let out = match (&args.out, &args.runs[..]) {
         (Some(out), _) => out.clone(),
@@ -43,7 +48,7 @@ pub fn run(args: &AnalyzeArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A name for each run; where two would be called the same, with their folders.
+/// A name for each run. Runs of the same name get their folders too.
 fn names(runs: &[RunToAnalyze<'_>]) -> Vec<String> {
     let plain: Vec<String> = runs.iter().map(RunToAnalyze::name).collect();
     let shared = |name: &String| plain.iter().filter(|other| *other == name).count() > 1;
@@ -56,7 +61,7 @@ fn names(runs: &[RunToAnalyze<'_>]) -> Vec<String> {
 
 /// Writes tables, figures and the page.
 fn write(analysis: &Analysis, out: &Path) -> anyhow::Result<()> {
-    // Whatever cannot be drawn is found before the folder is made.
+    // A figure that cannot be drawn is found before the folder is made.
     let mut files = vec![
         ("analysis.json".to_owned(), serde_json::to_vec_pretty(&analysis.json())?),
         ("analysis.csv".to_owned(), TableFormat::Csv.table(&analysis.rows()).unwrap_or_default().into_bytes()),

@@ -8,10 +8,10 @@ use burn::tensor::FloatDType;
 use sorsa_adapter::author::AuthorExport;
 use sorsa_adapter::peft::{PeftAdapter, PeftExport, PeftForm};
 use sorsa_adapter::{HostTensor, SavedAdapter};
-use sorsa_eval::report::bytes;
 use sorsa_models::CausalLm;
 use sorsa_models::gguf::{GgufType, LoraModule, export_adapter, export_model};
 use sorsa_models::weights::{Checkpoint, CheckpointWriter, Expected, FloatDtype};
+use sorsa_report::report::bytes;
 
 use crate::args::{ExportArgs, ExportFormat};
 use crate::commands::merge::write_merged;

@@ -2,13 +2,15 @@
 
 use serde::Serialize;
 use serde_json::{Map, Value};
-use sorsa_eval::grade::{AnswerKind, Verdict};
-use sorsa_train::files::write_atomic;
+use sorsa_experiment::answer::Verdicts;
+use sorsa_experiment::json_lines;
+use sorsa_experiment::scoreboard::{GradedRow, Scoreboard};
+use sorsa_files::write_atomic;
+use sorsa_grading::grade::AnswerKind;
 
 use crate::args::{GradeArgs, Task};
 use crate::exit::bad_input;
-use crate::run_dir::json_lines;
-use crate::scoreboard::{Judged, judge, print_scores};
+use crate::format::{TableFormat, print, print_json};
 
 /// The usual names of the generated text and of the gold answer, in the order in which they are tried.
 const PREDICTIONS: [&str; 6] = ["prediction", "generation", "generated", "output", "completion", "response"];
@@ -24,20 +26,8 @@ struct Graded {
     kind: Option<String>,
     expected: String,
     generated: String,
-    faithful: Verdict,
-    strict: Verdict,
-    author: Verdict,
-}
-
-impl Graded {
-    fn judged(&self) -> Judged<'_> {
-        Judged {
-            problem: self.line,
-            level: self.level.as_deref(),
-            kind: self.kind.as_deref(),
-            verdicts: [&self.faithful, &self.strict, &self.author],
-        }
-    }
+    #[serde(flatten)]
+    verdicts: Verdicts,
 }
 
 pub fn run(args: &GradeArgs) -> anyhow::Result<()> {
@@ -70,13 +60,24 @@ pub fn run(args: &GradeArgs) -> anyhow::Result<()> {
         write_atomic(out, json_lines(&rows)?)?;
     }
     if let Some(out) = &args.disagreements {
-        let disputed: Vec<&Graded> = rows.iter().filter(|row| row.judged().disputed()).collect();
+        let disputed: Vec<&Graded> = rows.iter().filter(|row| row.verdicts.disputed()).collect();
         write_atomic(out, json_lines(&disputed)?)?;
     }
-    let judged: Vec<Judged<'_>> = rows.iter().map(Graded::judged).collect();
-    let mut extra = Map::new();
-    extra.insert("problems".into(), rows.len().into());
-    print_scores(&judged, 1, args.format, extra, "")
+    let graded = rows.iter().map(|graded| GradedRow {
+        problem: graded.line,
+        level: graded.level.as_deref(),
+        kind: graded.kind.as_deref(),
+        verdicts: &graded.verdicts,
+    });
+    let board = Scoreboard::new(graded.collect(), 1);
+    if args.format == TableFormat::Json {
+        return print_json(&board.json(Map::from_iter([("problems".to_owned(), rows.len().into())])));
+    }
+    print(args.format.table(&board.table()).unwrap_or_default().trim_end())?;
+    if args.format == TableFormat::Table {
+        print(format_args!("{} answers that the graders disagree on", board.disputed()))?;
+    }
+    Ok(())
 }
 
 /// Grades one line; nothing for the settings that `sorsa eval` writes first.
@@ -88,7 +89,7 @@ fn graded(args: &GradeArgs, kind: AnswerKind, line: usize, text: &str) -> Result
     }
     let generated = field(fields, args.prediction_field.as_deref(), &PREDICTIONS)?;
     let expected = field(fields, args.gold_field.as_deref(), &GOLDS)?;
-    let [faithful, strict, author] = judge(kind, &expected, &generated);
+    let verdicts = Verdicts::of(kind, &expected, &generated);
     let label = |names: [&str; 2]| names.into_iter().find_map(|name| fields.get(name)?.as_str().map(str::to_owned));
     Ok(Some(Graded {
         line,
@@ -96,9 +97,7 @@ fn graded(args: &GradeArgs, kind: AnswerKind, line: usize, text: &str) -> Result
         kind: label(["kind", "type"]),
         expected,
         generated,
-        faithful,
-        strict,
-        author,
+        verdicts,
     }))
 }
 

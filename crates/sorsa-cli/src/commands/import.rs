@@ -6,12 +6,12 @@ use burn::tensor::FloatDType;
 use sorsa_adapter::author::{self, AuthorConfig};
 use sorsa_adapter::peft::PeftAdapter;
 use sorsa_adapter::{AdapterError, AttachOptions, HostTensor, SavedAdapter};
+use sorsa_experiment::estimate::grouped;
 use sorsa_models::CausalLm;
 use sorsa_models::weights::Checkpoint;
 
 use crate::args::ImportArgs;
 use crate::device;
-use crate::estimate::grouped;
 use crate::exit::{OrBadInput, bad_input};
 use crate::format::print;
 use crate::progress::Style;

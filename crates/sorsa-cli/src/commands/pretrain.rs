@@ -8,17 +8,19 @@ use sorsa_adapter::{AdapterConfig, Method};
 use sorsa_data::{
     BatchOptions, Batcher, EncodeOptions, Encoder, LoadOptions, PromptTemplate, TextTokenizer, synthetic,
 };
+use sorsa_experiment::load_records;
+use sorsa_files::write_atomic;
 use sorsa_models::weights::FloatDtype;
 use sorsa_models::{CausalLm, ModelConfig};
-use sorsa_train::files::write_atomic;
 use sorsa_train::{OptimizerConfig, RunOutcome, ScheduleConfig, TrainConfig, Trainer};
 
 use crate::args::PretrainArgs;
 use crate::device;
 use crate::exit::{Interrupted, OrBadInput, bad_input};
 use crate::format::print;
+use crate::observer::TerminalObserver;
 use crate::progress::{Style, TrainingProgress};
-use crate::session::{create_folder, load_records};
+use crate::session::create_folder;
 
 /// Seed of the generated validation texts: any but the corpus's.
 pub const VALIDATION_SEED_OFFSET: u64 = 1_000_003;
@@ -178,7 +180,8 @@ fn model_config(args: &PretrainArgs, tokenizer: &TextTokenizer) -> anyhow::Resul
 }
 
 fn encode(path: &Path, encoder: &Encoder, style: Style) -> anyhow::Result<Vec<sorsa_data::Example>> {
-    let loaded = load_records(path, &LoadOptions::default(), style)?;
+    let mut observer = TerminalObserver::new(style, "");
+    let loaded = load_records(path, &LoadOptions::default(), &mut observer)?;
     let set = encoder.encode_all(&loaded.records).or_bad_input_in(path)?;
     if style != Style::Quiet {
         eprintln!("{}: {} documents, {} tokens", path.display(), loaded.records.len(), set.tokens);

@@ -11,9 +11,8 @@ use burn::tensor::FloatDType;
 use serde::Serialize;
 use sorsa_adapter::{AdapterConfig, AttachOptions, Attached, Method, add_regularizer};
 use sorsa_data::{BatchOptions, Batcher, Example};
+use sorsa_files::{cpu_seconds, peak_memory_bytes};
 use sorsa_models::CausalLm;
-use sorsa_train::cpu_time::cpu_seconds;
-use sorsa_train::memory::peak_memory_bytes;
 use sorsa_train::{OptimizerConfig, TrainConfig, Trainer};
 
 use super::args::{Sizes, SpeedArgs};

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use anyhow::Context;
 use serde_json::Value;
-use sorsa_eval::plot::{Axis, Figure, Marks, Scale, Series};
-use sorsa_train::files::write_atomic;
+use sorsa_files::write_atomic;
+use sorsa_report::plot::{Axis, Figure, Marks, Scale, Series};
 
 /// One measured configuration.
 #[derive(Debug, Clone, PartialEq)]

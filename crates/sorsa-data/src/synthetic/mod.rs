@@ -32,6 +32,6 @@ mod tokenizer;
 mod write;
 
 pub use corpus::corpus;
-pub use task::{Problem, TEST_PROBLEMS, TRAIN_PROBLEMS, Task, VALIDATION_PROBLEMS, task};
+pub use task::{Problem, TEST_PROBLEMS, TRAIN_PROBLEMS, TaskSplits, VALIDATION_PROBLEMS, task};
 pub use tokenizer::{BOS, EOS, PAD, VOCABULARY, train_tokenizer, write_tokenizer};
 pub use write::{SyntheticError, write_corpus, write_task};

@@ -38,14 +38,14 @@ pub struct Problem {
     /// The `N` of the response.
     #[serde(skip)]
     pub answer: i64,
-    /// The numbers given in the question. No two problems of a [`Task`] share template and numbers.
+    /// The given numbers of the question. No two problems of a [`TaskSplits`] share template and numbers.
     #[serde(skip)]
     pub numbers: Vec<i64>,
 }
 
 /// The splits of the task. In each split, the counts of two templates differ by at most one.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Task {
+pub struct TaskSplits {
     /// [`TRAIN_PROBLEMS`] problems to train on.
     pub train: Vec<Problem>,
     /// [`VALIDATION_PROBLEMS`] problems to choose settings by.
@@ -55,7 +55,7 @@ pub struct Task {
 }
 
 /// Draws the task. Equal seeds give equal tasks, on every platform.
-pub fn task(seed: u64) -> Task {
+pub fn task(seed: u64) -> TaskSplits {
     let mut draw = Draw::new(seed);
     let mut seen = HashSet::new();
     let mut split = |size: usize| {
@@ -66,7 +66,7 @@ pub fn task(seed: u64) -> Task {
     };
     let test = split(TEST_PROBLEMS);
     let validation = split(VALIDATION_PROBLEMS);
-    Task { train: split(TRAIN_PROBLEMS), validation, test }
+    TaskSplits { train: split(TRAIN_PROBLEMS), validation, test }
 }
 
 /// Draws problems of the template until one has new numbers.
@@ -116,7 +116,7 @@ mod tests {
     const SEED: u64 = 0;
 
     fn splits() -> [Vec<Problem>; 3] {
-        let Task { train, validation, test } = task(SEED);
+        let TaskSplits { train, validation, test } = task(SEED);
         [train, validation, test]
     }
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::{Problem, Task, corpus, task};
+use super::{Problem, TaskSplits, corpus, task};
 
 /// What can go wrong when an artefact is made and written.
 #[derive(Debug, thiserror::Error)]
@@ -47,7 +47,7 @@ pub fn write_corpus(path: &Path, seed: u64, documents: usize) -> Result<(), Synt
 /// # Errors
 /// [`SyntheticError::Write`] if a file or the folder cannot be written.
 pub fn write_task(folder: &Path, seed: u64) -> Result<(), SyntheticError> {
-    let Task { train, validation, test } = task(seed);
+    let TaskSplits { train, validation, test } = task(seed);
     let write = |name: &str, split: &[Problem]| write_lines(&folder.join(name), split);
     write("train.jsonl", &train)?;
     write("validation.jsonl", &validation)?;

@@ -125,9 +125,11 @@ pub(super) fn read_layer_types(fields: &mut Fields, decoder: &mut TransformerCon
     }
 }
 
-/// The value of `layer_types`.
-pub(super) fn layer_types_json(decoder: &TransformerConfig) -> Value {
-    decoder.layer_types.iter().map(|layer_type| layer_type.name()).collect()
+impl TransformerConfig {
+    /// The value of `layer_types`.
+    pub(crate) fn layer_types_json(&self) -> Value {
+        self.layer_types.iter().map(|layer_type| layer_type.name()).collect()
+    }
 }
 
 impl LayerType {

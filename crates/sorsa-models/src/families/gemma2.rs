@@ -37,10 +37,15 @@ pub(super) fn read_shared_with_gemma3(fields: &mut Fields, decoder: &mut Transfo
 
 pub(super) fn write_shared_with_gemma3(decoder: &TransformerConfig, json: &mut Map<String, Value>) {
     let mut put = |name: &str, value: Value| json.insert(name.to_owned(), value);
-    put("query_pre_attn_scalar", decoder.query_pre_attn_scalar.into());
+    put("query_pre_attn_scalar", integer_if_whole(decoder.query_pre_attn_scalar));
     put("sliding_window", decoder.sliding_window.into());
     put("attention_bias", decoder.qkv_bias.into());
     put("attn_logit_softcapping", decoder.attention_soft_cap.into());
     put("final_logit_softcapping", decoder.logit_soft_cap.into());
-    put("layer_types", decoder::layer_types_json(decoder));
+    put("layer_types", decoder.layer_types_json());
+}
+
+/// The number as Transformers declares it: Transformers 5 refuses 256.0 for an integer.
+fn integer_if_whole(number: f64) -> Value {
+    if number.fract() == 0.0 && number < 2f64.powi(53) { (number as u64).into() } else { number.into() }
 }

@@ -11,6 +11,9 @@ use crate::rope::{Rope, RopeScaling};
 
 pub(super) static FAMILY: Family = Family { model_type: "gemma3_text", class: "Gemma3ForCausalLM", read, write };
 
+/// Base of the rotary embedding in the layers with a window, unless the file has another.
+const LOCAL_THETA: f64 = 10_000.0;
+
 fn read(fields: &mut Fields) -> ModelConfig {
     let defaults = Defaults {
         num_key_value_heads: Some(4),
@@ -18,6 +21,8 @@ fn read(fields: &mut Fields) -> ModelConfig {
         rope_theta: 1_000_000.0,
         ..gemma::defaults()
     };
+    let context = fields.peek_size("max_position_embeddings", usize::MAX).max(1);
+    let local_rope = Rope::take_local(fields, LOCAL_THETA, context);
     let (sizes, mut decoder) = decoder::read(fields, &defaults, ("hidden_activation", Activation::GeluTanh));
     gemma2::read_shared_with_gemma3(fields, &mut decoder);
     decoder.query_key_norm = true;
@@ -27,9 +32,15 @@ fn read(fields: &mut Fields) -> ModelConfig {
     }
     decoder.logit_soft_cap = fields.optional_number("final_logit_softcapping", None);
     fields.only("use_bidirectional_attention", false);
-    let theta = fields.number("rope_local_base_freq", 10_000.0);
-    decoder.local_rope = Some(Rope { theta, scaling: RopeScaling::None });
-    let pattern = fields.size("sliding_window_pattern", Some(6));
+    let theta = fields.number("rope_local_base_freq", LOCAL_THETA);
+    let local_rope = local_rope.unwrap_or(Rope { theta, scaling: RopeScaling::None });
+    if local_rope.scaling != RopeScaling::None {
+        fields.faults.push("`rope_parameters.sliding_attention` should have the rope type default".to_owned());
+    }
+    decoder.local_rope = Some(local_rope);
+    // Files of Transformers 4.52 and later have an underscore before the name.
+    let newer = fields.size("_sliding_window_pattern", Some(6));
+    let pattern = fields.size("sliding_window_pattern", Some(newer));
     decoder::read_layer_types(fields, &mut decoder, |layer| !(layer + 1).is_multiple_of(pattern));
     sizes.config(&FAMILY, fields, Architecture::Transformer(decoder))
 }

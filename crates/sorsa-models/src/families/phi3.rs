@@ -13,6 +13,15 @@ pub(super) static FAMILY: Family = Family { model_type: "phi3", class: "Phi3ForC
 
 fn read(fields: &mut Fields) -> ModelConfig {
     let defaults = Defaults { max_position_embeddings: 4096, rms_norm_eps: 1e-5, ..DEFAULTS };
+    // Transformers 5 has it among the `rope_parameters`.
+    let factor = fields.take_object("rope_parameters").and_then(|mut inner| {
+        let factor = inner.take("partial_rotary_factor");
+        fields.put_back("rope_parameters", inner);
+        factor
+    });
+    if let Some(factor) = factor {
+        fields.put("partial_rotary_factor", factor);
+    }
     let long = LongRope::take(fields, defaults.max_position_embeddings);
     let (sizes, mut decoder) = decoder::read(fields, &defaults, ("hidden_act", Activation::Silu));
     decoder.fused_projections = true;

@@ -46,5 +46,5 @@ pub(super) fn write_window(decoder: &TransformerConfig, json: &mut Map<String, V
     put("use_sliding_window", decoder.sliding_window.is_some().into());
     put("sliding_window", decoder.sliding_window.into());
     put("max_window_layers", first.unwrap_or(decoder.layer_types.len()).into());
-    put("layer_types", decoder::layer_types_json(decoder));
+    put("layer_types", decoder.layer_types_json());
 }

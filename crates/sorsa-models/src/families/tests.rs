@@ -207,6 +207,21 @@ fn fields_that_would_change_the_mathematics_are_faults_in_the_families_that_do_n
         (json!({"model_type": "phi3", "full_attn_mod": 2}), "`full_attn_mod`"),
         (json!({"model_type": "llama", "pretraining_tp": 2}), "`pretraining_tp`"),
         (json!({"model_type": "llama", "unsloth_fixed": true}), ""),
+        (json!({"model_type": "llama", "rope_interleaved": true}), "`rope_interleaved` = true is not supported"),
+        (json!({"model_type": "llama", "layer_types": ["sliding_attention"]}), "`layer_types`"),
+        (json!({"model_type": "llama", "partial_rotary_factor": 0.5}), "`partial_rotary_factor` should be 1"),
+        (
+            json!({"model_type": "llama", "rope_parameters": {"rope_theta": 1.0}, "rope_scaling": {"rope_theta": 2.0}}),
+            "`rope_parameters` and `rope_scaling` should say the same",
+        ),
+        (json!({"model_type": "llama", "rope_parameters": {"odd": 1}}), "`rope_parameters.odd` is not supported"),
+        (
+            json!({"model_type": "gemma3_text", "rope_parameters": {
+                "full_attention": {"rope_theta": 1e6, "rope_type": "default"},
+                "sliding_attention": {"rope_type": "linear", "factor": 2.0},
+            }}),
+            "`rope_parameters.sliding_attention` should have the rope type default",
+        ),
         (json!({"model_type": "qwen2", "num_key_value_heads": 2, "use_mrope": false}), ""),
         (json!({"model_type": "qwen2", "num_key_value_heads": 2, "use_mrope": true}), "`use_mrope`"),
         (json!({"model_type": "rwkv", "num_attention_heads": 4}), "`num_attention_heads`"),
@@ -234,4 +249,53 @@ fn an_rwkv_leaves_its_widths_out() {
     };
     assert_eq!(widths("rwkv"), (10_240, 2560, RwkvVersion::V4));
     assert_eq!(widths("rwkv6"), (8960, 2560, RwkvVersion::V6 { head_size: 64, head_size_divisor: 8 }));
+}
+
+#[test]
+fn fields_of_published_files_that_change_nothing_are_no_faults() {
+    let llama = small(json!({"model_type": "llama"})).unwrap();
+    let full = vec!["full_attention"; 8];
+    for more in [
+        // SmolLM2, its Instruct version, files of Unsloth and of mergekit, Vicuna.
+        json!({"is_llama_config": true, "rope_interleaved": false, "transformers_version": "4.40.1"}),
+        json!({"transformers.js_config": {"kv_cache_dtype": {"q4f16": "float16", "fp16": "float16"}}}),
+        json!({"unsloth_fixed": true, "unsloth_version": "2025.1", "unsloth_tiled_mlp": false}),
+        json!({"mergekit_version": "0.1", "_name_or_path": "base", "pruned_heads": {}, "decoder_layers": []}),
+        json!({"max_length": 128, "temperature": 0.9, "top_p": 0.6, "do_sample": true}),
+        // Both forms of the rotary embedding, and what follows from the family anyway.
+        json!({"layer_types": full, "partial_rotary_factor": 1.0}),
+        json!({"rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0}, "rope_theta": 10_000.0,
+            "rope_scaling": {"rope_type": "default", "rope_theta": 10_000.0}}),
+        json!({"partial_rotary_factor": 1, "use_sliding_window": false, "sliding_window": null, "dtype": "bfloat16"}),
+    ] {
+        let mut fields = json!({"model_type": "llama"});
+        fields.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        assert_eq!(small(fields).unwrap(), llama, "{more}");
+    }
+}
+
+#[test]
+fn what_transformers_5_nests_in_rope_parameters_means_what_transformers_4_says_beside() {
+    let older = json!({"model_type": "gemma3_text", "rope_theta": 2e6, "rope_local_base_freq": 5e3,
+        "rope_scaling": {"rope_type": "linear", "factor": 8.0}, "sliding_window_pattern": 3});
+    let newer = json!({"model_type": "gemma3_text", "_sliding_window_pattern": 3, "use_bidirectional_attention": null,
+    "rope_parameters": {
+        "full_attention": {"factor": 8.0, "rope_theta": 2e6, "rope_type": "linear"},
+        "sliding_attention": {"rope_theta": 5e3, "rope_type": "default"},
+    }});
+    assert_eq!(small(newer).unwrap(), small(older).unwrap());
+    let older = json!({"model_type": "phi3", "partial_rotary_factor": 0.5, "rope_theta": 3e4});
+    let newer = json!({"model_type": "phi3", "rope_parameters": {
+        "partial_rotary_factor": 0.5, "rope_theta": 3e4, "rope_type": "default"}});
+    assert_eq!(small(newer).unwrap(), small(older).unwrap());
+}
+
+#[test]
+fn a_number_that_transformers_declares_as_an_integer_is_written_as_one() {
+    for family in ["gemma2", "gemma3_text"] {
+        for (scalar, written) in [(json!(256), "256"), (json!(144.0), "144"), (json!(20.5), "20.5")] {
+            let config = small(json!({"model_type": family, "query_pre_attn_scalar": scalar})).unwrap();
+            assert_eq!(config.to_json()["query_pre_attn_scalar"].to_string(), written);
+        }
+    }
 }

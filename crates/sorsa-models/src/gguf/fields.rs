@@ -2,41 +2,10 @@
 
 use serde_json::{Map, Value};
 
-/// Fields that change nothing in a GGUF file: training, initialization and Transformers' own bookkeeping.
-const HARMLESS: &[&str] = &[
-    "architectures",
-    "attention_dropout",
-    "auto_map",
-    "bos_token_id",
-    "cache_implementation",
-    "dropout",
-    "dtype",
-    "embd_pdrop",
-    "eos_token_id",
-    "hidden_dropout",
-    "id2label",
-    "initializer_range",
-    "is_decoder",
-    "is_encoder_decoder",
-    "label2id",
-    "license",
-    "max_sequence_length",
-    "output_attentions",
-    "output_hidden_states",
-    "pad_token_id",
-    "problem_type",
-    "resid_pdrop",
-    "return_dict",
-    "task_specific_params",
-    "torch_dtype",
-    "torchscript",
-    "transformers_version",
-    "unk_token_id",
-    "unsloth_fixed",
-    "unsloth_version",
-    "use_cache",
-    "use_return_dict",
-];
+use crate::fields::is_harmless;
+
+/// Fields that a GGUF file has from elsewhere (the tokenizer), or that only fresh weights ask for.
+const ELSEWHERE: &[&str] = &["bos_token_id", "eos_token_id", "initializer_range", "pad_token_id"];
 
 /// Takes fields out of an object, collecting faults; what is left over at the end is a fault too.
 pub(super) struct Fields {
@@ -129,10 +98,8 @@ impl Fields {
 
     /// Everything wrong, fields that nobody took included.
     pub fn finish(mut self) -> Vec<String> {
-        let unknown = self
-            .object
-            .iter()
-            .filter(|(name, value)| !value.is_null() && !name.starts_with('_') && !HARMLESS.contains(&name.as_str()));
+        let unknown =
+            self.object.iter().filter(|(name, value)| !is_harmless(name, value) && !ELSEWHERE.contains(&name.as_str()));
         let unknown = unknown.map(|(name, value)| format!("`{}{name}` = {value} is not supported", self.prefix));
         self.faults.extend(unknown.collect::<Vec<_>>());
         self.faults

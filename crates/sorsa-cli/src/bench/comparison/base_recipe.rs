@@ -1,51 +1,52 @@
-//! The recipe that all runs of a comparison share, and the recipes of its runs.
+//! The fields that all runs of a comparison share, and the recipes of its runs.
 
-use super::fields::{FieldValue, GAMMA, RANK, takes_effect};
-use crate::args::RecipeArgs;
-use crate::recipe::Recipe;
+use sorsa_experiment::Recipe;
+use sorsa_experiment::recipe::set_field;
+use toml::Table;
+
+use super::fields::{FieldValue, takes_effect};
 
 /// The settings of all runs. Every recipe of a comparison is resolved here.
 #[derive(Debug, Clone)]
 pub struct BaseRecipe {
-    options: RecipeArgs,
+    /// Fields of all runs.
+    pub fields: Table,
+    /// Fields of the runs that they have an effect on. In other runs they would change the key and nothing else.
+    pub fields_if_used: Vec<FieldValue>,
+    /// Name of their source, for errors.
+    pub source: String,
 }
 
 impl BaseRecipe {
-    /// The user's options over `settings` (`field=value`).
-    pub fn new(mut options: RecipeArgs, settings: &[&str]) -> Self {
-        let typed = std::mem::take(&mut options.set);
-        options.set = settings.iter().map(ToString::to_string).chain(typed).collect();
-        Self { options }
+    pub fn set(&mut self, field: FieldValue) -> anyhow::Result<()> {
+        Ok(set_field(&mut self.fields, &field.field, field.value)?)
     }
 
-    /// Sets a field that the user does not set with `--set`.
-    pub fn set_unless_given(&mut self, field: &FieldValue) {
-        let prefix = format!("{}=", field.field);
-        if !self.options.set.iter().any(|given| given.starts_with(&prefix)) {
-            self.options.set.push(field.to_string());
-        }
-    }
-
-    /// The recipe of all runs, with the defaults of the default method.
+    /// The recipe without the fields of an arm.
     pub fn common(&self) -> anyhow::Result<Recipe> {
-        Recipe::resolve(&self.options)
+        resolve(self.fields.clone(), &self.fields_if_used, &self.source)
     }
 
     /// The recipe of a run: `fields` replace the settings of all runs, and later fields replace earlier ones.
     pub fn with(&self, fields: &[FieldValue]) -> anyhow::Result<Recipe> {
+        let mut base = self.fields.clone();
         // The run has no test: a process of its own tests the chosen runs, so that its memory is not training's.
-        let mut options = RecipeArgs { test: None, ..self.options.clone() };
-        options.set.extend(fields.iter().map(ToString::to_string));
-        let resolved = Recipe::resolve(&options)?;
-        // An option without effect must not change the key of the run.
-        if !takes_effect(RANK, &resolved) {
-            options.rank = None;
+        if let Some(toml::Value::Table(data)) = base.get_mut("data") {
+            data.remove("test");
         }
-        if !takes_effect(GAMMA, &resolved) {
-            options.gamma = None;
-        }
-        let mut recipe = Recipe::resolve(&options)?;
+        let resolved = resolve(base.clone(), fields, &self.source)?;
+        let mut all = self.fields_if_used.clone();
+        all.retain(|field| takes_effect(&field.field, &resolved));
+        all.extend_from_slice(fields);
+        let mut recipe = resolve(base, &all, &self.source)?;
         recipe.eval.problems = 0;
         Ok(recipe)
     }
+}
+
+fn resolve(mut table: Table, fields: &[FieldValue], source: &str) -> anyhow::Result<Recipe> {
+    for field in fields {
+        set_field(&mut table, &field.field, field.value.clone())?;
+    }
+    Ok(Recipe::from_table(table, source)?)
 }

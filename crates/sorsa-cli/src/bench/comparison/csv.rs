@@ -6,8 +6,7 @@ use crate::format::TableFormat;
 
 /// The runs as CSV. `compared_fields` have a column each, after all others.
 pub fn csv(runs: &[RunResult], compared_fields: &[String]) -> String {
-    let named: Vec<&str> =
-        NAMED_FIELDS.iter().filter(|named| named.field != RANK).map(|named| named.label).collect();
+    let named: Vec<&str> = NAMED_FIELDS.iter().filter(|named| named.field != RANK).map(|named| named.label).collect();
     let mut head = vec!["run", "method", "rank", "learning_rate"];
     head.extend(&named);
     head.extend(MEASURED);

@@ -5,7 +5,7 @@ use std::fmt;
 use toml::{Table, Value};
 
 use super::sweep::SweepMode;
-use crate::recipe::Recipe;
+use sorsa_experiment::Recipe;
 
 /// A dotted field of a recipe and its value.
 #[derive(Debug, Clone, PartialEq)]

@@ -1,6 +1,6 @@
 //! The pictures of a comparison.
 
-use sorsa_eval::plot::{Axis, Figure, Marks, Point, Scale, Series};
+use sorsa_report::plot::{Axis, Figure, Marks, Point, Scale, Series};
 use toml::Value;
 
 use super::fields::{number_of, value_text};
@@ -70,7 +70,7 @@ fn by_row(
 ) -> Figure {
     let names = comparison.rows.iter().map(|row| row.name.clone()).collect();
     let points: Vec<Point> = comparison
-        .arms
+        .rows
         .iter()
         .enumerate()
         .filter_map(|(index, row)| value(row).map(|(y, interval)| Point { x: index as f64, y, interval }))
@@ -144,7 +144,9 @@ fn swept(comparison: &Comparison, sweep: &SweepResult) -> Vec<NamedFigure> {
         }
     };
     vec![
-        figure("loss", "Validation loss", "validation loss, nats per target token", Scale::Linear, &|run| run.loss_after),
+        figure("loss", "Validation loss", "validation loss, nats per target token", Scale::Linear, &|run| {
+            run.loss_after
+        }),
         figure("accuracy", "Accuracy", "right answers, %", Scale::Linear, &|run| Some(100.0 * run.accuracy?)),
         figure("defect", "Orthonormality defect", "‖UᵀU − I‖ / √rank", Scale::Log, &|run| run.defect),
     ]

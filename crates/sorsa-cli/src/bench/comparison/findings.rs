@@ -1,6 +1,6 @@
 //! A comparison in sentences. A difference counts as shown if its 95 % interval does not contain 0.
 
-use sorsa_eval::stats::{Interval, Mean};
+use sorsa_grading::stats::{Interval, Mean};
 
 use super::fields::value_text;
 use super::results::{Comparison, SweepResult, SweptRow};
@@ -112,8 +112,7 @@ mod tests {
     fn sentence([mean, low, high]: [f64; 3], losses: &[f64]) -> String {
         let accuracy = AccuracyMean { mean, interval: Interval { low, high }, problems: 400, seeds: 3 };
         let mut result = RowResult::new(&row("new", 16), &[], &[], &BaseResult::default()).unwrap();
-        result.difference =
-            Some(Difference { to: "old-r16".into(), loss: Mean::of(losses), accuracy: Some(accuracy) });
+        result.difference = Some(Difference { to: "old-r16".into(), loss: Mean::of(losses), accuracy: Some(accuracy) });
         difference(&result).unwrap()
     }
 

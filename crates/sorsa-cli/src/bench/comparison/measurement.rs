@@ -8,8 +8,8 @@ use super::identity::Fingerprints;
 use super::plan::ComparisonPlan;
 use super::run_spec::RunSpec;
 use crate::commands::pretrain::{VALIDATION_DOCUMENTS, VALIDATION_SEED_OFFSET};
-use crate::embedded::EMBEDDED;
-use crate::recipe::Recipe;
+use sorsa_experiment::Recipe;
+use sorsa_experiment::embedded::EMBEDDED;
 
 /// One evaluation of one model.
 #[derive(Debug, Clone, PartialEq)]
@@ -34,6 +34,8 @@ pub enum Subject {
         batch_size: usize,
         template: String,
         prompt_suffix: String,
+        /// Run the programs that the model writes.
+        allow_code_execution: bool,
         /// File of the answers.
         answers: PathBuf,
     },
@@ -131,9 +133,10 @@ impl Measurements {
     pub fn files(&self, model: MeasuredModel<'_>) -> ResultFiles {
         let path = |name: String| self.folder(model).join(name);
         ResultFiles {
-            test: self.test_key.as_ref().map(|key| {
-                [self.result(model, "test", key), self.answers(model, key)].map(path)
-            }),
+            test: self
+                .test_key
+                .as_ref()
+                .map(|key| [self.result(model, "test", key), self.answers(model, key)].map(path)),
             forgetting: self.forgetting.as_ref().map(|(_, key)| path(self.result(model, "forgetting", key))),
         }
     }
@@ -165,6 +168,7 @@ impl Measurements {
             batch_size: eval.batch_size,
             template: data.template.to_string(),
             prompt_suffix: eval.prompt_suffix.clone(),
+            allow_code_execution: eval.allow_code_execution,
             answers: self.folder(model).join(self.answers(model, key)),
         }
     }

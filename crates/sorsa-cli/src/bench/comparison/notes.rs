@@ -57,7 +57,8 @@ pub fn notes(comparison: &Comparison, plan: &ComparisonPlan) -> Vec<String> {
             .to_owned(),
     );
     if comparison.base.text_loss.is_some() {
-        let which = if plan.is_embedded() { "pretraining texts that the model has not seen" } else { "the user's texts" };
+        let which =
+            if plan.is_embedded() { "pretraining texts that the model has not seen" } else { "the user's texts" };
         notes.push(format!("Forgetting: loss of {which} after training minus before, in nats per token."));
     }
     let concurrent = comparison.runs.iter().filter(|run| run.concurrent > 1).count();
@@ -74,20 +75,16 @@ pub fn notes(comparison: &Comparison, plan: &ComparisonPlan) -> Vec<String> {
             "Runs that were interrupted and gone on with: {resumed}. The time of their start is left out."
         ));
     }
-    let unequal: Vec<&str> = plan.compared_fields.iter().map(String::as_str).filter(|field| decides_steps(field)).collect();
+    let unequal: Vec<&str> =
+        plan.compared_fields.iter().map(String::as_str).filter(|field| decides_steps(field)).collect();
     if !unequal.is_empty() {
         notes.push(format!("Arms or sweeps set {}: their runs differ in steps or tokens.", unequal.join(", ")));
     }
     if plan.common.train.early_stopping > 0 {
-        notes.push(
-            "Runs may stop early (train.early_stopping): their numbers of steps may differ.".to_owned(),
-        );
+        notes.push("Runs may stop early (train.early_stopping): their numbers of steps may differ.".to_owned());
     }
     if plan.common.svd.cache {
-        notes.push(
-            "Runs reuse decompositions (svd.cache): their start times are not those of a first run."
-                .to_owned(),
-        );
+        notes.push("Runs reuse decompositions (svd.cache): their start times are not those of a first run.".to_owned());
     }
     notes
 }

@@ -1,15 +1,15 @@
 //! `report.html` of a comparison.
 
-use sorsa_eval::EvalError;
-use sorsa_eval::page::{Block, Page};
-use sorsa_eval::plot::Figure;
+use sorsa_report::ReportError;
+use sorsa_report::page::{Block, Page};
+use sorsa_report::plot::Figure;
 
 use super::figures::NamedFigure;
 use super::results::Comparison;
 use super::tables::Table;
 
 /// The page: findings first, then tables and figures, and how the numbers were made.
-pub fn html(comparison: &Comparison, tables: &[Table], figures: &[NamedFigure]) -> Result<String, EvalError> {
+pub fn html(comparison: &Comparison, tables: &[Table], figures: &[NamedFigure]) -> Result<String, ReportError> {
     let setting = format!(
         "model {} · data {} · backend {} · {} · sorsa {}",
         comparison.model, comparison.data, comparison.backend, comparison.machine, comparison.version

@@ -5,6 +5,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use sorsa_data::TextTokenizer;
+use sorsa_experiment::embedded::EMBEDDED;
+use sorsa_experiment::model::model_folder;
+use sorsa_experiment::{Host, Inputs, Observer, Recipe, TrainingShape, data_file};
 use sorsa_models::ModelConfig;
 use sorsa_train::total_steps;
 use toml::Table;
@@ -20,14 +23,7 @@ use super::rate_grid::{RateGrid, rounded};
 use super::request::{ComparisonRequest, RequestedRates};
 use super::run_spec::RunSpec;
 use super::sweep::{Sweep, SweepMode};
-use crate::args::DeviceArgs;
-use crate::device;
-use crate::embedded::EMBEDDED;
 use crate::exit::{OrBadInput, bad_input};
-use crate::plan::{Inputs, TrainingShape, data_file};
-use crate::progress::Style;
-use crate::recipe::Recipe;
-use crate::session::model_folder;
 
 /// Evaluations in a run: enough to see when it reaches a loss, for a few percent of its time.
 const EVALUATIONS: u64 = 10;
@@ -62,7 +58,8 @@ pub struct ComparisonPlan {
     pub compared_fields: Vec<String>,
     base: BaseRecipe,
     files: InputFiles,
-    backend: device::Backend,
+    /// Name of the backend.
+    pub backend: String,
 }
 
 /// A sweep whose values run at the best rate of some rows.
@@ -83,7 +80,7 @@ impl PlannedSweep {
 
 impl ComparisonPlan {
     /// Checks a request. Reads everything that the runs will read, except for the weights.
-    pub fn new(request: ComparisonRequest, device: &DeviceArgs, style: Style) -> anyhow::Result<Self> {
+    pub fn new(request: ComparisonRequest, host: &Host, observer: &mut dyn Observer) -> anyhow::Result<Self> {
         if let Some(fault) = request.fault() {
             return Err(bad_input(fault));
         }
@@ -109,7 +106,7 @@ impl ComparisonPlan {
             compared_fields: compared_fields(&request.arms, &request.sweeps),
             base: request.base,
             files: InputFiles { model: String::new(), train: String::new(), validation: None },
-            backend: request.backend,
+            backend: host.backend.clone(),
         };
         plan.add_rows(&request.arms, &request.sweeps)?;
         for row in &plan.rows {
@@ -117,7 +114,7 @@ impl ComparisonPlan {
             plan.grids.push(grid);
         }
         plan.add_sweeps(&request.arms, request.sweeps)?;
-        plan.read_inputs(device, style)?;
+        plan.read_inputs(host, observer, request.sets_eval_every)?;
         Ok(plan)
     }
 
@@ -185,8 +182,7 @@ impl ComparisonPlan {
 
     /// The grid of a row: the rates given for its arm, or its own, or those given for all, or multiples of its default.
     fn grid(&self, row: &ComparisonRow, rates: &RequestedRates) -> anyhow::Result<RateGrid> {
-        let named: Vec<f64> =
-            rates.by_arm.iter().filter(|(name, _)| *name == row.arm).map(|(_, rate)| *rate).collect();
+        let named: Vec<f64> = rates.by_arm.iter().filter(|(name, _)| *name == row.arm).map(|(_, rate)| *rate).collect();
         if !named.is_empty() {
             return Ok(RateGrid::new(named));
         }
@@ -200,33 +196,34 @@ impl ComparisonPlan {
         Ok(RateGrid::new(rates.factors.iter().map(|factor| rounded(default * factor)).collect()))
     }
 
-    fn read_inputs(&mut self, device: &DeviceArgs, style: Style) -> anyhow::Result<()> {
-        let device = device::open(device.backend, device.device)?;
-        let folder = model_folder(&self.common.model.path, style)?;
+    fn read_inputs(&mut self, host: &Host, observer: &mut dyn Observer, sets_eval_every: bool) -> anyhow::Result<()> {
+        let folder = model_folder(&self.common.model.path, &host.sources)?;
         let config = ModelConfig::read(&folder).or_bad_input()?;
         for (index, row) in self.rows.iter().enumerate() {
-            self.parameters = TrainingShape::new(&self.base.with(&row.fields)?, &config, &device)?.parameters;
+            self.parameters = TrainingShape::new(&self.base.with(&row.fields)?, &config, host)?.parameters;
             for planned in self.sweeps.iter().filter(|planned| planned.rows.contains(&index)) {
                 for field in planned.fields() {
                     let recipe = self.base.with(&[&row.fields[..], &[field]].concat())?;
-                    TrainingShape::new(&recipe, &config, &device)?;
+                    TrainingShape::new(&recipe, &config, host)?;
                 }
             }
         }
         let tokenizer = Arc::new(TextTokenizer::from_dir(&folder).or_bad_input()?);
-        let inputs = Inputs::new(&self.common, &tokenizer, &config, style)?;
+        let inputs = Inputs::read(&self.common, &tokenizer, &config, host, observer)?;
         if inputs.validation.is_none() {
             return Err(bad_input("learning rates are chosen by the validation loss: there must be validation data"));
         }
         self.steps = total_steps(&self.common.train, &inputs.train);
-        let data = &inputs.task.data;
+        let data = &inputs.data;
         (self.train_tokens, self.train_examples, self.problems) =
             (data.train_tokens, data.train_examples, data.problems);
-        let eval_every = i64::try_from(self.steps.div_ceil(EVALUATIONS))?;
-        self.base.set_unless_given(&FieldValue::new("train.eval_every", eval_every));
+        if !sets_eval_every {
+            let eval_every = i64::try_from(self.steps.div_ceil(EVALUATIONS))?;
+            self.base.set(FieldValue::new("train.eval_every", eval_every))?;
+        }
         self.common = self.base.common()?;
         let mut fingerprints = Fingerprints::default();
-        let mut of = |name: &str, split: &str| fingerprints.of(&data_file(name, split)?);
+        let mut of = |name: &str, split: &str| fingerprints.of(&data_file(name, split, &host.sources)?);
         let data = &self.common.data;
         self.files.train = of(&data.train, "train")?;
         self.files.validation = data.validation.as_ref().map(|name| of(name, "validation")).transpose()?;
@@ -246,9 +243,10 @@ impl ComparisonPlan {
         all.push(FieldValue::new(LEARNING_RATE, rate));
         all.extend([TRAIN_SEED, ADAPTER_SEED].map(|field| FieldValue::new(field, seed_value)));
         let recipe = self.base.with(&all)?;
-        let key = run_key(&recipe, &self.files, self.backend)?;
+        let key = run_key(&recipe, &self.files, &self.backend)?;
         let name = format!("{}-lr{rate:e}-s{seed}-{key}", self.start_of_name(&recipe)?);
-        let name = if self.runs_folder().join(&name).exists() { name } else { self.name_with_key(&key).unwrap_or(name) };
+        let name =
+            if self.runs_folder().join(&name).exists() { name } else { self.name_with_key(&key).unwrap_or(name) };
         let folder = self.runs_folder().join(&name);
         Ok(RunSpec { row: row.clone(), learning_rate: rate, seed, recipe, name, folder })
     }

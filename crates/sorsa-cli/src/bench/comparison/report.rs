@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::Context;
-use sorsa_train::files::write_atomic;
+use sorsa_files::write_atomic;
 
 use super::csv::csv;
 use super::figures::figures;
@@ -11,7 +11,7 @@ use super::page::html;
 use super::results::Comparison;
 use super::tables::tables;
 use super::texts::{latex, markdown, plain};
-use crate::session::create_folder;
+use sorsa_experiment::create_folder;
 
 /// The results in every output format.
 pub struct Report {

@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use super::arm::Arm;
 use super::base_recipe::BaseRecipe;
 use super::sweep::Sweep;
-use crate::device::Backend;
 
 /// A comparison, as it is asked for.
 #[derive(Debug)]
@@ -21,7 +20,8 @@ pub struct ComparisonRequest {
     /// How often a grid of rates may be extended.
     pub extend: usize,
     pub base: BaseRecipe,
-    pub backend: Backend,
+    /// Whether the user sets `train.eval_every`. Otherwise the plan does.
+    pub sets_eval_every: bool,
 }
 
 /// The learning rates to begin with.

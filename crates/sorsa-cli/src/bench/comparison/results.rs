@@ -13,14 +13,13 @@ use super::row_result::{Difference, RowResult};
 use super::run_result::{BaseResult, RunResult};
 use super::run_spec::{ComparisonRuns, RunSpec};
 use super::sweep::{Sweep, SweepMode};
-use crate::device::Backend;
 
 /// The results of a comparison.
 #[derive(Debug, Serialize)]
 pub struct Comparison {
     pub version: &'static str,
     pub machine: String,
-    pub backend: Backend,
+    pub backend: String,
     pub model: String,
     pub data: String,
     pub model_parameters: u64,
@@ -84,7 +83,6 @@ impl Comparison {
         plan: &ComparisonPlan,
         runs: &ComparisonRuns,
         measurements: &Measurements,
-        backend: Backend,
         target: Option<f64>,
     ) -> anyhow::Result<Self> {
         let mut results: Vec<RunResult> = Vec::new();
@@ -109,7 +107,7 @@ impl Comparison {
         let mut comparison = Self {
             version: env!("CARGO_PKG_VERSION"),
             machine: format!("{} {}, {cores} cores", std::env::consts::OS, std::env::consts::ARCH),
-            backend,
+            backend: plan.backend.clone(),
             model: plan.common.model.path.clone(),
             data: plan.common.data.train.clone(),
             model_parameters: plan.parameters,

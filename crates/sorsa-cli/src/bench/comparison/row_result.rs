@@ -1,8 +1,8 @@
 //! The results of one row: means, intervals, and differences to another row.
 
 use serde::Serialize;
-use sorsa_eval::comparison::CrossedMean;
-use sorsa_eval::stats::{Interval, Mean};
+use sorsa_grading::comparison::CrossedMean;
+use sorsa_grading::stats::{Interval, Mean};
 
 use super::arm::ComparisonRow;
 use super::rate_grid::best;
@@ -79,7 +79,12 @@ pub struct Difference {
 
 impl RowResult {
     /// The results of a row. `chosen` are its runs at the best rate, `every` are all its runs, which tell what it costs.
-    pub fn new(row: &ComparisonRow, chosen: &[RunResult], every: &[RunResult], base: &BaseResult) -> anyhow::Result<Self> {
+    pub fn new(
+        row: &ComparisonRow,
+        chosen: &[RunResult],
+        every: &[RunResult],
+        base: &BaseResult,
+    ) -> anyhow::Result<Self> {
         // A mean over the seeds that did not diverge would flatter: if one diverged, there is no mean.
         let mean = |of: &dyn Fn(&RunResult) -> Option<f64>| {
             let values: Option<Vec<f64>> = chosen.iter().map(of).collect();
@@ -211,7 +216,9 @@ mod tests {
         for (run, (speed, concurrent)) in runs.iter_mut().zip([(100.0, 1), (40.0, 2), (120.0, 1), (101.0, 1)]) {
             (run.tokens_per_s, run.concurrent) = (Some(speed), concurrent);
         }
-        let speed = |every: &[RunResult]| RowResult::new(&row, &runs, every, &BaseResult::default()).unwrap().tokens_per_s.unwrap();
+        let speed = |every: &[RunResult]| {
+            RowResult::new(&row, &runs, every, &BaseResult::default()).unwrap().tokens_per_s.unwrap()
+        };
         assert_eq!(speed(&runs), Spread { median: 101.0, low: 100.0, high: 120.0, count: 3 });
         assert_eq!(speed(&runs[1..2]).median, 40.0, "there is no other");
         assert_eq!(Spread::of(vec![4.0, 1.0]).unwrap().median, 2.5);

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use sorsa_train::files::write_atomic;
+use sorsa_files::write_atomic;
 
 /// `bench.json` in the folder of a run.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]

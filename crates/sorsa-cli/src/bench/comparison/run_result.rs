@@ -1,19 +1,18 @@
 //! The results of a run, read from its folder.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader};
 use std::path::Path;
 
 use anyhow::Context;
-use serde::{Deserialize, Serialize};
-use sorsa_train::metrics::{self, Metric};
+use serde::Serialize;
+use sorsa_experiment::{Answer, RunDir};
+use sorsa_train::metrics::Metric;
 use toml::{Table, Value};
 
 use super::fields::{NAMED_FIELDS, RANK, number_of, takes_effect, value_of};
 use super::measurement::{MeasuredModel, Measurements, ResultFiles};
 use super::run_conditions::RunConditions;
 use super::run_spec::RunSpec;
-use crate::commands::finetune::DIVERGED;
 
 /// A run, as the reports show it. A field is absent if nothing was measured.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -70,32 +69,6 @@ pub struct LossPoint {
     pub loss: f64,
 }
 
-/// The fields of `summary.json` that a comparison uses.
-#[derive(Debug, Deserialize)]
-struct Summary {
-    trainable_parameters: u64,
-    loss_before: Option<f64>,
-    loss_after: Option<f64>,
-    steps: u64,
-    best_step: Option<u64>,
-    tokens_per_s: f64,
-    seconds: f64,
-    svd_seconds: f64,
-    peak_memory_bytes: Option<u64>,
-}
-
-/// The fields of an answer that a comparison uses.
-#[derive(Debug, Deserialize)]
-struct AnswerLine {
-    row: usize,
-    faithful: GradedLine,
-}
-
-#[derive(Debug, Deserialize)]
-struct GradedLine {
-    correct: bool,
-}
-
 /// The results of the model before training.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct BaseResult {
@@ -106,14 +79,7 @@ pub struct BaseResult {
 
 /// The validation loss of a finished run; none if it diverged.
 pub fn loss(folder: &Path) -> Option<f64> {
-    summary(folder).ok()?.loss_after
-}
-
-/// The only place that reads `summary.json`.
-fn summary(folder: &Path) -> anyhow::Result<Summary> {
-    let path = folder.join("summary.json");
-    let text = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    serde_json::from_slice(&text).with_context(|| format!("{} is no summary of a run", path.display()))
+    RunDir::new(folder).summary().ok()?.loss_after
 }
 
 impl RunResult {
@@ -128,7 +94,7 @@ impl RunResult {
             rank: run.row.rank,
             learning_rate: run.learning_rate,
             seed: run.seed,
-            diverged: folder.join(DIVERGED).exists(),
+            diverged: folder.join(RunDir::DIVERGED).exists(),
             concurrent: conditions.concurrent,
             resumed: conditions.resumed,
             ..Self::default()
@@ -145,12 +111,11 @@ impl RunResult {
                 result.fields.insert(field.clone(), value);
             }
         }
-        let logged = metrics::read(folder.join("metrics.jsonl"))?;
-        result.read_log(&logged);
+        result.read_log(&RunDir::new(folder).metrics()?);
         if result.diverged {
             return Ok(result);
         }
-        let summary = summary(folder)?;
+        let summary = RunDir::new(folder).summary()?;
         result.steps = summary.steps;
         result.best_step = summary.best_step;
         result.loss_before = summary.loss_before;
@@ -160,7 +125,7 @@ impl RunResult {
         result.seconds = Some(summary.seconds);
         result.start_seconds = if result.resumed { None } else { Some(summary.svd_seconds) };
         result.peak_memory_bytes = summary.peak_memory_bytes;
-        result.adapter_bytes = folder_bytes(&folder.join("adapter"));
+        result.adapter_bytes = folder_bytes(&folder.join(RunDir::ADAPTER));
         let files = measurements.files(MeasuredModel::Trained(run));
         result.verdicts = verdicts(&files)?;
         result.problems = result.verdicts.as_ref().map(Vec::len);
@@ -215,20 +180,14 @@ fn accuracy(verdicts: &[(usize, bool)]) -> Option<f64> {
     (!verdicts.is_empty()).then(|| right as f64 / verdicts.len() as f64)
 }
 
-/// The verdicts of the grader `faithful`, in the order of the problems. None if the model was not tested.
+/// Whether each answer is right, in the order of the problems. None if the model was not tested.
 fn verdicts(files: &ResultFiles) -> anyhow::Result<Option<Vec<(usize, bool)>>> {
     let Some([result, answers]) = &files.test else { return Ok(None) };
     if !result.exists() {
         return Ok(None);
     }
-    let fault = || format!("cannot read {}", answers.display());
-    let file = BufReader::new(std::fs::File::open(answers).with_context(fault)?);
-    let mut rows = Vec::new();
-    // The first line holds the settings.
-    for line in file.lines().skip(1) {
-        let answer: AnswerLine = serde_json::from_str(&line.with_context(fault)?).with_context(fault)?;
-        rows.push((answer.row, answer.faithful.correct));
-    }
+    let answers = Answer::read_all(answers)?;
+    let mut rows: Vec<_> = answers.iter().map(|answer| (answer.row, answer.is_correct())).collect();
     rows.sort_unstable();
     Ok(Some(rows))
 }

@@ -8,7 +8,7 @@ use super::arm::ComparisonRow;
 use super::plan::ComparisonPlan;
 use super::rate_grid::{RateGrid, best};
 use super::run_result;
-use crate::recipe::Recipe;
+use sorsa_experiment::Recipe;
 
 /// A run of the comparison.
 #[derive(Debug, Clone)]

@@ -61,10 +61,8 @@ impl Suite {
         })?;
         let mut arms: Vec<_> = file.arms.into_iter().collect();
         arms.sort_by_key(|(name, _)| name.span().start);
-        let arms = arms
-            .into_iter()
-            .map(|(name, table)| Arm { name: name.into_inner(), fields: flattened(&table) })
-            .collect();
+        let arms =
+            arms.into_iter().map(|(name, table)| Arm { name: name.into_inner(), fields: flattened(&table) }).collect();
         let sweeps = file.sweeps.into_iter().map(|given| {
             let sweep = Sweep::new(&given.field, given.values);
             Sweep { arms: given.arms, mode: given.mode.unwrap_or(sweep.mode), ..sweep }

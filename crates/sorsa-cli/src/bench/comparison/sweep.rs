@@ -3,7 +3,9 @@
 use serde::Deserialize;
 use toml::Value;
 
-use super::fields::{LEARNING_RATE, METHOD, label, named_field, parse_value, reason_against, split_at_commas, value_text};
+use super::fields::{
+    LEARNING_RATE, METHOD, label, named_field, parse_value, reason_against, split_at_commas, value_text,
+};
 
 /// How the values of a sweep are run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]

@@ -1,14 +1,14 @@
 //! The tables of a comparison. Their cells are texts, for every output format.
 
-use sorsa_eval::report::bytes;
-use sorsa_eval::stats::{Interval, Mean};
+use sorsa_grading::stats::{Interval, Mean};
+use sorsa_report::report::bytes;
 
 use super::fields::{named_field, value_text};
 use super::findings::with_interval;
 use super::results::{Comparison, SweepResult, SweptRow, SweptValue};
 use super::row_result::{AccuracyMean, RowResult, Spread, TriedRate};
 use super::run_result::RunResult;
-use crate::estimate::grouped;
+use sorsa_experiment::estimate::grouped;
 
 /// A table. The first row is its head.
 pub struct Table {
@@ -96,7 +96,8 @@ fn differences(comparison: &Comparison) -> Table {
         ]);
     }
     let caption =
-        "Differences, paired by seed and problem, with 95 % intervals; shown: the interval does not contain 0".to_owned();
+        "Differences, paired by seed and problem, with 95 % intervals; shown: the interval does not contain 0"
+            .to_owned();
     Table { name: "differences".to_owned(), caption, rows }
 }
 

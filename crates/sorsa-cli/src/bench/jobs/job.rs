@@ -2,11 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use sorsa_train::files::write_atomic;
+use sorsa_files::write_atomic;
 
 use super::super::comparison::measurement::{Evaluation, Measurement, Subject};
 use super::super::comparison::run_spec::RunSpec;
-use crate::commands::finetune::DIVERGED;
+use sorsa_experiment::RunDir;
 
 /// A training run, or a measurement of a model.
 #[derive(Debug, Clone)]
@@ -41,14 +41,16 @@ impl Job {
 
     pub fn is_done(&self) -> bool {
         match &self.kind {
-            JobKind::FineTune { .. } => ["summary.json", DIVERGED].iter().any(|name| self.folder.join(name).exists()),
+            JobKind::FineTune { .. } => {
+                [RunDir::SUMMARY, RunDir::DIVERGED].iter().any(|name| self.folder.join(name).exists())
+            }
             JobKind::Evaluate { result, .. } => self.folder.join(result).exists(),
         }
     }
 
     /// Whether a fine-tune has begun, so that its command resumes it.
     pub fn has_begun(&self) -> bool {
-        self.folder.join("recipe.toml").exists()
+        self.folder.join(RunDir::RECIPE).exists()
     }
 
     /// The arguments of the command that does the job, or resumes it. Writes the recipe that they name.
@@ -81,7 +83,16 @@ fn eval_arguments(evaluation: &Evaluation) -> Vec<String> {
         option("adapter", &path(adapter));
     }
     match &evaluation.subject {
-        Subject::Problems { data, limit, max_new_tokens, batch_size, template, prompt_suffix, answers } => {
+        Subject::Problems {
+            data,
+            limit,
+            max_new_tokens,
+            batch_size,
+            template,
+            prompt_suffix,
+            allow_code_execution,
+            answers,
+        } => {
             option("limit", limit);
             option("max-new-tokens", max_new_tokens);
             option("batch-size", batch_size);
@@ -90,6 +101,9 @@ fn eval_arguments(evaluation: &Evaluation) -> Vec<String> {
             option("out", &path(answers));
             if let Some(data) = data {
                 option("data", data);
+            }
+            if *allow_code_execution {
+                arguments.push("--allow-code-execution".to_owned());
             }
         }
         Subject::Text { path: text } => {
@@ -112,7 +126,8 @@ mod tests {
         let text = Subject::Text { path: "text.jsonl".into() };
         let evaluation =
             Evaluation { model: "model".into(), adapter: Some("run".into()), skip_bad_rows: true, subject: text };
-        let expected = "eval --quiet --format=json --model=model --adapter=run --text=text.jsonl --batch-size=32 --skip-bad-rows";
+        let expected =
+            "eval --quiet --format=json --model=model --adapter=run --text=text.jsonl --batch-size=32 --skip-bad-rows";
         assert_eq!(eval_arguments(&evaluation).join(" "), expected);
     }
 }

@@ -18,7 +18,7 @@ use super::job::{Job, JobKind};
 use crate::args::DeviceArgs;
 use crate::exit::{Interrupted, bad_input};
 use crate::progress::{Progress, Style, interrupt_flag};
-use crate::session::create_folder;
+use sorsa_experiment::create_folder;
 
 /// Interval of looking at the children.
 const POLL: Duration = Duration::from_millis(25);
@@ -48,12 +48,7 @@ impl JobRunner {
     /// # Errors
     ///
     /// The first failure ends the jobs at work too, and so does Ctrl-C. Finished jobs keep their results.
-    pub fn run(
-        &self,
-        stage: &'static str,
-        jobs: &[Job],
-        describe: impl Fn(&Job) -> String,
-    ) -> anyhow::Result<usize> {
+    pub fn run(&self, stage: &'static str, jobs: &[Job], describe: impl Fn(&Job) -> String) -> anyhow::Result<usize> {
         let progress = Progress::new(stage, jobs.len() as u64, self.style);
         let mut at_work: Vec<AtWork<'_>> = Vec::new();
         let mut done_here = 0;
@@ -210,7 +205,7 @@ fn unfinished(folder: &Path, result: &str) -> PathBuf {
 mod tests {
     use super::super::super::comparison::measurement::{Evaluation, Subject};
     use super::*;
-    use crate::commands::finetune::DIVERGED;
+    use sorsa_experiment::RunDir;
 
     fn runner(folder: &Path) -> JobRunner {
         let device = DeviceArgs { backend: Default::default(), device: 0 };
@@ -244,7 +239,7 @@ mod tests {
             subject: Subject::Text { path: "no such text".into() },
         };
         let measured = job("measured", JobKind::Evaluate { evaluation, result: "test.json".to_owned() });
-        for (job, file) in [(&trained, "summary.json"), (&diverged, DIVERGED), (&measured, "test.json")] {
+        for (job, file) in [(&trained, "summary.json"), (&diverged, RunDir::DIVERGED), (&measured, "test.json")] {
             assert!(!job.is_done());
             std::fs::create_dir(&job.folder).unwrap();
             std::fs::write(job.folder.join(file), "{}").unwrap();

@@ -7,7 +7,7 @@ use super::super::comparison::run_result;
 use super::super::comparison::run_spec::{ComparisonRuns, RunSpec};
 use super::job::Job;
 use super::job_runner::JobRunner;
-use crate::commands::finetune::DIVERGED;
+use sorsa_experiment::RunDir;
 
 /// Makes, or finds, every run and measurement of a plan. Returns the runs, and how many jobs this process did.
 pub fn run(
@@ -30,7 +30,7 @@ pub fn run(
 
     let mut jobs: Vec<Job> = measurements.of(MeasuredModel::Base).into_iter().map(Job::evaluate).collect();
     for run in runs.chosen().into_iter().chain(runs.swept()) {
-        if !run.folder.join(DIVERGED).exists() {
+        if !run.folder.join(RunDir::DIVERGED).exists() {
             jobs.extend(measurements.of(MeasuredModel::Trained(run)).into_iter().map(Job::evaluate));
         }
     }

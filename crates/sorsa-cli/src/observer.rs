@@ -1,0 +1,132 @@
+//! Tells on standard error what an experiment does, and ends it on Ctrl-C.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use sorsa_adapter::ModuleReport;
+use sorsa_experiment::estimate::grouped;
+use sorsa_experiment::scoreboard::percent;
+use sorsa_experiment::{DataReport, Event, Observer, Recipe, RunDir, TrainingShape};
+use sorsa_train::metrics::Metric;
+
+use crate::progress::{Progress, Style, interrupt_flag};
+
+/// Prints events as they come.
+pub struct TerminalObserver {
+    style: Style,
+    backend: String,
+    /// The bar of the work at hand.
+    progress: Option<Progress>,
+    /// Moving average of the training loss.
+    loss: Option<f64>,
+    /// Set by Ctrl-C, once training starts.
+    interrupted: Option<Arc<AtomicBool>>,
+}
+
+impl TerminalObserver {
+    /// `backend` is the device's, as it is announced.
+    pub fn new(style: Style, backend: &str) -> Self {
+        Self { style, backend: backend.to_owned(), progress: None, loss: None, interrupted: None }
+    }
+
+    /// Shows how far some work is. The first call, with nothing done, begins a bar.
+    fn advance(&mut self, what: &'static str, done: usize, total: usize, note: &str) {
+        match &self.progress {
+            Some(progress) => progress.set(done as u64, note),
+            None => self.progress = Some(Progress::new(what, total as u64, self.style)),
+        }
+    }
+
+    fn finish(&mut self) {
+        if let Some(progress) = self.progress.take() {
+            progress.finish();
+        }
+    }
+
+    fn say(&self, text: &str) {
+        if self.style != Style::Quiet {
+            eprintln!("{text}");
+        }
+    }
+
+    fn announce(&self, recipe: &Recipe, data: &DataReport, shape: &TrainingShape, run: &RunDir) {
+        self.say(&format!(
+            "model  {} on {}, weights {}, adapter and optimizer f32",
+            recipe.model.path, self.backend, recipe.model.dtype
+        ));
+        let left_out = match data.dropped + data.truncated + data.skipped {
+            0 => String::new(),
+            _ => format!(" ({} dropped, {} truncated, {} malformed)", data.dropped, data.truncated, data.skipped),
+        };
+        self.say(&format!(
+            "data   {} {} examples{left_out}, {} tokens, {} of them targets; {} to validate, {} problems",
+            grouped(data.train_examples as u64),
+            data.format,
+            grouped(data.train_tokens as u64),
+            grouped(data.target_tokens as u64),
+            data.validation_examples,
+            data.problems
+        ));
+        self.say(shape.table().trim_end());
+        self.say(&format!("run    {}", run.path().display()));
+    }
+
+    fn tell_of_decompositions(&self, modules: &[ModuleReport]) {
+        let Some(residual) = modules.iter().filter_map(|module| module.svd_residual).reduce(f64::max) else { return };
+        let rounding = match modules.iter().filter_map(|module| module.rounding).reduce(f64::max) {
+            Some(lost) => format!(", rounding takes up to {lost:.1e} of a residual"),
+            None => String::new(),
+        };
+        let cached = modules.iter().filter(|module| module.cached).count();
+        self.say(&format!(
+            "svd    {} matrices ({cached} cached), largest residual {residual:.1e} of s_1{rounding}",
+            modules.len()
+        ));
+    }
+
+    fn show_metric(&mut self, metric: &Metric) {
+        let Some(progress) = &self.progress else { return };
+        match metric {
+            Metric::Step(step) => {
+                let loss = self.loss.map_or(step.loss, |loss| 0.9 * loss + 0.1 * step.loss);
+                self.loss = Some(loss);
+                progress.set(step.step, &format!("loss {loss:.4}, {:.0} tokens/s", step.tokens_per_s));
+            }
+            Metric::Eval(eval) => {
+                progress.line(&format!("step {:>5}: validation loss {:.4}", eval.step, eval.loss));
+            }
+        }
+    }
+}
+
+impl Observer for TerminalObserver {
+    fn on_event(&mut self, event: Event<'_>) {
+        match event {
+            Event::RowsSkipped { path, count } => {
+                self.say(&format!("{}: {count} malformed rows left out", path.display()));
+            }
+            Event::Planned { recipe, data, shape, run } => self.announce(recipe, data, shape, run),
+            Event::Decomposing { done, total } => self.advance("decomposing weights", done, total, ""),
+            Event::Attached { modules } => {
+                self.finish();
+                self.tell_of_decompositions(modules);
+            }
+            Event::Answering { done, total, tokens, seconds } => {
+                self.advance("answers", done, total, &format!("{:.0} tokens/s", tokens as f64 / seconds));
+            }
+            Event::Measuring { run, done, total } => self.advance("decomposing weights", done, total, run),
+            Event::AccuracyBefore { score } => self.say(&format!("accuracy before: {}", percent(score))),
+            Event::TrainingStarts { total_steps } => {
+                self.progress = Some(Progress::new("step", total_steps, self.style));
+                self.interrupted = Some(interrupt_flag());
+            }
+            Event::Trained { metric } => self.show_metric(metric),
+            Event::Answered | Event::TrainingEnded | Event::Measured => self.finish(),
+            _ => {}
+        }
+    }
+
+    fn should_stop(&mut self) -> bool {
+        self.interrupted.as_ref().is_some_and(|flag| flag.load(Ordering::SeqCst))
+    }
+}

@@ -1,0 +1,10 @@
+//! Measures what training did to the weights of a run, over its checkpoints.
+
+mod measure;
+mod run;
+
+pub use measure::{Measured, StartingWeight};
+pub use run::{BaseModel, RunToAnalyze, Triplets};
+
+#[cfg(test)]
+mod tests;

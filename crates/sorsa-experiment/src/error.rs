@@ -1,0 +1,400 @@
+//! What ends an experiment.
+
+use std::io;
+use std::path::PathBuf;
+
+use sorsa_adapter::AdapterError;
+use sorsa_data::DataError;
+use sorsa_files::FileError;
+use sorsa_linalg::LinalgError;
+use sorsa_models::hub::HubError;
+use sorsa_models::weights::WeightsError;
+use sorsa_models::{ConfigError, GenerateError, ModelError};
+use sorsa_report::ReportError;
+use sorsa_train::{CheckpointError, TrainError};
+
+/// Why an experiment did not come to its end. [`is_bad_input`](Self::is_bad_input) tells the caller's faults from failures.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ExperimentError {
+    /// The observer asked to stop; a checkpoint was written.
+    #[error("interrupted")]
+    Interrupted {
+        /// Optimizer steps done.
+        step: u64,
+    },
+
+    /// A recipe cannot be read.
+    #[error("{}: {source}", path.display())]
+    ReadRecipe {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// A recipe is not TOML.
+    #[error("{name}, line {line}: {message}")]
+    RecipeSyntax {
+        /// The file, or `command line`.
+        name: String,
+        /// The line, counted from 1.
+        line: usize,
+        /// What the parser says.
+        message: String,
+    },
+    /// A recipe has an unknown field, or a field of another type.
+    #[error("{name}: {message}")]
+    RecipeField {
+        /// The file, or `command line`.
+        name: String,
+        /// What the parser says, with the field.
+        message: String,
+    },
+    /// Values of a recipe make no sense.
+    #[error("{name}: {}", faults.join("; "))]
+    RecipeValues {
+        /// The file, or `command line`.
+        name: String,
+        /// Every fault.
+        faults: Vec<String>,
+    },
+    /// A dotted field leads through a value that is no table.
+    #[error("`{table}` is not a table: `{field}` cannot be set")]
+    NotATable {
+        /// The value.
+        table: String,
+        /// The field below it.
+        field: String,
+    },
+    /// A name that stands for nothing.
+    #[error("{0}")]
+    UnknownName(String),
+    /// The recipe asks for another adapter than the one to start from.
+    #[error("the adapter to start from is {method} of rank {rank} on {targets}: [adapter] asks for another")]
+    OtherAdapter {
+        /// Method of the adapter.
+        method: String,
+        /// Its rank.
+        rank: usize,
+        /// Its target modules.
+        targets: String,
+    },
+
+    /// A model's name or its repository.
+    #[error(transparent)]
+    Hub(#[from] HubError),
+    /// A model's configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A model's files.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// A model's weights.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    /// An adapter that does not fit its model, or a file of one.
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
+    /// A folder without an adapter.
+    #[error("{} holds no adapter: adapter.json or {config} should be there, or in adapter/", folder.display())]
+    NoAdapter {
+        /// The folder.
+        folder: PathBuf,
+        /// PEFT's file.
+        config: &'static str,
+    },
+    /// An adapter with NaN or infinite numbers.
+    #[error("{}: `{name}` holds numbers that are not finite", folder.display())]
+    AdapterNotFinite {
+        /// Folder of the adapter.
+        folder: PathBuf,
+        /// The tensor.
+        name: String,
+    },
+    /// An adapter that trains a tied embedding.
+    #[error(
+        "`{name}` is trained whole in a model with tied embeddings, which means another model in PEFT than here: \
+         there the head keeps the original"
+    )]
+    TiedEmbedding {
+        /// The tensor.
+        name: String,
+    },
+    /// An adapter outside a run, whose model is not known.
+    #[error("{} is not in a run's folder: name its model with --model", adapter.display())]
+    UnknownModel {
+        /// The adapter.
+        adapter: PathBuf,
+    },
+
+    /// Data, templates, tokenizers.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// Rows of a data file.
+    #[error("{}", path.display())]
+    DataFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: DataError,
+    },
+    /// Every row of a data file is too long.
+    #[error(
+        "{}: no row fits in {max_length} tokens, the smaller of data.max_length and the model's context",
+        path.display()
+    )]
+    NoRowFits {
+        /// The data file.
+        path: PathBuf,
+        /// Most tokens of a row.
+        max_length: usize,
+    },
+    /// Prompts that leave no room for an answer.
+    #[error("{}: prompts overflow the model's context of {context} tokens: {}", path.display(), shown_rows(rows))]
+    PromptsTooLong {
+        /// The data file.
+        path: PathBuf,
+        /// Tokens of the context.
+        context: usize,
+        /// Each such row and its tokens.
+        rows: Vec<(usize, usize)>,
+    },
+    /// A test file without answers.
+    #[error("{}: no row has an answer to compare with", path.display())]
+    NoAnswers {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A prompt that cannot be continued.
+    #[error(transparent)]
+    Generate(#[from] GenerateError),
+
+    /// A file of problems that cannot be read.
+    #[error("cannot read {}: {source}", path.display())]
+    ReadProblems {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// A row of a file of problems.
+    #[error("{} line {line}: {reason}", path.display())]
+    MalformedProblem {
+        /// The file.
+        path: PathBuf,
+        /// The line or row, counted from 1.
+        line: usize,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A file of problems that holds none.
+    #[error("{} holds no problems", path.display())]
+    NoProblems {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A problem that leaves no room for an answer.
+    #[error("{}: {problem} has {tokens} tokens, the model's context is {context}", path.display())]
+    ProblemTooLong {
+        /// The file.
+        path: PathBuf,
+        /// Its name.
+        problem: String,
+        /// Its length.
+        tokens: usize,
+        /// Tokens of the context.
+        context: usize,
+    },
+    /// The task runs programs that the model writes, and nobody allowed that.
+    #[error(
+        "HumanEval runs programs that the model writes: allow it with --allow-code-execution, where that can do no harm"
+    )]
+    CodeNotAllowed,
+    /// Generated programs run on Unix only.
+    #[error("generated programs are run on Unix only")]
+    NotUnix,
+    /// There is no Python.
+    #[error("generated programs need `python3` on the path")]
+    NoPython,
+
+    /// A file that is no log of answers.
+    #[error("{} is no file of an evaluation: its first line holds no settings; name another file", path.display())]
+    NoAnswerLog {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A log of answers that was begun with other settings.
+    #[error("{} was begun with other settings ({}); name another file", path.display(), differences.join(", "))]
+    OtherSettings {
+        /// The file.
+        path: PathBuf,
+        /// Each setting that differs.
+        differences: Vec<String>,
+    },
+    /// A damaged line of a log of answers.
+    #[error("{} line {line}: {source}", path.display())]
+    MalformedAnswer {
+        /// The file.
+        path: PathBuf,
+        /// The line, counted from 1.
+        line: usize,
+        /// What is wrong.
+        source: serde_json::Error,
+    },
+
+    /// The folder holds a run already.
+    #[error("{} holds a run already; go on with it by --resume, or name another folder", path.display())]
+    RunExists {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// The folder holds no run to resume.
+    #[error("{} holds no run to go on with: {reason}", path.display())]
+    NoRun {
+        /// The folder.
+        path: PathBuf,
+        /// Why its recipe cannot be read.
+        reason: String,
+    },
+    /// The folder holds no run to analyze.
+    #[error("{} holds no run: there is no recipe.toml", path.display())]
+    NoRecipe {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// A run without checkpoints.
+    #[error("{} has no checkpoints", path.display())]
+    NoCheckpoints {
+        /// The run.
+        path: PathBuf,
+    },
+    /// The patterns name no module of a run.
+    #[error("{} trained none of the modules asked for", path.display())]
+    NoModules {
+        /// The run.
+        path: PathBuf,
+    },
+    /// A weight of a run cannot be measured.
+    #[error("cannot analyze {}", path.display())]
+    Analyze {
+        /// The run.
+        path: PathBuf,
+        /// What is wrong.
+        source: MeasureError,
+    },
+
+    /// The embedded model cannot be unpacked.
+    #[error("cannot unpack the embedded model: {}", path.display())]
+    Unpack {
+        /// Where to.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// A folder that cannot be created.
+    #[error("cannot create the folder {}", path.display())]
+    CreateFolder {
+        /// The folder.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// A file that cannot be read.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// A file that cannot be written.
+    #[error("cannot write {}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// A result that an earlier run wrote cannot be read back.
+    #[error("{} is not what a run writes", path.display())]
+    MalformedResult {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: serde_json::Error,
+    },
+    /// A value without a JSON form.
+    #[error(transparent)]
+    Json(#[from] serde_json::Error),
+    /// A recipe without a TOML form.
+    #[error(transparent)]
+    Toml(#[from] toml::ser::Error),
+    /// Files of the run.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// An adapter that cannot be written.
+    #[error(transparent)]
+    SaveAdapter(AdapterError),
+    /// Training.
+    #[error(transparent)]
+    Train(#[from] TrainError),
+    /// Checkpoints of the run.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// The report cannot be drawn.
+    #[error("cannot draw the report")]
+    Report(#[from] ReportError),
+    /// A program cannot be started or watched.
+    #[error("cannot run a generated program: {action}")]
+    Sandbox {
+        /// What failed.
+        action: &'static str,
+        /// What the system says.
+        source: io::Error,
+    },
+}
+
+/// Why a weight cannot be measured.
+#[derive(Debug, thiserror::Error)]
+pub enum MeasureError {
+    /// Its decomposition.
+    #[error(transparent)]
+    Decomposition(#[from] LinalgError),
+    /// Its adapter.
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
+}
+
+impl ExperimentError {
+    /// Whether a file, a field or a name is not what it should be: the caller can put it right. Otherwise something failed,
+    /// or the run was interrupted.
+    pub fn is_bad_input(&self) -> bool {
+        !matches!(
+            self,
+            Self::Interrupted { .. }
+                | Self::Unpack { .. }
+                | Self::CreateFolder { .. }
+                | Self::Read { .. }
+                | Self::Write { .. }
+                | Self::MalformedResult { .. }
+                | Self::Json(_)
+                | Self::Toml(_)
+                | Self::File(_)
+                | Self::SaveAdapter(_)
+                | Self::Train(_)
+                | Self::Checkpoint(_)
+                | Self::Report(_)
+                | Self::Sandbox { .. }
+        )
+    }
+}
+
+/// The first five rows with their lengths, and how many more there are.
+fn shown_rows(rows: &[(usize, usize)]) -> String {
+    let shown: Vec<String> =
+        rows.iter().take(5).map(|(row, tokens)| format!("row {row} has {tokens} tokens")).collect();
+    match rows.len().saturating_sub(5) {
+        0 => shown.join(", "),
+        more => format!("{} and {more} more rows", shown.join(", ")),
+    }
+}

@@ -1,0 +1,59 @@
+//! Where an experiment runs.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use burn::prelude::Device;
+use sorsa_adapter::Placement;
+use sorsa_models::hub::HubOptions;
+
+use crate::embedded::EmbeddedFiles;
+use crate::sandbox::CodeExecution;
+
+/// The device, and what an experiment may use of the machine beside it. Nothing here reads the environment: whoever starts
+/// an experiment fills it in.
+#[derive(Clone)]
+pub struct Host {
+    /// The device that trains and generates.
+    pub device: Device,
+    /// Name of the device's backend, for summaries and reports.
+    pub backend: String,
+    /// Whether the device has fused operations; the memory estimate depends on it.
+    pub fused_operations: bool,
+    /// Where weights are decomposed.
+    pub placement: Placement,
+    /// Where decompositions are kept for the next start; absent, none are.
+    pub cache: Option<PathBuf>,
+    /// Where models and data come from that are no folder and no file.
+    pub sources: Sources,
+    /// How programs are run that a model writes; absent, they are not.
+    pub code: Option<CodeExecution>,
+    /// The machine, for reports.
+    pub machine: String,
+}
+
+/// Where models and data come from that are no folder and no file.
+#[derive(Clone, Default)]
+pub struct Sources {
+    /// The embedded model and task.
+    pub embedded: Arc<EmbeddedFiles>,
+    /// The Hugging Face Hub.
+    pub hub: HubOptions,
+}
+
+impl Host {
+    /// A CPU device: weights are decomposed in parallel, no cache, models from folders, no generated program is run.
+    pub fn cpu(device: Device) -> Self {
+        let cores = std::thread::available_parallelism().map_or(0, usize::from);
+        Self {
+            device,
+            backend: "flex".to_owned(),
+            fused_operations: true,
+            placement: Placement::Host,
+            cache: None,
+            sources: Sources::default(),
+            code: None,
+            machine: format!("{cores} cores"),
+        }
+    }
+}

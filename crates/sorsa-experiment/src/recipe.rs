@@ -1,0 +1,556 @@
+//! A recipe: everything that decides what a run does. Read from TOML, written beside the results in full, and run again as
+//! it stands.
+
+use std::fmt;
+use std::path::Path;
+use std::str::FromStr;
+
+use burn::tensor::FloatDType;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use sorsa_adapter::{AdapterConfig, Algorithm, Method, SavedAdapter, SvdOptions, method_of};
+use sorsa_data::{AnswerStyle, Format, LoadOptions, TemplateName, Truncation};
+use sorsa_train::{OptimizerKind, TrainConfig};
+use toml::{Table, Value};
+
+use crate::embedded::EMBEDDED;
+use crate::error::ExperimentError;
+use crate::model::{adapter_folder, model_or_of_run};
+
+/// Everything that decides what a run does.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Recipe {
+    /// The model to start from.
+    pub model: ModelRecipe,
+    /// The data, and what becomes of it.
+    pub data: DataRecipe,
+    /// What is trained.
+    pub adapter: AdapterConfig,
+    /// How weights are decomposed.
+    pub svd: SvdRecipe,
+    /// How it is trained.
+    pub train: TrainConfig,
+    /// How accuracy is measured.
+    pub eval: EvalRecipe,
+}
+
+/// `[model]`
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ModelRecipe {
+    /// Folder, hub id, or `embedded`.
+    pub path: String,
+    /// dtype of the frozen weights: f32 or bf16.
+    pub dtype: WeightDtype,
+    /// Folder of an adapter to start from; it decides all of `[adapter]` but the dropout.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<String>,
+}
+
+/// `[data]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DataRecipe {
+    /// Training file, or `embedded`.
+    pub train: String,
+    /// Validation file; absent, `validation_rows` of the training data are held out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub validation: Option<String>,
+    /// Rows that are held out if there is no validation file.
+    pub validation_rows: usize,
+    /// Problems for accuracy; absent, none is measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub test: Option<String>,
+    /// Format of the rows; absent, recognised.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub format: Option<Format>,
+    /// First rows used.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<usize>,
+    /// Leave out malformed rows, and count them.
+    pub skip_bad_rows: bool,
+    /// alpaca, code, question, raw or chat.
+    pub template: TemplateName,
+    /// Longest sequence, in tokens.
+    pub max_length: usize,
+    /// error, drop-row, keep-end or author-each.
+    pub truncation: Truncation,
+    /// Take the loss on the prompt too.
+    pub train_on_prompt: bool,
+    /// Let GSM8K and MATH answers end in `The answer is: N`.
+    pub the_answer_is: bool,
+    /// Batches whose rows are sorted by length, for batches of similar length; 0: off.
+    pub bucket: usize,
+    /// Several short sequences in one row, each seeing itself only.
+    pub packing: bool,
+}
+
+/// `[svd]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SvdRecipe {
+    /// auto, exact, block-krylov or gram.
+    pub algorithm: Algorithm,
+    /// Largest residual of a triplet, relative to the largest singular value.
+    pub tolerance: f64,
+    /// Keep decomposed weights for the next start.
+    pub cache: bool,
+}
+
+/// `[eval]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EvalRecipe {
+    /// Problems for accuracy, the first of the test file; 0: none.
+    pub problems: usize,
+    /// Prompts that are answered together.
+    pub batch_size: usize,
+    /// Most tokens of an answer.
+    pub max_new_tokens: usize,
+    /// Text after every prompt at test time.
+    pub prompt_suffix: String,
+    /// Run the programs that the model writes, if the test asks for programs.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub allow_code_execution: bool,
+}
+
+/// dtype of weights that are not trained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WeightDtype {
+    /// Four bytes.
+    #[default]
+    F32,
+    /// Two bytes.
+    Bf16,
+}
+
+impl WeightDtype {
+    /// As burn names it.
+    pub fn float_dtype(self) -> FloatDType {
+        match self {
+            Self::F32 => FloatDType::F32,
+            Self::Bf16 => FloatDType::BF16,
+        }
+    }
+
+    /// Bytes of a weight.
+    pub fn bytes(self) -> u64 {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 => 2,
+        }
+    }
+}
+
+impl fmt::Display for WeightDtype {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        })
+    }
+}
+
+impl FromStr for WeightDtype {
+    type Err = ExperimentError;
+
+    fn from_str(name: &str) -> Result<Self, ExperimentError> {
+        match name {
+            "f32" => Ok(Self::F32),
+            "bf16" => Ok(Self::Bf16),
+            other => Err(ExperimentError::UnknownName(format!("unknown dtype `{other}`, expected f32 or bf16"))),
+        }
+    }
+}
+
+impl Default for Recipe {
+    fn default() -> Self {
+        Self::defaults(Method::Sorsa, OptimizerKind::AdamW)
+    }
+}
+
+impl Default for ModelRecipe {
+    fn default() -> Self {
+        Self { path: EMBEDDED.to_owned(), dtype: WeightDtype::F32, adapter: None }
+    }
+}
+
+impl Default for DataRecipe {
+    fn default() -> Self {
+        Self {
+            train: EMBEDDED.to_owned(),
+            validation: None,
+            validation_rows: 200,
+            test: None,
+            format: None,
+            limit: None,
+            skip_bad_rows: false,
+            template: TemplateName::Alpaca,
+            max_length: 512,
+            truncation: Truncation::DropRow,
+            train_on_prompt: false,
+            the_answer_is: true,
+            bucket: 16,
+            packing: false,
+        }
+    }
+}
+
+impl Default for SvdRecipe {
+    fn default() -> Self {
+        Self { algorithm: Algorithm::Auto, tolerance: 1e-5, cache: true }
+    }
+}
+
+impl Default for EvalRecipe {
+    fn default() -> Self {
+        Self {
+            problems: 200,
+            batch_size: 50,
+            max_new_tokens: 128,
+            prompt_suffix: String::new(),
+            allow_code_execution: false,
+        }
+    }
+}
+
+impl Recipe {
+    /// The defaults: the embedded model and task.
+    fn defaults(method: Method, optimizer: OptimizerKind) -> Self {
+        let targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+        let mut train = TrainConfig { batch_size: 16, epochs: 1.0, ..TrainConfig::default() };
+        train.optimizer = optimizer.defaults();
+        train.optimizer.learning_rate = embedded_learning_rate(method) * optimizer.relative_rate();
+        Self {
+            model: ModelRecipe::default(),
+            data: DataRecipe::default(),
+            adapter: AdapterConfig::new(method, 16, &targets),
+            svd: SvdRecipe::default(),
+            train,
+            eval: EvalRecipe::default(),
+        }
+    }
+
+    /// The recipe of an earlier run, or one that a person wrote.
+    ///
+    /// # Errors
+    ///
+    /// As [`from_table`](Self::from_table); [`ExperimentError::ReadRecipe`], [`ExperimentError::RecipeSyntax`].
+    pub fn read(path: &Path) -> Result<Self, ExperimentError> {
+        Self::from_table(read_table(path)?, &path.display().to_string())
+    }
+
+    /// The recipe with the fields of `typed`, and the defaults of its method for all others. `name` is named in errors.
+    ///
+    /// # Errors
+    ///
+    /// Unknown fields, fields of another type; all values that make no sense in one [`ExperimentError::RecipeValues`].
+    pub fn from_table(mut typed: Table, name: &str) -> Result<Self, ExperimentError> {
+        let of_model = |field: &str| typed.get("model").and_then(|model| model.get(field));
+        if let (None, Some(Value::String(adapter))) = (of_model("path"), of_model("adapter")) {
+            // An adapter of a run is trained further on the model of that run.
+            let model = model_or_of_run(None, Some(Path::new(adapter)))?;
+            set_field(&mut typed, "model.path", Value::String(model))?;
+        }
+        let method = match typed.get("adapter").and_then(|adapter| adapter.get("method")) {
+            Some(Value::String(method)) => method.parse().map_err(ExperimentError::UnknownName)?,
+            _ => match typed.get("model").and_then(|model| model.get("adapter")) {
+                Some(Value::String(folder)) => method_of(&adapter_folder(Path::new(folder))?)?,
+                _ => Method::Sorsa,
+            },
+        };
+        let optimizer = typed.get("train").and_then(|train| train.get("optimizer"));
+        let names_rate = optimizer.is_some_and(|optimizer| optimizer.get("learning_rate").is_some());
+        let optimizer = match optimizer.and_then(|optimizer| optimizer.get("kind")) {
+            Some(Value::String(kind)) => {
+                kind.parse().map_err(|error| ExperimentError::UnknownName(format!("{name}: {error}")))?
+            }
+            _ => OptimizerKind::AdamW,
+        };
+        let mut table = Table::try_from(Self::defaults(method, optimizer))?;
+        merge(&mut table, typed);
+        let unknown = take_unknown_names(&mut table);
+        let mut recipe: Self = table.try_into().map_err(|error: toml::de::Error| ExperimentError::RecipeField {
+            name: name.to_owned(),
+            message: error.to_string().trim().replace('\n', " "),
+        })?;
+        if !names_rate && recipe.model.path != EMBEDDED {
+            let width = hidden_size(Path::new(&recipe.model.path));
+            recipe.train.optimizer.learning_rate =
+                published_learning_rate(method, recipe.adapter.rank, width) * optimizer.relative_rate();
+        }
+        recipe.fill_embedded();
+        let faults = recipe.faults(unknown);
+        if faults.is_empty() {
+            Ok(recipe)
+        } else {
+            Err(ExperimentError::RecipeValues { name: name.to_owned(), faults })
+        }
+    }
+
+    /// Makes `[adapter]` that of the adapter to start from. Whatever `[adapter]` says beside defaults must agree.
+    ///
+    /// # Errors
+    ///
+    /// [`ExperimentError::OtherAdapter`].
+    pub fn start_from(&mut self, saved: &SavedAdapter) -> Result<(), ExperimentError> {
+        let (own, defaults) = (&self.adapter, Self::defaults(self.adapter.method, OptimizerKind::AdamW).adapter);
+        let dropout = if own.dropout == defaults.dropout { saved.state.config.dropout } else { own.dropout };
+        let config = AdapterConfig { dropout, seed: own.seed, ..saved.state.config.clone() };
+        let silent = *own == AdapterConfig { dropout: own.dropout, seed: own.seed, ..defaults };
+        let own = AdapterConfig { dropout, ..own.clone() };
+        if !silent && own != config {
+            return Err(ExperimentError::OtherAdapter {
+                method: config.method.to_string(),
+                rank: config.rank,
+                targets: config.target_modules.join(", "),
+            });
+        }
+        self.adapter = config;
+        Ok(())
+    }
+
+    /// The embedded task brings its validation and test problems along.
+    fn fill_embedded(&mut self) {
+        if self.data.train == EMBEDDED {
+            self.data.validation.get_or_insert_with(|| EMBEDDED.to_owned());
+            self.data.test.get_or_insert_with(|| EMBEDDED.to_owned());
+        }
+    }
+
+    /// Every value that makes no sense, `unknown` names among them.
+    fn faults(&self, unknown: Vec<String>) -> Vec<String> {
+        let mut faults = self.train.faults();
+        if let Err(error) = self.adapter.validate() {
+            faults.push(error.to_string());
+        }
+        faults.extend(unknown);
+        if !(self.svd.tolerance > 0.0 && self.svd.tolerance.is_finite()) {
+            faults.push("svd.tolerance must be positive".to_owned());
+        }
+        if self.eval.batch_size == 0 {
+            faults.push("eval.batch_size must be at least 1".to_owned());
+        }
+        faults
+    }
+
+    /// How data files are read.
+    pub fn load_options(&self) -> LoadOptions {
+        LoadOptions {
+            format: self.data.format,
+            skip_bad_rows: self.data.skip_bad_rows,
+            limit: None,
+            answer_style: if self.data.the_answer_is { AnswerStyle::TheAnswerIs } else { AnswerStyle::AsIs },
+            ..LoadOptions::default()
+        }
+    }
+
+    /// How weights are decomposed.
+    pub fn svd_options(&self) -> SvdOptions {
+        SvdOptions { algorithm: self.svd.algorithm, tolerance: self.svd.tolerance, ..SvdOptions::default() }
+    }
+
+    /// The most steps that the recipe allows by itself; fewer if rows are left out. `None` if the length of the data decides.
+    pub fn most_steps(&self) -> Option<u64> {
+        let train = &self.train;
+        let by_rows = self.data.limit.map(|rows| {
+            let batches = rows.div_ceil(train.batch_size) as f64 * train.epochs;
+            (batches / train.accumulation as f64).ceil().max(1.0) as u64
+        });
+        match (by_rows, train.max_steps) {
+            (Some(rows), Some(most)) => Some(rows.min(most)),
+            (rows, most) => rows.or(most),
+        }
+    }
+
+    /// The recipe as TOML.
+    ///
+    /// # Errors
+    ///
+    /// [`ExperimentError::Toml`] of a value that TOML cannot hold, such as an integer beyond 64 bits.
+    pub fn to_toml(&self) -> Result<String, ExperimentError> {
+        Ok(toml::to_string(self)?)
+    }
+}
+
+/// The learning rate for the embedded model of 836,736 parameters. Factors split from the weight, factors that start
+/// from nothing, and whole weights have the rates that suit SORSA and PiSSA, LoRA, and full fine-tuning there. A model of
+/// millions of parameters is ruined by them.
+fn embedded_learning_rate(method: Method) -> f64 {
+    match method {
+        _ if method.splits_weight() => 2e-3,
+        _ if method.is_factored() => 4e-3,
+        _ => 1e-3,
+    }
+}
+
+/// The learning rate for any other model, if the recipe names none.
+///
+/// Factors split from the weight: 3e-5, as published for SORSA with rank 128 on a width of 4096 (arXiv 2409.00055, PiSSA
+/// 2e-5), rising with the fourth root of a smaller `rank * width` up to 1e-4. Factors that start from nothing: 2e-4, as
+/// QLoRA's runs (arXiv 2305.14314). Whole weights: 2e-5, as Alpaca's.
+fn published_learning_rate(method: Method, rank: usize, width: Option<usize>) -> f64 {
+    if !method.is_factored() {
+        return 2e-5;
+    }
+    if !method.splits_weight() {
+        return 2e-4;
+    }
+    let published = (128 * 4096) as f64;
+    let size = width.map_or(published, |width| (rank.max(1) * width) as f64);
+    let rate = 3e-5 * (published / size).powf(0.25);
+    // One digit: a rate is told and typed again.
+    let rounded = (rate * 1e5).round() / 1e5;
+    rounded.clamp(3e-5, 1e-4)
+}
+
+/// `hidden_size` of the model in a folder, if there is one that says it.
+fn hidden_size(folder: &Path) -> Option<usize> {
+    let config = std::fs::read(folder.join("config.json")).ok()?;
+    let config: serde_json::Value = serde_json::from_slice(&config).ok()?;
+    config.get("hidden_size")?.as_u64().map(|width| width as usize)
+}
+
+/// The fields of a TOML file.
+///
+/// # Errors
+///
+/// [`ExperimentError::ReadRecipe`], [`ExperimentError::RecipeSyntax`].
+pub fn read_table(path: &Path) -> Result<Table, ExperimentError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| ExperimentError::ReadRecipe { path: path.to_owned(), source })?;
+    text.parse().map_err(|error: toml::de::Error| ExperimentError::RecipeSyntax {
+        name: path.display().to_string(),
+        line: error.span().map_or(1, |span| text[..span.start].matches('\n').count() + 1),
+        message: error.message().to_owned(),
+    })
+}
+
+/// Sets a dotted field.
+///
+/// # Errors
+///
+/// [`ExperimentError::NotATable`].
+pub fn set_field(table: &mut Table, field: &str, value: Value) -> Result<(), ExperimentError> {
+    match field.split_once('.') {
+        None => {
+            table.insert(field.to_owned(), value);
+            Ok(())
+        }
+        Some((first, rest)) => {
+            let inner = table.entry(first).or_insert_with(|| Value::Table(Table::new()));
+            match inner.as_table_mut() {
+                Some(inner) => set_field(inner, rest, value),
+                None => Err(ExperimentError::NotATable { table: first.to_owned(), field: field.to_owned() }),
+            }
+        }
+    }
+}
+
+/// Puts the fields of `over` over those of `base`, table by table. Patterns replace each other as a whole.
+fn merge(base: &mut Table, over: Table) {
+    for (field, value) in over {
+        match (base.get_mut(&field), value) {
+            (Some(Value::Table(base)), Value::Table(over)) => merge(base, over),
+            (_, value) => {
+                base.insert(field, value);
+            }
+        }
+    }
+}
+
+/// Takes out each name that stands for nothing, so that the other fields can be checked too. Returns what is wrong with it.
+fn take_unknown_names(table: &mut Table) -> Vec<String> {
+    let formats = Format::ALL.map(Format::as_str).join(", ");
+    let templates = TemplateName::ALL.map(TemplateName::as_str).join(", ");
+    let fields: [(&str, &str, &str, &str, fn(&Value) -> bool); 5] = [
+        ("data", "format", "format", &formats, is_a::<Format>),
+        ("data", "truncation", "data.truncation", "error, drop-row, keep-end or author-each", is_a::<Truncation>),
+        ("svd", "algorithm", "svd.algorithm", "auto, exact, block-krylov or gram", is_a::<Algorithm>),
+        ("model", "dtype", "dtype", "f32 or bf16", is_a::<WeightDtype>),
+        ("data", "template", "data.template", &templates, is_a::<TemplateName>),
+    ];
+    let mut faults = Vec::new();
+    for (section, field, called, expected, known) in fields {
+        let Some(Value::Table(section)) = table.get_mut(section) else { continue };
+        match section.get(field) {
+            Some(Value::String(found)) if !known(&section[field]) => {
+                faults.push(format!("unknown {called} `{found}`, expected {expected}"));
+                section.remove(field);
+            }
+            _ => {}
+        }
+    }
+    faults
+}
+
+fn is_a<T: DeserializeOwned>(value: &Value) -> bool {
+    value.clone().try_into::<T>().is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_faults_are_told_at_once() {
+        let typed = "[data]\ntruncation = \"maybe\"\nformat = \"csv\"\n[svd]\nalgorithm = \"qr\"\ntolerance = 0.0\n\
+            [model]\ndtype = \"f8\"\n[train]\nepochs = 0.0\n";
+        let error = Recipe::from_table(typed.parse().unwrap(), "r").unwrap_err().to_string();
+        for fault in [
+            "r: train.epochs must be positive; unknown format `csv`, expected messages, metamathqa, gsm8k",
+            "unknown data.truncation `maybe`, expected error, drop-row, keep-end or author-each",
+            "unknown svd.algorithm `qr`, expected auto, exact, block-krylov or gram",
+            "unknown dtype `f8`, expected f32 or bf16; svd.tolerance must be positive",
+        ] {
+            assert!(error.contains(fault), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_recipe_is_the_same_after_it_was_written() {
+        let mut recipe = Recipe::default();
+        recipe.data.format = Some(Format::MetaMathQa);
+        recipe.data.truncation = Truncation::AuthorEach;
+        recipe.svd.algorithm = Algorithm::BlockKrylov;
+        recipe.model.dtype = WeightDtype::Bf16;
+        recipe.fill_embedded();
+        let text = recipe.to_toml().unwrap();
+        for spelling in ["\"metamathqa\"", "\"author-each\"", "\"block-krylov\"", "\"bf16\"", "\"alpaca\""] {
+            assert!(text.contains(spelling), "{text}");
+        }
+        assert_eq!(Recipe::from_table(text.parse().unwrap(), "r").unwrap(), recipe);
+    }
+
+    #[test]
+    fn a_recipe_without_a_rate_has_a_published_one_for_every_model_but_the_embedded() {
+        let rate =
+            |text: &str| Recipe::from_table(text.parse().unwrap(), "test").unwrap().train.optimizer.learning_rate;
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("config.json"), r#"{"hidden_size": 576}"#).unwrap();
+        let model = format!("model.path = {:?}\n", folder.path());
+        for (method, embedded, published) in [
+            ("sorsa", 2e-3, 8e-5),
+            ("pissa", 2e-3, 8e-5),
+            ("olora", 2e-3, 8e-5),
+            ("lora", 4e-3, 2e-4),
+            ("dora", 4e-3, 2e-4),
+            ("partial", 1e-3, 2e-5),
+            ("full", 1e-3, 2e-5),
+        ] {
+            let method = format!("adapter.method = \"{method}\"\n");
+            assert_eq!(rate(&method), embedded, "{method}");
+            assert_eq!(rate(&format!("{model}{method}")), published, "{method}");
+            assert_eq!(rate(&format!("{model}{method}train.optimizer.learning_rate = 5e-4")), 5e-4);
+        }
+        assert_eq!(rate("train.optimizer.kind = \"lion\""), 2e-4);
+        let lion = Recipe::from_table("train.optimizer.kind = \"lion\"".parse().unwrap(), "test").unwrap();
+        assert_eq!((lion.train.optimizer.beta1, lion.train.optimizer.beta2), (0.9, 0.99));
+        assert_eq!(rate(&format!("{model}adapter.rank = 128")), 5e-5);
+        assert_eq!(rate(&format!("{model}adapter.rank = 1")), 1e-4);
+        assert_eq!(rate("model.path = \"meta-llama/Llama-2-7b-hf\""), 3e-5, "no width is known before the download");
+    }
+}

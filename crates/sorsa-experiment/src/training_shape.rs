@@ -1,0 +1,148 @@
+//! What a recipe would train, from `config.json` alone.
+
+use serde::Serialize;
+use sorsa_adapter::Method;
+use sorsa_models::{CausalLm, ModelConfig};
+use sorsa_report::report::bytes;
+
+use crate::error::ExperimentError;
+use crate::estimate::{MemoryEstimate, Step, grouped};
+use crate::host::Host;
+use crate::recipe::Recipe;
+
+/// What a recipe would train, and what memory that would take.
+#[derive(Debug, Serialize)]
+pub struct TrainingShape {
+    /// The method.
+    pub method: Method,
+    /// Numbers of the model.
+    pub parameters: u64,
+    /// Numbers that are trained.
+    pub trainable_parameters: u64,
+    /// The trained layers, one entry for each shape.
+    pub modules: Vec<ModuleShape>,
+    /// The memory of a step.
+    pub memory: MemoryEstimate,
+    /// Its sum.
+    pub memory_total: u64,
+    /// The most steps; absent if the length of the data decides.
+    pub steps: Option<u64>,
+}
+
+/// Linear layers of one shape.
+#[derive(Debug, Serialize)]
+pub struct ModuleShape {
+    /// Last component of the path.
+    pub name: String,
+    /// How many there are.
+    pub count: usize,
+    /// Inputs.
+    pub d_in: usize,
+    /// Outputs.
+    pub d_out: usize,
+    /// Rank of the factors, if the method has any.
+    pub rank: Option<usize>,
+    /// Numbers that are trained in all of them.
+    pub trainable_parameters: u64,
+}
+
+impl TrainingShape {
+    /// Counts what `recipe` would train of a model with this configuration. Reads no weights.
+    ///
+    /// # Errors
+    ///
+    /// [`ExperimentError::Adapter`] with every target that matches nothing and every rank that does not fit.
+    pub fn new(recipe: &Recipe, config: &ModelConfig, host: &Host) -> Result<Self, ExperimentError> {
+        let model = CausalLm::init(config, &host.device);
+        let method = recipe.adapter.method;
+        let mut modules: Vec<ModuleShape> = Vec::new();
+        let (mut kept, mut adapted_head) = (0, false);
+        for target in recipe.adapter.targets(&model)? {
+            let name = target.path.rsplit('.').next().unwrap_or(&target.path).to_owned();
+            let rank = method.is_factored().then_some(target.rank);
+            let trained = target.trainable_parameters(method) as u64;
+            kept += target.kept_per_token(method) as u64;
+            adapted_head |= method.is_factored() && matches!(target.path.as_str(), "lm_head" | "head");
+            let same = |module: &&mut ModuleShape| {
+                module.name == name && [module.d_in, module.d_out] == target.shape && module.rank == rank
+            };
+            match modules.iter_mut().find(same) {
+                Some(module) => {
+                    module.count += 1;
+                    module.trainable_parameters += trained;
+                }
+                None => modules.push(ModuleShape {
+                    name,
+                    count: 1,
+                    d_in: target.shape[0],
+                    d_out: target.shape[1],
+                    rank,
+                    trainable_parameters: trained,
+                }),
+            }
+        }
+        let parameters = config.num_parameters() as u64;
+        let trainable_parameters = match method {
+            Method::Full => parameters,
+            _ => {
+                let whole = recipe.adapter.whole_parameters(&model) as u64;
+                whole + modules.iter().map(|module| module.trainable_parameters).sum::<u64>()
+            }
+        };
+        let len = recipe.data.max_length.min(config.max_position_embeddings);
+        let memory = MemoryEstimate::new(&Step {
+            config,
+            trained: trainable_parameters,
+            dense: !method.is_factored(),
+            kept,
+            weight_bytes: recipe.model.dtype.bytes(),
+            rows: recipe.train.batch_size,
+            len,
+            fused: host.fused_operations,
+            adapted_head,
+        });
+        let (memory_total, steps) = (memory.total(), recipe.most_steps());
+        Ok(Self { method, parameters, trainable_parameters, modules, memory, memory_total, steps })
+    }
+
+    /// The table for people.
+    pub fn table(&self) -> String {
+        let mut text = format!(
+            "{}: {} of {} parameters trained ({:.2} %)\n",
+            self.method,
+            grouped(self.trainable_parameters),
+            grouped(self.parameters),
+            100.0 * self.trainable_parameters as f64 / self.parameters as f64
+        );
+        if !self.modules.is_empty() {
+            text.push_str("  module        count     d_in  x  d_out   rank    trained\n");
+        }
+        for module in &self.modules {
+            let rank = module.rank.map_or_else(|| "-".to_owned(), |rank| rank.to_string());
+            text.push_str(&format!(
+                "  {:<12} {:>6} {:>8}  x {:>6} {:>6} {:>10}\n",
+                module.name,
+                module.count,
+                module.d_in,
+                module.d_out,
+                rank,
+                grouped(module.trainable_parameters)
+            ));
+        }
+        let memory = &self.memory;
+        text.push_str(&format!(
+            "memory: weights {}, adapter {}, gradients {}, optimizer {}, activations about {}, workspace about {}; together about {}\n",
+            bytes(memory.weights),
+            bytes(memory.adapter),
+            bytes(memory.gradients),
+            bytes(memory.optimizer),
+            bytes(memory.activations),
+            bytes(memory.workspace),
+            bytes(self.memory_total)
+        ));
+        if let Some(steps) = self.steps {
+            text.push_str(&format!("steps: at most {}\n", grouped(steps)));
+        }
+        text
+    }
+}
