@@ -199,3 +199,108 @@ fn rate(text: &str) -> anyhow::Result<f64> {
         _ => Err(bad_input(format!("--lrs: expected a positive number, found `{text}`"))),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use burn::prelude::Device;
+    use clap::Parser;
+    use sorsa_experiment::Host;
+
+    use super::super::comparison::plan::ComparisonPlan;
+    use super::super::comparison::sweep::SweepMode;
+    use super::*;
+    use crate::args::{Cli, Command};
+
+    fn asked(options: &str) -> anyhow::Result<ComparisonRequest> {
+        let arguments = ["sorsa", "bench"].into_iter().chain(options.split_whitespace());
+        match Cli::try_parse_from(arguments).unwrap().command {
+            Command::Bench(args) => request(&args),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn planned(options: &str) -> anyhow::Result<ComparisonPlan> {
+        ComparisonPlan::new(asked(options)?, &Host::cpu(Device::flex()), &mut ())
+    }
+
+    fn row_names(plan: &ComparisonPlan) -> String {
+        plan.rows.iter().map(|row| row.name.as_str()).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn the_default_comparison_has_six_arms_and_a_sweep_of_gamma() {
+        let plan = planned("").unwrap();
+        assert_eq!(row_names(&plan), "lora-r16 pissa-r16 sorsa-r16 sorsa-noreg-r16 partial full");
+        assert_eq!(plan.rows[3].label, "sorsa-noreg");
+        assert_eq!((plan.sweeps.len(), &plan.sweeps[0].rows[..]), (1, &[2][..]), "of the arm that does not set gamma");
+        assert_eq!(plan.run_count(), 6 * 4 + 6 * 2 + 4);
+        let ranks = planned("--ranks 4,16 --gammas none").unwrap();
+        let expected =
+            "lora-r4 lora-r16 pissa-r4 pissa-r16 sorsa-r4 sorsa-r16 sorsa-noreg-r4 sorsa-noreg-r16 partial full";
+        assert_eq!((row_names(&ranks).as_str(), ranks.sweeps.len()), (expected, 0));
+        let quick = planned("--quick").unwrap();
+        assert_eq!(row_names(&quick), "lora-r16 pissa-r16 sorsa-r16 sorsa-noreg-r16");
+        assert_eq!((quick.steps, quick.seeds.len(), quick.sweeps.len(), quick.extend), (150, 2, 0, 0));
+    }
+
+    #[test]
+    fn runs_of_the_first_version_are_found_by_their_names() {
+        let plan =
+            planned("--methods lora,sorsa,sorsa-noreg --ranks 4 --gammas 4e-5,0.5 --max-steps 1 --set eval.problems=0");
+        let mut plan = plan.unwrap();
+        // Recorded by 01ef46c with these options and `--lrs 1e-3`.
+        let recorded = [
+            "lora-r4-lr1e-3-s42-7147f0c91c",
+            "sorsa-r4-g4e-4-lr1e-3-s42-f8c83469ea",
+            "sorsa-r4-g0e0-lr1e-3-s42-fa9a3c737e",
+        ];
+        for (row, name) in plan.rows.iter().zip(recorded) {
+            assert_eq!(plan.run(row, &[], 1e-3, 42).unwrap().name, name);
+        }
+        let swept = ["sorsa-r4-g4e-5-lr1e-3-s42-2762eb12b9", "sorsa-r4-g5e-1-lr1e-3-s42-3abeb1d26c"];
+        for (field, name) in plan.sweeps[0].fields().into_iter().zip(swept) {
+            assert_eq!(plan.run(&plan.rows[1], &[field], 1e-3, 42).unwrap().name, name);
+        }
+        // A folder under another name is found by its key.
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(folder.path().join("runs/renamed-7147f0c91c")).unwrap();
+        plan.folder = folder.path().to_owned();
+        let found = plan.run(&plan.rows[0], &[], 1e-3, 42).unwrap();
+        assert_eq!((found.name.as_str(), found.folder.exists()), ("renamed-7147f0c91c", true));
+    }
+
+    #[test]
+    fn arms_and_sweeps_set_any_field() {
+        let options = "--methods pissa --arm wide=adapter.method=lora,adapter.rank=32 --sweep adapter.alpha=8,16 --lrs wide=1e-3,2e-3 \
+                       --reference wide --max-steps 2";
+        let plan = planned(options).unwrap();
+        assert_eq!(row_names(&plan), "pissa-r16 wide");
+        assert_eq!((plan.rows[1].rank, plan.reference.as_str()), (Some(32), "wide"));
+        assert_eq!((&plan.sweeps[0].rows[..], plan.sweeps[0].sweep.mode), (&[0, 1][..], SweepMode::AtBestRate));
+        let run = plan.run(&plan.rows[1], &plan.sweeps[0].fields()[..1], 1e-3, 1).unwrap();
+        assert!(run.name.starts_with("lora-r32-alpha8e0-lr1e-3-s1-"), "{}", run.name);
+        assert_eq!((run.recipe.adapter.alpha, run.recipe.train.seed, run.recipe.adapter.seed), (Some(8.0), 1, 1));
+    }
+
+    #[test]
+    fn a_fault_of_an_arm_or_a_sweep_is_said_in_one_line() {
+        let fault = |options: &str| planned(options).unwrap_err().to_string();
+        let no_effect = fault("--arm reg=adapter.method=pissa,train.regularizer.gamma=4e-4");
+        assert_eq!(no_effect, "the arm reg sets train.regularizer.gamma, which has no effect in it");
+        assert!(fault("--methods full --sweep adapter.alpha=8,16").contains("the sweep of adapter.alpha has no arm"));
+        assert!(fault("--methods lora --sweep adapter.alpha").contains("--sweep: expected FIELD=VALUE"));
+        assert!(fault("--methods lora --sweep adapter.alhpa=1").contains("unknown field `alhpa`"));
+        assert!(fault("--methods lora --arm lora=adapter.rank=4").contains("two arms are named lora"));
+        assert!(fault("--methods lora --reference full").contains("full is not among the arms"));
+        assert!(fault("--suite no-such-file.toml").starts_with("no-such-file.toml: "));
+    }
+
+    #[test]
+    fn the_example_suite_compares_the_regularizer() {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/suites/regularizer.toml");
+        let plan = planned(&format!("--suite {} --max-steps 2", file.display())).unwrap();
+        assert_eq!(row_names(&plan), "pissa-r16 sorsa-r16 sorsa-noreg-r16 sorsa-decoupled-r16");
+        assert_eq!((plan.reference.as_str(), &plan.sweeps[0].rows[..]), ("pissa", &[1][..]));
+        assert_eq!(plan.sweeps[0].sweep.values.len(), 5);
+    }
+}
