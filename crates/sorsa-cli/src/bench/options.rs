@@ -7,7 +7,7 @@ use toml::Value;
 use super::comparison::arm::Arm;
 use super::comparison::base_recipe::BaseRecipe;
 use super::comparison::defaults;
-use super::comparison::fields::{FieldValue, GAMMA, RANK};
+use super::comparison::fields::{FieldValue, GAMMA, METHOD, RANK};
 use super::comparison::request::{ComparisonRequest, RequestedRates};
 use super::comparison::suite::Suite;
 use super::comparison::sweep::Sweep;
@@ -129,6 +129,12 @@ fn arms(args: &BenchArgs, suite: &Suite) -> anyhow::Result<Vec<Arm>> {
     // `--methods` may have put an arm of the command line into its place.
     own.retain(|arm| !arms.contains(arm));
     arms.extend(own);
+    for arm in &arms {
+        let method = arm.fields.iter().find(|field| field.field == METHOD).map(|field| &field.value);
+        if arm.name.parse::<sorsa_adapter::Method>().is_ok() && method != Some(&Value::String(arm.name.clone())) {
+            return Err(bad_input(format!("the arm {0} has the name of a method: it must set {METHOD}={0}", arm.name)));
+        }
+    }
     Ok(match (arms.is_empty(), args.quick) {
         (false, _) => arms,
         (true, true) => defaults::quick_arms(),
@@ -290,7 +296,8 @@ mod tests {
         assert!(fault("--methods full --sweep adapter.alpha=8,16").contains("the sweep of adapter.alpha has no arm"));
         assert!(fault("--methods lora --sweep adapter.alpha").contains("--sweep: expected FIELD=VALUE"));
         assert!(fault("--methods lora --sweep adapter.alhpa=1").contains("unknown field `alhpa`"));
-        assert!(fault("--methods lora --arm lora=adapter.rank=4").contains("two arms are named lora"));
+        assert!(fault("--arm lora=adapter.rank=4").contains("it must set adapter.method=lora"));
+        assert!(fault("--arm a=adapter.rank=4 --arm a=adapter.rank=8").contains("two arms are named a"));
         assert!(fault("--methods lora --reference full").contains("full is not among the arms"));
         assert!(fault("--suite no-such-file.toml").starts_with("no-such-file.toml: "));
     }
