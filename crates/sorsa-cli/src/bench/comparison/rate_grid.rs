@@ -1,13 +1,13 @@
-//! The search for a method's learning rate: a grid, extended where its best rate is at an end.
+//! The search for a learning rate: a grid that is extended if its best rate is at an end.
 
 /// Rates to try, ascending.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Grid {
+pub struct RateGrid {
     rates: Vec<f64>,
     extensions: usize,
 }
 
-impl Grid {
+impl RateGrid {
     pub fn new(mut rates: Vec<f64>) -> Self {
         rates.sort_by(f64::total_cmp);
         rates.dedup();
@@ -18,8 +18,8 @@ impl Grid {
         &self.rates
     }
 
-    /// Goes one step beyond the end that the best rate is at, up to `limit` times; whether there is a new rate to try. `losses`
-    /// are those of the rates; one that diverged has none. Where all did, smaller rates are tried.
+    /// Adds a rate one step beyond the end that the best rate is at, up to `limit` times. Returns whether there is a new rate
+    /// to try. `losses` has the loss of each rate, and none if its run diverged. If all diverged, the new rate is smaller.
     pub fn extend(&mut self, losses: &[Option<f64>], limit: usize) -> bool {
         let last = self.rates.len() - 1;
         if last == 0 || self.extensions >= limit {
@@ -42,13 +42,13 @@ impl Grid {
     }
 }
 
-/// The place of the lowest loss.
+/// The index of the lowest loss.
 pub fn best(losses: &[Option<f64>]) -> Option<usize> {
     let known = losses.iter().enumerate().filter_map(|(index, loss)| Some((index, (*loss)?)));
     known.filter(|(_, loss)| loss.is_finite()).min_by(|a, b| a.1.total_cmp(&b.1)).map(|(index, _)| index)
 }
 
-/// Three digits, so that rates have short names.
+/// Rounds to three digits, so that rates have short names.
 pub fn rounded(rate: f64) -> f64 {
     format!("{rate:.2e}").parse().unwrap_or(rate)
 }
@@ -57,9 +57,9 @@ pub fn rounded(rate: f64) -> f64 {
 mod tests {
     use super::*;
 
-    /// Searches with losses given by `loss`; the grid at the end and how often it was asked.
-    fn search(rates: &[f64], limit: usize, loss: impl Fn(f64) -> Option<f64>) -> Grid {
-        let mut grid = Grid::new(rates.to_vec());
+    /// Searches with the losses that `loss` gives. Returns the grid at the end.
+    fn search(rates: &[f64], limit: usize, loss: impl Fn(f64) -> Option<f64>) -> RateGrid {
+        let mut grid = RateGrid::new(rates.to_vec());
         while grid.extend(&grid.rates().iter().map(|rate| loss(*rate)).collect::<Vec<_>>(), limit) {}
         grid
     }

@@ -1,4 +1,4 @@
-//! What a run is known by: its resolved recipe, the content of the files it reads, the backend and this program's version.
+//! The identity of a run: its resolved recipe, the content of the files it reads, the backend and this program's version.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -9,20 +9,18 @@ use anyhow::Context;
 use sorsa_experiment::Recipe;
 use sorsa_experiment::recipe::EvalRecipe;
 
-use crate::device::Backend;
-
-/// Files up to this size are read whole; of larger ones the size and as much at both ends. A checkpoint that was trained
-/// further differs at its ends, and reading all of a large one would take longer than its first steps.
+/// Files up to this size are hashed whole. Of a larger file the hash covers the size and half as much at each end: a
+/// checkpoint that was trained further differs at its ends, and hashing all of it would take longer than the first steps.
 const WHOLE: u64 = 256 << 20;
 
-/// Fingerprints of files and folders, each taken once.
+/// Fingerprints of files and folders. Each is computed once.
 #[derive(Debug, Default)]
 pub struct Fingerprints {
     known: HashMap<PathBuf, String>,
 }
 
 impl Fingerprints {
-    /// The fingerprint of a file's content, or of the files in a model's folder.
+    /// Hashes a file's content, or the files in a model's folder.
     pub fn of(&mut self, path: &Path) -> anyhow::Result<String> {
         if let Some(known) = self.known.get(path) {
             return Ok(known.clone());
@@ -78,9 +76,9 @@ fn add(hasher: &mut blake3::Hasher, path: &Path) -> anyhow::Result<()> {
     part(&mut file, u64::MAX)
 }
 
-/// A few letters that differ where anything does that decides what training comes to. Where files lie does not, nor how
-/// the trained model is tested.
-pub fn run_key(recipe: &Recipe, files: &InputFiles, backend: Backend) -> anyhow::Result<String> {
+/// The key of a run: a short hash of everything that decides the trained weights. The paths of files do not, nor do the
+/// settings of tests.
+pub fn run_key(recipe: &Recipe, files: &InputFiles, backend: &str) -> anyhow::Result<String> {
     let mut known = recipe.clone();
     known.model.path.clone_from(&files.model);
     known.data.train.clone_from(&files.train);
@@ -96,7 +94,7 @@ pub fn short_hash(text: &str) -> String {
     blake3::hash(text.as_bytes()).to_hex()[..10].to_owned()
 }
 
-/// The fingerprints of what every run reads.
+/// The fingerprints of the files that every run reads.
 #[derive(Debug, Clone)]
 pub struct InputFiles {
     pub model: String,
@@ -114,9 +112,9 @@ mod tests {
     }
 
     #[test]
-    fn a_key_differs_where_training_does_and_only_there() {
+    fn a_key_differs_if_training_does_and_only_then() {
         let recipe = Recipe::default();
-        let key = |recipe: &Recipe, files: &InputFiles| run_key(recipe, files, Backend::default()).unwrap();
+        let key = |recipe: &Recipe, files: &InputFiles| run_key(recipe, files, "flex").unwrap();
         let first = key(&recipe, &files());
         assert_eq!(first.len(), 10);
 

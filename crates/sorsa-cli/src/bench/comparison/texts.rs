@@ -1,51 +1,13 @@
-//! The files of a comparison, and what is printed of it.
+//! The results of a comparison as text: aligned tables, Markdown and LaTeX.
 
 use std::path::Path;
 
-use anyhow::Context;
-use sorsa_files::write_atomic;
-
 use super::results::Comparison;
-use super::tables::{Table, csv, tables};
-use crate::args::BenchFormat;
-use crate::format::{TableFormat, escaped, print};
-use crate::session::create_folder;
+use super::tables::Table;
+use crate::format::{TableFormat, escaped};
 
-/// Writes every form of the comparison into `folder` and prints the one asked for.
-pub fn write(comparison: &Comparison, folder: &Path, format: BenchFormat) -> anyhow::Result<()> {
-    let tables = tables(comparison);
-    let json = serde_json::to_string_pretty(comparison)?;
-    let csv = csv(&comparison.runs);
-    let (markdown, latex) = (markdown(comparison, &tables), latex(comparison, &tables));
-    let figures = super::figures::figures(comparison);
-    let report = super::page::html(comparison, &tables, &figures).context("cannot draw the report")?;
-    create_folder(&folder.join("figures"))?;
-    for (name, figure) in &figures {
-        let path = folder.join("figures").join(name);
-        write_atomic(path.with_extension("svg"), figure.svg_file()?)?;
-        write_atomic(path.with_extension("png"), figure.png()?)?;
-    }
-    for (name, content) in [
-        ("results.json", &json),
-        ("results.csv", &csv),
-        ("comparison.md", &markdown),
-        ("comparison.tex", &latex),
-        ("report.html", &report),
-    ] {
-        let path = folder.join(name);
-        write_atomic(&path, content).with_context(|| format!("cannot write {}", path.display()))?;
-    }
-    match format {
-        BenchFormat::Table => print(plain(comparison, &tables, folder)),
-        BenchFormat::Json => print(json),
-        BenchFormat::Markdown => print(markdown.trim_end()),
-        BenchFormat::Csv => print(csv.trim_end()),
-        BenchFormat::Latex => print(latex.trim_end()),
-    }
-}
-
-/// Tables with aligned columns, then the findings.
-fn plain(comparison: &Comparison, tables: &[Table], folder: &Path) -> String {
+/// Tables with aligned columns, then the findings, and the folder of the files.
+pub fn plain(comparison: &Comparison, tables: &[Table], folder: &Path) -> String {
     let mut text = String::new();
     for table in tables {
         let rows = TableFormat::Table.table(&table.rows).unwrap_or_default();
@@ -61,12 +23,9 @@ fn plain(comparison: &Comparison, tables: &[Table], folder: &Path) -> String {
     text
 }
 
-pub fn title(comparison: &Comparison) -> String {
-    format!("Fine-tuning {} on {}", comparison.model, comparison.data)
-}
-
-fn markdown(comparison: &Comparison, tables: &[Table]) -> String {
-    let mut text = format!("# {}\n\n", title(comparison));
+/// Tables in Markdown, then the findings and notes.
+pub fn markdown(comparison: &Comparison, tables: &[Table]) -> String {
+    let mut text = format!("# {}\n\n", comparison.title());
     for table in tables {
         let rows = TableFormat::Markdown.table(&table.rows).unwrap_or_default();
         text.push_str(&format!("{}.\n\n{rows}\n", table.caption));
@@ -80,9 +39,9 @@ fn markdown(comparison: &Comparison, tables: &[Table]) -> String {
     text.trim_end().to_owned() + "\n"
 }
 
-/// A `table` for each, to be pasted into a paper that loads booktabs. What was found stands before them, as comments.
-fn latex(comparison: &Comparison, tables: &[Table]) -> String {
-    let mut text = format!("% {}\n", title(comparison));
+/// A `table` environment for each table, for a paper that loads booktabs. The findings and notes come first, in comments.
+pub fn latex(comparison: &Comparison, tables: &[Table]) -> String {
+    let mut text = format!("% {}\n", comparison.title());
     for line in comparison.findings.iter().chain(&comparison.notes) {
         text.push_str(&format!("% {line}\n"));
     }
@@ -106,7 +65,7 @@ fn latex(comparison: &Comparison, tables: &[Table]) -> String {
     text
 }
 
-/// A cell with its special characters escaped and the minus signs of its numbers set as such.
+/// A cell with its special characters escaped and the minus signs of its numbers in math mode.
 fn math(cell: &str) -> String {
     let mut text = escaped(cell).replace('^', "\\^{}");
     for (before, after) in [(" -", " $-$"), ("[-", "[$-$")] {
@@ -123,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn cells_of_latex_have_no_special_characters_left() {
+    fn cells_of_latex_have_no_special_characters() {
         assert_eq!(math("5 % of a_b"), "5 \\% of a\\_b");
         assert_eq!(math("-0.1 [-0.2, -0.0]"), "$-$0.1 [$-$0.2, $-$0.0]");
         assert_eq!(math("-"), "-");
