@@ -1,4 +1,4 @@
-//! Adapters for any burn module: SORSA, PiSSA, LoRA, DoRA, OLoRA and partial fine-tuning.
+//! Adapters for any burn module: SORSA, PiSSA, LoRA, DoRA, OLoRA, LoRA-XS and partial fine-tuning.
 //!
 //! An adapter is a burn [`Reparameterization`](burn::module::Reparameterization): it attaches to the linear layers of
 //! an unchanged model. To take the cheap route, a model calls [`project`] instead of `linear.forward`: then no dense
