@@ -20,7 +20,7 @@ pub fn of(args: &FinetuneArgs) -> anyhow::Result<Recipe> {
     }
 }
 
-/// Refuses options of the recipe beside `--resume`.
+/// Refuses options of the recipe together with `--resume`.
 pub fn refuse_options(args: &FinetuneArgs) -> anyhow::Result<()> {
     if args.fields == RecipeArgs::default() {
         return Ok(());
@@ -30,6 +30,12 @@ pub fn refuse_options(args: &FinetuneArgs) -> anyhow::Result<()> {
 
 /// A new recipe.
 pub fn resolve(args: &RecipeArgs) -> anyhow::Result<Recipe> {
+    let (table, name) = given_fields(args)?;
+    Ok(Recipe::from_table(table, &name)?)
+}
+
+/// The fields that the recipe file and the options give, and the name of their source for errors.
+pub fn given_fields(args: &RecipeArgs) -> anyhow::Result<(Table, String)> {
     let (mut typed, name) = match &args.recipe {
         Some(path) => (read_table(path)?, path.display().to_string()),
         None => (Table::new(), "command line".to_owned()),
@@ -37,7 +43,7 @@ pub fn resolve(args: &RecipeArgs) -> anyhow::Result<Recipe> {
     for (field, value) in overrides(args)? {
         set_field(&mut typed, &field, value)?;
     }
-    Ok(Recipe::from_table(typed, &name)?)
+    Ok((typed, name))
 }
 
 /// The options of the command line as fields of a recipe.

@@ -139,6 +139,54 @@ fn a_comparison_leaves_every_file_and_does_nothing_twice() {
 }
 
 #[test]
+fn arms_and_sweeps_compare_any_field_of_a_recipe() {
+    let place = Place::new();
+    place.write(
+        "suite.toml",
+        "reference = \"narrow\"\n[arms.wide]\nadapter.method = \"lora\"\nadapter.rank = 8\n\
+         [arms.narrow]\n\"adapter.method\" = \"lora\"\n\"adapter.rank\" = 2\n\
+         [[sweeps]]\nfield = \"adapter.alpha\"\nvalues = [4, 8]\narms = [\"narrow\"]\n",
+    );
+    let mut args = vec!["--quick", "--suite", "suite.toml", "--lrs", "1e-3", "--seeds", "1", "--max-steps", "3"];
+    args.extend(["--arm", "linear=adapter.method=pissa,train.schedule.kind=linear"]);
+    args.extend(["--sweep", "train.schedule.warmup_ratio=0,0.5"]);
+    let plan: Value =
+        serde_json::from_str(&bench(&place, &args).args(["--dry-run", "--format", "json"]).succeed()).unwrap();
+    assert_eq!(
+        (&plan["runs"], &plan["alphas"], &plan["warmup_ratios"]),
+        (&11.into(), &[4, 8].into(), &serde_json::json!([0, 0.5]))
+    );
+
+    let table = bench(&place, &args).arg("--quiet").succeed();
+    for part in ["linear-r4 minus narrow: ", "narrow by adapter.alpha, at its best", "Of the alphas of narrow, "] {
+        assert!(table.contains(part), "{part} is missing from {table}");
+    }
+    let names: Vec<String> = runs(&place).iter().map(|run| run.file_name().unwrap().to_string_lossy().into()).collect();
+    assert_eq!(names.len(), 11, "{names:?}");
+    let first = |start: &str| names.iter().filter(|name| name.starts_with(start)).count();
+    assert_eq!(first("lora-r2-alpha8e0-lr1e-3-s1-"), 1, "{names:?}");
+    assert_eq!(first("pissa-r4-kindlinear-warmup_ratio5e-1-lr1e-3-s1-"), 1, "{names:?}");
+    let found = results(&place);
+    let arms: Vec<_> = found["arms"].as_array().unwrap().iter().map(|arm| arm["name"].as_str().unwrap()).collect();
+    assert_eq!(arms, ["wide", "narrow", "linear-r4"]);
+    assert_eq!(found["arms"][0]["difference"]["to"], "narrow");
+    let alphas = found["alphas"].as_array().unwrap();
+    assert_eq!(
+        alphas.iter().map(|run| run["fields"]["adapter.alpha"].as_f64().unwrap()).collect::<Vec<_>>(),
+        [4.0, 8.0]
+    );
+    assert_ne!(alphas[0]["loss_after"], alphas[1]["loss_after"]);
+    assert_eq!(found["sweeps"][1]["rows"].as_array().unwrap().len(), 3, "every arm has a warm-up");
+    let csv = std::fs::read_to_string(place.path("bench/results.csv")).unwrap();
+    let head = ",resumed,adapter.alpha,train.schedule.kind,train.schedule.warmup_ratio";
+    assert!(csv.lines().next().unwrap().ends_with(head), "{csv}");
+    for figure in ["alpha-loss", "warmup_ratio-loss"] {
+        assert!(place.path(&format!("bench/figures/{figure}.svg")).exists(), "no {figure}");
+    }
+    assert!(std::fs::read_to_string(place.path("bench/report.html")).unwrap().contains("Sweep of adapter.alpha"));
+}
+
+#[test]
 fn two_processes_share_the_work() {
     let place = Place::new();
     let args = ["--methods", "lora,pissa", "--lrs", "1e-3,2e-3", "--seeds", "1", "--max-steps", "20", "--epochs", "9"];

@@ -54,7 +54,7 @@ impl TrainingShape {
     /// [`ExperimentError::Adapter`] with every target that matches nothing and every rank that does not fit.
     pub fn new(recipe: &Recipe, config: &ModelConfig, host: &Host) -> Result<Self, ExperimentError> {
         let model = CausalLm::init(config, &host.device);
-        let method = recipe.adapter.method;
+        let method = recipe.adapter.method();
         let mut modules: Vec<ModuleShape> = Vec::new();
         let (mut kept, mut adapted_head) = (0, false);
         for target in recipe.adapter.targets(&model)? {

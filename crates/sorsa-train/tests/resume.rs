@@ -1,4 +1,4 @@
-//! Runs that are interrupted, that end early, that go wrong: what is kept, and what goes on from it.
+//! Runs that are interrupted, end early or fail: their checkpoints, and the runs that resume from them.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};

@@ -7,49 +7,67 @@ use clap::{Args, ValueEnum};
 use super::{DeviceArgs, MAX_SEED, RecipeArgs};
 use crate::speed::SpeedArgs;
 
-/// The comparison of methods. What it decides itself is no option: method, rate and seed of a run.
+/// A comparison. It sets method, learning rate and seed of each run itself, so that they are no options.
 #[derive(Debug, Args)]
 #[command(mut_arg("method", |arg| arg.hide(true)), mut_arg("lr", |arg| arg.hide(true)))]
 #[command(mut_arg("seed", |arg| arg.hide(true)), mut_arg("adapter", |arg| arg.hide(true)))]
 pub struct BenchArgs {
-    /// Methods to compare; the differences are to lora, or to the first where lora is not among them. Without it lora,
-    /// pissa, sorsa, sorsa-noreg (gamma 0), partial and full
+    /// Methods to compare, or arms by name [default: lora, pissa, sorsa, sorsa-noreg (gamma 0), partial, full]
     #[arg(long, value_delimiter = ',', value_name = "METHOD,..")]
     pub methods: Option<Vec<String>>,
-    /// Learning rates to try, for all methods or for one (lora=4e-3); without it four around each method's default
-    #[arg(long, value_delimiter = ',', value_name = "[METHOD=]RATE,..")]
+    /// Add an arm: a name and the recipe fields in which it differs, for example
+    /// --arm wide=adapter.method=lora,adapter.rank=64
+    #[arg(long, value_name = "NAME=FIELD=VALUE,..")]
+    pub arm: Vec<String>,
+    /// Try several values of a recipe field, with one run each at the best learning rate of each arm that uses the field, for
+    /// example --sweep adapter.alpha=8,16,32
+    #[arg(long, value_name = "FIELD=VALUE,..")]
+    pub sweep: Vec<String>,
+    /// Arms and sweeps in a TOML file; see docs/bench.md
+    #[arg(long, value_name = "FILE")]
+    pub suite: Option<PathBuf>,
+    /// Arm to compare the others with [default: lora, or the first arm if lora is not among them]
+    #[arg(long, value_name = "ARM")]
+    pub reference: Option<String>,
+    /// Learning rates to try, for all arms or for one (lora=4e-3) [default: 0.5, 1, 2 and 4 times the default of the method]
+    #[arg(long, value_delimiter = ',', value_name = "[ARM=]RATE,..")]
     pub lrs: Option<Vec<String>>,
-    /// How often a grid of rates may be extended where its best one is at an end
+    /// How often a grid of learning rates may be extended if its best rate is at an end [default: 2, with --quick 0]
     #[arg(long, value_name = "TIMES")]
     pub extend: Option<usize>,
-    /// Seeds of each method at its best rate; the first one chooses the rate. Without it 42, 43, 44
+    /// Seeds to run each arm with at its best learning rate; the first seed chooses the rate [default: 42,43,44, with --quick
+    /// 42,43]
     #[arg(long, value_delimiter = ',', value_name = "SEED,..", value_parser = clap::value_parser!(u64).range(..=MAX_SEED))]
     pub seeds: Option<Vec<u64>>,
-    /// Ranks of the methods that have one; without it --rank, or 16
+    /// Ranks to compare, short for --sweep adapter.rank=RANK,..; each rank has learning rates and seeds of its own [default:
+    /// --rank]
     #[arg(long, value_delimiter = ',', value_name = "RANK,..")]
     pub ranks: Option<Vec<usize>>,
-    /// Weights of SORSA's regularizer to try at its best rate, or none; without it 0, 4e-5, 4e-4, 4e-3 and 4e-2
+    /// Weights of the orthonormal regularizer to try, short for --sweep train.regularizer.gamma=GAMMA,..; or none [default:
+    /// 0,4e-5,4e-4,4e-3,4e-2; with --quick, --sweep or --suite none]
     #[arg(long, value_delimiter = ',', value_name = "GAMMA,..")]
     pub gammas: Option<Vec<String>>,
-    /// The validation loss whose time is taken; without it the lowest that all methods reach
+    /// Report the training time until the validation loss is this low [default: the lowest loss that all runs reach]
     #[arg(long, value_name = "NATS")]
     pub target_loss: Option<f64>,
-    /// Texts whose loss before and after shows what was forgotten; of the embedded model, without it, pretraining texts
+    /// Texts that show what a model forgets: the comparison measures their loss before and after training [default:
+    /// pretraining texts for the embedded model, none for others]
     #[arg(long, value_name = "FILE")]
     pub forgetting_text: Option<PathBuf>,
-    /// Folder of runs and results; a second call with the same folder trains only what is missing
+    /// Folder of runs and results. A second call with the same folder makes the missing runs only [default: runs/bench, with
+    /// --quick runs/bench-quick]
     #[arg(long, value_name = "DIR")]
     pub bench_dir: Option<PathBuf>,
-    /// Runs at a time; more than one makes times incomparable
+    /// Number of runs at a time. With more than one, their times cannot be compared
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=256))]
     pub jobs: u64,
-    /// A small comparison of minutes: 150 steps, two rates, two seeds, LoRA, PiSSA and SORSA
+    /// Compare LoRA, PiSSA and SORSA in minutes: 150 steps, two learning rates, two seeds
     #[arg(long)]
     pub quick: bool,
-    /// List the runs, with a rough estimate of their time, and stop
+    /// Print the planned runs and a rough estimate of their time, and stop
     #[arg(long)]
     pub dry_run: bool,
-    /// Measure the training step of a random model instead; its options: sorsa bench --speed --help
+    /// Measure the training step of a random model instead; sorsa bench --speed --help lists its options
     #[arg(long)]
     speed: bool,
     #[command(flatten)]
@@ -57,14 +75,14 @@ pub struct BenchArgs {
     /// Print results only
     #[arg(long, short)]
     pub quiet: bool,
-    /// How the result is printed; all forms are written too
+    /// Output format. The folder has the results in all formats
     #[arg(long, value_enum, default_value_t)]
     pub format: BenchFormat,
     #[command(flatten)]
     pub device: DeviceArgs,
 }
 
-/// How a comparison is printed.
+/// Output format of a comparison.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum BenchFormat {
     /// Aligned columns

@@ -1,79 +1,85 @@
-//! `sorsa bench`: methods of fine-tuning under equal conditions.
+//! `sorsa bench`: a comparison of methods, or of any other settings, under equal conditions.
 //!
-//! `plan` says what is compared and finds what is wrong with the input; `stages` asks for runs, stage by stage; `work` makes them,
-//! each in a process of its own, once for each `identity`; `collect` reads what they left; `results`, `findings`, `tables`,
-//! `figures`, `page` and `write` make of it what people and programs read.
+//! `options` turns the arguments into a request; `comparison` plans it and makes reports of its results; `jobs` runs it, each run
+//! in a process of its own.
 
-mod collect;
-mod figures;
-mod findings;
-mod identity;
-mod page;
-mod plan;
-mod rates;
-mod results;
-mod stages;
-mod tables;
-mod variant;
-mod work;
-mod write;
+mod comparison;
+mod jobs;
+mod options;
 
 use crate::args::{BenchArgs, BenchFormat};
+use crate::commands::finetune::{PROGRAM_MEMORY, PROGRAM_SECONDS};
 use crate::exit::{Interrupted, bad_input};
 use crate::format::{print, print_json};
+use crate::observer::TerminalObserver;
 use crate::progress::Style;
-use plan::Plan;
-use results::Comparison;
+use crate::session;
+use comparison::measurement::Measurements;
+use comparison::plan::ComparisonPlan;
+use comparison::report::Report;
+use comparison::results::Comparison;
+use jobs::job_runner::JobRunner;
+use jobs::stages;
 use sorsa_experiment::estimate::grouped;
-use work::Workshop;
 
 pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
     let style = Style::choose(args.quiet);
     if let Some(text) = args.forgetting_text.as_ref().filter(|text| !text.is_file()) {
         return Err(bad_input(format!("--forgetting-text: {} is no file", text.display())));
     }
-    let plan = Plan::new(args, style)?;
+    let mut host = session::host(&args.device, style)?;
+    host.code = Some(session::code_execution(PROGRAM_SECONDS, PROGRAM_MEMORY));
+    let mut observer = TerminalObserver::new(style, &host.backend);
+    let plan = ComparisonPlan::new(options::request(args)?, &host, &mut observer)?;
     if args.dry_run {
         return show(&plan, args.format);
     }
     if style != Style::Quiet {
         eprintln!("{}", plan.summary());
     }
-    let at_a_time = usize::try_from(args.jobs)?;
-    let workshop = Workshop::new(&plan.folder, at_a_time, &args.device, style)?;
-    let outcome = match stages::run(&plan, &workshop, args.forgetting_text.as_deref()) {
+    let runner = JobRunner::new(&plan.folder, usize::try_from(args.jobs)?, &args.device, style)?;
+    let measurements = Measurements::new(&plan, args.forgetting_text.as_deref())?;
+    let (runs, done_here) = match stages::run(&plan, &measurements, &runner) {
         Err(error) if error.is::<Interrupted>() => {
-            eprintln!("interrupted; the same command goes on with what is in {}", plan.folder.display());
+            eprintln!("interrupted; the same command resumes the comparison in {}", plan.folder.display());
             return Err(error);
         }
-        outcome => outcome?,
+        result => result?,
     };
     if style != Style::Quiet {
-        eprintln!("{} of the jobs were done by this process; the rest was there or done by others", outcome.done_here);
+        eprintln!("this process did {done_here} of the jobs; the others were done before, or by other processes");
     }
-    let comparison = Comparison::new(&plan, &outcome, args.device.backend, args.target_loss)?;
-    write::write(&comparison, &plan.folder, args.format)
+    let comparison = Comparison::new(&plan, &runs, &measurements, args.target_loss)?;
+    let report = Report::write(&comparison, &plan.folder)?;
+    match args.format {
+        BenchFormat::Table => print(report.plain),
+        BenchFormat::Json => print(report.json),
+        BenchFormat::Markdown => print(report.markdown.trim_end()),
+        BenchFormat::Csv => print(report.csv.trim_end()),
+        BenchFormat::Latex => print(report.latex.trim_end()),
+    }
 }
 
-/// The plan without its execution.
-fn show(plan: &Plan, format: BenchFormat) -> anyhow::Result<()> {
-    let first: Vec<_> = plan
-        .arms
-        .iter()
-        .zip(&plan.grids)
-        .map(|(arm, grid)| serde_json::json!({ "arm": arm.to_string(), "learning_rates": grid.rates() }))
-        .collect();
+/// Prints a plan without running it.
+fn show(plan: &ComparisonPlan, format: BenchFormat) -> anyhow::Result<()> {
+    let rows = plan.rows.iter().zip(&plan.grids);
     if format == BenchFormat::Json {
-        return print_json(&serde_json::json!({
-            "arms": first, "seeds": plan.seeds, "gammas": plan.gammas, "extensions_at_most": plan.extend, "steps": plan.steps,
+        let arms: Vec<_> =
+            rows.map(|(row, grid)| serde_json::json!({ "arm": row.name, "learning_rates": grid.rates() })).collect();
+        let mut json = serde_json::json!({
+            "arms": arms, "seeds": plan.seeds, "extensions_at_most": plan.extend, "steps": plan.steps,
             "tokens_per_step": plan.tokens_per_step(), "problems": plan.problems, "runs": plan.run_count(),
             "estimated_minutes": plan.estimated_seconds() / 60.0, "folder": plan.folder,
-        }));
+        });
+        for planned in &plan.sweeps {
+            json[planned.sweep.plural()] = serde_json::to_value(&planned.sweep.values)?;
+        }
+        return print_json(&json);
     }
     print(plan.summary())?;
-    for (arm, grid) in plan.arms.iter().zip(&plan.grids) {
+    for (row, grid) in rows {
         let rates: Vec<String> = grid.rates().iter().map(|rate| format!("{rate:e}")).collect();
-        print(format_args!("  {:<16} learning rates {}", arm.to_string(), rates.join(", ")))?;
+        print(format_args!("  {:<16} learning rates {}", row.name, rates.join(", ")))?;
     }
     print(format_args!("parameters of the model {}; results go to {}", grouped(plan.parameters), plan.folder.display()))
 }

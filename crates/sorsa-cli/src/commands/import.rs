@@ -1,4 +1,4 @@
-//! `sorsa import`: an adapter that PEFT or SORSA's author wrote, as one of this program's.
+//! `sorsa import`: converts an adapter of PEFT or of SORSA's author.
 
 use std::path::Path;
 
@@ -36,7 +36,7 @@ pub fn run(args: &ImportArgs) -> anyhow::Result<()> {
     create_folder(&args.out)?;
     saved.save(&args.out)?;
     let trained: usize = saved.trained.values().map(|tensor| tensor.values.len()).sum();
-    let (method, modules) = (saved.state.config.method, saved.state.modules.len());
+    let (method, modules) = (saved.state.config.method(), saved.state.modules.len());
     print(format_args!("{method} on {modules} modules, {} numbers, in {}", grouped(trained as u64), args.out.display()))
 }
 

@@ -20,7 +20,7 @@ use crate::device;
 use crate::exit::{Interrupted, OrBadInput, bad_input};
 use crate::format::print;
 use crate::observer::TerminalObserver;
-use crate::progress::{Style, TrainingProgress};
+use crate::progress::Style;
 use crate::session::create_folder;
 
 /// Seed of the generated validation texts: any but the corpus's.
@@ -33,6 +33,7 @@ pub fn run(args: &PretrainArgs) -> anyhow::Result<()> {
         return Err(bad_input("--batch-size should be at least 1"));
     }
     let style = Style::choose(args.quiet);
+    let mut observer = TerminalObserver::new(style, &args.device.backend.to_string());
     if let Some(folder) = &args.generate_only {
         return generate(folder, args);
     }
@@ -79,9 +80,9 @@ pub fn run(args: &PretrainArgs) -> anyhow::Result<()> {
         let encoder = Encoder::new(Arc::clone(&tokenizer), PromptTemplate::Raw, options).or_bad_input()?;
         encoder.for_vocabulary(config.vocab_size)
     };
-    let mut documents = encode(&corpus, &encoder, style)?;
+    let mut documents = encode(&corpus, &encoder, style, &mut observer)?;
     let validation = match &args.corpus {
-        None => encode(&work.join("validation.jsonl"), &encoder, style)?,
+        None => encode(&work.join("validation.jsonl"), &encoder, style, &mut observer)?,
         Some(_) => {
             let held_out = documents.len() / 100;
             documents.split_off(documents.len() - held_out.max(1))
@@ -130,9 +131,9 @@ pub fn run(args: &PretrainArgs) -> anyhow::Result<()> {
         true => Trainer::resume(attached, train, Some(validation), train_config, work)?,
         false => Trainer::start(attached, train, Some(validation), train_config, work)?,
     };
-    let mut progress = TrainingProgress::new(trainer.total_steps(), style);
-    let outcome = trainer.run(&mut progress)?;
-    progress.finish();
+    observer.start_training(trainer.total_steps());
+    let outcome = trainer.run(&mut observer)?;
+    observer.finish();
     if outcome == RunOutcome::Interrupted {
         eprintln!("interrupted; the same command with --resume goes on");
         return Err(Interrupted.into());
@@ -182,9 +183,13 @@ fn model_config(args: &PretrainArgs, tokenizer: &TextTokenizer) -> anyhow::Resul
     ModelConfig::parse(fields).map_err(|faults| bad_input(format!("the model's size: {}", faults.join("; "))))
 }
 
-fn encode(path: &Path, encoder: &Encoder, style: Style) -> anyhow::Result<Vec<sorsa_data::Example>> {
-    let mut observer = TerminalObserver::new(style, "");
-    let loaded = load_records(path, &LoadOptions::default(), &mut observer)?;
+fn encode(
+    path: &Path,
+    encoder: &Encoder,
+    style: Style,
+    observer: &mut TerminalObserver,
+) -> anyhow::Result<Vec<sorsa_data::Example>> {
+    let loaded = load_records(path, &LoadOptions::default(), observer)?;
     let set = encoder.encode_all(&loaded.records).or_bad_input_in(path)?;
     if style != Style::Quiet {
         eprintln!("{}: {} documents, {} tokens", path.display(), loaded.records.len(), set.tokens);

@@ -61,7 +61,7 @@ fn check(place: &Place, folder: &Path) {
     let lora = export(&saved, &place.model(), PeftForm::Difference);
     lora.save(written.path()).unwrap();
     let saved = SavedAdapter::load_any(written.path(), &place.model()).unwrap();
-    assert!(!saved.state.config.method.splits_weight(), "{what}");
+    assert!(!saved.state.config.method().splits_weight(), "{what}");
     let attached = saved.attach(place.model()).unwrap();
     batch.assert_gives(&attached.model, &expected, &format!("{what}, as a LoRA of the original weights"));
     // Merged or beside, the model is the same.

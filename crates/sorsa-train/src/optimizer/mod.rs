@@ -1,4 +1,4 @@
-//! Optimizers: what the file of each must say, the one list of them, and what they share.
+//! The optimizers: the trait that each implements, the list of them, and the code that they share.
 //!
 //! An optimizer is a type that implements [`UpdateRule`], in its own file, and its name in the list below. [`Optimizer`]
 //! keeps its buffers for every trained parameter, gives each kind of parameter its own rate and weight decay, and writes
@@ -21,8 +21,8 @@ use sorsa_adapter::{AdapterError, HostTensor, NamedTensors, ParameterGroup, Trai
 
 use crate::config::OptimizerConfig;
 
-pub use adamw::AdamW;
-pub use lion::Lion;
+use adamw::AdamW;
+use lion::Lion;
 
 /// How an optimizer changes one parameter.
 pub trait UpdateRule: Debug + Send {
@@ -44,7 +44,7 @@ pub trait UpdateRule: Debug + Send {
     ) -> Tensor<1>;
 }
 
-/// What the schedule, the parameter's group and the count of steps say of one update.
+/// Learning rate, weight decay and number of one update.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct StepRates {
     /// The learning rate of this step.
@@ -80,6 +80,12 @@ macro_rules! optimizers {
             /// The usual learning rate as a multiple of AdamW's.
             pub fn relative_rate(self) -> f64 {
                 match self { $(Self::$name => $name::RELATIVE_RATE,)+ }
+            }
+
+            /// The checks of the settings that this optimizer uses besides rate and weight decay: whether each holds, and
+            /// what to say if not.
+            pub(crate) fn checks(self, config: &OptimizerConfig) -> Vec<(bool, &'static str)> {
+                match self { $(Self::$name => $name::checks(config),)+ }
             }
 
             /// The rule with the settings of a recipe.
@@ -135,14 +141,9 @@ pub struct Decoupled {
 }
 
 impl Optimizer {
-    /// The optimizer that `config` names, before its first step.
+    /// Makes the optimizer that `config` names, with no step done.
     pub fn new(config: OptimizerConfig, trainable: &[Trainable]) -> Self {
         let rule = config.kind.rule(&config);
-        Self::with_rule(rule, config, trainable)
-    }
-
-    /// An optimizer with a rule of the caller's own. `config` gives the rates and decays of each kind of parameter.
-    pub fn with_rule(rule: Box<dyn UpdateRule>, config: OptimizerConfig, trainable: &[Trainable]) -> Self {
         let groups = trainable.iter().map(|parameter| (parameter.id, parameter.group)).collect();
         Self { rule, config, groups, buffers: BTreeMap::new(), steps: 0 }
     }

@@ -1,0 +1,52 @@
+//! The fields that all runs of a comparison share, and the recipes of its runs.
+
+use sorsa_experiment::Recipe;
+use sorsa_experiment::recipe::set_field;
+use toml::Table;
+
+use super::fields::{FieldValue, takes_effect};
+
+/// The settings of all runs. Every recipe of a comparison is resolved here.
+#[derive(Debug, Clone)]
+pub struct BaseRecipe {
+    /// Fields of all runs.
+    pub fields: Table,
+    /// Fields of the runs that they have an effect on. In other runs they would change the key and nothing else.
+    pub fields_if_used: Vec<FieldValue>,
+    /// Name of their source, for errors.
+    pub source: String,
+}
+
+impl BaseRecipe {
+    pub fn set(&mut self, field: FieldValue) -> anyhow::Result<()> {
+        Ok(set_field(&mut self.fields, &field.field, field.value)?)
+    }
+
+    /// The recipe without the fields of an arm.
+    pub fn common(&self) -> anyhow::Result<Recipe> {
+        resolve(self.fields.clone(), &self.fields_if_used, &self.source)
+    }
+
+    /// The recipe of a run: `fields` replace the settings of all runs, and later fields replace earlier ones.
+    pub fn with(&self, fields: &[FieldValue]) -> anyhow::Result<Recipe> {
+        let mut base = self.fields.clone();
+        // The run has no test: a process of its own tests the chosen runs, so that its memory is not training's.
+        if let Some(toml::Value::Table(data)) = base.get_mut("data") {
+            data.remove("test");
+        }
+        let resolved = resolve(base.clone(), fields, &self.source)?;
+        let mut all = self.fields_if_used.clone();
+        all.retain(|field| takes_effect(&field.field, &resolved));
+        all.extend_from_slice(fields);
+        let mut recipe = resolve(base, &all, &self.source)?;
+        recipe.eval.problems = 0;
+        Ok(recipe)
+    }
+}
+
+fn resolve(mut table: Table, fields: &[FieldValue], source: &str) -> anyhow::Result<Recipe> {
+    for field in fields {
+        set_field(&mut table, &field.field, field.value.clone())?;
+    }
+    Ok(Recipe::from_table(table, source)?)
+}

@@ -1,0 +1,47 @@
+//! The comparison that runs without arguments. No other file of the comparison names a method.
+
+use toml::Value;
+
+use super::arm::Arm;
+use super::fields::{FieldValue, GAMMA, METHOD};
+use super::sweep::Sweep;
+
+/// The arm that differences are to, if it is among the arms.
+pub const REFERENCE_ARM: &str = "lora";
+
+/// Multiples of a method's default learning rate.
+pub const RATE_FACTORS: [f64; 4] = [0.5, 1.0, 2.0, 4.0];
+pub const QUICK_RATE_FACTORS: [f64; 2] = [1.0, 2.0];
+pub const SEEDS: [u64; 3] = [42, 43, 44];
+pub const QUICK_SEEDS: [u64; 2] = [42, 43];
+pub const EXTENSIONS: usize = 2;
+pub const QUICK_EXTENSIONS: usize = 0;
+pub const QUICK_STEPS: u64 = 150;
+
+/// Settings of all runs, which the user's replace. The cache of decompositions is off, so that each run's start has a time of
+/// its own.
+pub const SETTINGS: [&str; 2] = ["svd.cache=false", "eval.problems=400"];
+pub const QUICK_SETTINGS: [&str; 2] = ["svd.cache=false", "eval.problems=200"];
+
+/// The arms of the full comparison. `--methods` knows them by name, besides the methods.
+pub fn arms() -> Vec<Arm> {
+    let mut arms = quick_arms();
+    arms.extend(["partial", "full"].map(Arm::of_method));
+    arms
+}
+
+/// The arms of `--quick`.
+pub fn quick_arms() -> Vec<Arm> {
+    let mut arms: Vec<Arm> = ["lora", "pissa", "sorsa"].map(Arm::of_method).into();
+    arms.push(Arm {
+        name: "sorsa-noreg".to_owned(),
+        fields: vec![FieldValue::new(METHOD, "sorsa"), FieldValue::new(GAMMA, 0.0)],
+    });
+    arms
+}
+
+/// The sweeps of the full comparison; `--quick` has none.
+pub fn sweeps() -> Vec<Sweep> {
+    let gammas = [0.0, 4e-5, 4e-4, 4e-3, 4e-2].map(Value::Float).into();
+    vec![Sweep { optional: true, ..Sweep::new(GAMMA, gammas) }]
+}

@@ -1,0 +1,157 @@
+//! The identity of a run: its resolved recipe, the content of the files it reads, the backend and this program's version.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use sorsa_experiment::Recipe;
+use sorsa_experiment::recipe::EvalRecipe;
+
+/// Files up to this size are hashed whole. Of a larger file the hash covers the size and half as much at each end: a
+/// checkpoint that was trained further differs at its ends, and hashing all of it would take longer than the first steps.
+const WHOLE: u64 = 256 << 20;
+
+/// Fingerprints of files and folders. Each is computed once.
+#[derive(Debug, Default)]
+pub struct Fingerprints {
+    known: HashMap<PathBuf, String>,
+}
+
+impl Fingerprints {
+    /// Hashes a file's content, or the files in a model's folder.
+    pub fn of(&mut self, path: &Path) -> anyhow::Result<String> {
+        if let Some(known) = self.known.get(path) {
+            return Ok(known.clone());
+        }
+        let mut hasher = blake3::Hasher::new();
+        if path.is_dir() {
+            let mut names: Vec<_> = std::fs::read_dir(path)
+                .with_context(|| format!("cannot list {}", path.display()))?
+                .filter_map(|entry| Some(entry.ok()?.path()))
+                .filter(|file| file.is_file() && decides(file))
+                .collect();
+            names.sort();
+            for file in names {
+                let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                hasher.update(name.as_bytes()).update(b"\0");
+                add(&mut hasher, &file)?;
+            }
+        } else {
+            add(&mut hasher, path)?;
+        }
+        let found = hasher.finalize().to_hex()[..16].to_owned();
+        self.known.insert(path.to_owned(), found.clone());
+        Ok(found)
+    }
+}
+
+/// Whether a file of a model's folder decides what the model computes.
+fn decides(file: &Path) -> bool {
+    let extension = file.extension().and_then(|extension| extension.to_str());
+    matches!(extension, Some("json" | "safetensors" | "gguf" | "model" | "jinja"))
+}
+
+fn add(hasher: &mut blake3::Hasher, path: &Path) -> anyhow::Result<()> {
+    let fault = || format!("cannot read {}", path.display());
+    let mut file = File::open(path).with_context(fault)?;
+    let size = file.metadata().with_context(fault)?.len();
+    hasher.update(&size.to_le_bytes());
+    let mut part = |file: &mut File, limit: u64| -> anyhow::Result<()> {
+        let mut buffer = vec![0; 1 << 20];
+        let mut source = file.take(limit);
+        loop {
+            match source.read(&mut buffer).with_context(fault)? {
+                0 => return Ok(()),
+                read => hasher.update(&buffer[..read]),
+            };
+        }
+    };
+    if size <= WHOLE {
+        return part(&mut file, u64::MAX);
+    }
+    part(&mut file, WHOLE / 2)?;
+    file.seek(SeekFrom::End(-((WHOLE / 2) as i64))).with_context(fault)?;
+    part(&mut file, u64::MAX)
+}
+
+/// The key of a run: a short hash of everything that decides the trained weights. The paths of files do not, nor do the
+/// settings of tests.
+pub fn run_key(recipe: &Recipe, files: &InputFiles, backend: &str) -> anyhow::Result<String> {
+    let mut known = recipe.clone();
+    known.model.path.clone_from(&files.model);
+    known.data.train.clone_from(&files.train);
+    known.data.validation.clone_from(&files.validation);
+    known.data.test = None;
+    known.eval = EvalRecipe::default();
+    let text = format!("sorsa {} on {backend}\n{}", env!("CARGO_PKG_VERSION"), known.to_toml()?);
+    Ok(short_hash(&text))
+}
+
+/// The start of a text's hash, in hexadecimal.
+pub fn short_hash(text: &str) -> String {
+    blake3::hash(text.as_bytes()).to_hex()[..10].to_owned()
+}
+
+/// The fingerprints of the files that every run reads.
+#[derive(Debug, Clone)]
+pub struct InputFiles {
+    pub model: String,
+    pub train: String,
+    pub validation: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sorsa_adapter::Method;
+
+    fn files() -> InputFiles {
+        InputFiles { model: "m".into(), train: "t".into(), validation: Some("v".into()) }
+    }
+
+    #[test]
+    fn a_key_differs_if_training_does_and_only_then() {
+        let recipe = Recipe::default();
+        let key = |recipe: &Recipe, files: &InputFiles| run_key(recipe, files, "flex").unwrap();
+        let first = key(&recipe, &files());
+        assert_eq!(first.len(), 10);
+
+        let mut same = recipe.clone();
+        same.data.train = "elsewhere/train.jsonl".into();
+        same.data.test = Some("test.jsonl".into());
+        same.eval.problems = 7;
+        assert_eq!(key(&same, &files()), first);
+
+        let changes: [fn(&mut Recipe); 5] = [
+            |recipe| recipe.train.seed = 1,
+            |recipe| recipe.train.optimizer.learning_rate *= 2.0,
+            |recipe| recipe.train.regularizer.gamma = 0.0,
+            |recipe| recipe.adapter.method = Method::Lora.into(),
+            |recipe| recipe.data.limit = Some(10),
+        ];
+        for change in changes {
+            let mut other = recipe.clone();
+            change(&mut other);
+            assert_ne!(key(&other, &files()), first);
+        }
+        assert_ne!(key(&recipe, &InputFiles { train: "other".into(), ..files() }), first);
+    }
+
+    #[test]
+    fn a_fingerprint_is_of_the_content() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+        let taken = || Fingerprints::default().of(folder.path()).unwrap();
+        write("config.json", "{}");
+        write("README.md", "words");
+        let first = taken();
+        write("README.md", "other words");
+        assert_eq!(taken(), first);
+        write("config.json", "{ }");
+        assert_ne!(taken(), first);
+        let missing = Fingerprints::default().of(&folder.path().join("nothing")).unwrap_err();
+        assert!(missing.to_string().contains("nothing"), "{missing}");
+    }
+}

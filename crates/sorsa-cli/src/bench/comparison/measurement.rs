@@ -1,0 +1,198 @@
+//! What is measured of the models of a comparison, and the files of the results.
+
+use std::path::{Path, PathBuf};
+
+use sorsa_data::synthetic;
+
+use super::identity::Fingerprints;
+use super::plan::ComparisonPlan;
+use super::run_spec::RunSpec;
+use crate::commands::pretrain::{VALIDATION_DOCUMENTS, VALIDATION_SEED_OFFSET};
+use sorsa_experiment::Recipe;
+use sorsa_experiment::embedded::EMBEDDED;
+
+/// One evaluation of one model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Evaluation {
+    /// Folder, hub id, or `embedded`.
+    pub model: String,
+    /// Folder of the run whose adapter is tested. Absent: the base model.
+    pub adapter: Option<PathBuf>,
+    pub skip_bad_rows: bool,
+    pub subject: Subject,
+}
+
+/// What a model is evaluated on.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Subject {
+    /// Accuracy on the test problems.
+    Problems {
+        /// Absent: the embedded problems.
+        data: Option<String>,
+        limit: usize,
+        max_new_tokens: usize,
+        batch_size: usize,
+        template: String,
+        prompt_suffix: String,
+        /// Run the programs that the model writes.
+        allow_code_execution: bool,
+        /// File of the answers.
+        answers: PathBuf,
+    },
+    /// Loss of a text.
+    Text { path: PathBuf },
+}
+
+/// An evaluation, and the file of its result.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Measurement {
+    /// Unique in the comparison.
+    pub name: String,
+    pub folder: PathBuf,
+    /// Name of the result in the folder.
+    pub result: String,
+    pub evaluation: Evaluation,
+}
+
+/// The model that is measured.
+#[derive(Debug, Clone, Copy)]
+pub enum MeasuredModel<'a> {
+    /// The model before training.
+    Base,
+    /// The model that a run trained.
+    Trained(&'a RunSpec),
+}
+
+/// Files of a model's results. Absent if nothing of the kind is measured.
+#[derive(Debug, Clone, Default)]
+pub struct ResultFiles {
+    /// The scores of the test problems, and every answer.
+    pub test: Option<[PathBuf; 2]>,
+    /// The loss of the forgetting texts.
+    pub forgetting: Option<PathBuf>,
+}
+
+/// The measurements of a comparison.
+#[derive(Debug)]
+pub struct Measurements {
+    recipe: Recipe,
+    model_key: String,
+    base_folder: PathBuf,
+    test_key: Option<String>,
+    /// The forgetting texts, with the start of their fingerprint.
+    forgetting: Option<(PathBuf, String)>,
+}
+
+/// Characters of a fingerprint in the name of a result.
+const KEY_LENGTH: usize = 10;
+
+impl Measurements {
+    /// The measurements of a plan. Forgetting is measured on the user's text; without one, on the pretraining texts of the
+    /// embedded model, which are written into the plan's folder.
+    pub fn new(plan: &ComparisonPlan, forgetting_text: Option<&Path>) -> anyhow::Result<Self> {
+        let text = match forgetting_text {
+            Some(path) => Some(path.to_owned()),
+            None if plan.is_embedded() => {
+                let path = plan.folder.join("pretraining-text.jsonl");
+                if !path.exists() {
+                    synthetic::write_corpus(&path, VALIDATION_SEED_OFFSET, VALIDATION_DOCUMENTS)?;
+                }
+                Some(path)
+            }
+            None => None,
+        };
+        let forgetting = match text {
+            Some(path) => {
+                let key = Fingerprints::default().of(&path)?[..KEY_LENGTH].to_owned();
+                Some((path, key))
+            }
+            None => None,
+        };
+        Ok(Self {
+            recipe: plan.common.clone(),
+            model_key: plan.model_key().to_owned(),
+            base_folder: plan.folder.join("base"),
+            test_key: plan.test_key(),
+            forgetting,
+        })
+    }
+
+    /// The measurements of one model.
+    pub fn of(&self, model: MeasuredModel<'_>) -> Vec<Measurement> {
+        let mut measurements = Vec::new();
+        if let Some(key) = &self.test_key {
+            measurements.push(self.measurement(model, "test", key, self.problems(model, key)));
+        }
+        if let Some((path, key)) = &self.forgetting {
+            measurements.push(self.measurement(model, "forgetting", key, Subject::Text { path: path.clone() }));
+        }
+        measurements
+    }
+
+    /// The files of one model's results.
+    pub fn files(&self, model: MeasuredModel<'_>) -> ResultFiles {
+        let path = |name: String| self.folder(model).join(name);
+        ResultFiles {
+            test: self
+                .test_key
+                .as_ref()
+                .map(|key| [self.result(model, "test", key), self.answers(model, key)].map(path)),
+            forgetting: self.forgetting.as_ref().map(|(_, key)| path(self.result(model, "forgetting", key))),
+        }
+    }
+
+    fn measurement(&self, model: MeasuredModel<'_>, kind: &str, key: &str, subject: Subject) -> Measurement {
+        let (owner, adapter) = match model {
+            MeasuredModel::Base => (format!("base-{}", self.model_key), None),
+            MeasuredModel::Trained(run) => (run.name.clone(), Some(run.folder.clone())),
+        };
+        Measurement {
+            name: format!("{kind}-{owner}"),
+            folder: self.folder(model),
+            result: self.result(model, kind, key),
+            evaluation: Evaluation {
+                model: self.recipe.model.path.clone(),
+                adapter,
+                skip_bad_rows: self.recipe.data.skip_bad_rows,
+                subject,
+            },
+        }
+    }
+
+    fn problems(&self, model: MeasuredModel<'_>, key: &str) -> Subject {
+        let Recipe { data, eval, .. } = &self.recipe;
+        Subject::Problems {
+            data: data.test.clone().filter(|name| name != EMBEDDED),
+            limit: eval.problems,
+            max_new_tokens: eval.max_new_tokens,
+            batch_size: eval.batch_size,
+            template: data.template.to_string(),
+            prompt_suffix: eval.prompt_suffix.clone(),
+            allow_code_execution: eval.allow_code_execution,
+            answers: self.folder(model).join(self.answers(model, key)),
+        }
+    }
+
+    fn folder(&self, model: MeasuredModel<'_>) -> PathBuf {
+        match model {
+            MeasuredModel::Base => self.base_folder.clone(),
+            MeasuredModel::Trained(run) => run.folder.clone(),
+        }
+    }
+
+    fn result(&self, model: MeasuredModel<'_>, kind: &str, key: &str) -> String {
+        format!("{}{kind}-{key}.json", self.prefix(model))
+    }
+
+    fn answers(&self, model: MeasuredModel<'_>, key: &str) -> String {
+        format!("{}answers-{key}.jsonl", self.prefix(model))
+    }
+
+    /// A folder may hold the results of several base models.
+    fn prefix(&self, model: MeasuredModel<'_>) -> String {
+        match model {
+            MeasuredModel::Base => format!("{}-", self.model_key),
+            MeasuredModel::Trained(_) => String::new(),
+        }
+    }
+}

@@ -1,0 +1,46 @@
+//! `report.html` of a comparison.
+
+use sorsa_report::ReportError;
+use sorsa_report::page::{Block, Page};
+use sorsa_report::plot::Figure;
+
+use super::figures::NamedFigure;
+use super::results::Comparison;
+use super::tables::Table;
+
+/// The page: findings first, then tables and figures, and how the numbers were made.
+pub fn html(comparison: &Comparison, tables: &[Table], figures: &[NamedFigure]) -> Result<String, ReportError> {
+    let setting = format!(
+        "model {} · data {} · backend {} · {} · sorsa {}",
+        comparison.model, comparison.data, comparison.backend, comparison.machine, comparison.version
+    );
+    let list = |lines: &[String]| if lines.is_empty() { Vec::new() } else { vec![Block::List(lines.to_vec())] };
+    let section = |table_names: &[&str], figure_names: &[&str]| -> Vec<Block> {
+        let mut blocks = Vec::new();
+        for table in tables.iter().filter(|table| table_names.contains(&table.name.as_str())) {
+            blocks.extend([Block::Text(table.caption.clone() + "."), Block::Table(table.rows.clone())]);
+        }
+        let drawn: Vec<Figure> = figures
+            .iter()
+            .filter(|named| figure_names.contains(&named.name.as_str()))
+            .map(|named| named.figure.clone())
+            .collect();
+        if !drawn.is_empty() {
+            blocks.push(Block::Figures(drawn));
+        }
+        blocks
+    };
+    let mut sections = vec![
+        ("What is shown".to_owned(), list(&comparison.findings)),
+        ("Quality".to_owned(), section(&["quality", "differences"], &["accuracy", "loss"])),
+        ("Cost".to_owned(), section(&["cost"], &["speed", "memory"])),
+        ("Learning rates".to_owned(), section(&["rates"], &["learning-rates", "learning-curves"])),
+    ];
+    for sweep in &comparison.sweeps {
+        let figures = ["loss", "accuracy", "defect"].map(|what| format!("{}-{what}", sweep.label));
+        let figures = figures.each_ref().map(String::as_str);
+        sections.push((format!("Sweep of {}", sweep.field), section(&[&sweep.name], &figures)));
+    }
+    sections.push(("How it was made".to_owned(), list(&comparison.notes)));
+    Page { title: comparison.title(), setting, sections }.html()
+}

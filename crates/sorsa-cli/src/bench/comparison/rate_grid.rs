@@ -1,0 +1,93 @@
+//! The search for a learning rate: a grid that is extended if its best rate is at an end.
+
+/// Rates to try, ascending.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RateGrid {
+    rates: Vec<f64>,
+    extensions: usize,
+}
+
+impl RateGrid {
+    pub fn new(mut rates: Vec<f64>) -> Self {
+        rates.sort_by(f64::total_cmp);
+        rates.dedup();
+        Self { rates, extensions: 0 }
+    }
+
+    pub fn rates(&self) -> &[f64] {
+        &self.rates
+    }
+
+    /// Adds a rate one step beyond the end that the best rate is at, up to `limit` times. Returns whether there is a new rate
+    /// to try. `losses` has the loss of each rate, and none if its run diverged. If all diverged, the new rate is smaller.
+    pub fn extend(&mut self, losses: &[Option<f64>], limit: usize) -> bool {
+        let last = self.rates.len() - 1;
+        if last == 0 || self.extensions >= limit {
+            return false;
+        }
+        let rate = match best(losses) {
+            None | Some(0) => self.rates[0] * self.rates[0] / self.rates[1],
+            Some(index) if index == last => self.rates[last] * self.rates[last] / self.rates[last - 1],
+            Some(_) => return false,
+        };
+        self.extensions += 1;
+        self.rates.push(rounded(rate));
+        self.rates.sort_by(f64::total_cmp);
+        true
+    }
+
+    /// Whether the best rate is at an end, so that a better one may lie beyond it.
+    pub fn ends_at(&self, index: usize) -> bool {
+        self.rates.len() > 1 && (index == 0 || index + 1 == self.rates.len())
+    }
+}
+
+/// The index of the lowest loss.
+pub fn best(losses: &[Option<f64>]) -> Option<usize> {
+    let known = losses.iter().enumerate().filter_map(|(index, loss)| Some((index, (*loss)?)));
+    known.filter(|(_, loss)| loss.is_finite()).min_by(|a, b| a.1.total_cmp(&b.1)).map(|(index, _)| index)
+}
+
+/// Rounds to three digits, so that rates have short names.
+pub fn rounded(rate: f64) -> f64 {
+    format!("{rate:.2e}").parse().unwrap_or(rate)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Searches with the losses that `loss` gives. Returns the grid at the end.
+    fn search(rates: &[f64], limit: usize, loss: impl Fn(f64) -> Option<f64>) -> RateGrid {
+        let mut grid = RateGrid::new(rates.to_vec());
+        while grid.extend(&grid.rates().iter().map(|rate| loss(*rate)).collect::<Vec<_>>(), limit) {}
+        grid
+    }
+
+    #[test]
+    fn a_grid_grows_until_its_best_rate_lies_within() {
+        let bowl = |best: f64| move |rate: f64| Some((rate / best).ln().powi(2));
+        assert_eq!(search(&[2e-3, 1e-3, 4e-3], 2, bowl(2e-3)).rates(), [1e-3, 2e-3, 4e-3]);
+        assert_eq!(search(&[1e-3, 2e-3, 4e-3], 2, bowl(8e-3)).rates(), [1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2]);
+        assert_eq!(search(&[1e-3, 2e-3], 3, bowl(3e-4)).rates(), [1.25e-4, 2.5e-4, 5e-4, 1e-3, 2e-3]);
+    }
+
+    #[test]
+    fn a_grid_grows_no_more_than_it_may() {
+        let falling = |rate: f64| Some(-rate);
+        let grid = search(&[1e-3, 2e-3], 2, falling);
+        assert_eq!(grid.rates(), [1e-3, 2e-3, 4e-3, 8e-3]);
+        assert!(grid.ends_at(3) && grid.ends_at(0) && !grid.ends_at(1));
+        let single = search(&[1e-3], 2, falling);
+        assert_eq!(single.rates(), [1e-3]);
+        assert!(!single.ends_at(0), "one rate was asked for");
+    }
+
+    #[test]
+    fn rates_that_diverge_are_never_the_best() {
+        assert_eq!(best(&[Some(f64::NAN), Some(2.0), None, Some(1.0), Some(f64::INFINITY)]), Some(3));
+        assert_eq!(best(&[None, Some(f64::NAN)]), None);
+        let grid = search(&[1e-1, 2e-1], 3, |rate| (rate < 0.06).then_some(1.0 / rate));
+        assert_eq!(grid.rates(), [2.5e-2, 5e-2, 1e-1, 2e-1], "smaller ones are tried, and then one below the best");
+    }
+}

@@ -1,0 +1,66 @@
+//! What the user asks to compare, before it is checked against a model and data.
+
+use std::path::PathBuf;
+
+use super::arm::Arm;
+use super::base_recipe::BaseRecipe;
+use super::sweep::Sweep;
+
+/// A comparison, as it is asked for.
+#[derive(Debug)]
+pub struct ComparisonRequest {
+    /// Folder of the runs and results.
+    pub folder: PathBuf,
+    pub arms: Vec<Arm>,
+    /// Name of the arm that differences are to. Without such an arm they are to the first.
+    pub reference: String,
+    pub sweeps: Vec<Sweep>,
+    pub rates: RequestedRates,
+    pub seeds: Vec<u64>,
+    /// How often a grid of rates may be extended.
+    pub extend: usize,
+    pub base: BaseRecipe,
+    /// Whether the user sets `train.eval_every`. Otherwise the plan does.
+    pub sets_eval_every: bool,
+}
+
+/// The learning rates to begin with.
+#[derive(Debug)]
+pub struct RequestedRates {
+    /// Rates of single arms, by name.
+    pub by_arm: Vec<(String, f64)>,
+    /// Rates of all other arms. If there are none, each arm has multiples of its default.
+    pub for_all: Vec<f64>,
+    /// The multiples.
+    pub factors: Vec<f64>,
+}
+
+impl ComparisonRequest {
+    /// What is wrong with the arms and sweeps by themselves and together.
+    pub fn fault(&self) -> Option<String> {
+        for (index, arm) in self.arms.iter().enumerate() {
+            if let Some(fault) = arm.fault() {
+                return Some(fault);
+            }
+            if self.arms[..index].iter().any(|other| other.name == arm.name) {
+                return Some(format!("two arms are named {}", arm.name));
+            }
+        }
+        for (index, sweep) in self.sweeps.iter().enumerate() {
+            if let Some(fault) = sweep.fault() {
+                return Some(fault);
+            }
+            let field = &sweep.field;
+            // Tables and figures are named by the label.
+            if let Some(other) = self.sweeps[..index].iter().find(|other| other.label() == sweep.label()) {
+                return Some(format!("the sweeps of {} and {field} have one name: {}", other.field, sweep.label()));
+            }
+            if let Some(name) = sweep.arms.iter().find(|name| self.arms.iter().all(|arm| arm.name != **name)) {
+                return Some(format!("the sweep of {field} names {name}, which is not among the arms"));
+            }
+        }
+        let is_arm = |name: &str| self.arms.iter().any(|arm| arm.name == name);
+        let stranger = self.rates.by_arm.iter().find(|(name, _)| !is_arm(name));
+        stranger.map(|(name, _)| format!("--lrs names {name}, which is not among the methods"))
+    }
+}

@@ -1,0 +1,226 @@
+//! The results of one row: means, intervals, and differences to another row.
+
+use serde::Serialize;
+use sorsa_grading::comparison::CrossedMean;
+use sorsa_grading::stats::{Interval, Mean};
+
+use super::arm::ComparisonRow;
+use super::rate_grid::best;
+use super::run_result::{BaseResult, RunResult};
+use super::run_spec::RowRuns;
+
+/// One row of the comparison.
+#[derive(Debug, Serialize)]
+pub struct RowResult {
+    pub name: String,
+    pub method: String,
+    pub rank: Option<usize>,
+    /// The rates that the first seed tried.
+    pub tried: Vec<TriedRate>,
+    /// The best of them; none if every rate diverged. The fields below are of runs at this rate.
+    pub learning_rate: Option<f64>,
+    /// Whether the best rate is the smallest or largest of the tried ones.
+    pub rate_at_end: bool,
+    pub runs: Vec<String>,
+    pub trainable_parameters: Option<u64>,
+    /// Validation loss, over seeds.
+    pub loss: Option<Mean>,
+    pub accuracy: Option<AccuracyMean>,
+    /// Of every run of the row that was alone on the machine, at any rate; if none was, of every run.
+    pub tokens_per_s: Option<Spread>,
+    /// Of the seeds at the best rate.
+    pub seconds_to_target: Option<Spread>,
+    /// Of every run that was not resumed, at any rate.
+    pub start_seconds: Option<Spread>,
+    /// The largest of all runs.
+    pub peak_memory_bytes: Option<u64>,
+    pub adapter_bytes: Option<u64>,
+    /// Loss of the forgetting texts after training, minus the loss before, over seeds.
+    pub forgetting: Option<Mean>,
+    /// Absent for the row that the others are compared with.
+    pub difference: Option<Difference>,
+}
+
+/// A learning rate and the validation loss of its run; none if it diverged.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct TriedRate {
+    pub learning_rate: f64,
+    pub loss: Option<f64>,
+}
+
+/// Measured times or speeds. Their disturbances are not normal, so the report has the median and the extremes.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Spread {
+    pub median: f64,
+    pub low: f64,
+    pub high: f64,
+    pub count: usize,
+}
+
+/// A share of right answers, over seeds and problems.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct AccuracyMean {
+    pub mean: f64,
+    pub interval: Interval,
+    pub problems: usize,
+    pub seeds: usize,
+}
+
+/// A row minus another row, seed by seed.
+#[derive(Debug, Serialize)]
+pub struct Difference {
+    /// Name of the other row.
+    pub to: String,
+    /// Of the validation loss, over seeds.
+    pub loss: Option<Mean>,
+    /// Of the share of right answers, over seeds and problems.
+    pub accuracy: Option<AccuracyMean>,
+}
+
+impl RowResult {
+    /// The results of a row. `chosen` are its runs at the best rate, `every` are all its runs, which tell what it costs.
+    pub fn new(
+        row: &ComparisonRow,
+        chosen: &[RunResult],
+        every: &[RunResult],
+        base: &BaseResult,
+    ) -> anyhow::Result<Self> {
+        // A mean over the seeds that did not diverge would flatter: if one diverged, there is no mean.
+        let mean = |of: &dyn Fn(&RunResult) -> Option<f64>| {
+            let values: Option<Vec<f64>> = chosen.iter().map(of).collect();
+            values.and_then(|values| Mean::of(&values))
+        };
+        let alone: Vec<f64> =
+            every.iter().filter(|run| run.concurrent <= 1).filter_map(|run| run.tokens_per_s).collect();
+        let speeds = match alone.is_empty() {
+            true => every.iter().filter_map(|run| run.tokens_per_s).collect(),
+            false => alone,
+        };
+        let seconds_to_target: Option<Vec<f64>> = chosen.iter().map(|run| run.seconds_to_target).collect();
+        Ok(Self {
+            name: row.name.clone(),
+            method: row.label.clone(),
+            rank: row.rank,
+            tried: Vec::new(),
+            learning_rate: None,
+            rate_at_end: false,
+            runs: chosen.iter().map(|run| run.name.clone()).collect(),
+            trainable_parameters: chosen.first().and_then(|run| run.trainable_parameters),
+            loss: mean(&|run| run.loss_after),
+            accuracy: AccuracyMean::of(CrossedMean::of(&answers(chosen))?, CrossedMean::rate_interval),
+            tokens_per_s: Spread::of(speeds),
+            seconds_to_target: seconds_to_target.and_then(Spread::of),
+            start_seconds: Spread::of(every.iter().filter_map(|run| run.start_seconds).collect()),
+            peak_memory_bytes: chosen.iter().filter_map(|run| run.peak_memory_bytes).max(),
+            adapter_bytes: chosen.first().and_then(|run| run.adapter_bytes),
+            forgetting: base.text_loss.and_then(|before| mean(&|run| Some(run.text_loss? - before))),
+            difference: None,
+        })
+    }
+
+    /// Adds the search for the learning rate. `losses` are those of the tried runs.
+    pub fn with_search(mut self, runs: &RowRuns, losses: &[Option<f64>]) -> Self {
+        for (run, &loss) in runs.tried.iter().zip(losses) {
+            self.tried.push(TriedRate { learning_rate: run.learning_rate, loss });
+        }
+        if let Some(best) = best(losses) {
+            self.learning_rate = Some(runs.tried[best].learning_rate);
+            self.rate_at_end = runs.grid.ends_at(best);
+        }
+        self
+    }
+}
+
+/// A row for each seed, with 1 for a right answer and 0 for a wrong one. No rows if a run was not tested.
+fn answers(runs: &[RunResult]) -> Vec<Vec<f64>> {
+    let row = |run: &RunResult| {
+        let verdicts = run.verdicts.as_ref()?;
+        Some(verdicts.iter().map(|(_, right)| f64::from(u8::from(*right))).collect())
+    };
+    runs.iter().map(row).collect::<Option<_>>().unwrap_or_default()
+}
+
+impl Spread {
+    fn of(mut values: Vec<f64>) -> Option<Self> {
+        values.sort_by(f64::total_cmp);
+        let (low, high) = (*values.first()?, *values.last()?);
+        let count = values.len();
+        let median = 0.5 * (values[(count - 1) / 2] + values[count / 2]);
+        Some(Self { median, low, high, count })
+    }
+}
+
+impl AccuracyMean {
+    fn of(mean: Option<CrossedMean>, interval: impl Fn(&CrossedMean) -> Interval) -> Option<Self> {
+        let mean = mean?;
+        Some(Self { mean: mean.mean, interval: interval(&mean), problems: mean.problems, seeds: mean.seeds })
+    }
+}
+
+impl Difference {
+    /// `after` minus `before`, whose row is named `to`.
+    pub fn new(to: String, before: &[RunResult], after: &[RunResult]) -> anyhow::Result<Self> {
+        let losses = |runs: &[RunResult]| runs.iter().map(|run| run.loss_after).collect::<Option<Vec<_>>>();
+        let loss = match (losses(before), losses(after)) {
+            (Some(before), Some(after)) => Mean::of_differences(&before, &after)?,
+            _ => None,
+        };
+        let (left, right) = (answers(before), answers(after));
+        let accuracy = match left.is_empty() || right.is_empty() {
+            true => None,
+            false => AccuracyMean::of(CrossedMean::of_differences(&left, &right)?, CrossedMean::difference_interval),
+        };
+        Ok(Self { to, loss, accuracy })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::arm::tests::row;
+    use super::super::run_result::tests::with_curve;
+    use super::*;
+
+    fn run(loss: f64, verdicts: &[u8]) -> RunResult {
+        RunResult {
+            loss_after: Some(loss),
+            verdicts: Some(verdicts.iter().enumerate().map(|(row, right)| (row, *right == 1)).collect()),
+            ..with_curve(&[])
+        }
+    }
+
+    #[test]
+    fn differences_are_taken_seed_by_seed_and_problem_by_problem() {
+        let before = [run(0.30, &[0, 1, 1, 0]), run(0.40, &[0, 1, 1, 1])];
+        let after = [run(0.25, &[1, 1, 1, 0]), run(0.35, &[1, 1, 1, 1])];
+        let difference = Difference::new("before".into(), &before, &after).unwrap();
+        let loss = difference.loss.unwrap();
+        // The seeds differ by 0.1, the difference does not.
+        assert!((loss.mean + 0.05).abs() < 1e-12 && loss.interval.unwrap().excludes_zero(), "{loss:?}");
+        let accuracy = difference.accuracy.unwrap();
+        assert!((accuracy.mean - 0.25).abs() < 1e-12 && accuracy.seeds == 2 && accuracy.problems == 4);
+        assert!(!accuracy.interval.excludes_zero(), "one problem of four shows nothing");
+    }
+
+    #[test]
+    fn a_seed_that_diverged_leaves_no_mean() {
+        let row = row("a", 4);
+        let mut runs = [run(0.3, &[1]), run(0.3, &[1])];
+        runs[1].loss_after = None;
+        assert!(RowResult::new(&row, &runs, &runs, &BaseResult::default()).unwrap().loss.is_none());
+    }
+
+    #[test]
+    fn speed_is_that_of_runs_that_were_alone() {
+        let row = row("a", 4);
+        let mut runs = [(); 4].map(|()| run(0.3, &[1]));
+        for (run, (speed, concurrent)) in runs.iter_mut().zip([(100.0, 1), (40.0, 2), (120.0, 1), (101.0, 1)]) {
+            (run.tokens_per_s, run.concurrent) = (Some(speed), concurrent);
+        }
+        let speed = |every: &[RunResult]| {
+            RowResult::new(&row, &runs, every, &BaseResult::default()).unwrap().tokens_per_s.unwrap()
+        };
+        assert_eq!(speed(&runs), Spread { median: 101.0, low: 100.0, high: 120.0, count: 3 });
+        assert_eq!(speed(&runs[1..2]).median, 40.0, "there is no other");
+        assert_eq!(Spread::of(vec![4.0, 1.0]).unwrap().median, 2.5);
+    }
+}

@@ -1,0 +1,29 @@
+//! The conditions under which a run was made, which decide whether its times can be compared.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use sorsa_files::write_atomic;
+
+/// `bench.json` in the folder of a run.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct RunConditions {
+    /// The most jobs that were seen at work at the same time, this run included.
+    pub concurrent: usize,
+    /// Whether the run was interrupted and resumed, so that the time of its start is not known.
+    pub resumed: bool,
+}
+
+const FILE: &str = "bench.json";
+
+impl RunConditions {
+    /// The conditions of the run in `folder`; the default if it has not begun.
+    pub fn read(folder: &Path) -> Self {
+        let Ok(text) = std::fs::read(folder.join(FILE)) else { return Self::default() };
+        serde_json::from_slice(&text).unwrap_or_default()
+    }
+
+    pub fn write(self, folder: &Path) -> anyhow::Result<()> {
+        Ok(write_atomic(folder.join(FILE), serde_json::to_vec(&self)?)?)
+    }
+}

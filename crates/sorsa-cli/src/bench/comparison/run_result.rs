@@ -1,0 +1,245 @@
+//! The results of a run, read from its folder.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use anyhow::Context;
+use serde::Serialize;
+use sorsa_experiment::{Answer, RunDir};
+use sorsa_train::metrics::Metric;
+use toml::{Table, Value};
+
+use super::fields::{NAMED_FIELDS, RANK, number_of, takes_effect, value_of};
+use super::measurement::{MeasuredModel, Measurements, ResultFiles};
+use super::run_conditions::RunConditions;
+use super::run_spec::RunSpec;
+
+/// A run, as the reports show it. A field is absent if nothing was measured.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct RunResult {
+    /// Name of its folder.
+    pub name: String,
+    /// Label of its row.
+    pub method: String,
+    pub rank: Option<usize>,
+    pub learning_rate: f64,
+    /// Values of the named fields besides the rank; none if a field has no effect.
+    #[serde(flatten)]
+    pub named: BTreeMap<&'static str, Option<f64>>,
+    /// Values of the other fields that the arms and sweeps set.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub fields: BTreeMap<String, Value>,
+    pub seed: u64,
+    pub diverged: bool,
+    pub steps: u64,
+    /// The step with the lowest validation loss. Its weights are tested.
+    pub best_step: Option<u64>,
+    pub loss_before: Option<f64>,
+    pub loss_after: Option<f64>,
+    pub accuracy: Option<f64>,
+    pub problems: Option<usize>,
+    /// Loss of the forgetting texts.
+    pub text_loss: Option<f64>,
+    /// Mean over the factors of `||U^T U - I||_F / sqrt(rank)` after the last step.
+    pub defect: Option<f64>,
+    pub trainable_parameters: Option<u64>,
+    pub tokens_per_s: Option<f64>,
+    /// Training time, without evaluations.
+    pub seconds: Option<f64>,
+    pub seconds_to_target: Option<f64>,
+    /// Time from the loaded model to the first step.
+    pub start_seconds: Option<f64>,
+    pub peak_memory_bytes: Option<u64>,
+    /// Size of the saved adapter or weights.
+    pub adapter_bytes: Option<u64>,
+    pub concurrent: usize,
+    pub resumed: bool,
+    /// Evaluations during training.
+    pub curve: Vec<LossPoint>,
+    /// The row of each test problem, and whether the answer is right.
+    #[serde(skip)]
+    pub verdicts: Option<Vec<(usize, bool)>>,
+}
+
+/// An evaluation during training.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct LossPoint {
+    pub step: u64,
+    pub seconds: f64,
+    pub loss: f64,
+}
+
+/// The results of the model before training.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct BaseResult {
+    pub loss: Option<f64>,
+    pub accuracy: Option<f64>,
+    pub text_loss: Option<f64>,
+}
+
+/// The validation loss of a finished run; none if it diverged.
+pub fn loss(folder: &Path) -> Option<f64> {
+    RunDir::new(folder).summary().ok()?.loss_after
+}
+
+impl RunResult {
+    /// Reads a finished run. `compared_fields` are those to report by their paths.
+    pub fn read(run: &RunSpec, compared_fields: &[String], measurements: &Measurements) -> anyhow::Result<Self> {
+        let folder = &run.folder;
+        let conditions = RunConditions::read(folder);
+        let table = Table::try_from(&run.recipe)?;
+        let mut result = Self {
+            name: run.name.clone(),
+            method: run.row.label.clone(),
+            rank: run.row.rank,
+            learning_rate: run.learning_rate,
+            seed: run.seed,
+            diverged: folder.join(RunDir::DIVERGED).exists(),
+            concurrent: conditions.concurrent,
+            resumed: conditions.resumed,
+            ..Self::default()
+        };
+        for named in NAMED_FIELDS.iter().filter(|named| named.field != RANK) {
+            let value = match takes_effect(named.field, &run.recipe) {
+                true => value_of(&table, named.field).and_then(|value| number_of(&value)),
+                false => None,
+            };
+            result.named.insert(named.label, value);
+        }
+        for field in compared_fields.iter().filter(|field| takes_effect(field, &run.recipe)) {
+            if let Some(value) = value_of(&table, field) {
+                result.fields.insert(field.clone(), value);
+            }
+        }
+        result.read_log(&RunDir::new(folder).metrics()?);
+        if result.diverged {
+            return Ok(result);
+        }
+        let summary = RunDir::new(folder).summary()?;
+        result.steps = summary.steps;
+        result.best_step = summary.best_step;
+        result.loss_before = summary.loss_before;
+        result.loss_after = summary.loss_after;
+        result.trainable_parameters = Some(summary.trainable_parameters);
+        result.tokens_per_s = Some(summary.tokens_per_s);
+        result.seconds = Some(summary.seconds);
+        result.start_seconds = if result.resumed { None } else { Some(summary.svd_seconds) };
+        result.peak_memory_bytes = summary.peak_memory_bytes;
+        result.adapter_bytes = folder_bytes(&folder.join(RunDir::ADAPTER));
+        let files = measurements.files(MeasuredModel::Trained(run));
+        result.verdicts = verdicts(&files)?;
+        result.problems = result.verdicts.as_ref().map(Vec::len);
+        result.accuracy = result.verdicts.as_deref().and_then(accuracy);
+        result.text_loss = text_loss(&files)?;
+        Ok(result)
+    }
+
+    fn read_log(&mut self, logged: &[Metric]) {
+        let mut seconds = 0.0;
+        for metric in logged {
+            match metric {
+                Metric::Step(step) => {
+                    seconds = step.seconds;
+                    self.steps = step.step;
+                    self.defect = step.defect;
+                }
+                Metric::Eval(eval) => self.curve.push(LossPoint { step: eval.step, seconds, loss: eval.loss }),
+            }
+        }
+    }
+
+    /// The lowest loss of any evaluation.
+    pub fn lowest_loss(&self) -> Option<f64> {
+        self.curve.iter().map(|point| point.loss).filter(|loss| loss.is_finite()).reduce(f64::min)
+    }
+
+    /// Training seconds until the loss is `target`, interpolated between the first evaluation at or below it and the one before.
+    pub fn seconds_to(&self, target: f64) -> Option<f64> {
+        let at = self.curve.iter().position(|point| point.loss <= target)?;
+        let reached = self.curve[at];
+        let Some(before) = at.checked_sub(1).map(|index| self.curve[index]).filter(|point| point.loss.is_finite())
+        else {
+            return Some(reached.seconds);
+        };
+        let share = (before.loss - target) / (before.loss - reached.loss);
+        Some(before.seconds + share * (reached.seconds - before.seconds))
+    }
+}
+
+impl BaseResult {
+    /// Reads the results of the model before training.
+    pub fn read(measurements: &Measurements) -> anyhow::Result<Self> {
+        let files = measurements.files(MeasuredModel::Base);
+        let accuracy = verdicts(&files)?.as_deref().and_then(accuracy);
+        Ok(Self { loss: None, accuracy, text_loss: text_loss(&files)? })
+    }
+}
+
+fn accuracy(verdicts: &[(usize, bool)]) -> Option<f64> {
+    let right = verdicts.iter().filter(|(_, right)| *right).count();
+    (!verdicts.is_empty()).then(|| right as f64 / verdicts.len() as f64)
+}
+
+/// Whether each answer is right, in the order of the problems. None if the model was not tested.
+fn verdicts(files: &ResultFiles) -> anyhow::Result<Option<Vec<(usize, bool)>>> {
+    let Some([result, answers]) = &files.test else { return Ok(None) };
+    if !result.exists() {
+        return Ok(None);
+    }
+    let answers = Answer::read_all(answers)?;
+    let mut rows: Vec<_> = answers.iter().map(|answer| (answer.row, answer.is_correct())).collect();
+    rows.sort_unstable();
+    Ok(Some(rows))
+}
+
+fn text_loss(files: &ResultFiles) -> anyhow::Result<Option<f64>> {
+    let Some(path) = &files.forgetting else { return Ok(None) };
+    if !path.exists() {
+        return Ok(None);
+    }
+    let fault = || format!("cannot read {}", path.display());
+    let result: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(path).with_context(fault)?).with_context(fault)?;
+    Ok(result["loss"].as_f64())
+}
+
+/// Bytes of the files in a folder.
+fn folder_bytes(folder: &Path) -> Option<u64> {
+    let entries = std::fs::read_dir(folder).ok()?;
+    Some(entries.filter_map(|entry| Some(entry.ok()?.metadata().ok()?.len())).sum())
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+
+    /// A run with a curve of seconds and losses, and without other results.
+    pub fn with_curve(curve: &[(f64, f64)]) -> RunResult {
+        let points = curve.iter().enumerate();
+        let curve = points.map(|(i, &(seconds, loss))| LossPoint { step: i as u64, seconds, loss }).collect();
+        RunResult {
+            name: "run".into(),
+            method: "lora".into(),
+            rank: Some(4),
+            learning_rate: 1e-3,
+            seed: 42,
+            steps: 10,
+            concurrent: 1,
+            curve,
+            named: [("gamma", None)].into(),
+            ..RunResult::default()
+        }
+    }
+
+    #[test]
+    fn the_time_to_a_loss_lies_between_the_evaluations_around_it() {
+        let run = with_curve(&[(0.0, 4.0), (10.0, 2.0), (20.0, 1.0), (30.0, 1.5)]);
+        assert_eq!(run.seconds_to(4.0), Some(0.0));
+        assert_eq!(run.seconds_to(3.0), Some(5.0));
+        assert_eq!(run.seconds_to(1.25), Some(17.5));
+        assert_eq!(run.seconds_to(1.0), Some(20.0));
+        assert_eq!(run.seconds_to(0.9), None);
+        assert_eq!(run.lowest_loss(), Some(1.0));
+        assert_eq!(with_curve(&[(0.0, f64::NAN), (10.0, 2.0)]).seconds_to(3.0), Some(10.0));
+    }
+}

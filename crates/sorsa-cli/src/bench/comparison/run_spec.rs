@@ -1,0 +1,129 @@
+//! The runs of a comparison: which there are, where they lie, and what the search for learning rates asks for next.
+
+use std::path::PathBuf;
+
+use toml::Value;
+
+use super::arm::ComparisonRow;
+use super::plan::ComparisonPlan;
+use super::rate_grid::{RateGrid, best};
+use super::run_result;
+use sorsa_experiment::Recipe;
+
+/// A run of the comparison.
+#[derive(Debug, Clone)]
+pub struct RunSpec {
+    pub row: ComparisonRow,
+    pub learning_rate: f64,
+    pub seed: u64,
+    pub recipe: Recipe,
+    /// Name of its folder.
+    pub name: String,
+    pub folder: PathBuf,
+}
+
+/// The runs of one row.
+#[derive(Debug)]
+pub struct RowRuns {
+    pub row: ComparisonRow,
+    pub grid: RateGrid,
+    /// The first seed at each rate of the grid.
+    pub tried: Vec<RunSpec>,
+    /// Index of the best rate; none if every rate diverged.
+    pub best: Option<usize>,
+    /// Every seed at the best rate.
+    pub chosen: Vec<RunSpec>,
+}
+
+/// The runs of one sweep in one row.
+#[derive(Debug)]
+pub struct SweepRuns {
+    /// Index of the sweep in the plan.
+    pub sweep: usize,
+    /// Name of the row.
+    pub row: String,
+    /// The values, each with its run.
+    pub runs: Vec<(Value, RunSpec)>,
+}
+
+/// Every run of a comparison.
+#[derive(Debug)]
+pub struct ComparisonRuns {
+    pub rows: Vec<RowRuns>,
+    pub sweeps: Vec<SweepRuns>,
+}
+
+impl ComparisonRuns {
+    /// The runs that come first: the first seed at each rate.
+    pub fn new(plan: &ComparisonPlan) -> anyhow::Result<Self> {
+        let mut rows = Vec::new();
+        for (row, grid) in plan.rows.iter().zip(&plan.grids) {
+            let tried = tried(plan, row, grid)?;
+            rows.push(RowRuns { row: row.clone(), grid: grid.clone(), tried, best: None, chosen: Vec::new() });
+        }
+        Ok(Self { rows, sweeps: Vec::new() })
+    }
+
+    /// The runs at each rate of each grid.
+    pub fn tried(&self) -> Vec<&RunSpec> {
+        self.rows.iter().flat_map(|row| &row.tried).collect()
+    }
+
+    /// Reads the losses of the tried runs, which are finished. Returns whether a grid was extended, so that there is a new
+    /// rate to try.
+    pub fn extend_grids(&mut self, plan: &ComparisonPlan) -> anyhow::Result<bool> {
+        let mut extended = false;
+        for row in &mut self.rows {
+            let losses: Vec<Option<f64>> = row.tried.iter().map(|run| run_result::loss(&run.folder)).collect();
+            row.best = best(&losses);
+            if row.grid.extend(&losses, plan.extend) {
+                row.tried = tried(plan, &row.row, &row.grid)?;
+                extended = true;
+            }
+        }
+        Ok(extended)
+    }
+
+    /// Adds the runs of every seed at the best rates.
+    pub fn choose(&mut self, plan: &ComparisonPlan) -> anyhow::Result<()> {
+        for row in &mut self.rows {
+            let Some(best) = row.best else { continue };
+            let rate = row.tried[best].learning_rate;
+            for &seed in &plan.seeds {
+                row.chosen.push(plan.run(&row.row, &[], rate, seed)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// The runs of every seed at the best rates.
+    pub fn chosen(&self) -> Vec<&RunSpec> {
+        self.rows.iter().flat_map(|row| &row.chosen).collect()
+    }
+
+    /// Adds the runs of the sweeps: the first seed at the best rate of each swept row.
+    pub fn sweep(&mut self, plan: &ComparisonPlan) -> anyhow::Result<()> {
+        for (index, planned) in plan.sweeps.iter().enumerate() {
+            for &row in &planned.rows {
+                // There is no best rate if every rate diverged.
+                let Some(first) = self.rows[row].chosen.first() else { continue };
+                let mut runs = Vec::new();
+                for field in planned.fields() {
+                    let run = plan.run(&first.row, std::slice::from_ref(&field), first.learning_rate, first.seed)?;
+                    runs.push((field.value, run));
+                }
+                self.sweeps.push(SweepRuns { sweep: index, row: first.row.name.clone(), runs });
+            }
+        }
+        Ok(())
+    }
+
+    /// The runs of the sweeps.
+    pub fn swept(&self) -> Vec<&RunSpec> {
+        self.sweeps.iter().flat_map(|sweep| &sweep.runs).map(|(_, run)| run).collect()
+    }
+}
+
+fn tried(plan: &ComparisonPlan, row: &ComparisonRow, grid: &RateGrid) -> anyhow::Result<Vec<RunSpec>> {
+    grid.rates().iter().map(|&rate| plan.run(row, &[], rate, plan.seeds[0])).collect()
+}

@@ -1,0 +1,313 @@
+//! The arguments of `sorsa bench` as a request. `--methods`, `--ranks` and `--gammas` are short forms of arms and sweeps.
+
+use std::path::{Path, PathBuf};
+
+use toml::Value;
+
+use super::comparison::arm::Arm;
+use super::comparison::base_recipe::BaseRecipe;
+use super::comparison::defaults;
+use super::comparison::fields::{FieldValue, GAMMA, METHOD, RANK};
+use super::comparison::request::{ComparisonRequest, RequestedRates};
+use super::comparison::suite::Suite;
+use super::comparison::sweep::Sweep;
+use crate::args::{BenchArgs, RecipeArgs};
+use crate::exit::bad_input;
+use crate::recipe::given_fields;
+
+/// The comparison that the arguments ask for.
+pub fn request(args: &BenchArgs) -> anyhow::Result<ComparisonRequest> {
+    refuse_options_of_one_run(&args.fields)?;
+    let suite = suite(args.suite.as_deref())?;
+    let (settings, factors, seeds, extensions) = match args.quick {
+        true => (
+            &defaults::QUICK_SETTINGS,
+            &defaults::QUICK_RATE_FACTORS[..],
+            &defaults::QUICK_SEEDS[..],
+            defaults::QUICK_EXTENSIONS,
+        ),
+        false => (&defaults::SETTINGS, &defaults::RATE_FACTORS[..], &defaults::SEEDS[..], defaults::EXTENSIONS),
+    };
+    let mut fields = args.fields.clone();
+    if args.quick {
+        fields.max_steps.get_or_insert(defaults::QUICK_STEPS);
+    }
+    let reference = args.reference.clone().or_else(|| suite.reference.clone());
+    let arms = arms(args, &suite)?;
+    if let Some(name) = &reference
+        && arms.iter().all(|arm| arm.name != *name)
+    {
+        return Err(bad_input(format!("the reference {name} is not among the arms")));
+    }
+    Ok(ComparisonRequest {
+        folder: args.bench_dir.clone().unwrap_or_else(|| default_folder(args.quick)),
+        sweeps: sweeps(args, &suite)?,
+        arms,
+        reference: reference.unwrap_or_else(|| defaults::REFERENCE_ARM.to_owned()),
+        rates: rates(args, factors)?,
+        seeds: checked_list("--seeds", args.seeds.clone())?.unwrap_or_else(|| seeds.to_vec()),
+        extend: args.extend.unwrap_or(extensions),
+        sets_eval_every: fields.set.iter().any(|field| field.starts_with("train.eval_every=")),
+        base: base_recipe(fields, settings)?,
+    })
+}
+
+/// The fields of all runs: those of the recipe file and the options, then `settings`, then those of `--set`.
+fn base_recipe(mut options: RecipeArgs, settings: &[&str]) -> anyhow::Result<BaseRecipe> {
+    let given = std::mem::take(&mut options.set);
+    options.set = settings.iter().map(ToString::to_string).chain(given).collect();
+    let mut fields_if_used = Vec::new();
+    if let Some(rank) = options.rank.take() {
+        fields_if_used.push(FieldValue::new(RANK, i64::try_from(rank)?));
+    }
+    if let Some(gamma) = options.gamma.take() {
+        fields_if_used.push(FieldValue::new(GAMMA, gamma));
+    }
+    let (fields, source) = given_fields(&options)?;
+    Ok(BaseRecipe { fields, fields_if_used, source })
+}
+
+fn default_folder(quick: bool) -> PathBuf {
+    Path::new("runs").join(if quick { "bench-quick" } else { "bench" })
+}
+
+fn suite(file: Option<&Path>) -> anyhow::Result<Suite> {
+    let Some(path) = file else { return Ok(Suite::default()) };
+    let fault = |error: String| bad_input(format!("{}: {error}", path.display()));
+    let text = std::fs::read_to_string(path).map_err(|error| fault(error.to_string()))?;
+    Suite::parse(&text).map_err(fault)
+}
+
+/// Refuses the options that a comparison sets for each run, and names the option to use.
+fn refuse_options_of_one_run(fields: &RecipeArgs) -> anyhow::Result<()> {
+    for (given, option, instead) in [
+        (fields.method.is_some(), "--method", "--methods"),
+        (fields.lr.is_some(), "--lr", "--lrs"),
+        (fields.seed.is_some(), "--seed", "--seeds"),
+    ] {
+        if given {
+            return Err(bad_input(format!("{option} is of one run: a comparison has {instead}")));
+        }
+    }
+    match fields.adapter {
+        Some(_) => Err(bad_input("a comparison starts from a model: --adapter cannot be given")),
+        None => Ok(()),
+    }
+}
+
+/// The values of a list option, which must not be empty and must not repeat.
+fn checked_list<T: PartialEq + std::fmt::Display>(
+    option: &str,
+    list: Option<Vec<T>>,
+) -> anyhow::Result<Option<Vec<T>>> {
+    let Some(values) = &list else { return Ok(None) };
+    if values.is_empty() {
+        return Err(bad_input(format!("{option} is empty")));
+    }
+    match values.iter().enumerate().find(|(index, value)| values[..*index].contains(value)) {
+        Some((_, twice)) => Err(bad_input(format!("{option} names {twice} twice"))),
+        None => Ok(list),
+    }
+}
+
+/// The arms: those of `--methods`, or else of the suite; then those of `--arm`. If there are none, the default ones.
+fn arms(args: &BenchArgs, suite: &Suite) -> anyhow::Result<Vec<Arm>> {
+    let mut own = Vec::new();
+    for text in &args.arm {
+        own.push(Arm::parse(text).map_err(|error| bad_input(format!("--arm: {error}")))?);
+    }
+    let mut arms = match checked_list("--methods", args.methods.clone())? {
+        Some(names) => {
+            let mut arms = Vec::new();
+            for name in &names {
+                arms.push(arm_by_name(name, &own, suite)?);
+            }
+            arms
+        }
+        None => suite.arms.clone(),
+    };
+    // `--methods` may have put an arm of the command line into its place.
+    own.retain(|arm| !arms.contains(arm));
+    arms.extend(own);
+    for arm in &arms {
+        let method = arm.fields.iter().find(|field| field.field == METHOD).map(|field| &field.value);
+        if arm.name.parse::<sorsa_adapter::Method>().is_ok() && method != Some(&Value::String(arm.name.clone())) {
+            return Err(bad_input(format!("the arm {0} has the name of a method: it must set {METHOD}={0}", arm.name)));
+        }
+    }
+    Ok(match (arms.is_empty(), args.quick) {
+        (false, _) => arms,
+        (true, true) => defaults::quick_arms(),
+        (true, false) => defaults::arms(),
+    })
+}
+
+/// An arm of the command line, of the suite or of the default comparison, or else a method.
+fn arm_by_name(name: &str, own: &[Arm], suite: &Suite) -> anyhow::Result<Arm> {
+    let defaults = defaults::arms();
+    if let Some(arm) = own.iter().chain(&suite.arms).chain(&defaults).find(|arm| arm.name == name) {
+        return Ok(arm.clone());
+    }
+    match name.parse::<sorsa_adapter::Method>() {
+        Ok(_) => Ok(Arm::of_method(name)),
+        Err(error) => {
+            let others = own.iter().chain(&suite.arms).chain(&defaults).map(|arm| arm.name.as_str());
+            let others: Vec<&str> = others.filter(|name| name.parse::<sorsa_adapter::Method>().is_err()).collect();
+            Err(bad_input(format!("{error}; or {}", others.join(", "))))
+        }
+    }
+}
+
+/// The sweeps of the suite and of the options. If there are none, the default ones.
+fn sweeps(args: &BenchArgs, suite: &Suite) -> anyhow::Result<Vec<Sweep>> {
+    let mut sweeps = suite.sweeps.clone();
+    for text in &args.sweep {
+        sweeps.push(Sweep::parse(text).map_err(|error| bad_input(format!("--sweep: {error}")))?);
+    }
+    let is_default = sweeps.is_empty() && args.suite.is_none() && !args.quick;
+    if let Some(ranks) = checked_list("--ranks", args.ranks.clone())? {
+        let values = ranks.into_iter().map(|rank| Ok(Value::Integer(i64::try_from(rank)?)));
+        sweeps.push(Sweep { optional: true, ..Sweep::new(RANK, values.collect::<anyhow::Result<_>>()?) });
+    }
+    match checked_list("--gammas", args.gammas.clone())? {
+        Some(given) if given == ["none"] => {}
+        Some(given) => {
+            let gammas = given.iter().map(|text| gamma(text).map(Value::Float)).collect::<anyhow::Result<_>>()?;
+            sweeps.push(Sweep { optional: true, ..Sweep::new(GAMMA, gammas) });
+        }
+        None if is_default => sweeps.extend(defaults::sweeps()),
+        None => {}
+    }
+    Ok(sweeps)
+}
+
+fn gamma(text: &str) -> anyhow::Result<f64> {
+    match text.parse::<f64>() {
+        Ok(value) if value >= 0.0 && value.is_finite() => Ok(value),
+        _ => Err(bad_input(format!("--gammas: expected none or numbers from 0, found `{text}`"))),
+    }
+}
+
+fn rates(args: &BenchArgs, factors: &[f64]) -> anyhow::Result<RequestedRates> {
+    let mut rates = RequestedRates { by_arm: Vec::new(), for_all: Vec::new(), factors: factors.to_vec() };
+    for text in checked_list("--lrs", args.lrs.clone())?.unwrap_or_default() {
+        match text.split_once('=') {
+            Some((name, text)) => rates.by_arm.push((name.to_owned(), rate(text)?)),
+            None => rates.for_all.push(rate(&text)?),
+        }
+    }
+    Ok(rates)
+}
+
+fn rate(text: &str) -> anyhow::Result<f64> {
+    match text.parse::<f64>() {
+        Ok(value) if value > 0.0 && value.is_finite() => Ok(value),
+        _ => Err(bad_input(format!("--lrs: expected a positive number, found `{text}`"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::prelude::Device;
+    use clap::Parser;
+    use sorsa_experiment::Host;
+
+    use super::super::comparison::plan::ComparisonPlan;
+    use super::super::comparison::sweep::SweepMode;
+    use super::*;
+    use crate::args::{Cli, Command};
+
+    fn asked(options: &str) -> anyhow::Result<ComparisonRequest> {
+        let arguments = ["sorsa", "bench"].into_iter().chain(options.split_whitespace());
+        match Cli::try_parse_from(arguments).unwrap().command {
+            Command::Bench(args) => request(&args),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn planned(options: &str) -> anyhow::Result<ComparisonPlan> {
+        ComparisonPlan::new(asked(options)?, &Host::cpu(Device::flex()), &mut ())
+    }
+
+    fn row_names(plan: &ComparisonPlan) -> String {
+        plan.rows.iter().map(|row| row.name.as_str()).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn the_default_comparison_has_six_arms_and_a_sweep_of_gamma() {
+        let plan = planned("").unwrap();
+        assert_eq!(row_names(&plan), "lora-r16 pissa-r16 sorsa-r16 sorsa-noreg-r16 partial full");
+        assert_eq!(plan.rows[3].label, "sorsa-noreg");
+        assert_eq!((plan.sweeps.len(), &plan.sweeps[0].rows[..]), (1, &[2][..]), "of the arm that does not set gamma");
+        assert_eq!(plan.run_count(), 6 * 4 + 6 * 2 + 4);
+        let ranks = planned("--ranks 4,16 --gammas none").unwrap();
+        let expected =
+            "lora-r4 lora-r16 pissa-r4 pissa-r16 sorsa-r4 sorsa-r16 sorsa-noreg-r4 sorsa-noreg-r16 partial full";
+        assert_eq!((row_names(&ranks).as_str(), ranks.sweeps.len()), (expected, 0));
+        let quick = planned("--quick").unwrap();
+        assert_eq!(row_names(&quick), "lora-r16 pissa-r16 sorsa-r16 sorsa-noreg-r16");
+        assert_eq!((quick.steps, quick.seeds.len(), quick.sweeps.len(), quick.extend), (150, 2, 0, 0));
+    }
+
+    #[test]
+    fn runs_of_the_first_version_are_found_by_their_names() {
+        let plan =
+            planned("--methods lora,sorsa,sorsa-noreg --ranks 4 --gammas 4e-5,0.5 --max-steps 1 --set eval.problems=0");
+        let mut plan = plan.unwrap();
+        // Recorded by 01ef46c with these options and `--lrs 1e-3`.
+        let recorded = [
+            "lora-r4-lr1e-3-s42-7147f0c91c",
+            "sorsa-r4-g4e-4-lr1e-3-s42-f8c83469ea",
+            "sorsa-r4-g0e0-lr1e-3-s42-fa9a3c737e",
+        ];
+        for (row, name) in plan.rows.iter().zip(recorded) {
+            assert_eq!(plan.run(row, &[], 1e-3, 42).unwrap().name, name);
+        }
+        let swept = ["sorsa-r4-g4e-5-lr1e-3-s42-2762eb12b9", "sorsa-r4-g5e-1-lr1e-3-s42-3abeb1d26c"];
+        for (field, name) in plan.sweeps[0].fields().into_iter().zip(swept) {
+            assert_eq!(plan.run(&plan.rows[1], &[field], 1e-3, 42).unwrap().name, name);
+        }
+        // A folder under another name is found by its key.
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(folder.path().join("runs/renamed-7147f0c91c")).unwrap();
+        plan.folder = folder.path().to_owned();
+        let found = plan.run(&plan.rows[0], &[], 1e-3, 42).unwrap();
+        assert_eq!((found.name.as_str(), found.folder.exists()), ("renamed-7147f0c91c", true));
+    }
+
+    #[test]
+    fn arms_and_sweeps_set_any_field() {
+        let options = "--methods pissa --arm wide=adapter.method=lora,adapter.rank=32 --sweep adapter.alpha=8,16 --lrs wide=1e-3,2e-3 \
+                       --reference wide --max-steps 2";
+        let plan = planned(options).unwrap();
+        assert_eq!(row_names(&plan), "pissa-r16 wide");
+        assert_eq!((plan.rows[1].rank, plan.reference.as_str()), (Some(32), "wide"));
+        assert_eq!((&plan.sweeps[0].rows[..], plan.sweeps[0].sweep.mode), (&[0, 1][..], SweepMode::AtBestRate));
+        let run = plan.run(&plan.rows[1], &plan.sweeps[0].fields()[..1], 1e-3, 1).unwrap();
+        assert!(run.name.starts_with("lora-r32-alpha8e0-lr1e-3-s1-"), "{}", run.name);
+        assert_eq!((run.recipe.adapter.alpha, run.recipe.train.seed, run.recipe.adapter.seed), (Some(8.0), 1, 1));
+    }
+
+    #[test]
+    fn a_fault_of_an_arm_or_a_sweep_is_said_in_one_line() {
+        let fault = |options: &str| planned(options).unwrap_err().to_string();
+        let no_effect = fault("--arm reg=adapter.method=pissa,train.regularizer.gamma=4e-4");
+        assert_eq!(no_effect, "the arm reg sets train.regularizer.gamma, which has no effect in it");
+        assert!(fault("--methods full --sweep adapter.alpha=8,16").contains("the sweep of adapter.alpha has no arm"));
+        assert!(fault("--methods lora --sweep adapter.alpha").contains("--sweep: expected FIELD=VALUE"));
+        assert!(fault("--methods lora --sweep adapter.alhpa=1").contains("unknown field `alhpa`"));
+        assert!(fault("--arm lora=adapter.rank=4").contains("it must set adapter.method=lora"));
+        assert!(fault("--arm a=adapter.rank=4 --arm a=adapter.rank=8").contains("two arms are named a"));
+        assert!(fault("--methods lora --reference full").contains("full is not among the arms"));
+        assert!(fault("--suite no-such-file.toml").starts_with("no-such-file.toml: "));
+    }
+
+    #[test]
+    fn the_example_suite_compares_the_regularizer() {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/suites/regularizer.toml");
+        let plan = planned(&format!("--suite {} --max-steps 2", file.display())).unwrap();
+        assert_eq!(row_names(&plan), "pissa-r16 sorsa-r16 sorsa-noreg-r16 sorsa-decoupled-r16");
+        assert_eq!((plan.reference.as_str(), &plan.sweeps[0].rows[..]), ("pissa", &[1][..]));
+        assert_eq!(plan.sweeps[0].sweep.values.len(), 5);
+    }
+}
