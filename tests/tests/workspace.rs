@@ -5,35 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use cargo_metadata::{Metadata, MetadataCommand, Package};
+use cargo_metadata::{DependencyKind, Metadata, MetadataCommand, Package};
 use toml::{Table, Value};
-
-const LINALG_OPS: &[&str] = &["sorsa-linalg", "sorsa-ops"];
-const BELOW_MODELS: &[&str] = &["sorsa-linalg", "sorsa-ops", "sorsa-adapter"];
-const BELOW_TRAIN: &[&str] = &["sorsa-linalg", "sorsa-ops", "sorsa-adapter", "sorsa-models", "sorsa-data"];
-const BELOW_EXPERIMENT: &[&str] = &[
-    "sorsa-linalg",
-    "sorsa-ops",
-    "sorsa-adapter",
-    "sorsa-models",
-    "sorsa-data",
-    "sorsa-train",
-    "sorsa-grading",
-    "sorsa-report",
-];
-
-/// Whom each library may import: those to its left in the drawing of `docs/architecture.md`.
-const LIBRARIES: [(&str, &[&str]); 9] = [
-    ("sorsa-linalg", &[]),
-    ("sorsa-ops", &[]),
-    ("sorsa-data", &[]),
-    ("sorsa-adapter", LINALG_OPS),
-    ("sorsa-models", BELOW_MODELS),
-    ("sorsa-train", BELOW_TRAIN),
-    ("sorsa-grading", &[]),
-    ("sorsa-report", &["sorsa-grading"]),
-    ("sorsa-experiment", BELOW_EXPERIMENT),
-];
 
 const LONGEST_FILE: usize = 800;
 
@@ -58,10 +31,33 @@ fn package<'a>(metadata: &'a Metadata, name: &str) -> &'a Package {
     metadata.packages.iter().find(|package| package.name == name).unwrap_or_else(|| panic!("no package {name}"))
 }
 
-/// The members of the workspace that `package` names, in any kind of dependency.
-fn members_named_by(metadata: &Metadata, package: &Package) -> BTreeSet<String> {
+/// The members of the workspace that `package` names in dependencies of a kind.
+fn members_named_by(metadata: &Metadata, package: &Package, kind: DependencyKind) -> BTreeSet<String> {
     let members: BTreeSet<&str> = metadata.packages.iter().map(|member| member.name.as_str()).collect();
-    package.dependencies.iter().map(|d| d.name.clone()).filter(|name| members.contains(name.as_str())).collect()
+    let named = package.dependencies.iter().filter(|dependency| dependency.kind == kind).map(|d| d.name.clone());
+    named.filter(|name| members.contains(name.as_str())).collect()
+}
+
+/// The lines of the drawing in `docs/architecture.md`, from the bottom up: each library with those that it imports.
+fn drawing() -> Vec<(String, BTreeSet<String>)> {
+    let page = read("docs/architecture.md");
+    let (_, section) = page.split_once("\n## Who imports whom\n").expect("a section with the drawing");
+    let block = section.split("```").nth(1).expect("a drawing between fences");
+    let full = |name: &str| format!("sorsa-{}", name.trim());
+    let lines = block.lines().filter(|line| !line.trim().is_empty());
+    lines
+        .map(|line| match line.split_once("<-") {
+            Some((name, imports)) => (full(name), imports.split(',').map(full).collect()),
+            None => (full(line), BTreeSet::new()),
+        })
+        .collect()
+}
+
+/// The crates that `docs/architecture.md` promises to be free of burn.
+fn without_burn() -> Vec<String> {
+    let page = read("docs/architecture.md");
+    let line = page.lines().find_map(|line| line.strip_prefix("Without burn: ")).expect("a line `Without burn: ..`");
+    line.split(['`', ',', '.', ' ']).filter(|name| !name.is_empty()).map(|name| format!("sorsa-{name}")).collect()
 }
 
 /// Every Rust file under `folder`, which is relative to the root.
@@ -111,19 +107,24 @@ fn places(files: &[PathBuf], words: &[&str]) -> Vec<String> {
 }
 
 fn library_sources() -> Vec<PathBuf> {
-    LIBRARIES.iter().flat_map(|(name, _)| sources(&format!("crates/{name}/src"))).collect()
+    drawing().iter().flat_map(|(name, _)| sources(&format!("crates/{name}/src"))).collect()
 }
 
 #[test]
-fn a_crate_imports_only_those_below_it() {
+fn the_crates_import_what_the_drawing_says() {
     let metadata = metadata();
-    for (name, allowed) in LIBRARIES {
-        let allowed: BTreeSet<String> = allowed.iter().map(|name| (*name).to_owned()).collect();
-        let named = members_named_by(&metadata, package(&metadata, name));
-        assert!(named.is_subset(&allowed), "{name} imports {:?}", named.difference(&allowed));
+    let drawing = drawing();
+    for (index, (name, drawn)) in drawing.iter().enumerate() {
+        let package = package(&metadata, name);
+        assert_eq!(&members_named_by(&metadata, package, DependencyKind::Normal), drawn, "{name}");
+        let below: BTreeSet<String> = drawing[..index].iter().map(|(name, _)| name.clone()).collect();
+        for kind in [DependencyKind::Normal, DependencyKind::Development, DependencyKind::Build] {
+            let named = members_named_by(&metadata, package, kind);
+            assert!(named.is_subset(&below), "{name} imports {:?} above it", named.difference(&below));
+        }
     }
     let placed: BTreeSet<&str> =
-        LIBRARIES.iter().map(|(name, _)| *name).chain(["sorsa-cli", "sorsa-tests", "xtask"]).collect();
+        drawing.iter().map(|(name, _)| name.as_str()).chain(["sorsa-cli", "sorsa-tests", "xtask"]).collect();
     let members: BTreeSet<&str> = metadata.packages.iter().map(|member| member.name.as_str()).collect();
     assert_eq!(members, placed, "a package without a place in the drawing");
 }
@@ -134,14 +135,18 @@ fn xtask_depends_on_nothing() {
 }
 
 #[test]
-fn ops_knows_burn_and_what_its_cpu_kernels_are_made_of() {
+fn kernels_know_no_burn_and_ops_multiplies_through_kernels_alone() {
     let metadata = metadata();
-    let normal = package(&metadata, "sorsa-ops").dependencies.iter().filter(|d| d.kind == Default::default());
-    assert_eq!(normal.map(|d| d.name.as_str()).collect::<Vec<_>>(), ["burn", "gemm", "pulp", "rayon"]);
+    let normal = |name: &str| -> Vec<String> {
+        let dependencies = package(&metadata, name).dependencies.iter().filter(|d| d.kind == Default::default());
+        dependencies.map(|d| d.name.clone()).collect()
+    };
+    assert_eq!(normal("sorsa-kernels"), ["gemm", "half", "pulp", "rayon"]);
+    assert_eq!(normal("sorsa-ops"), ["burn", "rayon", "sorsa-kernels"]);
 }
 
 #[test]
-fn data_never_reaches_burn() {
+fn the_crates_without_burn_never_reach_it() {
     let lock = toml("Cargo.lock");
     let dependencies: BTreeMap<&str, Vec<&str>> = lock["package"]
         .as_array()
@@ -153,15 +158,19 @@ fn data_never_reaches_burn() {
             (package["name"].as_str().unwrap(), names.collect())
         })
         .collect();
-    let mut reached = BTreeSet::new();
-    let mut open = vec!["sorsa-data"];
-    while let Some(name) = open.pop() {
-        if reached.insert(name) {
-            open.extend(&dependencies[name]);
+    let free = without_burn();
+    assert!(free.len() >= 5, "{free:?}");
+    for name in &free {
+        let mut reached = BTreeSet::new();
+        let mut open = vec![name.as_str()];
+        while let Some(name) = open.pop() {
+            if reached.insert(name) {
+                open.extend(&dependencies[name]);
+            }
         }
+        assert!(reached.len() > 3, "{reached:?}");
+        assert!(!reached.iter().any(|name| name.starts_with("burn")), "{name} reaches {reached:?}");
     }
-    assert!(reached.contains("serde"), "{reached:?}");
-    assert!(!reached.iter().any(|name| name.starts_with("burn")), "{reached:?}");
 }
 
 #[test]
@@ -218,6 +227,53 @@ fn only_device_rs_names_a_backend() {
     assert!(found.is_empty(), "\n{}", found.join("\n"));
     // The search itself works: the one file that may name backends does.
     assert!(!places(&[root().join("crates/sorsa-cli/src/device.rs")], &words).is_empty());
+}
+
+/// The files that may name single methods: the method's own, the list, a format of one method's files, and defaults.
+const NAME_METHODS: [&str; 6] = [
+    "crates/sorsa-adapter/src/methods/",
+    // The default recipe, whose method is SORSA.
+    "crates/sorsa-experiment/src/recipe.rs",
+    // Training from scratch trains all weights.
+    "crates/sorsa-cli/src/commands/pretrain.rs",
+    // Partial fine-tuning's targets are all linear layers that patterns match.
+    "crates/sorsa-experiment/src/analysis/run.rs",
+    // The step that `bench --speed` measures is LoRA's, unless told otherwise.
+    "crates/sorsa-cli/src/speed/",
+    // The arms of a comparison that names none.
+    "crates/sorsa-cli/src/bench/comparison/defaults.rs",
+];
+
+#[test]
+fn a_method_is_named_in_its_own_file_and_in_lists_of_defaults_alone() {
+    let mut files = library_sources();
+    files.extend(sources("crates/sorsa-cli/src"));
+    let words = ["Sorsa", "Pissa", "Lora", "Dora", "Olora", "Partial", "Full"].map(|name| format!("Method::{name}"));
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let (may, may_not): (Vec<_>, Vec<_>) = files.into_iter().partition(|path| {
+        let path = path.strip_prefix(root()).unwrap().to_string_lossy().into_owned();
+        NAME_METHODS.iter().any(|place| path.starts_with(place))
+    });
+    let found = places(&may_not, &words);
+    assert!(found.is_empty(), "\n{}", found.join("\n"));
+    // The search itself works: the files that may name methods do.
+    assert!(!places(&may, &words).is_empty());
+}
+
+#[test]
+fn a_family_is_named_in_its_own_file_alone() {
+    let files = library_sources().into_iter().chain(sources("crates/sorsa-cli/src"));
+    // GGUF names tokenizers after families too, and two commands make a Llama of their own.
+    let places_that_may = [
+        "sorsa-checkpoint/src/families/",
+        "sorsa-checkpoint/src/gguf/tokenizer/",
+        "sorsa-cli/src/commands/pretrain.rs",
+        "sorsa-cli/src/speed/args.rs",
+    ];
+    let outside = files.filter(|path| !places_that_may.iter().any(|place| path.to_string_lossy().contains(place)));
+    let words = ["\"llama\"", "\"mistral\"", "\"qwen2\"", "\"qwen3\"", "\"gemma2\"", "\"gemma3_text\"", "\"phi3\""];
+    let found = places(&outside.collect::<Vec<_>>(), &words);
+    assert!(found.is_empty(), "\n{}", found.join("\n"));
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! An adapter as burn sees it, and the one call a model makes: [`project`].
+//! An adapter as burn's [`Reparameterization`], and the one function that a model calls: [`project`].
 
 use burn::module::{Param, Reparameterization};
 use burn::nn::Linear;
@@ -16,12 +16,17 @@ impl Reparameterization for Adapter {
     }
 }
 
-/// `linear.forward(x)` for a weight that may be narrower than `x`, by the factored route where an adapter is attached to the weight and by the plain one where
-/// none is. `x` `[.., d_in]`, result `[.., d_out]`.
+/// `linear.forward(x)`, by the factored route if an adapter is attached to the weight and by the plain route otherwise. The
+/// dtype of the weight may be narrower than that of `x`.
 ///
-/// A model that calls this instead of `linear.forward(x)` never forms a dense adapted weight: its step costs what
-/// LoRA's costs. A model that does not is still right, at the cost of full fine-tuning, but has no dropout: a dense
-/// weight has no input of the adapter's own.
+/// A model that calls this function instead of `linear.forward(x)` never forms a dense adapted weight: its step costs as
+/// much as LoRA's. A model that calls `linear.forward(x)` gets the same output at the cost of full fine-tuning, but without
+/// dropout, because a dense weight has no separate input for the adapter.
+///
+/// # Shapes
+///
+/// - x: `[.., d_in]`
+/// - result: `[.., d_out]`
 pub fn project<const D: usize>(linear: &Linear, x: Tensor<D>) -> Tensor<D> {
     match linear.weight.reparameterization::<Adapter>() {
         Some(adapter) => adapter.forward(x, linear.weight.base(), linear.bias.as_ref().map(Param::val)),

@@ -1,4 +1,4 @@
-//! Attaching an adapter to a model: targets are chosen, weights decomposed, bases replaced by their residuals.
+//! Attaching an adapter to a model: chooses targets, decomposes weights and replaces them by their residuals.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -12,27 +12,27 @@ use sorsa_linalg::SvdOptions;
 use sorsa_linalg::tensor::Placement;
 
 use crate::cache::{SvdCache, fingerprint};
-use crate::config::{AdapterConfig, Sizes};
+use crate::config::{AdapterConfig, RankAndScale};
 use crate::error::AdapterError;
-use crate::factors::{FactorSet, HostTensor, NamedTensors};
-use crate::method::{Definition, Source};
+use crate::factors::{FactorSet, NamedTensors};
+use crate::method::{FactoredDefinition, StartsFrom};
 use crate::parameters::{
     Parameter, Trainable, factor_path, has_adapter, linear_layers, module_of, parameters, trainable, weights,
 };
-use crate::start::{Start, Started};
+use crate::start::{StartingFactors, WeightToAdapt};
 use crate::state::{AdapterState, ModuleState};
-use crate::target::means;
+use crate::target::pattern_matches;
 use crate::{Adapter, Method};
 
-/// How weights are decomposed while attaching.
+/// How attaching decomposes weights.
 pub struct AttachOptions<'a> {
     /// Algorithm, tolerance and seed of the SVD.
     pub svd: SvdOptions,
-    /// Where the large products run: on the host, all matrices in parallel, or on the weights' device, one by one.
+    /// Where the large products run: on the host, with all matrices in parallel, or on the weights' device, one by one.
     pub placement: Placement,
-    /// Folder of the SVD cache; absent, nothing is cached.
+    /// Folder of the SVD cache. If absent, nothing is cached.
     pub cache: Option<PathBuf>,
-    /// Called after each decomposed matrix with how many are done and how many there are.
+    /// Called after each decomposed matrix with the number of decomposed matrices and the number of all.
     pub progress: Option<&'a (dyn Fn(usize, usize) + Sync)>,
 }
 
@@ -42,25 +42,25 @@ impl Default for AttachOptions<'_> {
     }
 }
 
-/// A weight has one adapter in burn, which would keep the old one without a word.
+/// burn holds one adapter per weight and keeps the old one silently.
 pub(crate) const HAS_ADAPTER: &str = "the model has an adapter already: merge it first";
 
-/// What was done to one module.
+/// How an adapter was attached to one module.
 #[derive(Debug, Clone)]
 pub struct ModuleReport {
     /// Path of the linear layer.
     pub path: String,
     /// `[d_in, d_out]`.
     pub shape: [usize; 2],
-    /// Rank; none for a densely trained weight.
+    /// Rank; absent for a weight that is trained whole.
     pub rank: Option<usize>,
     /// The adapter's scale.
     pub scale: f64,
-    /// `max ||A v - s u|| / s_1` over the principal triplets, where there was an SVD.
+    /// `max ||A v - s u|| / s_1` over the principal triplets, if there was an SVD.
     pub svd_residual: Option<f64>,
     /// Whether the SVD came from the cache.
     pub cached: bool,
-    /// `||W_r - round(W_r)||_F / ||W_r||_F`, where the residual was rounded to a narrower dtype.
+    /// `||W_r - round(W_r)||_F / ||W_r||_F`, if the residual was rounded to a narrower dtype.
     pub rounding: Option<f64>,
 }
 
@@ -69,11 +69,11 @@ pub struct ModuleReport {
 pub struct Attached<M> {
     /// The model; everything but the adapter is frozen.
     pub model: M,
-    /// What is needed to save the adapter and to attach it again.
+    /// The state that is saved to attach the adapter again.
     pub state: AdapterState,
     /// The trained parameters, in the model's order.
     pub trainable: Vec<Trainable>,
-    /// What was done to each module.
+    /// How the adapter was attached to each module.
     pub modules: Vec<ModuleReport>,
 }
 
@@ -84,7 +84,7 @@ impl<M> Attached<M> {
     }
 }
 
-/// One linear layer that was chosen.
+/// One linear layer that the configuration chooses.
 #[derive(Debug, Clone)]
 pub struct Target {
     /// Path of the linear layer.
@@ -108,12 +108,12 @@ impl Target {
 
     /// How many numbers the adapter adds to what the forward of one token keeps for the backward pass.
     pub fn kept_per_token(&self, method: Method) -> usize {
-        method.definition().map_or(0, |definition| (definition.kept_per_token)(self.shape, self.rank))
+        method.factored().map_or(0, |definition| (definition.kept_per_token)(self.shape, self.rank))
     }
 }
 
 impl AdapterConfig {
-    /// The linear layers of `model` that this configuration means. Needs no weights: lazy parameters stay lazy.
+    /// The linear layers of `model` that this configuration chooses. Needs no weights: lazy parameters stay lazy.
     ///
     /// # Errors
     ///
@@ -121,29 +121,39 @@ impl AdapterConfig {
     /// matches nothing and every rank that does not fit.
     pub fn targets<M: Module>(&self, model: &M) -> Result<Vec<Target>, AdapterError> {
         self.validate()?;
+        let patterns = if self.method().has_targets() { &self.target_modules } else { &[][..] };
+        self.linear_layers(patterns, model)
+    }
+
+    /// The linear layers of `model` that one of `patterns` matches, in place of `target_modules`.
+    ///
+    /// # Errors
+    ///
+    /// [`AdapterError::Targets`] like [`targets`](Self::targets).
+    pub(crate) fn linear_layers<M: Module>(&self, patterns: &[String], model: &M) -> Result<Vec<Target>, AdapterError> {
         let linear = linear_layers(model);
-        let patterns = if self.method == Method::Full { &[][..] } else { &self.target_modules };
+        let method = self.method();
         let mut faults = Vec::new();
-        for text in patterns.iter().filter(|text| !linear.iter().any(|(path, _)| means(text, path))) {
+        for text in patterns.iter().filter(|text| !linear.iter().any(|(path, _)| pattern_matches(text, path))) {
             let names: BTreeSet<&str> = linear.iter().filter_map(|(path, _)| path.rsplit('.').next()).collect();
             let names = names.into_iter().collect::<Vec<_>>().join(", ");
             faults.push(format!("`{text}` matches no linear layer (there are: {names})"));
         }
         let mut targets = Vec::new();
         for (path, shape) in linear {
-            if !patterns.iter().any(|text| means(text, &path)) {
+            if !patterns.iter().any(|text| pattern_matches(text, &path)) {
                 continue;
             }
-            let Sizes { rank, scale } = self.sizes(&path);
+            let RankAndScale { rank, scale } = self.rank_and_scale(&path);
             let largest = shape[0].min(shape[1]);
-            if self.method.is_factored() && rank > largest {
+            if method.is_factored() && rank > largest {
                 faults.push(format!("rank {rank} is larger than {largest}, the smaller side of `{path}` {shape:?}"));
             }
             targets.push(Target { path, shape, rank, scale });
         }
-        if self.method.is_factored() {
+        if method.is_factored() {
             let overrides = self.rank_pattern.keys().chain(self.alpha_pattern.keys());
-            let idle = overrides.filter(|text| !targets.iter().any(|target| means(text, &target.path)));
+            let idle = overrides.filter(|text| !targets.iter().any(|target| pattern_matches(text, &target.path)));
             faults.extend(idle.map(|text| format!("`{text}`, for which a rank or alpha is given, matches no target")));
         }
         faults.extend(self.saved_faults(model, &targets));
@@ -156,13 +166,14 @@ impl AdapterConfig {
         parameters(model).iter().filter(|p| saved(p)).map(|p| p.shape.iter().product::<usize>()).sum()
     }
 
-    /// A line for each entry of `modules_to_save` that means nothing, or a module that has an adapter too.
+    /// A line for each entry of `modules_to_save` that matches no module or a module with an adapter.
     fn saved_faults<M: Module>(&self, model: &M, targets: &[Target]) -> Vec<String> {
         let paths: Vec<String> = match self.modules_to_save.is_empty() {
             true => Vec::new(),
             false => parameters(model).into_iter().map(|parameter| parameter.path).collect(),
         };
-        let alone = |text: &String| Self { modules_to_save: vec![text.clone()], ..Self::new(self.method, 1, &[]) };
+        let alone =
+            |text: &String| Self { modules_to_save: vec![text.clone()], ..Self::new(self.method.clone(), 1, &[]) };
         let idle = self.modules_to_save.iter().filter(|text| !paths.iter().any(|path| alone(text).saves(path)));
         let idle = idle.map(|text| format!("`{text}` of modules_to_save matches no module"));
         let both = targets.iter().filter(|target| self.saves(&format!("{}.weight", target.path)));
@@ -172,152 +183,164 @@ impl AdapterConfig {
 
     /// Attaches a fresh adapter to `model` and freezes everything else. The model's output stays as it was.
     ///
-    /// Weights may be lazy, on any device, with or without autodiff; call `model.train()` afterwards where the
-    /// device has none.
+    /// Weights may be lazy, on any device, with or without autodiff. If the device has no autodiff, call `model.train()`
+    /// afterwards.
     ///
     /// # Errors
     ///
-    /// See [`targets`](Self::targets), and [`AdapterError::Targets`] where the model has an adapter already;
-    /// [`AdapterError::Decomposition`] where a weight that is to be decomposed is not finite or its SVD does not converge, for all weights at
-    /// once.
+    /// Those of [`targets`](Self::targets); [`AdapterError::Targets`] if the model has an adapter already;
+    /// [`AdapterError::Decomposition`] with every weight that is not finite or whose SVD does not converge.
     pub fn attach<M: Module>(&self, model: M, options: &AttachOptions<'_>) -> Result<Attached<M>, AdapterError> {
         let (state, jobs) = self.prepare(&model, options)?;
         Ok(install(model, state, jobs))
     }
 
-    /// All of [`attach`](Self::attach) but the change of the model.
+    /// Does everything of [`attach`](Self::attach) except changing the model.
     pub(crate) fn prepare<M: Module>(
         &self,
         model: &M,
         options: &AttachOptions<'_>,
-    ) -> Result<(AdapterState, BTreeMap<String, Install>), AdapterError> {
+    ) -> Result<(AdapterState, BTreeMap<String, Installation>), AdapterError> {
         let targets = self.targets(model)?;
         if has_adapter(model) {
             return Err(AdapterError::Targets { faults: vec![HAS_ADAPTER.to_owned()] });
         }
-        let mut started = match self.method.definition() {
-            Some(method) => self.start_all(model, &targets, &method, options)?,
+        let definition = self.method().factored();
+        let mut starts = match &definition {
+            Some(definition) => self.start_all(model, &targets, definition, options)?,
             None => BTreeMap::new(),
         };
-        let splits = self.method.splits_weight();
+        let splits_weight = self.method().splits_weight();
+        let saved: Vec<&str> = self.method().saved_with_start().iter().map(|factor| factor.name).collect();
         let mut modules = Vec::new();
         let mut initial = NamedTensors::new();
-        let mut jobs = BTreeMap::new();
+        let mut installations = BTreeMap::new();
         for target in targets {
-            let start = started.remove(&target.path);
-            let (started, split) = start.unzip();
-            let (fingerprint, dtype) = split.flatten().map(|split| (split.fingerprint, split.dtype)).unzip();
-            let dtype = dtype.flatten();
+            let start = starts.remove(&target.path);
             let Target { path, shape, rank, scale } = target;
-            modules.push(ModuleState { path: path.clone(), shape, rank, scale, fingerprint, dtype });
-            let Some(Started { factors, svd }) = started else { continue };
-            let (factors, take_out) = match splits {
-                true => {
-                    let named = |(name, tensor): (&str, HostTensor)| (factor_path(&path, self.method, name), tensor);
-                    initial.extend(factors.into_iter().map(named));
-                    (None, Some(TakeOut { factors: None, kept: FactorSet::new(), dtype: None }))
+            let mut module = ModuleState { path: path.clone(), shape, rank, scale, fingerprint: None, dtype: None };
+            if let Some((StartingFactors { mut factors, svd }, identity)) = start {
+                for name in &saved {
+                    if let Some(tensor) = factors.remove(name) {
+                        initial.insert(factor_path(&path, self.method(), name), tensor);
+                    }
                 }
-                false => (Some(factors), None),
-            };
-            jobs.insert(path, Install { factors, take_out, scale, svd });
+                let subtract = match splits_weight {
+                    true => Some(Subtraction { factors: None, saved: FactorSet::new(), dtype: None }),
+                    false => None,
+                };
+                if let Some(identity) = identity.filter(|_| splits_weight) {
+                    module.fingerprint = Some(identity.fingerprint);
+                    module.dtype = identity.dtype;
+                }
+                let factors = if splits_weight { None } else { Some(factors) };
+                installations.insert(path, Installation { factors, subtract, scale, svd });
+            }
+            modules.push(module);
         }
-        Ok((AdapterState { config: self.clone(), modules, initial }, jobs))
+        Ok((AdapterState { config: self.clone(), modules, initial }, installations))
     }
 
-    /// The factors of every target at the start, by path, and what is remembered of a weight that they split.
+    /// The factors of every target at the start, by path, and the identity of each weight that is decomposed.
     fn start_all<M: Module>(
         &self,
         model: &M,
         targets: &[Target],
-        method: &Definition,
+        method: &FactoredDefinition,
         options: &AttachOptions<'_>,
-    ) -> Result<BTreeMap<String, (Started, Option<Split>)>, AdapterError> {
-        let wanted = match method.source {
-            Source::Nothing => BTreeSet::new(),
-            Source::Weight | Source::Svd => targets.iter().map(|target| target.path.as_str()).collect(),
+    ) -> Result<BTreeMap<String, (StartingFactors, Option<WeightIdentity>)>, AdapterError> {
+        let wanted = match method.starts_from {
+            StartsFrom::RandomNumbers => BTreeSet::new(),
+            StartsFrom::Weight | StartsFrom::SingularTriplets => {
+                targets.iter().map(|target| target.path.as_str()).collect()
+            }
         };
         let weights = weights(model, &wanted);
         let cache = options.cache.as_ref().map(|folder| SvdCache::new(folder.clone()));
         let done = std::sync::atomic::AtomicUsize::new(0);
         let one = |target: &Target| {
             let weight = weights.get(&target.path).cloned();
-            let split = weight.as_ref().filter(|_| method.splits).map(Split::of);
-            let start = Start {
-                config: self,
+            let identity = weight.as_ref().filter(|_| method.decomposes()).map(WeightIdentity::of);
+            let to_adapt = WeightToAdapt {
                 target,
                 weight,
-                fingerprint: split.as_ref().map(|split| split.fingerprint.as_str()),
+                fingerprint: identity.as_ref().map(|identity| identity.fingerprint.as_str()),
+                seed: self.seed,
                 svd: &options.svd,
                 placement: options.placement,
                 cache: cache.as_ref(),
             };
-            let result = (method.start)(&start);
+            let result = self.method.start(&to_adapt).expect("the method has factors");
             let count = done.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1;
-            if let Some(progress) = options.progress.filter(|_| method.splits) {
+            if let Some(progress) = options.progress.filter(|_| method.decomposes()) {
                 progress(count, targets.len());
             }
-            (target.path.clone(), result.map(|started| (started, split)))
+            (target.path.clone(), result.map(|start| (start, identity)))
         };
         let results: Vec<_> = match options.placement {
             Placement::Host => targets.par_iter().with_max_len(1).map(one).collect(),
-            // A device keeps one stream for each thread that uses it: stay on this one.
+            // A device has one stream for each thread that uses it: stay on this thread.
             Placement::Device => targets.iter().map(one).collect(),
         };
         let mut faults = Vec::new();
-        let mut started = BTreeMap::new();
+        let mut starts = BTreeMap::new();
         for (path, result) in results {
             match result {
                 Ok(start) => {
-                    started.insert(path, start);
+                    starts.insert(path, start);
                 }
                 Err(error) => faults.push(error.to_string()),
             }
         }
-        if faults.is_empty() { Ok(started) } else { Err(AdapterError::Decomposition { faults }) }
+        if faults.is_empty() { Ok(starts) } else { Err(AdapterError::Decomposition { faults }) }
     }
 }
 
-/// What is remembered of a weight that is split.
-struct Split {
+/// The content and storage dtype of a weight that is decomposed.
+struct WeightIdentity {
     fingerprint: String,
-    /// Of a weight that is narrower than f32.
+    /// Storage dtype, if narrower than f32.
     dtype: Option<FloatDType>,
 }
 
-impl Split {
+impl WeightIdentity {
     fn of(weight: &Tensor<2>) -> Self {
         let dtype = (weight.dtype() != DType::F32).then(|| FloatDType::from(weight.dtype()));
         Self { fingerprint: fingerprint(weight), dtype }
     }
 }
 
-/// What is done to one weight.
-pub(crate) struct Install {
-    /// The adapter's factors; absent where they are those that the state starts from.
+/// The change of one weight: what is subtracted from it, and the adapter that it gets.
+pub(crate) struct Installation {
+    /// The trained factors; absent if they are those at the start, which the state has.
     pub factors: Option<FactorSet>,
-    /// What leaves the weight first.
-    pub take_out: Option<TakeOut>,
+    /// The adapter that is subtracted from the weight first, if any.
+    pub subtract: Option<Subtraction>,
     pub scale: f64,
-    /// Residual of the SVD and whether it was cached.
+    /// Residual of the SVD, and whether it came from the cache.
     pub svd: Option<(f64, bool)>,
 }
 
-/// An adapter that is a part of a weight, to be taken out of it.
-pub(crate) struct TakeOut {
-    /// Absent where they are the adapter's own, as at the start.
+/// An adapter that a weight contains, to be subtracted from it.
+pub(crate) struct Subtraction {
+    /// Its trained factors; absent if they are those of the adapter that is installed.
     pub factors: Option<FactorSet>,
-    /// What was kept of the weight when the adapter was merged into it.
-    pub kept: FactorSet,
-    /// What the weight was kept in then, where it was narrower than f32.
+    /// The tensors that a merge saved.
+    pub saved: FactorSet,
+    /// Storage dtype of the weight when the adapter became a part of it, if narrower than f32.
     pub dtype: Option<FloatDType>,
 }
 
-/// Replaces bases, adds factors, freezes the rest.
-pub(crate) fn install<M: Module>(model: M, state: AdapterState, jobs: BTreeMap<String, Install>) -> Attached<M> {
+/// Subtracts what the installations say from weights, adds factors, and freezes everything else.
+pub(crate) fn install<M: Module>(
+    model: M,
+    state: AdapterState,
+    installations: BTreeMap<String, Installation>,
+) -> Attached<M> {
     struct Installer<'a> {
         state: &'a AdapterState,
         dense: &'a BTreeSet<String>,
-        jobs: BTreeMap<String, Install>,
+        installations: BTreeMap<String, Installation>,
         rounding: BTreeMap<String, f64>,
     }
     impl Reparameterizer for &mut Installer<'_> {
@@ -329,23 +352,34 @@ pub(crate) fn install<M: Module>(model: M, state: AdapterState, jobs: BTreeMap<S
             param: Param<Tensor<D>>,
         ) -> (Param<Tensor<D>>, Option<Adapter>) {
             let config = &self.state.config;
-            let job = module_of(path).and_then(|module| self.jobs.remove_entry(module));
-            let Some((method, (module, job))) = config.method.definition().zip(job) else {
+            let installation = module_of(path).and_then(|module| self.installations.remove_entry(module));
+            let Some((method, (module, installation))) = config.method().factored().zip(installation) else {
                 let train = self.dense.contains(path);
                 return (param.set_require_grad(train), None);
             };
+            let Installation { factors, subtract, scale, .. } = installation;
             let device = param.lazy_device();
-            let own = job.factors.unwrap_or_else(|| self.state.initial_set(&module));
             let adapter = |factors: &FactorSet, dropout: f64, device: &Device| {
-                (method.new)(factors, job.scale, DropoutConfig::new(dropout).init(), device)
+                (method.new)(factors, scale, DropoutConfig::new(dropout).init(), device)
             };
-            let base = match &job.take_out {
+            let start = || self.state.factors_at_start(&module);
+            let frozen = self.state.frozen_factors(&module);
+            let with_frozen = |mut factors: FactorSet| {
+                factors.extend(frozen.clone());
+                factors
+            };
+            let own = with_frozen(factors.unwrap_or_else(start));
+            let base = match subtract {
                 None => param,
-                Some(TakeOut { factors, kept, dtype }) => {
-                    let part = adapter(factors.as_ref().unwrap_or(&own), 0.0, &device.clone().without_autodiff());
+                Some(Subtraction { factors, saved, dtype }) => {
+                    let plain_device = device.clone().without_autodiff();
+                    let part = match factors {
+                        Some(factors) => adapter(&with_frozen(factors), 0.0, &plain_device),
+                        None => adapter(&own, 0.0, &plain_device),
+                    };
                     param.map(|weight| {
                         let autodiff = weight.is_autodiff();
-                        let (rest, rounding) = residual(weight.without_autodiff(), &part, kept, *dtype);
+                        let (rest, rounding) = residual(weight.without_autodiff(), &part, &saved, dtype);
                         if let Some(rounding) = rounding {
                             self.rounding.insert(module, rounding);
                         }
@@ -359,17 +393,17 @@ pub(crate) fn install<M: Module>(model: M, state: AdapterState, jobs: BTreeMap<S
                 let shape = weight.shape();
                 weight.reshape([shape[0], shape[1]])
             };
-            let adapter = adapter(&own, config.dropout, &device).beside(matrix);
+            let adapter = adapter(&own, config.dropout, &device).with_frozen_weight(matrix);
             (base, Some(adapter))
         }
     }
-    let reports: BTreeMap<String, (f64, bool)> =
-        jobs.iter().filter_map(|(path, job)| Some((path.clone(), job.svd?))).collect();
+    let decompositions: BTreeMap<String, (f64, bool)> =
+        installations.iter().filter_map(|(path, one)| Some((path.clone(), one.svd?))).collect();
     let dense: BTreeSet<String> = state.dense(&model).into_iter().map(|(path, _)| path).collect();
-    let mut installer = Installer { state: &state, dense: &dense, jobs, rounding: BTreeMap::new() };
+    let mut installer = Installer { state: &state, dense: &dense, installations, rounding: BTreeMap::new() };
     let model = model.apply_reparameterization(&mut installer);
     let rounding = installer.rounding;
-    let method = state.config.method;
+    let method = state.config.method();
     let trainable = trainable(&model, method, |path| dense.contains(path));
     let modules = state
         .modules
@@ -379,20 +413,21 @@ pub(crate) fn install<M: Module>(model: M, state: AdapterState, jobs: BTreeMap<S
             shape: module.shape,
             rank: method.is_factored().then_some(module.rank),
             scale: module.scale,
-            svd_residual: reports.get(&module.path).map(|report| report.0),
-            cached: reports.get(&module.path).is_some_and(|report| report.1),
+            svd_residual: decompositions.get(&module.path).map(|svd| svd.0),
+            cached: decompositions.get(&module.path).is_some_and(|svd| svd.1),
             rounding: rounding.get(&module.path).copied(),
         })
         .collect();
     Attached { model, state, trainable, modules }
 }
 
-/// What is left of a weight without `part`, in f32, rounded to the weight's dtype, and what the rounding took, relative
-/// to the residual's norm. An f32 weight that was kept in the narrower `dtype` once has the residual that it had then.
+/// The residual of a weight after `part` is subtracted in f32, rounded to the weight's dtype; and the error of the rounding
+/// relative to the residual's norm. If an f32 weight was stored in the narrower `dtype` before, its residual is the one
+/// that it had then.
 pub(crate) fn residual<const D: usize>(
     weight: Tensor<D>,
     part: &Adapter,
-    kept: &FactorSet,
+    saved: &FactorSet,
     dtype: Option<FloatDType>,
 ) -> (Tensor<D>, Option<f64>) {
     let (own, shape) = (FloatDType::from(weight.dtype()), weight.shape());
@@ -401,7 +436,7 @@ pub(crate) fn residual<const D: usize>(
         Some(dtype) if own == FloatDType::F32 => (rounded(wide, dtype), Some(dtype)),
         _ => (wide, (own != FloatDType::F32).then_some(own)),
     };
-    let rest = part.take_out(weight.reshape([shape[0], shape[1]]), kept).reshape(shape);
+    let rest = part.unmerge(weight.reshape([shape[0], shape[1]]), saved).reshape(shape);
     let Some(narrow) = narrow else { return (rest, None) };
     let result = rounded(rest.clone(), narrow);
     let norm = |tensor: Tensor<D>| f64::from(tensor.square().sum().sqrt().into_scalar::<f32>());
@@ -409,7 +444,7 @@ pub(crate) fn residual<const D: usize>(
     (result.cast(own), Some(lost))
 }
 
-/// An f32 tensor whose numbers are those of `dtype` that are nearest; on the host where the device does not know it.
+/// An f32 tensor with its numbers rounded to `dtype`; on the host if the device does not support this dtype.
 pub(crate) fn rounded<const D: usize>(tensor: Tensor<D>, dtype: FloatDType) -> Tensor<D> {
     let device = tensor.device();
     if device.supports_dtype(DType::from(dtype)) {

@@ -1,4 +1,4 @@
-//! Principal triplets kept on disk, keyed by the content of the weight, the rank and the SVD's settings.
+//! A cache of principal triplets on disk. The key is the weight's content, the rank and the settings of the SVD.
 
 use std::path::{Path, PathBuf};
 
@@ -15,8 +15,8 @@ pub(crate) struct SvdCache {
     folder: PathBuf,
 }
 
-/// What was cached.
-pub(crate) struct Entry {
+/// One decomposed weight.
+pub(crate) struct CacheEntry {
     pub principal: Principal,
     pub residual: f64,
 }
@@ -37,7 +37,7 @@ impl SvdCache {
         [d_in, d_out]: [usize; 2],
         rank: usize,
         options: &SvdOptions,
-    ) -> Option<Entry> {
+    ) -> Option<CacheEntry> {
         let mut tensors = read_tensors(&self.file(fingerprint, rank, options)).ok()?;
         let mut take = |name: &str, shape: &[usize]| {
             let whole = |tensor: &HostTensor| tensor.shape == shape && tensor.values.iter().all(|v| v.is_finite());
@@ -46,11 +46,17 @@ impl SvdCache {
         let (u, vt) = (take("u", &[d_in, rank])?, take("vt", &[rank, d_out])?);
         let (s, residual) = (take("s", &[rank])?, take("residual", &[1])?);
         let principal = Principal { u, s: s.values, vt };
-        Some(Entry { principal, residual: f64::from(residual.values[0]) })
+        Some(CacheEntry { principal, residual: f64::from(residual.values[0]) })
     }
 
-    /// Keeps an entry. A cache that cannot be written is not a reason to stop: the error is for whoever wants it.
-    pub fn put(&self, fingerprint: &str, rank: usize, options: &SvdOptions, entry: &Entry) -> Result<(), AdapterError> {
+    /// Writes an entry. The caller may ignore the error: without the entry, the SVD is computed again.
+    pub fn put(
+        &self,
+        fingerprint: &str,
+        rank: usize,
+        options: &SvdOptions,
+        entry: &CacheEntry,
+    ) -> Result<(), AdapterError> {
         let io = |path: &Path, source| AdapterError::Io { path: path.to_owned(), source };
         std::fs::create_dir_all(&self.folder).map_err(|source| io(&self.folder, source))?;
         let Principal { u, s, vt } = &entry.principal;
@@ -64,8 +70,8 @@ impl SvdCache {
     }
 }
 
-/// The content of a weight as a hash of its shape and its elements, as f32 whatever they are kept in: the same weights
-/// have the same hash in a run beside bf16 weights and where they are loaded as f32.
+/// A hash of a weight's shape and elements. Elements are hashed as f32, so that a weight has the same hash in bf16 and
+/// after it was widened to f32.
 pub(crate) fn fingerprint(weight: &Tensor<2>) -> String {
     /// Rows that are widened at a time.
     const ROWS: usize = 1024;

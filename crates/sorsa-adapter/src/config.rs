@@ -1,102 +1,78 @@
-//! What is adapted, how, and with which rank and scale.
+//! The configuration of an adapter: method, targets, rank and scale; and its flat form in TOML and JSON.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
-use crate::target::{Pattern, means};
-use crate::{AdapterError, Init, Method};
+use crate::target::{Pattern, pattern_matches};
+use crate::{AdapterError, AlphaConvention, Method, MethodConfig};
 
-/// What the scale of an adapter is, from its `alpha` and rank.
+/// How the scale of an adapter follows from its `alpha` and rank.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Scaling {
     /// `alpha / rank`.
     #[default]
     Standard,
-    /// `alpha / sqrt(rank)`, as rsLoRA (arXiv 2312.03732).
+    /// `alpha / sqrt(rank)`, like rsLoRA (arXiv 2312.03732).
     RankStabilized,
 }
 
-/// What becomes of the singular values where the scale is not 1.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum AlphaConvention {
-    /// They are divided by the scale, so that the residual is the tail of the SVD (PEFT's convention for PiSSA).
-    #[default]
-    Peft,
-    /// They are kept, and `scale` times the principal part leaves the weight (the author's code).
-    Author,
-}
-
-impl AlphaConvention {
-    /// What the singular values are divided by at the start.
-    pub(crate) fn divisor(self, scale: f64) -> f32 {
-        match self {
-            Self::Peft => scale as f32,
-            Self::Author => 1.0,
-        }
-    }
-}
-
 /// The adapter of a model: method, targets, rank, scale.
+///
+/// Files hold it flat: the name of the method, the fields below, and the method's own settings beside them.
+///
+/// ```
+/// use sorsa_adapter::{AdapterConfig, Init, LoraConfig};
+///
+/// let json = r#"{"method": "lora", "rank": 8, "target_modules": ["q_proj"], "init": "orthogonal"}"#;
+/// let config: AdapterConfig = serde_json::from_str(json)?;
+/// assert_eq!(config, AdapterConfig::new(LoraConfig { init: Init::Orthogonal }, 8, &["q_proj"]));
+/// # Ok::<(), serde_json::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(try_from = "FlatConfig", into = "FlatConfig")]
 pub struct AdapterConfig {
-    /// How the weights are trained.
-    pub method: Method,
-    /// Rank of the factors, where a pattern gives no other.
+    /// How the weights are trained, with the settings that only this method has.
+    pub method: MethodConfig,
+    /// Rank of the factors, if no pattern gives another.
     pub rank: usize,
-    /// Numerator of the scale; absent, the scale is 1.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// Numerator of the scale. If absent, the scale is 1.
     pub alpha: Option<f64>,
-    /// Probability of dropping an element of the adapter's input while training, by [`project`](crate::project) only.
-    #[serde(default)]
+    /// Probability with which [`project`](crate::project) drops an element of the adapter's input in training.
     pub dropout: f64,
-    /// Which linear layers: a name (`q_proj`), a glob over the module path (`model.layers.*.mlp.*`), a regular
-    /// expression (`re:.*\.(q|v)_proj`), or `all-linear`.
+    /// The adapted linear layers: each entry is a name (`q_proj`), a glob over the module path
+    /// (`model.layers.*.mlp.*`), a regular expression (`re:.*\.(q|v)_proj`), or `all-linear`.
     pub target_modules: Vec<String>,
-    /// Modules trained whole beside the adapter, as PEFT's field of this name: names, globs or regular expressions over
-    /// module paths; what lies below such a module is trained too.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    /// Modules that are trained whole beside the adapter, like PEFT's field of this name: names, globs or regular
+    /// expressions over module paths. Submodules of such a module are trained too.
     pub modules_to_save: Vec<String>,
-    /// Ranks for the modules that a pattern (as in `target_modules`) matches; of several, the first in alphabetical
-    /// order decides.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    /// Ranks of the modules that a pattern (like those of `target_modules`) matches. If several patterns match, the
+    /// first in alphabetical order decides.
     pub rank_pattern: BTreeMap<String, usize>,
-    /// Alphas for the modules that a pattern matches, chosen likewise.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    /// Alphas of the modules that a pattern matches, by the same rule.
     pub alpha_pattern: BTreeMap<String, f64>,
     /// How the scale follows from alpha and rank.
-    #[serde(default)]
     pub scaling: Scaling,
-    /// What becomes of the singular values where the scale is not 1.
-    #[serde(default)]
-    pub alpha_convention: AlphaConvention,
-    /// Where the factors of LoRA and DoRA start.
-    #[serde(default, skip_serializing_if = "is_default")]
-    pub init: Init,
     /// Seed of random factors and of the randomized SVD.
-    #[serde(default)]
     pub seed: u64,
-}
-
-fn is_default<T: Default + PartialEq>(value: &T) -> bool {
-    *value == T::default()
 }
 
 /// Rank and scale of one module.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct Sizes {
+pub(crate) struct RankAndScale {
     pub rank: usize,
     pub scale: f64,
 }
 
 impl AdapterConfig {
-    /// A configuration with scale 1 and no dropout, for the linear layers that `targets` match.
-    pub fn new(method: Method, rank: usize, targets: &[&str]) -> Self {
+    /// A configuration with scale 1 and no dropout, for the linear layers that `targets` match. `method` is a
+    /// [`Method`], which gets its default settings, or the settings of a method, such as a
+    /// [`LoraConfig`](crate::LoraConfig).
+    pub fn new(method: impl Into<MethodConfig>, rank: usize, targets: &[&str]) -> Self {
         Self {
-            method,
+            method: method.into(),
             rank,
             alpha: None,
             dropout: 0.0,
@@ -105,39 +81,37 @@ impl AdapterConfig {
             rank_pattern: BTreeMap::new(),
             alpha_pattern: BTreeMap::new(),
             scaling: Scaling::default(),
-            alpha_convention: AlphaConvention::default(),
-            init: Init::default(),
             seed: 0,
         }
     }
 
-    /// The same with another `alpha`.
+    /// The same configuration with another `alpha`.
     pub fn with_alpha(mut self, alpha: f64) -> Self {
         self.alpha = Some(alpha);
         self
     }
 
-    /// The same with dropout on the adapter's input.
+    /// The same configuration with dropout on the adapter's input.
     pub fn with_dropout(mut self, dropout: f64) -> Self {
         self.dropout = dropout;
         self
     }
 
-    /// The same with another start of LoRA's or DoRA's factors.
-    pub fn with_init(mut self, init: Init) -> Self {
-        self.init = init;
-        self
+    /// The method without its settings.
+    pub fn method(&self) -> Method {
+        self.method.method()
     }
 
-    /// Checks what can be checked without a model; reports all that is wrong.
+    /// Checks everything that needs no model, and reports all faults at once.
     ///
     /// # Errors
     ///
     /// [`AdapterError::Config`] with every fault found.
     pub fn validate(&self) -> Result<(), AdapterError> {
+        let method = self.method();
         let mut faults = Vec::new();
         let positive = |value: &f64| value.is_finite() && *value > 0.0;
-        if self.method.is_factored() {
+        if method.is_factored() {
             if self.rank == 0 || self.rank_pattern.values().any(|rank| *rank == 0) {
                 faults.push("rank must be at least 1".to_owned());
             }
@@ -145,22 +119,16 @@ impl AdapterConfig {
                 faults.push("alpha must be a positive number".to_owned());
             }
         }
-        if self.init != Init::default() && (!self.method.is_factored() || self.method.splits_weight()) {
-            faults
-                .push(format!("init is for methods that add nothing to the weight at first, not for {}", self.method));
-        } else if self.init == Init::Orthogonal {
-            let ranks = self.rank_pattern.values().chain([&self.rank]);
-            let odd = ranks.filter(|rank| *rank % 2 == 1);
-            faults.extend(odd.map(|rank| format!("init = \"orthogonal\" takes an even rank, found {rank}")));
-        }
+        let ranks: Vec<usize> = self.rank_pattern.values().copied().chain([self.rank]).collect();
+        faults.extend(self.method.faults(&ranks));
         if !(0.0..1.0).contains(&self.dropout) {
             faults.push(format!("dropout must be at least 0 and below 1, found {}", self.dropout));
         }
-        if self.method != Method::Full && self.target_modules.is_empty() {
+        if method.has_targets() && self.target_modules.is_empty() {
             faults.push("target_modules is empty".to_owned());
         }
-        if !self.method.is_factored() && !self.modules_to_save.is_empty() {
-            faults.push(format!("modules_to_save is for methods that freeze the weights, not for {}", self.method));
+        if !method.is_factored() && !self.modules_to_save.is_empty() {
+            faults.push(format!("modules_to_save is for methods that freeze the weights, not for {method}"));
         }
         let patterns = self.target_modules.iter().chain(&self.modules_to_save);
         let patterns = patterns.chain(self.rank_pattern.keys()).chain(self.alpha_pattern.keys());
@@ -171,14 +139,14 @@ impl AdapterConfig {
     /// Whether the parameter at `path` is in a module that is trained whole beside the adapter.
     pub(crate) fn saves(&self, path: &str) -> bool {
         let modules = path.match_indices('.').map(|(end, _)| &path[..end]);
-        let saved = |module: &str| self.modules_to_save.iter().any(|text| means(text, module));
+        let saved = |module: &str| self.modules_to_save.iter().any(|text| pattern_matches(text, module));
         !self.modules_to_save.is_empty() && modules.into_iter().any(saved)
     }
 
-    /// Rank and scale of the module at `path`; the first pattern that matches decides.
-    pub(crate) fn sizes(&self, path: &str) -> Sizes {
+    /// Rank and scale of the module at `path`. The first pattern that matches decides.
+    pub(crate) fn rank_and_scale(&self, path: &str) -> RankAndScale {
         fn first<T: Copy>(patterns: &BTreeMap<String, T>, path: &str) -> Option<T> {
-            patterns.iter().find(|(key, _)| means(key, path)).map(|(_, value)| *value)
+            patterns.iter().find(|(key, _)| pattern_matches(key, path)).map(|(_, value)| *value)
         }
         let rank = first(&self.rank_pattern, path).unwrap_or(self.rank);
         let scale = match (first(&self.alpha_pattern, path).or(self.alpha), self.scaling) {
@@ -186,24 +154,138 @@ impl AdapterConfig {
             (Some(alpha), Scaling::Standard) => alpha / rank as f64,
             (Some(alpha), Scaling::RankStabilized) => alpha / (rank as f64).sqrt(),
         };
-        Sizes { rank, scale }
+        RankAndScale { rank, scale }
     }
+}
+
+/// [`AdapterConfig`] in TOML and JSON: the settings of the method are fields like all others.
+#[derive(Clone, Serialize, Deserialize)]
+struct FlatConfig {
+    method: Method,
+    rank: usize,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    alpha: Option<f64>,
+    #[serde(default)]
+    dropout: f64,
+    target_modules: Vec<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    modules_to_save: Vec<String>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    rank_pattern: BTreeMap<String, usize>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    alpha_pattern: BTreeMap<String, f64>,
+    #[serde(default)]
+    scaling: Scaling,
+    /// All other fields: the method's settings, and whatever does not belong there.
+    #[serde(flatten)]
+    settings: Map<String, Value>,
+    #[serde(default)]
+    seed: u64,
+}
+
+/// The fields that every method has.
+const SHARED_FIELDS: [&str; 10] = [
+    "method",
+    "rank",
+    "alpha",
+    "dropout",
+    "target_modules",
+    "modules_to_save",
+    "rank_pattern",
+    "alpha_pattern",
+    "scaling",
+    "seed",
+];
+
+/// A setting that files hold for every method, because the first version wrote it for every method.
+const ALWAYS_WRITTEN: &str = "alpha_convention";
+
+impl From<AdapterConfig> for FlatConfig {
+    fn from(config: AdapterConfig) -> Self {
+        let mut settings = Map::new();
+        settings.insert(ALWAYS_WRITTEN.to_owned(), serde_json::json!(AlphaConvention::default()));
+        settings.extend(config.method.settings());
+        Self {
+            method: config.method(),
+            rank: config.rank,
+            alpha: config.alpha,
+            dropout: config.dropout,
+            target_modules: config.target_modules,
+            modules_to_save: config.modules_to_save,
+            rank_pattern: config.rank_pattern,
+            alpha_pattern: config.alpha_pattern,
+            scaling: config.scaling,
+            settings,
+            seed: config.seed,
+        }
+    }
+}
+
+impl TryFrom<FlatConfig> for AdapterConfig {
+    type Error = String;
+
+    fn try_from(flat: FlatConfig) -> Result<Self, String> {
+        Ok(Self {
+            method: method_config(flat.method, flat.settings)?,
+            rank: flat.rank,
+            alpha: flat.alpha,
+            dropout: flat.dropout,
+            target_modules: flat.target_modules,
+            modules_to_save: flat.modules_to_save,
+            rank_pattern: flat.rank_pattern,
+            alpha_pattern: flat.alpha_pattern,
+            scaling: flat.scaling,
+            seed: flat.seed,
+        })
+    }
+}
+
+/// The method with its settings, or one line with every field that does not belong to it or has a wrong value.
+fn method_config(method: Method, mut settings: Map<String, Value>) -> Result<MethodConfig, String> {
+    let mut faults = Vec::new();
+    if !method.setting_names().contains(&ALWAYS_WRITTEN)
+        && let Some(value) = settings.shift_remove(ALWAYS_WRITTEN)
+        && let Err(error) = serde_json::from_value::<AlphaConvention>(value)
+    {
+        faults.push(format!("`{ALWAYS_WRITTEN}`: {error}"));
+    }
+    for (name, value) in &settings {
+        let owners: Vec<&str> =
+            Method::ALL.into_iter().filter(|m| m.setting_names().contains(&name.as_str())).map(Method::name).collect();
+        if method.setting_names().contains(&name.as_str()) {
+            let alone = Map::from_iter([(name.clone(), value.clone())]);
+            if let Err(error) = MethodConfig::from_settings(method, alone) {
+                faults.push(format!("`{name}`: {error}"));
+            }
+        } else if owners.is_empty() {
+            let known = SHARED_FIELDS.iter().chain(method.setting_names());
+            let known: Vec<String> = known.map(|field| format!("`{field}`")).collect();
+            faults.push(format!("unknown field `{name}`, expected one of {}", known.join(", ")));
+        } else {
+            faults.push(format!("`{name}` is a setting of {}, not of {method}", owners.join(" and ")));
+        }
+    }
+    if !faults.is_empty() {
+        return Err(faults.join("; "));
+    }
+    MethodConfig::from_settings(method, settings).map_err(|error| error.to_string())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{DoraConfig, Init, LoraConfig, SorsaConfig};
 
     #[test]
     fn patterns_override_rank_and_alpha_per_module() {
         let mut config = AdapterConfig::new(Method::Lora, 8, &["q_proj"]).with_alpha(16.0);
         config.rank_pattern.insert("layers.1.*".into(), 4);
         config.alpha_pattern.insert("q_proj".into(), 4.0);
-        assert_eq!(config.sizes("layers.0.k_proj"), Sizes { rank: 8, scale: 2.0 });
-        assert_eq!(config.sizes("layers.1.k_proj"), Sizes { rank: 4, scale: 4.0 });
-        assert_eq!(config.sizes("layers.1.q_proj"), Sizes { rank: 4, scale: 1.0 });
+        assert_eq!(config.rank_and_scale("layers.0.k_proj"), RankAndScale { rank: 8, scale: 2.0 });
+        assert_eq!(config.rank_and_scale("layers.1.k_proj"), RankAndScale { rank: 4, scale: 4.0 });
+        assert_eq!(config.rank_and_scale("layers.1.q_proj"), RankAndScale { rank: 4, scale: 1.0 });
         config.scaling = Scaling::RankStabilized;
-        assert_eq!(config.sizes("layers.1.q_proj"), Sizes { rank: 4, scale: 2.0 });
+        assert_eq!(config.rank_and_scale("layers.1.q_proj"), RankAndScale { rank: 4, scale: 2.0 });
     }
 
     #[test]
@@ -214,30 +296,71 @@ mod tests {
         assert_eq!(faults.len(), 5, "{faults:?}");
     }
 
+    /// A configuration as a file that names `method` and has these fields beside the required ones.
+    fn read(method: Method, fields: &Value) -> Result<AdapterConfig, String> {
+        let mut json = serde_json::json!({ "method": method, "rank": 4, "target_modules": ["q_proj"] });
+        json.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        serde_json::from_value(json).map_err(|error| error.to_string())
+    }
+
     #[test]
     fn a_start_is_refused_by_methods_that_have_their_own_and_by_odd_ranks() {
-        let faults = |config: AdapterConfig| match config.validate() {
-            Err(AdapterError::Config { faults }) => faults,
-            other => panic!("{other:?}"),
-        };
         for method in [Method::Sorsa, Method::Olora, Method::Full] {
-            let config = AdapterConfig::new(method, 4, &["q_proj"]).with_init(Init::Gaussian);
-            assert_eq!(faults(config).len(), 1, "{method}");
+            let error = read(method, &serde_json::json!({ "init": "gaussian" })).unwrap_err();
+            assert_eq!(error, format!("`init` is a setting of lora and dora, not of {method}"));
         }
-        let mut config = AdapterConfig::new(Method::Dora, 4, &["q_proj"]).with_init(Init::Orthogonal);
+        let mut config = AdapterConfig::new(DoraConfig { init: Init::Orthogonal }, 4, &["q_proj"]);
         assert!(config.validate().is_ok());
         config.rank_pattern.insert("q_proj".into(), 3);
-        assert_eq!(faults(config), ["init = \"orthogonal\" takes an even rank, found 3"]);
+        let Err(AdapterError::Config { faults }) = config.validate() else { panic!("accepted") };
+        assert_eq!(faults, ["init = \"orthogonal\" takes an even rank, found 3"]);
+    }
+
+    #[test]
+    fn everything_wrong_with_the_fields_of_a_file_is_said_at_once() {
+        let fields = serde_json::json!({ "init": "zeros", "rnak": 2, "alpha_convention": 1 });
+        let error = read(Method::Lora, &fields).unwrap_err();
+        for words in
+            ["`init`: unknown variant `zeros`", "unknown field `rnak`, expected one of `method`", "`alpha_conv"]
+        {
+            assert!(error.contains(words), "{error}");
+        }
+        assert!(read(Method::Lora, &serde_json::json!({ "rank": "four" })).unwrap_err().contains("invalid type"));
+    }
+
+    #[test]
+    fn a_convention_that_means_nothing_to_the_method_is_read_and_written_like_the_first_version_did() {
+        for method in Method::ALL {
+            let author = read(method, &serde_json::json!({ "alpha_convention": "author" })).unwrap();
+            assert_eq!(author.method(), method);
+            let written = serde_json::to_value(AdapterConfig::new(method, 4, &["q_proj"])).unwrap();
+            assert_eq!(written["alpha_convention"], "peft", "{method}");
+            let keys: Vec<&str> = written.as_object().unwrap().keys().map(String::as_str).collect();
+            assert_eq!(keys[..5], ["method", "rank", "dropout", "target_modules", "scaling"], "{method}");
+        }
+        let author = read(Method::Sorsa, &serde_json::json!({ "alpha_convention": "author" })).unwrap();
+        assert_eq!(author.method, SorsaConfig { alpha_convention: AlphaConvention::Author }.into());
+    }
+
+    #[test]
+    fn every_method_survives_a_file_with_its_settings() {
+        for method in Method::ALL {
+            let config = AdapterConfig::new(method, 4, &["q_proj"]).with_alpha(2.0);
+            let json = serde_json::to_string(&config).unwrap();
+            assert_eq!(serde_json::from_str::<AdapterConfig>(&json).unwrap(), config);
+        }
     }
 
     #[test]
     fn the_default_start_is_not_written() {
-        // A file of before the choice existed, and a program of then, fit.
+        // Files from before the setting existed have no `init`, and the programs of then refuse it.
         let config = AdapterConfig::new(Method::Lora, 4, &["q_proj"]);
         let json = serde_json::to_string(&config).unwrap();
         assert!(!json.contains("init"), "{json}");
         assert_eq!(serde_json::from_str::<AdapterConfig>(&json).unwrap(), config);
-        let json = serde_json::to_string(&config.with_init(Init::Orthogonal)).unwrap();
+        let config = AdapterConfig::new(LoraConfig { init: Init::Orthogonal }, 4, &["q_proj"]);
+        let json = serde_json::to_string(&config).unwrap();
         assert!(json.contains("\"init\":\"orthogonal\""), "{json}");
+        assert_eq!(serde_json::from_str::<AdapterConfig>(&json).unwrap(), config);
     }
 }

@@ -1,4 +1,4 @@
-//! What can go wrong, with everything that is wrong at once.
+//! Errors, each with all faults that were found.
 
 use std::path::PathBuf;
 
@@ -18,7 +18,7 @@ pub enum AdapterError {
         /// Everything found wrong.
         faults: Vec<String>,
     },
-    /// Weights that could not be decomposed.
+    /// Weights that cannot be decomposed.
     #[error("decomposition of the weights: {}", shorten(faults, 20))]
     Decomposition {
         /// One line for each matrix.
@@ -32,20 +32,20 @@ pub enum AdapterError {
         /// Every missing, extra, misshapen or foreign tensor.
         faults: Vec<String>,
     },
-    /// A file that is not what it should be.
+    /// A file with wrong content.
     #[error("{}: {reason}", path.display())]
     Malformed {
         /// The file.
         path: PathBuf,
-        /// What was expected and what was found.
+        /// The expected and the found content.
         reason: String,
     },
-    /// The operating system's answer.
+    /// An error of the operating system.
     #[error("{}: {source}", path.display())]
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// The operating system's answer.
+        /// The error of the operating system.
         source: std::io::Error,
     },
 }

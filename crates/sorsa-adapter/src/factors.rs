@@ -1,12 +1,12 @@
-//! Factors: what they are called and how they are shaped, and tensors on the host, by name: what is saved, loaded, cached
-//! and turned into parameters.
+//! Factors of a method: names, shapes and products; and the tensors on the host that are saved, loaded, cached and turned
+//! into parameters.
 
 use std::collections::BTreeMap;
 
 use burn::module::Param;
 use burn::prelude::*;
 use burn::tensor::DType;
-use sorsa_linalg::faer::MatRef;
+use sorsa_linalg::faer::{Mat, MatRef, Scale};
 
 use crate::parameters::ParameterGroup;
 
@@ -38,7 +38,7 @@ pub(crate) enum Axes {
     Out,
 }
 
-/// Where the vectors of an orthonormal factor lie.
+/// Which vectors of a factor are orthonormal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Orthonormal {
     Columns,
@@ -51,14 +51,14 @@ pub(crate) struct Factor {
     /// The short name.
     pub name: &'static str,
     pub axes: Axes,
-    /// What the optimizer takes it for.
+    /// The group by which the optimizer treats it.
     pub group: ParameterGroup,
-    /// Whether the regularizer keeps it orthonormal, and on which side.
+    /// Which of its vectors the regularizer keeps orthonormal, if any.
     pub orthonormal: Option<Orthonormal>,
 }
 
 impl Factor {
-    /// A factor like any other.
+    /// A matrix factor that no regularizer keeps orthonormal.
     pub const fn new(name: &'static str, axes: Axes) -> Self {
         Self { name, axes, group: ParameterGroup::Factor, orthonormal: None }
     }
@@ -71,6 +71,31 @@ impl Factor {
             Axes::RankOut => vec![rank, d_out],
             Axes::Out => vec![d_out],
         }
+    }
+}
+
+/// Two factors of one weight, without the scale.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct FactorPair {
+    /// `[d_in, r]`.
+    pub a: HostTensor,
+    /// `[r, d_out]`.
+    pub b: HostTensor,
+}
+
+impl FactorPair {
+    /// The product times `scale`, `[d_in, d_out]`.
+    pub fn dense(&self, scale: f64) -> Mat<f32> {
+        self.a.matrix() * self.b.matrix() * Scale(scale as f32)
+    }
+
+    /// `[A, A_0]` and `[B; -B_0]`, of rank `2 r`: their product is this pair's minus that of `start`.
+    pub fn minus(&self, start: &Self) -> Self {
+        let (rank, d_in) = (self.a.shape[1], self.a.shape[0]);
+        let rows = self.a.values.chunks_exact(rank).zip(start.a.values.chunks_exact(rank));
+        let a = rows.flat_map(|(now, before)| now.iter().chain(before).copied()).collect();
+        let b = self.b.values.iter().copied().chain(start.b.values.iter().map(|value| -value)).collect();
+        Self { a: HostTensor::new([d_in, 2 * rank], a), b: HostTensor::new([2 * rank, self.b.shape[1]], b) }
     }
 }
 

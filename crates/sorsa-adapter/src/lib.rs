@@ -1,8 +1,8 @@
 //! Adapters for any burn module: SORSA, PiSSA, LoRA, DoRA, OLoRA and partial fine-tuning.
 //!
 //! An adapter is a burn [`Reparameterization`](burn::module::Reparameterization): it attaches to the linear layers of
-//! a model that is not changed for it. One line of the model may change to take the cheap route: call [`project`]
-//! instead of `linear.forward`, and no dense adapted weight is ever formed.
+//! an unchanged model. To take the cheap route, a model calls [`project`] instead of `linear.forward`: then no dense
+//! adapted weight is ever formed.
 //!
 //! ```
 //! use burn::nn::{Linear, LinearConfig};
@@ -58,42 +58,34 @@
 
 mod adapter;
 mod attach;
-pub mod author;
 mod cache;
 mod config;
-mod dora;
 mod error;
 mod factors;
 mod files;
-mod lora;
 mod method;
-mod moment;
-mod olora;
+mod methods;
 mod parameters;
 pub mod peft;
-mod pissa;
 mod regularizer;
-mod sorsa;
 mod start;
 mod state;
 mod target;
+mod weight_snapshot;
 
 pub use adapter::project;
 pub use attach::{AttachOptions, Attached, ModuleReport, Target};
-pub use config::{AdapterConfig, AlphaConvention, Scaling};
-pub use dora::Dora;
+pub use config::{AdapterConfig, Scaling};
 pub use error::AdapterError;
 pub use factors::{HostTensor, NamedTensors};
 pub use files::{TensorFile, read_tensors, write_tensors};
-pub use lora::{Init, Lora};
-pub use method::{Adapter, Method};
-pub use moment::{Moment, TrainedFactors};
-pub use olora::Olora;
+pub use methods::sorsa::author;
+pub use methods::*;
 pub use parameters::{ParameterGroup, Trainable, export_trainable, import_trainable};
 pub use peft::method_of;
-pub use pissa::Pissa;
 pub use regularizer::{RegularizerForm, RegularizerStats, add_regularizer, regularizer_gradients};
-pub use sorsa::Sorsa;
 pub use sorsa_linalg::tensor::Placement;
 pub use sorsa_linalg::{Algorithm, SvdOptions};
+pub use start::AlphaConvention;
 pub use state::{AdapterState, ModuleState, SavedAdapter};
+pub use weight_snapshot::{TrainedFactors, WeightSnapshot};

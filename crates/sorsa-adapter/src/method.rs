@@ -1,35 +1,37 @@
-//! The methods: what the file of each must say, and the one list of them.
-//!
-//! A method that adds factors to a frozen weight is a type that implements [`FactoredMethod`], in its own file, and
-//! its name in the list below. Nothing else in the workspace knows what is special about it.
+//! What the file of a method says: [`FactoredMethod`] for methods that train factors beside a frozen weight,
+//! [`WholeMethod`] for those that train the weights themselves. `methods/mod.rs` has the one list of all methods.
+
+use std::fmt::Debug;
 
 use burn::nn::Dropout;
 use burn::prelude::*;
-use burn::tensor::FloatDType;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use sorsa_linalg::LinalgError;
-use sorsa_ops::{add_product, factored_linear};
+use sorsa_ops::{LowRankFactors, add_product, factored_linear};
 
-use crate::factors::{Factor, FactorSet};
-use crate::start::{Start, Started};
-use crate::{Dora, Lora, Olora, Pissa, Sorsa};
+use crate::Adapter;
+use crate::factors::{Factor, FactorPair, FactorSet};
+use crate::parameters::Parameter;
+use crate::peft::PeftVariant;
+use crate::start::{StartingFactors, WeightToAdapt};
+use crate::state::ModuleState;
 
-/// What the start of a method's factors is made of.
+/// What the factors of a method are made of at the start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Source {
-    /// Random numbers.
-    Nothing,
+pub(crate) enum StartsFrom {
+    RandomNumbers,
     /// Elements of the weight.
     Weight,
     /// Leading singular triplets of the weight.
-    Svd,
+    SingularTriplets,
 }
 
 /// The low-rank part of one adapted weight, `scale * A diag(s) B`.
 pub(crate) struct LowRank {
     /// `[d_in, r]`.
     pub a: Tensor<2>,
-    /// `[r]`; absent: ones.
+    /// `[r]`; if absent, all ones.
     pub s: Option<Tensor<1>>,
     /// `[r, d_out]`.
     pub b: Tensor<2>,
@@ -37,7 +39,12 @@ pub(crate) struct LowRank {
 }
 
 impl LowRank {
-    /// `weight + sign A diag(s) B scale`, `[d_in, d_out]`, f32. Dense: for merging and tests.
+    /// `weight + sign * scale * A diag(s) B`, f32. This is the dense form, for merging and tests.
+    ///
+    /// # Shapes
+    ///
+    /// - weight: `[d_in, d_out]`
+    /// - result: `[d_in, d_out]`
     pub fn added_to(self, weight: Tensor<2>, sign: f64) -> Tensor<2> {
         let scaled = match self.s {
             Some(s) => self.a * (s * self.scale).unsqueeze(),
@@ -46,7 +53,14 @@ impl LowRank {
         add_product(weight, scaled, self.b, sign)
     }
 
-    /// `x W + bias + ((x_a A) * s) B * scale`; `input` is `x_a`, absent: `x`.
+    /// `x W + bias + ((x_a A) * s) B * scale`. `input` is `x_a`, the adapter's input; if absent, it is `x`.
+    ///
+    /// # Shapes
+    ///
+    /// - x, input: `[.., d_in]`
+    /// - base: `[d_in, d_out]`
+    /// - bias: `[d_out]`
+    /// - result: `[.., d_out]`
     pub fn forward<const D: usize>(
         self,
         x: Tensor<D>,
@@ -54,275 +68,197 @@ impl LowRank {
         bias: Option<Tensor<1>>,
         input: Option<Tensor<D>>,
     ) -> Tensor<D> {
-        factored_linear(x, base, bias, input, self.a, self.s, self.b, self.scale)
+        let factors = LowRankFactors { a: self.a, s: self.s, b: self.b, scale: self.scale };
+        factored_linear(x, base, bias, input, factors)
     }
 }
 
-/// A method that trains factors beside a frozen weight; the module is the state of one weight. By default the factors'
-/// product is added to the weight.
+/// A method that trains factors beside a frozen weight. The module is the state of one weight. By default the product
+/// of the factors `a` and `b` is added to the weight.
 pub(crate) trait FactoredMethod: Module {
+    /// The settings that only this method has, as files and programs give them.
+    type Config: Clone + Debug + Default + PartialEq + Serialize + DeserializeOwned;
+
+    /// Name in files and on the command line.
+    const NAME: &'static str;
+    /// Name in tables and figures, as papers write it.
+    const LABEL: &'static str;
+    /// The fields of [`Config`](Self::Config).
+    const SETTINGS: &'static [&'static str] = &[];
     /// The trained tensors, in the order of the struct's fields.
     const FACTORS: &'static [Factor];
-    /// What of a merged weight is kept to take the adapter out again.
-    const KEPT: &'static [Factor] = &[];
+    /// The method's tensors that are never trained. They are saved once, with the start.
+    const FROZEN_FACTORS: &'static [Factor] = &[];
+    /// The tensors that a merge saves because [`unmerge`](Self::unmerge) needs them.
+    const UNMERGE_FACTORS: &'static [Factor] = &[];
     /// What the start is made of.
-    const SOURCE: Source;
-    /// Whether the product at the start leaves the frozen weight. Otherwise the adapter does nothing at the start.
-    const SPLITS: bool;
+    const STARTS_FROM: StartsFrom;
+    /// Whether the adapter at the start is a part of the weight, which is subtracted from the frozen weight.
+    /// Otherwise the adapter adds nothing at the start.
+    const SPLITS_WEIGHT: bool;
+    /// Whether the adapter changes the weight by exactly [`product`](Self::product) times the scale.
+    const CHANGES_BY_PRODUCT: bool = true;
 
     /// How many numbers the forward of one token keeps for the backward pass, beside its input and its output.
     fn kept_per_token(_shape: [usize; 2], rank: usize) -> usize {
         rank
     }
 
-    /// The factors at the start of training.
-    fn start(at: &Start<'_>) -> Result<Started, LinalgError>;
+    /// A line for each setting that does not fit another one or one of the `ranks`.
+    fn faults(_config: &Self::Config, _ranks: &[usize]) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// The factors at the start of training, the frozen ones among them.
+    fn start(config: &Self::Config, weight: &WeightToAdapt<'_>) -> Result<StartingFactors, LinalgError>;
 
     /// The module with the given factors on a device.
     fn new(factors: &FactorSet, scale: f64, dropout: Dropout, device: &Device) -> Self;
 
-    /// The part of low rank.
+    /// The low-rank part.
     fn low_rank(&self) -> LowRank;
 
     /// Dropout of the adapter's input.
     fn dropout(&self) -> &Dropout;
 
-    /// The module beside its frozen weight `[d_in, d_out]`, from which it may keep what the forward needs each time.
-    fn beside(self, _base: impl FnOnce() -> Tensor<2>) -> Self {
+    /// The module for its frozen weight `[d_in, d_out]`. A method may compute here what each forward needs of it.
+    fn with_frozen_weight(self, _base: impl FnOnce() -> Tensor<2>) -> Self {
         self
     }
 
-    /// `x` after the adapter's dropout, where there is any.
-    fn dropped<const D: usize>(&self, x: &Tensor<D>, trained: &Tensor<2>) -> Option<Tensor<D>> {
-        // burn drops elements of tensors with autodiff alone; the input of a model in training may come without.
+    /// `x` after the adapter's dropout; absent if nothing is dropped.
+    fn drop_input<const D: usize>(&self, x: &Tensor<D>, trained: &Tensor<2>) -> Option<Tensor<D>> {
+        // burn drops elements only of tensors with autodiff. In training, the input of a model may have none.
         let active = self.dropout().prob > 0.0 && trained.is_autodiff();
         active.then(|| self.dropout().forward(x.clone().autodiff()))
     }
 
-    /// The forward without a dense adapted weight, for `x` `[.., d_in]` and a frozen weight `[d_in, d_out]`.
+    /// The forward without a dense adapted weight.
+    ///
+    /// # Shapes
+    ///
+    /// - x: `[.., d_in]`
+    /// - base: `[d_in, d_out]`
+    /// - bias: `[d_out]`
+    /// - result: `[.., d_out]`
     fn forward<const D: usize>(&self, x: Tensor<D>, base: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<D> {
         let low_rank = self.low_rank();
-        let input = self.dropped(&x, &low_rank.a);
+        let input = self.drop_input(&x, &low_rank.a);
         low_rank.forward(x, base, bias, input)
     }
 
-    /// The adapted weight `[d_in, d_out]` from the frozen one, both f32. Dense: for merging and tests.
+    /// The adapted weight from the frozen one, both f32. This is the dense form, for merging and tests.
+    ///
+    /// # Shapes
+    ///
+    /// - base: `[d_in, d_out]`
+    /// - result: `[d_in, d_out]`
     fn compose(&self, base: Tensor<2>) -> Tensor<2> {
         self.low_rank().added_to(base, 1.0)
     }
 
-    /// What is kept of `base` when the adapter is merged into it: the tensors named by [`KEPT`](Self::KEPT).
-    fn keep(&self, _base: Tensor<2>) -> FactorSet {
+    /// The tensors of [`UNMERGE_FACTORS`](Self::UNMERGE_FACTORS) for the frozen weight `base` `[d_in, d_out]`.
+    fn unmerge_factors(&self, _base: Tensor<2>) -> FactorSet {
         FactorSet::new()
     }
 
-    /// The inverse of [`compose`](Self::compose), with what was kept.
-    fn take_out(&self, weight: Tensor<2>, _kept: &FactorSet) -> Tensor<2> {
+    /// The inverse of [`compose`](Self::compose), given the tensors that the merge saved.
+    ///
+    /// # Shapes
+    ///
+    /// - weight: `[d_in, d_out]`
+    /// - result: `[d_in, d_out]`
+    fn unmerge(&self, weight: Tensor<2>, _saved: &FactorSet) -> Tensor<2> {
         self.low_rank().added_to(weight, -1.0)
     }
+
+    /// The low-rank part without the scale, as two factors on the host.
+    fn product(factors: &FactorSet) -> FactorPair {
+        FactorPair { a: factors["a"].clone(), b: factors["b"].clone() }
+    }
+
+    /// PEFT's variant of LoRA that continues training from the same weights and factors.
+    fn to_peft(config: &Self::Config) -> PeftVariant;
+
+    /// The settings with which this method is PEFT's `variant` of LoRA; absent if it is another method.
+    fn from_peft(_variant: PeftVariant) -> Option<Self::Config> {
+        None
+    }
+
+    /// The settings with which this method starts like PEFT's variant of LoRA starts.
+    fn starting_like_peft(config: Self::Config) -> Self::Config {
+        config
+    }
 }
 
-/// What the file of a method says, apart from the state of any weight.
-pub(crate) struct Definition {
+/// A method that trains weights themselves. It has no settings and no factors.
+pub(crate) trait WholeMethod {
+    /// Name in files and on the command line.
+    const NAME: &'static str;
+    /// Name in tables and figures.
+    const LABEL: &'static str;
+    /// Whether `target_modules` chooses what is trained.
+    const HAS_TARGETS: bool;
+
+    /// Names and shapes of the trained parameters, of a model with these `parameters`.
+    fn trained(modules: &[ModuleState], parameters: Vec<Parameter>) -> Vec<(String, Vec<usize>)>;
+
+    /// Why the change of the weights does not fit a LoRA of rank `rank`; absent: of any rank. Nothing if it fits.
+    fn peft_fault(rank: Option<usize>) -> Option<&'static str>;
+}
+
+/// The constants and functions of a [`FactoredMethod`] that need no settings and no state of a weight.
+#[derive(Clone, Copy)]
+pub(crate) struct FactoredDefinition {
     pub factors: &'static [Factor],
-    pub kept: &'static [Factor],
-    pub source: Source,
-    pub splits: bool,
+    pub frozen_factors: &'static [Factor],
+    pub unmerge_factors: &'static [Factor],
+    pub starts_from: StartsFrom,
+    pub splits_weight: bool,
+    pub changes_by_product: bool,
     pub kept_per_token: fn([usize; 2], usize) -> usize,
-    pub start: fn(&Start<'_>) -> Result<Started, LinalgError>,
     pub new: fn(&FactorSet, f64, Dropout, &Device) -> Adapter,
+    pub product: fn(&FactorSet) -> FactorPair,
 }
 
-/// Makes, of the list of methods that add factors: the names ([`Method`]), the state of one weight ([`Adapter`]), and
-/// the way from each of them to the method's file.
-macro_rules! factored_methods {
-    ($($(#[$doc:meta])* $name:ident),+ $(,)?) => {
-        /// How a weight is trained.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-        #[serde(rename_all = "lowercase")]
-        pub enum Method {
-            $($(#[$doc])* $name,)+
-            /// The target weights themselves, dense.
-            Partial,
-            /// Every parameter of the model.
-            Full,
+impl FactoredDefinition {
+    pub fn of<M: FactoredMethod + Into<Adapter>>() -> Self {
+        Self {
+            factors: M::FACTORS,
+            frozen_factors: M::FROZEN_FACTORS,
+            unmerge_factors: M::UNMERGE_FACTORS,
+            starts_from: M::STARTS_FROM,
+            splits_weight: M::SPLITS_WEIGHT,
+            changes_by_product: M::CHANGES_BY_PRODUCT,
+            kept_per_token: M::kept_per_token,
+            new: |factors, scale, dropout, device| M::new(factors, scale, dropout, device).into(),
+            product: M::product,
         }
-
-        /// The adapter of one weight.
-        #[derive(Module, Debug)]
-        #[allow(clippy::large_enum_variant, reason = "there are as many as adapted weights, hundreds at most")]
-        pub enum Adapter {
-            $($(#[$doc])* $name($name),)+
-        }
-
-        impl Method {
-            /// Every method, in the order of the documentation.
-            pub const ALL: [Self; 2 + [$(stringify!($name)),+].len()] = [$(Self::$name,)+ Self::Partial, Self::Full];
-
-            /// What the method's file says; none for a method without factors.
-            pub(crate) fn definition(self) -> Option<Definition> {
-                match self {
-                    $(Self::$name => Some(Definition {
-                        factors: $name::FACTORS,
-                        kept: $name::KEPT,
-                        source: $name::SOURCE,
-                        splits: $name::SPLITS,
-                        kept_per_token: $name::kept_per_token,
-                        start: $name::start,
-                        new: |factors, scale, dropout, device| {
-                            Adapter::$name($name::new(factors, scale, dropout, device))
-                        },
-                    }),)+
-                    Self::Partial | Self::Full => None,
-                }
-            }
-
-            fn name(self) -> &'static str {
-                match self {
-                    $(Self::$name => stringify!($name),)+
-                    Self::Partial => "partial",
-                    Self::Full => "full",
-                }
-            }
-        }
-
-        impl Adapter {
-            pub(crate) fn beside(self, base: impl FnOnce() -> Tensor<2>) -> Self {
-                match self {
-                    $(Self::$name(inner) => Self::$name(inner.beside(base)),)+
-                }
-            }
-
-            pub(crate) fn low_rank(&self) -> LowRank {
-                match self {
-                    $(Self::$name(inner) => inner.low_rank(),)+
-                }
-            }
-
-            /// The factored forward for `x` `[.., d_in]` and the frozen weight `base` `[d_in, d_out]`: for most
-            /// methods `x base + bias + ((x A) * s) B * scale`. While training, elements of the adapter's `x` are
-            /// dropped, never of the base's.
-            pub fn forward<const D: usize>(&self, x: Tensor<D>, base: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<D> {
-                match self {
-                    $(Self::$name(inner) => inner.forward(x, base, bias),)+
-                }
-            }
-
-            fn compose_f32(&self, base: Tensor<2>) -> Tensor<2> {
-                match self {
-                    $(Self::$name(inner) => inner.compose(base),)+
-                }
-            }
-
-            pub(crate) fn keep(&self, base: Tensor<2>) -> FactorSet {
-                match self {
-                    $(Self::$name(inner) => inner.keep(base),)+
-                }
-            }
-
-            pub(crate) fn take_out(&self, weight: Tensor<2>, kept: &FactorSet) -> Tensor<2> {
-                match self {
-                    $(Self::$name(inner) => inner.take_out(weight, kept),)+
-                }
-            }
-        }
-    };
-}
-
-factored_methods! {
-    /// Singular values and orthonormal regularized singular vectors (arXiv 2409.00055).
-    Sorsa,
-    /// Principal singular values and vectors (arXiv 2404.02948).
-    Pissa,
-    /// Low-rank adaptation (arXiv 2106.09685).
-    Lora,
-    /// Weight-decomposed low-rank adaptation: LoRA with trained column norms (arXiv 2402.09353).
-    Dora,
-    /// LoRA that starts from the weight's QR decomposition (arXiv 2406.01775).
-    Olora,
-}
-
-impl Method {
-    /// Whether the method adds factors to a frozen weight.
-    pub fn is_factored(self) -> bool {
-        self.definition().is_some()
     }
 
-    /// Whether the method starts from the weight's singular vectors.
-    pub fn needs_svd(self) -> bool {
-        self.definition().is_some_and(|method| method.source == Source::Svd)
+    /// Whether the start decomposes the weight.
+    pub fn decomposes(&self) -> bool {
+        self.splits_weight || self.starts_from == StartsFrom::SingularTriplets
     }
 
-    /// Whether the method's factors start as a part of the weight, which then leaves the frozen base.
-    pub fn splits_weight(self) -> bool {
-        self.definition().is_some_and(|method| method.splits)
-    }
-
-    /// Whether the method has factors that a regularizer keeps orthonormal.
-    pub fn is_regularized(self) -> bool {
-        self.factors().iter().any(|factor| factor.orthonormal.is_some())
-    }
-
-    /// The trained tensors of each weight.
-    pub(crate) fn factors(self) -> &'static [Factor] {
-        self.definition().map_or(&[], |method| method.factors)
-    }
-
-    /// What is kept of each weight that the adapter is merged into.
-    pub(crate) fn kept(self) -> &'static [Factor] {
-        self.definition().map_or(&[], |method| method.kept)
+    /// The tensors that are saved with the start: the frozen ones, and the trained ones if their product at the start
+    /// is subtracted from the weight.
+    pub fn saved_with_start(&self) -> Vec<Factor> {
+        let trained = if self.splits_weight { self.factors } else { &[] };
+        trained.iter().chain(self.frozen_factors).copied().collect()
     }
 }
 
-impl std::fmt::Display for Method {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.name().to_ascii_lowercase())
-    }
+/// The constants and functions of a [`WholeMethod`].
+#[derive(Clone, Copy)]
+pub(crate) struct WholeDefinition {
+    pub has_targets: bool,
+    pub trained: fn(&[ModuleState], Vec<Parameter>) -> Vec<(String, Vec<usize>)>,
+    pub peft_fault: fn(Option<usize>) -> Option<&'static str>,
 }
 
-impl std::str::FromStr for Method {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        Self::ALL.into_iter().find(|method| method.to_string() == text).ok_or_else(|| {
-            let names = Self::ALL.map(|method| method.to_string());
-            let (last, others) = names.split_last().expect("there are methods");
-            format!("unknown method `{text}`, expected {} or {last}", others.join(", "))
-        })
-    }
-}
-
-impl Adapter {
-    /// The scale of the adapter's part of the weight.
-    pub fn scale(&self) -> f64 {
-        self.low_rank().scale
-    }
-
-    /// `A` `[d_in, r]`, `s` `[r]` where the method has singular values, `B` `[r, d_out]`.
-    pub fn parts(&self) -> (Tensor<2>, Option<Tensor<1>>, Tensor<2>) {
-        let LowRank { a, s, b, .. } = self.low_rank();
-        (a, s, b)
-    }
-
-    /// The adapted weight `[d_in, d_out]` from the frozen one, computed in f32. Dense: for merging and tests.
-    pub fn compose(&self, base: Tensor<2>) -> Tensor<2> {
-        let dtype = FloatDType::from(base.dtype());
-        self.compose_f32(base.cast(FloatDType::F32)).cast(dtype)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_method_is_called_the_same_everywhere() {
-        for method in Method::ALL {
-            let name = method.to_string();
-            assert_eq!(serde_json::to_string(&method).unwrap(), format!("\"{name}\""));
-            assert_eq!(name.parse::<Method>(), Ok(method));
-        }
-        let error = "vera".parse::<Method>().unwrap_err();
-        assert_eq!(error, "unknown method `vera`, expected sorsa, pissa, lora, dora, olora, partial or full");
+impl WholeDefinition {
+    pub fn of<M: WholeMethod>() -> Self {
+        Self { has_targets: M::HAS_TARGETS, trained: M::trained, peft_fault: M::peft_fault }
     }
 }

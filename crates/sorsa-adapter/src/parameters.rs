@@ -1,4 +1,4 @@
-//! The parameters of a model by path: which are linear weights, which are trained, and their values.
+//! The parameters of a model by path: which of them are linear weights, which are trained, and their values.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -11,14 +11,14 @@ use crate::error::AdapterError;
 use crate::factors::{Factor, HostTensor, NamedTensors, Orthonormal};
 use crate::{Adapter, Method};
 
-/// What kind of parameter is trained; optimizers may treat each kind in its own way.
+/// The group of a trained parameter. Optimizers may treat each group in its own way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ParameterGroup {
     /// A matrix factor of an adapter.
     Factor,
-    /// The singular values of a SORSA adapter.
+    /// Singular values of an adapter.
     SingularValues,
-    /// The magnitudes of a DoRA adapter's columns.
+    /// Norms of the columns of an adapted weight.
     Magnitude,
     /// A parameter of the model itself (partial and full fine-tuning).
     Dense,
@@ -33,12 +33,12 @@ pub struct Trainable {
     pub name: String,
     /// Axes.
     pub shape: Vec<usize>,
-    /// The kind.
+    /// The group by which the optimizer treats it.
     pub group: ParameterGroup,
     pub(crate) orthonormal: Option<Orthonormal>,
 }
 
-/// A float parameter met while walking a model.
+/// A float parameter of a model.
 #[derive(Debug, Clone)]
 pub(crate) struct Parameter {
     pub id: ParamId,
@@ -54,9 +54,14 @@ fn in_linear(containers: &[String]) -> bool {
     containers.last().is_some_and(|name| name == "Struct:Linear")
 }
 
-/// The path of the module whose weight the parameter at `path` is.
+/// The path of the module whose weight is the parameter at `path`.
 pub(crate) fn module_of(path: &str) -> Option<&str> {
     path.strip_suffix(".weight")
+}
+
+/// The path of the weight of the module at the path `module`.
+pub(crate) fn weight_path(module: &str) -> String {
+    format!("{module}.weight")
 }
 
 /// The name of a factor of the module at the path `module`.
@@ -103,8 +108,8 @@ pub(crate) fn has_adapter<M: Module>(model: &M) -> bool {
     parameters(model).iter().any(|parameter| parameter.path.contains(&marker))
 }
 
-/// The weights of the linear layers at the paths `wanted`, without autodiff. Lazy ones are made; nothing is copied. What
-/// is called so and is no linear layer is left out.
+/// The weights of the linear layers at the paths `wanted`, without autodiff. Lazy weights are initialized; nothing is
+/// copied. A wanted path that is not a linear layer has no entry.
 pub(crate) fn weights<M: Module>(model: &M, wanted: &BTreeSet<&str>) -> BTreeMap<String, Tensor<2>> {
     struct Collect<'a> {
         path: Vec<String>,
@@ -127,7 +132,7 @@ pub(crate) fn weights<M: Module>(model: &M, wanted: &BTreeSet<&str>) -> BTreeMap
             if D != 2 || !in_linear(&self.container) {
                 return;
             }
-            // Not the lazy shape, which a weight that is stored by columns has the other way round.
+            // The lazy shape of a weight in column-major layout is transposed.
             let weight = param.base().without_autodiff();
             let shape = weight.shape();
             self.found.insert(module.to_owned(), weight.reshape([shape[0], shape[1]]));
@@ -138,7 +143,7 @@ pub(crate) fn weights<M: Module>(model: &M, wanted: &BTreeSet<&str>) -> BTreeMap
     collect.found
 }
 
-/// The trained parameters of a model to which `method` was attached; `dense` says which paths are trained whole.
+/// The trained parameters of a model with an adapter of `method`. `dense` says which paths are trained whole.
 pub(crate) fn trainable<M: Module>(model: &M, method: Method, dense: impl Fn(&str) -> bool) -> Vec<Trainable> {
     let separator = format!(".weight.{}.", Adapter::NAME);
     let mut found = Vec::new();
@@ -180,11 +185,11 @@ pub fn export_trainable<M: Module>(model: &M, trainable: &[Trainable]) -> NamedT
     export.out
 }
 
-/// Puts values read from `source` into the trained parameters.
+/// Replaces the values of the trained parameters by `values`, which were read from `source`.
 ///
 /// # Errors
 ///
-/// [`AdapterError::Mismatch`] with every missing, extra and misshapen tensor; the model is dropped then.
+/// [`AdapterError::Mismatch`] with every missing, extra and misshapen tensor; the model is dropped.
 pub fn import_trainable<M: Module>(
     model: M,
     trainable: &[Trainable],
@@ -205,12 +210,12 @@ pub fn import_trainable<M: Module>(
         }
     }
     let expected = trainable.iter().map(|parameter| (parameter.name.clone(), parameter.shape.clone()));
-    fitting(tensor_faults(expected, values), source)?;
+    check_fits(tensor_faults(expected, values), source)?;
     let values = trainable.iter().map(|parameter| (parameter.id, &values[&parameter.name])).collect();
     Ok(model.map(&mut Import { values }))
 }
 
-/// A line for each tensor that is missing, misshapen or not called for.
+/// A line for each tensor that is missing, misshapen or not expected.
 pub(crate) fn tensor_faults(
     expected: impl IntoIterator<Item = (String, Vec<usize>)>,
     found: &NamedTensors,
@@ -231,7 +236,7 @@ pub(crate) fn tensor_faults(
     faults
 }
 
-/// An error with all `faults`, where there are any.
-pub(crate) fn fitting(faults: Vec<String>, source: &Path) -> Result<(), AdapterError> {
+/// An error if there are `faults` between an adapter from `source` and a model.
+pub(crate) fn check_fits(faults: Vec<String>, source: &Path) -> Result<(), AdapterError> {
     if faults.is_empty() { Ok(()) } else { Err(AdapterError::Mismatch { path: source.to_owned(), faults }) }
 }

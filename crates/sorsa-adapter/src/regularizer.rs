@@ -7,8 +7,8 @@
 //! squared         ||G||_F^2    gradient 4 U G
 //! ```
 //!
-//! The paper sums over all factors, the author's code takes their mean. Rows of `V^T` are treated alike. Two small
-//! products per factor: no tape is needed.
+//! The paper sums over all factors, the author's code takes their mean. Rows of `V^T` are treated like columns of `U`. It
+//! costs two small products per factor and needs no tape.
 
 use std::collections::BTreeMap;
 
@@ -25,16 +25,16 @@ use crate::parameters::Trainable;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RegularizerForm {
-    /// `sum_k ||G_k||_F`, as the paper's equation.
+    /// `sum_k ||G_k||_F`, the paper's equation.
     #[default]
     Paper,
-    /// `mean_k ||G_k||_F`, as the author's code.
+    /// `mean_k ||G_k||_F`, the author's code.
     Author,
     /// `sum_k ||G_k||_F^2`.
     Squared,
 }
 
-/// What the regularizer measured in one step.
+/// The regularizer's value and the defects of the factors in one step.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RegularizerStats {
     /// `L_reg` in the chosen form.
@@ -100,8 +100,8 @@ impl<F: FnMut(ParamId, Tensor<2>)> ModuleVisitor for Terms<'_, F> {
     }
 }
 
-/// Adds `weight` times the regularizer's gradient to `gradients`. Returns what was measured, or nothing where the
-/// model has no orthonormal factor. One read from the device for all factors together.
+/// Adds `weight` times the regularizer's gradient to `gradients`. The result is `None` if the model has no orthonormal
+/// factor. Reads from the device once for all factors.
 pub fn add_regularizer<M: Module>(
     model: &M,
     trainable: &[Trainable],
@@ -124,7 +124,7 @@ pub fn add_regularizer<M: Module>(
     })
 }
 
-/// The gradients of the regularizer alone, by parameter, for the decoupled update `U <- U - gamma_t grad L_reg`.
+/// The gradients of the regularizer by parameter, for the decoupled update `U <- U - gamma_t grad L_reg`.
 pub fn regularizer_gradients<M: Module>(
     model: &M,
     trainable: &[Trainable],

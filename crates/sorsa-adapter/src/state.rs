@@ -1,9 +1,10 @@
-//! An adapter apart from its model: saved to a folder, loaded onto the original base, merged and taken out again.
+//! An adapter apart from its model: saved to a folder, loaded onto the original base, merged and unmerged.
 //!
-//! The folder holds `adapter.json` (configuration and modules), `adapter.safetensors` (the trained values) and, for
-//! methods that split the weight, `initial.safetensors`: the factors at the start, whose product left the base. With
-//! them the residual is rebuilt exactly, without a second decomposition. The adapter of a merged model may come with
-//! `kept.safetensors`: what its method needs to be taken out again.
+//! The folder holds `adapter.json` (configuration and modules) and `adapter.safetensors` (the trained values).
+//! `initial.safetensors` holds, for methods that split the weight, the factors at the start, whose product was subtracted
+//! from the base: with them the residual is rebuilt exactly, without a second decomposition. It holds the frozen factors of
+//! methods that have such. `kept.safetensors` holds, for an adapter that was merged, the tensors that its method needs to
+//! unmerge it.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -13,15 +14,14 @@ use burn::prelude::*;
 use burn::tensor::{DType, FloatDType};
 use serde::{Deserialize, Serialize};
 
-use crate::Method;
-use crate::attach::{Attached, HAS_ADAPTER, Install, TakeOut, install, rounded};
+use crate::attach::{Attached, HAS_ADAPTER, Installation, Subtraction, install, rounded};
 use crate::cache::fingerprint;
 use crate::config::AdapterConfig;
 use crate::error::AdapterError;
 use crate::factors::{Factor, FactorSet, NamedTensors};
 use crate::files::{read_tensors, write_atomic, write_tensors};
 use crate::parameters::{
-    export_trainable, factor_path, fitting, has_adapter, import_trainable, linear_layers, parameters, tensor_faults,
+    check_fits, export_trainable, factor_path, has_adapter, import_trainable, linear_layers, parameters, tensor_faults,
     weights,
 };
 
@@ -37,16 +37,16 @@ pub struct ModuleState {
     pub rank: usize,
     /// The adapter's scale.
     pub scale: f64,
-    /// Content of the weight it was attached to, where the method depends on it.
+    /// Hash of the base weight's content, if the method splits the weight.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fingerprint: Option<String>,
-    /// What that weight was kept in where it was narrower than f32, which its residual is rounded to.
+    /// Storage dtype of the base weight, if narrower than f32. The residual is rounded to it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dtype: Option<FloatDType>,
 }
 
 impl ModuleState {
-    /// The weight as it was kept when the adapter was attached to it: an f32 one may have to be rounded.
+    /// The weight as it was when the adapter was attached: an f32 weight is rounded to the storage dtype of then.
     pub(crate) fn narrowed(&self, weight: Tensor<2>) -> Tensor<2> {
         match self.dtype {
             Some(dtype) if weight.dtype() == DType::F32 => rounded(weight, dtype),
@@ -55,14 +55,14 @@ impl ModuleState {
     }
 }
 
-/// All that is known of an attached adapter except its trained values.
+/// The state of an attached adapter except its trained values.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AdapterState {
     /// The configuration.
     pub config: AdapterConfig,
     /// The modules, in the model's order.
     pub modules: Vec<ModuleState>,
-    /// The factors at the start, for methods that split the weight; empty otherwise.
+    /// The factors at the start, for methods that split the weight, and the frozen factors; empty for other methods.
     pub initial: NamedTensors,
 }
 
@@ -73,9 +73,20 @@ pub struct SavedAdapter {
     pub state: AdapterState,
     /// The trained values.
     pub trained: NamedTensors,
-    /// What was kept of the weights that the adapter was merged into; empty before, and for most methods.
-    kept: NamedTensors,
+    /// The tensors that a merge saved for [`unmerge`](Self::unmerge); empty before a merge, and for most methods.
+    unmerge_tensors: NamedTensors,
     source: PathBuf,
+}
+
+/// The weights to which a saved adapter is attached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum WeightsBefore {
+    /// They do not contain the adapter.
+    WithoutAdapter,
+    /// They contain the adapter at its start, which was a part of the original weight.
+    Original,
+    /// They contain the trained adapter.
+    Merged,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -90,20 +101,24 @@ const FORMAT: u32 = 1;
 const MANIFEST: &str = "adapter.json";
 const TRAINED: &str = "adapter.safetensors";
 const INITIAL: &str = "initial.safetensors";
-const KEPT: &str = "kept.safetensors";
+const UNMERGE: &str = "kept.safetensors";
 
 impl<M: Module> Attached<M> {
-    /// The trained values as they are now, with what is needed to attach them again.
+    /// The trained values as they are now, with the state that attaches them again.
     pub fn snapshot(&self) -> SavedAdapter {
         let trained = export_trainable(&self.model, &self.trainable);
-        SavedAdapter { state: self.state.clone(), trained, kept: NamedTensors::new(), source: PathBuf::from("memory") }
+        SavedAdapter {
+            state: self.state.clone(),
+            trained,
+            unmerge_tensors: NamedTensors::new(),
+            source: PathBuf::from("memory"),
+        }
     }
 
-    /// The plain model with the adapter merged into its weights, and the adapter, to take out again with
-    /// [`SavedAdapter::unmerge`].
+    /// The plain model with the adapter merged into its weights, and the adapter, for [`SavedAdapter::unmerge`].
     pub fn merge(self) -> (M, SavedAdapter) {
         let mut adapter = self.snapshot();
-        adapter.kept = adapter.kept_of(&self.model);
+        adapter.unmerge_tensors = adapter.unmerge_tensors_of(&self.model);
         (self.model.valid().materialize(), adapter)
     }
 }
@@ -111,10 +126,10 @@ impl<M: Module> Attached<M> {
 impl SavedAdapter {
     /// An adapter from its state and trained values; `source` is named in errors.
     pub fn new(state: AdapterState, trained: NamedTensors, source: &Path) -> Self {
-        Self { state, trained, kept: NamedTensors::new(), source: source.to_owned() }
+        Self { state, trained, unmerge_tensors: NamedTensors::new(), source: source.to_owned() }
     }
 
-    /// Writes the adapter into `folder`, which is created; each file is replaced atomically, the manifest last.
+    /// Writes the adapter into `folder`, which is created. Each file is replaced atomically, the manifest last.
     ///
     /// # Errors
     ///
@@ -124,14 +139,14 @@ impl SavedAdapter {
         if !self.state.initial.is_empty() {
             write_tensors(&folder.join(INITIAL), &self.state.initial)?;
         }
-        let kept = folder.join(KEPT);
-        if !self.kept.is_empty() {
-            write_tensors(&kept, &self.kept)?;
-        } else if let Err(source) = std::fs::remove_file(&kept)
+        let unmerge = folder.join(UNMERGE);
+        if !self.unmerge_tensors.is_empty() {
+            write_tensors(&unmerge, &self.unmerge_tensors)?;
+        } else if let Err(source) = std::fs::remove_file(&unmerge)
             && source.kind() != std::io::ErrorKind::NotFound
         {
-            // What another adapter kept, saved here before, would be taken for this one's.
-            return Err(AdapterError::Io { path: kept, source });
+            // If another adapter was saved here before, its file must not pass for this adapter's.
+            return Err(AdapterError::Io { path: unmerge, source });
         }
         write_tensors(&folder.join(TRAINED), &self.trained)?;
         let manifest =
@@ -150,111 +165,117 @@ impl SavedAdapter {
     pub fn load(folder: &Path) -> Result<Self, AdapterError> {
         let state = AdapterState::load(folder)?;
         let trained = read_tensors(&folder.join(TRAINED))?;
-        let kept = match folder.join(KEPT) {
+        let unmerge_tensors = match folder.join(UNMERGE) {
             file if file.exists() => read_tensors(&file)?,
             _ => NamedTensors::new(),
         };
-        Ok(Self { state, trained, kept, source: folder.to_owned() })
+        Ok(Self { state, trained, unmerge_tensors, source: folder.to_owned() })
     }
 
     /// Attaches the adapter to the model it was made for, trained values included.
     ///
     /// # Errors
     ///
-    /// [`AdapterError::Mismatch`] with everything that does not fit: modules, shapes, tensors, and bases whose
-    /// content is another.
+    /// [`AdapterError::Mismatch`] with everything that does not fit: modules, shapes, tensors, and the content of base
+    /// weights.
     pub fn attach<M: Module>(&self, model: M) -> Result<Attached<M>, AdapterError> {
         let mut faults = self.faults(&model);
         faults.extend(self.state.content_faults(&model));
-        fitting(faults, &self.source)?;
-        let split = self.state.config.method.splits_weight();
-        self.install(model, split.then_some((&self.state.initial, &NamedTensors::new(), true)))
+        check_fits(faults, &self.source)?;
+        let before = match self.state.config.method().splits_weight() {
+            true => WeightsBefore::Original,
+            false => WeightsBefore::WithoutAdapter,
+        };
+        self.install(model, before)
     }
 
-    /// The inverse of [`Attached::merge`]: takes the adapter out of merged weights and attaches it. The base is as
-    /// before up to rounding. Partial and full fine-tuning add nothing: their weights stay what they are.
+    /// The inverse of [`Attached::merge`]: subtracts the adapter from merged weights and attaches it. The base is the
+    /// same as before the merge, up to rounding. Partial and full fine-tuning keep the trained weights.
     ///
     /// # Errors
     ///
     /// [`AdapterError::Mismatch`] with everything that does not fit; the content of merged weights is not compared.
-    /// DoRA's adapter must be the one that [`Attached::merge`] returned, or that one saved and loaded: it alone has the
-    /// norms that merging divided by.
+    /// DoRA's adapter must be the one that [`Attached::merge`] returned, also after it was saved and loaded: no other has
+    /// the norms by which the merge divided.
     pub fn unmerge<M: Module>(&self, merged: M) -> Result<Attached<M>, AdapterError> {
-        let method = self.state.config.method;
+        let method = self.state.config.method();
         let mut faults = self.faults(&merged);
-        let kept = tensor_faults(self.state.tensors(method.kept()), &self.kept);
-        faults.extend(kept.into_iter().map(|fault| format!("of the merge, {fault}")));
-        fitting(faults, &self.source)?;
-        self.install(merged, method.is_factored().then_some((&self.trained, &self.kept, false)))
+        let expected = self.state.tensor_shapes(method.unmerge_factors());
+        let found = tensor_faults(expected, &self.unmerge_tensors);
+        faults.extend(found.into_iter().map(|fault| format!("of the merge, {fault}")));
+        check_fits(faults, &self.source)?;
+        self.install(merged, WeightsBefore::Merged)
     }
 
-    /// Attaches the adapter; what leaves the weights first is made of factors and of what a merge kept, and is the start,
-    /// which left weights that may have been narrower, or not.
-    fn install<M: Module>(
-        &self,
-        model: M,
-        take_out: Option<(&NamedTensors, &NamedTensors, bool)>,
-    ) -> Result<Attached<M>, AdapterError> {
-        let method = self.state.config.method;
-        let mut jobs = BTreeMap::new();
+    /// Attaches the adapter to weights, from which the adapter that they contain is subtracted first.
+    fn install<M: Module>(&self, model: M, before: WeightsBefore) -> Result<Attached<M>, AdapterError> {
+        let state = &self.state;
+        let method = state.config.method();
+        let mut installations = BTreeMap::new();
         if method.is_factored() {
-            for module in &self.state.modules {
-                let take_out = take_out.map(|(factors, kept, start)| TakeOut {
-                    factors: Some(self.state.set(module, method.factors(), factors)),
-                    kept: self.state.set(module, method.kept(), kept),
-                    dtype: module.dtype.filter(|_| start),
-                });
-                let factors = self.state.set(module, method.factors(), &self.trained);
-                let install = Install { factors: Some(factors), take_out, scale: module.scale, svd: None };
-                jobs.insert(module.path.clone(), install);
+            for module in &state.modules {
+                let factors = state.factor_set(module, method.factors(), &self.trained);
+                let subtract = match before {
+                    WeightsBefore::WithoutAdapter => None,
+                    WeightsBefore::Original => Some(Subtraction {
+                        factors: Some(state.factor_set(module, method.factors(), &state.initial)),
+                        saved: FactorSet::new(),
+                        dtype: module.dtype,
+                    }),
+                    WeightsBefore::Merged => Some(Subtraction {
+                        factors: None,
+                        saved: state.factor_set(module, method.unmerge_factors(), &self.unmerge_tensors),
+                        dtype: None,
+                    }),
+                };
+                let installation = Installation { factors: Some(factors), subtract, scale: module.scale, svd: None };
+                installations.insert(module.path.clone(), installation);
             }
         }
-        let mut attached = install(model, self.state.clone(), jobs);
-        if !method.is_factored() || !self.state.config.modules_to_save.is_empty() {
+        let mut attached = install(model, state.clone(), installations);
+        if !method.is_factored() || !state.config.modules_to_save.is_empty() {
             attached.model = import_trainable(attached.model, &attached.trainable, &self.trained, &self.source)?;
         }
         Ok(attached)
     }
 
-    /// What the method keeps of the frozen weights of `model`, into which the adapter is about to be merged.
-    fn kept_of<M: Module>(&self, model: &M) -> NamedTensors {
-        let method = self.state.config.method;
-        let Some(definition) = method.definition().filter(|definition| !definition.kept.is_empty()) else {
+    /// The tensors that unmerging will need from the frozen weights of `model`, before the adapter is merged into it.
+    fn unmerge_tensors_of<M: Module>(&self, model: &M) -> NamedTensors {
+        let state = &self.state;
+        let method = state.config.method();
+        let Some(definition) = method.factored().filter(|definition| !definition.unmerge_factors.is_empty()) else {
             return NamedTensors::new();
         };
-        let weights = weights(model, &self.state.modules.iter().map(|module| module.path.as_str()).collect());
+        let weights = weights(model, &state.modules.iter().map(|module| module.path.as_str()).collect());
         let of = |module: &ModuleState| {
             let weight = weights[&module.path].clone();
-            let factors = self.state.set(module, definition.factors, &self.trained);
             let dropout = DropoutConfig::new(0.0).init();
+            let factors = state.all_factors(module, &self.trained);
             let adapter = (definition.new)(&factors, module.scale, dropout, &weight.device());
             let path = module.path.clone();
-            adapter.keep(weight).into_iter().map(move |(name, tensor)| (factor_path(&path, method, name), tensor))
+            let tensors = adapter.unmerge_factors(weight).into_iter();
+            tensors.map(move |(name, tensor)| (factor_path(&path, method, name), tensor))
         };
-        self.state.modules.iter().flat_map(of).collect()
+        state.modules.iter().flat_map(of).collect()
     }
 
-    /// Whether names and shapes fit `model`; the content of its weights is not looked at.
+    /// Checks whether names and shapes fit `model`. The content of its weights is not compared.
     ///
     /// # Errors
     ///
     /// [`AdapterError::Mismatch`] with everything that does not fit.
     pub fn check<M: Module>(&self, model: &M) -> Result<(), AdapterError> {
-        fitting(self.faults(model), &self.source)
+        check_fits(self.faults(model), &self.source)
     }
 
-    /// A line for everything that does not fit `model`, the content of its weights apart.
+    /// A line for everything that does not fit `model`, except the content of its weights.
     fn faults<M: Module>(&self, model: &M) -> Vec<String> {
         if has_adapter(model) {
             return vec![HAS_ADAPTER.to_owned()];
         }
         let mut faults = self.state.module_faults(model);
         faults.extend(tensor_faults(self.state.expected(model), &self.trained));
-        if self.state.config.method.splits_weight() {
-            let factors = self.state.tensors(self.state.config.method.factors());
-            let initial = tensor_faults(factors, &self.state.initial);
-            faults.extend(initial.into_iter().map(|fault| format!("at the start, {fault}")));
-        }
+        faults.extend(self.state.start_faults());
         faults
     }
 }
@@ -274,11 +295,21 @@ impl AdapterState {
             return Err(malformed(format!("format should be {FORMAT}, found {}", manifest.format)));
         }
         manifest.config.validate().map_err(|error| malformed(error.to_string()))?;
-        let initial = match manifest.config.method.splits_weight() {
-            true => read_tensors(&folder.join(INITIAL))?,
-            false => NamedTensors::new(),
+        let initial = match manifest.config.method().saved_with_start().is_empty() {
+            true => NamedTensors::new(),
+            false => read_tensors(&folder.join(INITIAL))?,
         };
         Ok(Self { config: manifest.config, modules: manifest.modules, initial })
+    }
+
+    /// A line for each tensor of the start that is missing, misshapen or not expected.
+    pub(crate) fn start_faults(&self) -> Vec<String> {
+        let factors = self.config.method().saved_with_start();
+        if factors.is_empty() {
+            return Vec::new();
+        }
+        let faults = tensor_faults(self.tensor_shapes(&factors), &self.initial);
+        faults.into_iter().map(|fault| format!("at the start, {fault}")).collect()
     }
 
     /// A line for each module that `model` lacks or has in another shape.
@@ -294,7 +325,7 @@ impl AdapterState {
         self.modules.iter().filter_map(fault).collect()
     }
 
-    /// A line for each weight of the right shape whose content is known and another in `model`.
+    /// A line for each weight of the right shape whose content in `model` differs from the fingerprint.
     pub(crate) fn content_faults<M: Module>(&self, model: &M) -> Vec<String> {
         let known = |module: &&ModuleState| module.fingerprint.is_some();
         let known: BTreeMap<&str, &ModuleState> =
@@ -316,43 +347,64 @@ impl AdapterState {
 
     /// Names and shapes of the trained tensors.
     fn expected<M: Module>(&self, model: &M) -> Vec<(String, Vec<usize>)> {
-        let mut expected = self.tensors(self.config.method.factors());
+        let mut expected = self.tensor_shapes(self.config.method().factors());
         expected.extend(self.dense(model));
         expected
     }
 
     /// Names and shapes of the parameters of the plain `model` that are trained whole.
     pub(crate) fn dense<M: Module>(&self, model: &M) -> Vec<(String, Vec<usize>)> {
-        let weight = |module: &ModuleState| (format!("{}.weight", module.path), module.shape.to_vec());
-        match self.config.method {
-            Method::Partial => self.modules.iter().map(weight).collect(),
-            Method::Full => parameters(model).into_iter().map(|p| (p.path, p.shape)).collect(),
-            _ if self.config.modules_to_save.is_empty() => Vec::new(),
-            _ => {
-                let saved = parameters(model).into_iter().filter(|parameter| self.config.saves(&parameter.path));
-                saved.map(|p| (p.path, p.shape)).collect()
-            }
+        if let Some(whole) = self.config.method().whole() {
+            return (whole.trained)(&self.modules, parameters(model));
         }
+        if self.config.modules_to_save.is_empty() {
+            return Vec::new();
+        }
+        let saved = parameters(model).into_iter().filter(|parameter| self.config.saves(&parameter.path));
+        saved.map(|p| (p.path, p.shape)).collect()
     }
 
-    /// The tensors of one module by their short names, of those that `tensors` has.
-    pub(crate) fn set(&self, module: &ModuleState, factors: &[Factor], tensors: &NamedTensors) -> FactorSet {
+    /// The `factors` of one module by their short names, as far as `tensors` has them.
+    pub(crate) fn factor_set(&self, module: &ModuleState, factors: &[Factor], tensors: &NamedTensors) -> FactorSet {
+        let method = self.config.method();
         let named = |factor: &Factor| {
-            let tensor = tensors.get(&factor_path(&module.path, self.config.method, factor.name))?;
+            let tensor = tensors.get(&factor_path(&module.path, method, factor.name))?;
             Some((factor.name, tensor.clone()))
         };
         factors.iter().filter_map(named).collect()
     }
 
-    /// The factors that the module at `path` starts from.
-    pub(crate) fn initial_set(&self, path: &str) -> FactorSet {
-        let module = self.modules.iter().find(|module| module.path == path);
-        module.map_or_else(FactorSet::new, |module| self.set(module, self.config.method.factors(), &self.initial))
+    /// The trained factors of one module from `tensors`, and its frozen ones.
+    pub(crate) fn all_factors(&self, module: &ModuleState, tensors: &NamedTensors) -> FactorSet {
+        let Some(definition) = self.config.method().factored() else { return FactorSet::new() };
+        let mut factors = self.factor_set(module, definition.factors, tensors);
+        factors.extend(self.factor_set(module, definition.frozen_factors, &self.initial));
+        factors
     }
 
-    /// Names and shapes of one tensor of each kind for every module.
-    pub(crate) fn tensors(&self, factors: &[Factor]) -> Vec<(String, Vec<usize>)> {
-        let method = self.config.method;
+    /// The trained factors of the module at `path` at the start.
+    pub(crate) fn factors_at_start(&self, path: &str) -> FactorSet {
+        self.initial_set(path, self.config.method().factors())
+    }
+
+    /// The frozen factors of the module at `path`.
+    pub(crate) fn frozen_factors(&self, path: &str) -> FactorSet {
+        match self.config.method().factored() {
+            Some(definition) => self.initial_set(path, definition.frozen_factors),
+            None => FactorSet::new(),
+        }
+    }
+
+    fn initial_set(&self, path: &str, factors: &[Factor]) -> FactorSet {
+        match self.modules.iter().find(|module| module.path == path) {
+            Some(module) if !factors.is_empty() => self.factor_set(module, factors, &self.initial),
+            _ => FactorSet::new(),
+        }
+    }
+
+    /// Names and shapes of these factors of every module.
+    pub(crate) fn tensor_shapes(&self, factors: &[Factor]) -> Vec<(String, Vec<usize>)> {
+        let method = self.config.method();
         let of = |module: &ModuleState| {
             let one = |f: &Factor| (factor_path(&module.path, method, f.name), f.shape(module.shape, module.rank));
             factors.iter().map(one).collect::<Vec<_>>()

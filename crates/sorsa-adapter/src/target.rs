@@ -1,4 +1,4 @@
-//! Which modules are meant: names, globs and regular expressions over module paths.
+//! Patterns that choose modules: names, globs and regular expressions over module paths.
 
 use globset::{GlobBuilder, GlobMatcher};
 use regex::Regex;
@@ -6,17 +6,17 @@ use regex::Regex;
 /// One entry of `target_modules`, `rank_pattern` or `alpha_pattern`.
 #[derive(Debug, Clone)]
 pub(crate) enum Pattern {
-    /// Every linear layer but the output head.
+    /// Every linear layer except the output head.
     AllLinear,
-    /// The last components of a path, as PEFT matches names.
+    /// The last components of a path, like PEFT matches names.
     Name(String),
     Glob(GlobMatcher),
     Regex(Regex),
 }
 
 impl Pattern {
-    /// Reads a pattern: `re:` starts a regular expression over the whole path, one of `*?[{` makes a glob, anything
-    /// else is a name. The error says what is wrong in one line.
+    /// Reads a pattern: `re:` starts a regular expression over the whole path, a text with one of `*?[{` is a glob, any
+    /// other text is a name. The error is one line.
     pub fn parse(text: &str) -> Result<Self, String> {
         if text == "all-linear" {
             return Ok(Self::AllLinear);
@@ -37,10 +37,10 @@ impl Pattern {
         if text.is_empty() { Err("a module name is empty".to_owned()) } else { Ok(Self::Name(text.to_owned())) }
     }
 
-    /// Whether the pattern means the module at `path` (`model.layers.0.self_attn.q_proj`).
+    /// Whether the pattern matches the module at `path` (`model.layers.0.self_attn.q_proj`).
     pub fn matches(&self, path: &str) -> bool {
         match self {
-            // As Transformers' architectures call it; RWKV says `head`.
+            // The names of the output head in Transformers' architectures and in RWKV.
             Self::AllLinear => !matches!(path.rsplit('.').next(), Some("lm_head" | "head")),
             Self::Name(name) => {
                 path.strip_suffix(name.as_str()).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
@@ -51,8 +51,8 @@ impl Pattern {
     }
 }
 
-/// Whether `text` is a pattern that means the module at `path`.
-pub(crate) fn means(text: &str, path: &str) -> bool {
+/// Whether `text` is a pattern that matches the module at `path`.
+pub(crate) fn pattern_matches(text: &str, path: &str) -> bool {
     Pattern::parse(text).is_ok_and(|pattern| pattern.matches(path))
 }
 
@@ -65,7 +65,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_means_whole_components_at_the_end() {
+    fn a_name_matches_whole_components_at_the_end() {
         assert!(matches("q_proj", "model.layers.0.self_attn.q_proj"));
         assert!(matches("self_attn.q_proj", "model.layers.0.self_attn.q_proj"));
         assert!(!matches("q_proj", "model.layers.0.self_attn.fq_proj"));

@@ -11,7 +11,8 @@ use burn::prelude::*;
 use burn::tensor::{DType, FloatDType};
 use sorsa_adapter::peft::{PeftAdapter, PeftExport, PeftForm};
 use sorsa_adapter::{
-    AdapterConfig, AdapterError, AlphaConvention, HostTensor, Method, SavedAdapter, read_tensors, write_tensors,
+    AdapterConfig, AdapterError, AlphaConvention, HostTensor, Method, SavedAdapter, SorsaConfig, read_tensors,
+    write_tensors,
 };
 
 use common::*;
@@ -191,7 +192,7 @@ fn narrow(device: &Device) -> Net {
 #[test]
 fn an_adapter_of_bf16_weights_fits_the_f32_ones_that_they_were_rounded_from() {
     let device = Device::flex();
-    for method in FACTORED.into_iter().filter(|method| method.splits_weight()) {
+    for method in factored().filter(|method| method.splits_weight()) {
         let trained = disturbed(config(method).attach(narrow(&device), &Default::default()).unwrap());
         let folder = tempfile::tempdir().unwrap();
         trained.snapshot().save(folder.path()).unwrap();
@@ -248,8 +249,8 @@ fn what_peft_would_read_otherwise_does_not_leave_for_it() {
     // PEFT divides the singular values by the scale; the author's code does not.
     let as_trained = PeftExport { form: PeftForm::AsTrained, ..PeftExport::default() };
     for (convention, fits) in [(AlphaConvention::Peft, true), (AlphaConvention::Author, false)] {
-        let mut config = common::config(Method::Sorsa).with_alpha(10.0);
-        config.alpha_convention = convention;
+        let method = SorsaConfig { alpha_convention: convention }.into();
+        let config = AdapterConfig { method, ..common::config(Method::Sorsa).with_alpha(10.0) };
         let saved = attach(&config, &device).snapshot();
         assert_eq!(PeftAdapter::from_saved(&saved, &Net::new(&device), &as_trained).is_ok(), fits, "{convention:?}");
     }
@@ -258,13 +259,14 @@ fn what_peft_would_read_otherwise_does_not_leave_for_it() {
 #[test]
 fn saving_leaves_nothing_but_the_adapters_files() {
     let folder = tempfile::tempdir().unwrap();
-    for method in FACTORED {
+    for method in factored() {
         let folder = folder.path().join(method.to_string());
         attach(&config(method), &device()).snapshot().save(&folder).unwrap();
         let mut names: Vec<_> = std::fs::read_dir(&folder).unwrap().map(|e| e.unwrap().file_name()).collect();
         names.sort();
         let expected = ["adapter.json", "adapter.safetensors", "initial.safetensors"];
-        assert_eq!(names, if method.splits_weight() { &expected[..] } else { &expected[..2] });
+        let saves_start = method.splits_weight() || FROZEN.contains(&method);
+        assert_eq!(names, if saves_start { &expected[..] } else { &expected[..2] });
     }
 }
 

@@ -9,8 +9,8 @@ use burn::prelude::*;
 use burn::tensor::FloatDType;
 use serde_json::Value;
 use sorsa_adapter::{
-    Adapter, AdapterConfig, AlphaConvention, Attached, HostTensor, Init, Method, NamedTensors, RegularizerForm,
-    Scaling, regularizer_gradients,
+    Adapter, AdapterConfig, AlphaConvention, Attached, HostTensor, Init, LoraConfig, Method, MethodConfig,
+    NamedTensors, RegularizerForm, Scaling, SorsaConfig, regularizer_gradients,
 };
 
 use common::reference::*;
@@ -34,19 +34,19 @@ fn peft_folders() -> Vec<PathBuf> {
 
 /// PEFT's name of a method and its settings as a configuration.
 fn peft_config(name: &str, meta: &Value) -> AdapterConfig {
-    let (method, init) = match name {
-        "lora" | "rslora" => (Method::Lora, Init::Kaiming),
-        "lora_gaussian" => (Method::Lora, Init::Gaussian),
-        "orthogonal" => (Method::Lora, Init::Orthogonal),
-        "dora" => (Method::Dora, Init::Kaiming),
-        "olora" => (Method::Olora, Init::Kaiming),
-        "pissa" | "pissa_niter_16" => (Method::Pissa, Init::Kaiming),
+    let method: MethodConfig = match name {
+        "lora" | "rslora" => Method::Lora.into(),
+        "lora_gaussian" => LoraConfig { init: Init::Gaussian }.into(),
+        "orthogonal" => LoraConfig { init: Init::Orthogonal }.into(),
+        "dora" => Method::Dora.into(),
+        "olora" => Method::Olora.into(),
+        "pissa" | "pissa_niter_16" => Method::Pissa.into(),
         other => panic!("no method {other}"),
     };
     let rank = meta["r"].as_u64().unwrap() as usize;
     let config = AdapterConfig::new(method, rank, &["layer"]).with_alpha(meta["lora_alpha"].as_f64().unwrap());
     let scaling = if name == "rslora" { Scaling::RankStabilized } else { Scaling::Standard };
-    AdapterConfig { scaling, ..config.with_init(init) }
+    AdapterConfig { scaling, ..config }
 }
 
 /// PEFT's factors by our names: its A `[r, in]` is our `a` turned, its B `[out, r]` our `b`.
@@ -82,8 +82,8 @@ fn each_peft_method(check: impl Fn(&str, &AdapterConfig, &Value, &Reference, &Re
 fn outputs_gradients_and_merged_weights_are_those_of_peft() {
     each_peft_method(|what, config, meta, base, file| {
         let device = Device::flex().autodiff();
-        let initial = peft_factors(file, config.method, "_init");
-        let trained = peft_factors(file, config.method, "");
+        let initial = peft_factors(file, config.method(), "_init");
+        let trained = peft_factors(file, config.method(), "");
         let attach = |trained: &NamedTensors| attach_given(config, base.layer(&device), &initial, trained);
         let (x, t) = (base.get("x"), base.get("t"));
         let scale = attach(&trained).state.modules[0].scale;
@@ -104,7 +104,7 @@ fn outputs_gradients_and_merged_weights_are_those_of_peft() {
             assert_gradient(step.of_x.clone(), &file.get("grad_x"), &format!("{what}: gradient of x"));
             assert_gradient(step.of::<2>("a"), &file.turned("grad_A"), &format!("{what}: gradient of A"));
             assert_gradient(step.of::<2>("b"), &file.turned("grad_B"), &format!("{what}: gradient of B"));
-            if config.method == Method::Dora {
+            if config.method() == Method::Dora {
                 let expected = file.get("grad_magnitude");
                 assert_gradient(step.of::<1>("magnitude"), &expected, &format!("{what}: gradient of the magnitude"));
             }
@@ -132,7 +132,7 @@ fn our_own_start_is_that_of_peft_up_to_signs() {
         let weight = &attached.model.layer.weight;
         let adapter = weight.reparameterization::<Adapter>().unwrap();
         let Adapter::Dora(dora) = adapter else {
-            if !config.method.splits_weight() {
+            if !config.method().splits_weight() {
                 return;
             }
             let residual = weight.base();
@@ -162,8 +162,8 @@ fn norm(tensor: Tensor<2>) -> f64 {
 /// The author's settings of a layer. He keeps the singular values and scales what leaves the weight.
 fn authors_config(meta: &Value) -> AdapterConfig {
     let rank = meta["r"].as_u64().unwrap() as usize;
-    let config = AdapterConfig::new(Method::Sorsa, rank, &["layer"]);
-    AdapterConfig { alpha: meta["alpha"].as_f64(), alpha_convention: AlphaConvention::Author, ..config }
+    let sorsa = SorsaConfig { alpha_convention: AlphaConvention::Author };
+    AdapterConfig { alpha: meta["alpha"].as_f64(), ..AdapterConfig::new(sorsa, rank, &["layer"]) }
 }
 
 /// The author's factors by our names.

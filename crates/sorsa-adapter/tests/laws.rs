@@ -5,11 +5,11 @@ mod common;
 use burn::optim::GradientsParams;
 use burn::prelude::*;
 use burn::tensor::{DType, FloatDType};
-use sorsa_adapter::{Adapter, AdapterConfig, AlphaConvention, Attached, HostTensor, Init, Method, Scaling, project};
+use sorsa_adapter::{Adapter, AdapterConfig, Attached, HostTensor, Init, LoraConfig, Method, Scaling, project};
 
 use common::*;
 
-/// Every method with scale absent, 1, not 1, rank-stabilized, under the author's convention, and from every start.
+/// Every method with scale absent, 1, not 1, rank-stabilized, under the author's convention, and with every start.
 fn variants() -> Vec<AdapterConfig> {
     let mut variants = Vec::new();
     for method in Method::ALL {
@@ -18,17 +18,17 @@ fn variants() -> Vec<AdapterConfig> {
             variants.push(config(method).with_alpha(4.0));
             variants.push(config(method).with_alpha(10.0));
             variants.push(AdapterConfig { scaling: Scaling::RankStabilized, ..config(method).with_alpha(10.0) });
-            variants.push(authors(config(method).with_alpha(8.0)));
+            variants.push(authors(&config(method).with_alpha(8.0)));
         }
-        if method.is_factored() && !method.splits_weight() {
-            variants.extend([Init::Gaussian, Init::Orthogonal].map(|init| config(method).with_init(init)));
+        if method.setting_names().contains(&"init") {
+            variants.extend(["gaussian", "orthogonal"].map(|init| with_setting(&config(method), "init", init)));
         }
     }
     variants
 }
 
-fn authors(config: AdapterConfig) -> AdapterConfig {
-    AdapterConfig { alpha_convention: AlphaConvention::Author, ..config }
+fn authors(config: &AdapterConfig) -> AdapterConfig {
+    with_setting(config, "alpha_convention", "author")
 }
 
 #[test]
@@ -85,7 +85,7 @@ fn only_trained_parameters_get_gradients() {
 #[test]
 fn both_routes_give_the_factors_the_same_gradients() {
     let device = device().autodiff();
-    for config in variants().into_iter().filter(|config| config.method.is_factored()) {
+    for config in variants().into_iter().filter(|config| config.method().is_factored()) {
         let Attached { model, trainable, .. } = disturbed(attach(&config, &device));
         let factored = model.forward(input(&device)).square().mean().backward();
         let factored = GradientsParams::from_grads(factored, &model);
@@ -119,7 +119,7 @@ fn trainable_parameters_have_their_closed_form() {
 fn residual_and_principal_part_sum_to_the_weight() {
     let device = device();
     let weight = Net::new(&device).first.weight.val();
-    for config in variants().into_iter().filter(|config| config.method.splits_weight()) {
+    for config in variants().into_iter().filter(|config| config.method().splits_weight()) {
         let adapted = attach(&config, &device).model.first;
         let adapter = adapted.weight.reparameterization::<Adapter>().unwrap();
         assert_near(adapter.compose(adapted.weight.base()), weight.clone(), &format!("{config:?}"));
@@ -142,14 +142,14 @@ fn the_residual_is_the_tail_of_the_svd_and_under_the_authors_convention_keeps_th
         assert_within(left, principal.zeros_like(), TOLERANCE, "the default");
     }
     // At scale 2, twice the principal part has left the weight.
-    let (left, principal) = left_in_residual(&authors(config(Method::Sorsa).with_alpha(8.0)), &device);
+    let (left, principal) = left_in_residual(&authors(&config(Method::Sorsa).with_alpha(8.0)), &device);
     assert_near(left, -principal, "the author's");
 }
 
 #[test]
 fn merging_and_unmerging_restores_the_adapter() {
     let device = device();
-    for method in FACTORED {
+    for method in factored() {
         let adapted = disturbed(attach(&config(method).with_alpha(6.0), &device));
         let (before, base) = (adapted.model.forward(input(&device)), adapted.model.first.weight.base());
         let factors = adapted.snapshot().trained;
@@ -164,7 +164,7 @@ fn merging_and_unmerging_restores_the_adapter() {
 #[test]
 fn dropout_takes_elements_from_the_adapters_input_while_training_only() {
     let device = device();
-    for method in FACTORED {
+    for method in factored() {
         let adapted = disturbed(attach(&config(method).with_dropout(0.5), &device));
         let second = &adapted.model.second;
         // Each row of the identity carries one element of the input: it reaches the adapter doubled or not at all.
@@ -233,7 +233,7 @@ fn every_method_computes_in_the_dtype_of_its_input() {
         return;
     }
     let exact = Net::new(&device).forward(input(&device));
-    for method in FACTORED {
+    for method in factored() {
         let config = config(method).with_alpha(10.0).with_dropout(0.1);
         let model = config.attach(to_bf16(Net::new(&device)), &Default::default()).unwrap().model;
         let x = input(&device).cast(FloatDType::BF16);
@@ -252,7 +252,7 @@ fn every_method_takes_f32_beside_bf16_weights_with_a_bias_and_dropout() {
     // Of the backends it is the CPU's that takes it.
     let device = Device::flex();
     let exact = Net::new(&device).forward(input(&device));
-    for method in FACTORED {
+    for method in factored() {
         let config = config(method).with_alpha(10.0).with_dropout(0.1);
         let model = config.attach(to_bf16(Net::new(&device)), &Default::default()).unwrap().model;
         let trained = model.clone().train().forward(input(&device).autodiff()).inner();
@@ -288,7 +288,10 @@ fn loras_start_depends_on_seed_and_path_only() {
 #[test]
 fn other_starts_of_lora_are_those_of_peft() {
     let device = device();
-    let start = |init| attach(&config(Method::Lora).with_init(init), &device);
+    let start = |init| {
+        let method = LoraConfig { init }.into();
+        attach(&AdapterConfig { method, ..config(Method::Lora) }, &device)
+    };
     let root_mean_square = |factor: &HostTensor| {
         (factor.values.iter().map(|value| value * value).sum::<f32>() / factor.values.len() as f32).sqrt()
     };

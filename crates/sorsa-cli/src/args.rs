@@ -16,7 +16,7 @@ use crate::format::Format;
 pub use analyze::{AnalyzeArgs, Triplets, VerifyArgs};
 pub use bench::{BenchArgs, BenchFormat, BenchSpeedArgs};
 pub use convert::{ExportArgs, ExportFormat, ImportArgs, MergeArgs};
-pub use eval::{EvalArgs, GenerateArgs, GradeArgs, Task};
+pub use eval::{EvalArgs, GenerateArgs, GradeArgs, GradeTask};
 pub use finetune::{FinetuneArgs, PretrainArgs, RecipeArgs};
 
 /// Fine-tunes language models with SVD-based adapters.
@@ -54,7 +54,7 @@ pub enum Command {
     /// Show what a run would train: modules, shapes, parameters, memory
     Inspect(Box<FinetuneArgs>),
     /// Measure the training step of a random model: seconds, CPU seconds, memory
-    #[command(name = BENCH_SPEED, bin_name = "sorsa bench --speed", hide = true)]
+    #[command(name = BENCH_SPEED, override_usage = "sorsa bench --speed [OPTIONS]", hide = true)]
     BenchSpeed(Box<BenchSpeedArgs>),
     /// List the devices of this build, and test each
     Devices(DevicesArgs),

@@ -75,7 +75,7 @@ impl Backend {
                 Self::Vulkan => Device::enumerate(burn::tensor::DeviceType::Vulkan).into_vec(),
                 #[cfg(feature = "cuda")]
                 Self::Cuda => Device::enumerate(burn::tensor::DeviceType::Cuda).into_vec(),
-                #[allow(unreachable_patterns)] // all of them, where every feature is on
+                #[allow(unreachable_patterns)] // all of them, if every feature is on
                 _ => Vec::new(),
             })
         })?;
@@ -168,12 +168,12 @@ pub struct DeviceInfo {
 
 /// The device `index` of `backend`, after it has computed a known answer.
 ///
-/// Real cards come before software rasterisers, so that index 0 is one of these only where there is nothing else. The
+/// Real cards come before software rasterisers, so that index 0 is a rasteriser only if there is no card. The
 /// device's default float type is f32 from here on.
 ///
 /// # Errors
 ///
-/// Where the backend is not in this build, finds no device or fewer than `index + 1`, or where the device does not compute.
+/// If the backend is not in this build, finds no device or fewer than `index + 1`, or if the device does not compute.
 pub fn open(backend: Backend, index: usize) -> anyhow::Result<Device> {
     if !backend.in_this_build() {
         bail!("backend `{backend}` is not in this build: {}", what_this_build_has());

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use sorsa_experiment::ExperimentError;
 
-/// Marks an error as the caller's: a file, a field or a name that is not what it should be.
+/// Marks an error as the caller's: a wrong file, field or name.
 #[derive(Debug)]
 pub struct BadInput(anyhow::Error);
 
@@ -69,8 +69,7 @@ fn joined<'a>(lines: impl Iterator<Item = &'a str>) -> String {
     text
 }
 
-/// An error with its causes in one line, whatever the libraries below put between them. A cause that its error has
-/// already told is left out.
+/// An error with its causes in one line. A cause whose text is in its error already is left out.
 fn one_line(error: &anyhow::Error) -> String {
     let mut told: Vec<String> = Vec::new();
     for cause in error.chain() {

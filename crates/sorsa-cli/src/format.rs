@@ -95,7 +95,7 @@ pub fn escaped(cell: &str) -> String {
     text
 }
 
-/// A cell of CSV (RFC 4180): quoted where it holds what would end it.
+/// A cell of CSV (RFC 4180): quoted if it holds a separator, a quote or a line break.
 fn quoted(cell: &str) -> String {
     if cell.contains([',', '"', '\n', '\r']) { format!("\"{}\"", cell.replace('"', "\"\"")) } else { cell.to_owned() }
 }

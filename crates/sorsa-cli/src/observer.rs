@@ -1,4 +1,4 @@
-//! Tells on standard error what an experiment does, and ends it on Ctrl-C.
+//! Prints the events of an experiment on standard error, and ends it on Ctrl-C.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,9 +24,22 @@ pub struct TerminalObserver {
 }
 
 impl TerminalObserver {
-    /// `backend` is the device's, as it is announced.
+    /// `backend` is the name that the announcement gives.
     pub fn new(style: Style, backend: &str) -> Self {
         Self { style, backend: backend.to_owned(), progress: None, loss: None, interrupted: None }
+    }
+
+    /// Begins the bar of training, and listens to Ctrl-C from now on.
+    pub fn start_training(&mut self, total_steps: u64) {
+        self.progress = Some(Progress::new("step", total_steps, self.style));
+        self.interrupted = Some(interrupt_flag());
+    }
+
+    /// Ends the bar of the work at hand.
+    pub fn finish(&mut self) {
+        if let Some(progress) = self.progress.take() {
+            progress.finish();
+        }
     }
 
     /// Shows how far some work is. The first call, with nothing done, begins a bar.
@@ -34,12 +47,6 @@ impl TerminalObserver {
         match &self.progress {
             Some(progress) => progress.set(done as u64, note),
             None => self.progress = Some(Progress::new(what, total as u64, self.style)),
-        }
-    }
-
-    fn finish(&mut self) {
-        if let Some(progress) = self.progress.take() {
-            progress.finish();
         }
     }
 
@@ -116,10 +123,7 @@ impl Observer for TerminalObserver {
             }
             Event::Measuring { run, done, total } => self.advance("decomposing weights", done, total, run),
             Event::AccuracyBefore { score } => self.say(&format!("accuracy before: {}", percent(score))),
-            Event::TrainingStarts { total_steps } => {
-                self.progress = Some(Progress::new("step", total_steps, self.style));
-                self.interrupted = Some(interrupt_flag());
-            }
+            Event::TrainingStarts { total_steps } => self.start_training(total_steps),
             Event::Trained { metric } => self.show_metric(metric),
             Event::Answered | Event::TrainingEnded | Event::Measured => self.finish(),
             _ => {}
@@ -128,5 +132,16 @@ impl Observer for TerminalObserver {
 
     fn should_stop(&mut self) -> bool {
         self.interrupted.as_ref().is_some_and(|flag| flag.load(Ordering::SeqCst))
+    }
+}
+
+/// Training alone, without the rest of an experiment.
+impl sorsa_train::Observer for TerminalObserver {
+    fn on_metric(&mut self, metric: &Metric, _total_steps: u64) {
+        self.show_metric(metric);
+    }
+
+    fn should_stop(&mut self) -> bool {
+        Observer::should_stop(self)
     }
 }

@@ -6,10 +6,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use sorsa_train::Observer;
-use sorsa_train::metrics::Metric;
 
-/// Whether and how progress is shown.
+/// How progress is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Style {
     Bar,
@@ -50,7 +48,7 @@ impl Progress {
         Self { what, total, style, bar, started: now, last_line: std::sync::Mutex::new(now) }
     }
 
-    /// So much is done; `note` says more.
+    /// Shows that `done` is done; `note` says more.
     pub fn set(&self, done: u64, note: &str) {
         match self.style {
             Style::Bar => {
@@ -84,13 +82,13 @@ impl Progress {
     }
 }
 
-/// Set by the first Ctrl-C; the second ends the process at once.
+/// The flag that the first Ctrl-C sets; the second ends the process at once.
 pub fn interrupt_flag() -> Arc<AtomicBool> {
     static FLAG: OnceLock<Arc<AtomicBool>> = OnceLock::new();
     let flag = FLAG.get_or_init(|| {
         let flag = Arc::new(AtomicBool::new(false));
         let handler = Arc::clone(&flag);
-        // Without a handler Ctrl-C ends the process as usual, which a resume survives too.
+        // Without a handler, Ctrl-C ends the process as usual; such a run can be resumed too.
         let _ = ctrlc::set_handler(move || {
             if handler.swap(true, Ordering::SeqCst) {
                 std::process::exit(130);
@@ -100,40 +98,4 @@ pub fn interrupt_flag() -> Arc<AtomicBool> {
         flag
     });
     Arc::clone(flag)
-}
-
-/// Shows a training run and ends it on Ctrl-C.
-pub struct TrainingProgress {
-    progress: Progress,
-    interrupted: Arc<AtomicBool>,
-    loss: f64,
-}
-
-impl TrainingProgress {
-    pub fn new(total_steps: u64, style: Style) -> Self {
-        Self { progress: Progress::new("step", total_steps, style), interrupted: interrupt_flag(), loss: f64::NAN }
-    }
-
-    pub fn finish(&self) {
-        self.progress.finish();
-    }
-}
-
-impl Observer for TrainingProgress {
-    fn on_metric(&mut self, metric: &Metric, _total_steps: u64) {
-        match metric {
-            Metric::Step(step) => {
-                self.loss = if self.loss.is_nan() { step.loss } else { 0.9 * self.loss + 0.1 * step.loss };
-                let note = format!("loss {:.4}, {:.0} tokens/s", self.loss, step.tokens_per_s);
-                self.progress.set(step.step, &note);
-            }
-            Metric::Eval(eval) => {
-                self.progress.line(&format!("step {:>5}: validation loss {:.4}", eval.step, eval.loss));
-            }
-        }
-    }
-
-    fn should_stop(&mut self) -> bool {
-        self.interrupted.load(Ordering::SeqCst)
-    }
 }

@@ -20,7 +20,7 @@ pub fn of(args: &FinetuneArgs) -> anyhow::Result<Recipe> {
     }
 }
 
-/// Refuses options of the recipe beside `--resume`.
+/// Refuses options of the recipe together with `--resume`.
 pub fn refuse_options(args: &FinetuneArgs) -> anyhow::Result<()> {
     if args.fields == RecipeArgs::default() {
         return Ok(());

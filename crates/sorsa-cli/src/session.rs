@@ -1,12 +1,12 @@
-//! What a command gives to the library: the device, the hub and the caches that the environment names.
+//! Fills in a [`Host`] from the arguments and the environment: device, hub, caches.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use sorsa_checkpoint::hub::{HubOptions, HubProgress};
 use sorsa_experiment::embedded::EmbeddedFiles;
 use sorsa_experiment::sandbox::CodeExecution;
 use sorsa_experiment::{Host, Sources};
-use sorsa_models::hub::{HubOptions, HubProgress};
 
 use crate::args::DeviceArgs;
 use crate::device;
@@ -20,7 +20,7 @@ pub use sorsa_experiment::model::{
 /// The embedded files of this process, once somebody asked for them.
 static EMBEDDED_FILES: Mutex<Option<Arc<EmbeddedFiles>>> = Mutex::new(None);
 
-/// The device that was asked for, and what this machine has beside it.
+/// The device of the arguments, with hub and caches of the environment.
 pub fn host(args: &DeviceArgs, style: Style) -> anyhow::Result<Host> {
     let device = device::open(args.backend, args.device)?;
     let cores = std::thread::available_parallelism().map_or(0, usize::from);

@@ -58,3 +58,9 @@ fn a_size_of_nothing_is_named() {
     assert_eq!(output.status.code(), Some(2));
     assert_eq!(String::from_utf8(output.stderr).unwrap(), "error: --layers must be at least 1\n");
 }
+
+#[test]
+fn its_help_names_the_command_that_the_user_types() {
+    let help = Place::new().command(&["bench", "--speed", "--help"]).succeed();
+    assert!(help.contains("Usage: sorsa bench --speed [OPTIONS]"), "{help}");
+}

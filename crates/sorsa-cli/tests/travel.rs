@@ -129,6 +129,40 @@ fn a_run_starts_from_an_adapter_of_any_form_and_says_what_it_is() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("lora of rank 4"), "{output:?}");
 }
 
+#[cfg(unix)]
+#[test]
+fn a_merged_model_replaces_an_older_one_and_leaves_the_base_that_it_was_linked_to() {
+    let place = Place::new();
+    trained(&place, "run", &["--method", "sorsa"]);
+    let names = |folder: &str| {
+        let entries = std::fs::read_dir(place.path(folder)).unwrap();
+        let mut names: Vec<String> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    let base = std::fs::read(place.path("model/tokenizer.json")).unwrap();
+    let commands: [&[&str]; 2] = [&["merge"], &["export", "--format", "hf"]];
+    for (index, command) in commands.into_iter().enumerate() {
+        let out = format!("out-{index}");
+        std::fs::create_dir(place.path(&out)).unwrap();
+        std::os::unix::fs::symlink("../model/tokenizer.json", place.path(&out).join("tokenizer.json")).unwrap();
+        let linked = place.path(&out).join("tokenizer_config.json");
+        std::fs::hard_link(place.path("model/tokenizer_config.json"), linked).unwrap();
+        place.write(&format!("{out}/model-00001-of-00002.safetensors"), "old");
+        place.write(&format!("{out}/model.safetensors.index.json"), "old");
+        place.command(command).args(["--adapter", "run", "--out", &out]).succeed();
+        assert_eq!(names(&out), names("model"), "{command:?}");
+        for folder in [out.as_str(), "model"] {
+            assert_eq!(std::fs::read(place.path(folder).join("tokenizer.json")).unwrap(), base, "{command:?} {folder}");
+        }
+        place.write(&format!("{out}/notes.txt"), "mine");
+        let output = place.command(command).args(["--adapter", "run", "--out", &out]).output().unwrap();
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.code() == Some(2) && error.contains("notes.txt"), "{error}");
+        assert!(place.path(&out).join("notes.txt").exists());
+    }
+}
+
 #[test]
 fn gguf_files_are_written_for_models_and_adapters() {
     let place = Place::new();
@@ -138,7 +172,7 @@ fn gguf_files_are_written_for_models_and_adapters() {
         assert_eq!(std::fs::read(place.path(name)).unwrap()[..4], *b"GGUF");
     }
     let left = std::fs::read_dir(place.path(".")).unwrap().map(|entry| entry.unwrap().file_name());
-    assert!(!left.into_iter().any(|name| name.to_string_lossy().starts_with(".sorsa-merged")));
+    assert!(!left.into_iter().any(|name| name.to_string_lossy().contains(".tmp-")));
 }
 
 #[test]

@@ -129,7 +129,7 @@ pub struct Encoder {
     tokenizer: Arc<TextTokenizer>,
     template: PromptTemplate,
     options: EncodeOptions,
-    /// Size of the model's vocabulary, if it is known.
+    /// Size of the model's vocabulary; `None` accepts every token.
     vocabulary: Option<usize>,
 }
 
@@ -158,7 +158,7 @@ impl Encoder {
         }
     }
 
-    /// The same for a model whose embedding has `size` rows: a record that holds a token beyond them is refused.
+    /// Makes the encoder refuse tokens from `size` on, because the model's embedding has only `size` rows.
     pub fn for_vocabulary(self, size: usize) -> Self {
         Self { vocabulary: Some(size), ..self }
     }
@@ -196,14 +196,23 @@ impl Encoder {
     ///
     /// If the template cannot render the record, the tokenizer fails, or a token is beyond the vocabulary.
     pub fn encode_prompt(&self, record: &Record) -> Result<Vec<u32>, DataError> {
-        let text = self.template.prompt(record)? + &self.options.prompt_suffix;
+        self.encode_continued(record, "")
+    }
+
+    /// Encodes the prompt of a record and a text after it, such as a choice whose likelihood is asked for.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`encode_prompt`](Self::encode_prompt).
+    pub fn encode_continued(&self, record: &Record, continuation: &str) -> Result<Vec<u32>, DataError> {
+        let text = self.template.prompt(record)? + &self.options.prompt_suffix + continuation;
         let bos = self.bos().filter(|_| !matches!(self.template, PromptTemplate::Chat(_)));
         let ids: Vec<u32> = bos.into_iter().chain(self.tokenizer.encode(&text)?).collect();
         self.check_vocabulary(&ids)?;
         Ok(ids)
     }
 
-    /// Refuses ids that have no row in the model's embedding: a tokenizer may know more tokens than the model.
+    /// Refuses ids without a row in the model's embedding: a tokenizer may have more tokens than the model.
     fn check_vocabulary(&self, ids: &[u32]) -> Result<(), DataError> {
         let Some(vocabulary) = self.vocabulary else { return Ok(()) };
         match ids.iter().find(|id| **id as usize >= vocabulary) {

@@ -128,12 +128,12 @@ pub enum DataError {
         /// The limit.
         max_length: usize,
     },
-    /// A token without a row in the model's embedding: the tokenizer has more tokens than the model.
+    /// A token that the model's embedding has no row for: the tokenizer has more tokens than the model.
     #[error("token {token} is beyond the model's vocabulary of {vocabulary} tokens")]
     BeyondVocabulary {
         /// The first such token.
         token: u32,
-        /// Rows of the embedding.
+        /// Number of rows of the embedding.
         vocabulary: usize,
     },
     /// Records that could not be encoded.

@@ -1,4 +1,4 @@
-//! The rows of a file as they stand, for tasks whose rows are no [`Record`](crate::Record).
+//! Reads the rows of a file as JSON values, for tasks whose rows are not a [`Record`](crate::Record).
 
 use std::fs::File;
 use std::path::Path;
@@ -10,12 +10,12 @@ use serde_json::Value;
 
 use crate::DataError;
 
-/// The first `limit` rows of a file of JSON lines, of a JSON array or of a parquet file, each with its number: the line of a
-/// text file, else the element or row, counted from 1.
+/// Reads the first `limit` rows of a file of JSON lines, a JSON array or a parquet file. Each row has its number, from 1: the
+/// line of a text file, otherwise the element or row.
 ///
 /// # Errors
 ///
-/// [`DataError::Read`] and [`DataError::Malformed`].
+/// [`DataError::Read`] if the file cannot be read, [`DataError::Malformed`] if it is not valid JSON or parquet.
 pub fn read_rows(path: impl AsRef<Path>, limit: usize) -> Result<Vec<(usize, Value)>, DataError> {
     let path = path.as_ref();
     let read = |source| DataError::Read { path: path.to_owned(), source };
@@ -50,7 +50,7 @@ fn parquet_rows(path: &Path, limit: usize) -> Result<Vec<(usize, Value)>, DataEr
     rows.map(|(number, row)| Ok((number, row.map_err(malformed)?.to_json_value()))).collect()
 }
 
-/// The first elements of an array; the rest is read and dropped.
+/// Collects the first elements of an array. It reads the rest and drops it.
 struct FirstElements {
     limit: usize,
 }

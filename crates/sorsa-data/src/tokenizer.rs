@@ -105,9 +105,9 @@ impl TextTokenizer {
         self.eos
     }
 
-    /// The token that fills short rows of a batch for a model of `vocabulary` tokens: the padding token, else the end
-    /// token, else 0. A token beyond the vocabulary (a padding token added to the tokenizer alone) is passed over.
-    /// Padding is masked, so that its choice changes no result.
+    /// The token that fills short rows of a batch, for a model of `vocabulary` tokens: the padding token, otherwise the end
+    /// token, otherwise 0. It skips a token beyond the vocabulary, such as a padding token that only the tokenizer has.
+    /// Padding is masked, so the choice changes no result.
     pub fn pad(&self, vocabulary: usize) -> u32 {
         let candidates = [self.pad, self.eos];
         candidates.into_iter().flatten().find(|token| (*token as usize) < vocabulary).unwrap_or(0)

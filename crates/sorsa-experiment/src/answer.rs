@@ -1,4 +1,4 @@
-//! One answer of a model and what is said of it.
+//! One answer of a model and its verdicts.
 
 use std::path::Path;
 
@@ -38,12 +38,12 @@ pub struct Answer {
     /// Whether the model ended the answer itself.
     #[serde(default)]
     pub finished: bool,
-    /// What is said of it.
+    /// Its verdicts.
     #[serde(flatten)]
     pub judgment: Judgment,
 }
 
-/// What is said of an answer; the fields tell which of these it is.
+/// The verdicts on an answer; the fields in a file tell which of these it is.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Judgment {
@@ -66,14 +66,14 @@ pub enum Judgment {
     },
 }
 
-/// What each grader says.
+/// Verdict of each grader.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Verdicts {
     /// Equal strings.
     pub strict: Verdict,
     /// Equal meanings: the one that counts.
     pub faithful: Verdict,
-    /// As SORSA's author grades.
+    /// The rule of SORSA's author.
     pub author: Verdict,
 }
 

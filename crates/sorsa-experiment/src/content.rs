@@ -1,18 +1,22 @@
-//! Which model and which adapter, by what their files hold: a name says little of a folder that is written anew.
+//! Fingerprints of models and adapters by the content of their files: the name of a folder says little once it is rewritten.
 
 use std::path::{Path, PathBuf};
 
 use blake3::Hasher;
-use sorsa_models::weights::Checkpoint;
+use sorsa_checkpoint::weights::Checkpoint;
 
 use crate::error::ExperimentError;
 
-/// Bytes looked at in each of three places of a tensor. What trains or merges a matrix changes it everywhere, so this
-/// tells models apart without reading them.
+/// Bytes that are read in each of three places of a tensor. Training or merging changes a matrix everywhere, so that these
+/// bytes tell models apart.
 const SAMPLE: usize = 4096;
 
-/// A number for the model in `folder`: its configuration, its tokenizer, and of each tensor the name, dtype, shape and
+/// Fingerprint of the model in `folder`: its configuration, its tokenizer, and of each tensor the name, dtype, shape and
 /// the values at the beginning, in the middle and at the end.
+///
+/// # Errors
+///
+/// [`ExperimentError::Weights`], [`ExperimentError::Read`].
 pub fn of_model(folder: &Path) -> Result<String, ExperimentError> {
     let checkpoint = Checkpoint::open(folder)?;
     let mut hasher = Hasher::new();
@@ -39,7 +43,11 @@ pub fn of_model(folder: &Path) -> Result<String, ExperimentError> {
     Ok(short(&hasher))
 }
 
-/// A number for the adapter in `folder`: all that its files hold, which is little beside a model.
+/// Fingerprint of the adapter in `folder`: the whole content of its files, which is small.
+///
+/// # Errors
+///
+/// [`ExperimentError::Read`].
 pub fn of_adapter(folder: &Path) -> Result<String, ExperimentError> {
     let unreadable = |source| ExperimentError::Read { path: folder.to_owned(), source };
     let entries = std::fs::read_dir(folder).map_err(unreadable)?;
@@ -54,7 +62,7 @@ pub fn of_adapter(folder: &Path) -> Result<String, ExperimentError> {
     Ok(short(&hasher))
 }
 
-/// Takes in the name, the length and the content of a file.
+/// Adds the name, the length and the content of a file.
 fn file(hasher: &mut Hasher, path: &Path) -> Result<(), ExperimentError> {
     let unreadable = |source| ExperimentError::Read { path: path.to_owned(), source };
     let mut file = std::fs::File::open(path).map_err(unreadable)?;
@@ -65,7 +73,7 @@ fn file(hasher: &mut Hasher, path: &Path) -> Result<(), ExperimentError> {
     Ok(())
 }
 
-/// Sixteen digits: no two models are alike by accident.
+/// The first sixteen digits: enough for no two models to share them.
 fn short(hasher: &Hasher) -> String {
     hasher.finalize().to_hex()[..16].to_owned()
 }

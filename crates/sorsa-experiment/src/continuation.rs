@@ -51,8 +51,8 @@ pub struct Prompts<'a> {
 }
 
 impl Prompts<'_> {
-    /// Continues every prompt, and hands each continuation to `on_continuation` as soon as it ends. Each is the same, whatever
-    /// is continued beside it.
+    /// Continues every prompt, and hands each continuation to `on_continuation` as soon as it ends. Each is the same
+    /// in any batch.
     ///
     /// # Errors
     ///

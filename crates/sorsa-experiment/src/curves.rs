@@ -3,7 +3,7 @@
 use sorsa_report::plot::TrainingCurves;
 use sorsa_train::metrics::Metric;
 
-/// Picks the curves out of the lines of `metrics.jsonl`.
+/// The curves in the lines of `metrics.jsonl`.
 pub fn training_curves(metrics: &[Metric]) -> TrainingCurves {
     let mut curves = TrainingCurves::default();
     for metric in metrics {

@@ -89,7 +89,7 @@ fn unpack(cache: Option<&Path>) -> Result<Unpacked, ExperimentError> {
     });
     if let Some(cache) = cache {
         let folder = cache.join(&*NAME);
-        // Another process may give the folder its name meanwhile.
+        // Another process may have made the folder meanwhile.
         if is_whole(&folder) || (write(&folder).is_ok() || is_whole(&folder)) {
             return Ok(Unpacked { folder, _temporary: None });
         }

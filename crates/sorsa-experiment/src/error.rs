@@ -1,19 +1,20 @@
-//! What ends an experiment.
+//! Errors of experiments.
 
 use std::io;
 use std::path::PathBuf;
 
 use sorsa_adapter::AdapterError;
+use sorsa_checkpoint::ConfigError;
+use sorsa_checkpoint::hub::HubError;
+use sorsa_checkpoint::weights::WeightsError;
 use sorsa_data::DataError;
 use sorsa_files::FileError;
 use sorsa_linalg::LinalgError;
-use sorsa_models::hub::HubError;
-use sorsa_models::weights::WeightsError;
-use sorsa_models::{ConfigError, GenerateError, ModelError};
+use sorsa_models::{GenerateError, ModelError};
 use sorsa_report::ReportError;
 use sorsa_train::{CheckpointError, TrainError};
 
-/// Why an experiment did not come to its end. [`is_bad_input`](Self::is_bad_input) tells the caller's faults from failures.
+/// Why an experiment ended early. [`is_bad_input`](Self::is_bad_input) tells the caller's faults from failures.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ExperimentError {
@@ -207,7 +208,8 @@ pub enum ExperimentError {
     },
     /// The task runs programs that the model writes, and nobody allowed that.
     #[error(
-        "HumanEval runs programs that the model writes: allow it with --allow-code-execution, where that can do no harm"
+        "HumanEval runs programs that the model writes: allow it with --allow-code-execution, or eval.allow_code_execution in a \
+         recipe, if that can do no harm"
     )]
     CodeNotAllowed,
     /// Generated programs run on Unix only.

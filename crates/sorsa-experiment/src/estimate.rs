@@ -1,10 +1,14 @@
-//! Memory of a training step, part by part, from shapes alone.
+//! Memory of a training step, part by part, from shapes alone: the sum of what its operations say.
 
+use burn::tensor::FloatDType;
 use serde::Serialize;
-use sorsa_models::{Activation, Architecture, BlockNorms, ModelConfig, TransformerConfig};
+use sorsa_checkpoint::{Activation, Architecture, BlockNorms, ModelConfig, RwkvConfig, RwkvVersion, TransformerConfig};
+use sorsa_ops::{
+    AttentionShape, Form, HeadLossShape, OperationMemory, attention_memory, gated_memory, head_loss_memory,
+    layer_norm_memory, rms_norm_memory, rotate_half_memory, wkv4_memory, wkv6_memory,
+};
 
-/// Bytes of each part. Weights, adapter, gradients and optimizer are exact; the rest follows what the operations keep for
-/// the backward pass, and is an estimate.
+/// Bytes of each part. Weights, adapter, gradients and optimizer are exact; the rest is an estimate.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct MemoryEstimate {
     /// The model.
@@ -13,11 +17,11 @@ pub struct MemoryEstimate {
     pub adapter: u64,
     /// Gradients of what is trained.
     pub gradients: u64,
-    /// Moments of what is trained.
+    /// The optimizer's buffers.
     pub optimizer: u64,
-    /// What the forward pass keeps for the backward pass.
+    /// Kept from the forward pass for the backward pass.
     pub activations: u64,
-    /// What exists for a moment, at the worst one, and the program itself.
+    /// The largest temporaries of the step, and the program itself.
     pub workspace: u64,
 }
 
@@ -28,7 +32,9 @@ pub struct Step<'a> {
     pub config: &'a ModelConfig,
     /// Trained parameters.
     pub trained: u64,
-    /// Whether they are weights of the model, not factors beside them.
+    /// Buffers that the optimizer keeps of each trained parameter, f32.
+    pub optimizer_buffers: u64,
+    /// Whether the trained parameters are weights of the model, not factors beside them.
     pub dense: bool,
     /// Numbers that the adapters keep of each token.
     pub kept: u64,
@@ -36,36 +42,33 @@ pub struct Step<'a> {
     pub weight_bytes: u64,
     /// Sequences of a micro-batch.
     pub rows: usize,
-    /// Their length.
+    /// Tokens of a sequence.
     pub len: usize,
-    /// Whether operations take the fused form of `sorsa-ops` where they have one.
+    /// Whether operations take their fused form, if they have one.
     pub fused: bool,
-    /// Whether the output head has factors of its own, so that its logits are formed as those of any linear layer.
+    /// Whether the output head has factors of its own; then its logits are those of a linear layer.
     pub adapted_head: bool,
 }
 
 /// The binary, its threads, and the buffers in which they pack operands of products.
 const PROGRAM: u64 = 16_000_000;
-/// Logits that exist at one time where head and loss are one operation, `sorsa_ops::head_loss_sum`: of a frozen head, and
-/// of one that may be trained.
-const LOGITS_BLOCK: [u64; 2] = [4 << 20, 16 << 20];
-/// Rows of such a block.
-const LOGITS_ROWS: u64 = 2048;
 
 impl MemoryEstimate {
     /// Sums the parts of a step.
     pub fn new(step: &Step<'_>) -> Self {
-        let tokens = (step.rows * step.len) as u64;
-        let (head, head_workspace) = step.head(tokens);
-        let blocks = step.config.num_hidden_layers as u64 * step.kept_per_block();
-        let passing = tokens * (2 * step.config.intermediate_size as u64 + 3 * step.config.hidden_size as u64);
+        let tokens = step.tokens() as u64;
+        let head = step.head();
+        let block = step.block();
+        let blocks = block * step.config.num_hidden_layers as u64;
+        // Gradients on their way through a feed-forward layer: of gate and up, and of three hidden states.
+        let passing = 4 * tokens * (2 * step.config.intermediate_size as u64 + 3 * step.config.hidden_size as u64);
         Self {
             weights: step.config.num_parameters() as u64 * step.weight_bytes,
             adapter: if step.dense { 0 } else { step.trained * 4 },
             gradients: step.trained * 4,
-            optimizer: step.trained * 8,
-            activations: 4 * (tokens * (blocks + step.kept) + head),
-            workspace: PROGRAM + 4 * head_workspace.max(passing),
+            optimizer: step.trained * 4 * step.optimizer_buffers,
+            activations: blocks.kept + 4 * tokens * step.kept + head.kept,
+            workspace: PROGRAM + head.workspace.max(block.workspace).max(passing),
         }
     }
 
@@ -76,69 +79,91 @@ impl MemoryEstimate {
 }
 
 impl Step<'_> {
-    /// Numbers that a block keeps of each token.
-    fn kept_per_block(&self) -> u64 {
-        let (d, ffn) = (self.config.hidden_size as u64, self.config.intermediate_size as u64);
+    fn tokens(&self) -> usize {
+        self.rows * self.len
+    }
+
+    /// A tensor of the shape of the hidden states.
+    fn hidden(&self) -> [usize; 2] {
+        [self.tokens(), self.config.hidden_size]
+    }
+
+    fn form(&self) -> Form {
+        if self.fused { Form::Fused } else { Form::Plain }
+    }
+
+    /// One block, without its adapters.
+    fn block(&self) -> OperationMemory {
         match &self.config.architecture {
-            Architecture::Transformer(decoder) if self.fused => {
-                // What each norm reads, and gate and up. What the norms and the gated unit make of it is formed again.
-                let norms = match decoder.block_norms {
-                    BlockNorms::Before => 2 * d,
-                    BlockNorms::BeforeAndAfter => 4 * d,
-                };
-                let feed_forward = match decoder.activation {
-                    Activation::Gelu => 5 * ffn,
-                    // In the dtype of the weights.
-                    _ => 2 * ffn * self.weight_bytes.min(4) / 4,
-                };
-                norms + feed_forward + self.fused_attention(decoder)
-            }
-            // Norms and residuals, gate, up and their product; rotated q and k, v, and the scores before and after
-            // softmax,
-            Architecture::Transformer(decoder) => {
-                let [q, kv] = widths(decoder);
-                8 * d + 5 * ffn + 4 * q + 5 * kv + self.scores(decoder)
-            }
-            // or the blended inputs, what is made of them, and the weights of each pair of tokens within a chunk.
-            Architecture::Rwkv(rwkv) => {
-                let mixing = 16 * d + (8 + 3 * self.len.min(32) as u64) * rwkv.attention_hidden_size as u64;
-                8 * d + 5 * ffn + mixing
-            }
+            Architecture::Transformer(decoder) => self.transformer_block(decoder),
+            Architecture::Rwkv(rwkv) => self.rwkv_block(rwkv),
         }
     }
 
-    /// q, k, v and the output; what is rotated or normalised apart from the operation is there twice.
-    fn fused_attention(&self, decoder: &TransformerConfig) -> u64 {
-        let [q, kv] = widths(decoder);
-        let again = u64::from(decoder.query_key_norm) + u64::from(decoder.rotary_dim() != decoder.head_dim);
-        // Soft caps have no fused form.
-        let scores = decoder.attention_soft_cap.map_or(0, |_| q + kv + self.scores(decoder));
-        2 * q + 2 * kv + again * (q + kv) + scores
+    fn transformer_block(&self, decoder: &TransformerConfig) -> OperationMemory {
+        let norms = match decoder.block_norms {
+            BlockNorms::Before => 2,
+            BlockNorms::BeforeAndAfter => 4,
+        };
+        let inner = self.tokens() * self.config.intermediate_size;
+        let kept = if self.weight_bytes == 2 { FloatDType::BF16 } else { FloatDType::F32 };
+        let feed_forward = match decoder.activation {
+            // Without a gate, by burn's own operation.
+            Activation::Gelu => gated_memory(Form::Plain, inner, FloatDType::F32),
+            _ => gated_memory(self.form(), inner, kept),
+        };
+        rms_norm_memory(self.form(), self.hidden()) * norms + feed_forward + self.attention(decoder)
     }
 
-    /// Numbers kept of each token's scores where they are formed whole.
-    fn scores(&self, decoder: &TransformerConfig) -> u64 {
-        3 * (decoder.num_attention_heads * self.len) as u64
+    fn attention(&self, decoder: &TransformerConfig) -> OperationMemory {
+        let shape = AttentionShape {
+            batch: self.rows,
+            heads: decoder.num_attention_heads,
+            kv_heads: decoder.num_key_value_heads,
+            seq: self.len,
+            head_dim: decoder.head_dim,
+            soft_capped: decoder.attention_soft_cap.is_some(),
+        };
+        let mut memory = attention_memory(self.form(), shape);
+        // The plain form counts norms and rotation of queries and keys itself.
+        if self.fused {
+            let width = (decoder.num_attention_heads + decoder.num_key_value_heads) * decoder.head_dim;
+            if decoder.query_key_norm {
+                memory = memory + rms_norm_memory(Form::Fused, [self.tokens(), width]);
+            }
+            // A rotation of a part of a head happens before the operation.
+            if decoder.rotary_dim() != decoder.head_dim {
+                memory = memory + rotate_half_memory(self.tokens() * width);
+            }
+        }
+        memory
     }
 
-    /// Numbers that the final norm, the head and the loss keep, and those that exist while they run.
-    fn head(&self, tokens: u64) -> (u64, u64) {
-        let (d, vocabulary) = (self.config.hidden_size as u64, self.config.vocab_size as u64);
+    fn rwkv_block(&self, rwkv: &RwkvConfig) -> OperationMemory {
+        let [tokens, width] = self.hidden();
+        let mixed = [self.rows, self.len, rwkv.attention_hidden_size];
+        let wkv = match rwkv.version {
+            RwkvVersion::V4 => wkv4_memory(mixed),
+            RwkvVersion::V6 { .. } => wkv6_memory(mixed),
+        };
+        let blended = OperationMemory::keeping(16 * tokens * width);
+        let channel_mixing = OperationMemory::keeping(5 * tokens * self.config.intermediate_size);
+        layer_norm_memory(self.hidden()) * 2 + blended + channel_mixing + wkv
+    }
+
+    /// The final norm, the head and the loss.
+    fn head(&self) -> OperationMemory {
+        let [rows, width] = self.hidden();
+        let vocabulary = self.config.vocab_size;
+        let shape = HeadLossShape { rows, width, vocabulary, trained: self.dense };
         let soft_cap = self.config.transformer().is_some_and(|decoder| decoder.logit_soft_cap.is_some());
         if !self.fused || soft_cap || self.adapted_head {
-            // Logits, their softmax and its logarithm; then their gradient.
-            return (3 * tokens * vocabulary, tokens * vocabulary);
+            return head_loss_memory(Form::Plain, shape);
         }
-        let rows = tokens.clamp(1, LOGITS_ROWS);
-        let block = rows * (LOGITS_BLOCK[usize::from(self.dense)] / 4 / rows).max(64).min(vocabulary);
-        // The norm's input and output, the rows that have targets, and their gradient.
-        (4 * tokens * d, block)
+        // The norm's result, and the copy of its rows that have targets.
+        let selected = OperationMemory::keeping(2 * rows * width);
+        rms_norm_memory(Form::Fused, self.hidden()) + selected + head_loss_memory(Form::Fused, shape)
     }
-}
-
-/// Widths of all query heads and of all key heads.
-fn widths(decoder: &TransformerConfig) -> [u64; 2] {
-    [decoder.num_attention_heads, decoder.num_key_value_heads].map(|heads| (heads * decoder.head_dim) as u64)
 }
 
 /// `1,234,567`.
@@ -243,6 +268,7 @@ mod tests {
         let fused = Step {
             config: &config,
             trained: 525_312,
+            optimizer_buffers: 2,
             dense: false,
             kept: 672,
             weight_bytes: 4,

@@ -32,7 +32,7 @@ const SHOWN_SAMPLES: usize = 12;
 ///
 /// # Errors
 ///
-/// Bad input leaves nothing behind. [`ExperimentError::Interrupted`] leaves a checkpoint that [`resume`] goes on from.
+/// Bad input leaves nothing behind. [`ExperimentError::Interrupted`] leaves a checkpoint for [`resume`].
 pub fn finetune(
     recipe: &Recipe,
     host: &Host,
@@ -42,7 +42,7 @@ pub fn finetune(
     PreparedRun::new(recipe, host, observer)?.train(run, observer)
 }
 
-/// Goes on with a run from its newest checkpoint, as if it had not ended.
+/// Resumes a run from its newest checkpoint, like a run that was never interrupted.
 ///
 /// # Errors
 ///
@@ -178,7 +178,7 @@ impl<'a> PreparedRun<'a> {
 
         let metrics = run.metrics()?;
         let accuracy = evaluation.as_ref().and_then(Evaluation::score).map(|score| score.correct);
-        let method = recipe.adapter.method;
+        let method = recipe.adapter.method();
         let summary = Summary {
             method,
             rank: if method.is_factored() { Some(recipe.adapter.rank) } else { None },
@@ -237,7 +237,7 @@ fn attach(
     observer: &mut dyn Observer,
 ) -> Result<Attached<CausalLm>, ExperimentError> {
     let folder = run.file(RunDir::START);
-    let factored = recipe.adapter.method.is_factored();
+    let factored = recipe.adapter.method().is_factored();
     match start {
         Start::Resumed if factored => return Ok(SavedAdapter::load(&folder)?.attach(model)?),
         Start::Adapter(mut saved) => {
@@ -314,11 +314,11 @@ fn report(
         generated: answer.generated,
     });
     Ok(RunReport {
-        title: format!("{} on {}", recipe.adapter.method, recipe.model.path),
+        title: format!("{} on {}", recipe.adapter.method(), recipe.model.path),
         setting: settings.map(|(name, value)| (name.to_owned(), value)).to_vec(),
         summary: fields,
-        before: report::Evaluation { loss: summary.loss_before, scores: baseline.scores },
-        after: report::Evaluation { loss: summary.loss_after, scores },
+        before: report::LossAndScores { loss: summary.loss_before, scores: baseline.scores },
+        after: report::LossAndScores { loss: summary.loss_after, scores },
         curves: training_curves(metrics),
         samples: samples.collect(),
         recipe: recipe.to_toml()?,

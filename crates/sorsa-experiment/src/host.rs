@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use burn::prelude::Device;
 use sorsa_adapter::Placement;
-use sorsa_models::hub::HubOptions;
+use sorsa_checkpoint::hub::HubOptions;
 
 use crate::embedded::EmbeddedFiles;
 use crate::sandbox::CodeExecution;
 
-/// The device, and what an experiment may use of the machine beside it. Nothing here reads the environment: whoever starts
-/// an experiment fills it in.
+/// The device, and the folders, hub and programs that an experiment may use. Whoever starts an experiment fills them in:
+/// nothing here reads the environment.
 #[derive(Clone)]
 pub struct Host {
     /// The device that trains and generates.

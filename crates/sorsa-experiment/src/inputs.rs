@@ -1,4 +1,4 @@
-//! What a run reads beside the model's weights: data, encoded and batched, and the test.
+//! Input of a run besides the model's weights: data, encoded and batched, and the test.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use crate::observer::{Event, Observer};
 use crate::recipe::Recipe;
 use crate::tasks::{self, ProblemSource, Problems, Task};
 
-/// What a run reads beside the model's weights.
+/// Input of a run besides the model's weights.
 pub struct Inputs {
     /// Batches to train on.
     pub train: Batcher,
@@ -27,7 +27,7 @@ pub struct Inputs {
     pub validation: Option<Batcher>,
     /// What accuracy is measured on, if it is.
     pub test: Option<Test>,
-    /// What the data files hold.
+    /// Counts of what the data files hold.
     pub data: DataReport,
 }
 
@@ -41,7 +41,7 @@ pub struct Test {
     pub options: AnswerOptions,
 }
 
-/// What the data files hold.
+/// Counts of what the data files hold.
 #[derive(Debug, Clone, Serialize)]
 pub struct DataReport {
     /// Format of the training data.
@@ -183,7 +183,10 @@ fn read_test(
     host: &Host,
     observer: &mut dyn Observer,
 ) -> Result<Test, ExperimentError> {
-    let task = tasks::recognise(path, recipe.data.format);
+    let task = match recipe.data.format {
+        Some(format) => tasks::recognise_as(path, format),
+        None => tasks::recognise(path),
+    };
     if !task.has_accuracy() {
         return Err(ExperimentError::NoAnswers { path: path.to_owned() });
     }
@@ -206,7 +209,7 @@ fn read_test(
     Ok(Test { task, problems: task.load(&source, observer)?, options })
 }
 
-/// Encodes the records of a file, of which at least one must fit.
+/// Encodes the records of a file. At least one must fit.
 fn encode(
     path: &Path,
     encoder: &Encoder,

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use sorsa_adapter::peft::{CONFIG_FILE, PeftAdapter};
 use sorsa_adapter::{Attached, SavedAdapter};
+use sorsa_checkpoint::hub;
 use sorsa_data::{EncodeOptions, Encoder, PromptTemplate, TemplateName, TextTokenizer};
-use sorsa_models::hub;
 use sorsa_models::{CausalLm, ModelConfig};
 
 use crate::embedded::EMBEDDED;
@@ -152,15 +152,27 @@ pub fn model_of_run(adapter: &Path) -> Result<String, ExperimentError> {
     }
 }
 
-/// The model that was named, or that of the adapter's run, or the embedded one.
+/// The model of the adapter's run, or the embedded one if the adapter is in no run.
+///
+/// # Errors
+///
+/// A recipe that cannot be read.
+pub fn model_of_run_or_embedded(adapter: &Path) -> Result<String, ExperimentError> {
+    match recipe_of_run(adapter) {
+        Some(recipe) => Ok(Recipe::read(&recipe)?.model.path),
+        None => Ok(EMBEDDED.to_owned()),
+    }
+}
+
+/// The model of two options: the one that is named, or that of the adapter's run, or the embedded one.
 ///
 /// # Errors
 ///
 /// A recipe that cannot be read.
 pub fn model_or_of_run(model: Option<&str>, adapter: Option<&Path>) -> Result<String, ExperimentError> {
-    match (model, adapter.and_then(recipe_of_run)) {
+    match (model, adapter) {
         (Some(model), _) => Ok(model.to_owned()),
-        (None, Some(recipe)) => Ok(Recipe::read(&recipe)?.model.path),
+        (None, Some(adapter)) => model_of_run_or_embedded(adapter),
         (None, None) => Ok(EMBEDDED.to_owned()),
     }
 }

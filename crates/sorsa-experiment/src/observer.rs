@@ -1,4 +1,4 @@
-//! What an experiment tells while it runs.
+//! Events of a running experiment.
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ use crate::recipe::Recipe;
 use crate::run_dir::RunDir;
 use crate::training_shape::TrainingShape;
 
-/// Who watches an experiment: prints, draws a bar, asks it to stop. `()` watches nothing.
+/// Watches an experiment: prints, draws a bar, asks it to stop. `()` does nothing.
 pub trait Observer: Send {
     /// Something happened.
     fn on_event(&mut self, _event: Event<'_>) {}
@@ -86,7 +86,7 @@ pub enum Event<'a> {
         /// What was measured.
         metric: &'a Metric,
     },
-    /// Training ended, for whatever reason.
+    /// Training ended: all steps made, early, interrupted or failed.
     TrainingEnded,
     /// Weights of a run are measured one after another; the first event has `done` 0.
     Measuring {

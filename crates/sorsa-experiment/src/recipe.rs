@@ -1,5 +1,5 @@
-//! A recipe: everything that decides what a run does. Read from TOML, written beside the results in full, and run again as
-//! it stands.
+//! A recipe: everything that decides what a run does. It is read from TOML, written
+//! in full to the run directory, and runs again unchanged.
 
 use std::fmt;
 use std::path::Path;
@@ -15,7 +15,7 @@ use toml::{Table, Value};
 
 use crate::embedded::EMBEDDED;
 use crate::error::ExperimentError;
-use crate::model::{adapter_folder, model_or_of_run};
+use crate::model::{adapter_folder, model_of_run_or_embedded};
 
 /// Everything that decides what a run does.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -252,7 +252,7 @@ impl Recipe {
         let of_model = |field: &str| typed.get("model").and_then(|model| model.get(field));
         if let (None, Some(Value::String(adapter))) = (of_model("path"), of_model("adapter")) {
             // An adapter of a run is trained further on the model of that run.
-            let model = model_or_of_run(None, Some(Path::new(adapter)))?;
+            let model = model_of_run_or_embedded(Path::new(adapter))?;
             set_field(&mut typed, "model.path", Value::String(model))?;
         }
         let method = match typed.get("adapter").and_then(|adapter| adapter.get("method")) {
@@ -291,20 +291,20 @@ impl Recipe {
         }
     }
 
-    /// Makes `[adapter]` that of the adapter to start from. Whatever `[adapter]` says beside defaults must agree.
+    /// Replaces `[adapter]` by the settings of the adapter to start from. Fields that differ from the defaults must agree.
     ///
     /// # Errors
     ///
     /// [`ExperimentError::OtherAdapter`].
     pub fn start_from(&mut self, saved: &SavedAdapter) -> Result<(), ExperimentError> {
-        let (own, defaults) = (&self.adapter, Self::defaults(self.adapter.method, OptimizerKind::AdamW).adapter);
+        let (own, defaults) = (&self.adapter, Self::defaults(self.adapter.method(), OptimizerKind::AdamW).adapter);
         let dropout = if own.dropout == defaults.dropout { saved.state.config.dropout } else { own.dropout };
         let config = AdapterConfig { dropout, seed: own.seed, ..saved.state.config.clone() };
         let silent = *own == AdapterConfig { dropout: own.dropout, seed: own.seed, ..defaults };
         let own = AdapterConfig { dropout, ..own.clone() };
         if !silent && own != config {
             return Err(ExperimentError::OtherAdapter {
-                method: config.method.to_string(),
+                method: config.method().to_string(),
                 rank: config.rank,
                 targets: config.target_modules.join(", "),
             });
@@ -450,7 +450,7 @@ pub fn set_field(table: &mut Table, field: &str, value: Value) -> Result<(), Exp
     }
 }
 
-/// Puts the fields of `over` over those of `base`, table by table. Patterns replace each other as a whole.
+/// Replaces fields of `base` by those of `over`, table by table. Lists are replaced whole.
 fn merge(base: &mut Table, over: Table) {
     for (field, value) in over {
         match (base.get_mut(&field), value) {
@@ -462,7 +462,7 @@ fn merge(base: &mut Table, over: Table) {
     }
 }
 
-/// Takes out each name that stands for nothing, so that the other fields can be checked too. Returns what is wrong with it.
+/// Removes each unknown name, so that the other fields can be checked too. Returns a line for each.
 fn take_unknown_names(table: &mut Table) -> Vec<String> {
     let formats = Format::ALL.map(Format::as_str).join(", ");
     let templates = TemplateName::ALL.map(TemplateName::as_str).join(", ");

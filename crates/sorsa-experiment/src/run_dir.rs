@@ -12,7 +12,7 @@ use crate::error::ExperimentError;
 use crate::recipe::Recipe;
 use crate::summary::{Baseline, Divergence, Summary};
 
-/// A run's folder. What a run writes is read back as the type that wrote it.
+/// A run's folder. Each file is read back as the type that wrote it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunDir {
     path: PathBuf,
@@ -75,7 +75,7 @@ impl RunDir {
         create_folder(&self.path)
     }
 
-    /// Removes what was written before a run could start, and the folder if it holds nothing else.
+    /// Removes the files that were written before a run failed to start, and the folder if it holds nothing else.
     pub fn abandon(&self) {
         // The error that ended the run is the one to report.
         let _ = std::fs::remove_file(self.file(Self::BASELINE));

@@ -1,10 +1,10 @@
-//! What a run came to, as its files hold it.
+//! The results of a run in its files.
 
 use serde::{Deserialize, Serialize};
 use sorsa_adapter::Method;
 use sorsa_grading::grade::Score;
 
-/// What a run came to: `summary.json`.
+/// The results of a run: `summary.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
     /// The method.
@@ -82,8 +82,8 @@ pub struct Baseline {
     pub scores: Vec<(String, Score)>,
 }
 
-/// What a run leaves whose loss was not a number any more: `diverged.json`. Whoever tries learning rates tells this from a
-/// machine that failed.
+/// A run whose loss became NaN or infinite: `diverged.json`. It tells a learning rate that is too high from a machine that
+/// failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Divergence {
     /// The step.

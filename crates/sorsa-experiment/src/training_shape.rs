@@ -54,7 +54,7 @@ impl TrainingShape {
     /// [`ExperimentError::Adapter`] with every target that matches nothing and every rank that does not fit.
     pub fn new(recipe: &Recipe, config: &ModelConfig, host: &Host) -> Result<Self, ExperimentError> {
         let model = CausalLm::init(config, &host.device);
-        let method = recipe.adapter.method;
+        let method = recipe.adapter.method();
         let mut modules: Vec<ModuleShape> = Vec::new();
         let (mut kept, mut adapted_head) = (0, false);
         for target in recipe.adapter.targets(&model)? {
@@ -82,17 +82,18 @@ impl TrainingShape {
             }
         }
         let parameters = config.num_parameters() as u64;
-        let trainable_parameters = match method {
-            Method::Full => parameters,
-            _ => {
-                let whole = recipe.adapter.whole_parameters(&model) as u64;
-                whole + modules.iter().map(|module| module.trainable_parameters).sum::<u64>()
-            }
+        let trainable_parameters = if method.has_targets() {
+            let whole = recipe.adapter.whole_parameters(&model) as u64;
+            whole + modules.iter().map(|module| module.trainable_parameters).sum::<u64>()
+        } else {
+            parameters
         };
         let len = recipe.data.max_length.min(config.max_position_embeddings);
+        let optimizer = &recipe.train.optimizer;
         let memory = MemoryEstimate::new(&Step {
             config,
             trained: trainable_parameters,
+            optimizer_buffers: optimizer.kind.rule(optimizer).buffers().len() as u64,
             dense: !method.is_factored(),
             kept,
             weight_bytes: recipe.model.dtype.bytes(),

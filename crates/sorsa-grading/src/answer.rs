@@ -5,7 +5,7 @@
 //! | [`answer_is`] | `The answer is: X` | MetaMathQA |
 //! | [`hashes`] | `#### X` | GSM8K |
 //! | [`boxed`] | `\boxed{X}` | MATH |
-//! | [`last_number`] | the last number | lm-eval's `flexible-extract`, only where asked for |
+//! | [`last_number`] | the last number | lm-eval's `flexible-extract`, only if asked for |
 //!
 //! Each takes the last occurrence, since models correct themselves.
 
@@ -42,7 +42,7 @@ pub fn hashes(text: &str) -> Option<&str> {
     clean(rest.trim_start().lines().next()?)
 }
 
-/// The content of the last `\boxed{..}` or, where there is none, `\fbox{..}`, up to the brace that closes it.
+/// The content of the last `\boxed{..}` or, if there is none, `\fbox{..}`, up to the brace that closes it.
 /// `\boxed 5`, as some solutions of MATH have it, counts too. `None` if the brace is never closed.
 pub fn boxed(text: &str) -> Option<&str> {
     let (_, rest) = text.rsplit_once(r"\boxed").or_else(|| text.rsplit_once(r"\fbox"))?;

@@ -1,14 +1,14 @@
-//! Programs from completions, as HumanEval (Chen et al. 2021, arXiv 2107.03374) tests them. Nothing here runs any.
+//! Makes the programs that test completions of HumanEval (Chen et al. 2021, arXiv 2107.03374). Nothing here runs any.
 
 /// What ends a function's body, when a model writes on after it.
 const ENDS: [&str; 7] = ["\nclass ", "\ndef ", "\n#", "\nif ", "\nprint(", "\n@", "\n```"];
 
 /// The program that tests a completion: the function, the problem's tests, and the call `check(entry_point)`.
 ///
-/// A completion whose first line is indented goes on with the body that `prompt` begins, and is cut where that ends: what
-/// a base model writes after it, the same problem again say, does not count. Of any other the first fenced block is taken
-/// where there is one (a chat model's answer). If that defines `entry_point` anew it stands after `prompt`, whose imports
-/// and other functions it may use.
+/// A completion whose first line is indented continues the body that `prompt` begins, and ends with it: a base model may write
+/// more, the same problem again say, which does not count. Of any other completion the first fenced block counts, if there is
+/// one (a chat model's answer). If it defines `entry_point` anew, it stands after `prompt`, and may use its imports and other
+/// functions.
 ///
 /// ```
 /// let program = sorsa_grading::code::program("def one():\n", "    return 1\nprint(one())", "def check(f):\n    assert f() == 1", "one");

@@ -1,4 +1,4 @@
-//! Means over seeds and problems, where every seed answers the same problems, and differences between two methods.
+//! Means over seeds and problems if every seed answers the same problems, and differences between two methods.
 //!
 //! `x_ij` is what seed `j` of `m` got for problem `i` of `n`. Both are samples: other seeds would have trained other models, and
 //! other problems would have been easier or harder. With `x_ij = mu + p_i + s_j + e_ij` the variance of the grand mean is
@@ -8,15 +8,15 @@
 //! ```
 //!
 //! and the mean squares of the two-way analysis of variance without replication estimate its parts
-//! (`E MS_p = m var(p) + var(e)`, `E MS_s = n var(s) + var(e)`, `E MS_e = var(e)`), each taken as 0 where it comes out below:
+//! (`E MS_p = m var(p) + var(e)`, `E MS_s = n var(s) + var(e)`, `E MS_e = var(e)`), each set to 0 if it is negative:
 //!
 //! ```text
 //! V = (MS_e + max(0, MS_p - MS_e) + max(0, MS_s - MS_e)) / (n m)
 //! ```
 //!
 //! The interval is Student's, with the degrees of freedom of Satterthwaite (1946), `(sum a_k MS_k)^2 / sum (a_k MS_k)^2 / df_k`
-//! over the mean squares in it: where the seeds differ much, three of them give wide intervals, as they should. A difference of two methods is the same with `x_ij - y_ij`, so that what the pairs
-//! share, hard problems and lucky orders of the data, cancels.
+//! over its mean squares: if the seeds differ much, three of them give wide intervals, and they should. A difference of two
+//! methods is the same with `x_ij - y_ij`: hard problems and lucky orders of the data are in both, and cancel.
 
 use serde::{Deserialize, Serialize};
 
@@ -30,7 +30,7 @@ pub struct CrossedMean {
     pub mean: f64,
     /// Its standard error; `None` of a single cell.
     pub standard_error: Option<f64>,
-    /// Degrees of freedom of the standard error; 0 where there is none.
+    /// Degrees of freedom of the standard error; 0 if there is none.
     pub degrees: f64,
     /// Problems, `n`.
     pub problems: usize,
@@ -65,7 +65,7 @@ impl CrossedMean {
         let mean = seeds.iter().flatten().sum::<f64>() / cells;
         let by_seed: Vec<f64> = seeds.iter().map(|seed| seed.iter().sum::<f64>() / n as f64).collect();
         let by_problem: Vec<f64> = (0..n).map(|i| seeds.iter().map(|seed| seed[i]).sum::<f64>() / m as f64).collect();
-        // Sums of squares of problems, seeds and what is left, each with its degrees of freedom.
+        // Sums of squares of problems, seeds and residual, each with its degrees of freedom.
         let squares = |means: &[f64]| means.iter().map(|value| (value - mean).powi(2)).sum::<f64>();
         let problems = (m as f64 * squares(&by_problem), (n - 1) as f64);
         let seeds_part = (n as f64 * squares(&by_seed), (m - 1) as f64);
@@ -136,8 +136,8 @@ impl CrossedMean {
     }
 
     /// The 95 % interval of a mean of right (1) and wrong (0) answers: Wilson's, for the number of independent answers that would
-    /// have this standard error, `p (1 - p) / V`, less what the degrees of freedom cost (`(1.96 / t)^2`), as Korn and Graubard
-    /// (1998) do for samples in clusters. It stays within `0..=1` and has a width where all answers are right, or all wrong.
+    /// have this standard error, `p (1 - p) / V`, less what the degrees of freedom cost (`(1.96 / t)^2`), like Korn and Graubard
+    /// (1998) for samples in clusters. It stays within `0..=1` and has a width even if all answers are right, or all wrong.
     pub fn rate_interval(&self) -> Interval {
         /// The 97.5 % quantile of the normal distribution.
         const Z: f64 = 1.959_963_984_540_054;

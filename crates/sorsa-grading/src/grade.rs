@@ -14,20 +14,20 @@ use crate::stats::Proportion;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Grader {
-    /// As SORSA's author grades, bug for bug: GSM8K by the first number after `The answer is: `, rounded; MATH by equal
+    /// The rule of SORSA's author, bug for bug: GSM8K by the first number after `The answer is: `, rounded; MATH by equal
     /// strings, numbers within 1e-4 (or a hundredfold), or expressions that sympy reads.
     Author,
     /// Equal strings in the normal form of the MATH paper; in plain numbers, thousands separators, currency signs and
     /// `%` do not count.
     Strict,
-    /// Answers compared as what they mean, numbers exactly: see [`same_answer`].
+    /// Compares answers by their meaning, numbers exactly: see [`same_answer`].
     Faithful,
     /// The last number of the text, compared as [`Faithful`](Self::Faithful) does: for models that were never taught to
     /// announce an answer (`flexible-extract` of lm-eval).
     LastNumber,
 }
 
-/// Which of a grader's rules applies, where it has one for each kind of problem: the author's has.
+/// Kind of a problem. The author's grader has a rule for each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AnswerKind {
@@ -38,7 +38,7 @@ pub enum AnswerKind {
     Expression,
 }
 
-/// What a grader says of one generated text.
+/// Verdict of a grader on one generated text.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Verdict {
     /// The answer it found in the text.
@@ -113,7 +113,7 @@ impl Grader {
     }
 }
 
-/// What a grader says of many texts.
+/// Score of many texts by one grader.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Score {
     /// Right answers.

@@ -6,7 +6,7 @@ pub fn strip_string(answer: &str) -> String {
     stripped(answer, &mut false)
 }
 
-/// [`strip_string`] as the original has it: `None` where it raises an exception.
+/// [`strip_string`] as the original has it: `None` if it raises an exception.
 pub(crate) fn try_strip_string(answer: &str) -> Option<String> {
     let mut raised = false;
     let stripped = stripped(answer, &mut raised);
@@ -74,8 +74,8 @@ fn brace_arguments(s: &str, command: &str, arguments: usize, raised: &mut bool) 
     result
 }
 
-/// `\frac{a}{b}` for an answer that is two plain integers with a slash between them. The original raises where a part
-/// is no integer to Python.
+/// `\frac{a}{b}` for an answer that is two plain integers with a slash between them. The original raises if Python
+/// reads a part as no integer.
 fn slash_to_frac(s: &str, raised: &mut bool) -> Option<String> {
     let [a, b] = s.split('/').collect::<Vec<_>>()[..] else { return None };
     let digits = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
@@ -130,7 +130,7 @@ mod tests {
         for case in cases {
             for side in ["gold", "pred"] {
                 let answer = &case[format!("{side}_extracted")];
-                // Where the original raised an exception it has no normal form; where it found nothing, "None".
+                // No normal form if the original raises an exception; "None" if it finds nothing.
                 if let (Some(answer), Some(expected)) = (answer.as_str(), case[format!("{side}_stripped")].as_str()) {
                     assert_eq!(strip_string(answer), expected, "{answer}");
                     compared += 1;

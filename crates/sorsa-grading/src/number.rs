@@ -7,7 +7,7 @@ use regex::Regex;
 pub use crate::algebra::Rational;
 use crate::latex::strip_string;
 
-/// A number with its unit, where it has one.
+/// A number with its unit, if it has one.
 ///
 /// ```
 /// use sorsa_grading::number::Quantity;
@@ -68,7 +68,7 @@ impl Quantity {
         Some(Self { value, unit: (!unit.is_empty()).then(|| unit.to_owned()) })
     }
 
-    /// Whether two answers agree: equal values, and the same unit where both name one.
+    /// Whether two answers agree: equal values, and the same unit if both name one.
     pub fn matches(&self, other: &Self) -> bool {
         let same_unit = self.unit.is_none() || other.unit.is_none() || self.unit == other.unit;
         self.value == other.value && same_unit

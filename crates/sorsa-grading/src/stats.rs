@@ -65,7 +65,7 @@ pub(crate) fn score_interval_of(rate: f64, total: f64) -> Interval {
     Interval { low: (center - half).max(0.0), high: (center + half).min(1.0) }
 }
 
-/// The chance that at least one of `k` answers is right, where `correct` of `total` sampled ones were: the unbiased
+/// The chance that at least one of `k` answers is right, if `correct` of `total` sampled ones are: the unbiased
 /// estimator of Chen et al. 2021 (arXiv 2107.03374), `1 - C(n - c, k) / C(n, k)`. `None` for `k` of 0 or beyond `total`.
 ///
 /// ```

@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 
 use burn::prelude::*;
 use burn::tensor::FloatDType;
+use sorsa_checkpoint::WeightFormat;
+use sorsa_checkpoint::weights::{Checkpoint, CheckpointWriter, Expected, WeightsError};
 use sorsa_models::CausalLm;
-use sorsa_models::weights::{Checkpoint, CheckpointWriter, Expected, FloatDtype, WeightsError};
 
 /// What the binary allocates with.
 #[global_allocator]
@@ -43,7 +44,7 @@ fn whole(folder: &Path, what: &str) -> Result<(), Box<dyn std::error::Error>> {
 fn matrices() -> Result<(), Box<dyn std::error::Error>> {
     let tensor = Expected::new("down_proj.weight", [4096, 11008]);
     let values: Vec<f32> = (0..4096 * 11008).map(|i| (i as f32).sin()).collect();
-    for dtype in [FloatDtype::Bf16, FloatDtype::F16, FloatDtype::F32] {
+    for dtype in [WeightFormat::Bf16, WeightFormat::F16, WeightFormat::F32] {
         let dir = tempfile::tempdir()?;
         CheckpointWriter::new(dir.path(), dtype)
             .write(std::slice::from_ref(&tensor), |_| Ok::<_, WeightsError>(values.clone()))?;

@@ -6,10 +6,10 @@ use sorsa_adapter::project;
 use sorsa_ops::{rotary_attention, rotate_half, soft_capped_attention};
 
 use crate::cache::LayerCache;
-use crate::config::{ModelConfig, TransformerConfig};
 use crate::layers::{Fresh, RmsNorm};
 use crate::transformer::View;
 use crate::transparent::transparent_module;
+use sorsa_checkpoint::{ModelConfig, TransformerConfig};
 
 /// Attention, with its projections as the family's checkpoints have them.
 #[derive(Debug, Clone)]

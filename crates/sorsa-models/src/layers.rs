@@ -5,7 +5,7 @@ use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
 use burn::prelude::*;
 use sorsa_ops::{activation_dtype, layer_norm, rms_norm, rms_norm_offset};
 
-use crate::config::ModelConfig;
+use sorsa_checkpoint::ModelConfig;
 
 /// Root-mean-square norm with a learned scale.
 #[derive(Module, Debug)]

@@ -1,4 +1,5 @@
-//! Language models on burn: Hugging Face checkpoints in and out, losses, cached and batched generation. The families
+//! Language models on burn: modules that are filled from and saved as Hugging Face checkpoints, losses, cached and batched
+//! generation. The families
 //! are decoder-only transformers (Llama, Mistral, Qwen 2 and 3, Gemma 1 to 3, Phi-3) and RWKV 4 and 6.
 //!
 //! ```
@@ -22,39 +23,28 @@
 
 mod attention;
 mod cache;
-mod config;
-mod families;
-mod fields;
 mod generate;
-pub mod gguf;
-pub mod hub;
 mod input;
 mod layers;
 mod mlp;
 mod model;
 mod model_files;
-mod rope;
 mod rwkv;
 mod schedule;
 mod training;
 mod transformer;
 mod transparent;
-pub mod weights;
 
 pub use attention::{Attention, FusedAttention, SeparateAttention};
-pub use config::{
-    Activation, Architecture, BlockNorms, ConfigError, LayerType, ModelConfig, RwkvConfig, RwkvVersion,
-    TransformerConfig,
-};
-pub use families::Family;
 pub use generate::{Finish, GenerateError, GenerateOptions, Generation, Sampling};
 pub use input::ModelInput;
 pub use layers::{LayerNorm, RmsNorm};
 pub use mlp::{FusedMlp, Mlp, SeparateMlp};
 pub use model::CausalLm;
 pub use model_files::ModelError;
-pub use rope::{Frequencies, LongRope, Rope, RopeScaling, Yarn};
 pub use rwkv::{ChannelMix, ChannelMix4, ChannelMix6, Rwkv, RwkvBlock, RwkvModel, TimeMix, TimeMix4, TimeMix6};
 pub use schedule::Requests;
+// The two types of sorsa-checkpoint that `CausalLm` is made of and saved as.
+pub use sorsa_checkpoint::{ModelConfig, WeightFormat};
 pub use training::{Pass, mixed_seed};
 pub use transformer::{Block, Decoder, Transformer};

@@ -7,9 +7,9 @@ use burn::tensor::activation::gelu;
 use sorsa_adapter::project;
 use sorsa_ops::{gated_gelu, gated_silu};
 
-use crate::config::{Activation, ModelConfig, TransformerConfig};
 use crate::layers::Fresh;
 use crate::transparent::transparent_module;
+use sorsa_checkpoint::{Activation, ModelConfig, TransformerConfig};
 
 /// The feed-forward layer, with its projections as the family's checkpoints have them.
 #[derive(Debug, Clone)]
@@ -62,27 +62,30 @@ impl Mlp {
         match self {
             Self::Separate(mlp) => {
                 let gate = project(&mlp.gate_proj, x.clone());
-                mlp.activation.gated_down(gate, project(&mlp.up_proj, x), &mlp.down_proj)
+                gated_down(mlp.activation, gate, project(&mlp.up_proj, x), &mlp.down_proj)
             }
             Self::Fused(mlp) => {
                 let both = project(&mlp.gate_up_proj, x);
                 let width = both.dims()[2] / 2;
                 let (gate, up) = (both.clone().narrow(2, 0, width), both.narrow(2, width, width));
-                mlp.activation.gated_down(gate, up, &mlp.down_proj)
+                gated_down(mlp.activation, gate, up, &mlp.down_proj)
             }
         }
     }
 }
 
-impl Activation {
-    /// `down(f(gate) * up)`. What the gated unit keeps has the dtype of the weight that follows.
-    fn gated_down(self, gate: Tensor<3>, up: Tensor<3>, down: &Linear) -> Tensor<3> {
-        let kept = FloatDType::from(down.weight.dtype());
-        let gated = match self {
-            Self::Silu => gated_silu(gate, up, kept),
-            Self::Gelu => gelu(gate) * up,
-            Self::GeluTanh => gated_gelu(gate, up, kept),
-        };
-        project(down, gated)
-    }
+/// `down(f(gate) * up)`. What the gated unit keeps has the dtype of the weight that follows.
+///
+/// # Shapes
+///
+/// - `gate`, `up`: `[rows, len, intermediate_size]`
+/// - output: `[rows, len, hidden_size]`
+fn gated_down(activation: Activation, gate: Tensor<3>, up: Tensor<3>, down: &Linear) -> Tensor<3> {
+    let kept = FloatDType::from(down.weight.dtype());
+    let gated = match activation {
+        Activation::Silu => gated_silu(gate, up, kept),
+        Activation::Gelu => gelu(gate) * up,
+        Activation::GeluTanh => gated_gelu(gate, up, kept),
+    };
+    project(down, gated)
 }

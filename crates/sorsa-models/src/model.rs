@@ -6,12 +6,12 @@ use sorsa_adapter::project;
 use sorsa_ops::{cross_entropy_sum, head_loss_sum, linear, on_pool, soft_cap, soft_capped_head_loss_sum};
 
 use crate::cache::KvCache;
-use crate::config::{Architecture, ModelConfig};
 use crate::input::ModelInput;
 use crate::layers::index_tensor;
 use crate::rwkv::{Rwkv, RwkvState};
 use crate::transformer::Transformer;
 use crate::transparent::transparent_module;
+use sorsa_checkpoint::{Architecture, ModelConfig};
 
 /// A language model: tokens in, next-token scores out.
 ///

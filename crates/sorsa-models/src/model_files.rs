@@ -7,10 +7,12 @@ use burn::module::{ModuleMapper, ModuleVisitor, Param};
 use burn::prelude::*;
 use burn::tensor::{Element, FloatDType, bf16};
 use rayon::prelude::*;
+use sorsa_files::write_atomic;
 
-use crate::config::{ConfigError, ModelConfig};
 use crate::model::CausalLm;
-use crate::weights::{Checkpoint, CheckpointWriter, Expected, FloatDtype, Number, WeightsError, ignorable, write_file};
+use sorsa_checkpoint::WeightFormat;
+use sorsa_checkpoint::weights::{Checkpoint, CheckpointWriter, Expected, Number, WeightsError, ignorable};
+use sorsa_checkpoint::{ConfigError, ModelConfig};
 
 /// Why a model could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -70,20 +72,15 @@ impl CausalLm {
     /// # Errors
     ///
     /// [`WeightsError`] with the file.
-    pub fn save(&self, folder: &Path, dtype: FloatDtype) -> Result<(), WeightsError> {
+    pub fn save(&self, folder: &Path, format: WeightFormat) -> Result<(), WeightsError> {
         let mut handles = Handles { walk: Walk::default(), found: BTreeMap::new() };
         self.visit(&mut handles);
         let expected: Vec<Expected> = Parameter::all(self).iter().map(Parameter::expected).collect();
-        CheckpointWriter::new(folder, dtype)
+        CheckpointWriter::new(folder, format)
             .write(&expected, |tensor| Ok::<_, WeightsError>(handles.found[&tensor.name].values()))?;
         let mut config = self.config().to_json();
-        let name = match dtype {
-            FloatDtype::F32 => "float32",
-            FloatDtype::F16 => "float16",
-            FloatDtype::Bf16 => "bfloat16",
-        };
-        config["torch_dtype"] = name.into();
-        write_file(folder, "config.json", format!("{config:#}").as_bytes())
+        config["torch_dtype"] = format.torch_name().into();
+        Ok(write_atomic(folder.join("config.json"), format!("{config:#}"))?)
     }
 }
 

@@ -10,10 +10,10 @@ use sorsa_ops::{AttentionMask, RotaryAngles};
 
 use crate::attention::Attention;
 use crate::cache::{KvCache, LayerCache};
-use crate::config::{BlockNorms, LayerType, ModelConfig, TransformerConfig};
 use crate::input::ModelInput;
 use crate::layers::{Fresh, RmsNorm, embedded, ids_tensor};
 use crate::mlp::Mlp;
+use sorsa_checkpoint::{BlockNorms, LayerType, ModelConfig, TransformerConfig};
 
 /// A transformer: decoder and output head.
 #[derive(Module, Debug)]

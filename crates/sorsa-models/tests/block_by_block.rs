@@ -76,7 +76,7 @@ fn block_by_block_the_loss_and_all_gradients_are_those_of_one_tape_with_the_same
         let model = model(&config, tied);
         let (loss, one_tape) = loss_and_gradients(&model, 7, false);
         let (by_blocks_loss, by_blocks) = loss_and_gradients(&model, 7, true);
-        let method = config.method;
+        let method = config.method();
         assert!((loss - by_blocks_loss).abs() < 1e-6, "{method}: {loss} and {by_blocks_loss}");
         let distance_of_ways = distance(&one_tape, &by_blocks);
         assert!(!one_tape.is_empty() && distance_of_ways < 1e-6, "{method}: {distance_of_ways}");

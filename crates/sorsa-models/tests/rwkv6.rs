@@ -11,7 +11,8 @@ use burn::prelude::*;
 use burn::tensor::Distribution;
 use serde_json::json;
 use sorsa_adapter::{AdapterConfig, Method};
-use sorsa_models::weights::{Checkpoint, FloatDtype};
+use sorsa_checkpoint::WeightFormat;
+use sorsa_checkpoint::weights::Checkpoint;
 use sorsa_models::{CausalLm, GenerateOptions, ModelConfig, ModelInput, Sampling};
 use tempfile::tempdir;
 
@@ -60,7 +61,7 @@ struct State {
 impl Literal {
     fn of(model: &CausalLm) -> Self {
         let folder = tempdir().unwrap();
-        model.save(folder.path(), FloatDtype::F32).unwrap();
+        model.save(folder.path(), WeightFormat::F32).unwrap();
         Self::read(folder.path())
     }
 

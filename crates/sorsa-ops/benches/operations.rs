@@ -1,17 +1,17 @@
-//! Each operation of a training step, forward and back, in its fused and its plain form, at the shapes of one layer of
+//! Each operation of a training step, forward and backward, in its fused and its plain form, at the shapes of one layer of
 //! the models S and L of `docs/performance.md`.
 //!
 //! ```text
-//! cargo bench --workspace --bench operations            # -- gated, to run those with the name only
+//! cargo bench --workspace --bench operations            # -- gated, to run the benches of that name only
 //! RAYON_NUM_THREADS=1 cargo bench --workspace --bench operations
 //! ```
 
 use burn::prelude::*;
 use burn::tensor::{Distribution, FloatDType};
 use divan::{Bencher, Divan};
-use sorsa_ops::{AttentionMask, RotaryAngles, without_fused};
+use sorsa_ops::{AttentionMask, LowRankFactors, RotaryAngles, without_fused};
 
-/// What the binary allocates with.
+/// The binary's allocator.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -19,7 +19,7 @@ fn main() {
     Divan::default().sample_count(20).sample_size(1).config_with_args().main();
 }
 
-/// One layer of a model, and what it is fed.
+/// One layer of a model, and the size of its batch.
 #[derive(Debug, Clone, Copy)]
 struct Layer {
     name: &'static str,
@@ -123,7 +123,7 @@ fn factored_linear(bencher: Bencher<'_, '_>, case: Case) {
     time_factored(bencher, case, FloatDType::F32);
 }
 
-/// The same with the frozen weight in bf16.
+/// The same projection with its frozen weight in bf16.
 #[divan::bench(args = cases())]
 fn factored_linear_bf16(bencher: Bencher<'_, '_>, case: Case) {
     time_factored(bencher, case, FloatDType::BF16);
@@ -134,8 +134,8 @@ fn time_factored(bencher: Bencher<'_, '_>, case: Case, weights: FloatDType) {
     let (x, weight) = (leaf([batch, SEQ, width]), random([width, feed_forward]).cast(weights));
     let (u, s, vt) = (leaf([width, RANK]), leaf([RANK]), leaf([RANK, feed_forward]));
     case.time(bencher, || {
-        let s = Some(s.clone());
-        sorsa_ops::factored_linear(x.clone(), weight.clone(), None, None, u.clone(), s, vt.clone(), 1.0)
+        let factors = LowRankFactors { a: u.clone(), s: Some(s.clone()), b: vt.clone(), scale: 1.0 };
+        sorsa_ops::factored_linear(x.clone(), weight.clone(), None, None, factors)
     });
 }
 

@@ -1,6 +1,7 @@
-//! The differentiable operations a decoder-only transformer is made of. Each has a plain form in burn's own operations,
-//! which runs on every backend and is the oracle; most have a fused form for the CPU backend `flex`, with a backward
-//! pass of its own, which is taken where it applies.
+//! The differentiable operations of a decoder-only transformer, one folder each. An operation has a plain form in burn's own
+//! operations (`plain.rs`), which runs on every backend and is the oracle of the tests. Most operations also have a fused form
+//! for the CPU backend `flex` (`flex.rs`), which calls the kernels of `sorsa-kernels` and has its own backward pass. The public
+//! function takes the fused form if it applies to its operands.
 //!
 //! Softmax, norms and losses are computed in f32 whatever the dtype of their input.
 //!
@@ -16,30 +17,39 @@
 
 mod attention;
 mod factored;
-mod fused;
+mod flex;
+mod form;
 mod gated;
 mod layer_norm;
 mod linear;
 mod loss;
-mod norm;
+mod memory;
+mod pool;
+mod rms_norm;
 mod rotary;
 mod soft_cap;
 mod sum;
 #[cfg(test)]
 mod testing;
+mod weight;
 mod wkv4;
 mod wkv6;
 
-pub use attention::{AttentionMask, causal_attention, rotary_attention, soft_capped_attention};
-pub use factored::{factored_linear, low_rank_product};
-pub use fused::{on_pool, without_fused};
-pub use gated::{gated_gelu, gated_silu};
-pub use layer_norm::{group_norm, layer_norm};
-pub use linear::{activation_dtype, linear};
-pub use loss::{cross_entropy_sum, head_loss_sum};
-pub use norm::{rms_norm, rms_norm_offset};
-pub use rotary::{RotaryAngles, rotate_half};
+pub use attention::{
+    AttentionMask, AttentionShape, attention_memory, causal_attention, rotary_attention, soft_capped_attention,
+};
+pub use factored::{LowRankFactors, factored_linear, factored_linear_memory, low_rank_product};
+pub use form::{Form, without_fused};
+pub use gated::{gated_gelu, gated_memory, gated_silu};
+pub use layer_norm::{group_norm, layer_norm, layer_norm_memory};
+pub use linear::linear;
+pub use loss::{HeadLossShape, cross_entropy_sum, head_loss_memory, head_loss_sum};
+pub use memory::OperationMemory;
+pub use pool::on_pool;
+pub use rms_norm::{rms_norm, rms_norm_memory, rms_norm_offset};
+pub use rotary::{RotaryAngles, rotate_half, rotate_half_memory};
 pub use soft_cap::{soft_cap, soft_capped_head_loss_sum};
 pub use sum::add_product;
-pub use wkv4::{Wkv4State, wkv4};
-pub use wkv6::wkv6;
+pub use weight::{WeightStorage, activation_dtype};
+pub use wkv4::{Wkv4State, wkv4, wkv4_memory};
+pub use wkv6::{wkv6, wkv6_memory};

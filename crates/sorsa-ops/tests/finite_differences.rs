@@ -4,8 +4,8 @@
 use burn::prelude::*;
 use burn::tensor::FloatDType::F32;
 use sorsa_ops::{
-    AttentionMask, RotaryAngles, factored_linear, gated_gelu, gated_silu, head_loss_sum, rms_norm, rotary_attention,
-    without_fused,
+    AttentionMask, LowRankFactors, RotaryAngles, factored_linear, gated_gelu, gated_silu, head_loss_sum, rms_norm,
+    rotary_attention, without_fused,
 };
 
 /// Numbers around zero, of moderate size, that depend on the seed alone.
@@ -21,8 +21,8 @@ fn numbers(length: usize, seed: u64) -> Vec<f64> {
     (0..length).map(|_| next()).collect()
 }
 
-/// `exact` maps the inputs to the outputs in f64; `operation` does on tensors. The loss is the sum of the outputs times
-/// fixed numbers. Values and gradients of all inputs must agree, for the fused form and for the plain one.
+/// `exact` maps the inputs to the outputs in f64, `operation` maps them on tensors. The loss is the sum of the outputs times fixed
+/// numbers. Asserts that values and gradients of all inputs agree, for the fused form and for the plain one.
 fn agrees(
     name: &str,
     lengths: &[usize],
@@ -154,7 +154,7 @@ fn attention_equals_its_equation() {
         (0..width).map(rotated).collect()
     };
     let exact = |inputs: &[Vec<f64>]| {
-        // All [batch, seq, heads, width], as projections give them.
+        // All inputs are [batch, seq, heads, width], like the outputs of projections.
         let row = |which: usize, heads: usize, at: usize, head: usize| -> &[f64] {
             &inputs[which][(at * heads + head) * width..][..width]
         };
@@ -205,16 +205,10 @@ fn the_factored_linear_map_equals_its_equation() {
     let lengths = [rows * d_in, d_in * d_out, d_out, rows * d_in, d_in * rank, rank, rank * d_out];
     agrees("factored linear", &lengths, exact, |t| {
         let two = |i: usize, shape: [usize; 2]| t[i].clone().reshape(shape);
-        flat(factored_linear(
-            two(0, [rows, d_in]),
-            two(1, [d_in, d_out]),
-            Some(t[2].clone()),
-            Some(two(3, [rows, d_in])),
-            two(4, [d_in, rank]),
-            Some(t[5].clone()),
-            two(6, [rank, d_out]),
-            scale,
-        ))
+        let factors =
+            LowRankFactors { a: two(4, [d_in, rank]), s: Some(t[5].clone()), b: two(6, [rank, d_out]), scale };
+        let (x, weight, adapter_input) = (two(0, [rows, d_in]), two(1, [d_in, d_out]), two(3, [rows, d_in]));
+        flat(factored_linear(x, weight, Some(t[2].clone()), Some(adapter_input), factors))
     });
 }
 

@@ -12,7 +12,7 @@ use crate::report::Escaped;
 pub struct Page {
     /// The heading.
     pub title: String,
-    /// What ran where and when: one line under the heading.
+    /// Model, data and machine: one line under the heading.
     pub setting: String,
     /// Sections with their headings; one without blocks is left out.
     pub sections: Vec<(String, Vec<Block>)>,
@@ -27,7 +27,7 @@ pub enum Block {
     List(Vec<String>),
     /// A table whose first row is its head.
     Table(Vec<Vec<String>>),
-    /// Figures beside each other, their titles as captions.
+    /// Figures side by side, with their titles for captions.
     Figures(Vec<Figure>),
 }
 

@@ -11,19 +11,19 @@ use crate::ReportError;
 use crate::page::document;
 use crate::plot::TrainingCurves;
 
-/// All that a report shows.
+/// Content of a report.
 #[derive(Debug, Clone, Default)]
 pub struct RunReport {
     /// The heading.
     pub title: String,
-    /// What ran where and when, such as `("machine", "8 cores, 32 GB")`: one line under the heading.
+    /// Model, data and machine, such as `("machine", "8 cores, 32 GB")`: one line under the heading.
     pub setting: Vec<(String, String)>,
     /// The content of `summary.json`. Keys ending in `_bytes` and `seconds` are shown in readable units.
     pub summary: Map<String, Value>,
     /// The model before training.
-    pub before: Evaluation,
+    pub before: LossAndScores,
     /// The model after training.
-    pub after: Evaluation,
+    pub after: LossAndScores,
     /// The learning curves.
     pub curves: TrainingCurves,
     /// Some generations of the trained model.
@@ -32,16 +32,16 @@ pub struct RunReport {
     pub recipe: String,
 }
 
-/// How good a model is.
+/// Loss and scores of a model.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Evaluation {
+pub struct LossAndScores {
     /// Loss on held-out data, in nats per target token.
     pub loss: Option<f64>,
     /// What each grader says, by its name.
     pub scores: Vec<(String, Score)>,
 }
 
-/// One prompt and what the model made of it.
+/// One prompt and its answer by the model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sample {
     /// The prompt.
@@ -50,7 +50,7 @@ pub struct Sample {
     pub expected: String,
     /// The generated text.
     pub generated: String,
-    /// A grader's verdict, where the task has answers.
+    /// A grader's verdict, if the task has answers.
     pub verdict: Option<Verdict>,
 }
 
@@ -90,7 +90,7 @@ fn nonempty(before: &str, content: &str, after: &str) -> String {
 }
 
 /// The table of measures before and after, those that were taken of at least one.
-fn comparison(before: &Evaluation, after: &Evaluation) -> String {
+fn comparison(before: &LossAndScores, after: &LossAndScores) -> String {
     let mut rows = String::new();
     let mut row = |name: &str, cells: [String; 3]| {
         let [before, after, change] = cells.map(|cell| if cell.is_empty() { "–".to_owned() } else { cell });
@@ -112,7 +112,7 @@ fn comparison(before: &Evaluation, after: &Evaluation) -> String {
         }
     }
     for grader in names {
-        let score = |evaluation: &Evaluation| {
+        let score = |evaluation: &LossAndScores| {
             evaluation.scores.iter().find(|(other, _)| other == grader).map(|(_, score)| *score)
         };
         let (before, after) = (score(before), score(after));
@@ -283,8 +283,8 @@ mod tests {
             title: HOSTILE.to_owned(),
             setting: vec![(HOSTILE.to_owned(), HOSTILE.to_owned())],
             summary,
-            before: Evaluation { loss: Some(2.0), scores: vec![("strict".to_owned(), score(10, 50, 200))] },
-            after: Evaluation {
+            before: LossAndScores { loss: Some(2.0), scores: vec![("strict".to_owned(), score(10, 50, 200))] },
+            after: LossAndScores {
                 loss: Some(1.0),
                 scores: vec![("strict".to_owned(), score(120, 2, 200)), ("faithful".to_owned(), score(130, 2, 200))],
             },

@@ -1,4 +1,4 @@
-//! Checkpoints: trained parameters, optimizer, and everything else that the following losses depend on.
+//! Checkpoints: trained parameters, buffers of the optimizer, and the rest of what the next loss depends on.
 
 use std::path::{Path, PathBuf};
 
@@ -9,7 +9,7 @@ use sorsa_data::DataPosition;
 use crate::optimizer::Optimizer;
 use sorsa_files::{AtomicDir, FileError, recover, remove_folder, write_atomic};
 
-/// Where a run is. Dropout needs no more than `step`: the device is seeded anew before each step.
+/// The progress of a run. Dropout needs only `step`: the trainer seeds the device before each step.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RunState {
@@ -21,9 +21,9 @@ pub struct RunState {
     pub seconds: f64,
     /// The best evaluation so far.
     pub best: Option<Best>,
-    /// Evaluations in a row that were no better.
+    /// Evaluations since the best one.
     pub evaluations_without_improvement: usize,
-    /// The gamma multiplier of the next step, where gamma adapts.
+    /// The gamma multiplier of the next step, if gamma adapts.
     pub gamma_factor: f32,
     /// Tokens seen.
     pub tokens: u64,
@@ -32,7 +32,7 @@ pub struct RunState {
 /// The evaluation with the lowest loss.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Best {
-    /// The step it was made at.
+    /// Its step.
     pub step: u64,
     /// Its loss.
     pub loss: f64,
@@ -48,7 +48,7 @@ pub struct Checkpoints {
     folder: PathBuf,
 }
 
-/// One checkpoint that was read.
+/// The content of a checkpoint.
 pub(crate) struct LoadedCheckpoint {
     pub state: RunState,
     pub parameters: NamedTensors,
@@ -60,14 +60,14 @@ impl Checkpoints {
     ///
     /// # Errors
     ///
-    /// [`FileError`] where leftovers of a killed process cannot be removed.
+    /// [`FileError`] if leftovers of a killed process cannot be removed.
     pub fn open(run: &Path) -> Result<Self, FileError> {
         let folder = run.join("checkpoints");
         recover(&folder)?;
         Ok(Self { folder })
     }
 
-    /// The checkpoints under `run`, to be read only: nothing is removed, as another process may be writing.
+    /// The checkpoints under `run`, for reading. Removes nothing, because another process may be writing.
     pub fn of(run: &Path) -> Self {
         Self { folder: run.join("checkpoints") }
     }
@@ -77,7 +77,7 @@ impl Checkpoints {
         self.at(step).join(PARAMETERS)
     }
 
-    /// Steps that have a whole checkpoint, ascending.
+    /// Steps that have a complete checkpoint, in ascending order.
     pub fn steps(&self) -> Vec<u64> {
         let Ok(entries) = std::fs::read_dir(&self.folder) else { return Vec::new() };
         let mut steps: Vec<u64> =
@@ -138,7 +138,7 @@ impl Checkpoints {
     }
 }
 
-/// Why a checkpoint could not be written or read.
+/// A checkpoint could not be written or read.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
     /// A file.

@@ -4,9 +4,9 @@ use serde::{Deserialize, Serialize};
 use sorsa_adapter::{ParameterGroup, RegularizerForm};
 
 use crate::optimizer::OptimizerKind;
-use crate::schedule::{Schedule, ScheduleKind, Warmup};
+use crate::schedule::{Schedule, ScheduleKind};
 
-/// How long, how often, how fast.
+/// Length, evaluation, checkpoints, optimizer and regularizer of a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TrainConfig {
@@ -16,7 +16,7 @@ pub struct TrainConfig {
     pub accumulation: usize,
     /// Passes over the training data.
     pub epochs: f64,
-    /// Ends earlier, whatever `epochs` says.
+    /// Ends the run after this many steps if `epochs` gives more.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_steps: Option<u64>,
     /// Evaluate every so many steps, and at the end; 0: at the end only.
@@ -31,7 +31,7 @@ pub struct TrainConfig {
     pub loss_normalization: LossNormalization,
     /// Largest global norm of the task's gradient; 0: no clipping.
     pub clip_norm: f64,
-    /// Keep the inputs of blocks alone for the backward pass, and run each block twice: less memory, more time.
+    /// Keep only the inputs of each block for the backward pass, and run each block twice: less memory, more time.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub checkpoint_blocks: bool,
     /// Seed of data order and dropout.
@@ -66,7 +66,7 @@ impl Default for TrainConfig {
     }
 }
 
-/// What the loss of an optimizer step is the mean of.
+/// What the loss of an optimizer step is averaged over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LossNormalization {
@@ -78,7 +78,7 @@ pub enum LossNormalization {
 
 /// The optimizer, with settings by kind of parameter.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(from = "OptimizerFields")]
 pub struct OptimizerConfig {
     /// Which optimizer: AdamW if a recipe names none.
     #[serde(skip_serializing_if = "is_adamw")]
@@ -117,6 +117,36 @@ impl Default for OptimizerConfig {
     }
 }
 
+/// The fields of an [`OptimizerConfig`] that a file names. An absent field takes the default of the optimizer `kind`.
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct OptimizerFields {
+    kind: OptimizerKind,
+    learning_rate: Option<f64>,
+    weight_decay: Option<f64>,
+    beta1: Option<f64>,
+    beta2: Option<f64>,
+    epsilon: Option<f64>,
+    singular_values: GroupOverride,
+    magnitudes: GroupOverride,
+}
+
+impl From<OptimizerFields> for OptimizerConfig {
+    fn from(fields: OptimizerFields) -> Self {
+        let defaults = fields.kind.defaults();
+        Self {
+            kind: fields.kind,
+            learning_rate: fields.learning_rate.unwrap_or(defaults.learning_rate),
+            weight_decay: fields.weight_decay.unwrap_or(defaults.weight_decay),
+            beta1: fields.beta1.unwrap_or(defaults.beta1),
+            beta2: fields.beta2.unwrap_or(defaults.beta2),
+            epsilon: fields.epsilon.unwrap_or(defaults.epsilon),
+            singular_values: fields.singular_values,
+            magnitudes: fields.magnitudes,
+        }
+    }
+}
+
 /// Recipes of the first version have no such field.
 fn is_adamw(kind: &OptimizerKind) -> bool {
     *kind == OptimizerKind::AdamW
@@ -134,13 +164,13 @@ impl OptimizerConfig {
     }
 }
 
-/// Shape of the schedule; its length is the run's.
+/// Shape of the schedule. The run sets its length.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ScheduleConfig {
     /// Cosine, linear or constant.
     pub kind: ScheduleKind,
-    /// Share of the steps that warm up.
+    /// Fraction of the steps in which the rate rises from 0 to its peak; their number is rounded up.
     pub warmup_ratio: f64,
     /// The end of a decaying schedule, as a share of the peak.
     pub min_ratio: f64,
@@ -155,8 +185,8 @@ impl Default for ScheduleConfig {
 impl ScheduleConfig {
     /// The schedule over `total_steps`.
     pub fn over(&self, total_steps: u64) -> Schedule {
-        let warmup = Warmup::Ratio(self.warmup_ratio);
-        Schedule { kind: self.kind, warmup, total_steps, min_ratio: self.min_ratio }
+        let warmup_steps = (self.warmup_ratio * total_steps as f64).ceil() as u64;
+        Schedule { kind: self.kind, warmup_steps, total_steps, min_ratio: self.min_ratio }
     }
 }
 
@@ -200,7 +230,7 @@ impl Default for RegularizerConfig {
 }
 
 impl TrainConfig {
-    /// Every setting that makes no sense, in words.
+    /// Lists every invalid setting in words.
     pub fn faults(&self) -> Vec<String> {
         let positive = |value: f64| value > 0.0 && value.is_finite();
         let not_negative = |value: f64| value >= 0.0 && value.is_finite();
@@ -217,10 +247,9 @@ impl TrainConfig {
         check(not_negative(self.clip_norm), "train.clip_norm must be 0 or more");
         check(positive(self.optimizer.learning_rate), "train.optimizer.learning_rate must be positive");
         check(not_negative(self.optimizer.weight_decay), "train.optimizer.weight_decay must be 0 or more");
-        // With 0, a gradient of 0 (LoRA's A at the start) would be divided by 0.
-        check(positive(self.optimizer.epsilon), "train.optimizer.epsilon must be positive");
-        check((0.0..1.0).contains(&self.optimizer.beta1), "train.optimizer.beta1 must be in [0, 1)");
-        check((0.0..1.0).contains(&self.optimizer.beta2), "train.optimizer.beta2 must be in [0, 1)");
+        for (holds, text) in self.optimizer.kind.checks(&self.optimizer) {
+            check(holds, text);
+        }
         check((0.0..=1.0).contains(&self.schedule.warmup_ratio), "train.schedule.warmup_ratio must be in [0, 1]");
         check((0.0..=1.0).contains(&self.schedule.min_ratio), "train.schedule.min_ratio must be in [0, 1]");
         check(not_negative(self.regularizer.gamma), "train.regularizer.gamma must be 0 or more");
@@ -241,6 +270,42 @@ impl TrainConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_absent_field_takes_the_default_of_the_named_optimizer() {
+        for kind in OptimizerKind::ALL {
+            let read = toml::from_str::<OptimizerConfig>(&format!("kind = \"{kind}\"")).unwrap();
+            assert_eq!(read, kind.defaults());
+            let read = toml::from_str::<OptimizerConfig>(&format!("beta2 = 0.5\nkind = \"{kind}\"")).unwrap();
+            assert_eq!(read, OptimizerConfig { beta2: 0.5, ..kind.defaults() });
+            let written = toml::to_string(&kind.defaults()).unwrap();
+            assert_eq!(toml::from_str::<OptimizerConfig>(&written).unwrap(), kind.defaults());
+            assert_eq!(written.contains("kind"), kind != OptimizerKind::AdamW);
+        }
+        assert_eq!(toml::from_str::<OptimizerConfig>("").unwrap(), OptimizerConfig::default());
+        assert!(toml::from_str::<OptimizerConfig>("beta3 = 0.5").is_err());
+    }
+
+    #[test]
+    fn a_setting_is_checked_by_the_optimizer_that_uses_it() {
+        let faults = |kind| {
+            toml::from_str::<TrainConfig>(&format!("optimizer = {{ kind = \"{kind}\", epsilon = 0.0, beta1 = 1.0 }}"))
+                .unwrap()
+                .faults()
+        };
+        let beta1 = "train.optimizer.beta1 must be in [0, 1)";
+        assert_eq!(faults("adamw"), ["train.optimizer.epsilon must be positive", beta1]);
+        assert_eq!(faults("lion"), [beta1]);
+    }
+
+    #[test]
+    fn a_warmup_ratio_rounds_up() {
+        let with = |warmup_ratio, total_steps| ScheduleConfig { warmup_ratio, ..Default::default() }.over(total_steps);
+        assert_eq!(with(0.03, 782).warmup_steps, 24);
+        assert_eq!(with(0.03, 1).warmup_steps, 1);
+        assert_eq!(with(0.0, 782).warmup_steps, 0);
+        assert_eq!(with(0.0, 782).factor(0), 1.0);
+    }
 
     #[test]
     fn every_setting_that_makes_no_sense_is_named() {

@@ -1,4 +1,4 @@
-//! Gradients of one optimizer step: the loss of micro-batches, summed, and the global norm.
+//! Gradients of one optimizer step: summed over micro-batches, with their global norm.
 
 use burn::module::{ModuleVisitor, Param};
 use burn::optim::{GradientsAccumulator, GradientsParams};

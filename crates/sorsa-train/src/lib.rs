@@ -1,4 +1,4 @@
-//! Training of language models: the step, the optimizer, schedules, checkpoints and resume, metrics.
+//! Training: the step, optimizers, schedules, checkpoints and resume, metrics.
 
 mod checkpoint;
 mod config;
@@ -14,6 +14,6 @@ pub use checkpoint::{Best, CheckpointError, Checkpoints, RunState};
 pub use config::{
     Coupling, GroupOverride, LossNormalization, OptimizerConfig, RegularizerConfig, ScheduleConfig, TrainConfig,
 };
-pub use optimizer::{AdamW, Decoupled, Lion, Optimizer, OptimizerKind, StepRates, UpdateRule};
+pub use optimizer::{Decoupled, Optimizer, OptimizerKind, StepRates, UpdateRule};
 pub use trainable::{BatchSource, TrainableModel, TrainingBatch};
 pub use trainer::{Observer, RunOutcome, TrainError, Trainer, mean_loss, total_steps};

@@ -31,15 +31,15 @@ pub struct StepMetrics {
     /// Passes over the training data so far, with their fraction.
     pub epoch: f64,
     /// Mean negative log-likelihood of this step's target tokens, in nats.
-    #[serde(deserialize_with = "nan_where_null")]
+    #[serde(deserialize_with = "nan_if_null")]
     pub loss: f64,
     /// The learning rate this step used.
     pub learning_rate: f64,
-    /// The weight of the orthonormal regularizer, where there is one.
+    /// The weight of the orthonormal regularizer, if the method has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gamma: Option<f64>,
     /// Global norm of the task's gradient, before clipping.
-    #[serde(deserialize_with = "nan_where_null")]
+    #[serde(deserialize_with = "nan_if_null")]
     pub grad_norm: f64,
     /// The value of the orthonormal regularizer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -47,13 +47,13 @@ pub struct StepMetrics {
     /// Mean over the factors of `||U^T U - I||_F / sqrt(rank)`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub defect: Option<f64>,
-    /// Tokens of this step's batches, padding left out.
+    /// Tokens of this step's batches without padding.
     pub tokens: u64,
-    /// Those of them that the loss counts.
+    /// Tokens that count in the loss.
     pub target_tokens: u64,
     /// Tokens per second of this step.
     pub tokens_per_s: f64,
-    /// Seconds of the steps so far, evaluations and checkpoints left out; a resumed run goes on counting.
+    /// Seconds spent in steps so far, without evaluations and checkpoints. A resumed run adds to them.
     pub seconds: f64,
     /// Peak resident memory of the process so far.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -66,10 +66,10 @@ pub struct EvalMetrics {
     /// Optimizer steps done before it; 0 is the untrained model.
     pub step: u64,
     /// Mean negative log-likelihood of the target tokens, in nats.
-    #[serde(deserialize_with = "nan_where_null")]
+    #[serde(deserialize_with = "nan_if_null")]
     pub loss: f64,
     /// `exp(loss)`.
-    #[serde(deserialize_with = "nan_where_null")]
+    #[serde(deserialize_with = "nan_if_null")]
     pub perplexity: f64,
 }
 
@@ -83,7 +83,7 @@ impl Metric {
     }
 }
 
-/// Appends to a `metrics.jsonl`. Every line is handed to the system at once: a killed process loses none.
+/// Appends to a `metrics.jsonl`. Each line is written at once, so a killed process loses none.
 #[derive(Debug)]
 pub struct MetricsLog {
     path: PathBuf,
@@ -101,11 +101,11 @@ impl MetricsLog {
         Ok(Self { path, file })
     }
 
-    /// Goes on with the log of a run that is resumed after `step`: what a killed process logged beyond it is dropped,
-    /// and so is a last line that it did not finish.
+    /// Opens the log of a run that is resumed after `step`. Removes the lines of later steps, and a last line that a killed
+    /// process did not finish.
     ///
     /// # Errors
-    /// As [`read`].
+    /// Like [`read`].
     pub fn resume(path: impl Into<PathBuf>, step: u64) -> Result<Self, FileError> {
         let path = path.into();
         // Lines are kept as they are, whatever fields a later version may add.
@@ -126,7 +126,7 @@ impl MetricsLog {
     }
 }
 
-/// Reads a whole log. A last line without its line feed was cut off by the end of its process, and is left out.
+/// Reads a log. Skips a last line without a line feed: its process was killed while it wrote.
 ///
 /// # Errors
 /// [`FileError::Io`]; [`FileError::Malformed`] with every line that is no metric.
@@ -163,7 +163,7 @@ fn line(metric: &Metric) -> String {
 }
 
 /// JSON has no NaN: a loss that diverged is written as `null`.
-fn nan_where_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+fn nan_if_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
     Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
 }
 

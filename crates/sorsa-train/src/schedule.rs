@@ -19,8 +19,8 @@ use serde::{Deserialize, Serialize};
 pub struct Schedule {
     /// The shape after warm-up.
     pub kind: ScheduleKind,
-    /// How long the rate rises from 0 to its peak.
-    pub warmup: Warmup,
+    /// Steps in which the rate rises from 0 to its peak.
+    pub warmup_steps: u64,
     /// Optimizer steps of the whole run.
     pub total_steps: u64,
     /// What a decaying schedule ends at, as a fraction of the peak, in `0..=1`.
@@ -39,27 +39,10 @@ pub enum ScheduleKind {
     Constant,
 }
 
-/// The length of the warm-up.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Warmup {
-    /// This many steps.
-    Steps(u64),
-    /// `ceil(ratio * total_steps)` steps; the ratio is in `0..=1`.
-    Ratio(f64),
-}
-
 impl Schedule {
-    /// The number of warm-up steps.
-    pub fn warmup_steps(&self) -> u64 {
-        match self.warmup {
-            Warmup::Steps(steps) => steps,
-            Warmup::Ratio(ratio) => (ratio * self.total_steps as f64).ceil() as u64,
-        }
-    }
-
-    /// The multiplier of the peak learning rate at `step`, counted from 0. Past the end it stays what it was there.
+    /// The multiplier of the peak learning rate at `step`, counted from 0. After the last step it stays constant.
     pub fn factor(&self, step: u64) -> f64 {
-        let warmup = self.warmup_steps();
+        let warmup = self.warmup_steps;
         if step < warmup {
             return step as f64 / warmup as f64;
         }
@@ -78,8 +61,8 @@ impl Schedule {
 mod tests {
     use super::*;
 
-    fn schedule(kind: ScheduleKind, warmup: u64, total_steps: u64) -> Schedule {
-        Schedule { kind, warmup: Warmup::Steps(warmup), total_steps, min_ratio: 0.0 }
+    fn schedule(kind: ScheduleKind, warmup_steps: u64, total_steps: u64) -> Schedule {
+        Schedule { kind, warmup_steps, total_steps, min_ratio: 0.0 }
     }
 
     #[test]
@@ -139,18 +122,6 @@ mod tests {
             assert!((schedule.factor(10) - 0.1).abs() < 1e-15);
             assert_eq!(schedule.factor(1000), schedule.factor(10));
         }
-    }
-
-    #[test]
-    fn a_warmup_ratio_rounds_up() {
-        let with = |ratio, total_steps| Schedule {
-            warmup: Warmup::Ratio(ratio),
-            ..schedule(ScheduleKind::Cosine, 0, total_steps)
-        };
-        assert_eq!(with(0.03, 782).warmup_steps(), 24);
-        assert_eq!(with(0.03, 1).warmup_steps(), 1);
-        assert_eq!(with(0.0, 782).warmup_steps(), 0);
-        assert_eq!(with(0.0, 782).factor(0), 1.0);
     }
 
     #[test]

@@ -17,7 +17,7 @@ use crc::{CRC_32_ISCSI, Crc};
 
 use sorsa_files::{FileError, at};
 
-/// Writes scalars to `<folder>/events.out.tfevents.<seconds>.<host>.<n>`. Each record is handed to the system at once, so
+/// Writes scalars to `<folder>/events.out.tfevents.<seconds>.<host>.<n>`. Each record is written at once, so
 /// that TensorBoard can follow a running experiment.
 #[derive(Debug)]
 pub struct EventWriter {
@@ -26,8 +26,8 @@ pub struct EventWriter {
 }
 
 impl EventWriter {
-    /// Starts an event file in `folder` for a process whose first event is of step `first`: what earlier event files there
-    /// hold of that step and later ones is void for TensorBoard. `host` tells machines apart that write to one folder.
+    /// Starts an event file in `folder` for a process whose first event is of step `first`. TensorBoard then ignores the
+    /// events of that step and later ones in older files. `host` names the machine, if several write to one folder.
     ///
     /// # Errors
     /// [`FileError::Io`].

@@ -1,4 +1,4 @@
-//! What a model and its data must offer to be trained: a loss with gradients, and batches by number.
+//! The traits that the trainer needs of a model and its data, and their implementations for language models.
 
 use burn::optim::GradientsParams;
 use burn::prelude::*;
@@ -7,7 +7,7 @@ use sorsa_models::{CausalLm, ModelInput, Pass};
 
 /// A model that gives the loss of a batch, and its gradients.
 pub trait TrainableModel: Module + Clone {
-    /// What it is trained on.
+    /// The batches that the model is trained on.
     type Batch: TrainingBatch;
 
     /// The sum of the losses over the batch's targets divided by `pass.divisor`, one element without autodiff, and the
@@ -24,7 +24,7 @@ pub trait TrainableModel: Module + Clone {
 
 /// Sizes of a batch, for normalization and for the log.
 pub trait TrainingBatch {
-    /// Predictions that the loss is taken on.
+    /// Predictions that count in the loss.
     fn targets(&self) -> usize;
 
     /// Inputs, for tokens per second: tokens of a language model, rows of others.
@@ -33,19 +33,19 @@ pub trait TrainingBatch {
 
 /// Data in batches. A batch is a function of epoch and index, so that a run needs no generator's state to be resumed.
 pub trait BatchSource {
-    /// What a model is given.
+    /// A batch for the model.
     type Batch;
 
-    /// How many batches there are in an epoch.
+    /// Number of batches in an epoch.
     fn batches_per_epoch(&self, epoch: u64) -> usize;
 
-    /// A batch by its number.
+    /// Returns a batch by its number.
     fn batch(&self, epoch: u64, index: usize) -> Self::Batch;
 
-    /// Rows of the data file in a batch, for errors.
+    /// Returns the rows of the data file in a batch, for error messages.
     fn rows(&self, batch: &Self::Batch) -> Vec<usize>;
 
-    /// The batch at `position`, which moves on; after the last batch of an epoch comes the first of the next.
+    /// Returns the batch at `position` and advances it. The next epoch follows the last batch of an epoch.
     fn next_batch(&self, position: &mut DataPosition) -> Self::Batch {
         if position.batch >= self.batches_per_epoch(position.epoch) {
             *position = DataPosition { epoch: position.epoch + 1, batch: 0 };

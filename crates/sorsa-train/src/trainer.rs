@@ -1,8 +1,8 @@
 //! The training loop.
 //!
-//! One optimizer step: gradients of the micro-batches, normalised by the step's target tokens; clipping by the global
-//! norm; the regularizer's closed-form gradient; AdamW. Everything that the next loss depends on is in a checkpoint,
-//! so a run that is killed and resumed goes on as if it had not been.
+//! One optimizer step: the gradients of the micro-batches, normalised by the step's targets; clipping by the global norm;
+//! the regularizer's closed-form gradient; the optimizer's update. A checkpoint holds everything that the next loss
+//! depends on, so a run that is killed and resumed gives the same numbers as an uninterrupted run.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -81,11 +81,11 @@ pub enum RunOutcome {
     Interrupted,
 }
 
-/// Who watches a run.
+/// Receives the metrics of a run, and may end it.
 pub trait Observer {
     /// A step or an evaluation was made.
     fn on_metric(&mut self, _metric: &Metric, _total_steps: u64) {}
-    /// Asked after every step: end the run with a checkpoint?
+    /// Returns whether to write a checkpoint and end the run. The trainer asks after every step.
     fn should_stop(&mut self) -> bool {
         false
     }
@@ -93,7 +93,7 @@ pub trait Observer {
 
 impl Observer for () {}
 
-/// A run: model, data, optimizer, and where it is. Language models and their data are the default.
+/// A run: model, data, optimizer and progress. The default model is a language model.
 pub struct Trainer<M = CausalLm, S = Batcher> {
     attached: Attached<M>,
     optimizer: Optimizer,
@@ -113,7 +113,7 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
     ///
     /// # Errors
     ///
-    /// [`TrainError`] where files of the run cannot be written.
+    /// [`TrainError`] if files of the run cannot be written.
     pub fn start(
         attached: Attached<M>,
         train: S,
@@ -125,12 +125,12 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
         Self::assemble(attached, train, validation, config, run, metrics, RunState::default())
     }
 
-    /// Goes on from the newest checkpoint of the run in the folder `run`; `attached` is the model as it was at the
-    /// start. Without a checkpoint the run starts anew.
+    /// Continues from the newest checkpoint of the run in the folder `run`. `attached` is the model before the first step.
+    /// If there is no checkpoint, the run starts anew.
     ///
     /// # Errors
     ///
-    /// [`TrainError`] where a checkpoint cannot be read or does not fit.
+    /// [`TrainError`] if a checkpoint cannot be read or does not fit.
     pub fn resume(
         attached: Attached<M>,
         train: S,
@@ -190,22 +190,22 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
         self.schedule.total_steps
     }
 
-    /// Where the run is.
+    /// The progress of the run.
     pub fn state(&self) -> &RunState {
         &self.state
     }
 
-    /// The model for evaluation: without autodiff, dropout off, adapters attached.
+    /// Returns the model for evaluation: without autodiff, dropout off, adapters attached.
     pub fn model(&self) -> M {
         self.attached.model.valid()
     }
 
-    /// The adapter with its values as they are now.
+    /// Returns a copy of the adapter with its current values.
     pub fn adapter(&self) -> SavedAdapter {
         self.attached.snapshot()
     }
 
-    /// The model with its adapter, ended.
+    /// Ends the run and returns the model with its adapter, without autodiff.
     pub fn into_attached(self) -> Attached<M> {
         Attached { model: self.attached.model.valid(), ..self.attached }
     }
@@ -216,7 +216,7 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
     ///
     /// [`TrainError`]; the last good checkpoint stays.
     pub fn run(&mut self, observer: &mut dyn Observer) -> Result<RunOutcome, TrainError> {
-        // Where nothing is learned, the parameters before training are the best.
+        // If training never lowers the loss, the parameters before training are the best.
         if self.state.step == 0 && self.state.best.is_none() && self.evaluate_and_log(observer)? {
             self.save_checkpoint()?;
         }
@@ -254,7 +254,7 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
     ///
     /// # Errors
     ///
-    /// [`TrainError`] where the loss is not a number or no batch has a target.
+    /// [`TrainError`] if the loss is not a number or no batch has a target.
     pub fn step(&mut self) -> Result<StepMetrics, TrainError> {
         let started = Instant::now();
         let first = self.state.position;
@@ -319,7 +319,7 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
         })
     }
 
-    /// Adds the regularizer's gradient, or makes the decoupled step. Returns what was measured and gamma_t.
+    /// Adds the regularizer's gradient, or prepares the decoupled step. Returns the measured values, gamma_t and that step.
     fn regularize(
         &self,
         gradients: &mut burn::optim::GradientsParams,
@@ -347,18 +347,18 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
         (stats, stats.map(|_| gamma * factor), decoupled)
     }
 
-    /// The mean loss per target token over the validation data; nothing without such data.
+    /// Returns the mean loss per target over the validation data, if there is such data.
     pub fn evaluate(&self) -> Option<f64> {
         let validation = self.validation.as_ref()?;
         Some(mean_loss(&self.model(), validation))
     }
 
-    /// Evaluates; whether the loss is the lowest so far.
+    /// Evaluates, and returns whether the loss is the lowest so far.
     fn evaluate_and_log(&mut self, observer: &mut dyn Observer) -> Result<bool, TrainError> {
         let Some(loss) = self.evaluate() else { return Ok(false) };
         let step = self.state.step;
         self.log(Metric::Eval(EvalMetrics { step, loss, perplexity: loss.exp() }), observer)?;
-        // A loss that is not a number is no better than any, and must not be what later ones are compared with.
+        // A loss that is not a number never becomes the best one: later losses would be compared with it.
         let improved = loss.is_finite() && self.state.best.is_none_or(|best| loss < best.loss);
         if improved {
             self.state.best = Some(Best { step, loss });
@@ -399,11 +399,12 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
         Ok(())
     }
 
-    /// Puts the best evaluated parameters back into the model, where they are still on disk. Returns their step.
+    /// Puts the parameters of the best evaluation back into the model, if their checkpoint is still on disk. Returns
+    /// their step.
     ///
     /// # Errors
     ///
-    /// [`TrainError`] where the checkpoint cannot be read.
+    /// [`TrainError`] if the checkpoint cannot be read.
     pub fn restore_best(&mut self) -> Result<Option<u64>, TrainError> {
         let Some(best) = self.state.best.filter(|best| self.checkpoints.steps().contains(&best.step)) else {
             return Ok(None);
@@ -420,7 +421,7 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
         Ok(())
     }
 
-    /// Rows of the data file in some batches.
+    /// Rows of the data file in the batches.
     fn rows(&self, batches: &[M::Batch]) -> Vec<usize> {
         batches.iter().flat_map(|batch| self.train.rows(batch)).collect()
     }

@@ -1,6 +1,6 @@
 //! The trainer of SORSA's author and training curves of PyTorch with PEFT, step by step: losses, gradient norms,
 //! learning rates, regularizer, and where the parameters end. Those of PyTorch alone are in `tests/golden/training`; the
-//! others run where `SORSA_GOLDEN` names the folder of reference results.
+//! others run if `SORSA_GOLDEN` names the folder of reference results.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -103,7 +103,7 @@ fn examples(file: &SafeTensors<'_>) -> Vec<Example> {
 /// The base model with factors `trained`, where those of `initial` have left its weights.
 fn attach(base: &Path, config: AdapterConfig, initial: NamedTensors, trained: NamedTensors) -> Attached<CausalLm> {
     let model = CausalLm::load(base, FloatDType::F32, &Device::flex()).unwrap();
-    if config.method == Method::Full {
+    if config.method() == Method::Full {
         return config.attach(model, &Default::default()).unwrap();
     }
     let module = |target: Target| {
@@ -111,7 +111,7 @@ fn attach(base: &Path, config: AdapterConfig, initial: NamedTensors, trained: Na
         ModuleState { path, shape, rank, scale, fingerprint: None, dtype: None }
     };
     let modules = config.targets(&model).unwrap().into_iter().map(module).collect();
-    let initial = if config.method.splits_weight() { initial } else { NamedTensors::new() };
+    let initial = if config.method().splits_weight() { initial } else { NamedTensors::new() };
     let state = AdapterState { config, modules, initial };
     SavedAdapter::new(state, trained, Path::new("reference")).attach(model).unwrap()
 }
@@ -182,7 +182,7 @@ fn assert_ends_at(what: &str, found: &NamedTensors, expected: &NamedTensors, tol
     }
 }
 
-/// A run of the author's trainer, and what he logged and where he ended.
+/// A run of the author's trainer, with its log and its final parameters.
 struct TrainerRun {
     logged: Vec<StepMetrics>,
     last: NamedTensors,
@@ -282,7 +282,7 @@ fn from_the_svd_itself_losses_stay_near_the_authors_whose_first_step_follows_rou
     }
 }
 
-/// Thirty steps of a method; what was logged, where it ended, and the reference's log.
+/// Thirty steps of a method; its log, its final parameters, and the reference's log.
 fn curve(golden: &Path, name: &str, method: Method) -> (Vec<StepMetrics>, NamedTensors, Vec<Value>) {
     let folder = golden.join("curves").join(name);
     let read = |file: &str| std::fs::read(folder.join(file)).unwrap();

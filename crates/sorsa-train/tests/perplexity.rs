@@ -1,4 +1,4 @@
-//! Perplexities of two small trained models on real stories. Runs where `SORSA_DATA` names the folder that holds
+//! Perplexities of two small trained models on real stories. Runs if `SORSA_DATA` names the folder that holds
 //! `models/` and `text/`.
 
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! Runs that are interrupted, that end early, that go wrong: what is kept, and what goes on from it.
+//! Runs that are interrupted, end early or fail: their checkpoints, and the runs that resume from them.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -7,7 +7,7 @@ use burn::prelude::*;
 use burn::tensor::FloatDType;
 use sorsa_adapter::{AdapterConfig, Attached, Method, NamedTensors};
 use sorsa_data::{BatchOptions, Batcher, Example};
-use sorsa_models::weights::FloatDtype;
+use sorsa_models::WeightFormat;
 use sorsa_models::{CausalLm, ModelConfig};
 use sorsa_train::metrics::{self, Metric};
 use sorsa_train::{Checkpoints, Observer, RunOutcome, TrainConfig, TrainError, Trainer};
@@ -27,7 +27,7 @@ fn model() -> CausalLm {
         });
         let config = ModelConfig::parse(config.as_object().unwrap().clone()).unwrap();
         let folder = tempfile::tempdir().unwrap();
-        CausalLm::init(&config, &Device::flex()).save(folder.path(), FloatDtype::F32).unwrap();
+        CausalLm::init(&config, &Device::flex()).save(folder.path(), WeightFormat::F32).unwrap();
         folder
     });
     CausalLm::load(folder.path(), FloatDType::F32, &Device::flex()).unwrap()

@@ -22,7 +22,7 @@ fn model() -> CausalLm {
     let folder = FOLDER.get_or_init(|| {
         let folder = tempfile::tempdir().unwrap();
         let fresh = CausalLm::init(&config, &Device::flex());
-        fresh.save(folder.path(), sorsa_models::weights::FloatDtype::F32).unwrap();
+        fresh.save(folder.path(), sorsa_models::WeightFormat::F32).unwrap();
         folder
     });
     CausalLm::load(folder.path(), burn::tensor::FloatDType::F32, &Device::flex()).unwrap()

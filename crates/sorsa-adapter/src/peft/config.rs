@@ -2,27 +2,36 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::{Init, Method};
+use crate::{Init, Method, MethodConfig};
 
-/// What the factors started as, and so which weights the adapter belongs on.
+/// PEFT's `init_lora_weights`: how the factors started, and so to which weights they are added.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PeftInit {
-    /// Beside the original weights.
+    /// To the original weights.
     Lora(Init),
-    /// Beside the residual of the weights' leading singular triplets.
+    /// To the residual of the weights' leading singular triplets.
     Pissa,
-    /// Beside the residual of triplets approximated by so many iterations from a random start (`pissa_niter_*`).
+    /// To the residual of triplets that this many iterations from a random start approximated (`pissa_niter_*`).
     PissaApproximate(u32),
-    /// Beside the residual of the weights' QR decomposition.
+    /// To the residual of the weights' QR decomposition.
     Olora,
+}
+
+/// One of the methods that PEFT counts among LoRA's variants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct PeftVariant {
+    /// `init_lora_weights`.
+    pub init: PeftInit,
+    /// `use_dora`.
+    pub dora: bool,
 }
 
 /// The configuration of a PEFT adapter of type `LORA`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PeftConfig {
-    /// Rank (`r`), where `rank_pattern` gives no other.
+    /// Rank (`r`), if `rank_pattern` gives no other.
     pub rank: usize,
-    /// Numerator of the scale (`lora_alpha`), where `alpha_pattern` gives no other.
+    /// Numerator of the scale (`lora_alpha`), if `alpha_pattern` gives no other.
     pub alpha: f64,
     /// `lora_dropout`.
     pub dropout: f64,
@@ -32,19 +41,19 @@ pub struct PeftConfig {
     pub dora: bool,
     /// `init_lora_weights`.
     pub init: PeftInit,
-    /// Names or paths of the adapted modules; the tensors decide.
+    /// Names or paths of the adapted modules. Only informative: the modules that have tensors are adapted.
     pub target_modules: Vec<String>,
     /// Ranks by regular expression over the end of a module's path; the first that matches decides.
     pub rank_pattern: Vec<(String, usize)>,
-    /// Alphas, likewise.
+    /// Alphas, by the same rule.
     pub alpha_pattern: Vec<(String, f64)>,
-    /// Modules that were trained whole.
+    /// Modules that are trained whole.
     pub modules_to_save: Vec<String>,
     /// `base_model_name_or_path`.
     pub base_model: Option<String>,
 }
 
-/// Fields that change nothing once the tensors are there.
+/// Fields that change nothing for an adapter whose tensors exist.
 const HARMLESS: &[&str] = &[
     "auto_mapping",
     "corda_config",
@@ -72,7 +81,7 @@ impl PeftConfig {
     pub fn parse(json: &[u8]) -> Result<Self, String> {
         let object: Map<String, Value> =
             serde_json::from_slice(json).map_err(|error| format!("should be a JSON object: {error}"))?;
-        let mut fields = Fields { object, faults: Vec::new() };
+        let mut fields = JsonFields { object, faults: Vec::new() };
         match fields.take("peft_type") {
             Some(Value::String(kind)) if kind == "LORA" => {}
             Some(found) => return Err(format!("`peft_type` should be \"LORA\", found {found}")),
@@ -118,7 +127,7 @@ impl PeftConfig {
         if fields.faults.is_empty() { Ok(config) } else { Err(fields.faults.join("; ")) }
     }
 
-    /// The JSON, as PEFT reads it.
+    /// The JSON that PEFT reads.
     pub fn to_json(&self) -> Value {
         let pairs = |pairs: Vec<(&String, Value)>| -> Map<String, Value> {
             pairs.into_iter().map(|(key, value)| (key.clone(), value)).collect()
@@ -154,17 +163,17 @@ impl PeftConfig {
         })
     }
 
-    /// The method that makes such factors.
+    /// The method of this adapter.
     pub fn method(&self) -> Method {
-        match self.init {
-            PeftInit::Pissa | PeftInit::PissaApproximate(_) => Method::Pissa,
-            PeftInit::Olora => Method::Olora,
-            PeftInit::Lora(_) if self.dora => Method::Dora,
-            PeftInit::Lora(_) => Method::Lora,
-        }
+        self.method_config().method()
     }
 
-    /// The rank that the configuration gives the module at `path`.
+    /// The method with its settings.
+    pub(super) fn method_config(&self) -> MethodConfig {
+        MethodConfig::from_peft(PeftVariant { init: self.init, dora: self.dora })
+    }
+
+    /// The rank of the module at `path`.
     pub(super) fn rank(&self, path: &str) -> usize {
         first(&self.rank_pattern, path).unwrap_or(self.rank)
     }
@@ -186,7 +195,7 @@ fn first<T: Copy>(pattern: &[(String, T)], path: &str) -> Option<T> {
     matching.next().map(|(_, value)| *value)
 }
 
-/// An integer where the number is one: PEFT's field is an integer.
+/// PEFT's field is an integer if the number is one.
 fn number(value: f64) -> Value {
     if value.fract() == 0.0 && value.abs() < 1e15 { Value::from(value as i64) } else { Value::from(value) }
 }
@@ -225,7 +234,7 @@ fn init(value: &Value) -> Option<PeftInit> {
         Value::String(name) => match name.as_str() {
             "gaussian" => Some(PeftInit::Lora(Init::Gaussian)),
             "orthogonal" => Some(PeftInit::Lora(Init::Orthogonal)),
-            // Its start leaves the weights as they are.
+            // EVA does not change the weights at the start.
             "eva" => Some(PeftInit::Lora(Init::Kaiming)),
             "olora" => Some(PeftInit::Olora),
             "pissa" => Some(PeftInit::Pissa),
@@ -236,12 +245,12 @@ fn init(value: &Value) -> Option<PeftInit> {
 }
 
 /// Takes fields out of the object, collecting faults.
-struct Fields {
+struct JsonFields {
     object: Map<String, Value>,
     faults: Vec<String>,
 }
 
-impl Fields {
+impl JsonFields {
     fn take(&mut self, name: &str) -> Option<Value> {
         self.object.remove(name).filter(|value| !value.is_null())
     }

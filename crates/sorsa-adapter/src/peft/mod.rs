@@ -1,11 +1,11 @@
 //! Adapters in the form of PEFT, the Python library: a folder of `adapter_config.json` and `adapter_model.safetensors`.
 //!
-//! PEFT keeps `A` `[r, d_in]` and `B` `[d_out, r]`, so that `W + scale B A` is PyTorch's `[d_out, d_in]` weight; here they
-//! are `[d_in, r]` and `[r, d_out]`. The transpose happens in this module and nowhere else.
+//! PEFT's factors are `A` `[r, d_in]` and `B` `[d_out, r]`, so that `W + scale B A` is PyTorch's `[d_out, d_in]` weight;
+//! here they are `[d_in, r]` and `[r, d_out]`. Only this module transposes them.
 //!
-//! - [`PeftAdapter::load`] and [`PeftAdapter::attachable`] bring one in: LoRA, rsLoRA, DoRA, PiSSA, OLoRA.
-//! - [`PeftAdapter::from_saved`] and [`PeftAdapter::save`] take one out. An adapter that split its weights leaves as the
-//!   difference to its start, of rank `2 r`, which fits the *original* weights and needs no decomposition to load:
+//! - [`PeftAdapter::load`] and [`PeftAdapter::attachable`] import an adapter: LoRA, rsLoRA, DoRA, PiSSA, OLoRA.
+//! - [`PeftAdapter::from_saved`] and [`PeftAdapter::save`] export one. An adapter that split its weights is exported as
+//!   the difference to its start, of rank `2 r`, which fits the *original* weights and loads without a decomposition:
 //!
 //! ```text
 //! scale (A B - A_0 B_0) = scale [A, A_0] [B; -B_0]
@@ -18,6 +18,7 @@ mod write;
 
 use std::path::{Path, PathBuf};
 
+pub(crate) use config::PeftVariant;
 pub use config::{PeftConfig, PeftInit};
 pub use read::method_of;
 pub use write::{PeftExport, PeftForm, Truncation};
@@ -31,13 +32,13 @@ pub const CONFIG_FILE: &str = "adapter_config.json";
 /// Name of the tensors' file.
 pub const TENSORS_FILE: &str = "adapter_model.safetensors";
 
-/// What PEFT puts before the path of a module.
+/// Prefix of a module's path in PEFT.
 const PREFIX: &str = "base_model.model.";
 const A: &str = ".lora_A.weight";
 const B: &str = ".lora_B.weight";
 const MAGNITUDE: &str = ".lora_magnitude_vector";
 
-/// An adapter as PEFT keeps it.
+/// An adapter in PEFT's form.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PeftAdapter {
     /// `adapter_config.json`.
@@ -61,7 +62,7 @@ impl PeftConfig {
 }
 
 impl PeftAdapter {
-    /// Whether `folder` looks like one of PEFT's.
+    /// Whether `folder` holds an adapter in PEFT's form.
     pub fn is_in(folder: &Path) -> bool {
         folder.join(CONFIG_FILE).is_file()
     }
@@ -70,8 +71,8 @@ impl PeftAdapter {
     ///
     /// # Errors
     ///
-    /// [`AdapterError::Io`] or [`AdapterError::Malformed`] with the file; options that this crate does not have are
-    /// listed in one error, and so are pickled tensors, which are never read.
+    /// [`AdapterError::Io`] or [`AdapterError::Malformed`] with the file. One error lists all options that this crate does
+    /// not support. Pickled tensors are an error too: they are never read.
     pub fn load(folder: &Path) -> Result<Self, AdapterError> {
         let config = PeftConfig::load(folder)?;
         let path = folder.join(TENSORS_FILE);
@@ -84,19 +85,19 @@ impl PeftAdapter {
         Ok(Self { config, tensors: read_float_tensors(&path)?, source: folder.to_owned() })
     }
 
-    /// Writes the adapter's folder, which is created; each file is replaced atomically, the configuration last.
+    /// Writes the adapter's folder, which is created. Each file is replaced atomically, the configuration last.
     ///
     /// # Errors
     ///
     /// [`AdapterError::Io`] with the file.
     pub fn save(&self, folder: &Path) -> Result<(), AdapterError> {
         std::fs::create_dir_all(folder).map_err(|source| AdapterError::Io { path: folder.to_owned(), source })?;
-        // PEFT reads files that say that they are PyTorch's.
+        // PEFT reads only files whose metadata says that they are PyTorch's.
         write_tensors_with(&folder.join(TENSORS_FILE), &self.tensors, &[("format", "pt")])?;
         write_atomic(&folder.join(CONFIG_FILE), format!("{:#}\n", self.config.to_json()).as_bytes())
     }
 
-    /// The matrices of each module by its path, in PEFT's layout, with the scale: what other formats are made of.
+    /// The matrices of each module by its path, in PEFT's layout, with the scale. Exports to other formats use them.
     pub fn matrices(&self) -> impl Iterator<Item = (&str, &HostTensor, &HostTensor, f64)> {
         self.tensors.iter().filter_map(|(name, a)| {
             let module = name.strip_prefix(PREFIX)?.strip_suffix(A)?;

@@ -1,4 +1,4 @@
-//! From PEFT: names and layouts changed, everything compared with the model.
+//! Import from PEFT: changes names and layouts, and compares everything with the model.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -6,49 +6,49 @@ use std::path::Path;
 use burn::prelude::*;
 
 use super::{A, B, MAGNITUDE, PREFIX, PeftAdapter, PeftConfig, PeftInit};
+use crate::Method;
 use crate::attach::AttachOptions;
 use crate::config::{AdapterConfig, Scaling};
 use crate::error::AdapterError;
-use crate::factors::{HostTensor, NamedTensors};
-use crate::parameters::{Parameter, factor_path, fitting, linear_layers, parameters};
+use crate::factors::{Axes, HostTensor, NamedTensors};
+use crate::parameters::{Parameter, check_fits, factor_path, linear_layers, parameters};
 use crate::state::{AdapterState, SavedAdapter};
-use crate::{Init, Method};
 
-/// The tensors of one module, as PEFT has them.
+/// The tensors of one module in PEFT's form.
 #[derive(Default)]
-struct Parts<'a> {
+struct PeftModule<'a> {
     a: Option<&'a HostTensor>,
     b: Option<&'a HostTensor>,
     magnitude: Option<&'a HostTensor>,
 }
 
-/// The rank of a module and its factors by their names here.
-type Ranked = (usize, Vec<(&'static str, HostTensor)>);
+/// The rank of a module, and its factors by this crate's names.
+type RankAndFactors = (usize, Vec<(&'static str, HostTensor)>);
 
 impl PeftAdapter {
-    /// The adapter as this crate keeps it, to be attached to the original weights in `model`, trained further, merged.
+    /// The adapter in this crate's form, to be attached to the original weights in `model`, trained further, or merged.
     ///
-    /// PiSSA and OLoRA folders do not hold what their start took from the weights: as in PEFT it is decomposed again,
-    /// with `options`. PEFT's fast PiSSA (`pissa_niter_*`) took an approximation that only its own start knows: see
-    /// [`attachable_from`](Self::attachable_from).
+    /// Folders of PiSSA and OLoRA do not hold the part that was subtracted from the weights at the start: like in PEFT, the
+    /// weights are decomposed again, with `options`. PEFT's fast PiSSA (`pissa_niter_*`) subtracted an approximation that
+    /// cannot be computed again: see [`attachable_from`](Self::attachable_from).
     ///
     /// # Errors
     ///
     /// [`AdapterError::Mismatch`] with every tensor that is missing, misshapen, or not of this model;
-    /// [`AdapterError::Decomposition`] where the weights must be decomposed and cannot.
+    /// [`AdapterError::Decomposition`] if the weights must be decomposed and cannot.
     pub fn attachable<M: Module>(&self, model: &M, options: &AttachOptions<'_>) -> Result<SavedAdapter, AdapterError> {
         if let PeftInit::PissaApproximate(iterations) = self.config.init {
             let fault = format!(
-                "`pissa_niter_{iterations}` took from the weights what a random start found: give the adapter as it was \
+                "`pissa_niter_{iterations}` subtracted a random approximation from the weights: give the adapter as it was \
                  before training (its start), or convert it with PEFT"
             );
-            fitting(vec![fault], &self.source)?;
+            check_fits(vec![fault], &self.source)?;
         }
         self.with_start(None, model, options)
     }
 
-    /// [`attachable`](Self::attachable) of an adapter that split its weights, with the adapter as it was before training,
-    /// which PEFT's users save to convert one: what it took from the weights is then known exactly.
+    /// [`attachable`](Self::attachable) for an adapter that split its weights. `start` is the adapter before training, which
+    /// PEFT's users save to convert one: it says exactly what was subtracted from the weights.
     ///
     /// # Errors
     ///
@@ -106,14 +106,14 @@ impl PeftAdapter {
                 }
             }
         }
-        fitting(faults, &self.source)?;
+        check_fits(faults, &self.source)?;
         let config = self.config_for(&ranks, &linear);
         let (mut state, _) = config.prepare(model, options).map_err(|error| match error {
             AdapterError::Targets { faults } => AdapterError::Mismatch { path: self.source.clone(), faults },
             other => other,
         })?;
         if let Some(start) = start.filter(|_| method.splits_weight()) {
-            // Its own configuration says that it is a LoRA: so PEFT tells its users to save it.
+            // Its own configuration says that it is a LoRA, because PEFT tells its users to save it like that.
             let start = Self { config: self.config.clone(), ..start.clone() };
             let mut faults = Vec::new();
             state.initial.clear();
@@ -126,21 +126,21 @@ impl PeftAdapter {
                     Err(found) => faults.extend(found),
                 }
             }
-            fitting(faults, &start.source)?;
+            check_fits(faults, &start.source)?;
         }
         Ok(SavedAdapter::new(state, trained, &self.source))
     }
 
-    /// The tensors by module, and those of modules that were trained whole by parameter.
-    fn sort(&self, faults: &mut Vec<String>) -> (BTreeMap<&str, Parts<'_>>, BTreeMap<&str, &HostTensor>) {
-        let mut modules: BTreeMap<&str, Parts<'_>> = BTreeMap::new();
+    /// The tensors of adapted modules by module, and those of modules that are trained whole by parameter.
+    fn sort(&self, faults: &mut Vec<String>) -> (BTreeMap<&str, PeftModule<'_>>, BTreeMap<&str, &HostTensor>) {
+        let mut modules: BTreeMap<&str, PeftModule<'_>> = BTreeMap::new();
         let mut whole = BTreeMap::new();
         for (name, tensor) in &self.tensors {
             let Some(path) = name.strip_prefix(PREFIX) else {
                 faults.push(format!("`{name}` should start with `{PREFIX}`"));
                 continue;
             };
-            // Some versions write it as a module.
+            // Some versions of PEFT write it like the weight of a module.
             let magnitude = path.strip_suffix(".weight").unwrap_or(path).strip_suffix(MAGNITUDE);
             if let Some(module) = path.strip_suffix(A) {
                 modules.entry(module).or_default().a = Some(tensor);
@@ -158,7 +158,12 @@ impl PeftAdapter {
     }
 
     /// The rank of a module and its factors in this crate's layout, or everything that is wrong with them.
-    fn factors(&self, path: &str, parts: &Parts<'_>, shape: Option<&[usize; 2]>) -> Result<Ranked, Vec<String>> {
+    fn factors(
+        &self,
+        path: &str,
+        parts: &PeftModule<'_>,
+        shape: Option<&[usize; 2]>,
+    ) -> Result<RankAndFactors, Vec<String>> {
         let Some([d_in, d_out]) = shape else { return Err(vec![format!("the model has no linear layer `{path}`")]) };
         let (Some(a), Some(b)) = (parts.a, parts.b) else {
             let missing = if parts.a.is_none() { A } else { B };
@@ -183,12 +188,20 @@ impl PeftAdapter {
         if !faults.is_empty() {
             return Err(faults);
         }
-        let mut factors = vec![("a", a.transposed()), ("b", b.transposed())];
-        factors.extend(parts.magnitude.map(|magnitude| ("magnitude", magnitude.clone())));
+        let mut factors = Vec::new();
+        for factor in self.config.method().factors() {
+            match (factor.axes, parts.magnitude) {
+                (Axes::InRank, _) => factors.push((factor.name, a.transposed())),
+                (Axes::RankOut, _) => factors.push((factor.name, b.transposed())),
+                (Axes::Out, Some(magnitude)) => factors.push((factor.name, magnitude.clone())),
+                (Axes::Out, None) | (Axes::Rank, _) => unreachable!("PEFT's LoRA has A, B and a magnitude"),
+            }
+        }
         Ok((rank, factors))
     }
 
-    /// The configuration with which the same modules are chosen in this model, by name where a name means no others.
+    /// The configuration that chooses the same modules in this model. It gives their names, and paths if a name matches
+    /// other modules too.
     fn config_for(&self, ranks: &BTreeMap<&str, usize>, linear: &BTreeMap<String, [usize; 2]>) -> AdapterConfig {
         fn last(path: &str) -> &str {
             path.rsplit('.').next().unwrap_or(path)
@@ -199,14 +212,10 @@ impl PeftAdapter {
         let targets: BTreeSet<&str> = ranks.keys().map(|path| name(*path)).collect();
         let targets: Vec<&str> = targets.into_iter().collect();
         let peft = &self.config;
-        let mut config = AdapterConfig::new(self.config.method(), peft.rank, &targets).with_alpha(peft.alpha);
+        let mut config = AdapterConfig::new(peft.method_config(), peft.rank, &targets).with_alpha(peft.alpha);
         config.dropout = peft.dropout;
         config.modules_to_save.clone_from(&peft.modules_to_save);
         config.scaling = if peft.rank_stabilized { Scaling::RankStabilized } else { Scaling::Standard };
-        config.init = match peft.init {
-            PeftInit::Lora(init) => init,
-            PeftInit::Pissa | PeftInit::PissaApproximate(_) | PeftInit::Olora => Init::default(),
-        };
         for (path, rank) in ranks {
             if *rank != peft.rank {
                 config.rank_pattern.insert((*path).to_owned(), *rank);
@@ -222,7 +231,7 @@ impl PeftAdapter {
 }
 
 impl SavedAdapter {
-    /// Reads an adapter of this crate or of PEFT, whichever `folder` holds, for `model`.
+    /// Reads an adapter for `model` from a folder in this crate's form or in PEFT's.
     ///
     /// # Errors
     ///
@@ -235,7 +244,7 @@ impl SavedAdapter {
     }
 }
 
-/// The method of the adapter in `folder`, of this crate's form or of PEFT's, by its configuration alone.
+/// The method of the adapter in `folder`, which is in this crate's form or in PEFT's. Reads only the configuration.
 ///
 /// # Errors
 ///
@@ -243,6 +252,6 @@ impl SavedAdapter {
 pub fn method_of(folder: &Path) -> Result<Method, AdapterError> {
     match PeftAdapter::is_in(folder) {
         true => Ok(PeftConfig::load(folder)?.method()),
-        false => Ok(AdapterState::load(folder)?.config.method),
+        false => Ok(AdapterState::load(folder)?.config.method()),
     }
 }

@@ -1,44 +1,44 @@
-//! To PEFT: any adapter as a LoRA of the original weights.
+//! Export to PEFT: any adapter as a LoRA of the original weights.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use burn::prelude::*;
 
-use super::difference::{Pair, Product, truncated};
-use super::{A, B, MAGNITUDE, PREFIX, PeftAdapter, PeftConfig, PeftInit};
+use super::difference::truncated;
+use super::{A, B, MAGNITUDE, PREFIX, PeftAdapter, PeftConfig, PeftInit, PeftVariant};
+use crate::Init;
 use crate::attach::AttachOptions;
-use crate::config::{AdapterConfig, AlphaConvention, Scaling};
+use crate::config::{AdapterConfig, Scaling};
 use crate::error::AdapterError;
-use crate::factors::{Axes, HostTensor, NamedTensors};
+use crate::factors::{Axes, FactorPair, HostTensor, NamedTensors};
 use crate::parameters::{Parameter, factor_path, parameters, weights};
 use crate::state::{ModuleState, SavedAdapter};
 use crate::target::Pattern;
-use crate::{Init, Method};
 
-/// Which weights an adapter that split them shall fit.
+/// The weights to which an exported adapter is added, if its method splits the weight.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum PeftForm {
-    /// The original ones, by the difference to the start. Loading needs no decomposition.
+    /// The original ones. The export is the difference to the start. Loading needs no decomposition.
     #[default]
     Difference,
-    /// Their residual, which PEFT makes again by the decomposition that the configuration names. For adapters whose own
-    /// start was that decomposition.
+    /// Their residual. PEFT computes it again by the decomposition that the configuration names, so the adapter must have
+    /// started from that decomposition.
     AsTrained,
 }
 
-/// How an adapter leaves.
+/// Options of an export to PEFT.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PeftExport {
-    /// Which weights an adapter that split them shall fit.
+    /// The weights to which the adapter is added, if its method splits the weight.
     pub form: PeftForm,
-    /// Rank of the best approximation of what the adapter changed; absent, nothing is approximated.
+    /// Rank of the best approximation of the adapter's change. If absent, nothing is approximated.
     pub rank: Option<usize>,
     /// `base_model_name_or_path`.
     pub base_model: Option<String>,
 }
 
-/// What an approximation of lower rank leaves out of the change of one weight.
+/// The error of an approximation of lower rank in the change of one weight.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Truncation {
     /// Path of the linear layer.
@@ -48,40 +48,42 @@ pub struct Truncation {
 }
 
 impl PeftAdapter {
-    /// An adapter in PEFT's form, and what approximation cost where a rank was asked for.
+    /// An adapter in PEFT's form, and the errors of the approximation if `options` give a rank.
     ///
-    /// LoRA, rsLoRA and DoRA leave as they are; SORSA, PiSSA and OLoRA as `options.form` says. With `options.rank` any
-    /// method leaves as a LoRA of that rank, partial fine-tuning too. `model` is the original one; its weights are
-    /// used only where the change of DoRA or of partial fine-tuning is approximated.
+    /// Adapters of methods that do not split the weight, like LoRA, are exported as they are; `options.form` decides for
+    /// the others. With `options.rank`, any method is exported as a LoRA of that rank, partial fine-tuning too. `model` is
+    /// the original one. Its weights are used only if the change is approximated and is not a product of factors.
     ///
     /// # Errors
     ///
-    /// [`AdapterError::Mismatch`] where adapter and model do not fit, [`AdapterError::Config`] for what PEFT's form cannot
-    /// hold: full fine-tuning, partial fine-tuning without a rank; [`AdapterError::Decomposition`].
+    /// [`AdapterError::Mismatch`] if the adapter does not fit the model; [`AdapterError::Config`] for methods that PEFT's
+    /// form cannot hold: full fine-tuning, and partial fine-tuning without a rank; [`AdapterError::Decomposition`].
     pub fn from_saved<M: Module>(
         saved: &SavedAdapter,
         model: &M,
         options: &PeftExport,
     ) -> Result<(Self, Vec<Truncation>), AdapterError> {
         saved.check(model)?;
-        let (config, method) = (&saved.state.config, saved.state.config.method);
+        let config = &saved.state.config;
+        let method = config.method();
         let refuse = |fault: &str| Err(AdapterError::Config { faults: vec![fault.to_owned()] });
-        match (method, options.rank) {
-            (Method::Full, _) => {
-                return refuse("full fine-tuning changes embeddings and norms, which a LoRA cannot hold");
-            }
-            (Method::Partial, None) => {
-                return refuse("partial fine-tuning leaves as a LoRA only with a rank to approximate it by");
-            }
-            (_, Some(0)) => return refuse("rank must be at least 1"),
-            _ => {}
+        if let Some(fault) = method.whole().and_then(|whole| (whole.peft_fault)(options.rank)) {
+            return refuse(fault);
+        }
+        if options.rank == Some(0) {
+            return refuse("rank must be at least 1");
         }
         let as_trained = method.splits_weight() && options.form == PeftForm::AsTrained && options.rank.is_none();
         if as_trained {
-            exact_start(saved, model)?;
+            check_start(saved, model)?;
         }
-        let keeps_scale = (!method.splits_weight() || as_trained) && options.rank.is_none();
-        let dora = method == Method::Dora && options.rank.is_none();
+        let plain = PeftVariant { init: PeftInit::Lora(Init::default()), dora: false };
+        // Approximations and differences to the start are plain LoRAs.
+        let trainable = (!method.splits_weight() || as_trained) && options.rank.is_none();
+        let variant = match config.method.to_peft() {
+            Some(variant) if trainable => variant,
+            _ => plain,
+        };
 
         let (pairs, truncations) = match options.rank {
             Some(rank) => approximated(saved, model, rank)?,
@@ -95,24 +97,23 @@ impl PeftAdapter {
             scales.insert(path.as_str(), (pair.a.shape[1], scale));
             tensors.insert(format!("{PREFIX}{path}{A}"), pair.a.transposed());
             tensors.insert(format!("{PREFIX}{path}{B}"), pair.b.transposed());
-            let magnitude = factor(saved, module, &saved.trained, Axes::Out).filter(|_| dora);
-            tensors.extend(magnitude.map(|tensor| (format!("{PREFIX}{path}{MAGNITUDE}"), tensor.clone())));
+            if variant.dora {
+                for factor in method.factors().iter().filter(|factor| factor.axes == Axes::Out) {
+                    let magnitude = saved.trained[&factor_path(path, method, factor.name)].clone();
+                    tensors.insert(format!("{PREFIX}{path}{MAGNITUDE}"), magnitude);
+                }
+            }
         }
-        let modules_to_save = whole(saved, model, &mut tensors);
-        let rank_stabilized = keeps_scale && config.scaling == Scaling::RankStabilized;
+        let modules_to_save = add_whole_modules(saved, model, &mut tensors);
+        let rank_stabilized = trainable && config.scaling == Scaling::RankStabilized;
         let (rank, alpha) = usual(&scales, rank_stabilized);
         let mut peft = PeftConfig {
             rank,
             alpha,
             dropout: config.dropout,
             rank_stabilized,
-            dora,
-            init: match method {
-                Method::Sorsa | Method::Pissa if as_trained => PeftInit::Pissa,
-                Method::Olora if as_trained => PeftInit::Olora,
-                Method::Lora | Method::Dora if options.rank.is_none() => PeftInit::Lora(config.init),
-                _ => PeftInit::Lora(Init::default()),
-            },
+            dora: variant.dora,
+            init: variant.init,
             target_modules: target_modules(saved),
             rank_pattern: Vec::new(),
             alpha_pattern: Vec::new(),
@@ -132,14 +133,14 @@ impl PeftAdapter {
     }
 }
 
-/// Whether the start is the exact one, which PEFT computes again.
-fn exact_start<M: Module>(saved: &SavedAdapter, model: &M) -> Result<(), AdapterError> {
-    // PEFT divides by the scale, whatever the adapter's own convention is.
-    let config = AdapterConfig { alpha_convention: AlphaConvention::Peft, ..saved.state.config.clone() };
+/// Checks whether the adapter started from the exact decomposition, which PEFT computes again.
+fn check_start<M: Module>(saved: &SavedAdapter, model: &M) -> Result<(), AdapterError> {
+    let config = saved.state.config.clone();
+    let config = AdapterConfig { method: config.method.starting_like_peft(), ..config };
     let (again, _) = config.prepare(model, &AttachOptions::default())?;
     let mut faults = Vec::new();
     for module in &saved.state.modules {
-        let [own, exact] = [&saved.state.initial, &again.initial].map(|tensors| product(saved, module, tensors).pair());
+        let [own, exact] = [&saved.state.initial, &again.initial].map(|tensors| product(saved, module, tensors));
         let (own, exact) = (own.dense(module.scale), exact.dense(module.scale));
         if (&own - &exact).norm_l2() > 1e-2 * exact.norm_l2() {
             faults.push(format!("`{}` did not start from the exact decomposition, which PEFT would make", module.path));
@@ -149,51 +150,38 @@ fn exact_start<M: Module>(saved: &SavedAdapter, model: &M) -> Result<(), Adapter
 }
 
 /// The trained factors of every module, or their difference to the start.
-fn exact(saved: &SavedAdapter, as_trained: bool) -> BTreeMap<String, Pair> {
-    let difference = saved.state.config.method.splits_weight() && !as_trained;
+fn exact(saved: &SavedAdapter, as_trained: bool) -> BTreeMap<String, FactorPair> {
+    let difference = saved.state.config.method().splits_weight() && !as_trained;
     let pair = |module: &ModuleState| {
         let now = product(saved, module, &saved.trained);
         match difference {
-            true => now.less(&product(saved, module, &saved.state.initial)),
-            false => now.pair(),
+            true => now.minus(&product(saved, module, &saved.state.initial)),
+            false => now,
         }
     };
     saved.state.modules.iter().map(|module| (module.path.clone(), pair(module))).collect()
 }
 
-fn product<'a>(saved: &SavedAdapter, module: &ModuleState, tensors: &'a NamedTensors) -> Product<'a> {
-    let factor = |axes| factor(saved, module, tensors, axes);
-    let side = |axes| factor(axes).expect("the adapter was checked");
-    Product { a: side(Axes::InRank), s: factor(Axes::Rank), b: side(Axes::RankOut) }
+/// The product of one module's factors, of which `tensors` are the trained ones.
+fn product(saved: &SavedAdapter, module: &ModuleState, tensors: &NamedTensors) -> FactorPair {
+    let definition = saved.state.config.method().factored().expect("an adapter without factors is refused");
+    (definition.product)(&saved.state.all_factors(module, tensors))
 }
 
-/// The factor of one module that has these axes.
-fn factor<'a>(
-    saved: &SavedAdapter,
-    module: &ModuleState,
-    tensors: &'a NamedTensors,
-    axes: Axes,
-) -> Option<&'a HostTensor> {
-    let method = saved.state.config.method;
-    let factor = method.factors().iter().find(|factor| factor.axes == axes)?;
-    tensors.get(&factor_path(&module.path, method, factor.name))
-}
-
-/// The best approximations of what the adapter changed, with scale 1.
+/// The best approximation of each weight's change, with scale 1.
 fn approximated<M: Module>(
     saved: &SavedAdapter,
     model: &M,
     rank: usize,
-) -> Result<(BTreeMap<String, Pair>, Vec<Truncation>), AdapterError> {
-    let method = saved.state.config.method;
+) -> Result<(BTreeMap<String, FactorPair>, Vec<Truncation>), AdapterError> {
     let wanted: BTreeSet<&str> = saved.state.modules.iter().map(|module| module.path.as_str()).collect();
-    // What the weights themselves become has to be seen where no product of factors says it.
-    let merged = match method {
-        Method::Dora | Method::Partial => {
+    // If the change is not a product of factors, it is the difference of the weights.
+    let merged = match saved.state.config.method().factored() {
+        Some(definition) if definition.changes_by_product => None,
+        _ => {
             let merged = saved.attach(model.clone())?.merge().0;
             Some((weights(model, &wanted), weights(&merged, &wanted)))
         }
-        _ => None,
     };
     let exact = if merged.is_none() { exact(saved, false) } else { BTreeMap::new() };
     let (mut pairs, mut truncations, mut faults) = (BTreeMap::new(), Vec::new(), Vec::new());
@@ -217,8 +205,8 @@ fn approximated<M: Module>(
     if faults.is_empty() { Ok((pairs, truncations)) } else { Err(AdapterError::Decomposition { faults }) }
 }
 
-/// Adds the parameters that were trained whole, and returns the modules as PEFT reads them: by the ends of their paths.
-fn whole<M: Module>(saved: &SavedAdapter, model: &M, tensors: &mut NamedTensors) -> Vec<String> {
+/// Adds the parameters that were trained whole, and returns `modules_to_save` for PEFT, which matches the ends of paths.
+fn add_whole_modules<M: Module>(saved: &SavedAdapter, model: &M, tensors: &mut NamedTensors) -> Vec<String> {
     if saved.state.config.modules_to_save.is_empty() {
         return Vec::new();
     }
@@ -233,7 +221,7 @@ fn whole<M: Module>(saved: &SavedAdapter, model: &M, tensors: &mut NamedTensors)
     names_or(&saved.state.config.modules_to_save, modules)
 }
 
-/// The numerator that makes `scale` of a rank.
+/// The alpha that gives a module of this rank the scale `scale`.
 fn numerator(rank: usize, scale: f64, rank_stabilized: bool) -> f64 {
     scale * if rank_stabilized { (rank as f64).sqrt() } else { rank as f64 }
 }
@@ -251,13 +239,13 @@ fn usual(scales: &BTreeMap<&str, (usize, f64)>, rank_stabilized: bool) -> (usize
     counts.into_iter().max_by_key(|(_, count)| *count).map_or((1, 1.0), |(key, _)| key)
 }
 
-/// The targets as PEFT reads them.
+/// `target_modules` for PEFT.
 fn target_modules(saved: &SavedAdapter) -> Vec<String> {
     names_or(&saved.state.config.target_modules, saved.state.modules.iter().map(|module| module.path.clone()))
 }
 
-/// Names as they were given, for PEFT matches the ends of paths too; `paths` where any is a pattern, of which it has other
-/// ones.
+/// The `given` names if all are names, because PEFT matches the ends of paths too. Otherwise the `paths`, because PEFT's
+/// patterns are different ones.
 fn names_or(given: &[String], paths: impl IntoIterator<Item = String>) -> Vec<String> {
     match given.iter().all(|text| matches!(Pattern::parse(text), Ok(Pattern::Name(_)))) {
         true => given.to_vec(),

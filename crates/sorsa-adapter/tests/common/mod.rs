@@ -13,8 +13,8 @@ use sorsa_adapter::{AdapterConfig, Attached, HostTensor, Method, NamedTensors, i
 
 /// Largest difference allowed, relative to the largest value: f32 products in another order.
 pub const TOLERANCE: f32 = 1e-4;
-/// The methods that add factors to a frozen weight.
-pub const FACTORED: [Method; 5] = [Method::Sorsa, Method::Pissa, Method::Lora, Method::Dora, Method::Olora];
+/// The methods that have frozen factors of their own.
+pub const FROZEN: [Method; 0] = [];
 /// Rank of [`config`].
 pub const RANK: usize = 4;
 
@@ -118,6 +118,18 @@ pub fn assert_within<const D: usize>(a: Tensor<D>, b: Tensor<D>, tolerance: f32,
     let pairs = values(a).into_iter().zip(values(b));
     let worst = pairs.map(|(a, b)| (a - b).abs()).fold(0.0, larger);
     assert!(worst <= tolerance, "{what}: differs by {worst}, {tolerance} allowed");
+}
+
+/// The methods that train factors beside a frozen weight.
+pub fn factored() -> impl Iterator<Item = Method> {
+    Method::ALL.into_iter().filter(|method| method.is_factored())
+}
+
+/// The same configuration with another value of a setting of its method, by way of the form in files.
+pub fn with_setting(config: &AdapterConfig, name: &str, value: &str) -> AdapterConfig {
+    let mut json = serde_json::to_value(config).unwrap();
+    json[name] = value.into();
+    serde_json::from_value(json).unwrap()
 }
 
 pub fn config(method: Method) -> AdapterConfig {

@@ -89,7 +89,7 @@ pub fn attach_given(
         ModuleState { path, shape, rank, scale, fingerprint: None, dtype: None }
     };
     let modules = config.targets(&base).unwrap().into_iter().map(module).collect();
-    let initial = if config.method.splits_weight() { initial.clone() } else { NamedTensors::new() };
+    let initial = if config.method().splits_weight() { initial.clone() } else { NamedTensors::new() };
     let state = AdapterState { config: config.clone(), modules, initial };
     SavedAdapter::new(state, trained.clone(), Path::new("reference")).attach(base).unwrap()
 }

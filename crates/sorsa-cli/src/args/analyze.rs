@@ -16,7 +16,7 @@ pub struct VerifyArgs {
     /// generated_ids
     #[arg(long, value_name = "FILE")]
     pub golden: PathBuf,
-    /// Folder of an adapter, of this program, of PEFT or of a run
+    /// Folder of an adapter (of sorsa or PEFT), or of a run
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
     /// Largest accepted difference of a logit and of the loss

@@ -8,7 +8,7 @@ use super::DeviceArgs;
 
 #[derive(Debug, Args)]
 pub struct MergeArgs {
-    /// Folder of the adapter, of this program, of PEFT or of a run
+    /// Folder of the adapter (of sorsa or PEFT), or of its run
     #[arg(long, value_name = "DIR")]
     pub adapter: PathBuf,
     /// Base model of the adapter: a Hugging Face folder, a hub id, or `embedded` [default: the model of the adapter's run]
@@ -44,8 +44,7 @@ pub struct ExportArgs {
     /// Format to write
     #[arg(long, value_enum)]
     pub format: ExportFormat,
-    /// Folder of the adapter, of this program, of PEFT or of a run. If absent, the command exports the base model (hf,
-    /// gguf)
+    /// Folder of the adapter (of sorsa or PEFT), or of its run. If absent, the command exports the base model (hf, gguf)
     #[arg(long, value_name = "DIR", required_if_eq_any = [("format", "peft"), ("format", "gguf-lora"), ("format", "author")])]
     pub adapter: Option<PathBuf>,
     /// Base model of the adapter: a Hugging Face folder, a hub id, or `embedded` [default: the model of the adapter's run]

@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
+use clap::builder::PossibleValuesParser;
 use clap::{Args, ValueEnum};
+use sorsa_experiment::tasks::data_sets;
 
 use super::{DeviceArgs, MAX_SEED};
 use crate::format::TableFormat;
@@ -12,7 +14,7 @@ pub struct EvalArgs {
     /// Model: a Hugging Face folder, a hub id, or `embedded` [default: embedded, or the model of the adapter's run]
     #[arg(long)]
     pub model: Option<String>,
-    /// Folder of an adapter, of this program, of PEFT or of a run
+    /// Folder of an adapter (of sorsa or PEFT), or of a run
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
     /// Storage dtype of the weights: f32 or bf16
@@ -23,8 +25,8 @@ pub struct EvalArgs {
     #[arg(long, value_name = "FILE")]
     pub data: Option<String>,
     /// Kind of the problems [default: recognised by the fields of the file]
-    #[arg(long, value_enum)]
-    pub task: Option<Task>,
+    #[arg(long, value_parser = PossibleValuesParser::new(data_sets()))]
+    pub task: Option<String>,
     /// Measure the perplexity of these texts instead of accuracy
     #[arg(long, value_name = "FILE", conflicts_with = "data")]
     pub text: Option<PathBuf>,
@@ -86,9 +88,9 @@ pub struct EvalArgs {
     pub device: DeviceArgs,
 }
 
-/// Kind of the problems in a file.
+/// Kind of the problems whose answers `grade` reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Task {
+pub enum GradeTask {
     Gsm8k,
     Math,
     Svamp,
@@ -103,7 +105,7 @@ pub struct GradeArgs {
     pub file: PathBuf,
     /// Kind of the problems. `sorsa eval` grades HumanEval
     #[arg(long, value_enum, default_value = "gsm8k")]
-    pub task: Task,
+    pub task: GradeTask,
     /// Field of the generated text [default: the first of prediction, generation, generated, output, completion, response]
     #[arg(long, value_name = "FIELD")]
     pub prediction_field: Option<String>,
@@ -129,7 +131,7 @@ pub struct GenerateArgs {
     /// Model: a Hugging Face folder, a hub id, or `embedded` [default: embedded, or the model of the adapter's run]
     #[arg(long)]
     pub model: Option<String>,
-    /// Folder of an adapter, of this program, of PEFT or of a run
+    /// Folder of an adapter (of sorsa or PEFT), or of a run
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
     /// Storage dtype of the weights: f32 or bf16

@@ -20,8 +20,7 @@ pub struct RecipeArgs {
     /// Storage dtype of the frozen weights: f32 or bf16 [default: f32]
     #[arg(long)]
     pub dtype: Option<String>,
-    /// Start from the adapter in this folder, of this program, of PEFT or of a run. It sets method, rank and target
-    /// modules
+    /// Start from the adapter in this folder: of sorsa, of PEFT, or of a run. It sets method, rank and target modules
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<String>,
     /// Training data: a JSONL, JSON, parquet or text file, or `embedded` [default: embedded]

@@ -1,4 +1,4 @@
-//! `sorsa analyze`: what training did to the singular values and vectors, over the checkpoints of runs.
+//! `sorsa analyze`: how training changed singular values and vectors, over the checkpoints of runs.
 
 use std::path::{Path, PathBuf};
 
@@ -16,7 +16,7 @@ use crate::session::{self, create_folder};
 
 pub fn run(args: &AnalyzeArgs) -> anyhow::Result<()> {
     let style = Style::choose(args.quiet);
-    // Decompositions are the CPU's work, whatever trained.
+    // The CPU decomposes, whichever device trained.
     let host = session::host(&DeviceArgs { backend: Backend::Flex, device: 0 }, style)?;
     let mut observer = TerminalObserver::new(style, &host.backend);
     let opened: Vec<_> = args.runs.iter().map(|folder| RunToAnalyze::open(folder)).collect::<Result<_, _>>()?;

@@ -1,4 +1,4 @@
-//! `sorsa devices`: what this build can run on, and whether it works.
+//! `sorsa devices`: lists the devices of this build, and tries each.
 
 use crate::device::{self, DeviceInfo, Kind, Status};
 use crate::format::{Format, print, print_json};

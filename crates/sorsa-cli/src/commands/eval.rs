@@ -8,13 +8,13 @@ use sorsa_experiment::answer_log::AnswerLog;
 use sorsa_experiment::continuation::AnswerOptions;
 use sorsa_experiment::model::{LoadedModel, adapter_folder, model_or_of_run};
 use sorsa_experiment::tasks::{
-    EXPRESSIONS, HUMANEVAL, NUMBERS, PERPLEXITY, ProblemSource, Problems, Scores, Task, evaluate, recognise,
+    HUMANEVAL, PERPLEXITY, ProblemSource, Problems, Scores, Task, evaluate, of_data_set, recognise,
 };
 use sorsa_experiment::{Answer, content, json_lines};
 use sorsa_files::write_atomic;
 use sorsa_models::Sampling;
 
-use crate::args::{self, EvalArgs};
+use crate::args::EvalArgs;
 use crate::exit::{OrBadInput, bad_input};
 use crate::format::{TableFormat, print, print_json};
 use crate::observer::TerminalObserver;
@@ -108,13 +108,10 @@ fn choose(args: &EvalArgs) -> anyhow::Result<(&'static dyn Task, PathBuf)> {
         Some(path) => PathBuf::from(path),
         None => session::embedded_files().task("test")?,
     };
-    let task: &'static dyn Task = match args.task {
-        Some(args::Task::Gsm8k | args::Task::Svamp | args::Task::Embedded) => &NUMBERS,
-        Some(args::Task::Math) => &EXPRESSIONS,
-        Some(args::Task::Humaneval) => &HUMANEVAL,
-        None => recognise(&path, None),
-    };
-    Ok((task, path))
+    match args.task.as_deref().and_then(of_data_set) {
+        Some(task) => Ok((task, path)),
+        None => Ok((recognise(&path), path)),
+    }
 }
 
 fn answer_options(args: &EvalArgs, loaded: &LoadedModel) -> AnswerOptions {
@@ -131,8 +128,8 @@ fn answer_options(args: &EvalArgs, loaded: &LoadedModel) -> AnswerOptions {
     }
 }
 
-/// All that decides the answers: the first line of their file. The folder of a model or of a run can come to hold another, so
-/// their content counts too.
+/// All that decides the answers: the first line of their file. A folder of the same name may hold another model or adapter
+/// later, so that their content counts too.
 fn settings(
     args: &EvalArgs,
     model: &str,

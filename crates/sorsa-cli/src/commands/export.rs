@@ -8,18 +8,20 @@ use burn::tensor::FloatDType;
 use sorsa_adapter::author::AuthorExport;
 use sorsa_adapter::peft::{PeftAdapter, PeftExport, PeftForm};
 use sorsa_adapter::{HostTensor, SavedAdapter};
+use sorsa_checkpoint::WeightFormat;
+use sorsa_checkpoint::gguf::{ExportOptions, GgufType, LoraModule, export_adapter, export_model};
+use sorsa_checkpoint::weights::{Checkpoint, CheckpointWriter, Expected, ModelFolder};
+use sorsa_files::{AtomicDir, write_atomic};
 use sorsa_models::CausalLm;
-use sorsa_models::gguf::{GgufType, LoraModule, export_adapter, export_model};
-use sorsa_models::weights::{Checkpoint, CheckpointWriter, Expected, FloatDtype};
 use sorsa_report::report::bytes;
 
 use crate::args::{ExportArgs, ExportFormat};
-use crate::commands::merge::write_merged;
+use crate::commands::merge::{load_merged, save_with_companions, write_merged};
 use crate::device;
 use crate::exit::{OrBadInput, bad_input};
 use crate::format::print;
 use crate::progress::Style;
-use crate::session::{check_tied, create_folder, load_saved, model_folder, model_of_run};
+use crate::session::{check_tied, load_saved, model_folder, model_of_run};
 
 /// A model, its name and an adapter of it.
 struct Trained {
@@ -108,17 +110,18 @@ fn gguf_type(name: &str) -> anyhow::Result<GgufType> {
     name.parse().map_err(|_| bad_input(format!("unknown dtype `{name}`, expected f32, f16, bf16 or q8_0")))
 }
 
-/// Merges into a folder beside the file, where there is an adapter, and writes the file from there.
+/// Writes the GGUF file: of the model in `folder`, or, with an adapter, of a temporary folder with the merged model.
 fn gguf(folder: &Path, args: &ExportArgs, device: &Device) -> anyhow::Result<()> {
     let dtype = gguf_type(args.dtype.as_deref().unwrap_or("f16"))?;
     let report = match &args.adapter {
         None => export_model(folder, &args.out, dtype).or_bad_input()?,
         Some(adapter) => {
-            let parent = args.out.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            create_folder(parent)?;
-            let merged = Scratch::new(parent)?;
-            write_merged(folder, Some(adapter), &merged.0, Some("f32"), device)?;
-            export_model(&merged.0, &args.out, dtype).or_bad_input()?
+            let model = load_merged(folder, Some(adapter), device)?;
+            // Beside the file, and dropped without a commit, which removes it.
+            let merged = AtomicDir::create(&args.out)?;
+            save_with_companions(&model, folder, merged.path(), WeightFormat::F32)?;
+            let name = args.out.file_stem().unwrap_or_default().to_string_lossy();
+            export_model(merged.path(), &args.out, ExportOptions::new(dtype).with_name(name)).or_bad_input()?
         }
     };
     for note in report.notes.iter() {
@@ -128,23 +131,6 @@ fn gguf(folder: &Path, args: &ExportArgs, device: &Device) -> anyhow::Result<()>
         print(format_args!("note: {fallback}"))?;
     }
     print(format_args!("{} tensors, {} in {}", report.tensors, bytes(report.bytes), args.out.display()))
-}
-
-/// A folder that is gone when it is no longer needed.
-struct Scratch(std::path::PathBuf);
-
-impl Scratch {
-    fn new(parent: &Path) -> anyhow::Result<Self> {
-        let folder = parent.join(format!(".sorsa-merged-{}", std::process::id()));
-        create_folder(&folder)?;
-        Ok(Self(folder))
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
 }
 
 fn gguf_lora(folder: &Path, peft: &PeftAdapter, out: &Path, dtype: GgufType) -> anyhow::Result<()> {
@@ -179,8 +165,8 @@ fn author(folder: &Path, trained: &Trained, out: &Path) -> anyhow::Result<()> {
         let module = name.strip_suffix(".weight").unwrap_or(name);
         expected.extend(export.beside(module).into_iter().map(|(name, shape)| Expected::new(name, shape)));
     }
-    create_folder(out)?;
-    CheckpointWriter::new(out, FloatDtype::F32).write(&expected, |tensor| -> anyhow::Result<Vec<f32>> {
+    let new = ModelFolder::create(out).or_bad_input()?;
+    CheckpointWriter::new(new.path(), WeightFormat::F32).write(&expected, |tensor| -> anyhow::Result<Vec<f32>> {
         let name = tensor.name.strip_prefix(sorsa_adapter::author::PREFIX).unwrap_or(&tensor.name);
         let original = match base.info(name) {
             Some(info) => Some(HostTensor::new(info.shape.clone(), base.to_f32(name)?)),
@@ -189,8 +175,6 @@ fn author(folder: &Path, trained: &Trained, out: &Path) -> anyhow::Result<()> {
         let tensor = export.tensor(&tensor.name, original).with_context(|| format!("no tensor `{}`", tensor.name))?;
         Ok(tensor.values)
     })?;
-    let (path, pending) = (out.join("config.json"), out.join(".config.json.tmp"));
-    std::fs::write(&pending, format!("{:#}\n", export.config.to_json()))
-        .and_then(|()| std::fs::rename(&pending, &path))
-        .with_context(|| format!("cannot write {}", path.display()))
+    write_atomic(new.path().join("config.json"), format!("{:#}\n", export.config.to_json()))?;
+    Ok(new.commit()?)
 }

@@ -71,7 +71,7 @@ fn show(recipe: &Recipe, shape: &TrainingShape, format: Format) -> anyhow::Resul
 fn run_name(recipe: &Recipe) -> String {
     let model = Path::new(recipe.model.path.trim_end_matches('/')).file_name();
     let model = model.map_or("model".into(), |name| name.to_string_lossy().replace('@', "-"));
-    let method = recipe.adapter.method;
+    let method = recipe.adapter.method();
     if method.is_factored() {
         format!("{model}-{method}-r{}", recipe.adapter.rank)
     } else {

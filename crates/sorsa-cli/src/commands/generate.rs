@@ -1,4 +1,4 @@
-//! `sorsa generate`: continues a prompt, printing as it goes.
+//! `sorsa generate`: continues a prompt, and prints token by token.
 
 use std::io::Write;
 

@@ -8,7 +8,7 @@ use sorsa_experiment::scoreboard::{GradedRow, Scoreboard};
 use sorsa_files::write_atomic;
 use sorsa_grading::grade::AnswerKind;
 
-use crate::args::{GradeArgs, Task};
+use crate::args::{GradeArgs, GradeTask};
 use crate::exit::bad_input;
 use crate::format::{TableFormat, print, print_json};
 
@@ -32,9 +32,9 @@ struct Graded {
 
 pub fn run(args: &GradeArgs) -> anyhow::Result<()> {
     let kind = match args.task {
-        Task::Math => AnswerKind::Expression,
-        Task::Gsm8k | Task::Svamp | Task::Embedded => AnswerKind::Number,
-        Task::Humaneval => {
+        GradeTask::Math => AnswerKind::Expression,
+        GradeTask::Gsm8k | GradeTask::Svamp | GradeTask::Embedded => AnswerKind::Number,
+        GradeTask::Humaneval => {
             return Err(bad_input("programs are graded by running them: sorsa eval --allow-code-execution"));
         }
     };

@@ -1,4 +1,4 @@
-//! `sorsa import`: an adapter that PEFT or SORSA's author wrote, as one of this program's.
+//! `sorsa import`: converts an adapter of PEFT or of SORSA's author.
 
 use std::path::Path;
 
@@ -6,9 +6,9 @@ use burn::tensor::FloatDType;
 use sorsa_adapter::author::{self, AuthorConfig};
 use sorsa_adapter::peft::PeftAdapter;
 use sorsa_adapter::{AdapterError, AttachOptions, HostTensor, SavedAdapter};
+use sorsa_checkpoint::weights::Checkpoint;
 use sorsa_experiment::estimate::grouped;
 use sorsa_models::CausalLm;
-use sorsa_models::weights::Checkpoint;
 
 use crate::args::ImportArgs;
 use crate::device;
@@ -36,7 +36,7 @@ pub fn run(args: &ImportArgs) -> anyhow::Result<()> {
     create_folder(&args.out)?;
     saved.save(&args.out)?;
     let trained: usize = saved.trained.values().map(|tensor| tensor.values.len()).sum();
-    let (method, modules) = (saved.state.config.method, saved.state.modules.len());
+    let (method, modules) = (saved.state.config.method(), saved.state.modules.len());
     print(format_args!("{method} on {modules} modules, {} numbers, in {}", grouped(trained as u64), args.out.display()))
 }
 

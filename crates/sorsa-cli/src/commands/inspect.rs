@@ -1,4 +1,4 @@
-//! `sorsa inspect`: what would be trained. Reads `config.json`, no weights.
+//! `sorsa inspect`: shows what a recipe would train. Reads `config.json`, no weights.
 
 use std::path::Path;
 

@@ -5,15 +5,16 @@ use std::path::Path;
 use anyhow::Context;
 use burn::prelude::Device;
 use burn::tensor::FloatDType;
+use sorsa_checkpoint::WeightFormat;
+use sorsa_checkpoint::weights::{Checkpoint, Dtype, ModelFolder};
 use sorsa_models::CausalLm;
-use sorsa_models::weights::{Checkpoint, Dtype, FloatDtype};
 
 use crate::args::MergeArgs;
 use crate::device;
 use crate::exit::{OrBadInput, bad_input};
 use crate::format::print;
 use crate::progress::Style;
-use crate::session::{attach_saved, create_folder, model_folder, model_of_run};
+use crate::session::{attach_saved, model_folder, model_of_run};
 
 /// Files beside the weights that a runtime needs.
 const COMPANIONS: [&str; 6] = [
@@ -36,7 +37,8 @@ pub fn run(args: &MergeArgs) -> anyhow::Result<()> {
     print(format_args!("merged model in {}", args.out.display()))
 }
 
-/// Writes the model in `folder`, with an adapter merged where there is one, and the files that a runtime needs beside it.
+/// Writes the model in `folder`, merged with `adapter` if there is one, and the files that a runtime needs beside it, as the
+/// folder `out`. An older model there is replaced as a whole.
 pub fn write_merged(
     folder: &Path,
     adapter: Option<&Path>,
@@ -44,23 +46,33 @@ pub fn write_merged(
     dtype: Option<&str>,
     device: &Device,
 ) -> anyhow::Result<()> {
-    let dtype = match dtype {
-        Some("f32") => FloatDtype::F32,
-        Some("f16") => FloatDtype::F16,
-        Some("bf16") => FloatDtype::Bf16,
-        Some(other) => return Err(bad_input(format!("unknown dtype `{other}`, expected f32, f16 or bf16"))),
-        None => stored_dtype(folder)?,
+    let format = match dtype {
+        Some(name) => name.parse().or_bad_input()?,
+        None => stored_format(folder)?,
     };
-    if same_folder(folder, out) {
+    if is_same_folder(folder, out) {
         return Err(bad_input(format!("--out {} is the model's own folder", out.display())));
     }
+    // Before the work, and again after it.
+    ModelFolder::check(out).or_bad_input()?;
+    let model = load_merged(folder, adapter, device)?;
+    let new = ModelFolder::create(out).or_bad_input()?;
+    save_with_companions(&model, folder, new.path(), format)?;
+    Ok(new.commit()?)
+}
+
+/// Loads the model in `folder`, merged with `adapter` if there is one, in f32.
+pub fn load_merged(folder: &Path, adapter: Option<&Path>, device: &Device) -> anyhow::Result<CausalLm> {
     let base = CausalLm::load(folder, FloatDType::F32, device).or_bad_input()?;
-    let model = match adapter {
-        Some(adapter) => attach_saved(base, adapter)?.merge().0,
-        None => base,
-    };
-    create_folder(out)?;
-    model.save(out, dtype)?;
+    match adapter {
+        Some(adapter) => Ok(attach_saved(base, adapter)?.merge().0),
+        None => Ok(base),
+    }
+}
+
+/// Writes `model` into the folder `out`, and copies of the files beside the weights in `folder` that a runtime needs.
+pub fn save_with_companions(model: &CausalLm, folder: &Path, out: &Path, format: WeightFormat) -> anyhow::Result<()> {
+    model.save(out, format)?;
     for name in COMPANIONS {
         let from = folder.join(name);
         if from.exists() {
@@ -70,20 +82,20 @@ pub fn write_merged(
     Ok(())
 }
 
-/// The dtype that most of a checkpoint is in.
-fn stored_dtype(folder: &Path) -> anyhow::Result<FloatDtype> {
+/// The format of the largest tensor of a checkpoint.
+fn stored_format(folder: &Path) -> anyhow::Result<WeightFormat> {
     let checkpoint = Checkpoint::open(folder).or_bad_input()?;
     let largest = checkpoint
         .names()
         .filter_map(|name| checkpoint.info(name))
         .max_by_key(|info| info.shape.iter().product::<usize>());
     Ok(match largest.map(|info| info.dtype) {
-        Some(Dtype::BF16) => FloatDtype::Bf16,
-        Some(Dtype::F16) => FloatDtype::F16,
-        _ => FloatDtype::F32,
+        Some(Dtype::BF16) => WeightFormat::Bf16,
+        Some(Dtype::F16) => WeightFormat::F16,
+        _ => WeightFormat::F32,
     })
 }
 
-pub fn same_folder(a: &Path, b: &Path) -> bool {
+fn is_same_folder(a: &Path, b: &Path) -> bool {
     matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
 }

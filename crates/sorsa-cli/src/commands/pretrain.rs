@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use sorsa_adapter::{AdapterConfig, Method};
+use sorsa_checkpoint::WeightFormat;
+use sorsa_checkpoint::weights::ModelFolder;
 use sorsa_data::{
     BatchOptions, Batcher, EncodeOptions, Encoder, LoadOptions, PromptTemplate, TextTokenizer, synthetic,
 };
 use sorsa_experiment::load_records;
 use sorsa_files::write_atomic;
-use sorsa_models::weights::FloatDtype;
 use sorsa_models::{CausalLm, ModelConfig};
 use sorsa_train::{OptimizerConfig, RunOutcome, ScheduleConfig, TrainConfig, Trainer};
 
@@ -19,7 +20,7 @@ use crate::device;
 use crate::exit::{Interrupted, OrBadInput, bad_input};
 use crate::format::print;
 use crate::observer::TerminalObserver;
-use crate::progress::{Style, TrainingProgress};
+use crate::progress::Style;
 use crate::session::create_folder;
 
 /// Seed of the generated validation texts: any but the corpus's.
@@ -32,13 +33,16 @@ pub fn run(args: &PretrainArgs) -> anyhow::Result<()> {
         return Err(bad_input("--batch-size should be at least 1"));
     }
     let style = Style::choose(args.quiet);
+    let mut observer = TerminalObserver::new(style, &args.device.backend.to_string());
     if let Some(folder) = &args.generate_only {
         return generate(folder, args);
     }
     let device = device::open(args.device.backend, args.device.device)?;
     // Beside the model: what training needs and leaves behind.
     let work = args.out.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    create_folder(&args.out)?;
+    create_folder(work)?;
+    // Before hours of training, not after them.
+    ModelFolder::check(&args.out).or_bad_input()?;
 
     let tokenizer_folder = match &args.tokenizer {
         Some(folder) => folder.clone(),
@@ -76,9 +80,9 @@ pub fn run(args: &PretrainArgs) -> anyhow::Result<()> {
         let encoder = Encoder::new(Arc::clone(&tokenizer), PromptTemplate::Raw, options).or_bad_input()?;
         encoder.for_vocabulary(config.vocab_size)
     };
-    let mut documents = encode(&corpus, &encoder, style)?;
+    let mut documents = encode(&corpus, &encoder, style, &mut observer)?;
     let validation = match &args.corpus {
-        None => encode(&work.join("validation.jsonl"), &encoder, style)?,
+        None => encode(&work.join("validation.jsonl"), &encoder, style, &mut observer)?,
         Some(_) => {
             let held_out = documents.len() / 100;
             documents.split_off(documents.len() - held_out.max(1))
@@ -127,9 +131,9 @@ pub fn run(args: &PretrainArgs) -> anyhow::Result<()> {
         true => Trainer::resume(attached, train, Some(validation), train_config, work)?,
         false => Trainer::start(attached, train, Some(validation), train_config, work)?,
     };
-    let mut progress = TrainingProgress::new(trainer.total_steps(), style);
-    let outcome = trainer.run(&mut progress)?;
-    progress.finish();
+    observer.start_training(trainer.total_steps());
+    let outcome = trainer.run(&mut observer)?;
+    observer.finish();
     if outcome == RunOutcome::Interrupted {
         eprintln!("interrupted; the same command with --resume goes on");
         return Err(Interrupted.into());
@@ -179,9 +183,13 @@ fn model_config(args: &PretrainArgs, tokenizer: &TextTokenizer) -> anyhow::Resul
     ModelConfig::parse(fields).map_err(|faults| bad_input(format!("the model's size: {}", faults.join("; "))))
 }
 
-fn encode(path: &Path, encoder: &Encoder, style: Style) -> anyhow::Result<Vec<sorsa_data::Example>> {
-    let mut observer = TerminalObserver::new(style, "");
-    let loaded = load_records(path, &LoadOptions::default(), &mut observer)?;
+fn encode(
+    path: &Path,
+    encoder: &Encoder,
+    style: Style,
+    observer: &mut TerminalObserver,
+) -> anyhow::Result<Vec<sorsa_data::Example>> {
+    let loaded = load_records(path, &LoadOptions::default(), observer)?;
     let set = encoder.encode_all(&loaded.records).or_bad_input_in(path)?;
     if style != Style::Quiet {
         eprintln!("{}: {} documents, {} tokens", path.display(), loaded.records.len(), set.tokens);
@@ -189,18 +197,19 @@ fn encode(path: &Path, encoder: &Encoder, style: Style) -> anyhow::Result<Vec<so
     Ok(set.examples)
 }
 
-/// Writes the model with its tokenizer.
+/// Writes the model with its tokenizer as the folder `--out`. An older model there is replaced as a whole.
 fn save(model: &CausalLm, tokenizer: &Path, args: &PretrainArgs) -> anyhow::Result<()> {
-    model.save(&args.out, FloatDtype::F32)?;
+    let new = ModelFolder::create(&args.out).or_bad_input()?;
+    model.save(new.path(), WeightFormat::F32)?;
     for name in TOKENIZER_FILES {
-        let (from, to) = (tokenizer.join(name), args.out.join(name));
-        if from.exists() && from != to {
+        let (from, to) = (tokenizer.join(name), new.path().join(name));
+        if from.exists() {
             std::fs::copy(&from, &to).with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))?;
         }
     }
     let config = model.config();
     let generation =
         serde_json::json!({ "bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_ids.first() });
-    write_atomic(args.out.join("generation_config.json"), serde_json::to_vec_pretty(&generation)?)?;
-    Ok(())
+    write_atomic(new.path().join("generation_config.json"), serde_json::to_vec_pretty(&generation)?)?;
+    Ok(new.commit()?)
 }

@@ -1,4 +1,4 @@
-//! `sorsa verify`: a model beside results that another framework wrote: logits, loss, greedy tokens.
+//! `sorsa verify`: compares a model with results that another framework wrote: logits, loss, greedy tokens.
 
 use std::path::{Path, PathBuf};
 

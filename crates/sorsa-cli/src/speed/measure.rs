@@ -167,7 +167,7 @@ fn steps(args: &SpeedArgs, sizes: &Sizes, attached: Attached<CausalLm>) -> anyho
     let scratch = Scratch::new()?;
     let count = args.warmup + args.steps;
     let batcher = batcher(sizes, count, args.seed)?;
-    let (method, attached_parameters) = (attached.state.config.method, attached.trainable.clone());
+    let (method, attached_parameters) = (attached.state.config.method(), attached.trainable.clone());
     let config = TrainConfig {
         batch_size: sizes.batch,
         max_steps: Some(count as u64),

@@ -1,24 +1,24 @@
 //! The measures of one weight.
 
-use sorsa_adapter::{HostTensor, Moment, TrainedFactors};
+use sorsa_adapter::{HostTensor, TrainedFactors, WeightSnapshot};
 use sorsa_linalg::drift::{drift, product_singular_values};
 use sorsa_linalg::faer::{Mat, MatRef};
 use sorsa_linalg::spectral::{condition_number, effective_rank, principal_angles, relative_orthonormality_defect};
 use sorsa_linalg::{Algorithm, LinalgError, Svd, SvdOptions, leading_qr, truncated_svd};
 use sorsa_report::analysis::{Measure, Measures};
 
-/// A weight before training, decomposed once for all checkpoints. f64, as the drift of a short run is near the
-/// rounding of f32.
+/// A weight before training, decomposed once for all checkpoints. In f64: the drift of a short run is near the rounding of
+/// f32.
 pub struct StartingWeight {
     name: String,
     svd: Svd<f64>,
     rank: usize,
     count: usize,
-    /// Bases of the spaces that the factors started from, where they are a part of the weight.
+    /// Bases of the initial factors, if the method splits the weight.
     factors: Option<[Mat<f64>; 2]>,
 }
 
-/// What was found of a weight at one checkpoint.
+/// Measures of a weight at one checkpoint.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Measured {
     /// The measures.
@@ -29,8 +29,8 @@ pub struct Measured {
 
 impl StartingWeight {
     /// Decomposes the weight `[d_in, d_out]` called `name`. Subspaces are compared at `rank`, dSigma and dD over the
-    /// `count` leading triplets, or all; both are cut at the weight's smaller side. `factors` is the part that left the
-    /// weight before training, where the method splits it.
+    /// `count` leading triplets, or all; both are cut at the weight's smaller side. `factors` are the initial factors, if the
+    /// method splits the weight.
     ///
     /// # Errors
     ///
@@ -59,8 +59,8 @@ impl StartingWeight {
     /// # Errors
     ///
     /// [`LinalgError`] for entries that are not finite, and for another shape.
-    pub fn measure(&self, moment: &Moment) -> Result<Measured, LinalgError> {
-        let after = decompose(&self.name, &moment.merged)?;
+    pub fn measure(&self, snapshot: &WeightSnapshot) -> Result<Measured, LinalgError> {
+        let after = decompose(&self.name, &snapshot.merged)?;
         let mut measures = Measures::default();
         let moved = drift(&self.svd, &after, self.count)?;
         measures.set(Measure::DSigma, moved.values);
@@ -76,17 +76,17 @@ impl StartingWeight {
             measures.set(mean, average(&angles));
             measures.set(largest, angles.last().copied().unwrap_or(0.0));
         }
-        if let Some(factors) = &moment.factors {
+        if let Some(factors) = &snapshot.factors {
             self.measure_part(factors, &mut measures)?;
         }
         Ok(Measured { measures, spectrum: after.s })
     }
 
-    /// The measures of the trained part alone.
+    /// Measures of the trained part alone.
     fn measure_part(&self, factors: &TrainedFactors, measures: &mut Measures) -> Result<(), LinalgError> {
         let (a, b) = (factors.a.matrix(), factors.b.matrix());
         let values = product_singular_values(&self.name, a, factors.s.as_deref(), b)?;
-        // LoRA's part is nothing at the start: it has no condition then.
+        // LoRA's part is zero at the start, and has no condition number.
         if values.first().is_some_and(|first| *first > 0.0) {
             measures.set(Measure::KappaPart, condition_number(&values));
             measures.set(Measure::EffectiveRankPart, effective_rank(&values));

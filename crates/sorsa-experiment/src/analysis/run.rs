@@ -66,15 +66,8 @@ impl<'a> RunToAnalyze<'a> {
     /// The method and its own settings, for legends.
     pub fn name(&self) -> String {
         let adapter = &self.recipe.adapter;
-        let method = match adapter.method {
-            Method::Lora => "LoRA".to_owned(),
-            Method::Dora => "DoRA".to_owned(),
-            Method::Pissa => "PiSSA".to_owned(),
-            Method::Olora => "OLoRA".to_owned(),
-            Method::Sorsa => "SORSA".to_owned(),
-            Method::Partial | Method::Full => adapter.method.to_string(),
-        };
-        if !adapter.method.is_regularized() {
+        let method = adapter.method().label().to_owned();
+        if !adapter.method().is_regularized() {
             return method;
         }
         let regularizer = &self.recipe.train.regularizer;
@@ -139,7 +132,7 @@ impl<'a> RunToAnalyze<'a> {
             let start = StartingWeight::new(&module.path, &before, factors.as_ref(), module.rank, count)?;
             let mut measured = Vec::with_capacity(files.len());
             for file in &files {
-                measured.push(start.measure(&state.moment(module, original, file)?)?);
+                measured.push(start.measure(&state.weight_snapshot(module, original, file)?)?);
                 let mut shared = shared.lock().unwrap_or_else(PoisonError::into_inner);
                 shared.1 += 1;
                 let done = shared.1;
@@ -163,7 +156,7 @@ impl<'a> RunToAnalyze<'a> {
             name,
             folder: self.folder.display().to_string(),
             model: self.recipe.model.path.clone(),
-            method: self.recipe.adapter.method.to_string(),
+            method: self.recipe.adapter.method().to_string(),
             checkpoints: self.steps.iter().enumerate().map(of_checkpoint).collect(),
             spectra: results.into_iter().map(|(spectrum, _)| spectrum).collect(),
         })

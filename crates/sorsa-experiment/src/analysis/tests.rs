@@ -1,4 +1,4 @@
-use sorsa_adapter::{HostTensor, Moment, TrainedFactors};
+use sorsa_adapter::{HostTensor, TrainedFactors, WeightSnapshot};
 use sorsa_report::analysis::Measure;
 
 use super::*;
@@ -24,8 +24,8 @@ fn diagonal(values: [f32; 3]) -> HostTensor {
 #[test]
 fn a_weight_is_measured_as_the_equations_say() {
     let start = StartingWeight::new("w", &diagonal([8.0, 2.0, 1.0]), Some(&part(1.0, 0.0)), 2, None).unwrap();
-    let moment = Moment { merged: diagonal([9.0, 2.0, 1.0]), factors: Some(part(1.5, 0.1)) };
-    let Measured { measures, spectrum } = start.measure(&moment).unwrap();
+    let snapshot = WeightSnapshot { merged: diagonal([9.0, 2.0, 1.0]), factors: Some(part(1.5, 0.1)) };
+    let Measured { measures, spectrum } = start.measure(&snapshot).unwrap();
     assert_eq!(spectrum.iter().map(|s| s.round()).collect::<Vec<_>>(), [9.0, 2.0, 1.0]);
     let defect = 1.25; // columns of length 1.5: 1.5^2 - 1
     for (measure, expected) in [
@@ -49,7 +49,7 @@ fn a_weight_is_measured_as_the_equations_say() {
 #[test]
 fn what_a_method_lacks_is_absent_and_not_zero() {
     let start = StartingWeight::new("w", &diagonal([8.0, 2.0, 1.0]), None, 2, Some(1)).unwrap();
-    let dense = Moment { merged: diagonal([8.0, 4.0, 1.0]), factors: None };
+    let dense = WeightSnapshot { merged: diagonal([8.0, 4.0, 1.0]), factors: None };
     let measures = start.measure(&dense).unwrap().measures;
     assert_eq!(measures.get(Measure::DSigma), Some(0.0), "only the leading triplet counts");
     for measure in [Measure::KappaPart, Measure::EffectiveRankPart, Measure::DefectU, Measure::TrainedAngleU] {
@@ -57,6 +57,6 @@ fn what_a_method_lacks_is_absent_and_not_zero() {
     }
     let mut nothing = part(1.0, 0.0);
     nothing.s = Some(vec![0.0, 0.0]);
-    let untrained = Moment { factors: Some(nothing), ..dense };
+    let untrained = WeightSnapshot { factors: Some(nothing), ..dense };
     assert_eq!(start.measure(&untrained).unwrap().measures.get(Measure::KappaPart), None);
 }

@@ -19,6 +19,10 @@ impl Task for Expressions {
         "math"
     }
 
+    fn data_sets(&self) -> &'static [&'static str] {
+        &["math"]
+    }
+
     fn formats(&self) -> &'static [Format] {
         &[Format::Math]
     }

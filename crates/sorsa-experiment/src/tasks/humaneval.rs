@@ -31,6 +31,10 @@ impl Task for HumanEval {
         "humaneval"
     }
 
+    fn data_sets(&self) -> &'static [&'static str] {
+        &["humaneval"]
+    }
+
     fn recognises(&self, row: &Value) -> bool {
         Problem::deserialize(row).is_ok()
     }
@@ -92,7 +96,7 @@ fn read(path: &Path, limit: Option<usize>) -> Result<Vec<Problem>, ExperimentErr
     if problems.is_empty() { Err(ExperimentError::NoProblems { path: path.to_owned() }) } else { Ok(problems) }
 }
 
-/// Problems in tokens, and where completions are run.
+/// Problems in tokens, and the sandbox that runs completions.
 struct Functions {
     problems: Vec<Problem>,
     prompts: Vec<Vec<u32>>,
@@ -207,11 +211,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let Ok(sandbox) = Sandbox::new(&CodeExecution::for_tests(folder.path(), 30, 1 << 30)) else { return };
         let path = Path::new(&data).join("humaneval/HumanEval.jsonl");
-        assert_eq!(super::super::recognise(&path, None).name(), "humaneval");
+        assert_eq!(super::super::recognise(&path).name(), "humaneval");
         let text = std::fs::read_to_string(&path).unwrap();
         let problems = read(&path, None).unwrap();
         let lines: Vec<&str> = text.lines().collect();
-        // In the last three the prompt defines a function that the solution calls.
+        // In the last three, the prompt defines a function that the solution calls.
         for index in (0..problems.len()).step_by(8).chain([10, 38, 50]) {
             let problem = &problems[index];
             let row: serde_json::Value = serde_json::from_str(lines[index]).unwrap();

@@ -5,6 +5,7 @@
 mod expressions;
 mod graded;
 mod humaneval;
+mod multiple_choice;
 mod numbers;
 mod perplexity;
 
@@ -29,7 +30,7 @@ pub use numbers::NUMBERS;
 pub use perplexity::PERPLEXITY;
 
 /// Every task, in the order in which they look at a file.
-pub static TASKS: [&dyn Task; 4] = [&HUMANEVAL, &EXPRESSIONS, &PERPLEXITY, &NUMBERS];
+pub static TASKS: &[&dyn Task] = &[&HUMANEVAL, &multiple_choice::MULTIPLE_CHOICE, &EXPRESSIONS, &NUMBERS, &PERPLEXITY];
 
 /// Rows of a file that tasks look at: the first ones may be damaged.
 const ROWS_TO_RECOGNISE: usize = 20;
@@ -38,6 +39,9 @@ const ROWS_TO_RECOGNISE: usize = 20;
 pub trait Task: Sync {
     /// Its name in results.
     fn name(&self) -> &'static str;
+
+    /// The names that a person may call it by: those of its data sets.
+    fn data_sets(&self) -> &'static [&'static str];
 
     /// The formats of `sorsa-data` whose rows are its problems.
     fn formats(&self) -> &'static [Format] {
@@ -59,11 +63,11 @@ pub trait Task: Sync {
         true
     }
 
-    /// Finds what the task needs beside a model, before anything large is read.
+    /// Checks that this machine has what the task needs, before anything large is read.
     ///
     /// # Errors
     ///
-    /// What is missing.
+    /// [`ExperimentError::CodeNotAllowed`] and its like.
     fn check(&self, _code: Option<&CodeExecution>) -> Result<(), ExperimentError> {
         Ok(())
     }
@@ -104,7 +108,7 @@ pub trait Problems {
     /// Differs if prompts or expected answers do.
     fn fingerprint(&self) -> String;
 
-    /// Asks a model all problems but those in `done`, and hands each answer to `keep` as soon as it is there.
+    /// Asks a model all problems except those in `done`, and hands each answer to `keep` as soon as it is there.
     ///
     /// # Errors
     ///
@@ -170,18 +174,31 @@ impl Evaluation {
     }
 }
 
-/// The task whose problems a file holds, by its first rows. A `format` that is named decides among the tasks that read records.
-pub fn recognise(path: &Path, format: Option<Format>) -> &'static dyn Task {
+/// The names of all data sets that a task is called by.
+pub fn data_sets() -> Vec<&'static str> {
+    TASKS.iter().flat_map(|task| task.data_sets()).copied().collect()
+}
+
+/// The task that is called by the name of a data set.
+pub fn of_data_set(name: &str) -> Option<&'static dyn Task> {
+    TASKS.iter().copied().find(|task| task.data_sets().contains(&name))
+}
+
+/// The task whose problems a file holds, by its first rows.
+pub fn recognise(path: &Path) -> &'static dyn Task {
     // A file that cannot be read is a fault that loading it reports.
     let rows = sorsa_data::read_rows(path, ROWS_TO_RECOGNISE).unwrap_or_default();
-    let of_row = |(_, row): &(usize, Value)| TASKS.into_iter().find(|task| task.recognises(row));
-    let found = rows.iter().find_map(of_row).unwrap_or(&NUMBERS);
-    match format {
-        Some(format) if !found.formats().is_empty() => {
-            TASKS.into_iter().find(|task| task.formats().contains(&format)).unwrap_or(found)
-        }
-        _ => found,
+    let of_row = |(_, row): &(usize, Value)| TASKS.iter().copied().find(|task| task.recognises(row));
+    rows.iter().find_map(of_row).unwrap_or(&NUMBERS)
+}
+
+/// The same for a file of a named format, which decides among the tasks that read records.
+pub fn recognise_as(path: &Path, format: Format) -> &'static dyn Task {
+    let found = recognise(path);
+    if found.formats().is_empty() {
+        return found;
     }
+    TASKS.iter().copied().find(|task| task.formats().contains(&format)).unwrap_or(found)
 }
 
 /// Asks a model all problems that `log` has no answers to, and scores all.
@@ -213,3 +230,6 @@ pub fn evaluate(
 fn data_fault(path: &Path) -> impl FnOnce(sorsa_data::DataError) -> ExperimentError {
     move |source| ExperimentError::DataFile { path: path.to_owned(), source }
 }
+
+#[cfg(test)]
+mod tests;

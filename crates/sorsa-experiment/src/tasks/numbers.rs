@@ -19,6 +19,10 @@ impl Task for Numbers {
         "number"
     }
 
+    fn data_sets(&self) -> &'static [&'static str] {
+        &["gsm8k", "svamp", "embedded"]
+    }
+
     fn formats(&self) -> &'static [Format] {
         use Format::*;
         &[Gsm8k, Svamp, MetaMathQa, Alpaca, PromptCompletion, Messages]

@@ -28,6 +28,10 @@ impl Task for Perplexity {
         "perplexity"
     }
 
+    fn data_sets(&self) -> &'static [&'static str] {
+        &[]
+    }
+
     fn formats(&self) -> &'static [Format] {
         &[Format::Text]
     }

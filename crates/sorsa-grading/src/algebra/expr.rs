@@ -1,4 +1,4 @@
-//! Expressions and their values at a point: exactly where every step is rational, in double precision beside it.
+//! Expressions and their values at a point: exactly if every step is rational, and in double precision.
 
 use super::complex::Complex;
 use super::rational::Rational;
@@ -89,7 +89,7 @@ impl Value {
         Self { exact: None, approx }
     }
 
-    /// Equal exactly where both are exact; else within 1e-9 of the larger, and 1e-12.
+    /// Equal exactly if both are exact; else within 1e-9 of the larger, and 1e-12.
     pub fn same(self, other: Self) -> bool {
         if let (Some(a), Some(b)) = (self.exact, other.exact) {
             return a == b;
@@ -121,7 +121,7 @@ impl Expr {
         }
     }
 
-    /// The value at a point; `None` where there is none.
+    /// The value at a point; `None` if there is none.
     pub fn value(&self, point: Point) -> Option<Value> {
         if *self == Self::Infinity {
             return Some(Value::near(Complex::real(f64::INFINITY)));
@@ -235,7 +235,7 @@ impl Function {
         let z = x.approx;
         let one = Complex::real(1.0);
         let inside = |z: Complex| z.im == 0.0 && z.re.abs() <= 1.0;
-        // What is rational stays so, where that costs nothing.
+        // A rational stays rational if that costs nothing.
         let exact = match (self, x.exact.map(Rational::parts)) {
             (Self::Sin | Self::Tan | Self::Asin | Self::Atan | Self::Degrees, Some((0, _))) => Some(Rational::ZERO),
             (Self::Cos | Self::Sec | Self::Exp, Some((0, _))) => Some(Rational::ONE),

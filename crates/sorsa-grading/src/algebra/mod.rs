@@ -1,8 +1,8 @@
 //! Expressions compared as values.
 //!
 //! Two expressions are the same if they agree at [`POINTS`] fixed points, at which every variable stands for a fraction
-//! that depends on its name. Wherever both sides are rational they are compared exactly; so two polynomials or rational
-//! functions that differ are told apart, but for an accident of the points. With radicals, pi, logarithms or numbers
+//! that depends on its name. If both sides are rational they are compared exactly; so two polynomials or rational functions
+//! that differ are told apart, except by an accident of the points. With radicals, pi, logarithms or numbers
 //! beyond 127 bits they are compared in double precision, to 1e-9 of the larger one.
 
 mod complex;
@@ -15,7 +15,7 @@ pub use rational::Rational;
 /// How many points two expressions are compared at.
 const POINTS: u64 = 6;
 
-/// Whether two expressions are the same. `false` where one has no value.
+/// Whether two expressions are the same. `false` if one has no value.
 pub(crate) fn same_expression(a: &Expr, b: &Expr) -> bool {
     let (mut agreed, real) = (0, is_real(&[a, b]));
     for index in 0..POINTS {

@@ -31,7 +31,7 @@ impl Rational {
         Self { numerator: i128::from(number), denominator: 1 }
     }
 
-    /// A decimal such as `-1,234.50`, `12.` or `.5`: commas are left out wherever they stand.
+    /// A decimal such as `-1,234.50`, `12.` or `.5`: commas are ignored anywhere.
     pub(crate) fn decimal(text: &str) -> Option<Self> {
         let digits = text.replace(',', "");
         let (whole, fraction) = digits.split_once('.').unwrap_or((&digits, ""));
@@ -44,7 +44,7 @@ impl Rational {
         (self.numerator, self.denominator)
     }
 
-    /// The number as an integer, where it is one.
+    /// The number as an integer, if it is one.
     pub(crate) fn integer(self) -> Option<i128> {
         (self.denominator == 1).then_some(self.numerator)
     }
@@ -78,7 +78,7 @@ impl Rational {
         if exponent < 0 { Self::ONE.divided_by(raised) } else { Some(raised) }
     }
 
-    /// The root of a whole degree, where it is rational.
+    /// The root of a whole degree, if it is rational.
     pub(crate) fn root(self, degree: i128) -> Option<Self> {
         let degree = u32::try_from(degree).ok().filter(|degree| *degree > 0)?;
         if self.numerator < 0 && degree % 2 == 0 {

@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 
 use regex::Regex;
 
-/// The number after the last `The answer is: `, rounded. `None` where the author's code finds nothing or raises.
+/// The number after the last `The answer is: `, rounded. `None` if the author's code finds nothing or raises.
 pub(crate) fn predicted(text: &str) -> Option<f64> {
     static NUMBER: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"[-+]?\d*[.,/]?\d+").expect("a valid pattern"));
     let (_, rest) = text.rsplit_once("The answer is: ")?;

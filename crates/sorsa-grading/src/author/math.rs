@@ -1,9 +1,9 @@
 //! The MATH rule of SORSA's author, bug for bug (`test.py`, `inference/util.py` and `inference/grader.py` of
-//! Gunale0926/SORSA), in the environment of the paper, where sympy's parser of LaTeX is absent and only its parser of
-//! Python expressions works.
+//! Gunale0926/SORSA), in the environment of the paper, which lacks sympy's parser of LaTeX and has its parser of
+//! Python expressions alone.
 //!
 //! Known faults, kept: two missing answers are equal, as both read `None`; numbers count within 1e-4, and also a hundred
-//! times or a hundredth of the right one; round and curly brackets do not count; where normalising raises an exception,
+//! times or a hundredth of the right one; round and curly brackets do not count; if normalising raises an exception,
 //! the gold answer is compared with itself.
 
 use super::gsm8k::ascii_digits;

@@ -8,7 +8,7 @@ use crate::algebra::{Expr, Rational, has_variable};
 /// An answer, read as far as its form goes.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Answer {
-    /// A value, with the name of its unit where it has one.
+    /// A value, with the name of its unit, if it has one.
     Quantity(Expr, Option<String>),
     /// Values side by side, in no order: `3, 5`.
     List(Vec<Answer>),

@@ -1,9 +1,9 @@
-//! Answers compared as what they mean.
+//! Compares answers by their meaning.
 //!
-//! An answer is cut into tokens ([`token`]), its form is found from the outside in ([`answer`]: a list, a set, a point
-//! or interval, a union, a matrix, a relation, a named value, a ratio, a quantity with its unit, words), and what is
-//! left are expressions ([`parse`]), which [`crate::algebra`] compares as values. What has none of these forms is
-//! compared as the strict grader does.
+//! [`token`] cuts an answer into tokens. [`answer`] finds its form from the outside in: a list, a set, a point or interval,
+//! a union, a matrix, a relation, a named value, a ratio, a quantity with its unit, words. [`parse`] reads the expressions
+//! in it, and [`crate::algebra`] compares them as values. An answer without any of these forms is compared like the strict
+//! grader does.
 //!
 //! The work is bounded: 2,000 bytes, 600 tokens, 40 levels; each side is read once, and lists are matched in at most the
 //! product of their lengths.
@@ -90,8 +90,8 @@ fn same(gold: &Answer, found: &Answer) -> bool {
     }
 }
 
-/// Equal values, and the same unit where both name one. A percentage is its number or a hundredth of it: where only one
-/// side has the sign, either reading of it counts.
+/// Equal values, and the same unit if both name one. A percentage is its number or a hundredth of it: if only one side has
+/// the sign, either reading counts.
 fn same_quantity((a, unit_a): (&Expr, Option<&str>), (b, unit_b): (&Expr, Option<&str>)) -> bool {
     let hundredth =
         |x: &Expr| Expr::Product(vec![x.clone(), Expr::Number(Rational::new(1, 100).unwrap_or(Rational::ONE))]);
@@ -109,7 +109,7 @@ fn same_ordered(a: &[Answer], b: &[Answer]) -> bool {
     a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same(a, b))
 }
 
-/// Equal but for the order: each of `a` takes one of `b` for itself.
+/// Equal in any order: each of `a` takes one of `b` for itself.
 fn same_unordered(a: &[Answer], b: &[Answer]) -> bool {
     let mut left: Vec<&Answer> = b.iter().collect();
     a.len() == b.len()
@@ -168,7 +168,7 @@ fn same_relation(a: &Answer, b: &Answer) -> bool {
             || all(&mut sides_b.iter().rev(), relations_b.iter().rev().map(turned).collect()))
 }
 
-/// The same but for a common factor.
+/// The same up to a common factor.
 fn same_ratio(a: &[Expr], b: &[Expr]) -> bool {
     let over = |x: &Expr, first: &Expr| Expr::Quotient(Box::new(x.clone()), Box::new(first.clone()));
     let ([first_a, rest_a @ ..], [first_b, rest_b @ ..]) = (a, b) else { return false };

@@ -12,7 +12,7 @@ pub(super) struct Token {
 
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Kind {
-    /// A number without sign; its digits, where it is a plain integer.
+    /// A number without sign; its digits, if it is a plain integer.
     Number(Rational, Option<String>),
     /// A variable of one letter.
     Letter(char),
@@ -69,7 +69,7 @@ const NAMES: [&str; 20] = [
     "infinity", "inf", "abs", "floor", "ceil",
 ];
 
-/// Cuts an answer into tokens; `None` for what is too long or holds a number beyond 127 bits.
+/// Cuts an answer into tokens; `None` if it is too long or holds a number beyond 127 bits.
 pub(super) fn tokens(answer: &str) -> Option<Vec<Token>> {
     if answer.len() > MAX_BYTES {
         return None;

@@ -9,9 +9,9 @@ use burn::tensor::activation::{relu, sigmoid};
 use sorsa_adapter::project;
 
 use super::start::Start;
-use crate::config::ModelConfig;
 use crate::layers::Fresh;
 use crate::transparent::transparent_module;
+use sorsa_checkpoint::ModelConfig;
 
 /// The channel mix of a version.
 #[derive(Debug, Clone)]

@@ -19,11 +19,11 @@ pub(crate) use state::RwkvState;
 pub use time_mix4::TimeMix4;
 pub use time_mix6::TimeMix6;
 
-use crate::config::{ModelConfig, RwkvConfig, RwkvVersion};
 use crate::input::ModelInput;
 use crate::layers::{Fresh, LayerNorm, embedded, ids_tensor, index_tensor};
 use crate::transparent::transparent_module;
 use packing::Pieces;
+use sorsa_checkpoint::{ModelConfig, RwkvConfig, RwkvVersion};
 use start::Start;
 use state::{LayerState, MixState};
 

@@ -4,7 +4,7 @@ use burn::prelude::*;
 use burn::tensor::DType;
 use sorsa_ops::Wkv4State;
 
-use crate::config::{RwkvConfig, RwkvVersion};
+use sorsa_checkpoint::{RwkvConfig, RwkvVersion};
 
 /// The state of a model; empty only while it is replaced.
 #[derive(Debug, Clone, Default)]

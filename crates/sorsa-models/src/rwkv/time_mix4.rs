@@ -10,8 +10,8 @@ use sorsa_ops::{Wkv4State, wkv4};
 
 use super::channel_mix::blend;
 use super::start::Start;
-use crate::config::{ModelConfig, RwkvConfig};
 use crate::layers::Fresh;
+use sorsa_checkpoint::{ModelConfig, RwkvConfig};
 
 /// `output(sigmoid(receptance) * wkv(key, value))`, each of a blend of the token with its predecessor. Vectors are f32.
 #[derive(Module, Debug)]

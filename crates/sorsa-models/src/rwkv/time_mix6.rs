@@ -11,8 +11,8 @@ use sorsa_adapter::project;
 use sorsa_ops::{group_norm, wkv6};
 
 use super::start::Start;
-use crate::config::{ModelConfig, RwkvConfig};
 use crate::layers::{Fresh, LayerNorm};
+use sorsa_checkpoint::{ModelConfig, RwkvConfig};
 
 /// `output(silu(gate) * norm(wkv(receptance, key, value, decay)))`. All but the projections is f32.
 #[derive(Module, Debug)]

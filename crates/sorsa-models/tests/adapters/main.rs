@@ -48,7 +48,7 @@ fn check_peft(place: &Place, folder: &Path) {
     let what = folder.display().to_string();
     let config = peft_config(&json(&folder.join("adapter/adapter_config.json")));
     let saved = tensors(&folder.join("adapter/adapter_model.safetensors"));
-    let method = config.method;
+    let method = config.method();
     // What the adapter started from has left the weights of methods that split them.
     let initial = match method.splits_weight() {
         true => factors(&tensors(&folder.join("init_adapter/adapter_model.safetensors")), method),
@@ -81,7 +81,7 @@ fn check_peft(place: &Place, folder: &Path) {
     let converted = folder.join("converted_to_lora");
     if converted.exists() {
         let config = peft_config(&json(&converted.join("adapter_config.json")));
-        let config = AdapterConfig { method: Method::Lora, ..config };
+        let config = AdapterConfig { method: Method::Lora.into(), ..config };
         let trained = factors(&tensors(&converted.join("adapter_model.safetensors")), Method::Lora);
         let lora = place.attach(place.model(), config, &NamedTensors::new(), trained);
         batch.assert_gives(&lora.model, &expected, &format!("{what}, converted"));

@@ -11,8 +11,8 @@ use burn::tensor::FloatDType;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 use sorsa_adapter::{
-    AdapterConfig, AdapterState, Attached, HostTensor, Init, Method, ModuleState, NamedTensors, SavedAdapter, Scaling,
-    Target,
+    AdapterConfig, AdapterState, Attached, HostTensor, Init, LoraConfig, Method, MethodConfig, ModuleState,
+    NamedTensors, SavedAdapter, Scaling, Target,
 };
 use sorsa_models::{CausalLm, ModelInput};
 
@@ -73,18 +73,17 @@ pub fn factors(file: &NamedTensors, method: Method) -> NamedTensors {
 
 /// PEFT's settings as ours.
 pub fn peft_config(settings: &Value) -> AdapterConfig {
-    let (method, init) = match (settings["use_dora"].as_bool().unwrap(), settings["init_lora_weights"].as_str()) {
-        (true, None) => (Method::Dora, Init::Kaiming),
-        (false, None) => (Method::Lora, Init::Kaiming),
-        (false, Some("orthogonal")) => (Method::Lora, Init::Orthogonal),
-        (false, Some("olora")) => (Method::Olora, Init::Kaiming),
-        (false, Some(name)) if name.starts_with("pissa") => (Method::Pissa, Init::Kaiming),
+    let method: MethodConfig = match (settings["use_dora"].as_bool().unwrap(), settings["init_lora_weights"].as_str()) {
+        (true, None) => Method::Dora.into(),
+        (false, None) => Method::Lora.into(),
+        (false, Some("orthogonal")) => LoraConfig { init: Init::Orthogonal }.into(),
+        (false, Some("olora")) => Method::Olora.into(),
+        (false, Some(name)) if name.starts_with("pissa") => Method::Pissa.into(),
         other => panic!("no method for {other:?}"),
     };
     let targets: Vec<&str> = settings["target_modules"].as_array().unwrap().iter().flat_map(Value::as_str).collect();
     let config = AdapterConfig::new(method, settings["r"].as_u64().unwrap() as usize, &targets)
-        .with_alpha(settings["lora_alpha"].as_f64().unwrap())
-        .with_init(init);
+        .with_alpha(settings["lora_alpha"].as_f64().unwrap());
     let pattern = |name: &str| settings[name].as_object().unwrap().clone().into_iter();
     AdapterConfig {
         scaling: if settings["use_rslora"] == true { Scaling::RankStabilized } else { Scaling::Standard },
@@ -112,7 +111,7 @@ impl Place {
             ModuleState { path, shape, rank, scale, fingerprint: None, dtype: None }
         };
         let modules = config.targets(&model).unwrap().into_iter().map(module).collect();
-        let initial = if config.method.splits_weight() { initial.clone() } else { NamedTensors::new() };
+        let initial = if config.method().splits_weight() { initial.clone() } else { NamedTensors::new() };
         let state = AdapterState { config, modules, initial };
         SavedAdapter::new(state, trained, Path::new("reference")).attach(model).unwrap()
     }

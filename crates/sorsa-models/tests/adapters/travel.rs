@@ -6,8 +6,8 @@ use burn::prelude::*;
 use sorsa_adapter::author::{AuthorConfig, AuthorExport, attachable};
 use sorsa_adapter::peft::{PeftAdapter, PeftExport, PeftForm, PeftInit};
 use sorsa_adapter::{AdapterConfig, AdapterError, AttachOptions, HostTensor, Method, NamedTensors, SavedAdapter};
+use sorsa_checkpoint::weights::Checkpoint;
 use sorsa_models::CausalLm;
-use sorsa_models::weights::Checkpoint;
 
 use crate::larger::larger;
 use crate::reference::*;
@@ -29,7 +29,7 @@ fn check(place: &Place, folder: &Path) {
         None => alone.unwrap(),
         Some(start) if approximate => {
             let error = alone.unwrap_err();
-            assert!(error.to_string().contains("random start"), "{error}");
+            assert!(error.to_string().contains("a random approximation"), "{error}");
             peft.attachable_from(&start, &place.model(), &AttachOptions::default()).unwrap()
         }
         Some(start) => {
@@ -61,7 +61,7 @@ fn check(place: &Place, folder: &Path) {
     let lora = export(&saved, &place.model(), PeftForm::Difference);
     lora.save(written.path()).unwrap();
     let saved = SavedAdapter::load_any(written.path(), &place.model()).unwrap();
-    assert!(!saved.state.config.method.splits_weight(), "{what}");
+    assert!(!saved.state.config.method().splits_weight(), "{what}");
     let attached = saved.attach(place.model()).unwrap();
     batch.assert_gives(&attached.model, &expected, &format!("{what}, as a LoRA of the original weights"));
     // Merged or beside, the model is the same.

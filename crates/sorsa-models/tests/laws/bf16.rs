@@ -8,7 +8,7 @@ use burn::prelude::*;
 use burn::tensor::{DType, FloatDType};
 use serde_json::json;
 use sorsa_adapter::{AdapterConfig, Method};
-use sorsa_models::weights::FloatDtype;
+use sorsa_checkpoint::WeightFormat;
 use sorsa_models::{CausalLm, Mlp};
 use tempfile::tempdir;
 
@@ -52,7 +52,7 @@ fn first_norm(model: &CausalLm) -> Tensor<1> {
 #[test]
 fn weights_kept_as_bf16_are_those_of_the_file_and_norms_stay_f32() {
     let folder = tempdir().unwrap();
-    model(json!({})).save(folder.path(), FloatDtype::Bf16).unwrap();
+    model(json!({})).save(folder.path(), WeightFormat::Bf16).unwrap();
     let load = |dtype| CausalLm::load(folder.path(), dtype, &Device::flex()).unwrap();
     let (narrow, wide) = (load(FloatDType::BF16), load(FloatDType::F32));
     let (narrow_weights, narrow_norm) = (up_proj(&narrow), first_norm(&narrow));
@@ -68,7 +68,7 @@ fn weights_kept_as_bf16_are_those_of_the_file_and_norms_stay_f32() {
     let loss = |model| Rows::new(&[&[A]]).loss(model) / (A.len() - 1) as f32;
     assert!((loss(&narrow) / loss(&wide) - 1.0).abs() < 0.02, "{} {}", loss(&narrow), loss(&wide));
     let rewritten = tempdir().unwrap();
-    narrow.save(rewritten.path(), FloatDtype::Bf16).unwrap();
+    narrow.save(rewritten.path(), WeightFormat::Bf16).unwrap();
     let bytes = |folder: &Path| std::fs::read(folder.join("model.safetensors")).unwrap();
     assert_eq!(bytes(rewritten.path()), bytes(folder.path()));
 }
@@ -77,7 +77,7 @@ fn weights_kept_as_bf16_are_those_of_the_file_and_norms_stay_f32() {
 fn every_family_computes_in_bf16_what_it_computes_in_f32_to_its_precision() {
     for family in families() {
         let folder = tempdir().unwrap();
-        model(family).save(folder.path(), FloatDtype::Bf16).unwrap();
+        model(family).save(folder.path(), WeightFormat::Bf16).unwrap();
         let loss = |dtype| {
             let model = CausalLm::load(folder.path(), dtype, &Device::flex()).unwrap();
             Rows::new(&[&[A], &[B]]).loss(&model)
@@ -92,7 +92,7 @@ fn every_family_computes_in_bf16_what_it_computes_in_f32_to_its_precision() {
 fn prompts_of_a_batch_in_bf16_are_continued_as_if_alone() {
     for family in families() {
         let folder = tempdir().unwrap();
-        repeatable(model(family)).save(folder.path(), FloatDtype::Bf16).unwrap();
+        repeatable(model(family)).save(folder.path(), WeightFormat::Bf16).unwrap();
         let model = CausalLm::load(folder.path(), FloatDType::BF16, &Device::flex()).unwrap();
         let together = generate(&model, &prompts(), &greedy(12, &[]));
         for (prompt, together) in prompts().iter().zip(&together) {
@@ -107,7 +107,7 @@ fn prompts_of_a_batch_in_bf16_are_continued_as_if_alone() {
 #[test]
 fn gradients_of_an_adapter_beside_weights_in_bf16_are_those_beside_f32_to_its_precision() {
     let folder = tempdir().unwrap();
-    repeatable(model(json!({}))).save(folder.path(), FloatDtype::Bf16).unwrap();
+    repeatable(model(json!({}))).save(folder.path(), WeightFormat::Bf16).unwrap();
     for method in [Method::Lora, Method::Sorsa, Method::Dora] {
         let gradients = |dtype| {
             let base = CausalLm::load(folder.path(), dtype, &Device::flex().autodiff()).unwrap();

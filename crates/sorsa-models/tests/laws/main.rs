@@ -5,6 +5,7 @@ mod bf16;
 mod larger;
 #[path = "../common/processor.rs"]
 mod processor;
+mod sizes;
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -15,7 +16,8 @@ use burn::prelude::*;
 use burn::tensor::{Distribution, FloatDType};
 use serde_json::{Value, json};
 use sorsa_adapter::{AdapterConfig, Method};
-use sorsa_models::weights::{Checkpoint, CheckpointWriter, Expected, FloatDtype, WeightsError};
+use sorsa_checkpoint::WeightFormat;
+use sorsa_checkpoint::weights::{Checkpoint, CheckpointWriter, Expected, WeightsError};
 use sorsa_models::{
     CausalLm, Finish, GenerateError, GenerateOptions, Generation, ModelConfig, ModelError, ModelInput, Requests,
     Sampling,
@@ -172,7 +174,7 @@ fn a_window_of_w_in_two_blocks_reaches_back_twice_w_minus_one() {
 fn a_window_as_long_as_the_sequence_is_none() {
     let folder = tempdir().unwrap();
     let window = |length: Value| json!({"model_type": "mistral", "sliding_window": length});
-    model(window(Value::Null)).save(folder.path(), FloatDtype::F32).unwrap();
+    model(window(Value::Null)).save(folder.path(), WeightFormat::F32).unwrap();
     let with = |length: Value| {
         write_config(folder.path(), &config(window(length)));
         logits(&CausalLm::load(folder.path(), FloatDType::F32, &Device::flex()).unwrap(), A)
@@ -263,7 +265,7 @@ fn a_recurrence_has_no_end() {
 fn dynamic_frequencies_change_only_past_the_context_of_the_pretraining() {
     let folder = tempdir().unwrap();
     let dynamic = model(json!({"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}));
-    dynamic.save(folder.path(), FloatDtype::F32).unwrap();
+    dynamic.save(folder.path(), WeightFormat::F32).unwrap();
     write_config(folder.path(), &config(json!({})));
     let plain = CausalLm::load(folder.path(), FloatDType::F32, &Device::flex()).unwrap();
     let ids: Vec<i32> = (0..41).map(|i| i * 7 % 50).collect();
@@ -321,7 +323,7 @@ fn what_is_saved_and_loaded_gives_the_same_logits_to_the_bit() {
         let folder = tempdir().unwrap();
         let saved = model(changes.clone());
         let expected = logits(&saved, A);
-        saved.save(folder.path(), FloatDtype::F32).unwrap();
+        saved.save(folder.path(), WeightFormat::F32).unwrap();
         let loaded = CausalLm::load(folder.path(), FloatDType::F32, &Device::flex()).unwrap();
         assert_eq!(loaded.config(), saved.config(), "{changes}");
         assert_eq!(logits(&loaded, A), expected, "{changes}");
@@ -396,7 +398,7 @@ fn linear_scaling_is_a_division_of_the_positions() {
     let folder = tempdir().unwrap();
     let scaled = model(json!({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}));
     let plain = {
-        scaled.save(folder.path(), FloatDtype::F32).unwrap();
+        scaled.save(folder.path(), WeightFormat::F32).unwrap();
         write_config(folder.path(), &config(json!({})));
         CausalLm::load(folder.path(), FloatDType::F32, &Device::flex()).unwrap()
     };
@@ -412,7 +414,7 @@ fn write_config(folder: &Path, config: &ModelConfig) {
 #[test]
 fn every_tensor_that_does_not_fit_is_named_in_one_error() {
     let folder = tempdir().unwrap();
-    model(json!({"mlp_bias": true})).save(folder.path(), FloatDtype::F32).unwrap();
+    model(json!({"mlp_bias": true})).save(folder.path(), WeightFormat::F32).unwrap();
     write_config(folder.path(), &config(json!({"attention_bias": true, "vocab_size": 51})));
     let error = CausalLm::load(folder.path(), FloatDType::F32, &Device::flex()).unwrap_err();
     let ModelError::Weights(WeightsError::Mismatch { missing, extra, misshapen, .. }) = &error else {
@@ -429,7 +431,7 @@ fn every_tensor_that_does_not_fit_is_named_in_one_error() {
 #[test]
 fn weights_that_are_not_numbers_are_named_in_one_error() {
     let folder = tempdir().unwrap();
-    model(json!({})).save(folder.path(), FloatDtype::F32).unwrap();
+    model(json!({})).save(folder.path(), WeightFormat::F32).unwrap();
     let checkpoint = Checkpoint::open(folder.path()).unwrap();
     let mut tensors: BTreeMap<String, (Vec<usize>, Vec<f32>)> = checkpoint
         .names()
@@ -440,7 +442,7 @@ fn weights_that_are_not_numbers_are_named_in_one_error() {
     poison("model.layers.1.mlp.up_proj.weight", f32::INFINITY);
     let expected: Vec<Expected> = tensors.iter().map(|(name, (shape, _))| Expected::new(name, shape.clone())).collect();
     let poisoned = tempdir().unwrap();
-    CheckpointWriter::new(poisoned.path(), FloatDtype::F32)
+    CheckpointWriter::new(poisoned.path(), WeightFormat::F32)
         .write(&expected, |tensor| Ok::<_, WeightsError>(tensors[&tensor.name].1.clone()))
         .unwrap();
     write_config(poisoned.path(), &config(json!({})));

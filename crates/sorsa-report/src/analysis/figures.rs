@@ -78,7 +78,7 @@ impl Analysis {
     }
 
     /// The spectrum of the module whose singular values moved most, before and after, of each run that has it,
-    /// and its change, which is small beside it.
+    /// and its change, which is small next to it.
     fn spectra(&self) -> Vec<Named> {
         let last = |run: &RunAnalysis| run.checkpoints.last().cloned();
         let moved = self.runs.iter().filter_map(last).flat_map(|checkpoint| checkpoint.modules);

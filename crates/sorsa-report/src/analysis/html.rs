@@ -1,10 +1,10 @@
-//! `analysis.html`: an analysis in one file that opens anywhere, as a run's report does.
+//! `analysis.html`: an analysis in one file that opens anywhere, like a run's report.
 
 use super::Analysis;
 use crate::ReportError;
 use crate::page::{Block, Page};
 
-/// What the columns mean, for whoever has only the page.
+/// Meaning of the columns, for readers of the page alone.
 const MEASURES: [(&str, &str); 8] = [
     ("d_sigma", "ΔΣ: mean change of a singular value of the merged weight since the start, in units of the weight"),
     ("d_d", "ΔD: 1 − ½ mean(|⟨uᵢ, uᵢ₀⟩| + |⟨vᵢ, vᵢ₀⟩|) over singular vectors of the same index, from 0 to 1"),

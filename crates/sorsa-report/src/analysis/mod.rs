@@ -1,4 +1,4 @@
-//! What training did to the weights: their singular values and vectors against those they started from, over the
+//! Shows how training changed the weights: their singular values and vectors compared with those at the start, over the
 //! checkpoints of one or several runs. `docs/analysis.md` explains every measure.
 
 mod figures;
@@ -159,10 +159,10 @@ pub struct Spectrum {
     pub after: Vec<f64>,
 }
 
-/// What was found of one run.
+/// Measures of one run.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RunAnalysis {
-    /// What it is called in legends and tables, such as `SORSA, gamma 4e-4`.
+    /// Its name in legends and tables, such as `SORSA, gamma 4e-4`.
     pub name: String,
     /// Its folder.
     pub folder: String,
@@ -244,7 +244,7 @@ impl Analysis {
         rows
     }
 
-    /// A head, and a row for each run, checkpoint and module, with all digits; empty where a method lacks a measure.
+    /// A head, and a row for each run, checkpoint and module, with all digits; empty if a method lacks a measure.
     pub fn rows(&self) -> Vec<Vec<String>> {
         let head = ["run", "folder", "method", "step", "module"].into_iter();
         let mut rows = vec![head.chain(Measure::ALL.map(Measure::name)).map(str::to_owned).collect()];

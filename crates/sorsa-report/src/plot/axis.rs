@@ -2,7 +2,7 @@
 
 use super::{Axis, Scale};
 
-/// The part of an axis that is shown, and where it is labelled.
+/// The visible part of an axis, and the places of its labels.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Span {
     low: f64,
@@ -68,7 +68,7 @@ fn linear_ticks(low: f64, high: f64) -> Vec<f64> {
     (0..=(last - first).max(0.0) as u32).map(|count| (first + f64::from(count)) * step).collect()
 }
 
-/// Powers of ten between two exponents, every n-th where there are many; with 2 and 5 times them where there are few.
+/// Powers of ten between two exponents, every n-th if there are many; with 2 and 5 times them if there are few.
 fn log_ticks(low: f64, high: f64) -> Vec<f64> {
     let stride = (((high - low) / 8.0).ceil() as usize).max(1);
     let exponents = (low.floor() as i32..=high.ceil() as i32).step_by(stride);

@@ -2,7 +2,7 @@
 
 use super::{Axis, Figure, Marks, Point, Scale, Series};
 
-/// What a training run measured, each as `(optimizer step, value)`. An empty list has no figure.
+/// Measurements of a training run, each as `(optimizer step, value)`. An empty list has no figure.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct TrainingCurves {
     /// Loss of the training batches, in nats per target token.
@@ -20,7 +20,7 @@ pub struct TrainingCurves {
 }
 
 impl TrainingCurves {
-    /// The figures of those measures that were taken.
+    /// A figure for each measure that has values.
     pub fn figures(&self) -> Vec<Figure> {
         let figure = |title: &str, y_label: &str, scale: Scale, curves: &[(&str, &Vec<(f64, f64)>)]| Figure {
             title: title.to_owned(),

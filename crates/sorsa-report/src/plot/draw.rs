@@ -31,7 +31,7 @@ pub(super) struct Layout {
     y: Span,
     /// The plot's left, top, right and bottom.
     plot: [f64; 4],
-    /// The names of categories, each in its lines; empty where the horizontal axis has numbers.
+    /// The names of categories, each in its lines; empty if the horizontal axis has numbers.
     names: Vec<Vec<String>>,
     /// Whether those names stand upright, because they do not fit side by side.
     upright: bool,

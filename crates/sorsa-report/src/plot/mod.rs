@@ -35,7 +35,7 @@ pub struct Figure {
     pub x: Axis,
     /// The vertical axis.
     pub y: Axis,
-    /// What is drawn, in the order of the legend, which appears where there are two or more.
+    /// The series, in the order of the legend. The legend appears if there are two or more.
     pub series: Vec<Series>,
 }
 

@@ -15,7 +15,7 @@ pub(super) fn width(text: &str, size: f64) -> f64 {
     f64::from(advance) * size / f64::from(face.units_per_em())
 }
 
-/// The outline of a text that starts at the origin of its baseline, y downwards. None where nothing is to be drawn.
+/// The outline of a text that starts at the origin of its baseline, y downwards. `None` if there is nothing to draw.
 pub(super) fn outline(text: &str, size: f32) -> Option<Path> {
     let face = face()?;
     let scale = size / f32::from(face.units_per_em());

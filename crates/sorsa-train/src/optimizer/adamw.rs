@@ -26,6 +26,15 @@ impl AdamW {
         Self { beta1: config.beta1, beta2: config.beta2, epsilon: config.epsilon }
     }
 
+    pub(super) fn checks(config: &OptimizerConfig) -> Vec<(bool, &'static str)> {
+        vec![
+            // With 0, a gradient of 0 (LoRA's A at the start) would be divided by 0.
+            (config.epsilon > 0.0 && config.epsilon.is_finite(), "train.optimizer.epsilon must be positive"),
+            ((0.0..1.0).contains(&config.beta1), "train.optimizer.beta1 must be in [0, 1)"),
+            ((0.0..1.0).contains(&config.beta2), "train.optimizer.beta2 must be in [0, 1)"),
+        ]
+    }
+
     pub(super) fn defaults() -> OptimizerConfig {
         OptimizerConfig {
             kind: OptimizerKind::AdamW,

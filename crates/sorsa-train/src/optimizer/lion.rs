@@ -29,6 +29,13 @@ impl Lion {
         Self { beta1: config.beta1, beta2: config.beta2 }
     }
 
+    pub(super) fn checks(config: &OptimizerConfig) -> Vec<(bool, &'static str)> {
+        vec![
+            ((0.0..1.0).contains(&config.beta1), "train.optimizer.beta1 must be in [0, 1)"),
+            ((0.0..1.0).contains(&config.beta2), "train.optimizer.beta2 must be in [0, 1)"),
+        ]
+    }
+
     pub(super) fn defaults() -> OptimizerConfig {
         OptimizerConfig { kind: OptimizerKind::Lion, learning_rate: 1e-4, beta2: 0.99, ..OptimizerConfig::default() }
     }

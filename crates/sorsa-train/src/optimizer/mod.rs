@@ -1,4 +1,4 @@
-//! Optimizers: what the file of each must say, the one list of them, and what they share.
+//! The optimizers: the trait that each implements, the list of them, and the code that they share.
 //!
 //! An optimizer is a type that implements [`UpdateRule`], in its own file, and its name in the list below. [`Optimizer`]
 //! keeps its buffers for every trained parameter, gives each kind of parameter its own rate and weight decay, and writes
@@ -6,6 +6,7 @@
 
 mod adamw;
 mod lion;
+mod sgd;
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Debug};
@@ -21,8 +22,9 @@ use sorsa_adapter::{AdapterError, HostTensor, NamedTensors, ParameterGroup, Trai
 
 use crate::config::OptimizerConfig;
 
-pub use adamw::AdamW;
-pub use lion::Lion;
+use adamw::AdamW;
+use lion::Lion;
+use sgd::Sgd;
 
 /// How an optimizer changes one parameter.
 pub trait UpdateRule: Debug + Send {
@@ -44,7 +46,7 @@ pub trait UpdateRule: Debug + Send {
     ) -> Tensor<1>;
 }
 
-/// What the schedule, the parameter's group and the count of steps say of one update.
+/// Learning rate, weight decay and number of one update.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct StepRates {
     /// The learning rate of this step.
@@ -82,6 +84,12 @@ macro_rules! optimizers {
                 match self { $(Self::$name => $name::RELATIVE_RATE,)+ }
             }
 
+            /// The checks of the settings that this optimizer uses besides rate and weight decay: whether each holds, and
+            /// what to say if not.
+            pub(crate) fn checks(self, config: &OptimizerConfig) -> Vec<(bool, &'static str)> {
+                match self { $(Self::$name => $name::checks(config),)+ }
+            }
+
             /// The rule with the settings of a recipe.
             pub fn rule(self, config: &OptimizerConfig) -> Box<dyn UpdateRule> {
                 match self { $(Self::$name => Box::new($name::new(config)),)+ }
@@ -96,6 +104,8 @@ optimizers! {
     AdamW,
     /// Lion (Chen et al., arXiv 2302.06675).
     Lion,
+    /// Stochastic gradient descent with momentum.
+    Sgd,
 }
 
 impl fmt::Display for OptimizerKind {
@@ -135,14 +145,9 @@ pub struct Decoupled {
 }
 
 impl Optimizer {
-    /// The optimizer that `config` names, before its first step.
+    /// Makes the optimizer that `config` names, with no step done.
     pub fn new(config: OptimizerConfig, trainable: &[Trainable]) -> Self {
         let rule = config.kind.rule(&config);
-        Self::with_rule(rule, config, trainable)
-    }
-
-    /// An optimizer with a rule of the caller's own. `config` gives the rates and decays of each kind of parameter.
-    pub fn with_rule(rule: Box<dyn UpdateRule>, config: OptimizerConfig, trainable: &[Trainable]) -> Self {
         let groups = trainable.iter().map(|parameter| (parameter.id, parameter.group)).collect();
         Self { rule, config, groups, buffers: BTreeMap::new(), steps: 0 }
     }
@@ -288,7 +293,8 @@ mod tests {
             assert_eq!(kind.to_string().parse(), Ok(kind));
             assert_eq!(kind.defaults().kind, kind);
         }
-        assert_eq!("sgd".parse::<OptimizerKind>(), Err("unknown optimizer `sgd`, expected adamw or lion".to_owned()));
+        let error = "adam".parse::<OptimizerKind>().unwrap_err();
+        assert!(error.starts_with("unknown optimizer `adam`, expected adamw or lion"), "{error}");
     }
 
     #[test]

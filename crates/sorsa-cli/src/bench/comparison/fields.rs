@@ -84,7 +84,7 @@ pub fn reason_against(field: &str) -> Option<&'static str> {
 
 /// Whether a field changes anything in a run of `recipe`, whose method may have no factors or no regularizer.
 pub fn takes_effect(field: &str, recipe: &Recipe) -> bool {
-    let method = recipe.adapter.method;
+    let method = recipe.adapter.method();
     if field.starts_with("train.regularizer.") {
         return method.is_regularized();
     }

@@ -128,7 +128,7 @@ mod tests {
             |recipe| recipe.train.seed = 1,
             |recipe| recipe.train.optimizer.learning_rate *= 2.0,
             |recipe| recipe.train.regularizer.gamma = 0.0,
-            |recipe| recipe.adapter.method = Method::Lora,
+            |recipe| recipe.adapter.method = Method::Lora.into(),
             |recipe| recipe.data.limit = Some(10),
         ];
         for change in changes {

@@ -133,7 +133,7 @@ impl ComparisonPlan {
                 let (name, field) = (&arm.name, &field.field);
                 return Err(bad_input(format!("the arm {name} sets {field}, which has no effect in it")));
             }
-            let rank = recipe.adapter.method.is_factored().then_some(recipe.adapter.rank);
+            let rank = recipe.adapter.method().is_factored().then_some(recipe.adapter.rank);
             let mut rows = vec![ComparisonRow {
                 name: arm.name.clone(),
                 label: arm.name.clone(),

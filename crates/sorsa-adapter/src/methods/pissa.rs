@@ -1,0 +1,87 @@
+//! PiSSA (arXiv 2404.02948): `y = x W_r + (x A) B * scale` with `A = U_p sqrt(s_p)` and `B = sqrt(s_p) V_p^T` at the
+//! start. The residual `W_r` is the same as SORSA's; there is no regularizer.
+
+use burn::module::Param;
+use burn::nn::Dropout;
+use burn::prelude::*;
+use serde::{Deserialize, Serialize};
+use sorsa_linalg::LinalgError;
+
+use crate::factors::{Axes, Factor, FactorSet};
+use crate::method::{FactoredMethod, LowRank, StartsFrom};
+use crate::peft::{PeftInit, PeftVariant};
+use crate::start::{AlphaConvention, StartingFactors, WeightToAdapt};
+
+/// The settings of PiSSA.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PissaConfig {
+    /// What happens to the singular values if the scale is not 1.
+    pub alpha_convention: AlphaConvention,
+}
+
+/// The trained factors of one weight.
+#[derive(Module, Debug)]
+pub struct Pissa {
+    /// `A` `[d_in, r]`.
+    pub a: Param<Tensor<2>>,
+    /// `B` `[r, d_out]`.
+    pub b: Param<Tensor<2>>,
+    dropout: Dropout,
+    #[module(skip)]
+    scale: f64,
+}
+
+impl FactoredMethod for Pissa {
+    type Config = PissaConfig;
+
+    const NAME: &'static str = "pissa";
+    const LABEL: &'static str = "PiSSA";
+    const SETTINGS: &'static [&'static str] = &["alpha_convention"];
+    const FACTORS: &'static [Factor] = &[Factor::new("a", Axes::InRank), Factor::new("b", Axes::RankOut)];
+    const STARTS_FROM: StartsFrom = StartsFrom::SingularTriplets;
+    const SPLITS_WEIGHT: bool = true;
+
+    fn start(config: &PissaConfig, weight: &WeightToAdapt<'_>) -> Result<StartingFactors, LinalgError> {
+        let divisor = config.alpha_convention.divisor(weight.target.scale);
+        weight.factors_from_svd(|svd| {
+            let root: Vec<f32> = svd.s.iter().map(|value| (value / divisor).sqrt()).collect();
+            let (mut a, mut b) = (svd.u, svd.vt);
+            for row in a.values.chunks_exact_mut(root.len()) {
+                row.iter_mut().zip(&root).for_each(|(value, root)| *value *= root);
+            }
+            let d_out = b.shape[1];
+            for (row, root) in b.values.chunks_exact_mut(d_out).zip(&root) {
+                row.iter_mut().for_each(|value| *value *= root);
+            }
+            FactorSet::from([("a", a), ("b", b)])
+        })
+    }
+
+    fn new(factors: &FactorSet, scale: f64, dropout: Dropout, device: &Device) -> Self {
+        Self { a: factors["a"].param(device), b: factors["b"].param(device), dropout, scale }
+    }
+
+    fn low_rank(&self) -> LowRank {
+        LowRank { a: self.a.val(), s: None, b: self.b.val(), scale: self.scale }
+    }
+
+    fn dropout(&self) -> &Dropout {
+        &self.dropout
+    }
+
+    fn to_peft(_config: &PissaConfig) -> PeftVariant {
+        PeftVariant { init: PeftInit::Pissa, dora: false }
+    }
+
+    fn from_peft(variant: PeftVariant) -> Option<PissaConfig> {
+        match variant.init {
+            PeftInit::Pissa | PeftInit::PissaApproximate(_) => Some(PissaConfig::default()),
+            PeftInit::Lora(_) | PeftInit::Olora => None,
+        }
+    }
+
+    fn starting_like_peft(_config: PissaConfig) -> PissaConfig {
+        PissaConfig { alpha_convention: AlphaConvention::Peft }
+    }
+}

@@ -1,0 +1,131 @@
+//! SORSA (arXiv 2409.00055): a weight `W [d_in, d_out]` with thin SVD `U diag(s) V^T` is split into a trained
+//! principal part and a frozen residual,
+//!
+//! ```text
+//! y = x W_r + ((x U_p) * s_p) V_p^T * scale        W_r = W - scale * U_p diag(s_p) V_p^T
+//! ```
+//!
+//! with `U_p [d_in, r]`, `s_p [r]` (a vector) and `V_p^T [r, d_out]`. At the start `s_p = s / scale`.
+
+pub mod author;
+
+use burn::module::Param;
+use burn::nn::Dropout;
+use burn::prelude::*;
+use serde::{Deserialize, Serialize};
+use sorsa_linalg::LinalgError;
+
+use crate::factors::{Axes, Factor, FactorPair, FactorSet, HostTensor, Orthonormal};
+use crate::method::{FactoredMethod, LowRank, StartsFrom};
+use crate::parameters::ParameterGroup;
+use crate::peft::{PeftInit, PeftVariant};
+use crate::start::{AlphaConvention, StartingFactors, WeightToAdapt};
+
+/// The settings of SORSA.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SorsaConfig {
+    /// What happens to the singular values if the scale is not 1.
+    pub alpha_convention: AlphaConvention,
+}
+
+/// The trained part of one weight: left singular vectors, singular values, right singular vectors.
+#[derive(Module, Debug)]
+pub struct Sorsa {
+    /// `U_p` `[d_in, r]`, columns orthonormal at the start.
+    pub u: Param<Tensor<2>>,
+    /// `s_p` `[r]`.
+    pub s: Param<Tensor<1>>,
+    /// `V_p^T` `[r, d_out]`, rows orthonormal at the start.
+    pub vt: Param<Tensor<2>>,
+    dropout: Dropout,
+    #[module(skip)]
+    scale: f64,
+}
+
+impl FactoredMethod for Sorsa {
+    type Config = SorsaConfig;
+
+    const NAME: &'static str = "sorsa";
+    const LABEL: &'static str = "SORSA";
+    const SETTINGS: &'static [&'static str] = &["alpha_convention"];
+    const FACTORS: &'static [Factor] = &[
+        Factor { orthonormal: Some(Orthonormal::Columns), ..Factor::new("u", Axes::InRank) },
+        Factor { group: ParameterGroup::SingularValues, ..Factor::new("s", Axes::Rank) },
+        Factor { orthonormal: Some(Orthonormal::Rows), ..Factor::new("vt", Axes::RankOut) },
+    ];
+    const STARTS_FROM: StartsFrom = StartsFrom::SingularTriplets;
+    const SPLITS_WEIGHT: bool = true;
+
+    /// `x U_p` before it is multiplied by the singular values, and after.
+    fn kept_per_token(_shape: [usize; 2], rank: usize) -> usize {
+        2 * rank
+    }
+
+    fn start(config: &SorsaConfig, weight: &WeightToAdapt<'_>) -> Result<StartingFactors, LinalgError> {
+        let divisor = config.alpha_convention.divisor(weight.target.scale);
+        weight.factors_from_svd(|svd| {
+            let s = svd.s.iter().map(|value| value / divisor).collect();
+            FactorSet::from([("u", svd.u), ("s", HostTensor::new([svd.s.len()], s)), ("vt", svd.vt)])
+        })
+    }
+
+    fn new(factors: &FactorSet, scale: f64, dropout: Dropout, device: &Device) -> Self {
+        Self {
+            u: factors["u"].param(device),
+            s: factors["s"].param(device),
+            vt: factors["vt"].param(device),
+            dropout,
+            scale,
+        }
+    }
+
+    fn low_rank(&self) -> LowRank {
+        LowRank { a: self.u.val(), s: Some(self.s.val()), b: self.vt.val(), scale: self.scale }
+    }
+
+    fn dropout(&self) -> &Dropout {
+        &self.dropout
+    }
+
+    fn product(factors: &FactorSet) -> FactorPair {
+        let (mut a, s) = (factors["u"].clone(), &factors["s"].values);
+        for row in a.values.chunks_exact_mut(s.len()) {
+            row.iter_mut().zip(s).for_each(|(value, s)| *value *= s);
+        }
+        FactorPair { a, b: factors["vt"].clone() }
+    }
+
+    /// PEFT has no singular values of their own: it trains the product like PiSSA.
+    fn to_peft(_config: &SorsaConfig) -> PeftVariant {
+        PeftVariant { init: PeftInit::Pissa, dora: false }
+    }
+
+    fn starting_like_peft(_config: SorsaConfig) -> SorsaConfig {
+        SorsaConfig { alpha_convention: AlphaConvention::Peft }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_product_is_that_of_the_vectors_with_the_singular_values_between_them() {
+        let waves = |shape: [usize; 2], seed: f32| {
+            let count = shape[0] * shape[1];
+            HostTensor::new(shape, (0..count).map(|i| ((i as f32 + seed) * 0.7).sin()).collect())
+        };
+        let (u, vt, s) = (waves([5, 2], 1.0), waves([2, 4], 2.0), [2.0, -0.5]);
+        let element = |i: usize, j: usize| -> f32 {
+            (0..2).map(|k| u.values[2 * i + k] * s[k] * vt.values[4 * k + j]).sum::<f32>() * 1.5
+        };
+        let factors = FactorSet::from([("u", u.clone()), ("s", HostTensor::new([2], s.to_vec())), ("vt", vt.clone())]);
+        let dense = Sorsa::product(&factors).dense(1.5);
+        for i in 0..5 {
+            for j in 0..4 {
+                assert!((dense[(i, j)] - element(i, j)).abs() < 1e-6, "{i} {j}");
+            }
+        }
+    }
+}

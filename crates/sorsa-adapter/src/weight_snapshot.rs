@@ -1,0 +1,149 @@
+//! One weight at one step of a run, read from a checkpoint, to study how training changed it.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use burn::nn::DropoutConfig;
+use burn::prelude::*;
+use burn::tensor::FloatDType;
+
+use crate::attach::{Target, residual};
+use crate::error::AdapterError;
+use crate::factors::{FactorSet, HostTensor, NamedTensors, Orthonormal};
+use crate::method::{FactoredDefinition, LowRank};
+use crate::parameters::{check_fits, tensor_faults, weight_path, weights};
+use crate::state::{AdapterState, ModuleState};
+use crate::{Adapter, AdapterConfig, TensorFile};
+
+/// One weight at one step of a run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct WeightSnapshot {
+    /// The merged weight `[d_in, d_out]`.
+    pub merged: HostTensor,
+    /// The factors that the method trains beside a frozen weight; absent if it trains the weight itself.
+    pub factors: Option<TrainedFactors>,
+}
+
+/// The trained part `A diag(s) B` of a weight, without the adapter's scale.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TrainedFactors {
+    /// `A` `[d_in, r]`.
+    pub a: HostTensor,
+    /// `s` `[r]`, if the method has singular values.
+    pub s: Option<Vec<f32>>,
+    /// `B` `[r, d_out]`.
+    pub b: HostTensor,
+    /// Whether the method keeps the columns of `A` and the rows of `B` orthonormal.
+    pub orthonormal: bool,
+}
+
+impl AdapterState {
+    /// The state of a run on the plain `model`. It is read from the folder `start`. Partial and full fine-tuning have no
+    /// such folder: their state follows from `config`. The modules of full fine-tuning are those that its
+    /// `target_modules` match, or every linear layer except the output head if it has none.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`AdapterState::load`] and [`AdapterConfig::targets`]; [`AdapterError::Mismatch`] if the start does not fit
+    /// the model, or if a fingerprint in it says that it was made from other weights.
+    pub fn of_run<M: Module>(config: &AdapterConfig, start: &Path, model: &M) -> Result<Self, AdapterError> {
+        if config.method().is_factored() || start.exists() {
+            let state = Self::load(start)?;
+            let mut faults = state.module_faults(model);
+            faults.extend(state.start_faults());
+            faults.extend(state.content_faults(model));
+            check_fits(faults, start)?;
+            return Ok(state);
+        }
+        config.validate()?;
+        let patterns = match config.target_modules.as_slice() {
+            [] => &["all-linear".to_owned()],
+            patterns => patterns,
+        };
+        let module = |target: Target| ModuleState {
+            path: target.path,
+            shape: target.shape,
+            rank: target.rank.min(target.shape[0]).min(target.shape[1]),
+            scale: target.scale,
+            fingerprint: None,
+            dtype: None,
+        };
+        let modules = config.linear_layers(patterns, model)?.into_iter().map(module).collect();
+        Ok(Self { config: config.clone(), modules, initial: NamedTensors::new() })
+    }
+
+    /// The weights of this adapter's modules in the plain `model`, without the adapter, in the modules' order.
+    pub fn originals<M: Module>(&self, model: &M) -> Vec<Tensor<2>> {
+        let wanted: BTreeSet<&str> = self.modules.iter().map(|module| module.path.as_str()).collect();
+        let mut found = weights(model, &wanted);
+        self.modules.iter().filter_map(|module| Some(module.narrowed(found.remove(&module.path)?))).collect()
+    }
+
+    /// The principal part that was subtracted from a weight before training, computed on `device`; absent for methods that
+    /// do not split the weight.
+    pub fn start(&self, module: &ModuleState, device: &Device) -> Option<TrainedFactors> {
+        let definition = self.config.method().factored().filter(|definition| definition.splits_weight)?;
+        let factors = self.all_factors(module, &self.initial);
+        Some(trained(&definition, &adapter(&definition, &factors, module, device)))
+    }
+
+    /// The weight of `module` with the trained values of `checkpoint`. `original` is the module's weight without the
+    /// adapter; the frozen part is rounded to its dtype, like in training.
+    ///
+    /// # Errors
+    ///
+    /// [`AdapterError::Io`] and [`AdapterError::Malformed`] like [`TensorFile::read`]; [`AdapterError::Mismatch`] if
+    /// shapes do not fit.
+    pub fn weight_snapshot(
+        &self,
+        module: &ModuleState,
+        original: &Tensor<2>,
+        checkpoint: &TensorFile,
+    ) -> Result<WeightSnapshot, AdapterError> {
+        let only = Self { modules: vec![module.clone()], ..self.without_tensors() };
+        let definition = self.config.method().factored();
+        let expected = match definition {
+            Some(definition) => only.tensor_shapes(definition.factors),
+            None => vec![(weight_path(&module.path), module.shape.to_vec())],
+        };
+        let read = |(name, _): &(String, Vec<usize>)| Ok((name.clone(), checkpoint.read(name)?));
+        let mut found = expected.iter().map(read).collect::<Result<NamedTensors, AdapterError>>()?;
+        check_fits(tensor_faults(expected, &found), checkpoint.path())?;
+        let Some(definition) = definition else {
+            let (_, merged) = found.pop_first().expect("one tensor was expected and found");
+            return Ok(WeightSnapshot { merged, factors: None });
+        };
+        let device = original.device();
+        let frozen = match definition.splits_weight {
+            true => {
+                let factors = self.all_factors(module, &self.initial);
+                let part = adapter(&definition, &factors, module, &device);
+                residual(original.clone(), &part, &FactorSet::new(), module.dtype).0
+            }
+            false => original.clone(),
+        };
+        let factors = self.all_factors(module, &found);
+        let adapter = adapter(&definition, &factors, module, &device);
+        let merged = HostTensor::from_tensor(adapter.compose(frozen.cast(FloatDType::F32)));
+        Ok(WeightSnapshot { merged, factors: Some(trained(&definition, &adapter)) })
+    }
+
+    fn without_tensors(&self) -> Self {
+        Self { config: self.config.clone(), modules: Vec::new(), initial: NamedTensors::new() }
+    }
+}
+
+fn adapter(definition: &FactoredDefinition, factors: &FactorSet, module: &ModuleState, device: &Device) -> Adapter {
+    (definition.new)(factors, module.scale, DropoutConfig::new(0.0).init(), device)
+}
+
+fn trained(definition: &FactoredDefinition, adapter: &Adapter) -> TrainedFactors {
+    let LowRank { a, s, b, .. } = adapter.low_rank();
+    let kept = |side| definition.factors.iter().any(|factor| factor.orthonormal == Some(side));
+    TrainedFactors {
+        a: HostTensor::from_tensor(a),
+        s: s.map(|s| HostTensor::from_tensor(s).values),
+        b: HostTensor::from_tensor(b),
+        orthonormal: kept(Orthonormal::Columns) && kept(Orthonormal::Rows),
+    }
+}

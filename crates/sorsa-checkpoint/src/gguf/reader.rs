@@ -1,0 +1,314 @@
+//! Reading a GGUF file: metadata, the list of tensors, and the tensors of the types that are written here.
+//!
+//! The file is not trusted. Every length is compared with what is left of the file before anything is allocated, so a
+//! file cannot ask for more memory than a small multiple of its own size.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use memmap2::Mmap;
+
+use super::value::ARRAY;
+use super::writer::{ALIGNMENT, MAGIC, MAX_AXES, VERSION};
+use super::{Array, GgufError, GgufType, Value};
+use crate::weights::map_file;
+
+/// Arrays within arrays are read to this depth; no tool writes any.
+const MAX_DEPTH: usize = 4;
+
+/// Name, shape and type of a tensor in a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GgufTensorInfo {
+    /// Name in the file.
+    pub name: String,
+    /// Row-major shape, as PyTorch has it.
+    pub shape: Vec<usize>,
+    /// ggml's number of the type.
+    pub type_id: u32,
+    /// Where its bytes begin in the file.
+    pub offset: usize,
+}
+
+impl GgufTensorInfo {
+    /// The type, if it can be decoded here.
+    pub fn dtype(&self) -> Option<GgufType> {
+        GgufType::from_id(self.type_id)
+    }
+}
+
+/// A mapped GGUF file of version 3, or 2, which differs in nothing that is read here.
+#[derive(Debug)]
+pub struct GgufFile {
+    path: PathBuf,
+    map: Mmap,
+    contents: Contents,
+}
+
+/// All that is said before the first tensor.
+#[derive(Debug, PartialEq)]
+pub(super) struct Contents {
+    pub metadata: Vec<(String, Value)>,
+    pub tensors: Vec<GgufTensorInfo>,
+}
+
+impl GgufFile {
+    /// Maps a file and reads what is said before the tensors; their places are checked against the file's size.
+    ///
+    /// # Errors
+    ///
+    /// [`GgufError::Io`] and [`GgufError::Malformed`].
+    pub fn open(path: &Path) -> Result<Self, GgufError> {
+        let map = File::open(path).and_then(|file| map_file(&file)).map_err(GgufError::io(path))?;
+        let contents = parse(&map).map_err(|fault| GgufError::Malformed {
+            path: path.to_owned(),
+            offset: fault.offset,
+            reason: fault.reason,
+        })?;
+        Ok(Self { path: path.to_owned(), map, contents })
+    }
+
+    /// All metadata, in the file's order.
+    pub fn metadata(&self) -> &[(String, Value)] {
+        &self.contents.metadata
+    }
+
+    /// The value of a key, if the file has it.
+    pub fn get(&self, key: &str) -> Option<&Value> {
+        self.contents.metadata.iter().find(|(found, _)| found == key).map(|(_, value)| value)
+    }
+
+    /// All tensors, in the file's order.
+    pub fn tensors(&self) -> &[GgufTensorInfo] {
+        &self.contents.tensors
+    }
+
+    /// The tensor of that name, if the file has it.
+    pub fn info(&self, name: &str) -> Option<&GgufTensorInfo> {
+        self.contents.tensors.iter().find(|tensor| tensor.name == name)
+    }
+
+    /// The bytes of a tensor as they are in the file.
+    ///
+    /// # Errors
+    ///
+    /// [`GgufError::NoTensor`], also for a type whose size is not known here.
+    pub fn raw(&self, name: &str) -> Result<&[u8], GgufError> {
+        let range = self.info(name).and_then(range);
+        let missing = || GgufError::NoTensor { path: self.path.clone(), name: name.to_owned() };
+        range.and_then(|range| self.map.get(range)).ok_or_else(missing)
+    }
+
+    /// The values of a tensor, row-major.
+    ///
+    /// # Errors
+    ///
+    /// [`GgufError::NoTensor`].
+    pub fn to_f32(&self, name: &str) -> Result<Vec<f32>, GgufError> {
+        let bytes = self.raw(name)?;
+        let dtype = self.info(name).and_then(GgufTensorInfo::dtype);
+        Ok(dtype.map(|dtype| dtype.decode(bytes)).unwrap_or_default())
+    }
+}
+
+/// Where the bytes of a tensor of a known type are in the file.
+fn range(tensor: &GgufTensorInfo) -> Option<Range<usize>> {
+    let bytes = tensor.dtype()?.bytes(&tensor.shape)?;
+    Some(tensor.offset..tensor.offset.checked_add(bytes)?)
+}
+
+/// What is wrong, and where.
+#[derive(Debug)]
+pub(super) struct Fault {
+    offset: usize,
+    reason: String,
+}
+
+/// Reads everything before the first tensor of a whole file.
+pub(super) fn parse(bytes: &[u8]) -> Result<Contents, Fault> {
+    let mut cursor = Cursor { bytes, at: 0 };
+    let magic = cursor.take::<4>("the magic number")?;
+    if magic != MAGIC {
+        return Err(cursor.fault(format!("expected a file that begins with GGUF, found {magic:?}")));
+    }
+    let version = cursor.u32("the version")?;
+    if !(2..=VERSION).contains(&version) {
+        return Err(cursor.fault(format!("expected version 2 or 3, little-endian, found {version}")));
+    }
+    let tensor_count = cursor.u64("the number of tensors")?;
+    let value_count = cursor.u64("the number of metadata values")?;
+    // The smallest entries: an empty key, a type and one byte; an empty name, no axes, a type and an offset.
+    cursor.fits(value_count, 13, "metadata values")?;
+    cursor.fits(tensor_count, 24, "tensors")?;
+
+    let mut metadata = Vec::new();
+    let mut keys = HashSet::new();
+    for _ in 0..value_count {
+        let key = cursor.string()?;
+        let id = cursor.u32("the type of a value")?;
+        let value = if id == ARRAY { Value::Array(cursor.array(MAX_DEPTH)?) } else { cursor.value(id)? };
+        if !keys.insert(key.clone()) {
+            return Err(cursor.fault(format!("the key `{key}` is there twice")));
+        }
+        metadata.push((key, value));
+    }
+    let alignment = match metadata.iter().find(|(key, _)| key == "general.alignment") {
+        None => ALIGNMENT,
+        Some((_, Value::U32(alignment))) if alignment.is_power_of_two() => *alignment as usize,
+        Some((_, other)) => {
+            return Err(cursor.fault(format!("`general.alignment` should be a power of two, found {other:?}")));
+        }
+    };
+    let mut tensors = Vec::new();
+    let mut names = HashSet::new();
+    for _ in 0..tensor_count {
+        let tensor = cursor.tensor()?;
+        if !names.insert(tensor.name.clone()) {
+            return Err(cursor.fault(format!("the tensor `{}` is there twice", tensor.name)));
+        }
+        tensors.push(tensor);
+    }
+    // A file without tensors may end before the padding.
+    let start = cursor.at.checked_next_multiple_of(alignment).unwrap_or(usize::MAX);
+    for tensor in &mut tensors {
+        let relative = tensor.offset;
+        let place = start.checked_add(relative).filter(|_| relative.is_multiple_of(alignment));
+        tensor.offset = place.unwrap_or(usize::MAX);
+        let end = if tensor.dtype().is_some() { range(tensor).map(|range| range.end) } else { place };
+        if end.is_none_or(|end| end > bytes.len()) || place.is_none() {
+            let GgufTensorInfo { name, shape, type_id, .. } = tensor;
+            return Err(cursor.fault(format!(
+                "tensor `{name}` {shape:?} of type {type_id} at {relative} is not aligned or not within the file"
+            )));
+        }
+    }
+    Ok(Contents { metadata, tensors })
+}
+
+/// A place in the file.
+struct Cursor<'a> {
+    bytes: &'a [u8],
+    at: usize,
+}
+
+macro_rules! numbers {
+    ($($name:ident: $type:ty),*) => {
+        $(fn $name(&mut self, what: &str) -> Result<$type, Fault> {
+            self.take(what).map(<$type>::from_le_bytes)
+        })*
+    };
+}
+
+impl<'a> Cursor<'a> {
+    fn fault(&self, reason: String) -> Fault {
+        Fault { offset: self.at, reason }
+    }
+
+    fn rest(&self) -> &'a [u8] {
+        self.bytes.get(self.at..).unwrap_or_default()
+    }
+
+    fn take<const N: usize>(&mut self, what: &str) -> Result<[u8; N], Fault> {
+        let taken = self.rest().first_chunk::<N>().copied();
+        let taken = taken.ok_or_else(|| self.fault(format!("the file ends within {what}")))?;
+        self.at += N;
+        Ok(taken)
+    }
+
+    numbers!(u8: u8, i8: i8, u16: u16, i16: i16, u32: u32, i32: i32, f32: f32, u64: u64, i64: i64, f64: f64);
+
+    /// Checks that `count` things of at least `least` bytes can still come.
+    fn fits(&self, count: u64, least: usize, what: &str) -> Result<usize, Fault> {
+        let left = self.rest().len() / least;
+        match usize::try_from(count).ok().filter(|count| *count <= left) {
+            Some(count) => Ok(count),
+            None => Err(self.fault(format!("{count} {what} are announced, the rest of the file can hold {left}"))),
+        }
+    }
+
+    fn bool(&mut self, what: &str) -> Result<bool, Fault> {
+        match self.u8(what)? {
+            0 => Ok(false),
+            1 => Ok(true),
+            other => Err(self.fault(format!("expected 0 or 1 in {what}, found {other}"))),
+        }
+    }
+
+    fn string(&mut self) -> Result<String, Fault> {
+        let length = self.u64("the length of a text")?;
+        let length = self.fits(length, 1, "bytes of text")?;
+        let text = std::str::from_utf8(&self.rest()[..length]).map_err(|error| self.fault(error.to_string()))?;
+        self.at += length;
+        Ok(text.to_owned())
+    }
+
+    fn value(&mut self, id: u32) -> Result<Value, Fault> {
+        let what = "a value";
+        Ok(match id {
+            0 => self.u8(what)?.into(),
+            1 => self.i8(what)?.into(),
+            2 => self.u16(what)?.into(),
+            3 => self.i16(what)?.into(),
+            4 => self.u32(what)?.into(),
+            5 => self.i32(what)?.into(),
+            6 => self.f32(what)?.into(),
+            7 => self.bool(what)?.into(),
+            8 => self.string()?.into(),
+            10 => self.u64(what)?.into(),
+            11 => self.i64(what)?.into(),
+            12 => self.f64(what)?.into(),
+            other => return Err(self.fault(format!("{other} is no type of a value"))),
+        })
+    }
+
+    fn array(&mut self, depth: usize) -> Result<Array, Fault> {
+        let id = self.u32("the type of an array")?;
+        let count = self.u64("the length of an array")?;
+        Ok(match id {
+            0 => Array::U8(self.list(count, 1, |cursor| cursor.u8("an array"))?),
+            1 => Array::I8(self.list(count, 1, |cursor| cursor.i8("an array"))?),
+            2 => Array::U16(self.list(count, 2, |cursor| cursor.u16("an array"))?),
+            3 => Array::I16(self.list(count, 2, |cursor| cursor.i16("an array"))?),
+            4 => Array::U32(self.list(count, 4, |cursor| cursor.u32("an array"))?),
+            5 => Array::I32(self.list(count, 4, |cursor| cursor.i32("an array"))?),
+            6 => Array::F32(self.list(count, 4, |cursor| cursor.f32("an array"))?),
+            7 => Array::Bool(self.list(count, 1, |cursor| cursor.bool("an array"))?),
+            8 => Array::String(self.list(count, 8, Self::string)?),
+            ARRAY if depth > 0 => Array::Array(self.list(count, 12, |cursor| cursor.array(depth - 1))?),
+            10 => Array::U64(self.list(count, 8, |cursor| cursor.u64("an array"))?),
+            11 => Array::I64(self.list(count, 8, |cursor| cursor.i64("an array"))?),
+            12 => Array::F64(self.list(count, 8, |cursor| cursor.f64("an array"))?),
+            other => return Err(self.fault(format!("an array of type {other} is not supported"))),
+        })
+    }
+
+    fn list<T>(
+        &mut self,
+        count: u64,
+        least: usize,
+        mut read: impl FnMut(&mut Self) -> Result<T, Fault>,
+    ) -> Result<Vec<T>, Fault> {
+        let count = self.fits(count, least, "elements")?;
+        (0..count).map(|_| read(self)).collect()
+    }
+
+    /// The entry of a tensor, its offset still relative to the first.
+    fn tensor(&mut self) -> Result<GgufTensorInfo, Fault> {
+        let name = self.string()?;
+        let axes = self.u32("the number of axes")? as usize;
+        if axes > MAX_AXES {
+            return Err(self.fault(format!("tensor `{name}` has {axes} axes, at most {MAX_AXES} are allowed")));
+        }
+        let mut shape = Vec::with_capacity(axes);
+        for _ in 0..axes {
+            let axis = self.u64("a shape")?;
+            let axis = usize::try_from(axis).map_err(|_| self.fault(format!("an axis of length {axis}")))?;
+            shape.insert(0, axis);
+        }
+        let type_id = self.u32("the type of a tensor")?;
+        let offset = self.u64("the offset of a tensor")?;
+        let offset = usize::try_from(offset).map_err(|_| self.fault(format!("an offset of {offset}")))?;
+        Ok(GgufTensorInfo { name, shape, type_id, offset })
+    }
+}

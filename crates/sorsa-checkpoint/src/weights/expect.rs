@@ -1,0 +1,75 @@
+//! Comparing the tensors of a checkpoint with those of a model, before any of them is loaded.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use super::{Checkpoint, Misshapen, WeightsError};
+
+/// Name and shape of a tensor in a checkpoint, as PyTorch has them: a linear layer is `[d_out, d_in]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Expected {
+    /// Name in the files, as in `model.layers.0.mlp.up_proj.weight`.
+    pub name: String,
+    /// Shape in the files.
+    pub shape: Vec<usize>,
+}
+
+impl Expected {
+    /// A tensor of this name and shape.
+    pub fn new(name: impl Into<String>, shape: impl Into<Vec<usize>>) -> Self {
+        Self { name: name.into(), shape: shape.into() }
+    }
+}
+
+impl fmt::Display for Expected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {:?}", self.name, self.shape)
+    }
+}
+
+impl Checkpoint {
+    /// Checks that the files hold the `expected` tensors and no others, except those that `ignorable` accepts.
+    ///
+    /// # Errors
+    /// [`WeightsError::Mismatch`] with every missing, extra and misshapen tensor.
+    pub fn check(&self, expected: &[Expected], ignorable: impl Fn(&str) -> bool) -> Result<(), WeightsError> {
+        let (mut missing, mut misshapen) = (Vec::new(), Vec::new());
+        for tensor in expected {
+            match self.info(&tensor.name) {
+                None => missing.push(tensor.clone()),
+                Some(info) if info.shape != tensor.shape => misshapen.push(Misshapen {
+                    name: tensor.name.clone(),
+                    expected: tensor.shape.clone(),
+                    found: info.shape.clone(),
+                }),
+                Some(_) => {}
+            }
+        }
+        let known: BTreeSet<_> = expected.iter().map(|tensor| tensor.name.as_str()).collect();
+        let extra: Vec<_> = self
+            .names()
+            .filter(|name| !known.contains(name) && !ignorable(name))
+            .filter_map(|name| Some(Expected::new(name, self.info(name)?.shape.clone())))
+            .collect();
+
+        if missing.is_empty() && extra.is_empty() && misshapen.is_empty() {
+            return Ok(());
+        }
+        Err(WeightsError::Mismatch { dir: self.dir().to_owned(), missing, extra, misshapen })
+    }
+}
+
+/// Returns whether a checkpoint may hold the tensor of a name without need: the frequencies of rotary embeddings, which follow
+/// from the configuration, and, if the embeddings are tied, a second copy of them as the head.
+///
+/// ```
+/// use sorsa_checkpoint::weights::ignorable;
+///
+/// assert!(ignorable(false)("model.layers.0.self_attn.rotary_emb.inv_freq"));
+/// assert!(ignorable(true)("lm_head.weight") && !ignorable(false)("lm_head.weight"));
+/// ```
+pub fn ignorable(tied_embeddings: bool) -> impl Fn(&str) -> bool {
+    move |name| {
+        name.ends_with(".rotary_emb.inv_freq") || (tied_embeddings && matches!(name, "lm_head.weight" | "head.weight"))
+    }
+}

@@ -1,0 +1,177 @@
+//! A model's folder that takes the place of an older one as a whole.
+
+use std::path::{Path, PathBuf};
+
+use sorsa_files::{AtomicDir, FileError, at};
+
+use super::{INDEX_FILE, SINGLE_FILE};
+
+/// Files of a model's folder beside its weights.
+const MODEL_FILES: [&str; 14] = [
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "config.json",
+    "generation_config.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "spiece.model",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "vocab.txt",
+    INDEX_FILE,
+];
+
+/// Why a model's folder could not be written.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelFolderError {
+    /// The folder holds what does not belong to a model, and a new model would remove it.
+    #[error(
+        "{} holds more than a model: {}; name a new or an empty folder, or one that holds a model alone",
+        folder.display(),
+        found.join(", ")
+    )]
+    HoldsOtherFiles {
+        /// The folder.
+        folder: PathBuf,
+        /// Names of what is no file of a model.
+        found: Vec<String>,
+    },
+    /// A file or folder could not be read or written.
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
+/// A model's folder under construction. [`commit`](Self::commit) gives it its name; the older model of that name is then
+/// gone with all its files. Links in the older folder are removed, and what they point to stays.
+#[derive(Debug)]
+pub struct ModelFolder(AtomicDir);
+
+impl ModelFolder {
+    /// Starts a folder that will be called `target`, or will take the place of the folder that the link `target` points
+    /// to.
+    ///
+    /// # Errors
+    /// As [`check`](Self::check).
+    pub fn create(target: &Path) -> Result<Self, ModelFolderError> {
+        Self::check(target)?;
+        let target = match target.canonicalize() {
+            Ok(existing) => existing,
+            Err(_) => target.to_owned(),
+        };
+        Ok(Self(AtomicDir::create(target)?))
+    }
+
+    /// Checks that a model may take the place of `target`: nothing is there, or a folder that holds a model's files alone.
+    ///
+    /// # Errors
+    /// [`ModelFolderError`].
+    pub fn check(target: &Path) -> Result<(), ModelFolderError> {
+        let entries = match std::fs::read_dir(target) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            entries => entries.map_err(at("list", target))?,
+        };
+        let mut found = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(at("list", target))?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            // A link to a folder is no folder: the link is removed, and not what it points to.
+            let is_folder = entry.file_type().map_err(at("list", target))?.is_dir();
+            if is_folder || !is_model_file(&name) {
+                found.push(name);
+            }
+        }
+        if found.is_empty() {
+            return Ok(());
+        }
+        found.sort();
+        Err(ModelFolderError::HoldsOtherFiles { folder: target.to_owned(), found })
+    }
+
+    /// Where to write the files until the folder is committed.
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// Flushes every file to the disk and gives the folder its name.
+    ///
+    /// # Errors
+    /// [`FileError`]; an older folder is then still in its place.
+    pub fn commit(self) -> Result<(), FileError> {
+        self.0.commit()
+    }
+}
+
+/// Whether a file of this name belongs to a model: configuration, tokenizer, weights.
+fn is_model_file(name: &str) -> bool {
+    let is_shard = name.starts_with("model-") && name.ends_with(".safetensors");
+    is_shard || name == SINGLE_FILE || MODEL_FILES.contains(&name)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    fn names(folder: &Path) -> Vec<String> {
+        let entries = fs::read_dir(folder).unwrap();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_new_model_removes_the_older_one_and_not_what_its_links_point_to() {
+        let place = tempfile::tempdir().unwrap();
+        let (base, out) = (place.path().join("base"), place.path().join("out"));
+        for folder in [&base, &out] {
+            fs::create_dir(folder).unwrap();
+        }
+        fs::write(base.join("tokenizer.json"), "tokens").unwrap();
+        fs::hard_link(base.join("tokenizer.json"), out.join("vocab.json")).unwrap();
+        #[cfg(unix)]
+        std::os::unix::fs::symlink("../base/tokenizer.json", out.join("tokenizer.json")).unwrap();
+        for older in [INDEX_FILE, "model-00001-of-00002.safetensors", "tokenizer.model"] {
+            fs::write(out.join(older), "old").unwrap();
+        }
+        let folder = ModelFolder::create(&out).unwrap();
+        for name in ["config.json", "tokenizer.json"] {
+            fs::write(folder.path().join(name), "new").unwrap();
+        }
+        folder.commit().unwrap();
+        assert_eq!(names(&out), ["config.json", "tokenizer.json"]);
+        assert_eq!(names(place.path()), ["base", "out"]);
+        assert_eq!(fs::read_to_string(base.join("tokenizer.json")).unwrap(), "tokens");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_to_a_folder_stays_and_the_folder_is_replaced() {
+        let place = tempfile::tempdir().unwrap();
+        let (link, real) = (place.path().join("link"), place.path().join("real"));
+        fs::create_dir(&real).unwrap();
+        std::os::unix::fs::symlink("real", &link).unwrap();
+        let folder = ModelFolder::create(&link).unwrap();
+        fs::write(folder.path().join("config.json"), "new").unwrap();
+        folder.commit().unwrap();
+        assert!(link.is_symlink());
+        assert_eq!(names(&real), ["config.json"]);
+    }
+
+    #[test]
+    fn a_folder_with_other_files_is_refused_by_their_names_and_left_alone() {
+        let place = tempfile::tempdir().unwrap();
+        for name in ["config.json", "notes.txt", "adapter_config.json"] {
+            fs::write(place.path().join(name), "mine").unwrap();
+        }
+        fs::create_dir(place.path().join("model.safetensors")).unwrap();
+        let message = ModelFolder::create(place.path()).unwrap_err().to_string();
+        assert!(message.contains(": adapter_config.json, model.safetensors, notes.txt;"), "{message}");
+        assert_eq!(names(place.path()).len(), 4);
+        assert!(ModelFolder::create(&place.path().join("notes.txt")).is_err());
+        ModelFolder::check(&place.path().join("new")).unwrap();
+    }
+}

@@ -1,0 +1,352 @@
+//! Multiple choice by likelihood: ARC (Clark et al. 2018) and files like it. The model chooses the answer whose text it finds
+//! most likely after the question, by the mean log-likelihood of its tokens.
+
+use std::collections::HashSet;
+use std::time::Instant;
+
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+use sorsa_data::{Encoder, Record, TemplateName};
+use sorsa_grading::grade::{Score, Verdict};
+use sorsa_grading::stats::Proportion;
+use sorsa_models::{CausalLm, ModelInput};
+
+use super::{Effort, ProblemSource, Problems, Scores, Task, data_fault};
+use crate::answer::{Answer, Judgment};
+use crate::answer_log::fingerprint;
+use crate::continuation::AnswerOptions;
+use crate::error::ExperimentError;
+use crate::observer::{Event, Observer};
+use crate::scoreboard::percent;
+
+/// The task.
+pub static MULTIPLE_CHOICE: MultipleChoice = MultipleChoice;
+
+/// Questions with choices, one of them right.
+pub struct MultipleChoice;
+
+impl Task for MultipleChoice {
+    fn name(&self) -> &'static str {
+        "multiple-choice"
+    }
+
+    fn data_sets(&self) -> &'static [&'static str] {
+        &["arc"]
+    }
+
+    fn recognises(&self, row: &Value) -> bool {
+        Row::deserialize(row).is_ok()
+    }
+
+    fn template(&self) -> TemplateName {
+        TemplateName::Raw
+    }
+
+    fn load(
+        &self,
+        source: &ProblemSource<'_>,
+        observer: &mut dyn Observer,
+    ) -> Result<Box<dyn Problems>, ExperimentError> {
+        let path = source.path;
+        let (mut questions, mut skipped) = (Vec::new(), 0);
+        for (line, row) in sorsa_data::read_rows(path, source.load.limit.unwrap_or(usize::MAX))? {
+            match Row::checked(row) {
+                Ok(row) => questions.push(Question::new(line, row, source.encoder).map_err(data_fault(path))?),
+                Err(_) if source.load.skip_bad_rows => skipped += 1,
+                Err(reason) => {
+                    return Err(ExperimentError::MalformedProblem { path: path.to_owned(), line, reason });
+                }
+            }
+        }
+        if skipped > 0 {
+            observer.on_event(Event::RowsSkipped { path, count: skipped });
+        }
+        let longest = |question: &Question| question.choices.iter().map(|choice| choice.tokens.len()).max();
+        let lengths = questions.iter().map(|question| (question.line, longest(question).unwrap_or(0)));
+        let rows: Vec<(usize, usize)> = lengths.filter(|(_, tokens)| *tokens > source.context).collect();
+        if !rows.is_empty() {
+            return Err(ExperimentError::PromptsTooLong { path: path.to_owned(), context: source.context, rows });
+        }
+        if questions.is_empty() {
+            return Err(ExperimentError::NoProblems { path: path.to_owned() });
+        }
+        Ok(Box::new(Questions { questions }))
+    }
+}
+
+/// A row of the file, as the Hub has ARC.
+#[derive(Debug, Deserialize)]
+struct Row {
+    #[serde(default)]
+    id: Option<String>,
+    question: String,
+    choices: Choices,
+    #[serde(rename = "answerKey")]
+    answer_key: String,
+}
+
+#[derive(Debug, Deserialize)]
+struct Choices {
+    text: Vec<String>,
+    label: Vec<String>,
+}
+
+impl Row {
+    fn checked(value: Value) -> Result<Self, String> {
+        let row: Self = serde_json::from_value(value).map_err(|error| error.to_string())?;
+        let (texts, labels) = (&row.choices.text, &row.choices.label);
+        if texts.len() != labels.len() {
+            return Err(format!("{} choices have {} labels", texts.len(), labels.len()));
+        }
+        if texts.iter().any(|text| text.trim().is_empty()) {
+            return Err("a choice is empty".to_owned());
+        }
+        if !labels.contains(&row.answer_key) {
+            return Err(format!("`answerKey` is {:?}, which is not among the labels", row.answer_key));
+        }
+        Ok(row)
+    }
+}
+
+/// Questions in tokens.
+struct Questions {
+    questions: Vec<Question>,
+}
+
+struct Question {
+    line: usize,
+    id: Option<String>,
+    prompt: String,
+    choices: Vec<Choice>,
+    /// Index of the right choice.
+    right: usize,
+}
+
+struct Choice {
+    label: String,
+    text: String,
+    /// The question and this choice.
+    tokens: Vec<u32>,
+    /// Index of the first token of the choice.
+    start: usize,
+}
+
+impl Question {
+    fn new(line: usize, row: Row, encoder: &Encoder) -> Result<Self, sorsa_data::DataError> {
+        let prompt = format!("Question: {}\nAnswer:", row.question.trim());
+        let record = Record::instruction(line, &prompt, "");
+        let asked = encoder.encode_prompt(&record)?;
+        let right = row.choices.label.iter().position(|label| *label == row.answer_key).unwrap_or(0);
+        let mut choices = Vec::new();
+        for (label, text) in row.choices.label.into_iter().zip(row.choices.text) {
+            let tokens = encoder.encode_continued(&record, &format!(" {}", text.trim()))?;
+            // A tokenizer may join the border of question and choice into one token, which then counts for the choice.
+            let start = asked.iter().zip(&tokens).take_while(|(asked, token)| asked == token).count();
+            choices.push(Choice { label, text, tokens, start });
+        }
+        Ok(Self { line, id: row.id, prompt, choices, right })
+    }
+
+    /// The index of the choice with the highest mean log-likelihood, and the tokens that were scored.
+    fn choose(&self, model: &CausalLm) -> (usize, usize) {
+        let (mut best, mut lowest, mut scored) = (0, f64::INFINITY, 0);
+        for (index, choice) in self.choices.iter().enumerate() {
+            let (loss, tokens) = choice.loss(model);
+            scored += tokens;
+            if loss < lowest {
+                (best, lowest) = (index, loss);
+            }
+        }
+        (best, scored)
+    }
+}
+
+impl Choice {
+    /// The mean negative log-likelihood of its tokens after the question, and how many they are.
+    fn loss(&self, model: &CausalLm) -> (f64, usize) {
+        let len = self.tokens.len() - 1;
+        let id = |index: usize| self.tokens[index] as i32;
+        let input_ids: Vec<i32> = (0..len).map(id).collect();
+        let positions: Vec<i32> = (0..len as i32).collect();
+        let segments = vec![1; len];
+        let targets: Vec<i32> = (1..=len).map(|index| if index >= self.start { id(index) } else { -100 }).collect();
+        let count = targets.iter().filter(|target| **target >= 0).count();
+        let input = ModelInput { rows: 1, len, input_ids: &input_ids, positions: &positions, segments: &segments };
+        match model.loss_sum(&input, &targets) {
+            Some(sum) => (f64::from(sum.into_scalar::<f32>()) / count as f64, count),
+            None => (f64::INFINITY, 0),
+        }
+    }
+}
+
+impl Problems for Questions {
+    fn count(&self) -> usize {
+        self.questions.len()
+    }
+
+    fn fingerprint(&self) -> String {
+        let mut text = String::new();
+        for question in &self.questions {
+            for choice in &question.choices {
+                text.push_str(&format!("{} {} {:?}\n", question.line, question.right, choice.tokens));
+            }
+        }
+        format!("{:016x}", fingerprint(&text))
+    }
+
+    fn answer(
+        &self,
+        model: &CausalLm,
+        _options: &AnswerOptions,
+        done: &[Answer],
+        observer: &mut dyn Observer,
+        keep: &mut dyn FnMut(Answer) -> Result<(), ExperimentError>,
+    ) -> Result<(), ExperimentError> {
+        let known: HashSet<usize> = done.iter().map(|answer| answer.row).collect();
+        let (started, total) = (Instant::now(), self.questions.len());
+        let (mut done, mut tokens) = (known.len(), 0);
+        observer.on_event(Event::Answering { done, total, tokens, seconds: 0.0 });
+        for question in self.questions.iter().filter(|question| !known.contains(&question.line)) {
+            let (chosen, scored) = question.choose(model);
+            let choice = &question.choices[chosen];
+            keep(Answer {
+                row: question.line,
+                sample: 0,
+                task_id: question.id.clone(),
+                level: None,
+                kind: None,
+                prompt: question.prompt.clone(),
+                expected: Some(question.choices[question.right].text.clone()),
+                generated: choice.text.clone(),
+                tokens: scored,
+                finished: true,
+                judgment: Judgment::Decided(Verdict {
+                    extracted: Some(choice.label.clone()),
+                    correct: chosen == question.right,
+                }),
+            })?;
+            (done, tokens) = (done + 1, tokens + scored);
+            observer.on_event(Event::Answering { done, total, tokens, seconds: started.elapsed().as_secs_f64() });
+        }
+        observer.on_event(Event::Answered);
+        Ok(())
+    }
+
+    fn score(&self, answers: &[Answer], effort: &Effort) -> Scores {
+        let correct = answers.iter().filter(|answer| answer.is_correct()).count() as u64;
+        let share = |successes: u64| Proportion { successes, total: answers.len() as u64 };
+        let score = Score { correct: share(correct), unanswered: share(0) };
+        let interval = score.correct.interval();
+        let document = Map::from_iter(
+            [
+                ("task", json!("multiple-choice")),
+                ("problems", json!(self.count())),
+                ("resumed", json!(effort.resumed)),
+                ("accuracy", json!(score.correct.rate())),
+                ("correct", json!(correct)),
+                ("interval", json!([interval.low, interval.high])),
+                ("seconds", json!(effort.seconds)),
+            ]
+            .map(|(name, value)| (name.to_owned(), value)),
+        );
+        let row = |cells: [&str; 3]| cells.map(str::to_owned).to_vec();
+        Scores {
+            table: vec![row(["answers", "n", "correct"]), row(["all", &answers.len().to_string(), &percent(&score)])],
+            graders: vec![("likelihood".to_owned(), score)],
+            document,
+            notes: format!(
+                "{} questions, {} tokens of choices in {:.1} s",
+                self.count(),
+                effort.new_tokens,
+                effort.seconds
+            ),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use burn::prelude::Device;
+    use sorsa_data::{EncodeOptions, LoadOptions, PromptTemplate, TextTokenizer};
+    use sorsa_models::Sampling;
+
+    use super::*;
+    use crate::answer_log::AnswerLog;
+    use crate::host::Host;
+    use crate::model::LoadedModel;
+    use crate::recipe::WeightDtype;
+    use crate::tasks::{Evaluation, evaluate, recognise};
+
+    fn row(question: &str, texts: [&str; 3], key: &str) -> Value {
+        json!({"id": "q", "question": question, "choices": {"text": texts, "label": ["A", "B", "C"]}, "answerKey": key})
+    }
+
+    fn evaluated(rows: &[Value], load: &LoadOptions) -> Result<Evaluation, ExperimentError> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("arc.jsonl");
+        std::fs::write(&path, rows.iter().map(|row| format!("{row}\n")).collect::<String>()).unwrap();
+        assert_eq!(recognise(&path).name(), "multiple-choice");
+        let host = Host::cpu(Device::flex());
+        let loaded = LoadedModel::load("embedded", WeightDtype::F32, &host).unwrap();
+        let options = EncodeOptions { max_length: usize::MAX, ..EncodeOptions::default() };
+        let source = ProblemSource {
+            path: &path,
+            load,
+            encoder: &loaded.encoder(TemplateName::Raw, options).unwrap(),
+            config: loaded.model.config(),
+            context: 256,
+            code: None,
+        };
+        let problems = MULTIPLE_CHOICE.load(&source, &mut ())?;
+        let asked = AnswerOptions {
+            batch_size: 1,
+            max_new_tokens: 1,
+            sampling: Sampling::Greedy,
+            samples: 1,
+            stop: Vec::new(),
+        };
+        evaluate(&*problems, &loaded.model, &asked, AnswerLog::in_memory(), &mut ())
+    }
+
+    #[test]
+    fn the_likelier_text_is_chosen_wherever_it_stands() {
+        // The embedded model has read of apples, and never this string of letters.
+        let texts = ["Tom has 12 apples.", "xq zzv qqk jjx", "vvq xk zzj kqx"];
+        for (place, label) in ["A", "B", "C"].into_iter().enumerate() {
+            let mut texts = texts;
+            texts.swap(0, place);
+            let right = row("How many apples does Tom have?", texts, label);
+            let wrong = row("How many apples does Tom have?", texts, if place == 0 { "B" } else { "A" });
+            let evaluation = evaluated(&[right, wrong], &LoadOptions::default()).unwrap();
+            let chosen: Vec<_> = evaluation.answers.iter().map(|answer| answer.verdict().extracted.unwrap()).collect();
+            assert_eq!(chosen, [label, label]);
+            assert_eq!(evaluation.score().unwrap().correct, Proportion { successes: 1, total: 2 });
+            assert_eq!(evaluation.scores.document["accuracy"], 0.5);
+        }
+    }
+
+    #[test]
+    fn rows_without_a_right_choice_are_named_or_left_out() {
+        let rows = [row("q", ["a", "b", "c"], "A"), row("q", ["a", "b", "c"], "E"), row("q", ["a", " ", "c"], "A")];
+        let error = evaluated(&rows, &LoadOptions::default()).err().unwrap().to_string();
+        assert!(error.ends_with("line 2: `answerKey` is \"E\", which is not among the labels"), "{error}");
+        let load = LoadOptions { skip_bad_rows: true, ..LoadOptions::default() };
+        assert_eq!(evaluated(&rows, &load).unwrap().answers.len(), 1);
+    }
+
+    #[test]
+    fn the_loss_of_a_choice_is_that_of_its_tokens_alone() {
+        let host = Host::cpu(Device::flex());
+        let folder = host.sources.embedded.model().unwrap();
+        let tokenizer = Arc::new(TextTokenizer::from_dir(&folder).unwrap());
+        let encoder = Encoder::new(tokenizer, PromptTemplate::Raw, EncodeOptions::default()).unwrap();
+        let question =
+            Question::new(1, Row::checked(row("2 + 2?", ["4", "5", "four"], "A")).unwrap(), &encoder).unwrap();
+        for choice in &question.choices {
+            let text = encoder.tokenizer().decode(&choice.tokens[choice.start..]).unwrap();
+            assert_eq!(text.trim(), choice.text);
+        }
+    }
+}

@@ -1,0 +1,58 @@
+//! Activations rounded to bf16 and laid out for a kernel.
+
+use rayon::prelude::*;
+
+use crate::rounding::round;
+use crate::simd::wide;
+
+/// Rounds rows `[rows, k]` and pads each with zeros to `width` elements.
+pub(crate) fn rounded_rows(x: &[f32], k: usize, width: usize) -> Vec<u16> {
+    let mut rounded = vec![0; x.len() / k * width];
+    wide(
+        #[inline(always)]
+        || {
+            for (out, row) in rounded.chunks_exact_mut(width).zip(x.chunks_exact(k)) {
+                out.iter_mut().zip(row).for_each(|(out, x)| *out = round(*x));
+            }
+        },
+    );
+    rounded
+}
+
+/// Rounds rows `[rows, k]` and packs each pair of neighbours along `k` into one element, the earlier in the lower half. If `k`
+/// is odd, the upper half of a row's last element is zero.
+pub(crate) fn paired_rows(x: &[f32], k: usize) -> Vec<u32> {
+    /// Elements from which the work runs on all threads.
+    const PARALLEL: usize = 1 << 15;
+    let pairs = k.div_ceil(2);
+    let mut paired = vec![0; x.len() / k * pairs];
+    let both = |low: f32, high: f32| u32::from(round(low)) | u32::from(round(high)) << 16;
+    let lines = paired.par_chunks_exact_mut(pairs).zip(x.par_chunks_exact(k));
+    let least = if x.len() < PARALLEL { usize::MAX } else { 1 };
+    lines.with_min_len(least).for_each(|(out, row)| {
+        wide(
+            #[inline(always)]
+            || {
+                let (whole, rest) = row.as_chunks::<2>();
+                out.iter_mut().zip(whole).for_each(|(out, [low, high])| *out = both(*low, *high));
+                if let [last] = rest {
+                    out[pairs - 1] = both(*last, 0.0);
+                }
+            },
+        );
+    });
+    paired
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neighbours_share_an_element_and_an_odd_last_number_is_padded_with_zero() {
+        let x: Vec<f32> = (0..6).map(|i| i as f32).collect();
+        let pair = |a: f32, b: f32| u32::from(round(a)) | u32::from(round(b)) << 16;
+        assert_eq!(paired_rows(&x, 3), [pair(0.0, 1.0), pair(2.0, 0.0), pair(3.0, 4.0), pair(5.0, 0.0)]);
+        assert_eq!(paired_rows(&x, 2), [pair(0.0, 1.0), pair(2.0, 3.0), pair(4.0, 5.0)]);
+    }
+}

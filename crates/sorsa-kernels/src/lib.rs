@@ -1,0 +1,36 @@
+//! The arithmetic of a transformer's operations on the CPU, forward and backward. Slices go in, slices come out; nothing here
+//! knows tensors, graphs or burn. Callers need no `unsafe`: shapes are asserted, instructions are detected at run time.
+//!
+//! ```
+//! use sorsa_kernels::{Matrix, Product, Update};
+//!
+//! let (a, b) = ([1.0, 2.0, 3.0, 4.0], [1.0, 0.0, 1.0, 1.0]);
+//! let mut out = [10.0; 4];
+//! Product::new(Matrix::new(&a, 2, 2), Matrix::new(&b, 2, 2)).compute(&mut out, Update::Add);
+//! assert_eq!(out, [13.0, 12.0, 17.0, 14.0]);
+//! ```
+
+pub mod attention;
+pub mod factored;
+pub mod gated;
+pub mod head_loss;
+pub mod linear;
+pub mod rms_norm;
+pub mod rotary;
+
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod bf16;
+mod few_rows;
+mod matrix;
+mod product;
+pub mod rounding;
+mod simd;
+#[cfg(test)]
+mod testing;
+mod weight;
+
+pub use bf16::Bf16Matrix;
+pub use matrix::Matrix;
+pub use product::{Product, Threads, Update};
+pub use weight::Weight;

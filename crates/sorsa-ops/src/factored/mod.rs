@@ -1,0 +1,76 @@
+//! The linear map of an adapted weight in factored form, without ever forming the dense sum:
+//!
+//! ```text
+//! y = x W + ((x_a A) * s) B * scale        x [.., d_in]  W [d_in, d_out]  A [d_in, r]  s [r]  B [r, d_out]
+//! ```
+//!
+//! Two products with narrow factors replace one product of size `d_in * d_out`, and the backward pass keeps nothing of that size.
+
+mod flex;
+mod plain;
+#[cfg(test)]
+mod tests;
+
+use burn::prelude::*;
+
+pub use plain::low_rank_product;
+
+use crate::form::{fused_form_applies, operand};
+use crate::memory::OperationMemory;
+use crate::weight::fused_form_takes_weight;
+
+/// The factors of an adapter: `A diag(s) B * scale`.
+#[derive(Debug, Clone)]
+pub struct LowRankFactors {
+    /// `[d_in, r]`.
+    pub a: Tensor<2>,
+    /// `[r]`; all ones if absent.
+    pub s: Option<Tensor<1>>,
+    /// `[r, d_out]`.
+    pub b: Tensor<2>,
+    /// Multiplies the product.
+    pub scale: f64,
+}
+
+/// `x W + bias +` [`low_rank_product`] of `adapter_input` and `factors`. `adapter_input` is `x` after the adapter's dropout; if
+/// absent, it is `x` itself.
+///
+/// # Shapes
+///
+/// - `x`, `adapter_input`: `[.., d_in]`
+/// - `weight`: `[d_in, d_out]`
+/// - `bias`: `[d_out]`
+/// - output: `[.., d_out]`
+///
+/// # Panics
+///
+/// Panics if the shapes do not fit each other.
+pub fn factored_linear<const D: usize>(
+    x: Tensor<D>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+    adapter_input: Option<Tensor<D>>,
+    factors: LowRankFactors,
+) -> Tensor<D> {
+    let vector = |t: &Option<Tensor<1>>| t.as_ref().map_or_else(|| operand(&x), operand);
+    let operands = [
+        operand(&x),
+        vector(&bias),
+        operand(adapter_input.as_ref().unwrap_or(&x)),
+        operand(&factors.a),
+        vector(&factors.s),
+        operand(&factors.b),
+    ];
+    if fused_form_applies(operands) && fused_form_takes_weight(&weight) {
+        flex::factored_linear(x, weight, bias, adapter_input, factors)
+    } else {
+        plain::factored_linear(x, weight, bias, adapter_input, factors)
+    }
+}
+
+/// The memory of [`factored_linear`] with a frozen weight, beside its input: `x_a A`, `[rows, rank]`. The workspace is three
+/// temporaries of that shape. An adapter input of its own is not counted.
+pub fn factored_linear_memory([rows, rank]: [usize; 2]) -> OperationMemory {
+    let bytes = 4 * (rows * rank) as u64;
+    OperationMemory { kept: bytes, workspace: 3 * bytes }
+}
