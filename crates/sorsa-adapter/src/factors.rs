@@ -32,6 +32,8 @@ pub(crate) enum Axes {
     InRank,
     /// `[r]`.
     Rank,
+    /// `[r, r]`.
+    RankRank,
     /// `[r, d_out]`.
     RankOut,
     /// `[d_out]`.
@@ -68,6 +70,7 @@ impl Factor {
         match self.axes {
             Axes::InRank => vec![d_in, rank],
             Axes::Rank => vec![rank],
+            Axes::RankRank => vec![rank, rank],
             Axes::RankOut => vec![rank, d_out],
             Axes::Out => vec![d_out],
         }

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use burn::module::Module;
 use burn::nn::conv::{Conv1d, Conv1dConfig};
-use burn::nn::{LayerNorm, LayerNormConfig, LinearConfig};
+use burn::nn::{LayerNorm, LayerNormConfig, Linear, LinearConfig};
 use burn::prelude::*;
 use burn::tensor::{DType, FloatDType};
 use sorsa_adapter::peft::{PeftAdapter, PeftExport, PeftForm};
@@ -254,6 +254,28 @@ fn what_peft_would_read_otherwise_does_not_leave_for_it() {
         let saved = attach(&config, &device).snapshot();
         assert_eq!(PeftAdapter::from_saved(&saved, &Net::new(&device), &as_trained).is_ok(), fits, "{convention:?}");
     }
+}
+
+#[test]
+fn a_lora_xs_adapter_keeps_its_frozen_factors_beside_other_weights_and_is_an_exact_lora_in_peft() {
+    let device = device();
+    let adapted = disturbed(attach(&config(Method::LoraXs).with_alpha(6.0), &device));
+    let saved = adapted.snapshot();
+    assert_eq!(saved.trained.keys().collect::<Vec<_>>(), ["first.lora-xs.r", "second.lora-xs.r"]);
+    let mut other = Net::new(&device);
+    other.first.weight = other.first.weight.map(|weight| weight * 1.5);
+    let moved = saved.attach(other).unwrap().model.first;
+    let change = |layer: &Linear| layer.weight.val() - layer.weight.base();
+    assert_near(change(&moved), change(&adapted.model.first), "the same change of other weights");
+    let (peft, errors) = PeftAdapter::from_saved(&saved, &Net::new(&device), &PeftExport::default()).unwrap();
+    assert_eq!((peft.config.rank, peft.config.method(), errors.len()), (RANK, Method::Lora, 0));
+    let lora = peft.attachable(&Net::new(&device), &Default::default()).unwrap();
+    let lora = lora.attach(Net::new(&device)).unwrap();
+    assert_near(lora.model.forward(input(&device)), adapted.model.forward(input(&device)), "as a LoRA");
+    // A start without the frozen factors is refused.
+    let mut without = saved;
+    without.state.initial.remove("second.lora-xs.b");
+    assert_names(&faults(without.attach(Net::new(&device))), &["at the start, `second.lora-xs.b` is missing"]);
 }
 
 #[test]

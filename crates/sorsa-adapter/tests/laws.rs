@@ -36,6 +36,11 @@ fn attaching_preserves_the_output() {
     let device = device();
     let before = Net::new(&device).forward_dense(input(&device));
     for config in variants() {
+        // LoRA-XS starts near nothing, by a deviation that is a setting.
+        let config = match config.method().setting_names().contains(&"deviation") {
+            true => with_setting(&config, "deviation", 0.0),
+            false => config,
+        };
         let model = attach(&config, &device).model;
         assert_near(model.forward(input(&device)), before.clone(), &format!("factored {config:?}"));
         assert_near(model.forward_dense(input(&device)), before.clone(), &format!("dense {config:?}"));
@@ -105,8 +110,9 @@ fn both_routes_give_the_factors_the_same_gradients() {
 fn trainable_parameters_have_their_closed_form() {
     let device = device();
     let pairs = RANK * (12 + 20) + RANK * (20 + 9);
-    let (dense, magnitudes) = (12 * 20 + 20 * 9, 20 + 9);
-    let expected = [pairs + 2 * RANK, pairs, pairs, pairs + magnitudes, pairs, dense, dense + 20];
+    let (dense, magnitudes, squares) = (12 * 20 + 20 * 9, 20 + 9, 2 * RANK * RANK);
+    let expected = [pairs + 2 * RANK, pairs, pairs, pairs + magnitudes, pairs, squares, dense, dense + 20];
+    assert_eq!(expected.len(), Method::ALL.len());
     for (method, expected) in Method::ALL.into_iter().zip(expected) {
         assert_eq!(attach(&config(method), &device).trainable_parameters(), expected, "{method}");
         let targets = config(method).targets(&Net::new(&device)).unwrap();
@@ -371,4 +377,24 @@ fn a_column_of_zeros_stays_one_under_dora() {
     let (merged, adapter) = adapted.merge();
     let again = adapter.unmerge(merged).unwrap();
     assert_near(again.model.first.weight.base(), net.first.weight.val(), "unmerged");
+}
+
+#[test]
+fn lora_xs_trains_a_small_random_matrix_between_the_triplets_of_the_weight() {
+    let device = device();
+    let layer = attach(&config(Method::LoraXs), &device).model.first;
+    assert_near(layer.weight.base(), Net::new(&device).first.weight.val(), "the weight is not split");
+    let Some(Adapter::LoraXs(factors)) = layer.weight.reparameterization() else { panic!("no LoRA-XS") };
+    let deviation = values(factors.r.val()).iter().map(|value| value * value).sum::<f32>().sqrt() / RANK as f32;
+    assert!((0.5e-5..1.5e-5).contains(&deviation), "{deviation}");
+    // With the identity in place of R, the adapter is the principal part that SORSA splits off.
+    let attached = attach(&config(Method::LoraXs), &device);
+    let mut identity = attached.snapshot().trained;
+    for tensor in identity.values_mut() {
+        tensor.values = (0..RANK * RANK).map(|i| f32::from(i % (RANK + 1) == 0)).collect();
+    }
+    let layer = with_values(attached, &identity).model.first;
+    let principal = layer.weight.val() - layer.weight.base();
+    let sorsa = attach(&config(Method::Sorsa), &device).model.first;
+    assert_near(principal, sorsa.weight.val() - sorsa.weight.base(), "principal part");
 }

@@ -317,6 +317,7 @@ impl Adapter {
 
 mod dora;
 mod lora;
+mod lora_xs;
 mod olora;
 mod pissa;
 pub(crate) mod sorsa;
@@ -336,6 +337,8 @@ methods! {
         Dora(DoraConfig) in dora,
         /// LoRA that starts from the weight's QR decomposition (arXiv 2406.01775).
         Olora(OloraConfig) in olora,
+        /// A trained square matrix between two frozen factors of the weight's SVD (arXiv 2405.17604).
+        LoraXs(LoraXsConfig) in lora_xs,
     }
     whole {
         /// The target weights themselves, dense.
@@ -359,7 +362,7 @@ mod tests {
             assert_eq!(method.label().replace('-', "").to_lowercase(), name.replace('-', ""));
         }
         let error = "vera".parse::<Method>().unwrap_err();
-        assert_eq!(error, "unknown method `vera`, expected sorsa, pissa, lora, dora, olora, partial or full");
+        assert_eq!(error, "unknown method `vera`, expected sorsa, pissa, lora, dora, olora, lora-xs, partial or full");
     }
 
     #[test]

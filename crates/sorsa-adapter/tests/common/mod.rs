@@ -14,7 +14,7 @@ use sorsa_adapter::{AdapterConfig, Attached, HostTensor, Method, NamedTensors, i
 /// Largest difference allowed, relative to the largest value: f32 products in another order.
 pub const TOLERANCE: f32 = 1e-4;
 /// The methods that have frozen factors of their own.
-pub const FROZEN: [Method; 0] = [];
+pub const FROZEN: [Method; 1] = [Method::LoraXs];
 /// Rank of [`config`].
 pub const RANK: usize = 4;
 
@@ -126,7 +126,7 @@ pub fn factored() -> impl Iterator<Item = Method> {
 }
 
 /// The same configuration with another value of a setting of its method, by way of the form in files.
-pub fn with_setting(config: &AdapterConfig, name: &str, value: &str) -> AdapterConfig {
+pub fn with_setting(config: &AdapterConfig, name: &str, value: impl Into<serde_json::Value>) -> AdapterConfig {
     let mut json = serde_json::to_value(config).unwrap();
     json[name] = value.into();
     serde_json::from_value(json).unwrap()

@@ -39,7 +39,7 @@ pub struct RecipeArgs {
     /// Skip malformed rows and count them. If absent, a malformed row is an error
     #[arg(long)]
     pub skip_bad_rows: bool,
-    /// Method: sorsa, pissa, lora, dora, olora, partial or full [default: sorsa]
+    /// Method: sorsa, pissa, lora, dora, olora, lora-xs, partial or full [default: sorsa]
     #[arg(long)]
     pub method: Option<String>,
     /// Rank of the adapters [default: 16]

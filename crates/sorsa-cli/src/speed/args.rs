@@ -11,7 +11,7 @@ use crate::exit::bad_input;
 /// Options of `bench --speed`, which measures the training step of a random Llama.
 #[derive(Debug, Clone, Args)]
 pub struct SpeedArgs {
-    /// Methods to measure, each in its own process: sorsa, pissa, lora, dora, olora, partial, full
+    /// Methods to measure, each in its own process: sorsa, pissa, lora, dora, olora, lora-xs, partial, full
     #[arg(long = "method", value_name = "METHOD,..", value_delimiter = ',', default_value = "lora")]
     pub methods: Vec<String>,
     /// Preset of sizes. The options below replace single sizes
