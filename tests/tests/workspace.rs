@@ -229,6 +229,53 @@ fn only_device_rs_names_a_backend() {
     assert!(!places(&[root().join("crates/sorsa-cli/src/device.rs")], &words).is_empty());
 }
 
+/// The files that may name single methods: the method's own, the list, a format of one method's files, and defaults.
+const NAME_METHODS: [&str; 6] = [
+    "crates/sorsa-adapter/src/methods/",
+    // The default recipe, whose method is SORSA.
+    "crates/sorsa-experiment/src/recipe.rs",
+    // Training from scratch trains all weights.
+    "crates/sorsa-cli/src/commands/pretrain.rs",
+    // Partial fine-tuning's targets are all linear layers that patterns match.
+    "crates/sorsa-experiment/src/analysis/run.rs",
+    // The step that `bench --speed` measures is LoRA's, unless told otherwise.
+    "crates/sorsa-cli/src/speed/",
+    // The arms of a comparison that names none.
+    "crates/sorsa-cli/src/bench/comparison/defaults.rs",
+];
+
+#[test]
+fn a_method_is_named_in_its_own_file_and_in_lists_of_defaults_alone() {
+    let mut files = library_sources();
+    files.extend(sources("crates/sorsa-cli/src"));
+    let words = ["Sorsa", "Pissa", "Lora", "Dora", "Olora", "Partial", "Full"].map(|name| format!("Method::{name}"));
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let (may, may_not): (Vec<_>, Vec<_>) = files.into_iter().partition(|path| {
+        let path = path.strip_prefix(root()).unwrap().to_string_lossy().into_owned();
+        NAME_METHODS.iter().any(|place| path.starts_with(place))
+    });
+    let found = places(&may_not, &words);
+    assert!(found.is_empty(), "\n{}", found.join("\n"));
+    // The search itself works: the files that may name methods do.
+    assert!(!places(&may, &words).is_empty());
+}
+
+#[test]
+fn a_family_is_named_in_its_own_file_alone() {
+    let files = library_sources().into_iter().chain(sources("crates/sorsa-cli/src"));
+    // GGUF names tokenizers after families too, and two commands make a Llama of their own.
+    let places_that_may = [
+        "sorsa-checkpoint/src/families/",
+        "sorsa-checkpoint/src/gguf/tokenizer/",
+        "sorsa-cli/src/commands/pretrain.rs",
+        "sorsa-cli/src/speed/args.rs",
+    ];
+    let outside = files.filter(|path| !places_that_may.iter().any(|place| path.to_string_lossy().contains(place)));
+    let words = ["\"llama\"", "\"mistral\"", "\"qwen2\"", "\"qwen3\"", "\"gemma2\"", "\"gemma3_text\"", "\"phi3\""];
+    let found = places(&outside.collect::<Vec<_>>(), &words);
+    assert!(found.is_empty(), "\n{}", found.join("\n"));
+}
+
 #[test]
 fn no_file_outgrows_a_reader() {
     let folders = ["crates", "xtask", "tests"];

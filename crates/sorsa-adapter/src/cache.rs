@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use burn::prelude::*;
 use burn::tensor::{DType, FloatDType};
+use sorsa_files::ContentHash;
 use sorsa_linalg::SvdOptions;
 
 use crate::error::AdapterError;
@@ -27,8 +28,9 @@ impl SvdCache {
     }
 
     fn file(&self, fingerprint: &str, rank: usize, options: &SvdOptions) -> PathBuf {
-        let settings = blake3::hash(format!("{fingerprint} {rank} {options:?}").as_bytes());
-        self.folder.join(format!("{}.safetensors", settings.to_hex()))
+        let mut key = ContentHash::new();
+        key.update(format!("{fingerprint} {rank} {options:?}").as_bytes());
+        self.folder.join(format!("{}.safetensors", key.hex()))
     }
 
     pub fn get(
@@ -76,7 +78,7 @@ pub(crate) fn fingerprint(weight: &Tensor<2>) -> String {
     /// Rows that are widened at a time.
     const ROWS: usize = 1024;
     let [rows, columns] = weight.dims();
-    let mut hasher = blake3::Hasher::new();
+    let mut hasher = ContentHash::new();
     hasher.update(format!("{:?} {:?}", DType::F32, [rows, columns]).as_bytes());
     if weight.dtype() == DType::F32 {
         hasher.update(weight.to_data().as_bytes());
@@ -86,5 +88,5 @@ pub(crate) fn fingerprint(weight: &Tensor<2>) -> String {
             hasher.update(part.into_data().as_bytes());
         }
     }
-    hasher.finalize().to_hex().to_string()
+    hasher.hex()
 }

@@ -1,30 +1,30 @@
-//! Files of tensors: safetensors, f32, written beside their place and renamed into it.
+//! Files of f32 tensors, as safetensors.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{bf16, f16};
-use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorView};
+use safetensors::tensor::{Dtype, Metadata, SafeTensorError, SafeTensors, TensorView, View, serialize_to_file};
+use sorsa_files::{AtomicFile, FileError};
 
 use crate::error::AdapterError;
 use crate::factors::{HostTensor, NamedTensors};
 
-/// Writes `bytes` to `path` so that a half-written file is never found there.
+/// Writes `bytes` to `path`, replacing what was there.
 pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), AdapterError> {
-    let io = |source| AdapterError::Io { path: path.to_owned(), source };
-    // The thread too: two threads may write the same entry of a cache.
-    let thread = format!("{:?}", std::thread::current().id()).replace(|c: char| !c.is_ascii_digit(), "");
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let temporary = path.with_file_name(format!(".{name}.tmp-{}-{thread}", std::process::id()));
-    let written = std::fs::File::create(&temporary)
-        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
-        .and_then(|()| std::fs::rename(&temporary, path));
-    written.map_err(|source| {
-        let _ = std::fs::remove_file(&temporary);
-        io(source)
-    })
+    Ok(sorsa_files::write_atomic(path, bytes)?)
+}
+
+impl From<FileError> for AdapterError {
+    fn from(error: FileError) -> Self {
+        match error {
+            FileError::Io { path, source, .. } => Self::Io { path, source },
+            FileError::Malformed { ref path, .. } => Self::Malformed { path: path.clone(), reason: error.to_string() },
+        }
+    }
 }
 
 /// Writes tensors as safetensors.
@@ -42,23 +42,39 @@ pub(crate) fn write_tensors_with(
     tensors: &NamedTensors,
     metadata: &[(&str, &str)],
 ) -> Result<(), AdapterError> {
-    let bytes: Vec<(&String, Vec<u8>, &Vec<usize>)> = tensors
-        .iter()
-        .map(|(name, tensor)| {
-            (name, tensor.values.iter().flat_map(|value| value.to_le_bytes()).collect(), &tensor.shape)
-        })
-        .collect();
-    let malformed = |reason: String| AdapterError::Malformed { path: path.to_owned(), reason };
-    let views = bytes
-        .iter()
-        .map(|(name, bytes, shape)| Ok((*name, TensorView::new(Dtype::F32, (*shape).clone(), bytes)?)))
-        .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()
-        .map_err(|error| malformed(error.to_string()))?;
     let metadata: HashMap<String, String> =
         metadata.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
     let metadata = (!metadata.is_empty()).then_some(metadata);
-    let file = safetensors::serialize(views, metadata).map_err(|error| malformed(error.to_string()))?;
-    write_atomic(path, &file)
+    let file = AtomicFile::create(path)?;
+    let views = tensors.iter().map(|(name, tensor)| (name, F32View(tensor)));
+    serialize_to_file(views, metadata, file.temporary_path()).map_err(|error| match error {
+        SafeTensorError::IoError(source) => AdapterError::Io { path: path.to_owned(), source },
+        other => AdapterError::Malformed { path: path.to_owned(), reason: other.to_string() },
+    })?;
+    Ok(file.commit()?)
+}
+
+/// A tensor whose bytes are made when the file asks for them: those of one tensor at a time are in memory.
+struct F32View<'a>(&'a HostTensor);
+
+impl View for F32View<'_> {
+    fn dtype(&self) -> Dtype {
+        Dtype::F32
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.0.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        let mut bytes = Vec::with_capacity(self.data_len());
+        bytes.extend(self.0.values.iter().flat_map(|value| value.to_le_bytes()));
+        bytes.into()
+    }
+
+    fn data_len(&self) -> usize {
+        4 * self.0.values.len()
+    }
 }
 
 /// Reads all tensors of a safetensors file, which must be f32.

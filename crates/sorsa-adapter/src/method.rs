@@ -191,6 +191,9 @@ pub(crate) trait FactoredMethod: Module {
     }
 }
 
+/// Names of tensors with their shapes.
+pub(crate) type NamedShapes = Vec<(String, Vec<usize>)>;
+
 /// A method that trains weights themselves. It has no settings and no factors.
 pub(crate) trait WholeMethod {
     /// Name in files and on the command line.
@@ -201,7 +204,7 @@ pub(crate) trait WholeMethod {
     const HAS_TARGETS: bool;
 
     /// Names and shapes of the trained parameters, of a model with these `parameters`.
-    fn trained(modules: &[ModuleState], parameters: Vec<Parameter>) -> Vec<(String, Vec<usize>)>;
+    fn trained(modules: &[ModuleState], parameters: Vec<Parameter>) -> NamedShapes;
 
     /// Why the change of the weights does not fit a LoRA of rank `rank`; absent: of any rank. Nothing if it fits.
     fn peft_fault(rank: Option<usize>) -> Option<&'static str>;
@@ -253,7 +256,7 @@ impl FactoredDefinition {
 #[derive(Clone, Copy)]
 pub(crate) struct WholeDefinition {
     pub has_targets: bool,
-    pub trained: fn(&[ModuleState], Vec<Parameter>) -> Vec<(String, Vec<usize>)>,
+    pub trained: fn(&[ModuleState], Vec<Parameter>) -> NamedShapes,
     pub peft_fault: fn(Option<usize>) -> Option<&'static str>,
 }
 

@@ -1,4 +1,4 @@
-//! `config.json`: which architecture, of which size. Every field is either used, known to change nothing, or an error.
+//! `config.json` as a [`ModelConfig`]. Every field is used, is known to change nothing, or is an error.
 
 use std::path::{Path, PathBuf};
 
@@ -77,7 +77,7 @@ pub enum Architecture {
     Rwkv(RwkvConfig),
 }
 
-/// The switches of the decoder-only transformer.
+/// The settings of the decoder-only transformer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TransformerConfig {
     /// Query heads.
@@ -90,7 +90,7 @@ pub struct TransformerConfig {
     pub partial_rotary_factor: f64,
     /// Added to the mean square in a norm.
     pub rms_norm_eps: f64,
-    /// Whether a norm's weight is what its scale differs from 1 by.
+    /// Whether a norm scales by one plus its weight.
     pub norm_offset: bool,
     /// Where the norms of a block are.
     pub block_norms: BlockNorms,
@@ -110,9 +110,9 @@ pub struct TransformerConfig {
     pub fused_projections: bool,
     /// Whether q, k and v have a bias.
     pub qkv_bias: bool,
-    /// Whether o has one.
+    /// Whether o has a bias.
     pub output_bias: bool,
-    /// Whether gate, up and down have one.
+    /// Whether gate, up and down have a bias.
     pub mlp_bias: bool,
     /// Rotary embedding.
     pub rope: Rope,
@@ -231,7 +231,7 @@ impl ModelConfig {
         self.family.write(self)
     }
 
-    /// The switches of the transformer, where the model is one.
+    /// The settings of the transformer, if the model is one.
     pub fn transformer(&self) -> Option<&TransformerConfig> {
         match &self.architecture {
             Architecture::Transformer(config) => Some(config),

@@ -1,4 +1,5 @@
-//! The fields of a `config.json`, taken one by one; what is wrong with them is collected, and what is left over shows.
+//! The fields of a `config.json`. Readers take them one by one and note their faults; fields that nobody took are faults too,
+//! unless they are known to change nothing.
 
 use serde_json::{Map, Value};
 
@@ -109,7 +110,7 @@ impl Fields {
         Self { object, faults: Vec::new() }
     }
 
-    /// The field's value; nothing where it is missing or null.
+    /// Takes the field's value; nothing if it is missing or null.
     pub fn take(&mut self, name: &str) -> Option<Value> {
         self.object.remove(name).filter(|value| !value.is_null())
     }
@@ -150,12 +151,12 @@ impl Fields {
         }
     }
 
-    /// A size that somebody else takes; 0 where there is none up to `most`.
+    /// Reads a size and leaves it for another reader; 0 if there is none up to `most`.
     pub fn peek_size(&self, name: &str, most: usize) -> usize {
         self.object.get(name).and_then(Value::as_u64).filter(|size| *size <= most as u64).unwrap_or(0) as usize
     }
 
-    /// A name that somebody else takes.
+    /// Reads a name and leaves it for another reader.
     pub fn peek_text(&self, name: &str) -> Option<&str> {
         self.object.get(name).and_then(Value::as_str)
     }
@@ -172,7 +173,7 @@ impl Fields {
         )
     }
 
-    /// A size where null means none and a missing field `default`.
+    /// Takes a size. Null means none, a missing field `default`.
     pub fn optional_size(&mut self, name: &str, default: Option<usize>) -> Option<usize> {
         match self.object.get(name) {
             Some(Value::Null) => None,
@@ -181,7 +182,7 @@ impl Fields {
         }
     }
 
-    /// A positive number; `default` where there is none.
+    /// Takes a positive number; `default` if there is none.
     pub fn number(&mut self, name: &str, default: f64) -> f64 {
         let Some(value) = self.take(name) else { return default };
         match value.as_f64().filter(|number| number.is_finite() && *number > 0.0) {
@@ -201,7 +202,7 @@ impl Fields {
         self.number(name, 1.0)
     }
 
-    /// A positive number where null means none and a missing field `default`.
+    /// Takes a positive number. Null means none, a missing field `default`.
     pub fn optional_number(&mut self, name: &str, default: Option<f64>) -> Option<f64> {
         match self.object.get(name) {
             Some(Value::Null) => None,
@@ -246,7 +247,7 @@ impl Fields {
         })
     }
 
-    /// A field that may be left out and has to be `only` where it is not, since anything else is not supported.
+    /// Takes a field whose only supported value is `only`; it may be left out.
     pub fn only(&mut self, name: &str, only: impl Into<Value>) {
         let only = only.into();
         if let Some(found) = self.take(name).filter(|value| *value != only) {

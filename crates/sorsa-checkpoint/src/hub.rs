@@ -49,13 +49,13 @@ const RETRIES: u32 = 4;
 /// Nothing is read from the environment: a program fills in what `HF_ENDPOINT`, `HF_HOME` and `HF_TOKEN` say.
 #[derive(Clone, Default)]
 pub struct HubOptions {
-    /// Address of the hub; `https://huggingface.co` where there is none.
+    /// Address of the hub; `https://huggingface.co` if absent.
     pub endpoint: Option<String>,
     /// The cache: the folder `hub` in `HF_HOME`, by custom `~/.cache/huggingface/hub`. Needed unless the model is a folder.
     pub cache_dir: Option<PathBuf>,
-    /// An access token; the file `token` beside the cache, which `hf auth login` writes, where there is none.
+    /// An access token; if absent, that in the file `token` beside the cache, which `hf auth login` writes.
     pub token: Option<String>,
-    /// Branch, tag or commit, where the name of the model has none; `main` where there is none here either.
+    /// Branch, tag or commit of a model whose name has none; if absent, `main`.
     pub revision: Option<String>,
     /// Whether to take models from the cache only.
     pub offline: bool,
@@ -181,7 +181,7 @@ pub enum HubError {
     Index(#[from] WeightsError),
 }
 
-/// The folder with the files of `model`: `model` itself where it is a folder, otherwise a snapshot in the cache of the
+/// The folder with the files of `model`: `model` itself if it is a folder, otherwise a snapshot in the cache of the
 /// model `owner/name` or `owner/name@revision`, fetched unless it is there already.
 ///
 /// # Errors

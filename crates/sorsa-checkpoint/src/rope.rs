@@ -40,8 +40,8 @@ pub enum RopeScaling {
     /// al., 2023).
     Yarn(Yarn),
     /// A divisor for each plane, from one of two lists by the length of the sequence (Ding et al., 2024). As with
-    /// [`Dynamic`](Self::Dynamic), the longest sequence of the batch counts; keys that are cached are made anew where
-    /// the list changes.
+    /// [`Dynamic`](Self::Dynamic), the longest sequence of the batch counts; cached keys are computed again when the
+    /// list changes.
     LongRope(LongRope),
     /// Llama 3.1: long wavelengths are divided by the factor, short ones kept, those between interpolated.
     Llama3 {
@@ -69,7 +69,7 @@ pub struct Yarn {
     pub beta_slow: f64,
     /// What sines and cosines are multiplied by; absent: it follows from the factor.
     pub attention_factor: Option<f64>,
-    /// Weight of `ln(factor)` above the bar of the attention factor; counts only where `mscale_all_dim` is given.
+    /// Weight of `ln(factor)` above the bar of the attention factor; counts only if `mscale_all_dim` is given.
     pub mscale: Option<f64>,
     /// Weight of `ln(factor)` below the bar.
     pub mscale_all_dim: Option<f64>,

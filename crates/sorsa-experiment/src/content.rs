@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use blake3::Hasher;
 use sorsa_checkpoint::weights::Checkpoint;
+use sorsa_files::ContentHash;
 
 use crate::error::ExperimentError;
 
@@ -19,11 +19,11 @@ const SAMPLE: usize = 4096;
 /// [`ExperimentError::Weights`], [`ExperimentError::Read`].
 pub fn of_model(folder: &Path) -> Result<String, ExperimentError> {
     let checkpoint = Checkpoint::open(folder)?;
-    let mut hasher = Hasher::new();
+    let mut hash = ContentHash::new();
     for name in ["config.json", "tokenizer.json"] {
         let path = folder.join(name);
         if path.is_file() {
-            file(&mut hasher, &path)?;
+            hash.update_file(&path)?;
         }
     }
     let mut names: Vec<&str> = checkpoint.names().collect();
@@ -31,16 +31,16 @@ pub fn of_model(folder: &Path) -> Result<String, ExperimentError> {
     for name in names {
         let (info, bytes) = (checkpoint.info(name), checkpoint.raw(name)?);
         let kind = info.map(|info| format!("{name} {:?} {:?}\n", info.dtype, info.shape));
-        hasher.update(kind.unwrap_or_default().as_bytes());
+        hash.update(kind.unwrap_or_default().as_bytes());
         if bytes.len() <= 3 * SAMPLE {
-            hasher.update(bytes);
+            hash.update(bytes);
         } else {
             for start in [0, (bytes.len() - SAMPLE) / 2, bytes.len() - SAMPLE] {
-                hasher.update(&bytes[start..start + SAMPLE]);
+                hash.update(&bytes[start..start + SAMPLE]);
             }
         }
     }
-    Ok(short(&hasher))
+    Ok(hash.short())
 }
 
 /// Fingerprint of the adapter in `folder`: the whole content of its files, which is small.
@@ -55,25 +55,9 @@ pub fn of_adapter(folder: &Path) -> Result<String, ExperimentError> {
         entries.map(|entry| entry.map(|entry| entry.path())).collect::<Result<_, _>>().map_err(unreadable)?;
     paths.retain(|path| path.extension().is_some_and(|kind| kind == "json" || kind == "safetensors"));
     paths.sort();
-    let mut hasher = Hasher::new();
+    let mut hash = ContentHash::new();
     for path in &paths {
-        file(&mut hasher, path)?;
+        hash.update_file(path)?;
     }
-    Ok(short(&hasher))
-}
-
-/// Adds the name, the length and the content of a file.
-fn file(hasher: &mut Hasher, path: &Path) -> Result<(), ExperimentError> {
-    let unreadable = |source| ExperimentError::Read { path: path.to_owned(), source };
-    let mut file = std::fs::File::open(path).map_err(unreadable)?;
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let length = file.metadata().map_err(unreadable)?.len();
-    hasher.update(format!("{name} {length}\n").as_bytes());
-    std::io::copy(&mut file, hasher).map_err(unreadable)?;
-    Ok(())
-}
-
-/// The first sixteen digits: enough for no two models to share them.
-fn short(hasher: &Hasher) -> String {
-    hasher.finalize().to_hex()[..16].to_owned()
+    Ok(hash.short())
 }

@@ -17,7 +17,7 @@ pub struct MemoryEstimate {
     pub adapter: u64,
     /// Gradients of what is trained.
     pub gradients: u64,
-    /// Moments of what is trained.
+    /// The optimizer's buffers.
     pub optimizer: u64,
     /// Kept from the forward pass for the backward pass.
     pub activations: u64,
@@ -32,6 +32,8 @@ pub struct Step<'a> {
     pub config: &'a ModelConfig,
     /// Trained parameters.
     pub trained: u64,
+    /// Buffers that the optimizer keeps of each trained parameter, f32.
+    pub optimizer_buffers: u64,
     /// Whether the trained parameters are weights of the model, not factors beside them.
     pub dense: bool,
     /// Numbers that the adapters keep of each token.
@@ -64,7 +66,7 @@ impl MemoryEstimate {
             weights: step.config.num_parameters() as u64 * step.weight_bytes,
             adapter: if step.dense { 0 } else { step.trained * 4 },
             gradients: step.trained * 4,
-            optimizer: step.trained * 8,
+            optimizer: step.trained * 4 * step.optimizer_buffers,
             activations: blocks.kept + 4 * tokens * step.kept + head.kept,
             workspace: PROGRAM + head.workspace.max(block.workspace).max(passing),
         }
@@ -266,6 +268,7 @@ mod tests {
         let fused = Step {
             config: &config,
             trained: 525_312,
+            optimizer_buffers: 2,
             dense: false,
             kept: 672,
             weight_bytes: 4,

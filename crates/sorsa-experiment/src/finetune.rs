@@ -66,7 +66,7 @@ enum Start {
     /// A fresh adapter.
     Fresh,
     /// An adapter that was trained before.
-    Adapter(SavedAdapter),
+    Adapter(Box<SavedAdapter>),
     /// The adapter at the start of the run that is resumed.
     Resumed,
 }
@@ -84,7 +84,7 @@ impl<'a> PreparedRun<'a> {
             Some(folder) => {
                 let saved = load_adapter(&model, Path::new(folder))?;
                 recipe.start_from(&saved)?;
-                Start::Adapter(saved)
+                Start::Adapter(Box::new(saved))
             }
             None => Start::Fresh,
         };

@@ -466,24 +466,22 @@ fn merge(base: &mut Table, over: Table) {
 fn take_unknown_names(table: &mut Table) -> Vec<String> {
     let formats = Format::ALL.map(Format::as_str).join(", ");
     let templates = TemplateName::ALL.map(TemplateName::as_str).join(", ");
-    let fields: [(&str, &str, &str, &str, fn(&Value) -> bool); 5] = [
-        ("data", "format", "format", &formats, is_a::<Format>),
-        ("data", "truncation", "data.truncation", "error, drop-row, keep-end or author-each", is_a::<Truncation>),
-        ("svd", "algorithm", "svd.algorithm", "auto, exact, block-krylov or gram", is_a::<Algorithm>),
-        ("model", "dtype", "dtype", "f32 or bf16", is_a::<WeightDtype>),
-        ("data", "template", "data.template", &templates, is_a::<TemplateName>),
-    ];
     let mut faults = Vec::new();
-    for (section, field, called, expected, known) in fields {
-        let Some(Value::Table(section)) = table.get_mut(section) else { continue };
+    let mut take = |section: &str, field: &str, called: &str, expected: &str, is_known: fn(&Value) -> bool| {
+        let Some(Value::Table(section)) = table.get_mut(section) else { return };
         match section.get(field) {
-            Some(Value::String(found)) if !known(&section[field]) => {
+            Some(Value::String(found)) if !is_known(&section[field]) => {
                 faults.push(format!("unknown {called} `{found}`, expected {expected}"));
                 section.remove(field);
             }
             _ => {}
         }
-    }
+    };
+    take("data", "format", "format", &formats, is_a::<Format>);
+    take("data", "truncation", "data.truncation", "error, drop-row, keep-end or author-each", is_a::<Truncation>);
+    take("svd", "algorithm", "svd.algorithm", "auto, exact, block-krylov or gram", is_a::<Algorithm>);
+    take("model", "dtype", "dtype", "f32 or bf16", is_a::<WeightDtype>);
+    take("data", "template", "data.template", &templates, is_a::<TemplateName>);
     faults
 }
 

@@ -82,17 +82,18 @@ impl TrainingShape {
             }
         }
         let parameters = config.num_parameters() as u64;
-        let trainable_parameters = match method {
-            Method::Full => parameters,
-            _ => {
-                let whole = recipe.adapter.whole_parameters(&model) as u64;
-                whole + modules.iter().map(|module| module.trainable_parameters).sum::<u64>()
-            }
+        let trainable_parameters = if method.has_targets() {
+            let whole = recipe.adapter.whole_parameters(&model) as u64;
+            whole + modules.iter().map(|module| module.trainable_parameters).sum::<u64>()
+        } else {
+            parameters
         };
         let len = recipe.data.max_length.min(config.max_position_embeddings);
+        let optimizer = &recipe.train.optimizer;
         let memory = MemoryEstimate::new(&Step {
             config,
             trained: trainable_parameters,
+            optimizer_buffers: optimizer.kind.rule(optimizer).buffers().len() as u64,
             dense: !method.is_factored(),
             kept,
             weight_bytes: recipe.model.dtype.bytes(),

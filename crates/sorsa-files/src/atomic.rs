@@ -89,6 +89,11 @@ impl AtomicFile {
         self.writer.write_all(bytes).map_err(at("write", &self.target))
     }
 
+    /// The temporary file, for a library that writes to a path. It truncates the file.
+    pub fn temporary_path(&self) -> &Path {
+        &self.temporary.0
+    }
+
     /// Flushes to the disk what was written. A writer of several files does so with all of them before it commits the
     /// first.
     ///

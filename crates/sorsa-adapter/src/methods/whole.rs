@@ -1,7 +1,7 @@
 //! Partial and full fine-tuning: the weights themselves are trained, `y = x W + bias`, without factors beside them.
 //! Partial fine-tuning trains the weights of the target modules; full fine-tuning trains every parameter of the model.
 
-use crate::method::WholeMethod;
+use crate::method::{NamedShapes, WholeMethod};
 use crate::parameters::{Parameter, weight_path};
 use crate::state::ModuleState;
 
@@ -16,7 +16,7 @@ impl WholeMethod for Partial {
     const LABEL: &'static str = "partial";
     const HAS_TARGETS: bool = true;
 
-    fn trained(modules: &[ModuleState], _parameters: Vec<Parameter>) -> Vec<(String, Vec<usize>)> {
+    fn trained(modules: &[ModuleState], _parameters: Vec<Parameter>) -> NamedShapes {
         modules.iter().map(|module| (weight_path(&module.path), module.shape.to_vec())).collect()
     }
 
@@ -33,7 +33,7 @@ impl WholeMethod for Full {
     const LABEL: &'static str = "full";
     const HAS_TARGETS: bool = false;
 
-    fn trained(_modules: &[ModuleState], parameters: Vec<Parameter>) -> Vec<(String, Vec<usize>)> {
+    fn trained(_modules: &[ModuleState], parameters: Vec<Parameter>) -> NamedShapes {
         parameters.into_iter().map(|parameter| (parameter.path, parameter.shape)).collect()
     }
 

@@ -8,7 +8,7 @@ use crate::config::{Activation, BlockNorms, LayerType, ModelConfig, TransformerC
 use crate::fields::Fields;
 use crate::rope::Rope;
 
-/// What a family takes where a field is left out.
+/// A family's values of fields that a file leaves out.
 pub(super) struct Defaults {
     pub max_position_embeddings: usize,
     /// Absent: as many as query heads.

@@ -13,7 +13,7 @@ use crate::rope::{LongRope, RopeScaling};
 pub(super) static FAMILY: Family =
     Family { model_type: "phi3", class: "Phi3ForCausalLM", read, write, llama_cpp: Some(LLAMA_CPP) };
 
-const LLAMA_CPP: LlamaCpp = LlamaCpp { name: "phi3", rotates_pairs: false, check, metadata: metadata };
+const LLAMA_CPP: LlamaCpp = LlamaCpp { name: "phi3", rotates_pairs: false, check, metadata };
 
 fn read(fields: &mut Fields) -> ModelConfig {
     let defaults = Defaults { max_position_embeddings: 4096, rms_norm_eps: 1e-5, ..DEFAULTS };

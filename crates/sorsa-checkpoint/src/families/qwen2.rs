@@ -1,5 +1,5 @@
 //! Qwen 2 and 2.5 (arXiv 2407.10671, 2412.15115): a Llama with biases on q, k and v, and a window in its last layers
-//! where `use_sliding_window` asks for it.
+//! if `use_sliding_window` is true.
 
 use serde_json::{Map, Value};
 

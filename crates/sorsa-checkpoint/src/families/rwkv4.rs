@@ -18,7 +18,7 @@ fn write(config: &ModelConfig, json: &mut Map<String, Value>) {
     write_rwkv(config, json);
 }
 
-/// What both versions have. The feed-forward layers have the `default_width` where the file does not say.
+/// Reads what both versions have. `default_width` is that of the feed-forward layers, if the file does not say.
 pub(super) fn read_rwkv(
     fields: &mut Fields,
     default_width: fn(usize) -> usize,

@@ -93,7 +93,7 @@ impl GgufType {
         }
     }
 
-    /// Bytes of a tensor of this row-major shape; nothing where its rows are not whole blocks or the size overflows.
+    /// Bytes of a tensor of this row-major shape; nothing if its rows are not whole blocks, or if the size overflows.
     pub fn bytes(self, shape: &[usize]) -> Option<usize> {
         let (values, bytes) = self.block();
         let row = *shape.last()?;

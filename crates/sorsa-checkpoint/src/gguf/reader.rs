@@ -32,7 +32,7 @@ pub struct GgufTensorInfo {
 }
 
 impl GgufTensorInfo {
-    /// The type, where it is one that can be decoded here.
+    /// The type, if it can be decoded here.
     pub fn dtype(&self) -> Option<GgufType> {
         GgufType::from_id(self.type_id)
     }
@@ -74,7 +74,7 @@ impl GgufFile {
         &self.contents.metadata
     }
 
-    /// The value of a key, where it is there.
+    /// The value of a key, if the file has it.
     pub fn get(&self, key: &str) -> Option<&Value> {
         self.contents.metadata.iter().find(|(found, _)| found == key).map(|(_, value)| value)
     }
@@ -84,7 +84,7 @@ impl GgufFile {
         &self.contents.tensors
     }
 
-    /// The tensor of that name, where it is there.
+    /// The tensor of that name, if the file has it.
     pub fn info(&self, name: &str) -> Option<&GgufTensorInfo> {
         self.contents.tensors.iter().find(|tensor| tensor.name == name)
     }

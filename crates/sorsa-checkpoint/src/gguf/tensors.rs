@@ -1,15 +1,16 @@
-//! Which tensors a model has, under which names, and what is done to each on its way.
+//! Names and shapes of the tensors of a GGUF file, and how each is changed on its way into it.
 
 use super::translation::Translation;
 use crate::config::BlockNorms;
 use crate::rope::RopeScaling;
 use crate::weights::Expected;
 
-/// What is done to a tensor.
+/// How a tensor is changed on its way into the file.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Change {
     None,
-    /// Rows are reordered: llama.cpp rotates neighbouring pairs where Transformers rotates halves of each of so many heads.
+    /// Rows are reordered: llama.cpp rotates neighbouring pairs of values, Transformers rotates the two halves of each
+    /// head. The number is that of heads.
     Heads(usize),
     /// Gemma's norms multiply by one more than the weight.
     PlusOne,

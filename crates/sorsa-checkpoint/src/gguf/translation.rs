@@ -18,7 +18,7 @@ const LARGEST_SIZE: usize = (1 << 31) - 1;
 pub(crate) struct LlamaCpp {
     /// Its name, the first part of its keys.
     pub name: &'static str,
-    /// Whether it rotates neighbouring pairs of values where Transformers rotates halves of the head.
+    /// Whether it rotates neighbouring pairs of values; Transformers rotates the two halves of a head.
     pub rotates_pairs: bool,
     /// Notes what it cannot express, and what it computes in another way than Transformers.
     pub check: fn(&mut Limits<'_>),
@@ -89,7 +89,7 @@ impl Limits<'_> {
         }
     }
 
-    /// Every layer sees all tokens, whatever the model says: noted where a text can be longer than the window.
+    /// llama.cpp ignores the window: every layer sees all tokens. Adds a note if a text can be longer than the window.
     pub fn ignores_window(&mut self) {
         let is_used = self.decoder.layer_types.contains(&LayerType::Sliding);
         if let Some(window) = self.decoder.sliding_window.filter(|window| is_used && *window < self.context()) {
@@ -163,7 +163,7 @@ impl Translation {
 
     /// The same from the fields; the error lists every fault.
     pub fn parse(fields: Map<String, Json>) -> Result<Self, Vec<String>> {
-        let (config, mut faults) = ModelConfig::parse_with_faults(fields)?;
+        let (config, faults) = ModelConfig::parse_with_faults(fields)?;
         let (Some(llama_cpp), Architecture::Transformer(decoder)) = (config.family.llama_cpp(), &config.architecture)
         else {
             let names = families::names_in_llama_cpp().join(", ");
@@ -173,8 +173,8 @@ impl Translation {
             Limits { config: &config, decoder, name: llama_cpp.name, faults: Vec::new(), notes: Vec::new() };
         limits.sizes();
         (llama_cpp.check)(&mut limits);
-        let Limits { faults: more_faults, notes, .. } = limits;
-        faults.extend(more_faults);
+        let Limits { faults: not_in_llama_cpp, notes, .. } = limits;
+        let faults = [not_in_llama_cpp, faults].concat();
         if !faults.is_empty() {
             return Err(faults);
         }

@@ -179,7 +179,7 @@ impl From<Vec<String>> for Value {
 }
 
 impl Value {
-    /// The text, where it is one.
+    /// The text, if the value is one.
     pub fn as_str(&self) -> Option<&str> {
         match self {
             Self::String(text) => Some(text),
@@ -187,7 +187,7 @@ impl Value {
         }
     }
 
-    /// The number, where it is an unsigned one.
+    /// The number, if the value is an unsigned one.
     pub fn as_u64(&self) -> Option<u64> {
         match *self {
             Self::U8(value) => Some(value.into()),

@@ -86,7 +86,7 @@ impl LongRope {
         }
     }
 
-    /// Three fields and no other, where possible: Transformers 4 refuses a fourth in a Phi-3.
+    /// Three fields, and a fourth only if it is needed: Transformers 4 refuses a fourth in a Phi-3.
     pub(super) fn to_json(&self) -> Value {
         let mut object =
             json!({"type": "longrope", "short_factor": self.short_factor, "long_factor": self.long_factor});

@@ -59,8 +59,8 @@ impl Checkpoint {
     }
 }
 
-/// The tensors that Hugging Face checkpoints hold without need: the frequencies of rotary embeddings, which follow
-/// from the configuration, and, where the embeddings are tied, a second copy of them as the head.
+/// Returns whether a checkpoint may hold the tensor of a name without need: the frequencies of rotary embeddings, which follow
+/// from the configuration, and, if the embeddings are tied, a second copy of them as the head.
 ///
 /// ```
 /// use sorsa_checkpoint::weights::ignorable;

@@ -54,7 +54,7 @@ impl Checkpoint {
     /// Opens the weights in `dir`: `model.safetensors`, else the shards of `model.safetensors.index.json`.
     ///
     /// # Errors
-    /// [`WeightsError::NoWeights`]; [`WeightsError::Pickled`] where all weights are pickled, which are never read; and
+    /// [`WeightsError::NoWeights`]; [`WeightsError::Pickled`] if all weights are pickled, which are never read; and
     /// [`WeightsError::Damaged`] with everything that is wrong with the files: shards that are missing, truncated or
     /// corrupt, and tensors that are listed but absent or that two shards hold.
     pub fn open(dir: &Path) -> Result<Self, WeightsError> {
@@ -115,7 +115,7 @@ impl Checkpoint {
         self.tensors.keys().map(String::as_str)
     }
 
-    /// Type, shape and file of a tensor, where there is one of that name.
+    /// Type, shape and file of the tensor of that name, if there is one.
     pub fn info(&self, name: &str) -> Option<&TensorInfo> {
         self.tensors.get(name).map(|entry| &entry.info)
     }
@@ -137,7 +137,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// [`WeightsError::NoTensor`]; [`WeightsError::NotFloat`] for anything but f32, f16, bf16 and f64;
-    /// [`WeightsError::Io`] where the file cannot be read, or has become shorter.
+    /// [`WeightsError::Io`] if the file cannot be read, or has become shorter.
     pub fn to_f32(&self, name: &str) -> Result<Vec<f32>, WeightsError> {
         Ok(self.numbers(name, false)?.values)
     }

@@ -14,7 +14,7 @@ use crate::WeightFormat;
 
 /// The shard size of Transformers' `save_pretrained`, in bytes.
 const MAX_SHARD_BYTES: u64 = 5_000_000_000;
-/// Writes `model.safetensors`, or shards and their index where the weights are larger than one file should be.
+/// Writes `model.safetensors`, or shards and their index if the weights are larger than one shard may be.
 #[derive(Debug, Clone)]
 pub struct CheckpointWriter {
     dir: PathBuf,

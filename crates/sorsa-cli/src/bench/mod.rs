@@ -14,6 +14,7 @@ use crate::format::{print, print_json};
 use crate::observer::TerminalObserver;
 use crate::progress::Style;
 use crate::session;
+use comparison::fields::listed_sweeps;
 use comparison::measurement::Measurements;
 use comparison::plan::ComparisonPlan;
 use comparison::report::Report;
@@ -71,6 +72,9 @@ fn show(plan: &ComparisonPlan, format: BenchFormat) -> anyhow::Result<()> {
             "tokens_per_step": plan.tokens_per_step(), "problems": plan.problems, "runs": plan.run_count(),
             "estimated_minutes": plan.estimated_seconds() / 60.0, "folder": plan.folder,
         });
+        for name in listed_sweeps() {
+            json[name] = serde_json::json!([]);
+        }
         for planned in &plan.sweeps {
             json[planned.sweep.plural()] = serde_json::to_value(&planned.sweep.values)?;
         }

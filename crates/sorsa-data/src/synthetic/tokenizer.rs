@@ -3,6 +3,7 @@
 //! It encodes every text, because all 256 bytes are tokens, and decoding is exact. Each digit is a token, so that the
 //! model reads and writes numbers digit by digit.
 
+use std::io::Write;
 use std::path::Path;
 
 use serde_json::json;
@@ -76,7 +77,7 @@ fn trained(texts: impl Iterator<Item = String> + Send) -> tokenizers::Result<Tok
 /// what pretraining leaves of the random initialization.
 ///
 /// # Errors
-/// [`SyntheticError::Tokenizer`] if training fails, [`SyntheticError::Write`] if a file cannot be written.
+/// [`SyntheticError::Tokenizer`] if training fails, [`SyntheticError::File`] if a file cannot be written.
 pub fn write_tokenizer(folder: &Path) -> Result<(), SyntheticError> {
     let problems = task(SEED).train.into_iter().map(|p| format!("{PROMPT}{}\n{}", p.query, p.response));
     let tokenizer = train_tokenizer(corpus(SEED).take(TRAINING_DOCUMENTS).chain(problems))?;
@@ -93,7 +94,8 @@ pub fn write_tokenizer(folder: &Path) -> Result<(), SyntheticError> {
         "clean_up_tokenization_spaces": false,
         "model_max_length": CONTEXT,
     });
-    let write = |name: &str, text: String| write_whole(&folder.join(name), |out| writeln!(out, "{text}"));
+    let write =
+        |name: &str, text: String| write_whole(&folder.join(name), |out| out.write_all(format!("{text}\n").as_bytes()));
     write("tokenizer.json", json)?;
     write("tokenizer_config.json", format!("{config:#}"))?;
     write("special_tokens_map.json", format!("{special:#}"))

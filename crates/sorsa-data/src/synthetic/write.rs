@@ -1,10 +1,11 @@
 //! Writing the artefacts as files.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::Serialize;
+use sorsa_files::{FileError, at, write_atomic_with};
 
 use super::{Problem, TaskSplits, corpus, task};
 
@@ -13,13 +14,8 @@ use super::{Problem, TaskSplits, corpus, task};
 #[non_exhaustive]
 pub enum SyntheticError {
     /// A file or its folder could not be written.
-    #[error("cannot write {}", path.display())]
-    Write {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
     /// The tokenizer library refused the settings or the texts.
     #[error("cannot train the tokenizer")]
     Tokenizer {
@@ -36,7 +32,7 @@ struct Document {
 /// Writes the first `documents` documents of [`corpus`]`(seed)` to `path`, as JSON lines of `{"text": ..}`.
 ///
 /// # Errors
-/// [`SyntheticError::Write`] if the file or its folder cannot be written.
+/// [`SyntheticError::File`] if the file or its folder cannot be written.
 pub fn write_corpus(path: &Path, seed: u64, documents: usize) -> Result<(), SyntheticError> {
     write_lines(path, corpus(seed).take(documents).map(|text| Document { text }))
 }
@@ -45,7 +41,7 @@ pub fn write_corpus(path: &Path, seed: u64, documents: usize) -> Result<(), Synt
 /// `{"type": .., "query": .., "response": ..}`.
 ///
 /// # Errors
-/// [`SyntheticError::Write`] if a file or the folder cannot be written.
+/// [`SyntheticError::File`] if a file or the folder cannot be written.
 pub fn write_task(folder: &Path, seed: u64) -> Result<(), SyntheticError> {
     let TaskSplits { train, validation, test } = task(seed);
     let write = |name: &str, split: &[Problem]| write_lines(&folder.join(name), split);
@@ -64,23 +60,15 @@ fn write_lines<T: Serialize>(path: &Path, rows: impl IntoIterator<Item = T>) -> 
     })
 }
 
-/// Writes beside `path`, then renames: nothing half-written is ever found under the final name.
+/// Writes a file as a whole, in a folder that is made if need be.
 pub(super) fn write_whole(
     path: &Path,
-    content: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+    content: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
 ) -> Result<(), SyntheticError> {
-    let write = || {
-        if let Some(folder) = path.parent() {
-            fs::create_dir_all(folder)?;
-        }
-        let mut temporary = path.as_os_str().to_owned();
-        temporary.push(".part");
-        let mut out = BufWriter::new(fs::File::create(&temporary)?);
-        content(&mut out)?;
-        out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
-        fs::rename(&temporary, path)
-    };
-    write().map_err(|source| SyntheticError::Write { path: path.to_owned(), source })
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder).map_err(at("write", path))?;
+    }
+    Ok(write_atomic_with(path, content)?)
 }
 
 #[cfg(test)]

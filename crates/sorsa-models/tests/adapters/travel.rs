@@ -29,7 +29,7 @@ fn check(place: &Place, folder: &Path) {
         None => alone.unwrap(),
         Some(start) if approximate => {
             let error = alone.unwrap_err();
-            assert!(error.to_string().contains("random start"), "{error}");
+            assert!(error.to_string().contains("a random approximation"), "{error}");
             peft.attachable_from(&start, &place.model(), &AttachOptions::default()).unwrap()
         }
         Some(start) => {

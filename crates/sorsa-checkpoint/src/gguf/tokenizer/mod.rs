@@ -49,7 +49,7 @@ pub(super) fn without_tokenizer() -> TokenizerMetadata {
 ///
 /// # Errors
 ///
-/// [`GgufError::Unsupported`] where there is none, or none that llama.cpp has a counterpart of.
+/// [`GgufError::Unsupported`] if the folder has no tokenizer, or one that llama.cpp has no counterpart of.
 pub(super) fn read(folder: &Path, rows: usize) -> Result<TokenizerMetadata, GgufError> {
     let unsupported = |faults| GgufError::Unsupported { folder: folder.to_owned(), faults };
     let Some(json) = read_json::<Json>(&folder.join("tokenizer.json"))? else {

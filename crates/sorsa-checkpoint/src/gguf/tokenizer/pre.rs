@@ -28,7 +28,7 @@ pub(super) fn steps(json: &Json) -> Vec<&Json> {
     }
 }
 
-/// llama.cpp's name, `default` where it has none, and what it then does in another way.
+/// llama.cpp's name of the pre-tokenizer and, if it has none, `default` with a note of what it does in another way.
 pub(super) fn choose(json: &Json) -> (&'static str, Vec<String>) {
     let whole = json["model"]["ignore_merges"] == true;
     let steps = steps(json);

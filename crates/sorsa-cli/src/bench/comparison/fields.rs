@@ -107,6 +107,12 @@ pub fn named_field(field: &str) -> Option<&'static NamedField> {
     NAMED_FIELDS.iter().find(|named| named.field == field)
 }
 
+/// Names of the sweeps that results list even if there is no such sweep, because a named field has one.
+pub fn listed_sweeps() -> Vec<String> {
+    let at_best_rate = NAMED_FIELDS.iter().filter(|named| named.mode == SweepMode::AtBestRate);
+    at_best_rate.map(|named| format!("{}s", named.label)).collect()
+}
+
 /// The heading of a field's column: its own name, or the last part of its path.
 pub fn label(field: &str) -> &str {
     match named_field(field) {

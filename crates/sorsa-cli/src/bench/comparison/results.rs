@@ -6,13 +6,13 @@ use serde::Serialize;
 use toml::Value;
 
 use super::arm::compared_with;
-use super::fields::NAMED_FIELDS;
+use super::fields::listed_sweeps;
 use super::measurement::Measurements;
 use super::plan::ComparisonPlan;
 use super::row_result::{Difference, RowResult};
 use super::run_result::{BaseResult, RunResult};
 use super::run_spec::{ComparisonRuns, RunSpec};
-use super::sweep::{Sweep, SweepMode};
+use super::sweep::Sweep;
 
 /// The results of a comparison.
 #[derive(Debug, Serialize)]
@@ -187,9 +187,7 @@ fn sweep_results(
     results: &[RunResult],
 ) -> (Vec<SweepResult>, BTreeMap<String, Vec<RunResult>>) {
     let mut sweeps = Vec::new();
-    // A named field has an entry even without a sweep.
-    let at_best_rate = NAMED_FIELDS.iter().filter(|named| named.mode == SweepMode::AtBestRate);
-    let mut by_name: BTreeMap<_, _> = at_best_rate.map(|named| (format!("{}s", named.label), Vec::new())).collect();
+    let mut by_name: BTreeMap<_, _> = listed_sweeps().into_iter().map(|name| (name, Vec::new())).collect();
     for (index, planned) in plan.sweeps.iter().enumerate() {
         let mut rows = Vec::new();
         for swept in runs.sweeps.iter().filter(|swept| swept.sweep == index) {
