@@ -9,6 +9,7 @@ mod finetune;
 use std::ffi::OsString;
 
 use clap::{Args, Parser, Subcommand};
+use sorsa_adapter::Method;
 
 use crate::device::Backend;
 use crate::format::Format;
@@ -101,4 +102,11 @@ pub struct DevicesArgs {
     /// Ignored: the build determines the backends
     #[arg(long, hide = true)]
     pub backend: Option<Backend>,
+}
+
+/// The methods as help texts list them, the last one after `last`: `sorsa, pissa, .. or full`.
+pub fn method_names(last: &str) -> String {
+    let names = Method::ALL.map(Method::name);
+    let (end, others) = names.split_last().expect("there are methods");
+    format!("{}{last}{end}", others.join(", "))
 }

@@ -185,16 +185,17 @@ mod tests {
 
     use super::*;
     use crate::host::Host;
-    use crate::recipe::{Recipe, WeightDtype};
+    use crate::recipe::Recipe;
     use crate::training_shape::TrainingShape;
     use sorsa_adapter::{AdapterConfig, Method};
+    use sorsa_checkpoint::WeightFormat;
 
     /// The shapes of `examples/step_speed.rs` of `sorsa-models`: width, layers, heads, feed-forward, sequences of 256.
     fn shape(sizes: [usize; 5], method: Method) -> TrainingShape {
-        shape_in(WeightDtype::F32, sizes, method)
+        shape_in(WeightFormat::F32, sizes, method)
     }
 
-    fn shape_in(dtype: WeightDtype, [width, layers, heads, ffn, rows]: [usize; 5], method: Method) -> TrainingShape {
+    fn shape_in(dtype: WeightFormat, [width, layers, heads, ffn, rows]: [usize; 5], method: Method) -> TrainingShape {
         let fields = json!({
             "model_type": "llama", "hidden_size": width, "intermediate_size": ffn, "num_hidden_layers": layers,
             "num_attention_heads": heads, "vocab_size": 32_000, "max_position_embeddings": 256,
@@ -202,7 +203,7 @@ mod tests {
         estimated(&fields, rows, method, dtype)
     }
 
-    fn estimated(fields: &Value, rows: usize, method: Method, dtype: WeightDtype) -> TrainingShape {
+    fn estimated(fields: &Value, rows: usize, method: Method, dtype: WeightFormat) -> TrainingShape {
         let config = ModelConfig::parse(fields.as_object().unwrap().clone()).unwrap();
         let mut recipe = Recipe::default();
         let targets = recipe.adapter.target_modules.iter().map(String::as_str).collect::<Vec<_>>();
@@ -219,14 +220,14 @@ mod tests {
     fn the_estimate_of_fused_steps_is_within_a_fifth_of_the_peaks_that_were_measured() {
         // `docs/performance.md`: peaks of the process, in megabytes.
         let embedded = std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/../../datasets/base/config.json")).unwrap();
-        let embedded = estimated(&serde_json::from_slice(&embedded).unwrap(), 16, Method::Sorsa, WeightDtype::F32);
+        let embedded = estimated(&serde_json::from_slice(&embedded).unwrap(), 16, Method::Sorsa, WeightFormat::F32);
         for (name, shape, measured) in [
             ("embedded", embedded, 149.0),
             ("S, LoRA", shape(S, Method::Lora), 239.0),
             ("S, SORSA", shape(S, Method::Sorsa), 253.0),
             ("L, LoRA", shape(L, Method::Lora), 762.0),
             ("L, SORSA", shape(L, Method::Sorsa), 811.0),
-            ("L, LoRA, bf16", shape_in(WeightDtype::Bf16, L, Method::Lora), 502.0),
+            ("L, LoRA, bf16", shape_in(WeightFormat::Bf16, L, Method::Lora), 502.0),
         ] {
             let estimate = shape.memory_total as f64 / 1e6;
             assert!((estimate / measured - 1.0).abs() < 0.2, "{name}: {estimate} MB, measured {measured}");
@@ -250,7 +251,7 @@ mod tests {
 
     #[test]
     fn beside_weights_in_bf16_gate_and_up_are_kept_in_bf16() {
-        let (exact, narrow) = (shape(L, Method::Lora).memory, shape_in(WeightDtype::Bf16, L, Method::Lora).memory);
+        let (exact, narrow) = (shape(L, Method::Lora).memory, shape_in(WeightFormat::Bf16, L, Method::Lora).memory);
         assert_eq!(2 * narrow.weights, exact.weights);
         assert_eq!(exact.activations - narrow.activations, 256 * 12 * 2 * 2048 * 2);
     }

@@ -3,16 +3,17 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use burn::tensor::FloatDType;
 use sorsa_adapter::peft::{CONFIG_FILE, PeftAdapter};
 use sorsa_adapter::{Attached, SavedAdapter};
-use sorsa_checkpoint::hub;
+use sorsa_checkpoint::{WeightFormat, hub};
 use sorsa_data::{EncodeOptions, Encoder, PromptTemplate, TemplateName, TextTokenizer};
-use sorsa_models::{CausalLm, ModelConfig};
+use sorsa_models::{CausalLm, ModelConfig, float_dtype};
 
 use crate::embedded::EMBEDDED;
 use crate::error::ExperimentError;
 use crate::host::{Host, Sources};
-use crate::recipe::{Recipe, WeightDtype};
+use crate::recipe::Recipe;
 use crate::run_dir::RunDir;
 
 /// A model and its tokenizer.
@@ -25,16 +26,36 @@ pub struct LoadedModel {
     pub tokenizer: Arc<TextTokenizer>,
 }
 
+/// The format of this name, if models compute with weights in it.
+///
+/// # Errors
+///
+/// [`ExperimentError::UnknownName`] with the names there are.
+pub fn weight_format(name: &str) -> Result<WeightFormat, ExperimentError> {
+    let format = name.parse().ok().filter(|format| float_dtype(*format).is_some());
+    format.ok_or_else(|| ExperimentError::UnknownName(format!("unknown dtype `{name}`, expected f32 or bf16")))
+}
+
+/// The dtype of weights in memory that are kept in `format`.
+///
+/// # Errors
+///
+/// [`ExperimentError::UnknownName`] if models do not compute with weights in this format.
+pub fn computed_dtype(format: WeightFormat) -> Result<FloatDType, ExperimentError> {
+    let fault = || ExperimentError::UnknownName(format!("unknown dtype `{format}`, expected f32 or bf16"));
+    float_dtype(format).ok_or_else(fault)
+}
+
 impl LoadedModel {
     /// Loads a model by its name.
     ///
     /// # Errors
     ///
     /// See [`model_folder`]; whatever is wrong with the tokenizer's or the model's files.
-    pub fn load(name: &str, dtype: WeightDtype, host: &Host) -> Result<Self, ExperimentError> {
+    pub fn load(name: &str, format: WeightFormat, host: &Host) -> Result<Self, ExperimentError> {
         let folder = model_folder(name, &host.sources)?;
         let tokenizer = Arc::new(TextTokenizer::from_dir(&folder)?);
-        let model = CausalLm::load(&folder, dtype.float_dtype(), &host.device)?;
+        let model = CausalLm::load(&folder, computed_dtype(format)?, &host.device)?;
         Ok(Self { folder, model, tokenizer })
     }
 

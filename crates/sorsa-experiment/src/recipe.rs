@@ -1,15 +1,14 @@
 //! A recipe: everything that decides what a run does. It is read from TOML, written
 //! in full to the run directory, and runs again unchanged.
 
-use std::fmt;
 use std::path::Path;
-use std::str::FromStr;
 
-use burn::tensor::FloatDType;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sorsa_adapter::{AdapterConfig, Algorithm, Method, SavedAdapter, SvdOptions, method_of};
+use sorsa_checkpoint::WeightFormat;
 use sorsa_data::{AnswerStyle, Format, LoadOptions, TemplateName, Truncation};
+use sorsa_models::float_dtype;
 use sorsa_train::{OptimizerKind, TrainConfig};
 use toml::{Table, Value};
 
@@ -43,7 +42,7 @@ pub struct ModelRecipe {
     /// Folder, hub id, or `embedded`.
     pub path: String,
     /// dtype of the frozen weights: f32 or bf16.
-    pub dtype: WeightDtype,
+    pub dtype: WeightFormat,
     /// Folder of an adapter to start from; it decides all of `[adapter]` but the dropout.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub adapter: Option<String>,
@@ -116,56 +115,6 @@ pub struct EvalRecipe {
     pub allow_code_execution: bool,
 }
 
-/// dtype of weights that are not trained.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum WeightDtype {
-    /// Four bytes.
-    #[default]
-    F32,
-    /// Two bytes.
-    Bf16,
-}
-
-impl WeightDtype {
-    /// As burn names it.
-    pub fn float_dtype(self) -> FloatDType {
-        match self {
-            Self::F32 => FloatDType::F32,
-            Self::Bf16 => FloatDType::BF16,
-        }
-    }
-
-    /// Bytes of a weight.
-    pub fn bytes(self) -> u64 {
-        match self {
-            Self::F32 => 4,
-            Self::Bf16 => 2,
-        }
-    }
-}
-
-impl fmt::Display for WeightDtype {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::F32 => "f32",
-            Self::Bf16 => "bf16",
-        })
-    }
-}
-
-impl FromStr for WeightDtype {
-    type Err = ExperimentError;
-
-    fn from_str(name: &str) -> Result<Self, ExperimentError> {
-        match name {
-            "f32" => Ok(Self::F32),
-            "bf16" => Ok(Self::Bf16),
-            other => Err(ExperimentError::UnknownName(format!("unknown dtype `{other}`, expected f32 or bf16"))),
-        }
-    }
-}
-
 impl Default for Recipe {
     fn default() -> Self {
         Self::defaults(Method::Sorsa, OptimizerKind::AdamW)
@@ -174,7 +123,7 @@ impl Default for Recipe {
 
 impl Default for ModelRecipe {
     fn default() -> Self {
-        Self { path: EMBEDDED.to_owned(), dtype: WeightDtype::F32, adapter: None }
+        Self { path: EMBEDDED.to_owned(), dtype: WeightFormat::F32, adapter: None }
     }
 }
 
@@ -480,9 +429,14 @@ fn take_unknown_names(table: &mut Table) -> Vec<String> {
     take("data", "format", "format", &formats, is_a::<Format>);
     take("data", "truncation", "data.truncation", "error, drop-row, keep-end or author-each", is_a::<Truncation>);
     take("svd", "algorithm", "svd.algorithm", "auto, exact, block-krylov or gram", is_a::<Algorithm>);
-    take("model", "dtype", "dtype", "f32 or bf16", is_a::<WeightDtype>);
+    take("model", "dtype", "dtype", "f32 or bf16", is_computed_with);
     take("data", "template", "data.template", &templates, is_a::<TemplateName>);
     faults
+}
+
+/// Whether a model computes with weights in the format of this name.
+fn is_computed_with(value: &Value) -> bool {
+    value.clone().try_into::<WeightFormat>().is_ok_and(|format| float_dtype(format).is_some())
 }
 
 fn is_a<T: DeserializeOwned>(value: &Value) -> bool {
@@ -514,7 +468,7 @@ mod tests {
         recipe.data.format = Some(Format::MetaMathQa);
         recipe.data.truncation = Truncation::AuthorEach;
         recipe.svd.algorithm = Algorithm::BlockKrylov;
-        recipe.model.dtype = WeightDtype::Bf16;
+        recipe.model.dtype = WeightFormat::Bf16;
         recipe.fill_embedded();
         let text = recipe.to_toml().unwrap();
         for spelling in ["\"metamathqa\"", "\"author-each\"", "\"block-krylov\"", "\"bf16\"", "\"alpaca\""] {

@@ -96,7 +96,7 @@ impl TrainingShape {
             optimizer_buffers: optimizer.kind.rule(optimizer).buffers().len() as u64,
             dense: !method.is_factored(),
             kept,
-            weight_bytes: recipe.model.dtype.bytes(),
+            weight_bytes: recipe.model.dtype.bytes(1) as u64,
             rows: recipe.train.batch_size,
             len,
             fused: host.fused_operations,

@@ -14,6 +14,15 @@ use sorsa_checkpoint::WeightFormat;
 use sorsa_checkpoint::weights::{Checkpoint, CheckpointWriter, Expected, Number, WeightsError, ignorable};
 use sorsa_checkpoint::{ConfigError, ModelConfig};
 
+/// The dtype in memory of frozen weights that are kept in `format`; nothing if models do not compute with such weights.
+pub fn float_dtype(format: WeightFormat) -> Option<FloatDType> {
+    match format {
+        WeightFormat::F32 => Some(FloatDType::F32),
+        WeightFormat::Bf16 => Some(FloatDType::BF16),
+        WeightFormat::F16 => None,
+    }
+}
+
 /// Why a model could not be read.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

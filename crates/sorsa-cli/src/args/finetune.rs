@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{DeviceArgs, MAX_SEED};
+use super::{DeviceArgs, MAX_SEED, method_names};
 use crate::format::Format;
 
 /// A recipe, and options that replace its fields.
@@ -39,8 +39,7 @@ pub struct RecipeArgs {
     /// Skip malformed rows and count them. If absent, a malformed row is an error
     #[arg(long)]
     pub skip_bad_rows: bool,
-    /// Method: sorsa, pissa, lora, dora, olora, lora-xs, partial or full [default: sorsa]
-    #[arg(long)]
+    #[arg(long, help = format!("Method: {} [default: sorsa]", method_names(" or ")))]
     pub method: Option<String>,
     /// Rank of the adapters [default: 16]
     #[arg(long)]

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 use sorsa_data::{AnswerStyle, EncodeOptions, LoadOptions};
 use sorsa_experiment::answer_log::AnswerLog;
 use sorsa_experiment::continuation::AnswerOptions;
-use sorsa_experiment::model::{LoadedModel, adapter_folder, model_or_of_run};
+use sorsa_experiment::model::{LoadedModel, adapter_folder, model_or_of_run, weight_format};
 use sorsa_experiment::tasks::{
     HUMANEVAL, PERPLEXITY, ProblemSource, Problems, Scores, Task, evaluate, of_data_set, recognise,
 };
@@ -33,7 +33,7 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<()> {
     let style = Style::choose(args.quiet);
     let host = session::host(&args.device, style)?;
     let name = model_or_of_run(args.model.as_deref(), args.adapter.as_deref())?;
-    let mut loaded = LoadedModel::load(&name, args.dtype.parse()?, &host)?;
+    let mut loaded = LoadedModel::load(&name, weight_format(&args.dtype)?, &host)?;
     if let Some(adapter) = &args.adapter {
         loaded = loaded.with_adapter(adapter)?;
     }

@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use sorsa_data::{EncodeOptions, Record};
-use sorsa_experiment::model::{LoadedModel, model_or_of_run};
+use sorsa_experiment::model::{LoadedModel, model_or_of_run, weight_format};
 use sorsa_models::{GenerateOptions, Sampling};
 
 use crate::args::GenerateArgs;
@@ -20,7 +20,7 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     }
     let host = session::host(&args.device, Style::choose(false))?;
     let name = model_or_of_run(args.model.as_deref(), args.adapter.as_deref())?;
-    let mut loaded = LoadedModel::load(&name, args.dtype.parse()?, &host)?;
+    let mut loaded = LoadedModel::load(&name, weight_format(&args.dtype)?, &host)?;
     if let Some(adapter) = &args.adapter {
         loaded = loaded.with_adapter(adapter)?;
     }

@@ -2,17 +2,24 @@
 
 use std::path::PathBuf;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 use serde_json::json;
-use sorsa_models::ModelConfig;
+use sorsa_models::{ModelConfig, WeightFormat, float_dtype};
 
+use crate::args::method_names;
 use crate::exit::bad_input;
+
+/// The names of formats that models compute with.
+fn computed_format() -> impl TypedValueParser<Value = WeightFormat> {
+    let computed = WeightFormat::ALL.into_iter().filter(|format| float_dtype(*format).is_some());
+    PossibleValuesParser::new(computed.map(WeightFormat::name)).try_map(|name| name.parse::<WeightFormat>())
+}
 
 /// Options of `bench --speed`, which measures the training step of a random Llama.
 #[derive(Debug, Clone, Args)]
 pub struct SpeedArgs {
-    /// Methods to measure, each in its own process: sorsa, pissa, lora, dora, olora, lora-xs, partial, full
-    #[arg(long = "method", value_name = "METHOD,..", value_delimiter = ',', default_value = "lora")]
+    #[arg(long = "method", help = format!("Methods to measure, each in its own process: {}", method_names(", ")), value_name = "METHOD,..", value_delimiter = ',', default_value = "lora")]
     pub methods: Vec<String>,
     /// Preset of sizes. The options below replace single sizes
     #[arg(long, value_enum, ignore_case = true, default_value_t)]
@@ -45,8 +52,8 @@ pub struct SpeedArgs {
     #[arg(long, default_value_t = 16)]
     pub rank: usize,
     /// Storage dtype of the model's matrices
-    #[arg(long, default_value = "f32", value_parser = ["f32", "bf16"])]
-    pub dtype: String,
+    #[arg(long, default_value = "f32", value_parser = computed_format())]
+    pub dtype: WeightFormat,
     /// Number of measured steps
     #[arg(long, default_value_t = 12)]
     pub steps: usize,

@@ -12,7 +12,7 @@ use serde::Serialize;
 use sorsa_adapter::{AdapterConfig, AttachOptions, Attached, Method, add_regularizer};
 use sorsa_data::{BatchOptions, Batcher, Example};
 use sorsa_files::{cpu_seconds, peak_memory_bytes};
-use sorsa_models::CausalLm;
+use sorsa_models::{CausalLm, WeightFormat, float_dtype};
 use sorsa_train::{OptimizerConfig, TrainConfig, Trainer};
 
 use super::args::{Sizes, SpeedArgs};
@@ -107,7 +107,7 @@ fn measure_form(args: &SpeedArgs, method: Method, backend: Backend, device: &Dev
     let sizes = args.sizes();
     device.seed(args.seed);
     let clock = Instant::now();
-    let model = materialized(CausalLm::init(&sizes.config()?, device), args.dtype == "bf16");
+    let model = materialized(CausalLm::init(&sizes.config()?, device), args.dtype);
     let load_s = clock.elapsed().as_secs_f64();
     let n_params = model.num_params();
 
@@ -132,7 +132,7 @@ fn measure_form(args: &SpeedArgs, method: Method, backend: Backend, device: &Dev
         seq,
         rank: args.rank,
         threads: rayon::current_num_threads(),
-        dtype: if args.dtype == "bf16" { "bfloat16" } else { "float32" },
+        dtype: args.dtype.torch_name(),
         form: if args.plain { "plain" } else { "fused" },
         checkpoint_blocks: args.checkpoint_blocks,
         backend,
@@ -148,19 +148,19 @@ fn measure_form(args: &SpeedArgs, method: Method, backend: Backend, device: &Dev
     })
 }
 
-/// Materializes every parameter, so that no measured step does: burn initializes them lazily. Casts the matrices to bf16
-/// if `narrow`.
-fn materialized(model: CausalLm, narrow: bool) -> CausalLm {
+/// Materializes every parameter, so that no measured step does: burn initializes them lazily. Casts the matrices to
+/// `format`.
+fn materialized(model: CausalLm, format: WeightFormat) -> CausalLm {
     struct Materialize {
-        narrow: bool,
+        matrices: FloatDType,
     }
     impl ModuleMapper for Materialize {
         fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-            let narrow = self.narrow && D == 2;
-            param.map(|weight| if narrow { weight.cast(FloatDType::BF16) } else { weight })
+            let matrices = self.matrices;
+            param.map(|weight| if D == 2 { weight.cast(matrices) } else { weight })
         }
     }
-    model.map(&mut Materialize { narrow })
+    model.map(&mut Materialize { matrices: float_dtype(format).unwrap_or(FloatDType::F32) })
 }
 
 fn steps(args: &SpeedArgs, sizes: &Sizes, attached: Attached<CausalLm>) -> anyhow::Result<StepMeasurement> {

@@ -67,6 +67,8 @@ impl Variation {
 mod tests {
     use clap::Parser;
 
+    use sorsa_models::WeightFormat;
+
     use super::*;
 
     #[derive(Parser)]
@@ -106,7 +108,7 @@ mod tests {
             assert_eq!(sizes.seq, or("seq", expected.seq));
             assert_eq!(sizes.layers, or("layers", expected.layers));
             assert_eq!((child.rank, child.threads), (or("rank", 8), Some(or("threads", 2))));
-            assert_eq!(child.dtype, "bf16");
+            assert_eq!(child.dtype, WeightFormat::Bf16);
             assert!(child.plain && !child.init_only && child.is_single());
         }
         assert!(variations(&given).iter().filter(|variation| variation.varied == Some("threads")).count() == 2);

@@ -6,16 +6,16 @@ use std::sync::{Mutex, PoisonError};
 use burn::prelude::*;
 use rayon::prelude::*;
 use sorsa_adapter::{AdapterConfig, AdapterState, HostTensor, Method, ModuleState, TensorFile};
-use sorsa_models::CausalLm;
+use sorsa_models::{CausalLm, WeightFormat};
 use sorsa_report::analysis::{CheckpointAnalysis, RunAnalysis, Spectrum};
 use sorsa_train::Checkpoints;
 
 use super::{Measured, StartingWeight};
 use crate::error::{ExperimentError, MeasureError};
 use crate::host::Host;
-use crate::model::model_folder;
+use crate::model::{computed_dtype, model_folder};
 use crate::observer::{Event, Observer};
-use crate::recipe::{Recipe, WeightDtype};
+use crate::recipe::Recipe;
 use crate::run_dir::RunDir;
 
 /// Which singular triplets are compared.
@@ -39,7 +39,7 @@ pub struct RunToAnalyze<'a> {
 /// A base model, which the next run may have too.
 pub struct BaseModel {
     path: String,
-    dtype: WeightDtype,
+    dtype: WeightFormat,
     model: CausalLm,
 }
 
@@ -95,7 +95,7 @@ impl<'a> RunToAnalyze<'a> {
             Some(base) if base.path == model.path && base.dtype == model.dtype => Ok(base),
             _ => {
                 let folder = model_folder(&model.path, &host.sources)?;
-                let loaded = CausalLm::load(&folder, model.dtype.float_dtype(), &host.device)?;
+                let loaded = CausalLm::load(&folder, computed_dtype(model.dtype)?, &host.device)?;
                 Ok(BaseModel { path: model.path.clone(), dtype: model.dtype, model: loaded })
             }
         }

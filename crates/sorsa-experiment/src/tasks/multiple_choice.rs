@@ -276,8 +276,8 @@ mod tests {
     use crate::answer_log::AnswerLog;
     use crate::host::Host;
     use crate::model::LoadedModel;
-    use crate::recipe::WeightDtype;
     use crate::tasks::{Evaluation, evaluate, recognise};
+    use sorsa_checkpoint::WeightFormat;
 
     fn row(question: &str, texts: [&str; 3], key: &str) -> Value {
         json!({"id": "q", "question": question, "choices": {"text": texts, "label": ["A", "B", "C"]}, "answerKey": key})
@@ -289,7 +289,7 @@ mod tests {
         std::fs::write(&path, rows.iter().map(|row| format!("{row}\n")).collect::<String>()).unwrap();
         assert_eq!(recognise(&path).name(), "multiple-choice");
         let host = Host::cpu(Device::flex());
-        let loaded = LoadedModel::load("embedded", WeightDtype::F32, &host).unwrap();
+        let loaded = LoadedModel::load("embedded", WeightFormat::F32, &host).unwrap();
         let options = EncodeOptions { max_length: usize::MAX, ..EncodeOptions::default() };
         let source = ProblemSource {
             path: &path,
