@@ -1,4 +1,4 @@
-//! LoRA-XS (arXiv 2405.17604, equation 2): between two frozen factors, the leading singular triplets of the weight, only
+//! LoRA-XS (arXiv 2405.17604): between two frozen factors, the leading singular triplets of the weight, only
 //! a square matrix is trained:
 //!
 //! ```text
@@ -6,7 +6,7 @@
 //! ```
 //!
 //! with `W ~ U_r diag(s_r) V_r^T`, `A [d_in, r]`, `B [r, d_out]` and `R [r, r]`. `R` is normal with a small standard
-//! deviation at the start (the paper's is 1e-5), so the adapter adds nearly nothing; the weight is not split. The trained
+//! deviation at the start (1e-5 by default), so the adapter adds nearly nothing; the weight is not split. The trained
 //! numbers are `r^2` for each weight, whatever its shape. In PEFT it is an exact LoRA of the factors `A R` and `B`.
 
 use burn::module::Param;
