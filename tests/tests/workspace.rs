@@ -241,7 +241,7 @@ const NAME_METHODS: [&str; 6] = [
     // The step that `bench --speed` measures is LoRA's, unless told otherwise.
     "crates/sorsa-cli/src/speed/",
     // The arms of a comparison that names none.
-    "crates/sorsa-cli/src/bench/comparison/defaults.rs",
+    "crates/sorsa-experiment/src/comparison/defaults.rs",
 ];
 
 #[test]

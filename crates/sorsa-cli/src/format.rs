@@ -5,6 +5,7 @@ use std::io::{self, Write};
 
 use clap::ValueEnum;
 use serde::Serialize;
+use sorsa_report::table;
 
 /// How a command prints its result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
@@ -35,69 +36,14 @@ pub enum TableFormat {
 impl TableFormat {
     /// A table whose first row is its head. `None` for JSON, which is no table.
     pub fn table(self, rows: &[Vec<String>]) -> Option<String> {
-        let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-        let line = |cells: &[String], between: &str| cells.join(between);
-        let mut text = String::new();
         match self {
-            Self::Json => return None,
-            Self::Table => {
-                let widths: Vec<usize> = (0..columns)
-                    .map(|column| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max())
-                    .map(Option::unwrap_or_default)
-                    .collect();
-                for row in rows {
-                    let cells: Vec<String> =
-                        row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:width$}")).collect();
-                    text.push_str(line(&cells, "  ").trim_end());
-                    text.push('\n');
-                }
-            }
-            Self::Markdown => {
-                for (index, row) in rows.iter().enumerate() {
-                    text.push_str(&format!("| {} |\n", line(row, " | ")));
-                    if index == 0 {
-                        text.push_str(&format!("|{}\n", "---|".repeat(columns)));
-                    }
-                }
-            }
-            Self::Latex => {
-                text.push_str(&format!("\\begin{{tabular}}{{l{}}}\n\\hline\n", "r".repeat(columns.saturating_sub(1))));
-                for (index, row) in rows.iter().enumerate() {
-                    let cells: Vec<String> = row.iter().map(|cell| escaped(cell)).collect();
-                    text.push_str(&format!("{} \\\\\n", line(&cells, " & ")));
-                    if index == 0 {
-                        text.push_str("\\hline\n");
-                    }
-                }
-                text.push_str("\\hline\n\\end{tabular}\n");
-            }
-            Self::Csv => {
-                for row in rows {
-                    let cells: Vec<String> = row.iter().map(|cell| quoted(cell)).collect();
-                    text.push_str(&line(&cells, ","));
-                    text.push('\n');
-                }
-            }
+            Self::Json => None,
+            Self::Table => Some(table::aligned(rows)),
+            Self::Markdown => Some(table::markdown(rows)),
+            Self::Latex => Some(table::latex(rows)),
+            Self::Csv => Some(table::csv(rows)),
         }
-        Some(text)
     }
-}
-
-/// The characters that LaTeX reads as commands, escaped.
-pub fn escaped(cell: &str) -> String {
-    let mut text = String::new();
-    for c in cell.chars() {
-        if matches!(c, '%' | '&' | '_' | '#' | '$' | '{' | '}') {
-            text.push('\\');
-        }
-        text.push(c);
-    }
-    text
-}
-
-/// A cell of CSV (RFC 4180): quoted if it holds a separator, a quote or a line break.
-fn quoted(cell: &str) -> String {
-    if cell.contains([',', '"', '\n', '\r']) { format!("\"{}\"", cell.replace('"', "\"\"")) } else { cell.to_owned() }
 }
 
 /// Prints a result. Unlike `println!`, a closed pipe is an error and no panic.

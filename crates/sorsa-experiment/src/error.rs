@@ -1,6 +1,7 @@
 //! Errors of experiments.
 
 use std::io;
+use std::num::TryFromIntError;
 use std::path::PathBuf;
 
 use sorsa_adapter::AdapterError;
@@ -8,7 +9,9 @@ use sorsa_checkpoint::ConfigError;
 use sorsa_checkpoint::hub::HubError;
 use sorsa_checkpoint::weights::WeightsError;
 use sorsa_data::DataError;
+use sorsa_data::synthetic::SyntheticError;
 use sorsa_files::FileError;
+use sorsa_grading::GradingError;
 use sorsa_linalg::LinalgError;
 use sorsa_models::{GenerateError, ModelError};
 use sorsa_report::ReportError;
@@ -346,6 +349,26 @@ pub enum ExperimentError {
     /// The report cannot be drawn.
     #[error("cannot draw the report")]
     Report(#[from] ReportError),
+    /// Arms, sweeps, rates or data that make no comparison.
+    #[error("{0}")]
+    Comparison(String),
+    /// A number that a recipe cannot hold.
+    #[error(transparent)]
+    NumberTooLarge(#[from] TryFromIntError),
+    /// Results that cannot be averaged or paired.
+    #[error(transparent)]
+    Grading(#[from] GradingError),
+    /// Generated texts that cannot be written.
+    #[error(transparent)]
+    Synthetic(#[from] SyntheticError),
+    /// A folder that cannot be listed.
+    #[error("cannot list {}", path.display())]
+    ListFolder {
+        /// The folder.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
     /// A program cannot be started or watched.
     #[error("cannot run a generated program: {action}")]
     Sandbox {
@@ -386,6 +409,10 @@ impl ExperimentError {
                 | Self::Train(_)
                 | Self::Checkpoint(_)
                 | Self::Report(_)
+                | Self::NumberTooLarge(_)
+                | Self::Grading(_)
+                | Self::Synthetic(_)
+                | Self::ListFolder { .. }
                 | Self::Sandbox { .. }
         )
     }

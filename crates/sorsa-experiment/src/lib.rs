@@ -17,6 +17,7 @@
 pub mod analysis;
 pub mod answer;
 pub mod answer_log;
+pub mod comparison;
 pub mod content;
 pub mod continuation;
 mod curves;

@@ -21,5 +21,6 @@ mod error;
 pub mod page;
 pub mod plot;
 pub mod report;
+pub mod table;
 
 pub use error::ReportError;

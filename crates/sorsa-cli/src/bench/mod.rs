@@ -1,9 +1,8 @@
 //! `sorsa bench`: a comparison of methods, or of any other settings, under equal conditions.
 //!
-//! `options` turns the arguments into a request; `comparison` plans it and makes reports of its results; `jobs` runs it, each run
-//! in a process of its own.
+//! `options` turns the arguments into a request; [`sorsa_experiment::comparison`] plans it and makes reports of its results; `jobs`
+//! runs it, each run in a process of its own.
 
-mod comparison;
 mod jobs;
 mod options;
 
@@ -14,13 +13,10 @@ use crate::format::{print, print_json};
 use crate::observer::TerminalObserver;
 use crate::progress::Style;
 use crate::session;
-use comparison::fields::listed_sweeps;
-use comparison::measurement::Measurements;
-use comparison::plan::ComparisonPlan;
-use comparison::report::Report;
-use comparison::results::Comparison;
 use jobs::job_runner::JobRunner;
 use jobs::stages;
+use sorsa_experiment::comparison::fields::listed_sweeps;
+use sorsa_experiment::comparison::{Comparison, ComparisonPlan, Measurements, Report};
 use sorsa_experiment::estimate::grouped;
 
 pub fn run(args: &BenchArgs) -> anyhow::Result<()> {

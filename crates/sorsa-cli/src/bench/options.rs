@@ -2,15 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
+use sorsa_experiment::comparison::fields::{FieldValue, GAMMA, METHOD, RANK};
+use sorsa_experiment::comparison::{Arm, BaseRecipe, ComparisonRequest, RequestedRates, Suite, Sweep, defaults};
 use toml::Value;
 
-use super::comparison::arm::Arm;
-use super::comparison::base_recipe::BaseRecipe;
-use super::comparison::defaults;
-use super::comparison::fields::{FieldValue, GAMMA, METHOD, RANK};
-use super::comparison::request::{ComparisonRequest, RequestedRates};
-use super::comparison::suite::Suite;
-use super::comparison::sweep::Sweep;
 use crate::args::{BenchArgs, RecipeArgs};
 use crate::exit::bad_input;
 use crate::recipe::given_fields;
@@ -211,9 +206,8 @@ mod tests {
     use burn::prelude::Device;
     use clap::Parser;
     use sorsa_experiment::Host;
+    use sorsa_experiment::comparison::{ComparisonPlan, SweepMode};
 
-    use super::super::comparison::plan::ComparisonPlan;
-    use super::super::comparison::sweep::SweepMode;
     use super::*;
     use crate::args::{Cli, Command};
 
@@ -226,7 +220,7 @@ mod tests {
     }
 
     fn planned(options: &str) -> anyhow::Result<ComparisonPlan> {
-        ComparisonPlan::new(asked(options)?, &Host::cpu(Device::flex()), &mut ())
+        Ok(ComparisonPlan::new(asked(options)?, &Host::cpu(Device::flex()), &mut ())?)
     }
 
     fn row_names(plan: &ComparisonPlan) -> String {

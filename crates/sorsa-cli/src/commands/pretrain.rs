@@ -23,9 +23,6 @@ use crate::observer::TerminalObserver;
 use crate::progress::Style;
 use crate::session::create_folder;
 
-/// Seed of the generated validation texts: any but the corpus's.
-pub const VALIDATION_SEED_OFFSET: u64 = 1_000_003;
-pub const VALIDATION_DOCUMENTS: usize = 500;
 const TOKENIZER_FILES: [&str; 3] = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"];
 
 pub fn run(args: &PretrainArgs) -> anyhow::Result<()> {
@@ -69,8 +66,8 @@ pub fn run(args: &PretrainArgs) -> anyhow::Result<()> {
             synthetic::write_corpus(&path, args.seed, args.documents)?;
             synthetic::write_corpus(
                 &work.join("validation.jsonl"),
-                args.seed.wrapping_add(VALIDATION_SEED_OFFSET),
-                VALIDATION_DOCUMENTS,
+                args.seed.wrapping_add(synthetic::VALIDATION_SEED_OFFSET),
+                synthetic::VALIDATION_DOCUMENTS,
             )?;
             path
         }
@@ -157,8 +154,8 @@ fn generate(folder: &Path, args: &PretrainArgs) -> anyhow::Result<()> {
     synthetic::write_corpus(&folder.join("corpus.jsonl"), args.seed, args.documents)?;
     synthetic::write_corpus(
         &folder.join("validation.jsonl"),
-        args.seed.wrapping_add(VALIDATION_SEED_OFFSET),
-        VALIDATION_DOCUMENTS,
+        args.seed.wrapping_add(synthetic::VALIDATION_SEED_OFFSET),
+        synthetic::VALIDATION_DOCUMENTS,
     )?;
     synthetic::write_task(&folder.join("arithmetic"), args.seed)?;
     print(format_args!("corpus, tokenizer and task are in {}", folder.display()))

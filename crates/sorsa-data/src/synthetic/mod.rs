@@ -35,3 +35,8 @@ pub use corpus::corpus;
 pub use task::{Problem, TEST_PROBLEMS, TRAIN_PROBLEMS, TaskSplits, VALIDATION_PROBLEMS, task};
 pub use tokenizer::{BOS, EOS, PAD, VOCABULARY, train_tokenizer, write_tokenizer};
 pub use write::{SyntheticError, write_corpus, write_task};
+
+/// What is added to the seed of the training texts for that of the validation texts.
+pub const VALIDATION_SEED_OFFSET: u64 = 1_000_003;
+/// Validation texts that are generated.
+pub const VALIDATION_DOCUMENTS: usize = 500;

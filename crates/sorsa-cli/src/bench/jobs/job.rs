@@ -4,9 +4,8 @@ use std::path::{Path, PathBuf};
 
 use sorsa_files::write_atomic;
 
-use super::super::comparison::measurement::{Evaluation, Measurement, Subject};
-use super::super::comparison::run_spec::RunSpec;
 use sorsa_experiment::RunDir;
+use sorsa_experiment::comparison::{Evaluation, Measurement, RunSpec, Subject};
 
 /// A training run, or a measurement of a model.
 #[derive(Debug, Clone)]

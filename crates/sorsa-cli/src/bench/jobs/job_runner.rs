@@ -13,11 +13,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 
-use super::super::comparison::run_conditions::RunConditions;
 use super::job::{Job, JobKind};
 use crate::args::DeviceArgs;
 use crate::exit::{Interrupted, bad_input};
 use crate::progress::{Progress, Style, interrupt_flag};
+use sorsa_experiment::comparison::RunConditions;
 use sorsa_experiment::create_folder;
 
 /// Interval of looking at the children.
@@ -166,7 +166,7 @@ impl JobRunner {
                 let mut conditions = RunConditions::read(&job.folder);
                 // This job is no longer at work itself.
                 conditions.concurrent = conditions.concurrent.max(self.count_at_work() + 1);
-                return conditions.write(&job.folder);
+                return Ok(conditions.write(&job.folder)?);
             }
             _ => {}
         }
@@ -203,9 +203,9 @@ fn unfinished(folder: &Path, result: &str) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::comparison::measurement::{Evaluation, Subject};
     use super::*;
     use sorsa_experiment::RunDir;
+    use sorsa_experiment::comparison::{Evaluation, Subject};
 
     fn runner(folder: &Path) -> JobRunner {
         let device = DeviceArgs { backend: Default::default(), device: 0 };

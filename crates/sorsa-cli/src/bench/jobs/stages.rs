@@ -1,13 +1,12 @@
 //! The stages of a comparison: rates, seeds, sweeps, then the test of the chosen runs. Runs that are already there cost
 //! nothing.
 
-use super::super::comparison::measurement::{MeasuredModel, Measurements};
-use super::super::comparison::plan::ComparisonPlan;
-use super::super::comparison::run_result;
-use super::super::comparison::run_spec::{ComparisonRuns, RunSpec};
 use super::job::Job;
 use super::job_runner::JobRunner;
 use sorsa_experiment::RunDir;
+use sorsa_experiment::comparison::{
+    ComparisonPlan, ComparisonRuns, MeasuredModel, Measurements, RunSpec, validation_loss,
+};
 
 /// Makes, or finds, every run and measurement of a plan. Returns the runs, and how many jobs this process did.
 pub fn run(
@@ -40,7 +39,7 @@ pub fn run(
 
 fn train(runner: &JobRunner, stage: &'static str, runs: &[&RunSpec]) -> anyhow::Result<usize> {
     let jobs = runs.iter().map(|run| Job::fine_tune(run)).collect::<Result<_, _>>()?;
-    runner.run(stage, &without_repeats(jobs), |job| match run_result::loss(&job.folder) {
+    runner.run(stage, &without_repeats(jobs), |job| match validation_loss(&job.folder) {
         Some(loss) => format!("{} has validation loss {loss:.4}", job.name),
         None => format!("{} diverged", job.name),
     })

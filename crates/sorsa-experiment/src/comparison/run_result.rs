@@ -3,9 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use anyhow::Context;
 use serde::Serialize;
-use sorsa_experiment::{Answer, RunDir};
 use sorsa_train::metrics::Metric;
 use toml::{Table, Value};
 
@@ -13,6 +11,7 @@ use super::fields::{NAMED_FIELDS, RANK, number_of, takes_effect, value_of};
 use super::measurement::{MeasuredModel, Measurements, ResultFiles};
 use super::run_conditions::RunConditions;
 use super::run_spec::RunSpec;
+use crate::{Answer, ExperimentError, RunDir};
 
 /// A run, as the reports show it. A field is absent if nothing was measured.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -21,7 +20,9 @@ pub struct RunResult {
     pub name: String,
     /// Label of its row.
     pub method: String,
+    /// The rank; absent for methods without factors.
     pub rank: Option<usize>,
+    /// The peak learning rate.
     pub learning_rate: f64,
     /// Values of the named fields besides the rank; none if a field has no effect.
     #[serde(flatten)]
@@ -29,30 +30,43 @@ pub struct RunResult {
     /// Values of the other fields that the arms and sweeps set.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub fields: BTreeMap<String, Value>,
+    /// The seed of the data's order and of the random start.
     pub seed: u64,
+    /// Whether the loss was no number any more.
     pub diverged: bool,
+    /// Optimizer steps done.
     pub steps: u64,
     /// The step with the lowest validation loss. Its weights are tested.
     pub best_step: Option<u64>,
+    /// Validation loss before training.
     pub loss_before: Option<f64>,
+    /// Validation loss of the weights that are tested.
     pub loss_after: Option<f64>,
+    /// Share of right answers.
     pub accuracy: Option<f64>,
+    /// Test problems.
     pub problems: Option<usize>,
     /// Loss of the forgetting texts.
     pub text_loss: Option<f64>,
     /// Mean over the factors of `||U^T U - I||_F / sqrt(rank)` after the last step.
     pub defect: Option<f64>,
+    /// Parameters that are trained.
     pub trainable_parameters: Option<u64>,
+    /// Training speed.
     pub tokens_per_s: Option<f64>,
     /// Training time, without evaluations.
     pub seconds: Option<f64>,
+    /// Training time until the comparison's target loss.
     pub seconds_to_target: Option<f64>,
     /// Time from the loaded model to the first step.
     pub start_seconds: Option<f64>,
+    /// Peak memory of the training process.
     pub peak_memory_bytes: Option<u64>,
     /// Size of the saved adapter or weights.
     pub adapter_bytes: Option<u64>,
+    /// The most jobs that were at work at the same time, this run included.
     pub concurrent: usize,
+    /// Whether the run was interrupted and resumed.
     pub resumed: bool,
     /// Evaluations during training.
     pub curve: Vec<LossPoint>,
@@ -64,27 +78,37 @@ pub struct RunResult {
 /// An evaluation during training.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct LossPoint {
+    /// Optimizer steps before it.
     pub step: u64,
+    /// Training time before it, without evaluations.
     pub seconds: f64,
+    /// The validation loss.
     pub loss: f64,
 }
 
 /// The results of the model before training.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct BaseResult {
+    /// Validation loss.
     pub loss: Option<f64>,
+    /// Share of right answers.
     pub accuracy: Option<f64>,
+    /// Loss of the forgetting texts.
     pub text_loss: Option<f64>,
 }
 
 /// The validation loss of a finished run; none if it diverged.
-pub fn loss(folder: &Path) -> Option<f64> {
+pub fn validation_loss(folder: &Path) -> Option<f64> {
     RunDir::new(folder).summary().ok()?.loss_after
 }
 
 impl RunResult {
     /// Reads a finished run. `compared_fields` are those to report by their paths.
-    pub fn read(run: &RunSpec, compared_fields: &[String], measurements: &Measurements) -> anyhow::Result<Self> {
+    pub fn read(
+        run: &RunSpec,
+        compared_fields: &[String],
+        measurements: &Measurements,
+    ) -> Result<Self, ExperimentError> {
         let folder = &run.folder;
         let conditions = RunConditions::read(folder);
         let table = Table::try_from(&run.recipe)?;
@@ -168,7 +192,7 @@ impl RunResult {
 
 impl BaseResult {
     /// Reads the results of the model before training.
-    pub fn read(measurements: &Measurements) -> anyhow::Result<Self> {
+    pub fn read(measurements: &Measurements) -> Result<Self, ExperimentError> {
         let files = measurements.files(MeasuredModel::Base);
         let accuracy = verdicts(&files)?.as_deref().and_then(accuracy);
         Ok(Self { loss: None, accuracy, text_loss: text_loss(&files)? })
@@ -181,7 +205,7 @@ fn accuracy(verdicts: &[(usize, bool)]) -> Option<f64> {
 }
 
 /// Whether each answer is right, in the order of the problems. None if the model was not tested.
-fn verdicts(files: &ResultFiles) -> anyhow::Result<Option<Vec<(usize, bool)>>> {
+fn verdicts(files: &ResultFiles) -> Result<Option<Vec<(usize, bool)>>, ExperimentError> {
     let Some([result, answers]) = &files.test else { return Ok(None) };
     if !result.exists() {
         return Ok(None);
@@ -192,14 +216,14 @@ fn verdicts(files: &ResultFiles) -> anyhow::Result<Option<Vec<(usize, bool)>>> {
     Ok(Some(rows))
 }
 
-fn text_loss(files: &ResultFiles) -> anyhow::Result<Option<f64>> {
+fn text_loss(files: &ResultFiles) -> Result<Option<f64>, ExperimentError> {
     let Some(path) = &files.forgetting else { return Ok(None) };
     if !path.exists() {
         return Ok(None);
     }
-    let fault = || format!("cannot read {}", path.display());
-    let result: serde_json::Value =
-        serde_json::from_slice(&std::fs::read(path).with_context(fault)?).with_context(fault)?;
+    let json = std::fs::read(path).map_err(|source| ExperimentError::Read { path: path.clone(), source })?;
+    let result: serde_json::Value = serde_json::from_slice(&json)
+        .map_err(|source| ExperimentError::MalformedResult { path: path.clone(), source })?;
     Ok(result["loss"].as_f64())
 }
 

@@ -8,12 +8,16 @@ use super::arm::ComparisonRow;
 use super::rate_grid::best;
 use super::run_result::{BaseResult, RunResult};
 use super::run_spec::RowRuns;
+use crate::ExperimentError;
 
 /// One row of the comparison.
 #[derive(Debug, Serialize)]
 pub struct RowResult {
+    /// Name of the row.
     pub name: String,
+    /// Label of the row, for tables.
     pub method: String,
+    /// The rank; absent for methods without factors.
     pub rank: Option<usize>,
     /// The rates that the first seed tried.
     pub tried: Vec<TriedRate>,
@@ -21,10 +25,13 @@ pub struct RowResult {
     pub learning_rate: Option<f64>,
     /// Whether the best rate is the smallest or largest of the tried ones.
     pub rate_at_end: bool,
+    /// Names of the runs, one for each seed.
     pub runs: Vec<String>,
+    /// Parameters that are trained.
     pub trainable_parameters: Option<u64>,
     /// Validation loss, over seeds.
     pub loss: Option<Mean>,
+    /// Share of right answers, over seeds and problems.
     pub accuracy: Option<AccuracyMean>,
     /// Of every run of the row that was alone on the machine, at any rate; if none was, of every run.
     pub tokens_per_s: Option<Spread>,
@@ -34,6 +41,7 @@ pub struct RowResult {
     pub start_seconds: Option<Spread>,
     /// The largest of all runs.
     pub peak_memory_bytes: Option<u64>,
+    /// Size of the saved adapter or weights.
     pub adapter_bytes: Option<u64>,
     /// Loss of the forgetting texts after training, minus the loss before, over seeds.
     pub forgetting: Option<Mean>,
@@ -44,25 +52,35 @@ pub struct RowResult {
 /// A learning rate and the validation loss of its run; none if it diverged.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct TriedRate {
+    /// The peak learning rate.
     pub learning_rate: f64,
+    /// The validation loss.
     pub loss: Option<f64>,
 }
 
 /// Measured times or speeds. Their disturbances are not normal, so the report has the median and the extremes.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Spread {
+    /// The median.
     pub median: f64,
+    /// The smallest value.
     pub low: f64,
+    /// The largest value.
     pub high: f64,
+    /// How many values there are.
     pub count: usize,
 }
 
 /// A share of right answers, over seeds and problems.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct AccuracyMean {
+    /// The mean share, or difference of shares.
     pub mean: f64,
+    /// Its 95 % interval.
     pub interval: Interval,
+    /// Problems of each seed.
     pub problems: usize,
+    /// Seeds.
     pub seeds: usize,
 }
 
@@ -84,7 +102,7 @@ impl RowResult {
         chosen: &[RunResult],
         every: &[RunResult],
         base: &BaseResult,
-    ) -> anyhow::Result<Self> {
+    ) -> Result<Self, ExperimentError> {
         // A mean over the seeds that did not diverge would flatter: if one diverged, there is no mean.
         let mean = |of: &dyn Fn(&RunResult) -> Option<f64>| {
             let values: Option<Vec<f64>> = chosen.iter().map(of).collect();
@@ -159,7 +177,7 @@ impl AccuracyMean {
 
 impl Difference {
     /// `after` minus `before`, whose row is named `to`.
-    pub fn new(to: String, before: &[RunResult], after: &[RunResult]) -> anyhow::Result<Self> {
+    pub fn new(to: String, before: &[RunResult], after: &[RunResult]) -> Result<Self, ExperimentError> {
         let losses = |runs: &[RunResult]| runs.iter().map(|run| run.loss_after).collect::<Option<Vec<_>>>();
         let loss = match (losses(before), losses(after)) {
             (Some(before), Some(after)) => Mean::of_differences(&before, &after)?,

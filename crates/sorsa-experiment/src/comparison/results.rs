@@ -13,27 +13,41 @@ use super::row_result::{Difference, RowResult};
 use super::run_result::{BaseResult, RunResult};
 use super::run_spec::{ComparisonRuns, RunSpec};
 use super::sweep::Sweep;
+use crate::ExperimentError;
 
 /// The results of a comparison.
 #[derive(Debug, Serialize)]
 pub struct Comparison {
+    /// Version of this program.
     pub version: &'static str,
+    /// The machine that made the runs.
     pub machine: String,
+    /// Name of the backend.
     pub backend: String,
+    /// The model before training.
     pub model: String,
+    /// The training data.
     pub data: String,
+    /// Parameters of the model.
     pub model_parameters: u64,
+    /// Rows of the training data.
     pub train_examples: usize,
+    /// Optimizer steps of each run.
     pub steps: u64,
+    /// Tokens of one step, on average.
     pub tokens_per_step: f64,
+    /// The seeds; the first one searched the learning rates.
     pub seeds: Vec<u64>,
     /// Test problems; 0 if no accuracy was measured.
     pub problems: usize,
     /// The validation loss for the times to a loss.
     pub target_loss: Option<f64>,
+    /// The results of the model before training.
     pub base: BaseResult,
+    /// The results of each row.
     #[serde(rename = "arms")]
     pub rows: Vec<RowResult>,
+    /// The results of each sweep at the best rates.
     pub sweeps: Vec<SweepResult>,
     /// The runs of each sweep by the name of its table: `gammas`.
     #[serde(flatten)]
@@ -51,11 +65,13 @@ pub struct Comparison {
 /// One field at several values, each with the first seed at the best rate of its row.
 #[derive(Debug, Serialize)]
 pub struct SweepResult {
+    /// The swept field.
     pub field: String,
     /// Heading of the field's column.
     pub label: String,
     /// Name of the sweep's table.
     pub name: String,
+    /// The swept rows.
     pub rows: Vec<SweptRow>,
 }
 
@@ -66,12 +82,14 @@ pub struct SweptRow {
     pub row: String,
     /// Label of the row, for tables.
     pub method: String,
+    /// The values, each with its run.
     pub values: Vec<SweptValue>,
 }
 
 /// One value of a sweep.
 #[derive(Debug, Serialize)]
 pub struct SweptValue {
+    /// The value of the field.
     pub value: Value,
     /// Name of the run.
     pub run: String,
@@ -84,7 +102,7 @@ impl Comparison {
         runs: &ComparisonRuns,
         measurements: &Measurements,
         target: Option<f64>,
-    ) -> anyhow::Result<Self> {
+    ) -> Result<Self, ExperimentError> {
         let mut results: Vec<RunResult> = Vec::new();
         let of_rows = runs.rows.iter().flat_map(|row| row.tried.iter().chain(&row.chosen));
         for run in of_rows.chain(runs.swept()) {
@@ -103,10 +121,9 @@ impl Comparison {
         }
         let base = BaseResult::read(measurements)?;
         let (sweeps, sweep_runs) = sweep_results(plan, runs, &results);
-        let cores = std::thread::available_parallelism().map_or(0, usize::from);
         let mut comparison = Self {
             version: env!("CARGO_PKG_VERSION"),
-            machine: format!("{} {}, {cores} cores", std::env::consts::OS, std::env::consts::ARCH),
+            machine: plan.machine.clone(),
             backend: plan.backend.clone(),
             model: plan.common.model.path.clone(),
             data: plan.common.data.train.clone(),
@@ -163,7 +180,7 @@ fn row_results(
     runs: &ComparisonRuns,
     results: &[RunResult],
     base: &BaseResult,
-) -> anyhow::Result<Vec<RowResult>> {
+) -> Result<Vec<RowResult>, ExperimentError> {
     let chosen: Vec<Vec<RunResult>> = runs.rows.iter().map(|row| find(results, &row.chosen)).collect();
     let mut rows = Vec::new();
     for (index, row) in runs.rows.iter().enumerate() {

@@ -8,7 +8,7 @@ use super::findings::with_interval;
 use super::results::{Comparison, SweepResult, SweptRow, SweptValue};
 use super::row_result::{AccuracyMean, RowResult, Spread, TriedRate};
 use super::run_result::RunResult;
-use sorsa_experiment::estimate::grouped;
+use crate::estimate::grouped;
 
 /// A table. The first row is its head.
 pub struct Table {

@@ -7,25 +7,32 @@ use toml::Value;
 use super::arm::ComparisonRow;
 use super::plan::ComparisonPlan;
 use super::rate_grid::{RateGrid, best};
-use super::run_result;
-use sorsa_experiment::Recipe;
+use super::run_result::validation_loss;
+use crate::{ExperimentError, Recipe};
 
 /// A run of the comparison.
 #[derive(Debug, Clone)]
 pub struct RunSpec {
+    /// The row that the run belongs to.
     pub row: ComparisonRow,
+    /// The peak learning rate.
     pub learning_rate: f64,
+    /// The seed of the data's order and of the random start.
     pub seed: u64,
+    /// The recipe in full.
     pub recipe: Recipe,
     /// Name of its folder.
     pub name: String,
+    /// The run's folder.
     pub folder: PathBuf,
 }
 
 /// The runs of one row.
 #[derive(Debug)]
 pub struct RowRuns {
+    /// The row.
     pub row: ComparisonRow,
+    /// The learning rates.
     pub grid: RateGrid,
     /// The first seed at each rate of the grid.
     pub tried: Vec<RunSpec>,
@@ -49,13 +56,15 @@ pub struct SweepRuns {
 /// Every run of a comparison.
 #[derive(Debug)]
 pub struct ComparisonRuns {
+    /// The runs of each row.
     pub rows: Vec<RowRuns>,
+    /// The runs of each sweep in each of its rows.
     pub sweeps: Vec<SweepRuns>,
 }
 
 impl ComparisonRuns {
     /// The runs that come first: the first seed at each rate.
-    pub fn new(plan: &ComparisonPlan) -> anyhow::Result<Self> {
+    pub fn new(plan: &ComparisonPlan) -> Result<Self, ExperimentError> {
         let mut rows = Vec::new();
         for (row, grid) in plan.rows.iter().zip(&plan.grids) {
             let tried = tried(plan, row, grid)?;
@@ -71,10 +80,10 @@ impl ComparisonRuns {
 
     /// Reads the losses of the tried runs, which are finished. Returns whether a grid was extended, so that there is a new
     /// rate to try.
-    pub fn extend_grids(&mut self, plan: &ComparisonPlan) -> anyhow::Result<bool> {
+    pub fn extend_grids(&mut self, plan: &ComparisonPlan) -> Result<bool, ExperimentError> {
         let mut extended = false;
         for row in &mut self.rows {
-            let losses: Vec<Option<f64>> = row.tried.iter().map(|run| run_result::loss(&run.folder)).collect();
+            let losses: Vec<Option<f64>> = row.tried.iter().map(|run| validation_loss(&run.folder)).collect();
             row.best = best(&losses);
             if row.grid.extend(&losses, plan.extend) {
                 row.tried = tried(plan, &row.row, &row.grid)?;
@@ -85,7 +94,7 @@ impl ComparisonRuns {
     }
 
     /// Adds the runs of every seed at the best rates.
-    pub fn choose(&mut self, plan: &ComparisonPlan) -> anyhow::Result<()> {
+    pub fn choose(&mut self, plan: &ComparisonPlan) -> Result<(), ExperimentError> {
         for row in &mut self.rows {
             let Some(best) = row.best else { continue };
             let rate = row.tried[best].learning_rate;
@@ -102,7 +111,7 @@ impl ComparisonRuns {
     }
 
     /// Adds the runs of the sweeps: the first seed at the best rate of each swept row.
-    pub fn sweep(&mut self, plan: &ComparisonPlan) -> anyhow::Result<()> {
+    pub fn sweep(&mut self, plan: &ComparisonPlan) -> Result<(), ExperimentError> {
         for (index, planned) in plan.sweeps.iter().enumerate() {
             for &row in &planned.rows {
                 // There is no best rate if every rate diverged.
@@ -124,6 +133,6 @@ impl ComparisonRuns {
     }
 }
 
-fn tried(plan: &ComparisonPlan, row: &ComparisonRow, grid: &RateGrid) -> anyhow::Result<Vec<RunSpec>> {
+fn tried(plan: &ComparisonPlan, row: &ComparisonRow, grid: &RateGrid) -> Result<Vec<RunSpec>, ExperimentError> {
     grid.rates().iter().map(|&rate| plan.run(row, &[], rate, plan.seeds[0])).collect()
 }

@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use anyhow::Context;
 use sorsa_files::write_atomic;
 
 use super::csv::csv;
@@ -11,7 +10,7 @@ use super::page::html;
 use super::results::Comparison;
 use super::tables::tables;
 use super::texts::{latex, markdown, plain};
-use sorsa_experiment::create_folder;
+use crate::{ExperimentError, create_folder};
 
 /// The results in every output format.
 pub struct Report {
@@ -29,7 +28,7 @@ pub struct Report {
 
 impl Report {
     /// Writes the results in every format, the figures and the page into `folder`.
-    pub fn write(comparison: &Comparison, folder: &Path) -> anyhow::Result<Self> {
+    pub fn write(comparison: &Comparison, folder: &Path) -> Result<Self, ExperimentError> {
         let tables = tables(comparison);
         let report = Self {
             plain: plain(comparison, &tables, folder),
@@ -39,7 +38,7 @@ impl Report {
             latex: latex(comparison, &tables),
         };
         let figures = figures(comparison);
-        let page = html(comparison, &tables, &figures).context("cannot draw the report")?;
+        let page = html(comparison, &tables, &figures)?;
         create_folder(&folder.join("figures"))?;
         for named in &figures {
             let path = folder.join("figures").join(&named.name);
@@ -54,7 +53,7 @@ impl Report {
             ("report.html", &page),
         ] {
             let path = folder.join(name);
-            write_atomic(&path, content).with_context(|| format!("cannot write {}", path.display()))?;
+            write_atomic(&path, content)?;
         }
         Ok(report)
     }

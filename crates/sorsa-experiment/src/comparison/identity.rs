@@ -5,9 +5,8 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
-use sorsa_experiment::Recipe;
-use sorsa_experiment::recipe::EvalRecipe;
+use crate::recipe::EvalRecipe;
+use crate::{ExperimentError, Recipe};
 
 /// Files up to this size are hashed whole. Of a larger file the hash covers the size and half as much at each end: a
 /// checkpoint that was trained further differs at its ends, and hashing all of it would take longer than the first steps.
@@ -21,14 +20,14 @@ pub struct Fingerprints {
 
 impl Fingerprints {
     /// Hashes a file's content, or the files in a model's folder.
-    pub fn of(&mut self, path: &Path) -> anyhow::Result<String> {
+    pub fn of(&mut self, path: &Path) -> Result<String, ExperimentError> {
         if let Some(known) = self.known.get(path) {
             return Ok(known.clone());
         }
         let mut hasher = blake3::Hasher::new();
         if path.is_dir() {
             let mut names: Vec<_> = std::fs::read_dir(path)
-                .with_context(|| format!("cannot list {}", path.display()))?
+                .map_err(|source| ExperimentError::ListFolder { path: path.to_owned(), source })?
                 .filter_map(|entry| Some(entry.ok()?.path()))
                 .filter(|file| file.is_file() && decides(file))
                 .collect();
@@ -53,16 +52,16 @@ fn decides(file: &Path) -> bool {
     matches!(extension, Some("json" | "safetensors" | "gguf" | "model" | "jinja"))
 }
 
-fn add(hasher: &mut blake3::Hasher, path: &Path) -> anyhow::Result<()> {
-    let fault = || format!("cannot read {}", path.display());
-    let mut file = File::open(path).with_context(fault)?;
-    let size = file.metadata().with_context(fault)?.len();
+fn add(hasher: &mut blake3::Hasher, path: &Path) -> Result<(), ExperimentError> {
+    let fault = |source| ExperimentError::Read { path: path.to_owned(), source };
+    let mut file = File::open(path).map_err(fault)?;
+    let size = file.metadata().map_err(fault)?.len();
     hasher.update(&size.to_le_bytes());
-    let mut part = |file: &mut File, limit: u64| -> anyhow::Result<()> {
+    let mut part = |file: &mut File, limit: u64| -> Result<(), ExperimentError> {
         let mut buffer = vec![0; 1 << 20];
         let mut source = file.take(limit);
         loop {
-            match source.read(&mut buffer).with_context(fault)? {
+            match source.read(&mut buffer).map_err(fault)? {
                 0 => return Ok(()),
                 read => hasher.update(&buffer[..read]),
             };
@@ -72,13 +71,13 @@ fn add(hasher: &mut blake3::Hasher, path: &Path) -> anyhow::Result<()> {
         return part(&mut file, u64::MAX);
     }
     part(&mut file, WHOLE / 2)?;
-    file.seek(SeekFrom::End(-((WHOLE / 2) as i64))).with_context(fault)?;
+    file.seek(SeekFrom::End(-((WHOLE / 2) as i64))).map_err(fault)?;
     part(&mut file, u64::MAX)
 }
 
 /// The key of a run: a short hash of everything that decides the trained weights. The paths of files do not, nor do the
 /// settings of tests.
-pub fn run_key(recipe: &Recipe, files: &InputFiles, backend: &str) -> anyhow::Result<String> {
+pub fn run_key(recipe: &Recipe, files: &InputFiles, backend: &str) -> Result<String, ExperimentError> {
     let mut known = recipe.clone();
     known.model.path.clone_from(&files.model);
     known.data.train.clone_from(&files.train);

@@ -2,7 +2,7 @@
 
 use super::fields::{NAMED_FIELDS, RANK, value_text};
 use super::run_result::RunResult;
-use crate::format::TableFormat;
+use sorsa_report::table;
 
 /// The runs as CSV. `compared_fields` have a column each, after all others.
 pub fn csv(runs: &[RunResult], compared_fields: &[String]) -> String {
@@ -75,7 +75,7 @@ fn cell<T: ToString>(value: Option<T>) -> String {
 
 /// A line of CSV. A value such as `["q_proj", "v_proj"]` needs quotes.
 fn line(cells: Vec<String>) -> String {
-    TableFormat::Csv.table(&[cells]).unwrap_or_default()
+    table::csv(&[cells])
 }
 
 #[cfg(test)]

@@ -4,13 +4,13 @@ use std::path::Path;
 
 use super::results::Comparison;
 use super::tables::Table;
-use crate::format::{TableFormat, escaped};
+use sorsa_report::table::{aligned, latex_text, markdown as markdown_table};
 
 /// Tables with aligned columns, then the findings, and the folder of the files.
 pub fn plain(comparison: &Comparison, tables: &[Table], folder: &Path) -> String {
     let mut text = String::new();
     for table in tables {
-        let rows = TableFormat::Table.table(&table.rows).unwrap_or_default();
+        let rows = aligned(&table.rows);
         text.push_str(&format!("{}\n\n{rows}\n", table.caption));
     }
     for finding in &comparison.findings {
@@ -27,7 +27,7 @@ pub fn plain(comparison: &Comparison, tables: &[Table], folder: &Path) -> String
 pub fn markdown(comparison: &Comparison, tables: &[Table]) -> String {
     let mut text = format!("# {}\n\n", comparison.title());
     for table in tables {
-        let rows = TableFormat::Markdown.table(&table.rows).unwrap_or_default();
+        let rows = markdown_table(&table.rows);
         text.push_str(&format!("{}.\n\n{rows}\n", table.caption));
     }
     for (heading, lines) in [("What is shown", &comparison.findings), ("How it was made", &comparison.notes)] {
@@ -67,7 +67,7 @@ pub fn latex(comparison: &Comparison, tables: &[Table]) -> String {
 
 /// A cell with its special characters escaped and the minus signs of its numbers in math mode.
 fn math(cell: &str) -> String {
-    let mut text = escaped(cell).replace('^', "\\^{}");
+    let mut text = latex_text(cell).replace('^', "\\^{}");
     for (before, after) in [(" -", " $-$"), ("[-", "[$-$")] {
         text = text.replace(before, after);
     }

@@ -5,7 +5,9 @@ use super::fields::{FieldValue, METHOD, parse_value, reason_against, split_at_co
 /// A way to train: the recipe fields in which it differs from the other arms.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Arm {
+    /// Name of the arm in tables, options and reports.
     pub name: String,
+    /// The recipe fields that the arm sets.
     pub fields: Vec<FieldValue>,
 }
 

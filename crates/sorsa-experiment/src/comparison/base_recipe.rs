@@ -1,10 +1,10 @@
 //! The fields that all runs of a comparison share, and the recipes of its runs.
 
-use sorsa_experiment::Recipe;
-use sorsa_experiment::recipe::set_field;
 use toml::Table;
 
 use super::fields::{FieldValue, takes_effect};
+use crate::recipe::set_field;
+use crate::{ExperimentError, Recipe};
 
 /// The settings of all runs. Every recipe of a comparison is resolved here.
 #[derive(Debug, Clone)]
@@ -18,17 +18,22 @@ pub struct BaseRecipe {
 }
 
 impl BaseRecipe {
-    pub fn set(&mut self, field: FieldValue) -> anyhow::Result<()> {
-        Ok(set_field(&mut self.fields, &field.field, field.value)?)
+    /// Sets a field of all runs.
+    ///
+    /// # Errors
+    ///
+    /// [`ExperimentError::NotATable`].
+    pub fn set(&mut self, field: FieldValue) -> Result<(), ExperimentError> {
+        set_field(&mut self.fields, &field.field, field.value)
     }
 
     /// The recipe without the fields of an arm.
-    pub fn common(&self) -> anyhow::Result<Recipe> {
+    pub fn common(&self) -> Result<Recipe, ExperimentError> {
         resolve(self.fields.clone(), &self.fields_if_used, &self.source)
     }
 
     /// The recipe of a run: `fields` replace the settings of all runs, and later fields replace earlier ones.
-    pub fn with(&self, fields: &[FieldValue]) -> anyhow::Result<Recipe> {
+    pub fn with(&self, fields: &[FieldValue]) -> Result<Recipe, ExperimentError> {
         let mut base = self.fields.clone();
         // The run has no test: a process of its own tests the chosen runs, so that its memory is not training's.
         if let Some(toml::Value::Table(data)) = base.get_mut("data") {
@@ -44,9 +49,9 @@ impl BaseRecipe {
     }
 }
 
-fn resolve(mut table: Table, fields: &[FieldValue], source: &str) -> anyhow::Result<Recipe> {
+fn resolve(mut table: Table, fields: &[FieldValue], source: &str) -> Result<Recipe, ExperimentError> {
     for field in fields {
         set_field(&mut table, &field.field, field.value.clone())?;
     }
-    Ok(Recipe::from_table(table, source)?)
+    Recipe::from_table(table, source)
 }

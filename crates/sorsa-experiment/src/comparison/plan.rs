@@ -5,9 +5,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use sorsa_data::TextTokenizer;
-use sorsa_experiment::embedded::EMBEDDED;
-use sorsa_experiment::model::model_folder;
-use sorsa_experiment::{Host, Inputs, Observer, Recipe, TrainingShape, data_file};
 use sorsa_models::ModelConfig;
 use sorsa_train::total_steps;
 use toml::Table;
@@ -23,7 +20,9 @@ use super::rate_grid::{RateGrid, rounded};
 use super::request::{ComparisonRequest, RequestedRates};
 use super::run_spec::RunSpec;
 use super::sweep::{Sweep, SweepMode};
-use crate::exit::{OrBadInput, bad_input};
+use crate::embedded::EMBEDDED;
+use crate::model::model_folder;
+use crate::{ExperimentError, Host, Inputs, Observer, Recipe, TrainingShape, data_file};
 
 /// Evaluations in a run: enough to see when it reaches a loss, for a few percent of its time.
 const EVALUATIONS: u64 = 10;
@@ -31,12 +30,15 @@ const EVALUATIONS: u64 = 10;
 /// A comparison, checked.
 #[derive(Debug)]
 pub struct ComparisonPlan {
+    /// Folder of the runs and results.
     pub folder: PathBuf,
+    /// The rows of the comparison: each arm at each searched value.
     pub rows: Vec<ComparisonRow>,
     /// The rates to begin with, one grid for each row.
     pub grids: Vec<RateGrid>,
     /// Name of the arm that differences are to.
     pub reference: String,
+    /// The seeds; the first one searches the learning rates.
     pub seeds: Vec<u64>,
     /// Sweeps at the best rate of their rows.
     pub sweeps: Vec<PlannedSweep>,
@@ -46,7 +48,9 @@ pub struct ComparisonPlan {
     pub steps: u64,
     /// Tokens of one pass over the training data.
     pub train_tokens: usize,
+    /// Rows of the training data.
     pub train_examples: usize,
+    /// Test problems; 0 if there is no test.
     pub problems: usize,
     /// Parameters of the model.
     pub parameters: u64,
@@ -60,11 +64,14 @@ pub struct ComparisonPlan {
     files: InputFiles,
     /// Name of the backend.
     pub backend: String,
+    /// The machine, for reports.
+    pub machine: String,
 }
 
 /// A sweep whose values run at the best rate of some rows.
 #[derive(Debug)]
 pub struct PlannedSweep {
+    /// The sweep.
     pub sweep: Sweep,
     /// Indices of the swept rows, the first of each arm.
     pub rows: Vec<usize>,
@@ -80,13 +87,15 @@ impl PlannedSweep {
 
 impl ComparisonPlan {
     /// Checks a request. Reads everything that the runs will read, except for the weights.
-    pub fn new(request: ComparisonRequest, host: &Host, observer: &mut dyn Observer) -> anyhow::Result<Self> {
+    pub fn new(request: ComparisonRequest, host: &Host, observer: &mut dyn Observer) -> Result<Self, ExperimentError> {
         if let Some(fault) = request.fault() {
-            return Err(bad_input(fault));
+            return Err(ExperimentError::Comparison(fault));
         }
         let common = request.base.common()?;
         if common.model.adapter.is_some() {
-            return Err(bad_input("a comparison starts from a model: model.adapter cannot be set"));
+            return Err(ExperimentError::Comparison(
+                "a comparison starts from a model: model.adapter cannot be set".to_owned(),
+            ));
         }
         let mut plan = Self {
             folder: request.folder,
@@ -107,6 +116,7 @@ impl ComparisonPlan {
             base: request.base,
             files: InputFiles { model: String::new(), train: String::new(), validation: None },
             backend: host.backend.clone(),
+            machine: host.machine.clone(),
         };
         plan.add_rows(&request.arms, &request.sweeps)?;
         for row in &plan.rows {
@@ -120,7 +130,7 @@ impl ComparisonPlan {
 
     /// Makes a row of each arm at each value of the sweeps that search each value. The rank is always swept: if nobody asks
     /// for several, at the rank of the recipe.
-    fn add_rows(&mut self, arms: &[Arm], sweeps: &[Sweep]) -> anyhow::Result<()> {
+    fn add_rows(&mut self, arms: &[Arm], sweeps: &[Sweep]) -> Result<(), ExperimentError> {
         let mut searched: Vec<Sweep> =
             sweeps.iter().filter(|sweep| sweep.mode == SweepMode::SearchEach).cloned().collect();
         if sweeps.iter().all(|sweep| sweep.field != RANK) {
@@ -131,7 +141,9 @@ impl ComparisonPlan {
             let recipe = self.base.with(&arm.fields)?;
             if let Some(field) = arm.fields.iter().find(|field| !takes_effect(&field.field, &recipe)) {
                 let (name, field) = (&arm.name, &field.field);
-                return Err(bad_input(format!("the arm {name} sets {field}, which has no effect in it")));
+                return Err(ExperimentError::Comparison(format!(
+                    "the arm {name} sets {field}, which has no effect in it"
+                )));
             }
             let rank = recipe.adapter.method().is_factored().then_some(recipe.adapter.rank);
             let mut rows = vec![ComparisonRow {
@@ -163,7 +175,7 @@ impl ComparisonPlan {
     }
 
     /// Finds the rows of each sweep at the best rate: the first row of each of its arms.
-    fn add_sweeps(&mut self, arms: &[Arm], sweeps: Vec<Sweep>) -> anyhow::Result<()> {
+    fn add_sweeps(&mut self, arms: &[Arm], sweeps: Vec<Sweep>) -> Result<(), ExperimentError> {
         for sweep in sweeps.into_iter().filter(|sweep| sweep.mode == SweepMode::AtBestRate) {
             let mut rows = Vec::new();
             for arm in arms {
@@ -181,7 +193,7 @@ impl ComparisonPlan {
     }
 
     /// The grid of a row: the rates given for its arm, or its own, or those given for all, or multiples of its default.
-    fn grid(&self, row: &ComparisonRow, rates: &RequestedRates) -> anyhow::Result<RateGrid> {
+    fn grid(&self, row: &ComparisonRow, rates: &RequestedRates) -> Result<RateGrid, ExperimentError> {
         let named: Vec<f64> = rates.by_arm.iter().filter(|(name, _)| *name == row.arm).map(|(_, rate)| *rate).collect();
         if !named.is_empty() {
             return Ok(RateGrid::new(named));
@@ -196,9 +208,14 @@ impl ComparisonPlan {
         Ok(RateGrid::new(rates.factors.iter().map(|factor| rounded(default * factor)).collect()))
     }
 
-    fn read_inputs(&mut self, host: &Host, observer: &mut dyn Observer, sets_eval_every: bool) -> anyhow::Result<()> {
+    fn read_inputs(
+        &mut self,
+        host: &Host,
+        observer: &mut dyn Observer,
+        sets_eval_every: bool,
+    ) -> Result<(), ExperimentError> {
         let folder = model_folder(&self.common.model.path, &host.sources)?;
-        let config = ModelConfig::read(&folder).or_bad_input()?;
+        let config = ModelConfig::read(&folder)?;
         for (index, row) in self.rows.iter().enumerate() {
             self.parameters = TrainingShape::new(&self.base.with(&row.fields)?, &config, host)?.parameters;
             for planned in self.sweeps.iter().filter(|planned| planned.rows.contains(&index)) {
@@ -208,10 +225,12 @@ impl ComparisonPlan {
                 }
             }
         }
-        let tokenizer = Arc::new(TextTokenizer::from_dir(&folder).or_bad_input()?);
+        let tokenizer = Arc::new(TextTokenizer::from_dir(&folder)?);
         let inputs = Inputs::read(&self.common, &tokenizer, &config, host, observer)?;
         if inputs.validation.is_none() {
-            return Err(bad_input("learning rates are chosen by the validation loss: there must be validation data"));
+            return Err(ExperimentError::Comparison(
+                "learning rates are chosen by the validation loss: there must be validation data".to_owned(),
+            ));
         }
         self.steps = total_steps(&self.common.train, &inputs.train);
         let data = &inputs.data;
@@ -237,7 +256,13 @@ impl ComparisonPlan {
 
     /// A run of a row; `fields` replace the row's. Its folder is the one that an earlier call made for the same run, under
     /// whatever name, or else a new one.
-    pub fn run(&self, row: &ComparisonRow, fields: &[FieldValue], rate: f64, seed: u64) -> anyhow::Result<RunSpec> {
+    pub fn run(
+        &self,
+        row: &ComparisonRow,
+        fields: &[FieldValue],
+        rate: f64,
+        seed: u64,
+    ) -> Result<RunSpec, ExperimentError> {
         let seed_value = i64::try_from(seed)?;
         let mut all = [&row.fields[..], fields].concat();
         all.push(FieldValue::new(LEARNING_RATE, rate));
@@ -253,7 +278,7 @@ impl ComparisonPlan {
 
     /// `sorsa-r16-g4e-4`: the method, the named fields that have an effect, and other compared fields that differ from the
     /// common recipe.
-    fn start_of_name(&self, recipe: &Recipe) -> anyhow::Result<String> {
+    fn start_of_name(&self, recipe: &Recipe) -> Result<String, ExperimentError> {
         let (table, common) = (Table::try_from(recipe)?, Table::try_from(&self.common)?);
         let mut name = value_of(&table, METHOD).map_or_else(String::new, |method| value_for_name(&method));
         for named in &NAMED_FIELDS {
@@ -349,7 +374,7 @@ impl ComparisonRow {
 }
 
 /// Whether a sweep has values for an arm, whose recipe without the sweep is `recipe`.
-fn sweeps_arm(sweep: &Sweep, arm: &Arm, recipe: &Recipe) -> anyhow::Result<bool> {
+fn sweeps_arm(sweep: &Sweep, arm: &Arm, recipe: &Recipe) -> Result<bool, ExperimentError> {
     let effect = takes_effect(&sweep.field, recipe);
     if sweep.arms.is_empty() {
         return Ok(effect && !arm.sets(&sweep.field));
@@ -357,14 +382,18 @@ fn sweeps_arm(sweep: &Sweep, arm: &Arm, recipe: &Recipe) -> anyhow::Result<bool>
     let named = sweep.arms.contains(&arm.name);
     if named && !effect {
         let (field, name) = (&sweep.field, &arm.name);
-        return Err(bad_input(format!("the sweep of {field} names {name}, where {field} has no effect")));
+        return Err(ExperimentError::Comparison(format!(
+            "the sweep of {field} names {name}, where {field} has no effect"
+        )));
     }
     Ok(named)
 }
 
-fn no_arm(sweep: &Sweep) -> anyhow::Error {
+fn no_arm(sweep: &Sweep) -> ExperimentError {
     let field = &sweep.field;
-    bad_input(format!("the sweep of {field} has no arm: in each it has no effect, or the arm sets it itself"))
+    ExperimentError::Comparison(format!(
+        "the sweep of {field} has no arm: in each it has no effect, or the arm sets it itself"
+    ))
 }
 
 fn compared_fields(arms: &[Arm], sweeps: &[Sweep]) -> Vec<String> {

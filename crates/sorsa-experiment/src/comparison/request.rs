@@ -11,14 +11,19 @@ use super::sweep::Sweep;
 pub struct ComparisonRequest {
     /// Folder of the runs and results.
     pub folder: PathBuf,
+    /// What is compared.
     pub arms: Vec<Arm>,
     /// Name of the arm that differences are to. Without such an arm they are to the first.
     pub reference: String,
+    /// Fields to try at several values.
     pub sweeps: Vec<Sweep>,
+    /// The learning rates to begin with.
     pub rates: RequestedRates,
+    /// The seeds; the first one searches the learning rates.
     pub seeds: Vec<u64>,
     /// How often a grid of rates may be extended.
     pub extend: usize,
+    /// The settings of all runs.
     pub base: BaseRecipe,
     /// Whether the user sets `train.eval_every`. Otherwise the plan does.
     pub sets_eval_every: bool,

@@ -7,9 +7,8 @@ use sorsa_data::synthetic;
 use super::identity::Fingerprints;
 use super::plan::ComparisonPlan;
 use super::run_spec::RunSpec;
-use crate::commands::pretrain::{VALIDATION_DOCUMENTS, VALIDATION_SEED_OFFSET};
-use sorsa_experiment::Recipe;
-use sorsa_experiment::embedded::EMBEDDED;
+use crate::embedded::EMBEDDED;
+use crate::{ExperimentError, Recipe};
 
 /// One evaluation of one model.
 #[derive(Debug, Clone, PartialEq)]
@@ -18,7 +17,9 @@ pub struct Evaluation {
     pub model: String,
     /// Folder of the run whose adapter is tested. Absent: the base model.
     pub adapter: Option<PathBuf>,
+    /// Whether rows that cannot be read are skipped.
     pub skip_bad_rows: bool,
+    /// What the model is evaluated on.
     pub subject: Subject,
 }
 
@@ -29,10 +30,15 @@ pub enum Subject {
     Problems {
         /// Absent: the embedded problems.
         data: Option<String>,
+        /// Problems at most.
         limit: usize,
+        /// Tokens of an answer at most.
         max_new_tokens: usize,
+        /// Problems answered together.
         batch_size: usize,
+        /// Template of the prompts.
         template: String,
+        /// Text at the end of each prompt.
         prompt_suffix: String,
         /// Run the programs that the model writes.
         allow_code_execution: bool,
@@ -40,7 +46,10 @@ pub enum Subject {
         answers: PathBuf,
     },
     /// Loss of a text.
-    Text { path: PathBuf },
+    Text {
+        /// File of the texts.
+        path: PathBuf,
+    },
 }
 
 /// An evaluation, and the file of its result.
@@ -48,9 +57,11 @@ pub enum Subject {
 pub struct Measurement {
     /// Unique in the comparison.
     pub name: String,
+    /// Folder of the result.
     pub folder: PathBuf,
     /// Name of the result in the folder.
     pub result: String,
+    /// How the result is made.
     pub evaluation: Evaluation,
 }
 
@@ -89,13 +100,13 @@ const KEY_LENGTH: usize = 10;
 impl Measurements {
     /// The measurements of a plan. Forgetting is measured on the user's text; without one, on the pretraining texts of the
     /// embedded model, which are written into the plan's folder.
-    pub fn new(plan: &ComparisonPlan, forgetting_text: Option<&Path>) -> anyhow::Result<Self> {
+    pub fn new(plan: &ComparisonPlan, forgetting_text: Option<&Path>) -> Result<Self, ExperimentError> {
         let text = match forgetting_text {
             Some(path) => Some(path.to_owned()),
             None if plan.is_embedded() => {
                 let path = plan.folder.join("pretraining-text.jsonl");
                 if !path.exists() {
-                    synthetic::write_corpus(&path, VALIDATION_SEED_OFFSET, VALIDATION_DOCUMENTS)?;
+                    synthetic::write_corpus(&path, synthetic::VALIDATION_SEED_OFFSET, synthetic::VALIDATION_DOCUMENTS)?;
                 }
                 Some(path)
             }

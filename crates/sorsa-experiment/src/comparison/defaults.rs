@@ -11,16 +11,23 @@ pub const REFERENCE_ARM: &str = "lora";
 
 /// Multiples of a method's default learning rate.
 pub const RATE_FACTORS: [f64; 4] = [0.5, 1.0, 2.0, 4.0];
+/// The multiples of `--quick`.
 pub const QUICK_RATE_FACTORS: [f64; 2] = [1.0, 2.0];
+/// Seeds of the full comparison.
 pub const SEEDS: [u64; 3] = [42, 43, 44];
+/// Seeds of `--quick`.
 pub const QUICK_SEEDS: [u64; 2] = [42, 43];
+/// How often a grid of learning rates may be extended.
 pub const EXTENSIONS: usize = 2;
+/// How often `--quick` may extend a grid.
 pub const QUICK_EXTENSIONS: usize = 0;
+/// Optimizer steps of each run of `--quick`.
 pub const QUICK_STEPS: u64 = 150;
 
 /// Settings of all runs, which the user's replace. The cache of decompositions is off, so that each run's start has a time of
 /// its own.
 pub const SETTINGS: [&str; 2] = ["svd.cache=false", "eval.problems=400"];
+/// Settings of all runs of `--quick`.
 pub const QUICK_SETTINGS: [&str; 2] = ["svd.cache=false", "eval.problems=200"];
 
 /// The arms of the full comparison. `--methods` knows them by name, besides the methods.

@@ -27,8 +27,11 @@ use super::sweep::{Sweep, SweepMode};
 /// Arms in the order of the file, sweeps, and the arm to compare with.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Suite {
+    /// Name of the arm to compare with.
     pub reference: Option<String>,
+    /// The arms, in the order of the file.
     pub arms: Vec<Arm>,
+    /// The sweeps.
     pub sweeps: Vec<Sweep>,
 }
 

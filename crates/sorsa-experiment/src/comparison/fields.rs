@@ -5,16 +5,19 @@ use std::fmt;
 use toml::{Table, Value};
 
 use super::sweep::SweepMode;
-use sorsa_experiment::Recipe;
+use crate::Recipe;
 
 /// A dotted field of a recipe and its value.
 #[derive(Debug, Clone, PartialEq)]
 pub struct FieldValue {
+    /// The dotted path.
     pub field: String,
+    /// The value, in TOML.
     pub value: Value,
 }
 
 impl FieldValue {
+    /// A field and its value.
     pub fn new(field: &str, value: impl Into<Value>) -> Self {
         Self { field: field.to_owned(), value: value.into() }
     }
@@ -30,6 +33,7 @@ impl fmt::Display for FieldValue {
 /// A field that the reports know by a name of its own. Every other field goes by its path.
 #[derive(Debug)]
 pub struct NamedField {
+    /// The dotted path.
     pub field: &'static str,
     /// Heading of its column in tables and in `results.csv`.
     pub label: &'static str,
@@ -41,11 +45,17 @@ pub struct NamedField {
     pub mode: SweepMode,
 }
 
+/// The method of the adapter.
 pub const METHOD: &str = "adapter.method";
+/// The rank of the adapter.
 pub const RANK: &str = "adapter.rank";
+/// The peak learning rate.
 pub const LEARNING_RATE: &str = "train.optimizer.learning_rate";
+/// The seed of the data's order and of dropout.
 pub const TRAIN_SEED: &str = "train.seed";
+/// The seed of the adapter's random start.
 pub const ADAPTER_SEED: &str = "adapter.seed";
+/// The weight of the regularizer.
 pub const GAMMA: &str = "train.regularizer.gamma";
 
 /// In the order of the names of runs.
@@ -103,6 +113,7 @@ pub fn decides_steps(field: &str) -> bool {
     steps.contains(&field) || field.starts_with("data.")
 }
 
+/// The entry of a field in [`NAMED_FIELDS`]; `None` if it has none.
 pub fn named_field(field: &str) -> Option<&'static NamedField> {
     NAMED_FIELDS.iter().find(|named| named.field == field)
 }

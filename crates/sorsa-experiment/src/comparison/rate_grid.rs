@@ -8,12 +8,14 @@ pub struct RateGrid {
 }
 
 impl RateGrid {
+    /// A grid of these rates, in any order.
     pub fn new(mut rates: Vec<f64>) -> Self {
         rates.sort_by(f64::total_cmp);
         rates.dedup();
         Self { rates, extensions: 0 }
     }
 
+    /// The rates, ascending.
     pub fn rates(&self) -> &[f64] {
         &self.rates
     }

@@ -5,6 +5,8 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use sorsa_files::write_atomic;
 
+use crate::ExperimentError;
+
 /// `bench.json` in the folder of a run.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct RunConditions {
@@ -23,7 +25,12 @@ impl RunConditions {
         serde_json::from_slice(&text).unwrap_or_default()
     }
 
-    pub fn write(self, folder: &Path) -> anyhow::Result<()> {
+    /// Writes the conditions of the run in `folder`.
+    ///
+    /// # Errors
+    ///
+    /// [`ExperimentError::File`].
+    pub fn write(self, folder: &Path) -> Result<(), ExperimentError> {
         Ok(write_atomic(folder.join(FILE), serde_json::to_vec(&self)?)?)
     }
 }

@@ -20,8 +20,11 @@ pub enum SweepMode {
 /// One field at several values.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sweep {
+    /// The field.
     pub field: String,
+    /// Its values.
     pub values: Vec<Value>,
+    /// How the values are run.
     pub mode: SweepMode,
     /// Names of the arms to sweep. Empty: every arm that the field has an effect on and that does not set the field itself.
     pub arms: Vec<String>,
