@@ -498,7 +498,7 @@ mod tests {
             assert_eq!(rate(&format!("{model}{method}")), published, "{method}");
             assert_eq!(rate(&format!("{model}{method}train.optimizer.learning_rate = 5e-4")), 5e-4);
         }
-        assert_eq!(rate("train.optimizer.kind = \"lion\""), 2e-4);
+        assert_eq!(rate("train.optimizer.kind = \"lion\""), 6e-4);
         let lion = Recipe::from_table("train.optimizer.kind = \"lion\"".parse().unwrap(), "test").unwrap();
         assert_eq!((lion.train.optimizer.beta1, lion.train.optimizer.beta2), (0.9, 0.99));
         assert_eq!(rate(&format!("{model}adapter.rank = 128")), 5e-5);

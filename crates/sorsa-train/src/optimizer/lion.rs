@@ -22,8 +22,8 @@ pub struct Lion {
 }
 
 impl Lion {
-    /// The authors advise a third to a tenth.
-    pub(super) const RELATIVE_RATE: f64 = 0.1;
+    /// The authors advise a third to a tenth; on the embedded task a tenth is too slow.
+    pub(super) const RELATIVE_RATE: f64 = 0.3;
 
     pub(super) fn new(config: &OptimizerConfig) -> Self {
         Self { beta1: config.beta1, beta2: config.beta2 }
@@ -37,7 +37,7 @@ impl Lion {
     }
 
     pub(super) fn defaults() -> OptimizerConfig {
-        OptimizerConfig { kind: OptimizerKind::Lion, learning_rate: 1e-4, beta2: 0.99, ..OptimizerConfig::default() }
+        OptimizerConfig { kind: OptimizerKind::Lion, learning_rate: 3e-4, beta2: 0.99, ..OptimizerConfig::default() }
     }
 }
 
