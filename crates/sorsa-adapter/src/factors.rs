@@ -40,9 +40,9 @@ pub(crate) enum Axes {
     Out,
 }
 
-/// Which vectors of a factor are orthonormal.
+/// Which vectors of a factor the regularizer compares with each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Orthonormal {
+pub(crate) enum Vectors {
     Columns,
     Rows,
 }
@@ -55,14 +55,23 @@ pub(crate) struct Factor {
     pub axes: Axes,
     /// The group by which the optimizer treats it.
     pub group: ParameterGroup,
-    /// Which of its vectors the regularizer keeps orthonormal, if any.
-    pub orthonormal: Option<Orthonormal>,
+    /// Which of its vectors the method's own regularizer keeps orthonormal, if any.
+    pub orthonormal: Option<Vectors>,
 }
 
 impl Factor {
-    /// A matrix factor that no regularizer keeps orthonormal.
+    /// A matrix factor that no regularizer of the method's own keeps orthonormal.
     pub const fn new(name: &'static str, axes: Axes) -> Self {
         Self { name, axes, group: ParameterGroup::Factor, orthonormal: None }
+    }
+
+    /// Its `r` vectors, if it is a matrix between the rank and a side of the weight.
+    pub fn vectors(&self) -> Option<Vectors> {
+        match self.axes {
+            Axes::InRank => Some(Vectors::Columns),
+            Axes::RankOut => Some(Vectors::Rows),
+            Axes::Rank | Axes::RankRank | Axes::Out => None,
+        }
     }
 
     /// Its shape for a weight `[d_in, d_out]`.

@@ -8,7 +8,8 @@ use burn::prelude::*;
 use burn::tensor::FloatDType;
 
 use crate::error::AdapterError;
-use crate::factors::{Factor, HostTensor, NamedTensors, Orthonormal};
+use crate::factors::{Factor, HostTensor, NamedTensors};
+use crate::regularizer::{Lengths, Regularized};
 use crate::{Adapter, Method};
 
 /// The group of a trained parameter. Optimizers may treat each group in its own way.
@@ -35,7 +36,7 @@ pub struct Trainable {
     pub shape: Vec<usize>,
     /// The group by which the optimizer treats it.
     pub group: ParameterGroup,
-    pub(crate) orthonormal: Option<Orthonormal>,
+    pub(crate) regularized: Option<Regularized>,
 }
 
 /// A float parameter of a model.
@@ -148,20 +149,21 @@ pub(crate) fn trainable<M: Module>(model: &M, method: Method, dense: impl Fn(&st
     let separator = format!(".weight.{}.", Adapter::NAME);
     let mut found = Vec::new();
     for parameter in parameters(model) {
-        let (name, group, orthonormal) = if let Some((module, rest)) = parameter.path.split_once(&separator) {
+        let (name, group, regularized) = if let Some((module, rest)) = parameter.path.split_once(&separator) {
             // `rest` is `<Variant>.<factor>`.
             let name = rest.rsplit('.').next().unwrap_or(rest);
             let Some(Factor { group, orthonormal, .. }) = method.factors().iter().find(|factor| factor.name == name)
             else {
                 continue;
             };
-            (factor_path(module, method, name), *group, *orthonormal)
+            let regularized = orthonormal.map(|vectors| Regularized { vectors, lengths: Lengths::One });
+            (factor_path(module, method, name), *group, regularized)
         } else if dense(&parameter.path) {
             (parameter.path, ParameterGroup::Dense, None)
         } else {
             continue;
         };
-        found.push(Trainable { id: parameter.id, name, shape: parameter.shape, group, orthonormal });
+        found.push(Trainable { id: parameter.id, name, shape: parameter.shape, group, regularized });
     }
     found
 }

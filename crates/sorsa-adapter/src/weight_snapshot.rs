@@ -9,7 +9,7 @@ use burn::tensor::FloatDType;
 
 use crate::attach::{Target, residual};
 use crate::error::AdapterError;
-use crate::factors::{FactorSet, HostTensor, NamedTensors, Orthonormal};
+use crate::factors::{FactorSet, HostTensor, NamedTensors, Vectors};
 use crate::method::{FactoredDefinition, LowRank};
 use crate::parameters::{check_fits, tensor_faults, weight_path, weights};
 use crate::state::{AdapterState, ModuleState};
@@ -144,6 +144,6 @@ fn trained(definition: &FactoredDefinition, adapter: &Adapter) -> TrainedFactors
         a: HostTensor::from_tensor(a),
         s: s.map(|s| HostTensor::from_tensor(s).values),
         b: HostTensor::from_tensor(b),
-        orthonormal: kept(Orthonormal::Columns) && kept(Orthonormal::Rows),
+        orthonormal: kept(Vectors::Columns) && kept(Vectors::Rows),
     }
 }

@@ -162,3 +162,89 @@ fn methods_without_orthonormal_factors_have_no_regularizer() {
         assert!(gradients.is_empty(), "{method}");
     }
 }
+
+/// The factors `A` and `B` of each layer, whatever the method calls them.
+fn pairs(net: &Net) -> [[Tensor<2>; 2]; 2] {
+    [&net.first, &net.second].map(|layer| {
+        let (a, _, b) = layer.weight.reparameterization::<Adapter>().unwrap().parts();
+        [a, b]
+    })
+}
+
+const PAIRS: [Method; 4] = [Method::Pissa, Method::Lora, Method::Dora, Method::Olora];
+
+#[test]
+fn a_method_of_two_factors_may_have_the_regularizer_that_leaves_lengths_free() {
+    let device = device().autodiff();
+    for method in PAIRS {
+        let mut attached = disturbed(attach(&config(method).with_alpha(10.0), &device));
+        attached.keep_vectors_orthogonal().unwrap();
+        let Attached { model, trainable, .. } = attached;
+        for form in FORMS {
+            let term = |rows: Tensor<2>| {
+                let gram = rows.clone().matmul(rows.transpose());
+                let others = gram.ones_like() - Tensor::<2>::eye(gram.dims()[0], &gram.device());
+                let squares = (gram * others).square().sum();
+                if form == RegularizerForm::Squared { squares } else { squares.sqrt() }
+            };
+            let [first, second] = pairs(&model).map(|[a, b]| term(a.transpose()) + term(b));
+            let loss = if form == RegularizerForm::Author { (first + second) / 4.0 } else { first + second };
+            let value = f64::from(loss.clone().inner().into_scalar::<f32>());
+            let expected = GradientsParams::from_grads((loss * 0.3).backward(), &model);
+            let mut found = GradientsParams::new();
+            let stats = add_regularizer(&model, &trainable, form, 0.3, &mut found).unwrap();
+            assert!((stats.value - value).abs() < 1e-5 * value, "{method} {form:?}: {} for {value}", stats.value);
+            assert_eq!(found.len(), 4, "{method} {form:?}");
+            for parameter in trainable.iter().filter(|parameter| found.get::<2>(parameter.id).is_some()) {
+                let (found, expected) = (found.get::<2>(parameter.id), expected.get::<2>(parameter.id));
+                assert_near(found.unwrap(), expected.unwrap(), &format!("{method} {form:?} {}", parameter.name));
+            }
+        }
+    }
+}
+
+#[test]
+fn the_start_of_pissa_is_orthogonal_and_a_descent_brings_it_back_there() {
+    let device = device();
+    let defect = |attached: &Attached<Net>| {
+        regularizer_gradients(&attached.model, &attached.trainable, RegularizerForm::Paper).1.unwrap().max_defect
+    };
+    let mut fresh = attach(&config(Method::Pissa), &device);
+    fresh.keep_vectors_orthogonal().unwrap();
+    let (gradients, stats) = regularizer_gradients(&fresh.model, &fresh.trainable, RegularizerForm::Paper);
+    assert!(stats.unwrap().max_defect < 1e-5);
+    assert!(gradients.into_values().all(|gradient| largest(gradient) == 0.0));
+
+    let mut attached = disturbed(fresh);
+    attached.keep_vectors_orthogonal().unwrap();
+    let (start, lengths) = (defect(&attached), pairs(&attached.model).map(|[a, _]| largest(a)));
+    for _ in 0..400 {
+        let (gradients, _) = regularizer_gradients(&attached.model, &attached.trainable, RegularizerForm::Squared);
+        let mut values = attached.snapshot().trained;
+        for parameter in &attached.trainable {
+            let tensor = values.get_mut(&parameter.name).unwrap();
+            let gradient = common::values(gradients[&parameter.id].clone());
+            tensor.values.iter_mut().zip(gradient).for_each(|(v, g)| *v -= 0.02 * g);
+        }
+        attached = with_values(attached, &values);
+    }
+    assert!(defect(&attached) < 1e-2 * start, "{} after {start}", defect(&attached));
+    // The vectors are turned, not taken away.
+    for (before, [a, _]) in lengths.iter().zip(pairs(&attached.model)) {
+        assert!(largest(a) > 0.5 * before);
+    }
+}
+
+#[test]
+fn methods_that_do_not_train_two_factors_say_so_and_stay_without_a_regularizer() {
+    let device = device();
+    for method in Method::ALL.into_iter().filter(|method| !PAIRS.contains(method)) {
+        let mut attached = attach(&config(method), &device);
+        let error = attached.keep_vectors_orthogonal().unwrap_err().to_string();
+        let fault = match method {
+            Method::Sorsa => "has a regularizer of its own, of orthonormal vectors",
+            _ => "does not train two factors, whose vectors could be kept orthogonal",
+        };
+        assert_eq!(error, format!("adapter configuration: {method} {fault}"));
+    }
+}

@@ -10,7 +10,7 @@ use sorsa_files::recover;
 use sorsa_models::CausalLm;
 use sorsa_report::report::{self, RunReport, Sample};
 use sorsa_train::metrics::Metric;
-use sorsa_train::{RunOutcome, TrainError, Trainer};
+use sorsa_train::{Optimizer, RunOutcome, TrainError, Trainer};
 
 use crate::answer_log::AnswerLog;
 use crate::curves::training_curves;
@@ -153,9 +153,10 @@ impl<'a> PreparedRun<'a> {
         }
 
         let config = recipe.train.clone();
+        let optimizer = Optimizer::new(config.optimizer.clone(), &attached.trainable);
         let mut trainer = match resumed {
-            true => Trainer::resume(attached, train, validation, config, run.path())?,
-            false => Trainer::start(attached, train, validation, config, run.path())?,
+            true => Trainer::resume(attached, optimizer, train, validation, config, run.path())?,
+            false => Trainer::start(attached, optimizer, train, validation, config, run.path())?,
         };
         observer.on_event(Event::TrainingStarts { total_steps: trainer.total_steps() });
         let outcome = trainer.run(&mut TrainingObserver { observer: &mut *observer });

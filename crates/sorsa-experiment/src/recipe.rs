@@ -9,7 +9,7 @@ use sorsa_adapter::{AdapterConfig, Algorithm, Method, SavedAdapter, SvdOptions, 
 use sorsa_checkpoint::WeightFormat;
 use sorsa_data::{AnswerStyle, Format, LoadOptions, TemplateName, Truncation};
 use sorsa_models::float_dtype;
-use sorsa_train::{OptimizerKind, TrainConfig};
+use sorsa_train::{OptimizerKind, TrainConfig, steps_of_equal_epochs};
 use toml::{Table, Value};
 
 use crate::embedded::EMBEDDED;
@@ -276,6 +276,11 @@ impl Recipe {
         if let Err(error) = self.adapter.validate() {
             faults.push(error.to_string());
         }
+        if self.train.regularizer.orthogonal_gamma > 0.0
+            && let Some(fault) = self.adapter.method().orthogonality_fault()
+        {
+            faults.push(format!("train.regularizer.orthogonal_gamma must be 0: {fault}"));
+        }
         faults.extend(unknown);
         if !(self.svd.tolerance > 0.0 && self.svd.tolerance.is_finite()) {
             faults.push("svd.tolerance must be positive".to_owned());
@@ -305,10 +310,7 @@ impl Recipe {
     /// The most steps that the recipe allows by itself; fewer if rows are left out. `None` if the length of the data decides.
     pub fn most_steps(&self) -> Option<u64> {
         let train = &self.train;
-        let by_rows = self.data.limit.map(|rows| {
-            let batches = rows.div_ceil(train.batch_size) as f64 * train.epochs;
-            (batches / train.accumulation as f64).ceil().max(1.0) as u64
-        });
+        let by_rows = self.data.limit.map(|rows| steps_of_equal_epochs(train, rows.div_ceil(train.batch_size)));
         match (by_rows, train.max_steps) {
             (Some(rows), Some(most)) => Some(rows.min(most)),
             (rows, most) => rows.or(most),
@@ -460,6 +462,37 @@ mod tests {
         ] {
             assert!(error.contains(fault), "{error}");
         }
+    }
+
+    #[test]
+    fn the_regularizer_of_orthogonal_vectors_is_for_methods_of_two_factors() {
+        let read = |method: &str, gamma: &str| {
+            let text = format!("adapter.method = \"{method}\"\ntrain.regularizer.orthogonal_gamma = {gamma}");
+            Recipe::from_table(text.parse().unwrap(), "r")
+        };
+        for method in Method::ALL {
+            let pair = ["pissa", "lora", "dora", "olora"].contains(&method.name());
+            assert!(read(method.name(), "0.0").is_ok());
+            assert_eq!(read(method.name(), "1e-4").is_ok(), pair, "{method}");
+        }
+        let error = read("partial", "1e-4").unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "r: train.regularizer.orthogonal_gamma must be 0: partial does not train two factors, whose vectors could be \
+             kept orthogonal"
+        );
+        let error = read("sorsa", "1e-4").unwrap_err().to_string();
+        assert!(error.ends_with("sorsa has a regularizer of its own, of orthonormal vectors"), "{error}");
+    }
+
+    #[test]
+    fn an_old_recipe_of_pissa_has_no_regularizer() {
+        // Every recipe has the field; before methods without a regularizer could have one it said nothing for them.
+        let recipe =
+            Recipe::from_table("adapter.method = \"pissa\"\ntrain.regularizer.gamma = 0.0004".parse().unwrap(), "r")
+                .unwrap();
+        assert_eq!(recipe.train.regularizer.orthogonal_gamma, 0.0);
+        assert!(!recipe.to_toml().unwrap().contains("orthogonal_gamma"));
     }
 
     #[test]

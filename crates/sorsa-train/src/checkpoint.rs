@@ -7,6 +7,7 @@ use sorsa_adapter::{AdapterError, NamedTensors, Trainable, read_tensors, write_t
 use sorsa_data::DataPosition;
 
 use crate::optimizer::Optimizer;
+use crate::run_length::LastStep;
 use sorsa_files::{AtomicDir, FileError, recover, remove_folder, write_atomic};
 
 /// The progress of a run. Dropout needs only `step`: the trainer seeds the device before each step.
@@ -27,6 +28,9 @@ pub struct RunState {
     pub gamma_factor: f32,
     /// Tokens seen.
     pub tokens: u64,
+    /// What the last step of an epoch does.
+    #[serde(default = "LastStep::of_earlier_builds")]
+    pub last_step: LastStep,
 }
 
 /// The evaluation with the lowest loss.

@@ -40,7 +40,7 @@ pub struct TrainConfig {
     pub optimizer: OptimizerConfig,
     /// The schedule of learning rate and gamma.
     pub schedule: ScheduleConfig,
-    /// The orthonormal regularizer (SORSA only).
+    /// The regularizer of the factors' vectors.
     pub regularizer: RegularizerConfig,
 }
 
@@ -153,8 +153,33 @@ fn is_adamw(kind: &OptimizerKind) -> bool {
 }
 
 impl OptimizerConfig {
+    /// The rates, without the settings of the update rule.
+    pub fn rates(&self) -> PeakRates {
+        PeakRates {
+            learning_rate: self.learning_rate,
+            weight_decay: self.weight_decay,
+            singular_values: self.singular_values,
+            magnitudes: self.magnitudes,
+        }
+    }
+}
+
+/// Peak learning rate and weight decay, by kind of parameter.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct PeakRates {
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// Other rates for the singular values of SORSA.
+    pub singular_values: GroupOverride,
+    /// Other rates for the magnitudes of DoRA.
+    pub magnitudes: GroupOverride,
+}
+
+impl PeakRates {
     /// Peak learning rate and weight decay of a kind of parameter.
-    pub fn group(&self, group: ParameterGroup) -> (f64, f64) {
+    pub fn of(&self, group: ParameterGroup) -> (f64, f64) {
         let other = match group {
             ParameterGroup::SingularValues => self.singular_values,
             ParameterGroup::Magnitude => self.magnitudes,
@@ -200,12 +225,16 @@ pub enum Coupling {
     Decoupled,
 }
 
-/// The orthonormal regularizer of SORSA.
+/// The regularizer of the factors' vectors: orthonormal ones in SORSA, orthogonal ones in other methods.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RegularizerConfig {
-    /// Its weight; follows the schedule of the learning rate.
+    /// Its weight in SORSA; follows the schedule of the learning rate.
     pub gamma: f64,
+    /// Its weight in a method that has no regularizer of its own (PiSSA, LoRA, DoRA, OLoRA); 0: none. A recipe of an
+    /// earlier build has a `gamma` for every method and means none, so that this is another field.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub orthogonal_gamma: f64,
     /// Sum of norms, mean of norms, or sum of squares.
     pub form: RegularizerForm,
     /// How it enters the update.
@@ -221,12 +250,17 @@ impl Default for RegularizerConfig {
     fn default() -> Self {
         Self {
             gamma: 4e-4,
+            orthogonal_gamma: 0.0,
             form: RegularizerForm::Paper,
             coupling: Coupling::Gradient,
             author_accumulation: false,
             target_defect: None,
         }
     }
+}
+
+fn is_zero(value: &f64) -> bool {
+    *value == 0.0
 }
 
 impl TrainConfig {
@@ -253,6 +287,8 @@ impl TrainConfig {
         check((0.0..=1.0).contains(&self.schedule.warmup_ratio), "train.schedule.warmup_ratio must be in [0, 1]");
         check((0.0..=1.0).contains(&self.schedule.min_ratio), "train.schedule.min_ratio must be in [0, 1]");
         check(not_negative(self.regularizer.gamma), "train.regularizer.gamma must be 0 or more");
+        let orthogonal_gamma = self.regularizer.orthogonal_gamma;
+        check(not_negative(orthogonal_gamma), "train.regularizer.orthogonal_gamma must be 0 or more");
         check(self.regularizer.target_defect.is_none_or(positive), "train.regularizer.target_defect must be positive");
         let groups = [("singular_values", self.optimizer.singular_values), ("magnitudes", self.optimizer.magnitudes)];
         for (name, group) in groups {
@@ -320,6 +356,7 @@ mod tests {
             ("optimizer.singular_values.learning_rate = -1e-3", "train.optimizer.singular_values.learning_rate"),
             ("optimizer.magnitudes.weight_decay = nan", "train.optimizer.magnitudes.weight_decay"),
             ("regularizer.gamma = inf", "train.regularizer.gamma"),
+            ("regularizer.orthogonal_gamma = -1e-4", "train.regularizer.orthogonal_gamma"),
             ("regularizer.target_defect = 0.0", "train.regularizer.target_defect"),
         ];
         for (setting, name) in settings {

@@ -5,6 +5,7 @@ mod config;
 mod gradients;
 pub mod metrics;
 mod optimizer;
+mod run_length;
 pub mod schedule;
 pub mod tensorboard;
 mod trainable;
@@ -12,8 +13,10 @@ mod trainer;
 
 pub use checkpoint::{Best, CheckpointError, Checkpoints, RunState};
 pub use config::{
-    Coupling, GroupOverride, LossNormalization, OptimizerConfig, RegularizerConfig, ScheduleConfig, TrainConfig,
+    Coupling, GroupOverride, LossNormalization, OptimizerConfig, PeakRates, RegularizerConfig, ScheduleConfig,
+    TrainConfig,
 };
 pub use optimizer::{Decoupled, Optimizer, OptimizerKind, StepRates, UpdateRule};
+pub use run_length::{LastStep, steps_of_equal_epochs, total_steps};
 pub use trainable::{BatchSource, TrainableModel, TrainingBatch};
-pub use trainer::{Observer, RunOutcome, TrainError, Trainer, mean_loss, total_steps};
+pub use trainer::{Observer, RunOutcome, TrainError, Trainer, mean_loss};

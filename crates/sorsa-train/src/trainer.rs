@@ -12,7 +12,7 @@ use sorsa_adapter::{
     AdapterError, Attached, RegularizerStats, SavedAdapter, add_regularizer, export_trainable, import_trainable,
     regularizer_gradients,
 };
-use sorsa_data::Batcher;
+use sorsa_data::{Batcher, DataPosition};
 use sorsa_models::{CausalLm, mixed_seed};
 
 use crate::checkpoint::{Best, CheckpointError, Checkpoints, RunState};
@@ -20,6 +20,7 @@ use crate::config::{Coupling, TrainConfig};
 use crate::gradients::{global_norm, scale, step_gradients};
 use crate::metrics::{EvalMetrics, Metric, MetricsLog, StepMetrics};
 use crate::optimizer::{Decoupled, Optimizer};
+use crate::run_length::RunLength;
 use crate::schedule::Schedule;
 use crate::tensorboard::EventWriter;
 use crate::trainable::{BatchSource, TrainableModel, TrainingBatch};
@@ -93,12 +94,14 @@ pub trait Observer {
 
 impl Observer for () {}
 
-/// A run: model, data, optimizer and progress. The default model is a language model.
+/// A run: model, data, optimizer and progress. The default model is a language model. The loss is the model's own
+/// ([`TrainableModel`]), the optimizer is handed in.
 pub struct Trainer<M = CausalLm, S = Batcher> {
     attached: Attached<M>,
     optimizer: Optimizer,
     config: TrainConfig,
     schedule: Schedule,
+    length: RunLength,
     train: S,
     validation: Option<S>,
     state: RunState,
@@ -108,21 +111,30 @@ pub struct Trainer<M = CausalLm, S = Batcher> {
     device: Device,
 }
 
+/// The folder of a run and its log.
+struct RunFiles<'a> {
+    folder: &'a Path,
+    metrics: MetricsLog,
+}
+
 impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
-    /// Starts a run in the folder `run`, which exists. The model is moved to autodiff.
+    /// Starts a run in the folder `run`, which exists. The model is moved to autodiff. `optimizer` has made no step;
+    /// `config.optimizer` is not looked at.
     ///
     /// # Errors
     ///
-    /// [`TrainError`] if files of the run cannot be written.
+    /// [`TrainError`] if files of the run cannot be written, or if a regularizer makes no sense for the method.
     pub fn start(
         attached: Attached<M>,
+        optimizer: Optimizer,
         train: S,
         validation: Option<S>,
         config: TrainConfig,
         run: &Path,
     ) -> Result<Self, TrainError> {
         let metrics = MetricsLog::create(run.join("metrics.jsonl"))?;
-        Self::assemble(attached, train, validation, config, run, metrics, RunState::default())
+        let run = RunFiles { folder: run, metrics };
+        Self::assemble(attached, optimizer, train, validation, config, run, RunState::default())
     }
 
     /// Continues from the newest checkpoint of the run in the folder `run`. `attached` is the model before the first step.
@@ -133,6 +145,7 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
     /// [`TrainError`] if a checkpoint cannot be read or does not fit.
     pub fn resume(
         attached: Attached<M>,
+        optimizer: Optimizer,
         train: S,
         validation: Option<S>,
         config: TrainConfig,
@@ -140,46 +153,50 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
     ) -> Result<Self, TrainError> {
         let checkpoints = Checkpoints::open(run)?;
         let Some(step) = checkpoints.steps().last().copied() else {
-            return Self::start(attached, train, validation, config, run);
+            return Self::start(attached, optimizer, train, validation, config, run);
         };
         let checkpoint = checkpoints.load(step)?;
         let metrics = MetricsLog::resume(run.join("metrics.jsonl"), step)?;
-        let mut trainer = Self::assemble(attached, train, validation, config, run, metrics, checkpoint.state)?;
-        trainer.restore(&checkpoint.parameters, &checkpoint.folder)?;
         let file = Checkpoints::optimizer_file(&checkpoint.folder);
-        let (config, device) = (trainer.config.optimizer.clone(), trainer.device.clone().without_autodiff());
-        let optimizer = Optimizer::new(config, &trainer.attached.trainable);
-        trainer.optimizer = optimizer.load(&file, &trainer.attached.trainable, step, &device)?;
+        let device = attached.model.parameter_device().without_autodiff();
+        let optimizer = optimizer.load(&file, &attached.trainable, step, &device)?;
+        let run = RunFiles { folder: run, metrics };
+        let mut trainer = Self::assemble(attached, optimizer, train, validation, config, run, checkpoint.state)?;
+        trainer.restore(&checkpoint.parameters, &checkpoint.folder)?;
         Ok(trainer)
     }
 
     fn assemble(
         mut attached: Attached<M>,
+        optimizer: Optimizer,
         train: S,
         validation: Option<S>,
         config: TrainConfig,
-        run: &Path,
-        metrics: MetricsLog,
+        run: RunFiles<'_>,
         state: RunState,
     ) -> Result<Self, TrainError> {
         attached.model = attached.model.train();
+        if config.regularizer.orthogonal_gamma > 0.0 {
+            attached.keep_vectors_orthogonal()?;
+        }
         let device = attached.model.parameter_device();
-        let optimizer = Optimizer::new(config.optimizer.clone(), &attached.trainable);
-        let schedule = config.schedule.over(total_steps(&config, &train));
+        let length = RunLength::new(&config, train.batches_per_epoch(0), state.last_step);
+        let schedule = config.schedule.over(length.steps(|epoch| train.batches_per_epoch(epoch)));
         // Only a run that begins has an event of step 0 to come.
         let first = if state == RunState::default() { 0 } else { state.step + 1 };
-        let events = EventWriter::create(run, "sorsa", first)?;
-        let checkpoints = Checkpoints::open(run)?;
+        let events = EventWriter::create(run.folder, "sorsa", first)?;
+        let checkpoints = Checkpoints::open(run.folder)?;
         Ok(Self {
             attached,
             optimizer,
             config,
             schedule,
+            length,
             train,
             validation,
             state,
             checkpoints,
-            metrics,
+            metrics: run.metrics,
             events,
             device,
         })
@@ -259,8 +276,7 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
         let started = Instant::now();
         let first = self.state.position;
         let mut position = first;
-        let batches: Vec<M::Batch> =
-            (0..self.config.accumulation).map(|_| self.train.next_batch(&mut position)).collect();
+        let batches = self.next_batches(&mut position);
         let step = self.state.step + 1;
         // Dropout of a step depends on the seed and the step alone.
         let seed = mixed_seed(self.config.seed, step);
@@ -306,7 +322,7 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
             step,
             epoch: position.epoch as f64 + position.batch as f64 / per_epoch as f64,
             loss: f64::from(loss),
-            learning_rate: self.config.optimizer.learning_rate * factor,
+            learning_rate: self.optimizer.learning_rate() * factor,
             gamma,
             grad_norm: f64::from(grad_norm),
             regularizer: stats.map(|stats| stats.value),
@@ -319,6 +335,15 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
         })
     }
 
+    /// The micro-batches of one step from `position` on, which is advanced.
+    fn next_batches(&self, position: &mut DataPosition) -> Vec<M::Batch> {
+        let mut batches = vec![self.train.next_batch(position)];
+        let in_epoch = self.train.batches_per_epoch(position.epoch);
+        let size = self.length.batches_of_step(position.epoch, in_epoch, position.batch - 1);
+        batches.extend((1..size).map(|_| self.train.next_batch(position)));
+        batches
+    }
+
     /// Adds the regularizer's gradient, or prepares the decoupled step. Returns the measured values, gamma_t and that step.
     fn regularize(
         &self,
@@ -326,7 +351,7 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
         factor: f64,
     ) -> (Option<RegularizerStats>, Option<f64>, Decoupled) {
         let config = &self.config.regularizer;
-        let mut gamma = config.gamma;
+        let mut gamma = if config.orthogonal_gamma > 0.0 { config.orthogonal_gamma } else { config.gamma };
         if config.author_accumulation {
             gamma /= self.config.accumulation as f64;
         }
@@ -336,7 +361,7 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
         let (model, trainable) = (&self.attached.model, &self.attached.trainable);
         let (stats, decoupled) = match config.coupling {
             Coupling::Gradient => {
-                let weight = gamma / self.config.optimizer.learning_rate;
+                let weight = gamma / self.optimizer.learning_rate();
                 (add_regularizer(model, trainable, config.form, weight, gradients), Decoupled::default())
             }
             Coupling::Decoupled => {
@@ -439,11 +464,4 @@ pub fn mean_loss<M: TrainableModel>(model: &M, data: &impl BatchSource<Batch = M
         }
     }
     sum / targets.max(1) as f64
-}
-
-/// Optimizer steps of a run.
-pub fn total_steps(config: &TrainConfig, train: &impl BatchSource) -> u64 {
-    let batches = train.batches_per_epoch(0) as f64 * config.epochs;
-    let steps = (batches / config.accumulation as f64).ceil().max(1.0) as u64;
-    config.max_steps.map_or(steps, |max| max.min(steps))
 }

@@ -156,7 +156,8 @@ fn train(
     let options = BatchOptions { batch_size: config.batch_size, shuffle: false, ..BatchOptions::default() };
     let batcher = Batcher::new(Arc::new(examples), options).unwrap();
     let run = tempfile::tempdir().unwrap();
-    let mut trainer = Trainer::start(attached, batcher, None, config, run.path()).unwrap();
+    let optimizer = Optimizer::new(config.optimizer.clone(), &attached.trainable);
+    let mut trainer = Trainer::start(attached, optimizer, batcher, None, config, run.path()).unwrap();
     assert_eq!(trainer.run(&mut ()).unwrap(), RunOutcome::Completed);
     let step = |metric| match metric {
         Metric::Step(step) => step,

@@ -1,11 +1,15 @@
-//! The trainer on a model that is no language model: a network of two layers on vectors, with an adapter.
+//! The trainer on a model, a loss and an update rule of the caller's own: a network of two layers on vectors, with an adapter,
+//! its mean square error, and a descent along the signs of the gradients.
 
 use burn::nn::{Linear, LinearConfig};
 use burn::optim::GradientsParams;
 use burn::prelude::*;
 use sorsa_adapter::{AdapterConfig, Attached, Method, NamedTensors, export_trainable, project};
 use sorsa_models::Pass;
-use sorsa_train::{BatchSource, OptimizerKind, RunOutcome, TrainConfig, TrainableModel, Trainer, TrainingBatch};
+use sorsa_train::{
+    BatchSource, Optimizer, OptimizerKind, PeakRates, RunOutcome, StepRates, TrainConfig, TrainableModel, Trainer,
+    TrainingBatch, UpdateRule,
+};
 
 #[derive(Module, Debug)]
 struct Network {
@@ -111,6 +115,34 @@ fn config(kind: OptimizerKind, steps: u64) -> TrainConfig {
     config
 }
 
+/// Rprop (Riedmiller and Braun, 1993): every number moves by a rate of its own, which grows while the gradient keeps its sign.
+#[derive(Debug)]
+struct SignDescent;
+
+impl UpdateRule for SignDescent {
+    fn buffers(&self) -> &'static [&'static str] {
+        &["sign", "rate"]
+    }
+
+    fn update(&self, p: Tensor<1>, gradient: Tensor<1>, buffers: &mut [Tensor<1>], step: &StepRates) -> Tensor<1> {
+        let sign = gradient.sign();
+        // A buffer of zeros is a number's first step.
+        let agreement = sign.clone() * buffers[0].clone();
+        buffers[1] = (buffers[1].clone() * (agreement * 0.2 + 1.0)).clamp_min(0.2).clamp_max(2.0);
+        buffers[0] = sign.clone();
+        p - sign * buffers[1].clone() * step.learning_rate
+    }
+}
+
+struct StopAfter(u64);
+
+impl sorsa_train::Observer for StopAfter {
+    fn should_stop(&mut self) -> bool {
+        self.0 -= 1;
+        self.0 == 0
+    }
+}
+
 fn factors(trainer: &Trainer<Network, Products>) -> NamedTensors {
     trainer.adapter().trained
 }
@@ -122,7 +154,9 @@ fn a_network_on_vectors_learns_and_is_resumed_to_the_bit() {
         let start = |run: &str, steps: u64| {
             let run = folder.path().join(run);
             std::fs::create_dir(&run).unwrap();
-            Trainer::start(attached(method), Products, Some(Products), config(kind, steps), &run).unwrap()
+            let (attached, config) = (attached(method), config(kind, steps));
+            let optimizer = Optimizer::new(config.optimizer.clone(), &attached.trainable);
+            Trainer::start(attached, optimizer, Products, Some(Products), config, &run).unwrap()
         };
         let mut whole = start("whole", 12);
         let before = whole.evaluate().unwrap();
@@ -131,13 +165,6 @@ fn a_network_on_vectors_learns_and_is_resumed_to_the_bit() {
         assert!(after < 0.9 * before, "{method} {kind}: {before} before, {after} after");
 
         // The second run is of the same length and is interrupted; what its schedule needs is in the configuration.
-        struct StopAfter(u64);
-        impl sorsa_train::Observer for StopAfter {
-            fn should_stop(&mut self) -> bool {
-                self.0 -= 1;
-                self.0 == 0
-            }
-        }
         let mut part = start("part", 12);
         assert_eq!(part.run(&mut StopAfter(5)).unwrap(), RunOutcome::Interrupted);
         drop(part);
@@ -145,9 +172,34 @@ fn a_network_on_vectors_learns_and_is_resumed_to_the_bit() {
         // The same start, as an adapter saved beside the run would give it.
         let again = attached(method);
         assert!(!export_trainable(&again.model, &again.trainable).is_empty());
-        let mut resumed = Trainer::resume(again, Products, Some(Products), config(kind, 12), &run).unwrap();
+        let optimizer = Optimizer::new(config(kind, 12).optimizer, &again.trainable);
+        let mut resumed = Trainer::resume(again, optimizer, Products, Some(Products), config(kind, 12), &run).unwrap();
         assert_eq!(resumed.state().step, 5);
         resumed.run(&mut ()).unwrap();
         assert_eq!(factors(&whole), factors(&resumed), "{method} {kind}");
     }
+}
+
+#[test]
+fn an_update_rule_of_the_callers_own_learns_and_is_resumed_to_the_bit() {
+    let folder = tempfile::tempdir().unwrap();
+    let rates = PeakRates { learning_rate: 0.02, ..PeakRates::default() };
+    let resumed = |run: &str| {
+        let run = folder.path().join(run);
+        std::fs::create_dir_all(&run).unwrap();
+        let attached = attached(Method::Sorsa);
+        let optimizer = Optimizer::with_rule(Box::new(SignDescent), rates, &attached.trainable);
+        let config = config(OptimizerKind::default(), 12);
+        Trainer::resume(attached, optimizer, Products, Some(Products), config, &run).unwrap()
+    };
+    let mut whole = resumed("whole");
+    let before = whole.evaluate().unwrap();
+    assert_eq!(whole.run(&mut ()).unwrap(), RunOutcome::Completed);
+    let after = whole.evaluate().unwrap();
+    assert!(after < 0.9 * before, "{before} before, {after} after");
+    assert_eq!(resumed("part").run(&mut StopAfter(5)).unwrap(), RunOutcome::Interrupted);
+    let mut rest = resumed("part");
+    assert_eq!(rest.state().step, 5);
+    rest.run(&mut ()).unwrap();
+    assert_eq!(factors(&whole), factors(&rest));
 }

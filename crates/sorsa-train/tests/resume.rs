@@ -10,7 +10,7 @@ use sorsa_data::{BatchOptions, Batcher, Example};
 use sorsa_models::WeightFormat;
 use sorsa_models::{CausalLm, ModelConfig};
 use sorsa_train::metrics::{self, Metric};
-use sorsa_train::{Checkpoints, Observer, RunOutcome, TrainConfig, TrainError, Trainer};
+use sorsa_train::{Checkpoints, Observer, Optimizer, RunOutcome, TrainConfig, TrainError, Trainer};
 
 /// The generator behind dropout is one for the whole process: no two runs at a time.
 fn alone() -> MutexGuard<'static, ()> {
@@ -63,6 +63,30 @@ fn config() -> TrainConfig {
     config
 }
 
+/// Starts a run with the optimizer of its configuration.
+fn start(
+    attached: Attached<CausalLm>,
+    train: Batcher,
+    validation: Option<Batcher>,
+    config: TrainConfig,
+    run: &Path,
+) -> Result<Trainer, TrainError> {
+    let optimizer = Optimizer::new(config.optimizer.clone(), &attached.trainable);
+    Trainer::start(attached, optimizer, train, validation, config, run)
+}
+
+/// Resumes a run with the optimizer of its configuration.
+fn resume(
+    attached: Attached<CausalLm>,
+    train: Batcher,
+    validation: Option<Batcher>,
+    config: TrainConfig,
+    run: &Path,
+) -> Result<Trainer, TrainError> {
+    let optimizer = Optimizer::new(config.optimizer.clone(), &attached.trainable);
+    Trainer::resume(attached, optimizer, train, validation, config, run)
+}
+
 /// Asks to stop after some steps of one process.
 struct StopAfter(usize);
 
@@ -88,11 +112,11 @@ fn run(method: Method, config: &TrainConfig, interruptions: &[usize]) -> (Vec<(u
     let data = || (batcher(examples(11, 3), true), Some(batcher(examples(4, 3), false)));
     for steps in interruptions {
         let (train, validation) = data();
-        let mut trainer = Trainer::resume(attach(method), train, validation, config.clone(), folder.path()).unwrap();
+        let mut trainer = resume(attach(method), train, validation, config.clone(), folder.path()).unwrap();
         assert_eq!(trainer.run(&mut StopAfter(*steps)).unwrap(), RunOutcome::Interrupted);
     }
     let (train, validation) = data();
-    let mut trainer = Trainer::resume(attach(method), train, validation, config.clone(), folder.path()).unwrap();
+    let mut trainer = resume(attach(method), train, validation, config.clone(), folder.path()).unwrap();
     assert_eq!(trainer.run(&mut ()).unwrap(), RunOutcome::Completed);
     assert_eq!(trainer.state().step, trainer.total_steps());
     (logged(folder.path()), trainer.adapter().trained)
@@ -122,7 +146,7 @@ fn dropout_is_drawn_anew_for_every_step_and_from_the_seed() {
         config.optimizer.learning_rate = 1e-30;
         config.regularizer.gamma = 0.0;
         let train = batcher(examples(2, 3), false);
-        let mut trainer = Trainer::start(attach(Method::Sorsa), train, None, config, folder.path()).unwrap();
+        let mut trainer = start(attach(Method::Sorsa), train, None, config, folder.path()).unwrap();
         trainer.run(&mut ()).unwrap();
         logged(folder.path()).into_iter().map(|(_, numbers)| numbers[0]).collect::<Vec<_>>()
     };
@@ -141,7 +165,7 @@ fn a_run_without_progress_stops_early_and_stays_stopped_when_resumed() {
     for _ in 0..2 {
         let (train, validation) = (batcher(examples(4, 3), false), Some(batcher(examples(4, 3), false)));
         let attached = attach(Method::Full);
-        let mut trainer = Trainer::resume(attached, train, validation, config.clone(), folder.path()).unwrap();
+        let mut trainer = resume(attached, train, validation, config.clone(), folder.path()).unwrap();
         assert_eq!(trainer.run(&mut ()).unwrap(), RunOutcome::EarlyStopped);
         assert_eq!(trainer.state().step, 3);
         assert_eq!(trainer.state().best.unwrap().step, 0);
@@ -158,7 +182,7 @@ fn the_best_and_the_newest_checkpoint_are_kept_and_the_best_comes_back() {
     config.optimizer.learning_rate = 0.03;
     config.schedule.warmup_ratio = 0.0;
     let validation = Some(batcher(examples(8, 3), false));
-    let mut trainer = Trainer::start(attach(Method::Full), train, validation, config, folder.path()).unwrap();
+    let mut trainer = start(attach(Method::Full), train, validation, config, folder.path()).unwrap();
     assert_eq!(trainer.run(&mut ()).unwrap(), RunOutcome::Completed);
     let best = trainer.state().best.unwrap();
     assert!((1..8).contains(&best.step), "{best:?}");
@@ -177,7 +201,7 @@ fn an_error_names_the_batch_of_the_epoch_that_it_is_in() {
     config.schedule.warmup_ratio = 0.0;
     // One batch is an epoch: the second step is the first of the second.
     let train = batcher(examples(2, 3), false);
-    let mut trainer = Trainer::start(attach(Method::Full), train, None, config, folder.path()).unwrap();
+    let mut trainer = start(attach(Method::Full), train, None, config, folder.path()).unwrap();
     let error = trainer.run(&mut ()).unwrap_err();
     let TrainError::NotFinite { step, epoch, batch, rows, checkpoint, .. } = &error else { panic!("{error}") };
     assert_eq!((*step, *epoch, *batch, rows.as_slice(), *checkpoint), (2, 1, 0, &[100, 101][..], None));
@@ -191,8 +215,7 @@ fn a_step_without_targets_is_an_error_that_names_its_rows() {
     let mut examples = examples(4, 3);
     examples[2..].iter_mut().for_each(|example| example.target_mask.fill(false));
     let config = TrainConfig::default();
-    let mut trainer =
-        Trainer::start(attach(Method::Lora), batcher(examples, false), None, config, folder.path()).unwrap();
+    let mut trainer = start(attach(Method::Lora), batcher(examples, false), None, config, folder.path()).unwrap();
     let error = trainer.run(&mut ()).unwrap_err();
     let TrainError::NoTargets { step, rows } = &error else { panic!("{error}") };
     assert_eq!((*step, rows.as_slice()), (2, &[102, 103][..]));

@@ -1,5 +1,6 @@
 //! Laws of one optimizer step: the optimizer's formula, accumulation, runs that end early.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use burn::module::{Module, Param};
@@ -67,6 +68,18 @@ fn losses(run: &std::path::Path) -> Vec<(f64, f64)> {
     steps.iter().filter_map(step).collect()
 }
 
+/// Starts a run with the optimizer of its configuration.
+fn start(
+    attached: Attached<CausalLm>,
+    train: Batcher,
+    validation: Option<Batcher>,
+    config: TrainConfig,
+    run: &Path,
+) -> Result<Trainer, TrainError> {
+    let optimizer = Optimizer::new(config.optimizer.clone(), &attached.trainable);
+    Trainer::start(attached, optimizer, train, validation, config, run)
+}
+
 #[test]
 fn adamw_follows_its_formula() {
     #[derive(Module, Debug)]
@@ -109,7 +122,7 @@ fn accumulation_gives_the_step_of_the_large_batch() {
             let folder = tempfile::tempdir().unwrap();
             let train = batcher(batch_size);
             let config = config(batch_size, accumulation);
-            let mut trainer = Trainer::start(attach(method), train, None, config, folder.path()).unwrap();
+            let mut trainer = start(attach(method), train, None, config, folder.path()).unwrap();
             trainer.run(&mut ()).unwrap();
             losses(folder.path())
         };
@@ -128,7 +141,7 @@ fn a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint() {
     let mut config = config(4, 1);
     config.optimizer.learning_rate = 1e30;
     config.clip_norm = 0.0;
-    let mut trainer = Trainer::start(attach(Method::Full), batcher(4), None, config, folder.path()).unwrap();
+    let mut trainer = start(attach(Method::Full), batcher(4), None, config, folder.path()).unwrap();
     let error = trainer.run(&mut ()).unwrap_err();
     let TrainError::NotFinite { step, rows, checkpoint, .. } = &error else { panic!("{error}") };
     assert_eq!((*step, rows.len(), *checkpoint), (2, 4, Some(1)), "{error}");
@@ -146,7 +159,7 @@ fn training_stops_when_the_validation_loss_does_not_fall_and_the_best_step_comes
     // So high a rate that the loss rises after some steps.
     config.optimizer.learning_rate = 0.5;
     let validation = Some(batcher(12));
-    let mut trainer = Trainer::start(attach(Method::Full), batcher(4), validation, config, folder.path()).unwrap();
+    let mut trainer = start(attach(Method::Full), batcher(4), validation, config, folder.path()).unwrap();
     assert_eq!(trainer.run(&mut ()).unwrap(), RunOutcome::EarlyStopped);
     let best = trainer.state().best.unwrap();
     assert!(trainer.state().step >= best.step + 2);

@@ -247,9 +247,21 @@ impl Method {
         self.factored().is_some_and(|method| method.splits_weight)
     }
 
-    /// Whether the method has factors that a regularizer keeps orthonormal.
+    /// Whether the method has factors that a regularizer of its own keeps orthonormal.
     pub fn is_regularized(self) -> bool {
         self.factors().iter().any(|factor| factor.orthonormal.is_some())
+    }
+
+    /// Why the regularizer of orthogonal vectors makes no sense for the method; nothing if the method trains two factors
+    /// and has no regularizer of its own. [`keep_vectors_orthogonal`](crate::Attached::keep_vectors_orthogonal) asks.
+    pub fn orthogonality_fault(self) -> Option<String> {
+        if self.is_regularized() {
+            return Some(format!("{self} has a regularizer of its own, of orthonormal vectors"));
+        }
+        match self.factors().iter().filter(|factor| factor.vectors().is_some()).count() {
+            2 => None,
+            _ => Some(format!("{self} does not train two factors, whose vectors could be kept orthogonal")),
+        }
     }
 
     /// Whether `target_modules` chooses what the method trains. Otherwise it trains every parameter of the model.

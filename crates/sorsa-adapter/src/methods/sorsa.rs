@@ -15,7 +15,7 @@ use burn::prelude::*;
 use serde::{Deserialize, Serialize};
 use sorsa_linalg::LinalgError;
 
-use crate::factors::{Axes, Factor, FactorPair, FactorSet, HostTensor, Orthonormal};
+use crate::factors::{Axes, Factor, FactorPair, FactorSet, HostTensor, Vectors};
 use crate::method::{FactoredMethod, LowRank, StartsFrom};
 use crate::parameters::ParameterGroup;
 use crate::peft::{PeftInit, PeftVariant};
@@ -50,9 +50,9 @@ impl FactoredMethod for Sorsa {
     const LABEL: &'static str = "SORSA";
     const SETTINGS: &'static [&'static str] = &["alpha_convention"];
     const FACTORS: &'static [Factor] = &[
-        Factor { orthonormal: Some(Orthonormal::Columns), ..Factor::new("u", Axes::InRank) },
+        Factor { orthonormal: Some(Vectors::Columns), ..Factor::new("u", Axes::InRank) },
         Factor { group: ParameterGroup::SingularValues, ..Factor::new("s", Axes::Rank) },
-        Factor { orthonormal: Some(Orthonormal::Rows), ..Factor::new("vt", Axes::RankOut) },
+        Factor { orthonormal: Some(Vectors::Rows), ..Factor::new("vt", Axes::RankOut) },
     ];
     const STARTS_FROM: StartsFrom = StartsFrom::SingularTriplets;
     const SPLITS_WEIGHT: bool = true;

@@ -13,7 +13,7 @@ use sorsa_data::{
 use sorsa_experiment::load_records;
 use sorsa_files::write_atomic;
 use sorsa_models::{CausalLm, ModelConfig};
-use sorsa_train::{OptimizerConfig, RunOutcome, ScheduleConfig, TrainConfig, Trainer};
+use sorsa_train::{Optimizer, OptimizerConfig, RunOutcome, ScheduleConfig, TrainConfig, Trainer};
 
 use crate::args::PretrainArgs;
 use crate::device;
@@ -124,9 +124,10 @@ pub fn run(args: &PretrainArgs) -> anyhow::Result<()> {
     if style != Style::Quiet {
         eprintln!("{} parameters, {} steps", config.num_parameters(), args.steps);
     }
+    let optimizer = Optimizer::new(train_config.optimizer.clone(), &attached.trainable);
     let mut trainer = match args.resume {
-        true => Trainer::resume(attached, train, Some(validation), train_config, work)?,
-        false => Trainer::start(attached, train, Some(validation), train_config, work)?,
+        true => Trainer::resume(attached, optimizer, train, Some(validation), train_config, work)?,
+        false => Trainer::start(attached, optimizer, train, Some(validation), train_config, work)?,
     };
     observer.start_training(trainer.total_steps());
     let outcome = trainer.run(&mut observer)?;

@@ -13,7 +13,7 @@ use sorsa_adapter::{AdapterConfig, AttachOptions, Attached, Method, add_regulari
 use sorsa_data::{BatchOptions, Batcher, Example};
 use sorsa_files::{cpu_seconds, peak_memory_bytes};
 use sorsa_models::{CausalLm, WeightFormat, float_dtype};
-use sorsa_train::{OptimizerConfig, TrainConfig, Trainer};
+use sorsa_train::{Optimizer, OptimizerConfig, TrainConfig, Trainer};
 
 use super::args::{Sizes, SpeedArgs};
 use crate::device::Backend;
@@ -176,7 +176,8 @@ fn steps(args: &SpeedArgs, sizes: &Sizes, attached: Attached<CausalLm>) -> anyho
         ..TrainConfig::default()
     };
     let form = config.regularizer.form;
-    let mut trainer = Trainer::start(attached, batcher, None, config, &scratch.0)?;
+    let optimizer = Optimizer::new(config.optimizer.clone(), &attached.trainable);
+    let mut trainer = Trainer::start(attached, optimizer, batcher, None, config, &scratch.0)?;
     let (mut seconds, mut cpu, mut losses) = (Vec::new(), Vec::new(), Vec::new());
     for step in 0..count {
         if step == args.warmup {

@@ -67,11 +67,12 @@ impl<'a> RunToAnalyze<'a> {
     pub fn name(&self) -> String {
         let adapter = &self.recipe.adapter;
         let method = adapter.method().label().to_owned();
-        if !adapter.method().is_regularized() {
-            return method;
-        }
         let regularizer = &self.recipe.train.regularizer;
-        let gamma = regularizer.gamma;
+        let gamma = match adapter.method().is_regularized() {
+            true => regularizer.gamma,
+            false if regularizer.orthogonal_gamma > 0.0 => regularizer.orthogonal_gamma,
+            false => return method,
+        };
         let gamma = if gamma == 0.0 { "0".to_owned() } else { format!("{gamma:e}") };
         match regularizer.target_defect {
             Some(target) => format!("{method}, gamma {gamma} to defect {target:e}"),

@@ -55,8 +55,10 @@ pub const LEARNING_RATE: &str = "train.optimizer.learning_rate";
 pub const TRAIN_SEED: &str = "train.seed";
 /// The seed of the adapter's random start.
 pub const ADAPTER_SEED: &str = "adapter.seed";
-/// The weight of the regularizer.
+/// The weight of SORSA's regularizer.
 pub const GAMMA: &str = "train.regularizer.gamma";
+/// The weight of the regularizer in methods that have none of their own.
+const ORTHOGONAL_GAMMA: &str = "train.regularizer.orthogonal_gamma";
 
 /// In the order of the names of runs.
 pub const NAMED_FIELDS: [NamedField; 2] = [
@@ -96,7 +98,11 @@ pub fn reason_against(field: &str) -> Option<&'static str> {
 pub fn takes_effect(field: &str, recipe: &Recipe) -> bool {
     let method = recipe.adapter.method();
     if field.starts_with("train.regularizer.") {
-        return method.is_regularized();
+        return match field {
+            GAMMA => method.is_regularized(),
+            ORTHOGONAL_GAMMA => method.orthogonality_fault().is_none(),
+            _ => method.is_regularized() || recipe.train.regularizer.orthogonal_gamma > 0.0,
+        };
     }
     if field.starts_with("svd.") {
         return method.is_factored();
@@ -253,6 +259,20 @@ mod tests {
         let table: Table = "adapter.rank = 4\n\"train.regularizer.gamma\" = 0".parse().unwrap();
         let expected = [FieldValue::new(RANK, 4), FieldValue::new(GAMMA, 0)];
         assert_eq!(flattened(&table), expected);
+    }
+
+    #[test]
+    fn a_setting_of_the_regularizer_takes_effect_in_methods_that_have_it() {
+        let recipe = |text: &str| Recipe::from_table(text.parse().unwrap(), "r").unwrap();
+        let form = "train.regularizer.form";
+        let sorsa = recipe("adapter.method = \"sorsa\"");
+        let pissa = recipe("adapter.method = \"pissa\"");
+        let regularized = recipe("adapter.method = \"pissa\"\ntrain.regularizer.orthogonal_gamma = 1e-4");
+        let full = recipe("adapter.method = \"full\"");
+        let effects = |field| [&sorsa, &pissa, &regularized, &full].map(|recipe| takes_effect(field, recipe));
+        assert_eq!(effects(GAMMA), [true, false, false, false]);
+        assert_eq!(effects(ORTHOGONAL_GAMMA), [false, true, true, false]);
+        assert_eq!(effects(form), [true, false, true, false]);
     }
 
     #[test]

@@ -20,7 +20,7 @@ use burn::tensor::FloatDType;
 use serde::{Deserialize, Serialize};
 use sorsa_adapter::{AdapterError, HostTensor, NamedTensors, ParameterGroup, Trainable, read_tensors, write_tensors};
 
-use crate::config::OptimizerConfig;
+use crate::config::{OptimizerConfig, PeakRates};
 
 use adamw::AdamW;
 use lion::Lion;
@@ -129,7 +129,7 @@ impl FromStr for OptimizerKind {
 #[derive(Debug)]
 pub struct Optimizer {
     rule: Box<dyn UpdateRule>,
-    config: OptimizerConfig,
+    rates: PeakRates,
     groups: BTreeMap<ParamId, ParameterGroup>,
     buffers: BTreeMap<ParamId, Vec<Tensor<1>>>,
     steps: u64,
@@ -147,9 +147,18 @@ pub struct Decoupled {
 impl Optimizer {
     /// Makes the optimizer that `config` names, with no step done.
     pub fn new(config: OptimizerConfig, trainable: &[Trainable]) -> Self {
-        let rule = config.kind.rule(&config);
+        Self::with_rule(config.kind.rule(&config), config.rates(), trainable)
+    }
+
+    /// Makes an optimizer with an update rule of the caller's own, with no step done.
+    pub fn with_rule(rule: Box<dyn UpdateRule>, rates: PeakRates, trainable: &[Trainable]) -> Self {
         let groups = trainable.iter().map(|parameter| (parameter.id, parameter.group)).collect();
-        Self { rule, config, groups, buffers: BTreeMap::new(), steps: 0 }
+        Self { rule, rates, groups, buffers: BTreeMap::new(), steps: 0 }
+    }
+
+    /// The peak learning rate of parameters that have none of their own.
+    pub fn learning_rate(&self) -> f64 {
+        self.rates.learning_rate
     }
 
     /// Updates every parameter that has a gradient. `factor` is the schedule's multiplier of the peak rates.
@@ -222,11 +231,11 @@ struct Update<'a> {
 
 impl ModuleMapper for Update<'_> {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let Optimizer { rule, config, groups, buffers, steps } = &mut *self.optimizer;
+        let Optimizer { rule, rates, groups, buffers, steps } = &mut *self.optimizer;
         let Some(group) = groups.get(&param.id) else { return param };
         let Some(gradient) = self.gradients.remove::<D>(param.id) else { return param };
-        let (rate, weight_decay) = config.group(*group);
-        let rates = StepRates { learning_rate: rate * self.factor, weight_decay, step: *steps };
+        let (rate, weight_decay) = rates.of(*group);
+        let step_rates = StepRates { learning_rate: rate * self.factor, weight_decay, step: *steps };
         let id = param.id;
         param.map(|old| {
             let (shape, dtype) = (old.shape(), FloatDType::from(old.dtype()));
@@ -235,7 +244,7 @@ impl ModuleMapper for Update<'_> {
             let mut kept =
                 buffers.remove(&id).unwrap_or_else(|| rule.buffers().iter().map(|_| gradient.zeros_like()).collect());
             let old = old.without_autodiff().cast(FloatDType::F32).reshape([size]);
-            let mut new = rule.update(old, gradient, &mut kept, &rates);
+            let mut new = rule.update(old, gradient, &mut kept, &step_rates);
             if let Some(direction) = self.decoupled.directions.remove(&id) {
                 new = new - direction.reshape([size]) * self.decoupled.rate;
             }
