@@ -110,13 +110,14 @@ impl AdapterConfig {
     pub fn validate(&self) -> Result<(), AdapterError> {
         let method = self.method();
         let mut faults = Vec::new();
-        let positive = |value: &f64| value.is_finite() && *value > 0.0;
+        // The forward computes with f32.
+        let positive = |value: &f64| *value > 0.0 && (*value as f32).is_normal();
         if method.is_factored() {
             if self.rank == 0 || self.rank_pattern.values().any(|rank| *rank == 0) {
                 faults.push("rank must be at least 1".to_owned());
             }
             if !self.alpha.iter().chain(self.alpha_pattern.values()).all(positive) {
-                faults.push("alpha must be a positive number".to_owned());
+                faults.push("alpha must be a positive number in the range of f32".to_owned());
             }
         }
         let ranks: Vec<usize> = self.rank_pattern.values().copied().chain([self.rank]).collect();

@@ -32,6 +32,14 @@ pub enum AdapterError {
         /// Every missing, extra, misshapen or foreign tensor.
         faults: Vec<String>,
     },
+    /// Values that are not written, because they are no use to anybody.
+    #[error("{}: not written, numbers are not finite: {}", path.display(), shorten(tensors, 5))]
+    NotFinite {
+        /// The file.
+        path: PathBuf,
+        /// A line for each tensor with such numbers.
+        tensors: Vec<String>,
+    },
     /// A file with wrong content.
     #[error("{}: {reason}", path.display())]
     Malformed {

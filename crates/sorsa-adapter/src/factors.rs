@@ -22,6 +22,18 @@ pub struct HostTensor {
 /// Tensors by name.
 pub type NamedTensors = BTreeMap<String, HostTensor>;
 
+/// A line for each tensor that holds NaN or infinity, with how many.
+pub fn not_finite(tensors: &NamedTensors) -> Vec<String> {
+    let mut faults = Vec::new();
+    for (name, tensor) in tensors {
+        match tensor.values.iter().filter(|value| !value.is_finite()).count() {
+            0 => {}
+            count => faults.push(format!("{count} of {} in `{name}`", tensor.values.len())),
+        }
+    }
+    faults
+}
+
 /// The factors of one module, by their short names.
 pub(crate) type FactorSet = BTreeMap<&'static str, HostTensor>;
 

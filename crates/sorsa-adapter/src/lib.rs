@@ -77,7 +77,7 @@ pub use adapter::project;
 pub use attach::{AttachOptions, Attached, ModuleReport, Target};
 pub use config::{AdapterConfig, Scaling};
 pub use error::AdapterError;
-pub use factors::{HostTensor, NamedTensors};
+pub use factors::{HostTensor, NamedTensors, not_finite};
 pub use files::{TensorFile, read_tensors, write_tensors};
 pub use methods::sorsa::author;
 pub use methods::*;

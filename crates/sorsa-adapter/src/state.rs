@@ -18,7 +18,7 @@ use crate::attach::{Attached, HAS_ADAPTER, Installation, Subtraction, install, r
 use crate::cache::fingerprint;
 use crate::config::AdapterConfig;
 use crate::error::AdapterError;
-use crate::factors::{Factor, FactorSet, NamedTensors};
+use crate::factors::{Factor, FactorSet, NamedTensors, not_finite};
 use crate::files::{read_tensors, write_atomic, write_tensors};
 use crate::parameters::{
     check_fits, export_trainable, factor_path, has_adapter, import_trainable, linear_layers, parameters, tensor_faults,
@@ -133,8 +133,13 @@ impl SavedAdapter {
     ///
     /// # Errors
     ///
-    /// [`AdapterError::Io`] with the file.
+    /// [`AdapterError::Io`] with the file; [`AdapterError::NotFinite`] if a trained value is not finite, with nothing
+    /// written.
     pub fn save(&self, folder: &Path) -> Result<(), AdapterError> {
+        let tensors = not_finite(&self.trained);
+        if !tensors.is_empty() {
+            return Err(AdapterError::NotFinite { path: folder.join(TRAINED), tensors });
+        }
         std::fs::create_dir_all(folder).map_err(|source| AdapterError::Io { path: folder.to_owned(), source })?;
         if !self.state.initial.is_empty() {
             write_tensors(&folder.join(INITIAL), &self.state.initial)?;

@@ -115,6 +115,19 @@ pub enum ExperimentError {
         /// The tensor.
         name: String,
     },
+    /// A text of which the model computes no likelihood.
+    #[error(
+        "{}: the loss of row {row} is {loss}. The model's weights or its adapter are damaged, or training diverged",
+        path.display()
+    )]
+    LossNotFinite {
+        /// The file of the texts.
+        path: PathBuf,
+        /// The row.
+        row: usize,
+        /// NaN or infinite.
+        loss: f64,
+    },
     /// An adapter that trains a tied embedding.
     #[error(
         "`{name}` is trained whole in a model with tied embeddings, which means another model in PEFT than here: \

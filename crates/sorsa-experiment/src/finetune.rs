@@ -161,8 +161,8 @@ impl<'a> PreparedRun<'a> {
         observer.on_event(Event::TrainingStarts { total_steps: trainer.total_steps() });
         let outcome = trainer.run(&mut TrainingObserver { observer: &mut *observer });
         observer.on_event(Event::TrainingEnded);
-        if let Err(TrainError::NotFinite { step, .. }) = &outcome {
-            run.write_json(RunDir::DIVERGED, &Divergence { step: *step })?;
+        if let Some(step) = outcome.as_ref().err().and_then(TrainError::diverged_at) {
+            run.write_json(RunDir::DIVERGED, &Divergence { step })?;
         }
         let end = match outcome? {
             RunOutcome::Completed => RunEnd::Completed,

@@ -23,7 +23,7 @@ pub enum Algorithm {
     /// The leading triplets by randomized block Krylov iteration.
     BlockKrylov,
     /// The leading triplets from the eigenvectors of the smaller of `A A^T` and `A^T A`. They are exact to rounding times
-    /// `s_1 / s_rank` only, so it suits flat spectra.
+    /// `s_1 / s_rank` only, so it suits flat spectra. `BlockKrylov` replaces it if the matrix has a smaller rank than wanted.
     Gram,
 }
 
@@ -167,18 +167,22 @@ pub(crate) fn projected_svd<T: Scalar>(
 ) -> Result<Svd<T>, LinalgError> {
     let a = Wide::new(a);
     let by_gram = || match gram::triplets(&a, rank)? {
-        Some(vectors) => finish(name, &a, vectors, options, (Algorithm::Gram, 0)),
-        None => Err(not_converged(name, f64::NAN, options, 0)),
+        Some(vectors) => finish(name, &a, vectors, options, (Algorithm::Gram, 0)).map(Some),
+        None => Ok(None),
     };
-    if options.algorithm == Algorithm::Gram {
-        return by_gram();
+    // A matrix of smaller rank, such as 0, has no images to make right vectors of. The iteration completes them.
+    if options.algorithm == Algorithm::Gram
+        && let Some(svd) = by_gram()?
+    {
+        return Ok(svd);
     }
     let mut iteration = Krylov::new(&a, krylov_settings(a.shape().0, rank, options));
     let may_leave = options.algorithm == Algorithm::Auto && gram::is_cheaper::<T>(a.shape(), rank);
     if may_leave && iteration.finds_a_flat_spectrum()? {
         match by_gram() {
-            Err(LinalgError::NotConverged { .. }) => {}
-            done => return done,
+            Ok(None) | Err(LinalgError::NotConverged { .. }) => {}
+            Ok(Some(svd)) => return Ok(svd),
+            Err(error) => return Err(error),
         }
     }
     match iteration.run()? {

@@ -1,6 +1,7 @@
 //! Text generation: batched, with a key-value cache, greedy or sampled.
 
 use burn::prelude::*;
+use burn::tensor::FloatDType;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -84,6 +85,14 @@ pub enum GenerateError {
         /// Size of the vocabulary.
         vocabulary: usize,
     },
+    /// Logits that say nothing about the next token.
+    #[error(
+        "prompt {row}: the model's logits are NaN or infinite. Its weights or its adapter are damaged, or training diverged"
+    )]
+    NotFinite {
+        /// Index of the prompt.
+        row: usize,
+    },
 }
 
 /// A sequence being generated.
@@ -114,7 +123,8 @@ impl CausalLm {
     ///
     /// # Errors
     ///
-    /// [`GenerateError`] for the first prompt that is empty, too long or holds an unknown token.
+    /// [`GenerateError`] for the first prompt that is empty, too long or holds an unknown token, and if logits are not
+    /// finite.
     pub fn generate(
         &self,
         prompts: &[Vec<u32>],
@@ -134,7 +144,7 @@ impl CausalLm {
 
         let (mut hidden, mut cache) = self.prefill(prompts, steps.min(context));
         loop {
-            self.choose(hidden, &mut active, options.sampling);
+            self.choose(hidden, &mut active, options.sampling)?;
             for sequence in active.iter_mut().filter(|sequence| !sequence.done) {
                 let result = &mut results[sequence.row];
                 if options.stop.contains(&sequence.next) {
@@ -179,9 +189,21 @@ impl CausalLm {
         Ok(())
     }
 
-    /// Chooses the next token of every active sequence from hidden states `[rows, 1, hidden_size]`.
-    pub(crate) fn choose(&self, hidden: Tensor<3>, active: &mut [Sequence], sampling: Sampling) {
+    /// Chooses the next token of every active sequence from hidden states `[rows, 1, hidden_size]`. Fails if the logits of a
+    /// sequence that has not ended are not finite.
+    pub(crate) fn choose(
+        &self,
+        hidden: Tensor<3>,
+        active: &mut [Sequence],
+        sampling: Sampling,
+    ) -> Result<(), GenerateError> {
         let logits = self.logits(hidden).squeeze_dim::<2>(1);
+        let sums = logits.clone().cast(FloatDType::F32).sum_dim(1).into_data().try_into_vec::<f32>();
+        let sums = sums.expect("cast to f32");
+        if let Some((sequence, _)) = active.iter().zip(sums).find(|(sequence, sum)| !sequence.done && !sum.is_finite())
+        {
+            return Err(GenerateError::NotFinite { row: sequence.row });
+        }
         match sampling {
             Sampling::Greedy => {
                 let best = logits.argmax(1).into_data().convert::<i32>().try_into_vec::<i32>();
@@ -196,6 +218,7 @@ impl CausalLm {
                 }
             }
         }
+        Ok(())
     }
 }
 

@@ -30,7 +30,8 @@ impl CausalLm {
     ///
     /// # Errors
     ///
-    /// [`GenerateError`] for the first prompt that is empty, too long or holds an unknown token.
+    /// [`GenerateError`] for the first prompt that is empty, too long or holds an unknown token, and if logits are not
+    /// finite.
     ///
     /// # Panics
     ///
@@ -99,7 +100,7 @@ impl CausalLm {
                 let (hidden, taken_in) = self.prefill(&prompts[rows.clone()], room);
                 let mut fresh: Vec<Sequence> =
                     rows.map(|row| Sequence::new(row, options.sampling, streams[row])).collect();
-                self.choose(hidden, &mut fresh, options.sampling);
+                self.choose(hidden, &mut fresh, options.sampling)?;
                 if fresh.iter_mut().try_for_each(&mut settle).is_break() {
                     return Ok(());
                 }
@@ -113,7 +114,7 @@ impl CausalLm {
             let Some(cache) = &mut cache else { return Ok(()) };
             let last: Vec<i32> = active.iter().map(|sequence| sequence.next as i32).collect();
             let hidden = self.advance(&last, cache);
-            self.choose(hidden, &mut active, options.sampling);
+            self.choose(hidden, &mut active, options.sampling)?;
             if active.iter_mut().filter(|sequence| !sequence.done).try_for_each(&mut settle).is_break() {
                 return Ok(());
             }

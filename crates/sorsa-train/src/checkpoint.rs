@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use sorsa_adapter::{AdapterError, NamedTensors, Trainable, read_tensors, write_tensors};
+use sorsa_adapter::{AdapterError, NamedTensors, Trainable, not_finite, read_tensors, write_tensors};
 use sorsa_data::DataPosition;
 
 use crate::optimizer::Optimizer;
@@ -101,9 +101,12 @@ impl Checkpoints {
         optimizer: &Optimizer,
         trainable: &[Trainable],
     ) -> Result<(), CheckpointError> {
+        let buffers = optimizer.tensors(trainable);
+        check_finite(state.step, parameters)?;
+        check_finite(state.step, &buffers)?;
         let folder = AtomicDir::create(self.at(state.step))?;
         write_tensors(&folder.path().join(PARAMETERS), parameters)?;
-        optimizer.save(&folder.path().join(OPTIMIZER), trainable)?;
+        write_tensors(&folder.path().join(OPTIMIZER), &buffers)?;
         let json = serde_json::to_vec_pretty(state).map_err(|error| FileError::Malformed {
             path: folder.path().join(STATE),
             expected: "a state",
@@ -124,6 +127,7 @@ impl Checkpoints {
             found: vec![error.to_string()],
         })?;
         let parameters = read_tensors(&folder.join(PARAMETERS))?;
+        check_finite(step, &parameters)?;
         Ok(LoadedCheckpoint { state, parameters, folder })
     }
 
@@ -142,6 +146,11 @@ impl Checkpoints {
     }
 }
 
+fn check_finite(step: u64, tensors: &NamedTensors) -> Result<(), CheckpointError> {
+    let tensors = not_finite(tensors);
+    if tensors.is_empty() { Ok(()) } else { Err(CheckpointError::NotFinite { step, tensors }) }
+}
+
 /// A checkpoint could not be written or read.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
@@ -151,4 +160,21 @@ pub enum CheckpointError {
     /// Tensors.
     #[error(transparent)]
     Tensors(#[from] AdapterError),
+    /// Numbers that no run can go on from.
+    #[error("checkpoint of step {step}: numbers are not finite: {}", first_five(tensors))]
+    NotFinite {
+        /// The step.
+        step: u64,
+        /// A line for each tensor with such numbers.
+        tensors: Vec<String>,
+    },
+}
+
+/// The first five lines, and how many there are besides.
+pub(crate) fn first_five(lines: &[String]) -> String {
+    let shown = lines[..lines.len().min(5)].join(", ");
+    match lines.len().saturating_sub(5) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
+    }
 }

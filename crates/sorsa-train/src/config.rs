@@ -299,7 +299,35 @@ impl TrainConfig {
                 check(holds, &format!("train.optimizer.{name}.{field} must be 0 or more"));
             }
         }
+        for (name, value) in self.numbers_of_f32() {
+            // Other values than these have a fault already.
+            if positive(value) && !(value as f32).is_normal() {
+                let range = format!("{:e} to {:e}", f32::MIN_POSITIVE, f32::MAX);
+                check(false, &format!("{name} must be in the range of f32, {range}, found {value:e}"));
+            }
+        }
         faults
+    }
+
+    /// The settings that updates compute with as f32, by name, if they are not 0.
+    fn numbers_of_f32(&self) -> Vec<(&'static str, f64)> {
+        let (optimizer, regularizer) = (&self.optimizer, &self.regularizer);
+        let mut numbers = vec![
+            ("train.optimizer.learning_rate", optimizer.learning_rate),
+            ("train.optimizer.weight_decay", optimizer.weight_decay),
+            ("train.optimizer.epsilon", optimizer.epsilon),
+            ("train.regularizer.gamma", regularizer.gamma),
+            ("train.regularizer.orthogonal_gamma", regularizer.orthogonal_gamma),
+        ];
+        let others = [
+            ("train.regularizer.target_defect", regularizer.target_defect),
+            ("train.optimizer.singular_values.learning_rate", optimizer.singular_values.learning_rate),
+            ("train.optimizer.singular_values.weight_decay", optimizer.singular_values.weight_decay),
+            ("train.optimizer.magnitudes.learning_rate", optimizer.magnitudes.learning_rate),
+            ("train.optimizer.magnitudes.weight_decay", optimizer.magnitudes.weight_decay),
+        ];
+        numbers.extend(others.into_iter().filter_map(|(name, value)| Some((name, value?))));
+        numbers
     }
 }
 
@@ -332,6 +360,25 @@ mod tests {
         let beta1 = "train.optimizer.beta1 must be in [0, 1)";
         assert_eq!(faults("adamw"), ["train.optimizer.epsilon must be positive", beta1]);
         assert_eq!(faults("lion"), [beta1]);
+    }
+
+    #[test]
+    fn a_number_that_is_0_or_infinite_in_f32_is_a_fault() {
+        for setting in [
+            "optimizer.epsilon = 1e-46",
+            "optimizer.learning_rate = 1e-300",
+            "optimizer.learning_rate = 1e300",
+            "optimizer.weight_decay = 1e39",
+            "optimizer.singular_values.learning_rate = 1e-39",
+            "regularizer.gamma = 1e300",
+            "regularizer.orthogonal_gamma = 1e300",
+            "regularizer.target_defect = 1e-50",
+        ] {
+            let faults = toml::from_str::<TrainConfig>(setting).unwrap().faults();
+            let (name, value) = setting.split_once(" = ").unwrap();
+            let range = "must be in the range of f32, 1.1754944e-38 to 3.4028235e38, found";
+            assert_eq!(faults, [format!("train.{name} {range} {value}")]);
+        }
     }
 
     #[test]

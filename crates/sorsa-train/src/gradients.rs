@@ -1,9 +1,12 @@
 //! Gradients of one optimizer step: summed over micro-batches, with their global norm.
 
-use burn::module::{ModuleVisitor, Param};
+use std::collections::BTreeSet;
+
+use burn::module::{ModuleVisitor, Param, ParamId};
 use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::prelude::*;
 use burn::tensor::FloatDType;
+use sorsa_adapter::Trainable;
 use sorsa_models::{Pass, mixed_seed};
 
 use crate::config::LossNormalization;
@@ -65,6 +68,30 @@ pub(crate) fn global_norm<M: Module>(model: &M, gradients: &GradientsParams) -> 
     let mut sum = Sum { gradients, squares: None };
     model.visit(&mut sum);
     sum.squares.map(Tensor::sqrt)
+}
+
+/// The sum of all trained parameters, one element on the device: NaN or infinite if one of them is, and if the sum of
+/// finite ones leaves the range of f32. It reads each number once, where the optimizer's update makes some ten passes.
+pub(crate) fn parameter_sum<M: Module>(model: &M, trainable: &[Trainable]) -> Option<Tensor<1>> {
+    struct Sum {
+        trained: BTreeSet<ParamId>,
+        sum: Option<Tensor<1>>,
+    }
+    impl ModuleVisitor for Sum {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            if !self.trained.contains(&param.id) {
+                return;
+            }
+            let part = param.base().without_autodiff().sum().cast(FloatDType::F32);
+            self.sum = Some(match self.sum.take() {
+                Some(sum) => sum + part,
+                None => part,
+            });
+        }
+    }
+    let mut sum = Sum { trained: trainable.iter().map(|parameter| parameter.id).collect(), sum: None };
+    model.visit(&mut sum);
+    sum.sum
 }
 
 /// Multiplies every gradient by `factor`.

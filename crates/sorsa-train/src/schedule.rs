@@ -4,7 +4,7 @@
 //! steps and `n` steps in all, step `t` (counted from 0) has the factor
 //!
 //! ```text
-//! t < w      t / w                                   so the first step has learning rate 0
+//! t < w      t / w                                   so the first step has learning rate 0; 1 if n = 1
 //! cosine     (1 + cos(pi p)) / 2    p = (t - w) / (n - w), at most 1
 //! linear     1 - p
 //! constant   1
@@ -44,7 +44,8 @@ impl Schedule {
     pub fn factor(&self, step: u64) -> f64 {
         let warmup = self.warmup_steps;
         if step < warmup {
-            return step as f64 / warmup as f64;
+            // A run of one step would learn nothing.
+            return if self.total_steps == 1 { 1.0 } else { step as f64 / warmup as f64 };
         }
         let decay_steps = self.total_steps.saturating_sub(warmup).max(1);
         let progress = ((step - warmup) as f64 / decay_steps as f64).min(1.0);
@@ -110,6 +111,17 @@ mod tests {
             let warm = step as f64 / 10.0;
             assert!((linear.factor(step) - warm.min((110 - step) as f64 / 100.0)).abs() < 1e-15);
             assert_eq!(constant.factor(step), warm.min(1.0));
+        }
+    }
+
+    #[test]
+    fn every_run_has_a_step_with_a_rate() {
+        for kind in [ScheduleKind::Cosine, ScheduleKind::Linear, ScheduleKind::Constant] {
+            for (warmup, total) in (0..6).flat_map(|warmup| (1..6).map(move |total| (warmup, total))) {
+                let schedule = schedule(kind, warmup, total);
+                assert!((0..total).any(|step| schedule.factor(step) > 0.0), "{kind:?} {warmup} of {total}");
+            }
+            assert_eq!(schedule(kind, 1, 1).factor(0), 1.0);
         }
     }
 

@@ -10,14 +10,14 @@ use std::time::Instant;
 use burn::prelude::*;
 use sorsa_adapter::{
     AdapterError, Attached, RegularizerStats, SavedAdapter, add_regularizer, export_trainable, import_trainable,
-    regularizer_gradients,
+    not_finite, regularizer_gradients,
 };
 use sorsa_data::{Batcher, DataPosition};
 use sorsa_models::{CausalLm, mixed_seed};
 
-use crate::checkpoint::{Best, CheckpointError, Checkpoints, RunState};
+use crate::checkpoint::{Best, CheckpointError, Checkpoints, RunState, first_five};
 use crate::config::{Coupling, TrainConfig};
-use crate::gradients::{global_norm, scale, step_gradients};
+use crate::gradients::{global_norm, parameter_sum, scale, step_gradients};
 use crate::metrics::{EvalMetrics, Metric, MetricsLog, StepMetrics};
 use crate::optimizer::{Decoupled, Optimizer};
 use crate::run_length::RunLength;
@@ -43,7 +43,7 @@ pub enum TrainError {
     /// The loss or its gradient is not a number.
     #[error(
         "step {step}: the loss is {loss} and its gradient's norm {grad_norm}; batch {batch} of epoch {epoch}, rows {rows:?}; {}",
-        match checkpoint { Some(step) => format!("the last good checkpoint is at step {step}"), None => "no checkpoint was written yet".to_owned() }
+        last_good(checkpoint)
     )]
     NotFinite {
         /// The step.
@@ -61,6 +61,22 @@ pub enum TrainError {
         /// The newest checkpoint.
         checkpoint: Option<u64>,
     },
+    /// An update left parameters that are not numbers.
+    #[error(
+        "step {step}: its update left numbers that are not finite: {}; rows {rows:?}; {}",
+        first_five(tensors),
+        last_good(checkpoint)
+    )]
+    ParametersNotFinite {
+        /// The step.
+        step: u64,
+        /// A line for each tensor with such numbers.
+        tensors: Vec<String>,
+        /// Rows of the data file in the step.
+        rows: Vec<usize>,
+        /// The newest checkpoint.
+        checkpoint: Option<u64>,
+    },
     /// No batch of a step has a target token.
     #[error("step {step}: no target tokens in its batches, rows {rows:?}")]
     NoTargets {
@@ -69,6 +85,25 @@ pub enum TrainError {
         /// Rows of the data file.
         rows: Vec<usize>,
     },
+}
+
+fn last_good(checkpoint: &Option<u64>) -> String {
+    match checkpoint {
+        Some(step) => format!("the last good checkpoint is at step {step}"),
+        None => "no checkpoint was written yet".to_owned(),
+    }
+}
+
+impl TrainError {
+    /// The step at which the run diverged; nothing if it failed for another reason.
+    pub fn diverged_at(&self) -> Option<u64> {
+        match self {
+            Self::NotFinite { step, .. }
+            | Self::ParametersNotFinite { step, .. }
+            | Self::Checkpoint(CheckpointError::NotFinite { step, .. }) => Some(*step),
+            _ => None,
+        }
+    }
 }
 
 /// How a run ended.
@@ -307,6 +342,7 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
         let (stats, gamma, decoupled) = self.regularize(&mut gradients, factor);
         let model = self.attached.model.clone();
         self.attached.model = self.optimizer.step(model, gradients, factor, decoupled);
+        self.check_parameters(step, &batches)?;
 
         let tokens: u64 = batches.iter().map(|batch| batch.inputs() as u64).sum();
         let seconds = started.elapsed().as_secs_f64();
@@ -333,6 +369,22 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
             seconds: self.state.seconds,
             peak_memory_bytes: peak_memory_bytes(),
         })
+    }
+
+    /// Fails if the update of `step` left a trained parameter that is not finite.
+    fn check_parameters(&self, step: u64, batches: &[M::Batch]) -> Result<(), TrainError> {
+        let (model, trainable) = (&self.attached.model, &self.attached.trainable);
+        let Some(sum) = parameter_sum(model, trainable) else { return Ok(()) };
+        if sum.into_scalar::<f32>().is_finite() {
+            return Ok(());
+        }
+        // The sum of finite numbers may be too large for f32.
+        let tensors = not_finite(&export_trainable(model, trainable));
+        if tensors.is_empty() {
+            return Ok(());
+        }
+        let checkpoint = self.checkpoints.steps().last().copied();
+        Err(TrainError::ParametersNotFinite { step, tensors, rows: self.rows(batches), checkpoint })
     }
 
     /// The micro-batches of one step from `position` on, which is advanced.

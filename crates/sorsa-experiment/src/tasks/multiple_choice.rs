@@ -2,6 +2,7 @@
 //! most likely after the question, by the mean log-likelihood of its tokens.
 
 use std::collections::HashSet;
+use std::path::PathBuf;
 use std::time::Instant;
 
 use serde::Deserialize;
@@ -70,7 +71,7 @@ impl Task for MultipleChoice {
         if questions.is_empty() {
             return Err(ExperimentError::NoProblems { path: path.to_owned() });
         }
-        Ok(Box::new(Questions { questions }))
+        Ok(Box::new(Questions { path: path.to_owned(), questions }))
     }
 }
 
@@ -110,6 +111,7 @@ impl Row {
 
 /// Questions in tokens.
 struct Questions {
+    path: PathBuf,
     questions: Vec<Question>,
 }
 
@@ -147,17 +149,21 @@ impl Question {
         Ok(Self { line, id: row.id, prompt, choices, right })
     }
 
-    /// The index of the choice with the highest mean log-likelihood, and the tokens that were scored.
-    fn choose(&self, model: &CausalLm) -> (usize, usize) {
+    /// The index of the choice with the highest mean log-likelihood, and the tokens that were scored. Fails with a loss that
+    /// is not finite.
+    fn choose(&self, model: &CausalLm) -> Result<(usize, usize), f64> {
         let (mut best, mut lowest, mut scored) = (0, f64::INFINITY, 0);
         for (index, choice) in self.choices.iter().enumerate() {
             let (loss, tokens) = choice.loss(model);
+            if tokens > 0 && !loss.is_finite() {
+                return Err(loss);
+            }
             scored += tokens;
             if loss < lowest {
                 (best, lowest) = (index, loss);
             }
         }
-        (best, scored)
+        Ok((best, scored))
     }
 }
 
@@ -207,7 +213,11 @@ impl Problems for Questions {
         let (mut done, mut tokens) = (known.len(), 0);
         observer.on_event(Event::Answering { done, total, tokens, seconds: 0.0 });
         for question in self.questions.iter().filter(|question| !known.contains(&question.line)) {
-            let (chosen, scored) = question.choose(model);
+            let (chosen, scored) = question.choose(model).map_err(|loss| ExperimentError::LossNotFinite {
+                path: self.path.clone(),
+                row: question.line,
+                loss,
+            })?;
             let choice = &question.choices[chosen];
             keep(Answer {
                 row: question.line,

@@ -119,6 +119,11 @@ impl Problems for Texts {
                 segments: &batch.segments,
             };
             let Some(loss) = model.loss_sum(&input, &batch.targets) else { continue };
+            let loss = f64::from(loss.into_scalar::<f32>());
+            if !loss.is_finite() {
+                let row = batch.examples.first().map_or(0, |example| self.examples[*example].row);
+                return Err(ExperimentError::LossNotFinite { path: self.path.clone(), row, loss });
+            }
             keep(Answer {
                 row: index,
                 sample: 0,
@@ -130,7 +135,7 @@ impl Problems for Texts {
                 generated: String::new(),
                 tokens: batch.target_tokens(),
                 finished: true,
-                judgment: Judgment::Loss { loss: f64::from(loss.into_scalar::<f32>()) },
+                judgment: Judgment::Loss { loss },
             })?;
         }
         Ok(())

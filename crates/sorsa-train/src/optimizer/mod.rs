@@ -173,6 +173,11 @@ impl Optimizer {
     ///
     /// [`AdapterError`] with the file.
     pub fn save(&self, path: &Path, trainable: &[Trainable]) -> Result<(), AdapterError> {
+        write_tensors(path, &self.tensors(trainable))
+    }
+
+    /// The buffers on the host, by name.
+    pub(crate) fn tensors(&self, trainable: &[Trainable]) -> NamedTensors {
         let mut tensors = NamedTensors::new();
         for parameter in trainable {
             let Some(buffers) = self.buffers.get(&parameter.id) else { continue };
@@ -180,7 +185,7 @@ impl Optimizer {
                 tensors.insert(format!("{}.{name}", parameter.name), HostTensor::from_tensor(buffer.clone()));
             }
         }
-        write_tensors(path, &tensors)
+        tensors
     }
 
     /// Reads the buffers back, as they were after `steps` updates.
