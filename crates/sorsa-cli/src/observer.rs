@@ -7,6 +7,7 @@ use sorsa_adapter::ModuleReport;
 use sorsa_experiment::estimate::grouped;
 use sorsa_experiment::scoreboard::percent;
 use sorsa_experiment::{DataReport, Event, Observer, Recipe, RunDir, TrainingShape};
+use sorsa_train::Best;
 use sorsa_train::metrics::Metric;
 
 use crate::progress::{Progress, Style, interrupt_flag};
@@ -19,6 +20,8 @@ pub struct TerminalObserver {
     progress: Option<Progress>,
     /// Moving average of the training loss.
     loss: Option<f64>,
+    /// The best evaluation so far.
+    best: Option<Best>,
     /// Set by Ctrl-C, once training starts.
     interrupted: Option<Arc<AtomicBool>>,
 }
@@ -26,11 +29,12 @@ pub struct TerminalObserver {
 impl TerminalObserver {
     /// `backend` is the name that the announcement gives.
     pub fn new(style: Style, backend: &str) -> Self {
-        Self { style, backend: backend.to_owned(), progress: None, loss: None, interrupted: None }
+        Self { style, backend: backend.to_owned(), progress: None, loss: None, best: None, interrupted: None }
     }
 
-    /// Begins the bar of training, and listens to Ctrl-C from now on.
-    pub fn start_training(&mut self, total_steps: u64) {
+    /// Begins the bar of training, and listens to Ctrl-C from now on. `best` is the best evaluation of a run that is resumed.
+    pub fn start_training(&mut self, total_steps: u64, best: Option<Best>) {
+        self.best = best;
         self.progress = Some(Progress::new("step", total_steps, self.style));
         self.interrupted = Some(interrupt_flag());
     }
@@ -100,7 +104,16 @@ impl TerminalObserver {
                 progress.set(step.step, &format!("loss {loss:.4}, {:.0} tokens/s", step.tokens_per_s));
             }
             Metric::Eval(eval) => {
-                progress.line(&format!("step {:>5}: validation loss {:.4}", eval.step, eval.loss));
+                let note = match self.best {
+                    Some(best) if best.step == 0 && eval.loss >= best.loss => {
+                        format!(", not below the {:.4} before training", best.loss)
+                    }
+                    _ => String::new(),
+                };
+                progress.line(&format!("step {:>5}: validation loss {:.4}{note}", eval.step, eval.loss));
+                if self.best.is_none_or(|best| eval.loss < best.loss) {
+                    self.best = Some(Best { step: eval.step, loss: eval.loss });
+                }
             }
         }
     }
@@ -123,7 +136,7 @@ impl Observer for TerminalObserver {
             }
             Event::Measuring { run, done, total } => self.advance("decomposing weights", done, total, run),
             Event::AccuracyBefore { score } => self.say(&format!("accuracy before: {}", percent(score))),
-            Event::TrainingStarts { total_steps } => self.start_training(total_steps),
+            Event::TrainingStarts { total_steps, best } => self.start_training(total_steps, best),
             Event::Trained { metric } => self.show_metric(metric),
             Event::Answered | Event::TrainingEnded | Event::Measured => self.finish(),
             _ => {}

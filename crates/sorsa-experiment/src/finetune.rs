@@ -158,7 +158,7 @@ impl<'a> PreparedRun<'a> {
             true => Trainer::resume(attached, optimizer, train, validation, config, run.path())?,
             false => Trainer::start(attached, optimizer, train, validation, config, run.path())?,
         };
-        observer.on_event(Event::TrainingStarts { total_steps: trainer.total_steps() });
+        observer.on_event(Event::TrainingStarts { total_steps: trainer.total_steps(), best: trainer.state().best });
         let outcome = trainer.run(&mut TrainingObserver { observer: &mut *observer });
         observer.on_event(Event::TrainingEnded);
         if let Some(step) = outcome.as_ref().err().and_then(TrainError::diverged_at) {

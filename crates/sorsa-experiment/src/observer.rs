@@ -4,6 +4,7 @@ use std::path::Path;
 
 use sorsa_adapter::ModuleReport;
 use sorsa_grading::grade::Score;
+use sorsa_train::Best;
 use sorsa_train::metrics::Metric;
 
 use crate::inputs::DataReport;
@@ -80,6 +81,8 @@ pub enum Event<'a> {
     TrainingStarts {
         /// Steps of the whole run.
         total_steps: u64,
+        /// The best evaluation so far, of a run that is resumed.
+        best: Option<Best>,
     },
     /// A step or an evaluation was made.
     Trained {

@@ -291,3 +291,20 @@ fn bad_input_is_an_error_that_names_the_matrix() {
     let rows = a.transpose().to_owned();
     assert!(run(rows.transpose(), 1).ends_with("the first is inf at row 1, column 5"));
 }
+
+#[test]
+fn every_algorithm_completes_the_triplets_of_a_matrix_of_smaller_rank() {
+    for (rows, columns) in [(40, 60), (60, 40), (300, 280)] {
+        let zero = Mat::<f64>::zeros(rows, columns);
+        let single = with_spectrum(rows, columns, &[3.0], 1);
+        let few = with_spectrum(rows, columns, &[3.0, 2.0, 1.0], 2);
+        for (name, a) in [("zero", zero), ("rank 1", single), ("rank 3", few)] {
+            for algorithm in [Algorithm::Auto, Algorithm::Exact, Algorithm::BlockKrylov, Algorithm::Gram] {
+                let options = SvdOptions { algorithm, ..SvdOptions::default() };
+                let narrow = narrow(&a);
+                let svd = truncated_svd(name, narrow.as_ref(), 16, &options).unwrap();
+                assert_laws(narrow.as_ref(), &svd, 16, 1e-5);
+            }
+        }
+    }
+}

@@ -161,7 +161,7 @@ pub enum CheckpointError {
     #[error(transparent)]
     Tensors(#[from] AdapterError),
     /// Numbers that no run can go on from.
-    #[error("checkpoint of step {step}: numbers are not finite: {}", first_five(tensors))]
+    #[error("no good checkpoint at step {step}: numbers are not finite: {}", first_five(tensors))]
     NotFinite {
         /// The step.
         step: u64,

@@ -6,11 +6,14 @@ use std::sync::Arc;
 use burn::module::{Module, Param};
 use burn::optim::GradientsParams;
 use burn::prelude::*;
-use sorsa_adapter::{AdapterConfig, Attached, Method};
-use sorsa_data::{BatchOptions, Batcher, Example};
+use sorsa_adapter::{AdapterConfig, Attached, Method, read_tensors, write_tensors};
+use sorsa_data::{Batch, BatchOptions, Batcher, Example};
 use sorsa_models::{CausalLm, ModelConfig};
 use sorsa_train::metrics::{self, Metric};
-use sorsa_train::{Decoupled, Optimizer, OptimizerConfig, RunOutcome, TrainConfig, TrainError, Trainer};
+use sorsa_train::{
+    Checkpoints, Coupling, Decoupled, LossNormalization, Optimizer, OptimizerConfig, RunOutcome, TrainConfig,
+    TrainError, TrainableModel, Trainer,
+};
 
 fn model() -> CausalLm {
     let config = serde_json::json!({
@@ -78,6 +81,18 @@ fn start(
 ) -> Result<Trainer, TrainError> {
     let optimizer = Optimizer::new(config.optimizer.clone(), &attached.trainable);
     Trainer::start(attached, optimizer, train, validation, config, run)
+}
+
+/// Resumes a run with the optimizer of its configuration.
+fn resume(
+    attached: Attached<CausalLm>,
+    train: Batcher,
+    validation: Option<Batcher>,
+    config: TrainConfig,
+    run: &Path,
+) -> Result<Trainer, TrainError> {
+    let optimizer = Optimizer::new(config.optimizer.clone(), &attached.trainable);
+    Trainer::resume(attached, optimizer, train, validation, config, run)
 }
 
 #[test]
@@ -165,4 +180,159 @@ fn training_stops_when_the_validation_loss_does_not_fall_and_the_best_step_comes
     assert!(trainer.state().step >= best.step + 2);
     assert_eq!(trainer.restore_best().unwrap(), Some(best.step));
     assert!((trainer.evaluate().unwrap() - best.loss).abs() < 1e-6);
+}
+
+/// A configuration whose update leaves the range of f32 in the first step.
+fn overflowing() -> TrainConfig {
+    let mut config = config(12, 1);
+    config.optimizer.learning_rate = 1e38;
+    config
+}
+
+#[test]
+fn parameters_that_the_last_step_makes_infinite_are_an_error_and_are_never_written() {
+    for method in [Method::Sorsa, Method::Full] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut trainer = start(attach(method), batcher(12), None, overflowing(), folder.path()).unwrap();
+        assert_eq!(trainer.total_steps(), 1);
+        let error = trainer.run(&mut ()).unwrap_err();
+        let TrainError::ParametersNotFinite { step, tensors, rows, checkpoint } = &error else { panic!("{error}") };
+        assert_eq!((*step, rows.len(), *checkpoint), (1, 12, None), "{error}");
+        assert!(!tensors.is_empty() && error.diverged_at() == Some(1));
+        let text = error.to_string();
+        assert!(text.starts_with("step 1: its update left numbers that are not finite: "), "{text}");
+        assert!(text.ends_with("no checkpoint was written yet"), "{text}");
+        assert!(!folder.path().join("checkpoints").exists());
+        let save = trainer.adapter().save(&folder.path().join("adapter")).unwrap_err().to_string();
+        assert!(save.contains("not written, numbers are not finite: "), "{save}");
+        assert!(!folder.path().join("adapter").exists());
+    }
+}
+
+#[test]
+fn a_checkpoint_of_an_earlier_build_with_numbers_that_are_not_finite_is_not_used() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut trainer = start(attach(Method::Lora), batcher(4), None, config(4, 1), folder.path()).unwrap();
+    trainer.run(&mut ()).unwrap();
+    let file = Checkpoints::of(folder.path()).parameters(3);
+    let mut parameters = read_tensors(&file).unwrap();
+    parameters.values_mut().next().unwrap().values[0] = f32::NAN;
+    write_tensors(&file, &parameters).unwrap();
+    let error = resume(attach(Method::Lora), batcher(4), None, config(4, 1), folder.path()).map(|_| ()).unwrap_err();
+    let text = error.to_string();
+    assert!(text.starts_with("no good checkpoint at step 3: numbers are not finite: 1 of "), "{text}");
+}
+
+/// Rows, targets and mean losses of the steps of a run, and its epochs.
+fn steps_of(trainer: &mut Trainer) -> Vec<(u64, f64, f64)> {
+    let total = trainer.total_steps();
+    (0..total)
+        .map(|_| {
+            let step = trainer.step().unwrap();
+            (step.target_tokens, step.loss, step.epoch)
+        })
+        .collect()
+}
+
+#[test]
+fn the_last_step_of_an_epoch_takes_what_is_left_and_its_loss_is_the_mean_over_its_own_targets() {
+    for normalization in [LossNormalization::Step, LossNormalization::MicroBatch] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut config = config(2, 4);
+        config.epochs = 2.0;
+        config.loss_normalization = normalization;
+        // So small a rate that all losses are those of the start.
+        config.optimizer.learning_rate = 1e-30;
+        let train = batcher(2);
+        let batches: Vec<Batch> = (0..6).map(|index| train.batch(0, index)).collect();
+        let mut trainer = start(attach(Method::Full), batcher(2), None, config, folder.path()).unwrap();
+        let model = trainer.model();
+        let sum = |batch: &Batch| f64::from(model.batch_loss(batch).unwrap().into_scalar::<f32>());
+        let targets = |batches: &[Batch]| batches.iter().map(Batch::target_tokens).sum::<usize>();
+        let mean = |batches: &[Batch]| match normalization {
+            LossNormalization::Step => batches.iter().map(sum).sum::<f64>() / targets(batches) as f64,
+            LossNormalization::MicroBatch => {
+                let means = batches.iter().map(|batch| sum(batch) / batch.target_tokens() as f64);
+                means.sum::<f64>() / batches.len() as f64
+            }
+        };
+        let steps = steps_of(&mut trainer);
+        assert_eq!(steps.len(), 4, "two epochs of two steps");
+        for (epoch, steps) in steps.chunks(2).enumerate() {
+            for ((found, loss, at), batches) in steps.iter().zip([&batches[..4], &batches[4..]]) {
+                assert_eq!(*found as usize, targets(batches));
+                assert!((loss - mean(batches)).abs() < 1e-5 * loss, "{loss} and {}", mean(batches));
+                assert!(*at <= (epoch + 1) as f64);
+            }
+            assert_eq!(steps[1].2, (epoch + 1) as f64);
+        }
+    }
+}
+
+#[test]
+fn a_run_that_an_earlier_build_started_keeps_its_steps_when_it_is_resumed() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = config(2, 4);
+    config.epochs = 2.0;
+    let attached = || attach(Method::Lora);
+    // The evaluation before the first step leaves a checkpoint.
+    let mut trainer = start(attached(), batcher(2), Some(batcher(2)), config.clone(), folder.path()).unwrap();
+    assert_eq!(trainer.total_steps(), 4);
+    trainer.run(&mut StopAtOnce).unwrap();
+    let state = folder.path().join("checkpoints/step-1/state.json");
+    let text = std::fs::read_to_string(&state).unwrap();
+    let mut json: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&text).unwrap();
+    assert_eq!(json.remove("last_step").unwrap(), "takes-the-rest");
+    std::fs::write(&state, serde_json::to_string(&json).unwrap()).unwrap();
+
+    let mut resumed = resume(attached(), batcher(2), Some(batcher(2)), config.clone(), folder.path()).unwrap();
+    assert_eq!(resumed.total_steps(), 3, "twelve batches, four at a time");
+    let train = batcher(2);
+    let targets = |from: usize| (from..from + 4).map(|index| train.batch(0, index % 6).target_tokens()).sum::<usize>();
+    for step in 1..3 {
+        assert_eq!(resumed.step().unwrap().target_tokens as usize, targets(4 * step));
+    }
+    // What it writes says again how it counts.
+    let mut again = resume(attached(), batcher(2), Some(batcher(2)), config.clone(), folder.path()).unwrap();
+    again.run(&mut ()).unwrap();
+    assert_eq!(again.state().step, 3);
+    let text = std::fs::read_to_string(folder.path().join("checkpoints/step-3/state.json")).unwrap();
+    assert!(text.contains("\"last_step\": \"takes-the-next-epoch\""), "{text}");
+}
+
+struct StopAtOnce;
+
+impl sorsa_train::Observer for StopAtOnce {
+    fn should_stop(&mut self) -> bool {
+        true
+    }
+}
+
+#[test]
+fn pissa_is_trained_with_a_regularizer_if_the_configuration_gives_it_a_weight() {
+    for coupling in [Coupling::Gradient, Coupling::Decoupled] {
+        let defect = |gamma: f64| {
+            let folder = tempfile::tempdir().unwrap();
+            let mut config = config(4, 1);
+            config.epochs = 10.0;
+            config.optimizer.learning_rate = 0.02;
+            config.regularizer.orthogonal_gamma = gamma;
+            config.regularizer.coupling = coupling;
+            let mut trainer = start(attach(Method::Pissa), batcher(4), None, config, folder.path()).unwrap();
+            for step in 1..trainer.total_steps() {
+                let metrics = trainer.step().unwrap();
+                assert_eq!(metrics.gamma.is_some(), gamma > 0.0, "step {step}");
+            }
+            trainer.step().unwrap().defect
+        };
+        // Without a weight the defect is not measured, so that a tiny weight stands for none.
+        let (none, weak, strong) = (defect(0.0), defect(1e-12).unwrap(), defect(0.02).unwrap());
+        assert_eq!(none, None);
+        assert!(strong < 0.5 * weak, "{coupling:?}: {strong} with the regularizer, {weak} without it");
+    }
+    let mut config = config(4, 1);
+    config.regularizer.orthogonal_gamma = 1e-4;
+    let folder = tempfile::tempdir().unwrap();
+    let error = start(attach(Method::Full), batcher(4), None, config, folder.path()).map(|_| ()).unwrap_err();
+    assert!(error.to_string().contains("full does not train two factors"), "{error}");
 }

@@ -129,7 +129,7 @@ pub fn run(args: &PretrainArgs) -> anyhow::Result<()> {
         true => Trainer::resume(attached, optimizer, train, Some(validation), train_config, work)?,
         false => Trainer::start(attached, optimizer, train, Some(validation), train_config, work)?,
     };
-    observer.start_training(trainer.total_steps());
+    observer.start_training(trainer.total_steps(), trainer.state().best);
     let outcome = trainer.run(&mut observer)?;
     observer.finish();
     if outcome == RunOutcome::Interrupted {

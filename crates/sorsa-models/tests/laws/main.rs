@@ -298,6 +298,39 @@ fn a_prompt_that_cannot_be_continued_is_an_error_that_names_it() {
 }
 
 #[test]
+fn logits_that_are_not_finite_are_an_error_that_names_the_prompt() {
+    for changes in [json!({}), json!({"model_type": "rwkv", "num_attention_heads": null, "num_key_value_heads": null})]
+    {
+        for broken in [f32::NAN, f32::INFINITY] {
+            // The embedding of one token, the model's first parameter, is broken for the prompt that holds the token.
+            struct Break(Option<f32>);
+            impl ModuleMapper for Break {
+                fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+                    let Some(broken) = self.0.take() else { return param };
+                    param.map(|table| {
+                        let mut values = table.clone().into_data().try_into_vec::<f32>().unwrap();
+                        let width = values.len() / 50;
+                        values[7 * width..8 * width].fill(broken);
+                        Tensor::from_data(TensorData::new(values, table.shape()), &table.device())
+                    })
+                }
+            }
+            let model = model(changes.clone()).map(&mut Break(Some(broken)));
+            let sampled = Sampling::Random { temperature: 1.0, top_k: None, top_p: None, seed: 1 };
+            for sampling in [Sampling::Greedy, sampled] {
+                let options = GenerateOptions { sampling, ..greedy(3, &[]) };
+                let prompts = [vec![3, 4], vec![7, 5]];
+                let error = model.generate(&prompts, &options, |_, _| ()).unwrap_err();
+                assert!(matches!(error, GenerateError::NotFinite { row: 1 }), "{changes} {error}");
+                let requests = Requests { prompts: &prompts, streams: &[0, 1], slots: 2 };
+                let error = model.generate_queue(requests, &options, |_, _| ControlFlow::Continue(())).unwrap_err();
+                assert!(matches!(error, GenerateError::NotFinite { row: 1 }), "{changes} {error}");
+            }
+        }
+    }
+}
+
+#[test]
 fn what_is_saved_and_loaded_gives_the_same_logits_to_the_bit() {
     let llama3 = json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
         "original_max_position_embeddings": 16});
