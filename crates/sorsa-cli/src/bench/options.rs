@@ -304,4 +304,17 @@ mod tests {
         assert_eq!((plan.reference.as_str(), &plan.sweeps[0].rows[..]), ("pissa", &[1][..]));
         assert_eq!(plan.sweeps[0].sweep.values.len(), 5);
     }
+
+    #[test]
+    fn the_example_suite_of_the_ablation_has_pissa_with_the_regularizer() {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/suites/ablation.toml");
+        let plan = planned(&format!("--suite {} --max-steps 2", file.display())).unwrap();
+        assert_eq!(row_names(&plan), "pissa-r16 pissa-reg-r16 sorsa-noreg-r16 sorsa-r16");
+        let gamma =
+            |row: usize| plan.run(&plan.rows[row], &[], 1e-3, 1).unwrap().recipe.train.regularizer.orthogonal_gamma;
+        assert_eq!([0, 1, 2, 3].map(gamma), [0.0, 4e-4, 0.0, 0.0]);
+        assert_eq!(plan.sweeps[0].rows, [1]);
+        let error = planned("--arm full-reg=adapter.method=full,train.regularizer.orthogonal_gamma=4e-4").unwrap_err();
+        assert!(error.to_string().contains("full does not train two factors"), "{error}");
+    }
 }
