@@ -6,9 +6,11 @@ use std::path::Path;
 use burn::module::{ModuleMapper, ModuleVisitor, Param, ParamId, Reparameterization};
 use burn::prelude::*;
 use burn::tensor::FloatDType;
+use sorsa_files::{HostTensor, NamedTensors};
 
 use crate::error::AdapterError;
-use crate::factors::{Factor, HostTensor, NamedTensors};
+use crate::factors::Factor;
+use crate::host_tensor::HostTensorExt;
 use crate::regularizer::{Lengths, Regularized};
 use crate::{Adapter, Method};
 

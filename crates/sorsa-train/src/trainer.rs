@@ -10,7 +10,7 @@ use std::time::Instant;
 use burn::prelude::*;
 use sorsa_adapter::{
     AdapterError, Attached, RegularizerStats, SavedAdapter, add_regularizer, export_trainable, import_trainable,
-    not_finite, regularizer_gradients,
+    regularizer_gradients,
 };
 use sorsa_data::{Batcher, DataPosition};
 use sorsa_models::{CausalLm, mixed_seed};
@@ -24,8 +24,7 @@ use crate::run_length::RunLength;
 use crate::schedule::Schedule;
 use crate::tensorboard::EventWriter;
 use crate::trainable::{BatchSource, TrainableModel, TrainingBatch};
-use sorsa_files::FileError;
-use sorsa_files::peak_memory_bytes;
+use sorsa_files::{FileError, not_finite, peak_memory_bytes};
 
 /// Why a run stopped before its end.
 #[derive(Debug, thiserror::Error)]

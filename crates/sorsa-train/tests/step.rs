@@ -6,8 +6,9 @@ use std::sync::Arc;
 use burn::module::{Module, Param};
 use burn::optim::GradientsParams;
 use burn::prelude::*;
-use sorsa_adapter::{AdapterConfig, Attached, Method, read_tensors, write_tensors};
+use sorsa_adapter::{AdapterConfig, Attached, Method};
 use sorsa_data::{Batch, BatchOptions, Batcher, Example};
+use sorsa_files::{read_tensors, write_tensors};
 use sorsa_models::{CausalLm, ModelConfig};
 use sorsa_train::metrics::{self, Metric};
 use sorsa_train::{

@@ -18,7 +18,8 @@ use burn::optim::GradientsParams;
 use burn::prelude::*;
 use burn::tensor::FloatDType;
 use serde::{Deserialize, Serialize};
-use sorsa_adapter::{AdapterError, HostTensor, NamedTensors, ParameterGroup, Trainable, read_tensors, write_tensors};
+use sorsa_adapter::{AdapterError, HostTensor, HostTensorExt, NamedTensors, ParameterGroup, Trainable};
+use sorsa_files::{read_tensors, write_tensors};
 
 use crate::config::{OptimizerConfig, PeakRates};
 
@@ -173,7 +174,7 @@ impl Optimizer {
     ///
     /// [`AdapterError`] with the file.
     pub fn save(&self, path: &Path, trainable: &[Trainable]) -> Result<(), AdapterError> {
-        write_tensors(path, &self.tensors(trainable))
+        Ok(write_tensors(path, &self.tensors(trainable))?)
     }
 
     /// The buffers on the host, by name.
