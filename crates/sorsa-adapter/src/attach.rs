@@ -11,6 +11,7 @@ use rayon::prelude::*;
 use sorsa_files::NamedTensors;
 use sorsa_linalg::SvdOptions;
 use sorsa_linalg::tensor::Placement;
+use sorsa_ops::{Form, OperationMemory};
 
 use crate::cache::{SvdCache, fingerprint};
 use crate::config::{AdapterConfig, RankAndScale};
@@ -107,9 +108,18 @@ impl Target {
         method.factors().iter().map(|factor| factor.shape(self.shape, self.rank).iter().product::<usize>()).sum()
     }
 
-    /// How many numbers the adapter adds to what the forward of one token keeps for the backward pass.
-    pub fn kept_per_token(&self, method: Method) -> usize {
-        method.factored().map_or(0, |definition| (definition.kept_per_token)(self.shape, self.rank))
+    /// How many numbers of its factors are never trained.
+    pub fn frozen_parameters(&self, method: Method) -> usize {
+        let frozen = method.factored().map_or(&[][..], |definition| definition.frozen_factors);
+        frozen.iter().map(|factor| factor.shape(self.shape, self.rank).iter().product::<usize>()).sum()
+    }
+
+    /// The memory that the adapter adds to a training step of `tokens` tokens, beside its factors.
+    pub fn memory(&self, method: Method, form: Form, tokens: usize) -> OperationMemory {
+        match method.factored() {
+            Some(definition) => (definition.memory)(form, self.shape, self.rank, tokens),
+            None => OperationMemory::default(),
+        }
     }
 }
 

@@ -8,10 +8,12 @@ use burn::prelude::*;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sorsa_linalg::LinalgError;
-use sorsa_ops::{LowRankFactors, add_product, factored_linear};
+use sorsa_ops::{
+    FactoredLinearShape, Form, LowRankFactors, OperationMemory, add_product, factored_linear, factored_linear_memory,
+};
 
 use crate::Adapter;
-use crate::factors::{Factor, FactorPair, FactorSet};
+use crate::factors::{Axes, Factor, FactorPair, FactorSet};
 use crate::parameters::Parameter;
 use crate::peft::PeftVariant;
 use crate::start::{StartingFactors, WeightToAdapt};
@@ -99,9 +101,10 @@ pub(crate) trait FactoredMethod: Module {
     /// Whether the adapter changes the weight by exactly [`product`](Self::product) times the scale.
     const CHANGES_BY_PRODUCT: bool = true;
 
-    /// How many numbers the forward of one token keeps for the backward pass, beside its input and its output.
-    fn kept_per_token(_shape: [usize; 2], rank: usize) -> usize {
-        rank
+    /// The memory of the forward of `tokens` tokens by a weight of `shape` `[d_in, d_out]`, beside its input and its output.
+    fn memory(form: Form, _shape: [usize; 2], rank: usize, tokens: usize) -> OperationMemory {
+        let has_s = Self::FACTORS.iter().any(|factor| factor.axes == Axes::Rank);
+        factored_linear_memory(form, FactoredLinearShape { rows: tokens, rank, has_s })
     }
 
     /// A line for each setting that does not fit another one or one of the `ranks`.
@@ -219,7 +222,7 @@ pub(crate) struct FactoredDefinition {
     pub starts_from: StartsFrom,
     pub splits_weight: bool,
     pub changes_by_product: bool,
-    pub kept_per_token: fn([usize; 2], usize) -> usize,
+    pub memory: fn(Form, [usize; 2], usize, usize) -> OperationMemory,
     pub new: fn(&FactorSet, f64, Dropout, &Device) -> Adapter,
     pub product: fn(&FactorSet) -> FactorPair,
 }
@@ -233,7 +236,7 @@ impl FactoredDefinition {
             starts_from: M::STARTS_FROM,
             splits_weight: M::SPLITS_WEIGHT,
             changes_by_product: M::CHANGES_BY_PRODUCT,
-            kept_per_token: M::kept_per_token,
+            memory: M::memory,
             new: |factors, scale, dropout, device| M::new(factors, scale, dropout, device).into(),
             product: M::product,
         }

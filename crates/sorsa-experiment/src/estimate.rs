@@ -34,18 +34,20 @@ pub struct Step<'a> {
     pub trained: u64,
     /// Buffers that the optimizer keeps of each trained parameter, f32.
     pub optimizer_buffers: u64,
+    /// Numbers of the factors beside the weights, trained or frozen.
+    pub factors: u64,
     /// Whether the trained parameters are weights of the model, not factors beside them.
     pub dense: bool,
-    /// Numbers that the adapters keep of each token.
-    pub kept: u64,
+    /// What the adapters add to the forward and the backward pass.
+    pub adapters: OperationMemory,
     /// Bytes of a frozen weight.
     pub weight_bytes: u64,
     /// Sequences of a micro-batch.
     pub rows: usize,
     /// Tokens of a sequence.
     pub len: usize,
-    /// Whether operations take their fused form, if they have one.
-    pub fused: bool,
+    /// The form of operations that have both.
+    pub form: Form,
     /// Whether the output head has factors of its own; then its logits are those of a linear layer.
     pub adapted_head: bool,
 }
@@ -64,11 +66,11 @@ impl MemoryEstimate {
         let passing = 4 * tokens * (2 * step.config.intermediate_size as u64 + 3 * step.config.hidden_size as u64);
         Self {
             weights: step.config.num_parameters() as u64 * step.weight_bytes,
-            adapter: if step.dense { 0 } else { step.trained * 4 },
+            adapter: step.factors * 4,
             gradients: step.trained * 4,
             optimizer: step.trained * 4 * step.optimizer_buffers,
-            activations: blocks.kept + 4 * tokens * step.kept + head.kept,
-            workspace: PROGRAM + head.workspace.max(block.workspace).max(passing),
+            activations: blocks.kept + step.adapters.kept + head.kept,
+            workspace: PROGRAM + head.workspace.max(block.workspace).max(step.adapters.workspace).max(passing),
         }
     }
 
@@ -86,10 +88,6 @@ impl Step<'_> {
     /// A tensor of the shape of the hidden states.
     fn hidden(&self) -> [usize; 2] {
         [self.tokens(), self.config.hidden_size]
-    }
-
-    fn form(&self) -> Form {
-        if self.fused { Form::Fused } else { Form::Plain }
     }
 
     /// One block, without its adapters.
@@ -110,9 +108,9 @@ impl Step<'_> {
         let feed_forward = match decoder.activation {
             // Without a gate, by burn's own operation.
             Activation::Gelu => gated_memory(Form::Plain, inner, FloatDType::F32),
-            _ => gated_memory(self.form(), inner, kept),
+            _ => gated_memory(self.form, inner, kept),
         };
-        rms_norm_memory(self.form(), self.hidden()) * norms + feed_forward + self.attention(decoder)
+        rms_norm_memory(self.form, self.hidden()) * norms + feed_forward + self.attention(decoder)
     }
 
     fn attention(&self, decoder: &TransformerConfig) -> OperationMemory {
@@ -124,9 +122,9 @@ impl Step<'_> {
             head_dim: decoder.head_dim,
             soft_capped: decoder.attention_soft_cap.is_some(),
         };
-        let mut memory = attention_memory(self.form(), shape);
+        let mut memory = attention_memory(self.form, shape);
         // The plain form counts norms and rotation of queries and keys itself.
-        if self.fused {
+        if self.form == Form::Fused {
             let width = (decoder.num_attention_heads + decoder.num_key_value_heads) * decoder.head_dim;
             if decoder.query_key_norm {
                 memory = memory + rms_norm_memory(Form::Fused, [self.tokens(), width]);
@@ -157,7 +155,7 @@ impl Step<'_> {
         let vocabulary = self.config.vocab_size;
         let shape = HeadLossShape { rows, width, vocabulary, trained: self.dense };
         let soft_cap = self.config.transformer().is_some_and(|decoder| decoder.logit_soft_cap.is_some());
-        if !self.fused || soft_cap || self.adapted_head {
+        if self.form == Form::Plain || soft_cap || self.adapted_head {
             return head_loss_memory(Form::Plain, shape);
         }
         // The norm's result, and the copy of its rows that have targets.
@@ -250,6 +248,27 @@ mod tests {
     }
 
     #[test]
+    fn frozen_factors_are_memory_of_the_adapter_without_gradients_and_buffers() {
+        let memory = shape(S, Method::LoraXs).memory;
+        let (modules, layers, rank) = (7, 6, 16);
+        let trained = layers * modules * rank * rank;
+        let frozen = layers * rank * (4 * (288 + 288) + 3 * (288 + 768));
+        assert_eq!(memory.adapter, 4 * (trained + frozen));
+        assert_eq!((memory.gradients, memory.optimizer), (4 * trained, 8 * trained));
+        let lora = shape(S, Method::Lora).memory;
+        assert_eq!(memory.activations - lora.activations, 4 * 1024 * layers * modules * rank, "x A");
+    }
+
+    #[test]
+    fn singular_values_cost_a_copy_of_x_a_in_the_plain_form_alone() {
+        let kept = |form, has_s| {
+            sorsa_ops::factored_linear_memory(form, sorsa_ops::FactoredLinearShape { rows: 5, rank: 3, has_s }).kept
+        };
+        assert_eq!([kept(Form::Fused, true), kept(Form::Plain, false), kept(Form::Plain, true)], [60, 60, 120]);
+        assert_eq!(shape(S, Method::Sorsa).memory.activations, shape(S, Method::Lora).memory.activations);
+    }
+
+    #[test]
     fn beside_weights_in_bf16_gate_and_up_are_kept_in_bf16() {
         let (exact, narrow) = (shape(L, Method::Lora).memory, shape_in(WeightFormat::Bf16, L, Method::Lora).memory);
         assert_eq!(2 * narrow.weights, exact.weights);
@@ -270,15 +289,16 @@ mod tests {
             config: &config,
             trained: 525_312,
             optimizer_buffers: 2,
+            factors: 525_312,
             dense: false,
-            kept: 672,
+            adapters: OperationMemory::keeping(672 * 1024),
             weight_bytes: 4,
             rows: 4,
             len: 256,
-            fused: true,
+            form: Form::Fused,
             adapted_head: false,
         };
-        let plain = MemoryEstimate::new(&Step { fused: false, ..fused });
+        let plain = MemoryEstimate::new(&Step { form: Form::Plain, ..fused });
         // Measured with `step_speed -- S lora plain`: 978 to 981 MB.
         assert!((plain.total() as f64 / 980e6 - 1.0).abs() < 0.1, "{}", plain.total());
         let head = MemoryEstimate::new(&Step { adapted_head: true, ..fused });

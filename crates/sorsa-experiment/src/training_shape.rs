@@ -3,6 +3,7 @@
 use serde::Serialize;
 use sorsa_adapter::Method;
 use sorsa_models::{CausalLm, ModelConfig};
+use sorsa_ops::{Form, OperationMemory};
 use sorsa_report::report::bytes;
 
 use crate::error::ExperimentError;
@@ -56,12 +57,16 @@ impl TrainingShape {
         let model = CausalLm::init(config, &host.device);
         let method = recipe.adapter.method();
         let mut modules: Vec<ModuleShape> = Vec::new();
-        let (mut kept, mut adapted_head) = (0, false);
+        let len = recipe.data.max_length.min(config.max_position_embeddings);
+        let tokens = recipe.train.batch_size * len;
+        let form = if host.fused_operations { Form::Fused } else { Form::Plain };
+        let (mut adapters, mut frozen, mut adapted_head) = (OperationMemory::default(), 0, false);
         for target in recipe.adapter.targets(&model)? {
             let name = target.path.rsplit('.').next().unwrap_or(&target.path).to_owned();
             let rank = method.is_factored().then_some(target.rank);
             let trained = target.trainable_parameters(method) as u64;
-            kept += target.kept_per_token(method) as u64;
+            adapters = adapters + target.memory(method, form, tokens);
+            frozen += target.frozen_parameters(method) as u64;
             adapted_head |= method.is_factored() && matches!(target.path.as_str(), "lm_head" | "head");
             let same = |module: &&mut ModuleShape| {
                 module.name == name && [module.d_in, module.d_out] == target.shape && module.rank == rank
@@ -88,18 +93,22 @@ impl TrainingShape {
         } else {
             parameters
         };
-        let len = recipe.data.max_length.min(config.max_position_embeddings);
+        let factors = match method.is_factored() {
+            true => frozen + modules.iter().map(|module| module.trainable_parameters).sum::<u64>(),
+            false => 0,
+        };
         let optimizer = &recipe.train.optimizer;
         let memory = MemoryEstimate::new(&Step {
             config,
             trained: trainable_parameters,
             optimizer_buffers: optimizer.kind.rule(optimizer).buffers().len() as u64,
+            factors,
             dense: !method.is_factored(),
-            kept,
+            adapters,
             weight_bytes: recipe.model.dtype.bytes(1) as u64,
             rows: recipe.train.batch_size,
             len,
-            fused: host.fused_operations,
+            form,
             adapted_head,
         });
         let (memory_total, steps) = (memory.total(), recipe.most_steps());

@@ -38,7 +38,7 @@ mod wkv6;
 pub use attention::{
     AttentionMask, AttentionShape, attention_memory, causal_attention, rotary_attention, soft_capped_attention,
 };
-pub use factored::{LowRankFactors, factored_linear, factored_linear_memory, low_rank_product};
+pub use factored::{FactoredLinearShape, LowRankFactors, factored_linear, factored_linear_memory, low_rank_product};
 pub use form::{Form, without_fused};
 pub use gated::{gated_gelu, gated_memory, gated_silu};
 pub use layer_norm::{group_norm, layer_norm, layer_norm_memory};

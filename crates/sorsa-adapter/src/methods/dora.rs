@@ -13,6 +13,7 @@ use burn::prelude::*;
 use burn::tensor::{DType, FloatDType};
 use serde::{Deserialize, Serialize};
 use sorsa_linalg::LinalgError;
+use sorsa_ops::{FactoredLinearShape, Form, OperationMemory, factored_linear_memory};
 
 use super::lora::Init;
 use sorsa_files::HostTensor;
@@ -117,8 +118,9 @@ impl FactoredMethod for Dora {
     const CHANGES_BY_PRODUCT: bool = false;
 
     /// The gradient of the magnitude needs the output before the gain too.
-    fn kept_per_token([_, d_out]: [usize; 2], rank: usize) -> usize {
-        rank + d_out
+    fn memory(form: Form, [_, d_out]: [usize; 2], rank: usize, tokens: usize) -> OperationMemory {
+        let product = factored_linear_memory(form, FactoredLinearShape { rows: tokens, rank, has_s: false });
+        product + OperationMemory::keeping(tokens * d_out)
     }
 
     fn faults(config: &DoraConfig, ranks: &[usize]) -> Vec<String> {

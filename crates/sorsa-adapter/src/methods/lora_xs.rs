@@ -17,7 +17,7 @@ use rand_distr::{Distribution, StandardNormal};
 use serde::{Deserialize, Serialize};
 use sorsa_files::HostTensor;
 use sorsa_linalg::LinalgError;
-use sorsa_ops::linear;
+use sorsa_ops::{FactoredLinearShape, Form, OperationMemory, factored_linear_memory, linear};
 
 use crate::Init;
 use crate::factors::{Axes, Factor, FactorPair, FactorSet};
@@ -66,8 +66,9 @@ impl FactoredMethod for LoraXs {
     const SPLITS_WEIGHT: bool = false;
 
     /// `x A`, and its product with `R`.
-    fn kept_per_token(_shape: [usize; 2], rank: usize) -> usize {
-        2 * rank
+    fn memory(form: Form, _shape: [usize; 2], rank: usize, tokens: usize) -> OperationMemory {
+        let product = factored_linear_memory(form, FactoredLinearShape { rows: tokens, rank, has_s: false });
+        product + OperationMemory::keeping(tokens * rank)
     }
 
     fn faults(config: &LoraXsConfig, _ranks: &[usize]) -> Vec<String> {

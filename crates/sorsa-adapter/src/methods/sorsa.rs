@@ -59,11 +59,6 @@ impl FactoredMethod for Sorsa {
     const STARTS_FROM: StartsFrom = StartsFrom::SingularTriplets;
     const SPLITS_WEIGHT: bool = true;
 
-    /// `x U_p` before it is multiplied by the singular values, and after.
-    fn kept_per_token(_shape: [usize; 2], rank: usize) -> usize {
-        2 * rank
-    }
-
     fn start(config: &SorsaConfig, weight: &WeightToAdapt<'_>) -> Result<StartingFactors, LinalgError> {
         let divisor = config.alpha_convention.divisor(weight.target.scale);
         weight.factors_from_svd(|svd| {

@@ -15,7 +15,7 @@ use burn::prelude::*;
 
 pub use plain::low_rank_product;
 
-use crate::form::{fused_form_applies, operand};
+use crate::form::{Form, fused_form_applies, operand};
 use crate::memory::OperationMemory;
 use crate::weight::fused_form_takes_weight;
 
@@ -68,9 +68,24 @@ pub fn factored_linear<const D: usize>(
     }
 }
 
-/// The memory of [`factored_linear`] with a frozen weight, beside its input: `x_a A`, `[rows, rank]`. The workspace is three
-/// temporaries of that shape. An adapter input of its own is not counted.
-pub fn factored_linear_memory([rows, rank]: [usize; 2]) -> OperationMemory {
-    let bytes = 4 * (rows * rank) as u64;
-    OperationMemory { kept: bytes, workspace: 3 * bytes }
+/// The sizes of a [`factored_linear`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FactoredLinearShape {
+    /// Rows of the input.
+    pub rows: usize,
+    /// Columns of `A`.
+    pub rank: usize,
+    /// Whether there is an `s`.
+    pub has_s: bool,
+}
+
+/// The memory of [`factored_linear`] with a frozen weight, beside its input: `x_a A`, `[rows, rank]`, and in the plain form its
+/// product with `s`. The workspace is three temporaries of that shape. An adapter input of its own is not counted.
+pub fn factored_linear_memory(form: Form, shape: FactoredLinearShape) -> OperationMemory {
+    let bytes = 4 * (shape.rows * shape.rank) as u64;
+    let kept = match form {
+        Form::Plain if shape.has_s => 2 * bytes,
+        Form::Plain | Form::Fused => bytes,
+    };
+    OperationMemory { kept, workspace: 3 * bytes }
 }
