@@ -9,7 +9,9 @@ use sorsa_experiment::scoreboard::percent;
 use sorsa_experiment::{DataReport, Event, Observer, Recipe, RunDir, TrainingShape};
 use sorsa_train::metrics::Metric;
 
-use crate::progress::{Progress, Style, interrupt_flag};
+use crate::format::tell;
+use crate::progress::{Progress, Style};
+use crate::signals;
 
 /// Prints events as they come.
 pub struct TerminalObserver {
@@ -32,7 +34,7 @@ impl TerminalObserver {
     /// Begins the bar of training, and listens to Ctrl-C from now on.
     pub fn start_training(&mut self, total_steps: u64) {
         self.progress = Some(Progress::new("step", total_steps, self.style));
-        self.interrupted = Some(interrupt_flag());
+        self.interrupted = Some(signals::stop_flag());
     }
 
     /// Ends the bar of the work at hand.
@@ -50,9 +52,17 @@ impl TerminalObserver {
         }
     }
 
+    /// Says what somebody should know even if progress is of no interest.
+    fn notice(&self, text: &str) {
+        match &self.progress {
+            Some(progress) if self.style == Style::Bar => progress.line(text),
+            _ => tell(format_args!("note: {text}")),
+        }
+    }
+
     fn say(&self, text: &str) {
         if self.style != Style::Quiet {
-            eprintln!("{text}");
+            tell(text);
         }
     }
 
@@ -112,6 +122,7 @@ impl Observer for TerminalObserver {
             Event::RowsSkipped { path, count } => {
                 self.say(&format!("{}: {count} malformed rows left out", path.display()));
             }
+            Event::Notice { text } => self.notice(text),
             Event::Planned { recipe, data, shape, run } => self.announce(recipe, data, shape, run),
             Event::Decomposing { done, total } => self.advance("decomposing weights", done, total, ""),
             Event::Attached { modules } => {
@@ -125,7 +136,12 @@ impl Observer for TerminalObserver {
             Event::AccuracyBefore { score } => self.say(&format!("accuracy before: {}", percent(score))),
             Event::TrainingStarts { total_steps } => self.start_training(total_steps),
             Event::Trained { metric } => self.show_metric(metric),
-            Event::Answered | Event::TrainingEnded | Event::Measured => self.finish(),
+            Event::TrainingEnded => {
+                self.finish();
+                // What follows can be done again by resuming the run.
+                signals::end_at_once();
+            }
+            Event::Answered | Event::Measured => self.finish(),
             _ => {}
         }
     }

@@ -67,7 +67,9 @@ pub fn embedded_files() -> Arc<EmbeddedFiles> {
 
 /// Removes the temporary folder of the embedded files, if there is one. To be called before the process ends.
 pub fn remove_temporary() {
-    EMBEDDED_FILES.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let Some(files) = EMBEDDED_FILES.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        files.remove_temporary();
+    }
 }
 
 /// The folder of a model: the embedded one, a folder, or a repository that is fetched from the hub.

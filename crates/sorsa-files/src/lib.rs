@@ -1,12 +1,16 @@
-//! The floor of the workspace: files and folders that are either whole or absent, hashes of their content, and the memory and CPU time of this
+//! The floor of the workspace: files and folders that are either whole or absent, locks, hashes of content, and the memory and CPU time of this
 //! process. Nothing here knows burn.
 
 mod atomic;
 mod cpu_time;
 mod hash;
+mod lock;
 mod memory;
+mod temporary;
 
-pub use atomic::{AtomicDir, AtomicFile, FileError, at, recover, remove_folder, write_atomic, write_atomic_with};
+pub use atomic::{AtomicDir, AtomicFile, FileError, at, remove_folder, write_atomic, write_atomic_with};
 pub use cpu_time::cpu_seconds;
 pub use hash::ContentHash;
+pub use lock::{FileLock, LockError};
 pub use memory::peak_memory_bytes;
+pub use temporary::{ProvisionalFolder, recover, remove_temporaries};
