@@ -1,5 +1,6 @@
 //! Prints the events of an experiment on standard error, and ends it on Ctrl-C.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -23,12 +24,14 @@ pub struct TerminalObserver {
     loss: Option<f64>,
     /// Set by Ctrl-C, once training starts.
     interrupted: Option<Arc<AtomicBool>>,
+    /// The folder of the run.
+    run: Option<PathBuf>,
 }
 
 impl TerminalObserver {
     /// `backend` is the name that the announcement gives.
     pub fn new(style: Style, backend: &str) -> Self {
-        Self { style, backend: backend.to_owned(), progress: None, loss: None, interrupted: None }
+        Self { style, backend: backend.to_owned(), progress: None, loss: None, interrupted: None, run: None }
     }
 
     /// Begins the bar of training, and listens to Ctrl-C from now on.
@@ -123,7 +126,10 @@ impl Observer for TerminalObserver {
                 self.say(&format!("{}: {count} malformed rows left out", path.display()));
             }
             Event::Notice { text } => self.notice(text),
-            Event::Planned { recipe, data, shape, run } => self.announce(recipe, data, shape, run),
+            Event::Planned { recipe, data, shape, run } => {
+                self.run = Some(run.path().to_owned());
+                self.announce(recipe, data, shape, run);
+            }
             Event::Decomposing { done, total } => self.advance("decomposing weights", done, total, ""),
             Event::Attached { modules } => {
                 self.finish();
@@ -134,7 +140,12 @@ impl Observer for TerminalObserver {
             }
             Event::Measuring { run, done, total } => self.advance("decomposing weights", done, total, run),
             Event::AccuracyBefore { score } => self.say(&format!("accuracy before: {}", percent(score))),
-            Event::TrainingStarts { total_steps } => self.start_training(total_steps),
+            Event::TrainingStarts { total_steps } => {
+                if let Some(run) = &self.run {
+                    signals::advise(format!("go on with: cargo xtask finetune --resume {}", run.display()));
+                }
+                self.start_training(total_steps);
+            }
             Event::Trained { metric } => self.show_metric(metric),
             Event::TrainingEnded => {
                 self.finish();

@@ -22,6 +22,7 @@ use crate::format::{print, tell};
 use crate::observer::TerminalObserver;
 use crate::progress::Style;
 use crate::session::create_folder;
+use crate::signals;
 
 const TOKENIZER_FILES: [&str; 3] = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"];
 
@@ -139,6 +140,7 @@ pub fn run(args: &PretrainArgs) -> anyhow::Result<()> {
     observer.start_training(trainer.total_steps());
     let outcome = trainer.run(&mut observer)?;
     observer.finish();
+    signals::end_at_once();
     if outcome == RunOutcome::Interrupted {
         tell("interrupted; the same command with --resume goes on");
         return Err(Interrupted.into());

@@ -68,18 +68,17 @@ impl JobRunner {
                 };
                 let ended = at_work.swap_remove(index);
                 let (job, seconds) = (ended.job, ended.started.elapsed().as_secs_f64());
-                self.conclude(ended, status)?;
+                if let Err(error) = self.conclude(ended, status) {
+                    if error.is::<Interrupted>() {
+                        wait_for_checkpoints(&mut at_work);
+                    }
+                    return Err(error);
+                }
                 done_here += 1;
                 progress.line(&format!("{stage} {}/{}: {}, {seconds:.0} s", count(), jobs.len(), describe(job)));
             }
             if self.interrupted.load(Ordering::SeqCst) {
-                // Of a signal to this process alone the children do not know.
-                at_work.iter().for_each(AtWork::ask_to_stop);
-                let limit = Instant::now() + GRACE;
-                while Instant::now() < limit && at_work.iter_mut().any(|ours| matches!(ours.child.try_wait(), Ok(None)))
-                {
-                    std::thread::sleep(POLL);
-                }
+                wait_for_checkpoints(&mut at_work);
                 return Err(Interrupted.into());
             }
             let mut open = 0;
@@ -189,6 +188,16 @@ impl JobRunner {
         let reason = log.lines().rev().find_map(|line| line.strip_prefix("error: ")).unwrap_or("no reason was given");
         let message = format!("{}: {reason} ({status}; {})", job.name, ended.log.display());
         Err(if status.code() == Some(2) { bad_input(message) } else { anyhow!(message) })
+    }
+}
+
+/// Asks the children to end, and gives them the time to write their checkpoints.
+fn wait_for_checkpoints(at_work: &mut [AtWork<'_>]) {
+    // Of a signal to this process alone the children do not know.
+    at_work.iter().for_each(AtWork::ask_to_stop);
+    let limit = Instant::now() + GRACE;
+    while Instant::now() < limit && at_work.iter_mut().any(|ours| matches!(ours.child.try_wait(), Ok(None))) {
+        std::thread::sleep(POLL);
     }
 }
 
