@@ -120,9 +120,13 @@ impl RunDir {
     /// run; of one whose recipe was changed since; and of runs of earlier builds, which do not tell.
     pub fn ended(&self) -> Option<Summary> {
         let (recipe, inputs) = (self.recipe().ok()?, self.inputs().ok()??);
+        let summary = self.summary().ok()?;
         let is_same = inputs.recipe_changes(&recipe).is_empty();
-        let is_whole = self.file(Self::REPORT).exists() && SavedAdapter::load(&self.file(Self::ADAPTER)).is_ok();
-        if is_same && is_whole { self.summary().ok() } else { None }
+        let logged = self.metrics().ok()?.iter().filter(|metric| matches!(metric, Metric::Step(_))).count();
+        let is_whole = logged as u64 == summary.steps
+            && self.file(Self::REPORT).exists()
+            && SavedAdapter::load(&self.file(Self::ADAPTER)).is_ok();
+        if is_same && is_whole { Some(summary) } else { None }
     }
 
     /// The folder.
