@@ -6,11 +6,13 @@
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use sorsa_adapter::{AdapterError, NamedTensors, Trainable, read_tensors, write_tensors};
+use sorsa_adapter::{AdapterError, NamedTensors, Trainable};
 use sorsa_data::DataPosition;
 
 use crate::optimizer::Optimizer;
-use sorsa_files::{AtomicDir, ContentHash, FileError, recover, remove_folder, write_atomic};
+use sorsa_files::{
+    AtomicDir, ContentHash, FileError, TensorError, read_tensors, recover, remove_folder, write_atomic, write_tensors,
+};
 
 /// The progress of a run. Dropout needs only `step`: the trainer seeds the device before each step.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -130,7 +132,7 @@ impl Checkpoints {
             None => {
                 for file in &files {
                     match read_tensors(file) {
-                        Err(AdapterError::Io { path, source }) => {
+                        Err(TensorError::Io { path, source }) => {
                             return Err(or_damaged(FileError::Io { action: "read", path, source }, &folder));
                         }
                         Err(error) => return Err(damaged(error.to_string())),
@@ -275,7 +277,10 @@ pub enum CheckpointError {
         /// What is wrong with the newest.
         reason: String,
     },
-    /// Tensors.
+    /// A file of tensors.
     #[error(transparent)]
-    Tensors(#[from] AdapterError),
+    Tensors(#[from] TensorError),
+    /// Tensors that do not fit the parameters.
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
 }
