@@ -126,7 +126,12 @@ impl RunDir {
         let is_whole = logged as u64 == summary.steps
             && self.file(Self::REPORT).exists()
             && SavedAdapter::load(&self.file(Self::ADAPTER)).is_ok();
-        if is_same && is_whole { Some(summary) } else { None }
+        if !is_same || !is_whole {
+            return None;
+        }
+        // A process that was killed after its last file left its lock file.
+        drop(self.reopen());
+        Some(summary)
     }
 
     /// The folder.

@@ -51,8 +51,10 @@ impl RunInputs {
         let file = |name: &str, split: &str| -> Result<DataFingerprint, ExperimentError> {
             let path = data_file(name, split, sources)?;
             let metadata = std::fs::metadata(&path);
-            let bytes = metadata.map_err(|source| ExperimentError::Read { path: path.clone(), source })?.len();
-            Ok(DataFingerprint { bytes, content: content::of_file(&path)? })
+            let metadata = metadata.map_err(|source| ExperimentError::Read { path: path.clone(), source })?;
+            // A pipe can be read once.
+            let content = if metadata.is_file() { content::of_file(&path)? } else { String::new() };
+            Ok(DataFingerprint { bytes: metadata.len(), content })
         };
         let optional = |name: &Option<String>, split: &str| name.as_deref().map(|name| file(name, split)).transpose();
         Ok(Self {

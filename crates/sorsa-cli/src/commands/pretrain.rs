@@ -43,9 +43,16 @@ pub fn run(args: &PretrainArgs) -> anyhow::Result<()> {
     if args.resume && !work.exists() {
         check_earlier_layout(&args.out, &work)?;
     }
-    create_folder(&work)?;
-    let _lock = lock(&work)?;
-    recover(&work)?;
+    let _lock = match (args.init_only, &args.tokenizer) {
+        // Nothing is written there.
+        (true, Some(_)) => None,
+        _ => {
+            create_folder(&work)?;
+            let lock = lock(&work)?;
+            recover(&work)?;
+            Some(lock)
+        }
+    };
 
     let tokenizer_folder = match &args.tokenizer {
         Some(folder) => folder.clone(),
