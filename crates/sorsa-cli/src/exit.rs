@@ -7,6 +7,11 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use sorsa_experiment::ExperimentError;
 
+use crate::format::tell;
+
+/// The exit code of a command that a signal ended.
+pub const INTERRUPTED: u8 = 130;
+
 /// Marks an error as the caller's: a wrong file, field or name.
 #[derive(Debug)]
 pub struct BadInput(anyhow::Error);
@@ -86,13 +91,13 @@ pub fn report(result: anyhow::Result<()>) -> ExitCode {
     let Err(error) = result else { return ExitCode::SUCCESS };
     let of_experiment = error.downcast_ref::<ExperimentError>();
     if error.is::<Interrupted>() || matches!(of_experiment, Some(ExperimentError::Interrupted { .. })) {
-        return ExitCode::from(130);
+        return ExitCode::from(INTERRUPTED);
     }
     if error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == BrokenPipe) {
         // Whoever read the output has what they wanted, like `| head`.
         return ExitCode::SUCCESS;
     }
-    eprintln!("error: {}", one_line(&error));
+    tell(format_args!("error: {}", one_line(&error)));
     let bad_input = error.is::<BadInput>() || of_experiment.is_some_and(ExperimentError::is_bad_input);
     ExitCode::from(if bad_input { 2 } else { 1 })
 }
@@ -105,11 +110,11 @@ pub fn usage(error: &clap::Error) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
-        eprintln!("error: which command? `sorsa --help` lists them");
+        tell("error: which command? `sorsa --help` lists them");
     } else {
         let text = error.to_string();
         let lines = text.lines().take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"));
-        eprintln!("{}", joined(lines));
+        tell(joined(lines));
     }
     ExitCode::from(2)
 }

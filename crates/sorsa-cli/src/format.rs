@@ -46,9 +46,18 @@ impl TableFormat {
     }
 }
 
-/// Prints a result. Unlike `println!`, a closed pipe is an error and no panic.
+/// Prints a result. If nobody reads it any more, like after `| head`, the command goes on: it may have files to write.
 pub fn print(text: impl Display) -> anyhow::Result<()> {
-    Ok(writeln!(io::stdout().lock(), "{text}")?)
+    match writeln!(io::stdout().lock(), "{text}") {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => Ok(written?),
+    }
+}
+
+/// Prints a line on standard error. Unlike `eprintln!`, it does not panic if nobody reads there.
+pub fn tell(text: impl Display) {
+    // There is no other place to tell of it.
+    let _ = writeln!(io::stderr().lock(), "{text}");
 }
 
 /// Prints a result as JSON.

@@ -10,6 +10,7 @@ mod observer;
 mod progress;
 mod recipe;
 mod session;
+mod signals;
 mod speed;
 
 use std::process::ExitCode;
@@ -21,6 +22,7 @@ use crate::args::{Cli, Command};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    signals::install();
     let cli = match Cli::of_process() {
         Ok(cli) => cli,
         Err(error) => return exit::usage(&error),

@@ -1,5 +1,6 @@
 //! Prints the events of an experiment on standard error, and ends it on Ctrl-C.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -10,7 +11,9 @@ use sorsa_experiment::{DataReport, Event, Observer, Recipe, RunDir, TrainingShap
 use sorsa_train::Best;
 use sorsa_train::metrics::Metric;
 
-use crate::progress::{Progress, Style, interrupt_flag};
+use crate::format::tell;
+use crate::progress::{Progress, Style};
+use crate::signals;
 
 /// Prints events as they come.
 pub struct TerminalObserver {
@@ -24,19 +27,29 @@ pub struct TerminalObserver {
     best: Option<Best>,
     /// Set by Ctrl-C, once training starts.
     interrupted: Option<Arc<AtomicBool>>,
+    /// The folder of the run.
+    run: Option<PathBuf>,
 }
 
 impl TerminalObserver {
     /// `backend` is the name that the announcement gives.
     pub fn new(style: Style, backend: &str) -> Self {
-        Self { style, backend: backend.to_owned(), progress: None, loss: None, best: None, interrupted: None }
+        Self {
+            style,
+            backend: backend.to_owned(),
+            progress: None,
+            loss: None,
+            best: None,
+            interrupted: None,
+            run: None,
+        }
     }
 
     /// Begins the bar of training, and listens to Ctrl-C from now on. `best` is the best evaluation of a run that is resumed.
     pub fn start_training(&mut self, total_steps: u64, best: Option<Best>) {
         self.best = best;
         self.progress = Some(Progress::new("step", total_steps, self.style));
-        self.interrupted = Some(interrupt_flag());
+        self.interrupted = Some(signals::stop_flag());
     }
 
     /// Ends the bar of the work at hand.
@@ -54,9 +67,17 @@ impl TerminalObserver {
         }
     }
 
+    /// Says what somebody should know even if progress is of no interest.
+    fn notice(&self, text: &str) {
+        match &self.progress {
+            Some(progress) if self.style == Style::Bar => progress.line(text),
+            _ => tell(format_args!("note: {text}")),
+        }
+    }
+
     fn say(&self, text: &str) {
         if self.style != Style::Quiet {
-            eprintln!("{text}");
+            tell(text);
         }
     }
 
@@ -125,7 +146,11 @@ impl Observer for TerminalObserver {
             Event::RowsSkipped { path, count } => {
                 self.say(&format!("{}: {count} malformed rows left out", path.display()));
             }
-            Event::Planned { recipe, data, shape, run } => self.announce(recipe, data, shape, run),
+            Event::Notice { text } => self.notice(text),
+            Event::Planned { recipe, data, shape, run } => {
+                self.run = Some(run.path().to_owned());
+                self.announce(recipe, data, shape, run);
+            }
             Event::Decomposing { done, total } => self.advance("decomposing weights", done, total, ""),
             Event::Attached { modules } => {
                 self.finish();
@@ -136,9 +161,19 @@ impl Observer for TerminalObserver {
             }
             Event::Measuring { run, done, total } => self.advance("decomposing weights", done, total, run),
             Event::AccuracyBefore { score } => self.say(&format!("accuracy before: {}", percent(score))),
-            Event::TrainingStarts { total_steps, best } => self.start_training(total_steps, best),
+            Event::TrainingStarts { total_steps, best } => {
+                if let Some(run) = &self.run {
+                    signals::advise(format!("go on with: cargo xtask finetune --resume {}", run.display()));
+                }
+                self.start_training(total_steps, best);
+            }
             Event::Trained { metric } => self.show_metric(metric),
-            Event::Answered | Event::TrainingEnded | Event::Measured => self.finish(),
+            Event::TrainingEnded => {
+                self.finish();
+                // What follows can be done again by resuming the run.
+                signals::end_at_once();
+            }
+            Event::Answered | Event::Measured => self.finish(),
             _ => {}
         }
     }

@@ -1,11 +1,11 @@
 //! Progress of long work: a bar on a terminal, plain lines elsewhere, nothing with `--quiet`.
 
 use std::io::IsTerminal;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::format::tell;
 
 /// How progress is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,7 +61,7 @@ impl Progress {
                     *last = Instant::now();
                     let left = self.started.elapsed().as_secs_f64() / done.max(1) as f64 * (self.total - done) as f64;
                     let note = if note.is_empty() { String::new() } else { format!(", {note}") };
-                    eprintln!("{} {done}/{}{note}, {left:.0} s left", self.what, self.total);
+                    tell(format_args!("{} {done}/{}{note}, {left:.0} s left", self.what, self.total));
                 }
             }
             Style::Quiet => {}
@@ -76,26 +76,8 @@ impl Progress {
     pub fn line(&self, text: &str) {
         match self.style {
             Style::Bar => self.bar.println(text),
-            Style::Lines => eprintln!("{text}"),
+            Style::Lines => tell(text),
             Style::Quiet => {}
         }
     }
-}
-
-/// The flag that the first Ctrl-C sets; the second ends the process at once.
-pub fn interrupt_flag() -> Arc<AtomicBool> {
-    static FLAG: OnceLock<Arc<AtomicBool>> = OnceLock::new();
-    let flag = FLAG.get_or_init(|| {
-        let flag = Arc::new(AtomicBool::new(false));
-        let handler = Arc::clone(&flag);
-        // Without a handler, Ctrl-C ends the process as usual; such a run can be resumed too.
-        let _ = ctrlc::set_handler(move || {
-            if handler.swap(true, Ordering::SeqCst) {
-                std::process::exit(130);
-            }
-            eprintln!("\nstopping after this step, with a checkpoint (again: at once)");
-        });
-        flag
-    });
-    Arc::clone(flag)
 }

@@ -6,10 +6,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use sorsa_checkpoint::hub::{HubOptions, HubProgress};
 use sorsa_experiment::embedded::EmbeddedFiles;
 use sorsa_experiment::sandbox::CodeExecution;
-use sorsa_experiment::{Host, Sources};
+use sorsa_experiment::{Host, RunFacts, Sources};
 
 use crate::args::DeviceArgs;
 use crate::device;
+use crate::format::tell;
 use crate::progress::{Progress, Style};
 
 pub use sorsa_experiment::create_folder;
@@ -67,12 +68,26 @@ pub fn embedded_files() -> Arc<EmbeddedFiles> {
 
 /// Removes the temporary folder of the embedded files, if there is one. To be called before the process ends.
 pub fn remove_temporary() {
-    EMBEDDED_FILES.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let Some(files) = EMBEDDED_FILES.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        files.remove_temporary();
+    }
 }
 
 /// The folder of a model: the embedded one, a folder, or a repository that is fetched from the hub.
 pub fn model_folder(name: &str, style: Style) -> anyhow::Result<PathBuf> {
     Ok(sorsa_experiment::model::model_folder(name, &sources(style))?)
+}
+
+/// Most tokens of an answer, if neither an option nor a run says otherwise.
+pub const ANSWER_TOKENS: usize = 128;
+
+/// What the run of an adapter says about the model's use; `None` without an adapter, and of one outside a run. A recipe that
+/// cannot be read stops nobody who names the model: it is said.
+pub fn run_facts(adapter: Option<&Path>) -> Option<RunFacts> {
+    RunFacts::of(adapter?).unwrap_or_else(|error| {
+        tell(format_args!("note: {error}; template, lengths and dtype are the usual ones"));
+        None
+    })
 }
 
 /// How programs are run that a model writes, with the temporary folder and the search path of this process.

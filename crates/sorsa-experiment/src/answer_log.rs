@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
-use sorsa_files::write_atomic;
+use sorsa_files::{FileLock, LockError, write_atomic};
 
 use crate::error::ExperimentError;
 use crate::run_dir::{create_folder, json_lines};
@@ -72,6 +72,8 @@ struct LogFile {
     path: PathBuf,
     file: File,
     settings: Value,
+    /// Two processes that write to one file would mix their answers.
+    _lock: FileLock,
 }
 
 impl LogFile {
@@ -84,6 +86,11 @@ impl LogFile {
             create_folder(folder)?;
         }
         let settings = json!({ "settings": settings });
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let lock = FileLock::acquire(&path.with_file_name(format!(".{name}.lock"))).map_err(|error| match error {
+            LockError::Held { process, .. } => ExperimentError::AnswersInUse { path: path.to_owned(), process },
+            LockError::File(error) => error.into(),
+        })?;
         let rows = match std::fs::read_to_string(path) {
             Ok(text) if !text.trim().is_empty() => read(path, &text, &settings)?,
             Ok(_) => Vec::new(),
@@ -96,7 +103,7 @@ impl LogFile {
             .append(true)
             .open(path)
             .map_err(|source| ExperimentError::Write { path: path.to_owned(), source })?;
-        Ok((Self { path: path.to_owned(), file, settings }, rows))
+        Ok((Self { path: path.to_owned(), file, settings, _lock: lock }, rows))
     }
 
     fn push(&mut self, row: &impl Serialize) -> Result<(), ExperimentError> {
@@ -111,7 +118,9 @@ impl LogFile {
     }
 }
 
-/// FNV-1a of a text, the same on every machine: tells problems and programs apart.
+/// FNV-1a of a text, the same on every machine: tells problems and programs apart. Contents have a better hash,
+/// [`sorsa_files::ContentHash`]; this one is in the first line of every file of answers, and such files of earlier builds are
+/// resumed.
 pub fn fingerprint(text: &str) -> u64 {
     text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
@@ -170,7 +179,10 @@ mod tests {
         let mut answers = open(&path, "a").unwrap();
         assert!(answers.rows().is_empty());
         answers.push(7).unwrap();
-        answers.file.unwrap().file.write_all(b"{\"cut").unwrap();
+        let error = open(&path, "a").err().unwrap();
+        assert!(matches!(error, ExperimentError::AnswersInUse { .. }) && error.is_bad_input(), "{error}");
+        answers.file.as_mut().unwrap().file.write_all(b"{\"cut").unwrap();
+        drop(answers);
         let mut answers = open(&path, "a").unwrap();
         assert_eq!(answers.rows(), [7]);
         answers.push(3).unwrap();

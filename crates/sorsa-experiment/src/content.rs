@@ -11,8 +11,21 @@ use crate::error::ExperimentError;
 /// bytes tell models apart.
 const SAMPLE: usize = 4096;
 
+/// Files of a model's folder that decide how text becomes tokens, and messages become text.
+const TOKENIZER_FILES: [&str; 9] = [
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+];
+
 /// Fingerprint of the model in `folder`: its configuration, its tokenizer, and of each tensor the name, dtype, shape and
-/// the values at the beginning, in the middle and at the end.
+/// the values at the beginning, in the middle and at the end. Files of `eval --out` of earlier builds hold it.
 ///
 /// # Errors
 ///
@@ -20,12 +33,56 @@ const SAMPLE: usize = 4096;
 pub fn of_model(folder: &Path) -> Result<String, ExperimentError> {
     let checkpoint = Checkpoint::open(folder)?;
     let mut hash = ContentHash::new();
-    for name in ["config.json", "tokenizer.json"] {
+    add_files(&mut hash, folder, &["config.json", "tokenizer.json"])?;
+    add_weights(&mut hash, &checkpoint)?;
+    Ok(hash.short())
+}
+
+/// Fingerprint of the weights of the model in `folder`, sampled like in [`of_model`].
+///
+/// # Errors
+///
+/// [`ExperimentError::Weights`].
+pub fn of_weights(folder: &Path) -> Result<String, ExperimentError> {
+    let mut hash = ContentHash::new();
+    add_weights(&mut hash, &Checkpoint::open(folder)?)?;
+    Ok(hash.short())
+}
+
+/// Fingerprint of the tokenizer and the chat template in a model's folder.
+///
+/// # Errors
+///
+/// [`ExperimentError::File`].
+pub fn of_tokenizer(folder: &Path) -> Result<String, ExperimentError> {
+    let mut hash = ContentHash::new();
+    add_files(&mut hash, folder, &TOKENIZER_FILES)?;
+    Ok(hash.short())
+}
+
+/// Fingerprint of a file by its whole content, whatever its name.
+///
+/// # Errors
+///
+/// [`ExperimentError::File`].
+pub fn of_file(path: &Path) -> Result<String, ExperimentError> {
+    let mut hash = ContentHash::new();
+    hash.update_content(path)?;
+    Ok(hash.short())
+}
+
+/// Takes in those of some files that are there.
+fn add_files(hash: &mut ContentHash, folder: &Path, names: &[&str]) -> Result<(), ExperimentError> {
+    for name in names {
         let path = folder.join(name);
         if path.is_file() {
             hash.update_file(&path)?;
         }
     }
+    Ok(())
+}
+
+fn add_weights(hash: &mut ContentHash, checkpoint: &Checkpoint) -> Result<(), ExperimentError> {
     let mut names: Vec<&str> = checkpoint.names().collect();
     names.sort_unstable();
     for name in names {
@@ -40,7 +97,7 @@ pub fn of_model(folder: &Path) -> Result<String, ExperimentError> {
             }
         }
     }
-    Ok(hash.short())
+    Ok(())
 }
 
 /// Fingerprint of the adapter in `folder`: the whole content of its files, which is small.

@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::{LazyLock, Mutex, PoisonError};
 
-use sorsa_files::AtomicDir;
+use sorsa_files::{AtomicDir, ContentHash};
 use tempfile::TempDir;
 
 use crate::error::ExperimentError;
@@ -69,6 +69,11 @@ impl EmbeddedFiles {
         Ok(self.folder()?.join("arithmetic").join(format!("{split}.jsonl")))
     }
 
+    /// Removes the temporary folder, if there is one. To be called right before a process ends early.
+    pub fn remove_temporary(&self) {
+        self.unpacked.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+
     fn folder(&self) -> Result<PathBuf, ExperimentError> {
         let mut unpacked = self.unpacked.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(unpacked) = &*unpacked {
@@ -81,11 +86,14 @@ impl EmbeddedFiles {
 
 fn unpack(cache: Option<&Path>) -> Result<Unpacked, ExperimentError> {
     static NAME: LazyLock<String> = LazyLock::new(|| {
-        let mut hash = blake3::Hasher::new();
+        // The order and the separators are those of earlier builds, which share the cache.
+        let mut hash = ContentHash::new();
         for (name, content) in FILES {
-            hash.update(name.as_bytes()).update(&(content.len() as u64).to_le_bytes()).update(content);
+            hash.update(name.as_bytes());
+            hash.update(&(content.len() as u64).to_le_bytes());
+            hash.update(content);
         }
-        format!("embedded-{}", &hash.finalize().to_hex()[..12])
+        format!("embedded-{}", &hash.hex()[..12])
     });
     if let Some(cache) = cache {
         let folder = cache.join(&*NAME);

@@ -266,6 +266,64 @@ pub enum ExperimentError {
         /// The folder.
         path: PathBuf,
     },
+    /// Another process trains the run in this folder.
+    #[error(
+        "{} is in use by another process{}; wait until it ends, or name another folder",
+        path.display(),
+        match process { Some(number) => format!(" ({number})"), None => String::new() }
+    )]
+    RunInUse {
+        /// The folder.
+        path: PathBuf,
+        /// The process, if it is known.
+        process: Option<u32>,
+    },
+    /// Another process writes to this file of answers.
+    #[error(
+        "another process{} writes to {}; wait until it ends, or name another file",
+        match process { Some(number) => format!(" ({number})"), None => String::new() },
+        path.display()
+    )]
+    AnswersInUse {
+        /// The file.
+        path: PathBuf,
+        /// The process, if it is known.
+        process: Option<u32>,
+    },
+    /// The model or the data are not those that the run was begun with.
+    #[error(
+        "{} was begun with another {}; put back what it was, or begin a new run from its adapter. To go on all the same, remove \
+         {}",
+        run.display(),
+        changes.join(", and another "),
+        run.join("inputs.json").display()
+    )]
+    InputsChanged {
+        /// The run.
+        run: PathBuf,
+        /// What changed.
+        changes: Vec<String>,
+    },
+    /// The recipe of the run asks for another adapter than the one that the run was begun with.
+    #[error(
+        "{}: {}, and the run was begun otherwise; change it back, or begin a new run",
+        recipe.display(),
+        changes.join(", ")
+    )]
+    AdapterChanged {
+        /// The recipe.
+        recipe: PathBuf,
+        /// The fields with their values then and now.
+        changes: Vec<String>,
+    },
+    /// The adapter that a run began with cannot be read back.
+    #[error("{} is damaged: {reason}. A run cannot be resumed without it; begin a new one", folder.display())]
+    DamagedStart {
+        /// The folder of the adapter.
+        folder: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
     /// The folder holds no run to resume.
     #[error("{} holds no run to go on with: {reason}", path.display())]
     NoRun {

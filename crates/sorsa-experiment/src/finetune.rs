@@ -4,15 +4,15 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-use sorsa_adapter::{AttachOptions, Attached, SavedAdapter};
+use sorsa_adapter::{AdapterConfig, AttachOptions, Attached, SavedAdapter};
 use sorsa_files::peak_memory_bytes;
-use sorsa_files::recover;
 use sorsa_models::CausalLm;
 use sorsa_report::report::{self, RunReport, Sample};
 use sorsa_train::metrics::Metric;
 use sorsa_train::{Optimizer, RunOutcome, TrainError, Trainer};
 
 use crate::answer_log::AnswerLog;
+use crate::content;
 use crate::curves::training_curves;
 use crate::error::ExperimentError;
 use crate::host::Host;
@@ -21,6 +21,7 @@ use crate::model::{LoadedModel, load_adapter};
 use crate::observer::{Event, Observer};
 use crate::recipe::Recipe;
 use crate::run_dir::{RunDir, json_lines};
+use crate::run_inputs::{RunInputs, field_changes};
 use crate::summary::{Baseline, Divergence, RunEnd, Summary};
 use crate::tasks::{Evaluation, evaluate};
 use crate::training_shape::TrainingShape;
@@ -42,12 +43,16 @@ pub fn finetune(
     PreparedRun::new(recipe, host, observer)?.train(run, observer)
 }
 
-/// Resumes a run from its newest checkpoint, like a run that was never interrupted.
+/// Resumes a run from its newest checkpoint, like a run that was never interrupted. A run that has ended stays what it is.
 ///
 /// # Errors
 ///
-/// [`ExperimentError::NoRun`], and all that [`finetune`] finds.
+/// [`ExperimentError::NoRun`]; [`ExperimentError::InputsChanged`] and [`ExperimentError::AdapterChanged`] if the run was begun with
+/// other files or another adapter; and all that [`finetune`] finds.
 pub fn resume(host: &Host, run: &RunDir, observer: &mut dyn Observer) -> Result<Summary, ExperimentError> {
+    if let Some(summary) = run.ended() {
+        return Ok(summary);
+    }
     PreparedRun::resumed(run, host, observer)?.train(run, observer)
 }
 
@@ -57,6 +62,7 @@ pub struct PreparedRun<'a> {
     host: &'a Host,
     model: CausalLm,
     inputs: Inputs,
+    files: RunInputs,
     start: Start,
     shape: TrainingShape,
 }
@@ -68,7 +74,10 @@ enum Start {
     /// An adapter that was trained before.
     Adapter(Box<SavedAdapter>),
     /// The adapter at the start of the run that is resumed.
-    Resumed,
+    Resumed {
+        /// The fingerprint that it had; absent of runs of earlier builds.
+        content: Option<String>,
+    },
 }
 
 impl<'a> PreparedRun<'a> {
@@ -78,7 +87,7 @@ impl<'a> PreparedRun<'a> {
     ///
     /// All that can be wrong with the input.
     pub fn new(recipe: &Recipe, host: &'a Host, observer: &mut dyn Observer) -> Result<Self, ExperimentError> {
-        let (model, inputs) = read(recipe, host, observer)?;
+        let (model, inputs, files) = read(recipe, host, observer)?;
         let mut recipe = recipe.clone();
         let start = match &recipe.model.adapter {
             Some(folder) => {
@@ -89,21 +98,34 @@ impl<'a> PreparedRun<'a> {
             None => Start::Fresh,
         };
         let shape = TrainingShape::new(&recipe, model.config(), host)?;
-        Ok(Self { recipe, host, model, inputs, start, shape })
+        Ok(Self { recipe, host, model, inputs, files, start, shape })
     }
 
-    /// Reads the model and the data of an earlier run.
+    /// Reads the model and the data of an earlier run, and compares them with those that it was begun with. Tells the observer which
+    /// fields of the recipe were changed.
     ///
     /// # Errors
     ///
-    /// [`ExperimentError::NoRun`], and all that can be wrong with the input.
+    /// [`ExperimentError::NoRun`]; [`ExperimentError::InputsChanged`], [`ExperimentError::AdapterChanged`]; and all that can be wrong
+    /// with the input.
     pub fn resumed(run: &RunDir, host: &'a Host, observer: &mut dyn Observer) -> Result<Self, ExperimentError> {
         let recipe = run
             .recipe()
             .map_err(|error| ExperimentError::NoRun { path: run.path().to_owned(), reason: error.to_string() })?;
-        let (model, inputs) = read(&recipe, host, observer)?;
+        let begun = run.inputs()?;
+        if let Some(begun) = &begun {
+            check_recipe(begun, &recipe, run, observer)?;
+        }
+        let (model, inputs, files) = read(&recipe, host, observer)?;
+        if let Some(begun) = &begun {
+            let changes = begun.file_changes(&files, &recipe);
+            if !changes.is_empty() {
+                return Err(ExperimentError::InputsChanged { run: run.path().to_owned(), changes });
+            }
+        }
+        let start = Start::Resumed { content: begun.and_then(|begun| begun.start) };
         let shape = TrainingShape::new(&recipe, model.config(), host)?;
-        Ok(Self { recipe, host, model, inputs, start: Start::Resumed, shape })
+        Ok(Self { recipe, host, model, inputs, files, start, shape })
     }
 
     /// The recipe, with what the adapter to start from decides.
@@ -117,40 +139,57 @@ impl<'a> PreparedRun<'a> {
     ///
     /// [`ExperimentError::RunExists`] for a folder that holds a run; decompositions that fail; failures of training.
     pub fn train(self, run: &RunDir, observer: &mut dyn Observer) -> Result<Summary, ExperimentError> {
-        let Self { recipe, host, model, inputs, start, shape } = self;
+        let Self { recipe, host, model, inputs, mut files, start, shape } = self;
         let Inputs { train, validation, test, data } = inputs;
-        let resumed = matches!(start, Start::Resumed);
-        if resumed {
-            recover(run.path())?;
-        } else {
-            run.create()?;
-        }
+        let resumed = matches!(start, Start::Resumed { .. });
+        // The folder is this process's until the report is written.
+        let (begun, lock) = match resumed {
+            true => (None, Some(run.reopen()?)),
+            false => (Some(run.begin()?), None),
+        };
         observer.on_event(Event::Planned { recipe: &recipe, data: &data, shape: &shape, run });
         let started = Instant::now();
-        let attached = attach(&recipe, host, model, start, run, observer);
-        if attached.is_err() && !resumed {
-            run.abandon();
-        }
-        let attached = attached?;
+        let attached = attach(&recipe, host, model, start, run, observer)?;
         let svd_largest_residual = attached.modules.iter().filter_map(|module| module.svd_residual).reduce(f64::max);
         let svd_seconds = started.elapsed().as_secs_f64();
 
         // Of the model as training finds it: an adapter that it starts from counts.
-        let baseline = if resumed && run.file(RunDir::BASELINE).exists() {
-            run.baseline()?
-        } else {
-            let evaluation = answer(test.as_ref(), &attached.model, observer)?;
-            let baseline = Baseline { scores: evaluation.map_or_else(Vec::new, |found| found.scores.graders) };
-            run.write_json(RunDir::BASELINE, &baseline)?;
-            baseline
+        let known = match resumed && run.file(RunDir::BASELINE).exists() {
+            true => match run.baseline() {
+                Err(ExperimentError::MalformedResult { path, .. }) => {
+                    let text = format!("{} is damaged: the scores before training are measured again", path.display());
+                    observer.on_event(Event::Notice { text: &text });
+                    None
+                }
+                found => Some(found?),
+            },
+            false => None,
+        };
+        let baseline = match known {
+            Some(baseline) => baseline,
+            None => {
+                let evaluation = answer(test.as_ref(), &attached.model, observer)?;
+                let baseline = Baseline { scores: evaluation.map_or_else(Vec::new, |found| found.scores.graders) };
+                run.write_json(RunDir::BASELINE, &baseline)?;
+                baseline
+            }
         };
         if let Some((_, score)) = baseline.scores.first() {
             observer.on_event(Event::AccuracyBefore { score });
         }
-        if !resumed {
-            // The recipe comes last: a folder that has it can be resumed.
-            run.write(RunDir::RECIPE, recipe.to_toml()?)?;
-        }
+        let _lock = match begun {
+            Some(begun) => {
+                files.recipe = recipe.to_toml()?;
+                if run.file(RunDir::START).exists() {
+                    files.start = Some(content::of_adapter(&run.file(RunDir::START))?);
+                }
+                run.write_json(RunDir::INPUTS, &files)?;
+                // The recipe comes last: a folder that has it can be resumed.
+                run.write(RunDir::RECIPE, recipe.to_toml()?)?;
+                Some(begun.keep())
+            }
+            None => lock,
+        };
 
         let config = recipe.train.clone();
         let optimizer = Optimizer::new(config.optimizer.clone(), &attached.trainable);
@@ -158,16 +197,21 @@ impl<'a> PreparedRun<'a> {
             true => Trainer::resume(attached, optimizer, train, validation, config, run.path())?,
             false => Trainer::start(attached, optimizer, train, validation, config, run.path())?,
         };
+        for repair in trainer.repairs() {
+            observer.on_event(Event::Notice { text: &repair.to_string() });
+        }
         observer.on_event(Event::TrainingStarts { total_steps: trainer.total_steps(), best: trainer.state().best });
         let outcome = trainer.run(&mut TrainingObserver { observer: &mut *observer });
+        // Whoever asks to stop in the last step does not want the evaluation either.
+        let stopped = observer.should_stop();
         observer.on_event(Event::TrainingEnded);
         if let Some(step) = outcome.as_ref().err().and_then(TrainError::diverged_at) {
             run.write_json(RunDir::DIVERGED, &Divergence { step })?;
         }
         let end = match outcome? {
-            RunOutcome::Completed => RunEnd::Completed,
-            RunOutcome::EarlyStopped => RunEnd::EarlyStopped,
-            RunOutcome::Interrupted => return Err(ExperimentError::Interrupted { step: trainer.state().step }),
+            RunOutcome::Completed if !stopped => RunEnd::Completed,
+            RunOutcome::EarlyStopped if !stopped => RunEnd::EarlyStopped,
+            _ => return Err(ExperimentError::Interrupted { step: trainer.state().step }),
         };
         let best_step = trainer.restore_best()?;
         let state = trainer.state().clone();
@@ -216,16 +260,65 @@ impl<'a> PreparedRun<'a> {
             ("machine", host.machine.clone()),
         ];
         let report = report(&recipe, settings, &summary, baseline, evaluation, &metrics)?;
-        run.write("report.html", report.html()?)?;
+        run.write(RunDir::REPORT, report.html()?)?;
         Ok(summary)
     }
 }
 
 /// Reads the model and the data of a recipe.
-fn read(recipe: &Recipe, host: &Host, observer: &mut dyn Observer) -> Result<(CausalLm, Inputs), ExperimentError> {
+fn read(
+    recipe: &Recipe,
+    host: &Host,
+    observer: &mut dyn Observer,
+) -> Result<(CausalLm, Inputs, RunInputs), ExperimentError> {
     let loaded = LoadedModel::load(&recipe.model.path, recipe.model.dtype, host)?;
     let inputs = Inputs::read(recipe, &loaded.tokenizer, loaded.model.config(), host, observer)?;
-    Ok((loaded.model, inputs))
+    let files = RunInputs::new(recipe, &loaded.folder, &host.sources)?;
+    Ok((loaded.model, inputs, files))
+}
+
+/// Tells the observer what was changed in the recipe of a run. The adapter cannot be changed any more.
+fn check_recipe(
+    begun: &RunInputs,
+    recipe: &Recipe,
+    run: &RunDir,
+    observer: &mut dyn Observer,
+) -> Result<(), ExperimentError> {
+    let changes = begun.recipe_changes(recipe);
+    let (adapter, others): (Vec<String>, Vec<String>) =
+        changes.into_iter().partition(|change| change.starts_with("adapter."));
+    let path = run.file(RunDir::RECIPE);
+    if !adapter.is_empty() {
+        return Err(ExperimentError::AdapterChanged { recipe: path, changes: adapter });
+    }
+    if !others.is_empty() {
+        let shown = others.iter().take(5).map(String::as_str).collect::<Vec<_>>().join(", ");
+        let more = match others.len().saturating_sub(5) {
+            0 => String::new(),
+            more => format!(" and {more} more fields"),
+        };
+        let text = format!("{} was changed since the run began: {shown}{more}", path.display());
+        observer.on_event(Event::Notice { text: &text });
+    }
+    Ok(())
+}
+
+/// The adapter that a run began with, checked against its fingerprint and the recipe.
+fn read_start(recipe: &Recipe, run: &RunDir, content: Option<String>) -> Result<SavedAdapter, ExperimentError> {
+    let folder = run.file(RunDir::START);
+    let damaged = |reason: String| ExperimentError::DamagedStart { folder: folder.clone(), reason };
+    let saved = SavedAdapter::load(&folder).map_err(|error| damaged(error.to_string()))?;
+    if content.is_some_and(|content| content::of_adapter(&folder).is_ok_and(|found| found != content)) {
+        return Err(damaged("its content is not what was written".to_owned()));
+    }
+    // The seed counts for an adapter that is drawn; it is the run's own beside an adapter that training started from.
+    let config = AdapterConfig { seed: recipe.adapter.seed, ..saved.state.config.clone() };
+    let changes: Vec<String> =
+        field_changes(&config, &recipe.adapter).into_iter().map(|change| format!("adapter.{change}")).collect();
+    if !changes.is_empty() {
+        return Err(ExperimentError::AdapterChanged { recipe: run.file(RunDir::RECIPE), changes });
+    }
+    Ok(saved)
 }
 
 /// Attaches the adapter that training starts from, and saves it for a run that is resumed.
@@ -240,13 +333,13 @@ fn attach(
     let folder = run.file(RunDir::START);
     let factored = recipe.adapter.method().is_factored();
     match start {
-        Start::Resumed if factored => return Ok(SavedAdapter::load(&folder)?.attach(model)?),
+        Start::Resumed { content } if factored => return Ok(read_start(recipe, run, content)?.attach(model)?),
         Start::Adapter(mut saved) => {
             saved.state.config.dropout = recipe.adapter.dropout;
             saved.save(&folder).map_err(ExperimentError::SaveAdapter)?;
             return Ok(saved.attach(model)?);
         }
-        Start::Fresh | Start::Resumed => {}
+        Start::Fresh | Start::Resumed { .. } => {}
     }
     let total = recipe.adapter.targets(&model)?.len();
     observer.on_event(Event::Decomposing { done: 0, total });

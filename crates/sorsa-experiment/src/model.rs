@@ -199,6 +199,6 @@ pub fn model_or_of_run(model: Option<&str>, adapter: Option<&Path>) -> Result<St
 }
 
 /// The recipe of the run that the adapter is in.
-fn recipe_of_run(adapter: &Path) -> Option<PathBuf> {
+pub(crate) fn recipe_of_run(adapter: &Path) -> Option<PathBuf> {
     [adapter.join(RunDir::RECIPE), adapter.join("..").join(RunDir::RECIPE)].into_iter().find(|path| path.exists())
 }

@@ -36,6 +36,11 @@ pub enum Event<'a> {
         /// How many.
         count: usize,
     },
+    /// Something that whoever started the experiment should know, though it goes on.
+    Notice {
+        /// In words.
+        text: &'a str,
+    },
     /// Everything is read, nothing is trained.
     Planned {
         /// The recipe in full.

@@ -4,12 +4,14 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use sorsa_files::{recover, write_atomic};
+use sorsa_adapter::SavedAdapter;
+use sorsa_files::{FileLock, LockError, ProvisionalFolder, recover, write_atomic};
 use sorsa_train::metrics::{self, Metric};
 
 use crate::answer::Answer;
 use crate::error::ExperimentError;
 use crate::recipe::Recipe;
+use crate::run_inputs::RunInputs;
 use crate::summary::{Baseline, Divergence, Summary};
 
 /// A run's folder. Each file is read back as the type that wrote it.
@@ -31,6 +33,12 @@ impl RunDir {
     pub const GENERATIONS: &str = "generations.jsonl";
     /// The [`Baseline`].
     pub const BASELINE: &str = "baseline.json";
+    /// The [`RunInputs`].
+    pub const INPUTS: &str = "inputs.json";
+    /// The report for people, the last file of a run.
+    pub const REPORT: &str = "report.html";
+    /// Held by the process that trains.
+    const LOCK: &str = ".lock";
     /// Folder of the trained adapter.
     pub const ADAPTER: &str = "adapter";
     /// Folder of the adapter as training found it.
@@ -41,45 +49,89 @@ impl RunDir {
         Self { path: path.into() }
     }
 
-    /// The first `parent/name-N` that is not there.
-    pub fn unused(parent: &Path, name: &str) -> Self {
+    /// Creates the first `parent/name-N` that is not there. Processes that ask at the same time get different ones.
+    ///
+    /// # Errors
+    ///
+    /// [`ExperimentError::CreateFolder`].
+    pub fn create_unused(parent: &Path, name: &str) -> Result<Self, ExperimentError> {
+        create_folder(parent)?;
         let mut number = 1;
         loop {
             let path = parent.join(format!("{name}-{number}"));
-            if !path.exists() {
-                return Self { path };
+            match std::fs::create_dir(&path) {
+                Ok(()) => return Ok(Self { path }),
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => number += 1,
+                Err(source) => return Err(ExperimentError::CreateFolder { path, source }),
             }
-            number += 1;
         }
     }
 
-    /// The folder of an earlier run, without what it was writing when it was killed.
+    /// Creates the folder for a new run, if it is not there, and locks it.
     ///
     /// # Errors
     ///
-    /// [`ExperimentError::File`].
-    pub fn open(path: &Path) -> Result<Self, ExperimentError> {
-        recover(path)?;
-        Ok(Self { path: path.to_owned() })
-    }
-
-    /// Creates the folder for a new run.
-    ///
-    /// # Errors
-    ///
-    /// [`ExperimentError::RunExists`], [`ExperimentError::CreateFolder`].
-    pub fn create(&self) -> Result<(), ExperimentError> {
+    /// [`ExperimentError::RunExists`], [`ExperimentError::RunInUse`], [`ExperimentError::CreateFolder`].
+    pub fn begin(&self) -> Result<NewRun, ExperimentError> {
+        let exists = || ExperimentError::RunExists { path: self.path.clone() };
         if self.file(Self::RECIPE).exists() {
-            return Err(ExperimentError::RunExists { path: self.path.clone() });
+            return Err(exists());
         }
-        create_folder(&self.path)
+        create_folder(&self.path)?;
+        let lock = self.lock()?;
+        // Another process may have begun and ended a run in between.
+        if self.file(Self::RECIPE).exists() {
+            return Err(exists());
+        }
+        self.recover()?;
+        let mut entries = std::fs::read_dir(&self.path)
+            .map_err(|source| ExperimentError::ListFolder { path: self.path.clone(), source })?;
+        let is_empty = entries.all(|entry| entry.is_ok_and(|entry| entry.file_name() == Self::LOCK));
+        let folder = is_empty.then(|| ProvisionalFolder::adopt(&self.path));
+        Ok(NewRun { folder, lock })
     }
 
-    /// Removes the files that were written before a run failed to start, and the folder if it holds nothing else.
-    pub fn abandon(&self) {
-        // The error that ended the run is the one to report.
-        let _ = std::fs::remove_file(self.file(Self::BASELINE));
-        let _ = std::fs::remove_dir(&self.path);
+    /// Locks the folder of a run that is resumed, and removes what it was writing when it was killed.
+    ///
+    /// # Errors
+    ///
+    /// [`ExperimentError::RunInUse`], [`ExperimentError::File`].
+    pub fn reopen(&self) -> Result<FileLock, ExperimentError> {
+        let lock = self.lock()?;
+        self.recover()?;
+        Ok(lock)
+    }
+
+    fn lock(&self) -> Result<FileLock, ExperimentError> {
+        FileLock::acquire(&self.file(Self::LOCK)).map_err(|error| match error {
+            LockError::Held { process, .. } => ExperimentError::RunInUse { path: self.path.clone(), process },
+            LockError::File(error) => error.into(),
+        })
+    }
+
+    fn recover(&self) -> Result<(), ExperimentError> {
+        for folder in [self.path.clone(), self.file(Self::ADAPTER), self.file(Self::START)] {
+            recover(folder)?;
+        }
+        Ok(())
+    }
+
+    /// The summary of a run that came to its end and has all its results, so that nothing is left to do. `None` of every other
+    /// run; of one whose recipe was changed since; and of runs of earlier builds, which do not tell.
+    pub fn ended(&self) -> Option<Summary> {
+        let (recipe, inputs) = (self.recipe().ok()?, self.inputs().ok()??);
+        let summary = self.summary().ok()?;
+        let is_same = inputs.recipe_changes(&recipe).is_empty();
+        let logged = self.metrics().ok()?.iter().filter(|metric| matches!(metric, Metric::Step(_))).count();
+        let is_whole = logged as u64 == summary.steps
+            && self.file(Self::REPORT).exists()
+            && SavedAdapter::load(&self.file(Self::ADAPTER)).is_ok();
+        if !is_same || !is_whole {
+            return None;
+        }
+        // A process that was killed after its last file left its lock file.
+        drop(self.reopen());
+        Some(summary)
     }
 
     /// The folder.
@@ -99,6 +151,15 @@ impl RunDir {
     /// [`ExperimentError::ReadRecipe`] and what else [`Recipe::read`] finds.
     pub fn recipe(&self) -> Result<Recipe, ExperimentError> {
         Recipe::read(&self.file(Self::RECIPE))
+    }
+
+    /// What the run was begun with; `None` of runs of earlier builds.
+    ///
+    /// # Errors
+    ///
+    /// [`ExperimentError::Read`], [`ExperimentError::MalformedResult`].
+    pub fn inputs(&self) -> Result<Option<RunInputs>, ExperimentError> {
+        if self.file(Self::INPUTS).exists() { self.read_json(Self::INPUTS).map(Some) } else { Ok(None) }
     }
 
     /// What the run came to.
@@ -169,6 +230,24 @@ impl RunDir {
         let path = self.file(name);
         let json = std::fs::read(&path).map_err(|source| ExperimentError::Read { path: path.clone(), source })?;
         serde_json::from_slice(&json).map_err(|source| ExperimentError::MalformedResult { path, source })
+    }
+}
+
+/// The folder of a run that has no recipe yet, locked. If it is dropped before [`keep`](Self::keep) and was empty at first, it is
+/// removed.
+#[derive(Debug)]
+pub struct NewRun {
+    folder: Option<ProvisionalFolder>,
+    lock: FileLock,
+}
+
+impl NewRun {
+    /// Keeps the folder, which can be resumed from now on. The lock goes on.
+    pub fn keep(self) -> FileLock {
+        if let Some(folder) = self.folder {
+            folder.keep();
+        }
+        self.lock
     }
 }
 

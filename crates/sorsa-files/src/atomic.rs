@@ -1,14 +1,14 @@
 //! Files and folders that are either whole or absent.
 //!
-//! A writer fills a temporary file or folder beside its place, flushes it to the disk and renames it. The temporary name
-//! is `.<name>.tmp-<process>-<number>`, or `.<name>.old-<process>-<number>` for a folder that waits for its replacement;
-//! no two writers share one, of whatever thread or process. A process that is killed leaves such names behind;
-//! [`recover`] removes or restores them at the next start.
+//! A writer fills a temporary file or folder beside its place, flushes it to the disk and renames it. A process that is
+//! killed leaves the temporary name behind; the next writer of the same target removes it, and
+//! [`recover`](crate::recover) removes all in a folder.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::temporary::{REPLACED, Temporary, UNFINISHED, hold_folder, live, move_aside, remove_all, remove_leftovers};
 
 /// Why a file or folder could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -77,7 +77,8 @@ impl AtomicFile {
     /// [`FileError::Io`].
     pub fn create(target: impl Into<PathBuf>) -> Result<Self, FileError> {
         let target = target.into();
-        let (file, temporary) = Temporary::create(&target, "tmp", |path| File::create_new(path))?;
+        remove_leftovers(&target);
+        let (file, temporary) = Temporary::file(&target)?;
         Ok(Self { writer: BufWriter::new(file), temporary, target })
     }
 
@@ -91,7 +92,15 @@ impl AtomicFile {
 
     /// The temporary file, for a library that writes to a path. It truncates the file.
     pub fn temporary_path(&self) -> &Path {
-        &self.temporary.0
+        self.temporary.path()
+    }
+
+    /// The temporary file as the output of a child process. As long as the child has it, nobody takes it for a leftover.
+    ///
+    /// # Errors
+    /// [`FileError::Io`].
+    pub fn child_output(&self) -> Result<File, FileError> {
+        self.writer.get_ref().try_clone().map_err(at("write", &self.target))
     }
 
     /// Flushes to the disk what was written. A writer of several files does so with all of them before it commits the
@@ -110,8 +119,11 @@ impl AtomicFile {
     /// [`FileError::Io`]; the older file is then still in its place.
     pub fn commit(mut self) -> Result<(), FileError> {
         self.sync()?;
-        let renamed = fs::rename(&self.temporary.0, &self.target).and_then(|()| sync_parent(&self.target));
-        renamed.map_err(at("write", &self.target))
+        let renamed = {
+            let _live = live();
+            fs::rename(self.temporary.path(), &self.target)
+        };
+        renamed.and_then(|()| sync_parent(&self.target)).map_err(at("write", &self.target))
     }
 }
 
@@ -121,6 +133,7 @@ impl AtomicFile {
 pub struct AtomicDir {
     temporary: Temporary,
     target: PathBuf,
+    _lock: Option<File>,
 }
 
 impl AtomicDir {
@@ -133,33 +146,40 @@ impl AtomicDir {
         if let Some(parent) = target.parent() {
             fs::create_dir_all(parent).map_err(at("create", parent))?;
         }
-        let ((), temporary) = Temporary::create(&target, "tmp", |path| fs::create_dir(path))?;
-        Ok(Self { temporary, target })
+        remove_leftovers(&target);
+        let (lock, temporary) = Temporary::folder(&target)?;
+        Ok(Self { temporary, target, _lock: lock })
     }
 
     /// Where to write the files until the folder is committed.
     pub fn path(&self) -> &Path {
-        &self.temporary.0
+        self.temporary.path()
     }
 
     /// Flushes every file to the disk and gives the folder its name. An older folder of that name is moved aside first
-    /// and removed last, so that at every moment one of the two is whole, and [`recover`] finds it.
+    /// and removed last, so that at every moment one of the two is whole, and [`recover`](crate::recover) finds it.
     ///
     /// # Errors
     /// [`FileError::Io`]; the older folder is then still in its place.
     pub fn commit(self) -> Result<(), FileError> {
-        let (temporary, target) = (&self.temporary.0, &self.target);
+        let (temporary, target) = (self.temporary.path(), &self.target);
         sync_tree(temporary).map_err(at("flush", temporary))?;
-        let old = match target.symlink_metadata() {
-            Ok(_) => Some(move_aside(target, "old")?),
-            Err(_) => None,
-        };
-        if let Err(error) = fs::rename(temporary, target) {
-            if let Some(old) = &old {
-                fs::rename(old, target).map_err(at("restore", target))?;
+        let _older = hold_folder(target);
+        let old = {
+            // A process that ends in between would leave the older folder without its name.
+            let _live = live();
+            let old = match target.symlink_metadata() {
+                Ok(_) => Some(move_aside(target, REPLACED)?),
+                Err(_) => None,
+            };
+            if let Err(error) = fs::rename(temporary, target) {
+                if let Some(old) = &old {
+                    fs::rename(old, target).map_err(at("restore", target))?;
+                }
+                return Err(at("create", target)(error));
             }
-            return Err(at("create", target)(error));
-        }
+            old
+        };
         sync_parent(target).map_err(at("flush", target))?;
         match old {
             Some(old) => remove_all(&old).map_err(at("remove", &old)),
@@ -173,101 +193,8 @@ impl AtomicDir {
 /// # Errors
 /// [`FileError::Io`].
 pub fn remove_folder(folder: &Path) -> Result<(), FileError> {
-    let doomed = move_aside(folder, "tmp")?;
+    let doomed = move_aside(folder, UNFINISHED)?;
     remove_all(&doomed).map_err(at("remove", &doomed))
-}
-
-/// Cleans `folder` of what a killed process left in it: unfinished files and folders are removed, and a folder that was
-/// moved aside and not yet replaced gets its name back. To be called by the one process that owns `folder`, before it
-/// writes there. A `folder` that does not exist is clean.
-///
-/// # Errors
-/// [`FileError::Io`].
-pub fn recover(folder: impl AsRef<Path>) -> Result<(), FileError> {
-    let folder = folder.as_ref();
-    let entries = match fs::read_dir(folder) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        entries => entries.map_err(at("list", folder))?,
-    };
-    for entry in entries {
-        let path = entry.map_err(at("list", folder))?.path();
-        let Some((name, role)) = temporary_parts(&path) else { continue };
-        let target = folder.join(name);
-        if role == "old" && !target.exists() {
-            fs::rename(&path, &target).map_err(at("restore", &target))?;
-        } else {
-            remove_all(&path).map_err(at("remove", &path))?;
-        }
-    }
-    Ok(())
-}
-
-/// A temporary file or folder, removed if dropped. After its rename nothing has this name any more.
-#[derive(Debug)]
-struct Temporary(PathBuf);
-
-impl Temporary {
-    /// Calls `create` with names until one is free.
-    fn create<T>(target: &Path, role: &str, create: impl Fn(&Path) -> io::Result<T>) -> Result<(T, Self), FileError> {
-        loop {
-            let path = temporary_name(target, role)?;
-            match create(&path) {
-                Ok(created) => return Ok((created, Self(path))),
-                // Left by a killed process of the same number, or made by one on another machine that shares the folder.
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(error) => return Err(at("write", target)(error)),
-            }
-        }
-    }
-}
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        // A failure has no caller to tell; `recover` tidies up.
-        let _ = remove_all(&self.0);
-    }
-}
-
-/// Gives `path` a temporary name and returns it.
-fn move_aside(path: &Path, role: &str) -> Result<PathBuf, FileError> {
-    loop {
-        let aside = temporary_name(path, role)?;
-        // A rename would replace an empty folder of that name without a word.
-        if aside.symlink_metadata().is_ok() {
-            continue;
-        }
-        fs::rename(path, &aside).map_err(at("rename", path))?;
-        return Ok(aside);
-    }
-}
-
-/// `.<name>.<role>-<process>-<number>`, beside `path`, with another number at every call.
-fn temporary_name(path: &Path, role: &str) -> Result<PathBuf, FileError> {
-    static NUMBER: AtomicU64 = AtomicU64::new(0);
-    let Some(name) = path.file_name() else {
-        let error = io::Error::new(io::ErrorKind::InvalidInput, "the path has no file name");
-        return Err(at("write", path)(error));
-    };
-    let (process, number) = (std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
-    Ok(path.with_file_name(format!(".{}.{role}-{process}-{number}", name.to_string_lossy())))
-}
-
-/// The inverse of [`temporary_name`]: name and role of a temporary file or folder. Earlier versions wrote no number.
-fn temporary_parts(path: &Path) -> Option<(&str, &str)> {
-    let (name, rest) = path.file_name()?.to_str()?.strip_prefix('.')?.rsplit_once('.')?;
-    let (role, numbers) = rest.split_once('-')?;
-    let are_numbers = numbers.split('-').all(|number| number.parse::<u64>().is_ok());
-    (matches!(role, "tmp" | "old") && !name.is_empty() && are_numbers).then_some((name, role))
-}
-
-fn remove_all(path: &Path) -> io::Result<()> {
-    // A link to a folder is a file.
-    let is_folder = path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir());
-    let removed = if is_folder { fs::remove_dir_all(path) } else { fs::remove_file(path) };
-    match removed {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
 }
 
 fn sync_tree(folder: &Path) -> io::Result<()> {
@@ -293,6 +220,7 @@ fn sync_folder(folder: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::recover;
 
     fn names(folder: &Path) -> Vec<String> {
         let mut names: Vec<_> =
@@ -350,7 +278,7 @@ mod tests {
         fs::create_dir(&folder).unwrap();
         fs::write(folder.join("state.json"), "{}").unwrap();
         // Killed between the rename and the removal.
-        let doomed = move_aside(&folder, "tmp").unwrap();
+        let doomed = move_aside(&folder, UNFINISHED).unwrap();
         assert!(!folder.exists() && doomed.join("state.json").exists());
         recover(parent.path()).unwrap();
         assert_eq!(names(parent.path()), [""; 0]);
@@ -377,43 +305,6 @@ mod tests {
             }
         });
         assert_eq!(names(folder.path()), ["entry", "model"]);
-    }
-
-    #[test]
-    fn a_temporary_name_that_is_taken_is_left_alone() {
-        let folder = tempfile::tempdir().unwrap();
-        let taken = std::cell::RefCell::new(Vec::new());
-        let (_, free) = Temporary::create(&folder.path().join("model"), "tmp", |path| {
-            if taken.borrow().is_empty() {
-                // Somebody else's, made just before.
-                fs::write(path, "theirs")?;
-                taken.borrow_mut().push(path.to_owned());
-            }
-            File::create_new(path)
-        })
-        .unwrap();
-        drop(free);
-        assert_eq!(fs::read_to_string(&taken.borrow()[0]).unwrap(), "theirs");
-    }
-
-    #[test]
-    fn recovery_restores_a_folder_that_was_moved_aside_and_removes_the_rest() {
-        let folder = tempfile::tempdir().unwrap();
-        let root = folder.path();
-        // Killed between the two renames of a commit: the old one is aside, the new one unnamed.
-        fs::create_dir(root.join(".step-1.old-7")).unwrap();
-        fs::write(root.join(".step-1.old-7/weights"), "whole").unwrap();
-        fs::create_dir(root.join(".step-1.tmp-7")).unwrap();
-        // Killed after them: the old one is only waiting for its removal.
-        fs::create_dir(root.join("step-2")).unwrap();
-        fs::create_dir(root.join(".step-2.old-7")).unwrap();
-        fs::write(root.join(".metrics.jsonl.tmp-7"), "half").unwrap();
-        fs::write(root.join(".metrics.jsonl.tmp-7-12"), "half").unwrap();
-        fs::write(root.join(".keep.tmp-notes"), "not ours").unwrap();
-        recover(root).unwrap();
-        assert_eq!(names(root), [".keep.tmp-notes", "step-1", "step-2"]);
-        assert_eq!(fs::read_to_string(root.join("step-1/weights")).unwrap(), "whole");
-        recover(root.join("missing")).unwrap();
     }
 
     #[test]

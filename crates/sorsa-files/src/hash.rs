@@ -42,6 +42,16 @@ impl ContentHash {
         Ok(())
     }
 
+    /// Takes in the content of a file, whatever its name.
+    ///
+    /// # Errors
+    /// [`FileError::Io`].
+    pub fn update_content(&mut self, path: &Path) -> Result<(), FileError> {
+        let mut file = File::open(path).map_err(at("read", path))?;
+        std::io::copy(&mut file, &mut self.0).map_err(at("read", path))?;
+        Ok(())
+    }
+
     /// The 64 hexadecimal digits of the hash.
     pub fn hex(&self) -> String {
         self.0.finalize().to_hex().to_string()
@@ -71,6 +81,10 @@ mod tests {
         file.update_file(&path).unwrap();
         text.update(b"config.json 2\n{}");
         assert_eq!(file.hex(), text.hex());
+        let (mut content, mut text) = (ContentHash::new(), ContentHash::new());
+        content.update_content(&path).unwrap();
+        text.update(b"{}");
+        assert_eq!(content.hex(), text.hex());
         let error = file.update_file(&folder.path().join("nothing")).unwrap_err().to_string();
         assert!(error.contains("cannot read") && error.contains("nothing"), "{error}");
     }

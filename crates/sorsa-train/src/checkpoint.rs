@@ -1,4 +1,7 @@
 //! Checkpoints: trained parameters, buffers of the optimizer, and the rest of what the next loss depends on.
+//!
+//! `state.json` holds a hash of the whole content, which is compared when a run is resumed. Checkpoints of earlier builds have
+//! none; of those the files are read.
 
 use std::path::{Path, PathBuf};
 
@@ -9,7 +12,8 @@ use sorsa_data::DataPosition;
 use crate::optimizer::Optimizer;
 use crate::run_length::LastStep;
 use sorsa_files::{
-    AtomicDir, FileError, TensorError, not_finite, read_tensors, recover, remove_folder, write_atomic, write_tensors,
+    AtomicDir, ContentHash, FileError, TensorError, not_finite, read_tensors, recover, remove_folder, write_atomic,
+    write_tensors,
 };
 
 /// The progress of a run. Dropout needs only `step`: the trainer seeds the device before each step.
@@ -47,6 +51,8 @@ pub struct Best {
 const STATE: &str = "state.json";
 const PARAMETERS: &str = "parameters.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
+/// The field of `state.json` that holds the hash of the checkpoint's content.
+const CONTENT: &str = "content";
 
 /// The folder of a run's checkpoints, `checkpoints/step-N/`.
 #[derive(Debug, Clone)]
@@ -92,8 +98,65 @@ impl Checkpoints {
         steps
     }
 
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     fn at(&self, step: u64) -> PathBuf {
         self.folder.join(format!("step-{step}"))
+    }
+
+    /// Checks that a checkpoint is what was written, and that the one of its best step is.
+    ///
+    /// # Errors
+    ///
+    /// [`CheckpointError::Damaged`]; [`CheckpointError::File`] if the system refuses to read a file.
+    pub(crate) fn verify(&self, step: u64) -> Result<(), CheckpointError> {
+        let state = self.verify_alone(step)?;
+        match state.best {
+            // Somebody may have removed it: then the last parameters take its place.
+            Some(best) if best.step != step && self.at(best.step).exists() => self.verify_alone(best.step).map(drop),
+            _ => Ok(()),
+        }
+    }
+
+    fn verify_alone(&self, step: u64) -> Result<RunState, CheckpointError> {
+        let folder = self.at(step);
+        let damaged = |reason: String| CheckpointError::Damaged { folder: folder.clone(), reason };
+        let read = self.read_state(step)?;
+        if read.state.step != step {
+            return Err(damaged(format!("{STATE} is of step {}", read.state.step)));
+        }
+        let files = [PARAMETERS, OPTIMIZER].map(|name| folder.join(name));
+        match read.content {
+            Some(expected) => {
+                if content_hash(&read.state, &files).map_err(|error| or_damaged(error, &folder))? != expected {
+                    return Err(damaged("its content is not what was written".to_owned()));
+                }
+            }
+            None => {
+                for file in &files {
+                    match read_tensors(file) {
+                        Err(TensorError::Io { path, source }) => {
+                            return Err(or_damaged(FileError::Io { action: "read", path, source }, &folder));
+                        }
+                        Err(error) => return Err(damaged(error.to_string())),
+                        Ok(_) => {}
+                    }
+                }
+            }
+        }
+        Ok(read.state)
+    }
+
+    /// Takes a damaged checkpoint out of the list: it gets another name, and is left to whoever wants to look at it.
+    pub(crate) fn set_aside(&self, step: u64) -> Result<PathBuf, FileError> {
+        let (folder, aside) = (self.at(step), self.folder.join(format!("damaged-step-{step}")));
+        if aside.exists() {
+            remove_folder(&aside)?;
+        }
+        std::fs::rename(&folder, &aside).map_err(sorsa_files::at("rename", &folder))?;
+        Ok(aside)
     }
 
     pub(crate) fn save(
@@ -109,28 +172,32 @@ impl Checkpoints {
         let folder = AtomicDir::create(self.at(state.step))?;
         write_tensors(&folder.path().join(PARAMETERS), parameters)?;
         write_tensors(&folder.path().join(OPTIMIZER), &buffers)?;
-        let json = serde_json::to_vec_pretty(state).map_err(|error| FileError::Malformed {
-            path: folder.path().join(STATE),
-            expected: "a state",
-            found: vec![error.to_string()],
-        })?;
-        write_atomic(folder.path().join(STATE), json)?;
+        let content = content_hash(state, &[PARAMETERS, OPTIMIZER].map(|name| folder.path().join(name)))?;
+        let json = serde_json::to_vec_pretty(&StoredState { state, content: &content });
+        write_atomic(folder.path().join(STATE), json.map_err(|error| malformed(&folder.path().join(STATE), &error))?)?;
         folder.commit()?;
         Ok(())
     }
 
     pub(crate) fn load(&self, step: u64) -> Result<LoadedCheckpoint, CheckpointError> {
         let folder = self.at(step);
-        let path = folder.join(STATE);
-        let json = std::fs::read(&path).map_err(sorsa_files::at("read", &path))?;
-        let state = serde_json::from_slice(&json).map_err(|error| FileError::Malformed {
-            path,
-            expected: "the state of a checkpoint",
-            found: vec![error.to_string()],
-        })?;
+        let state = self.read_state(step)?.state;
         let parameters = read_tensors(&folder.join(PARAMETERS))?;
         check_finite(step, &parameters)?;
         Ok(LoadedCheckpoint { state, parameters, folder })
+    }
+
+    fn read_state(&self, step: u64) -> Result<ReadState, CheckpointError> {
+        let folder = self.at(step);
+        let path = folder.join(STATE);
+        let damaged = |reason: String| CheckpointError::Damaged { folder: folder.clone(), reason };
+        let json =
+            std::fs::read(&path).map_err(sorsa_files::at("read", &path)).map_err(|error| or_damaged(error, &folder))?;
+        let mut fields: serde_json::Map<String, serde_json::Value> =
+            serde_json::from_slice(&json).map_err(|error| damaged(format!("{STATE}: {error}")))?;
+        let content = fields.remove(CONTENT).and_then(|content| content.as_str().map(str::to_owned));
+        let state = serde_json::from_value(fields.into()).map_err(|error| damaged(format!("{STATE}: {error}")))?;
+        Ok(ReadState { state, content })
     }
 
     pub(crate) fn optimizer_file(folder: &Path) -> PathBuf {
@@ -153,12 +220,77 @@ fn check_finite(step: u64, tensors: &NamedTensors) -> Result<(), CheckpointError
     if tensors.is_empty() { Ok(()) } else { Err(CheckpointError::NotFinite { step, tensors }) }
 }
 
+/// `state.json` as it is written.
+#[derive(Serialize)]
+struct StoredState<'a> {
+    #[serde(flatten)]
+    state: &'a RunState,
+    /// [`CONTENT`].
+    content: &'a str,
+}
+
+/// `state.json` as it is read.
+struct ReadState {
+    state: RunState,
+    content: Option<String>,
+}
+
+/// The hash of a state and of the files beside it.
+fn content_hash(state: &RunState, files: &[PathBuf]) -> Result<String, FileError> {
+    let mut hash = ContentHash::new();
+    hash.update(serde_json::to_string(state).map_err(|error| malformed(Path::new(STATE), &error))?.as_bytes());
+    for file in files {
+        hash.update_file(file)?;
+    }
+    Ok(hash.hex())
+}
+
+fn malformed(path: &Path, error: &serde_json::Error) -> FileError {
+    FileError::Malformed {
+        path: path.to_owned(),
+        expected: "the state of a checkpoint",
+        found: vec![error.to_string()],
+    }
+}
+
+/// A file that is missing or ends early is a damage of the checkpoint in `folder`; a file that the system refuses to read is not.
+fn or_damaged(error: FileError, folder: &Path) -> CheckpointError {
+    use std::io::ErrorKind::{InvalidData, IsADirectory, NotADirectory, NotFound, UnexpectedEof};
+    match &error {
+        FileError::Io { source, .. }
+            if !matches!(source.kind(), NotFound | UnexpectedEof | InvalidData | IsADirectory | NotADirectory) =>
+        {
+            error.into()
+        }
+        _ => CheckpointError::Damaged { folder: folder.to_owned(), reason: error.to_string() },
+    }
+}
+
 /// A checkpoint could not be written or read.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
     /// A file.
     #[error(transparent)]
     File(#[from] FileError),
+    /// A checkpoint is not what was written.
+    #[error("the checkpoint {} is damaged: {reason}", folder.display())]
+    Damaged {
+        /// The checkpoint.
+        folder: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// No checkpoint of a run is what was written.
+    #[error(
+        "every checkpoint in {} is damaged ({reason}); to train the run again from its start, remove that folder and metrics.jsonl",
+        folder.display()
+    )]
+    AllDamaged {
+        /// The folder of the checkpoints.
+        folder: PathBuf,
+        /// What is wrong with the newest.
+        reason: String,
+    },
     /// A file of tensors.
     #[error(transparent)]
     Tensors(#[from] TensorError),

@@ -5,6 +5,7 @@ mod config;
 mod gradients;
 pub mod metrics;
 mod optimizer;
+mod repair;
 mod run_length;
 pub mod schedule;
 pub mod tensorboard;
@@ -17,6 +18,7 @@ pub use config::{
     TrainConfig,
 };
 pub use optimizer::{Decoupled, Optimizer, OptimizerKind, StepRates, UpdateRule};
+pub use repair::Repair;
 pub use run_length::{LastStep, steps_of_equal_epochs, total_steps};
 pub use trainable::{BatchSource, TrainableModel, TrainingBatch};
 pub use trainer::{Observer, RunOutcome, TrainError, Trainer, mean_loss};

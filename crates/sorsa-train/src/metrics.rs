@@ -5,6 +5,7 @@
 //! {"kind":"eval","step":100,"loss":2.9,"perplexity":18.2}
 //! ```
 
+use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -101,20 +102,45 @@ impl MetricsLog {
         Ok(Self { path, file })
     }
 
-    /// Opens the log of a run that is resumed after `step`. Removes the lines of later steps, and a last line that a killed
-    /// process did not finish.
+    /// Opens the log of a run that is resumed after `step`. Removes the lines of later steps, a last line that a killed process
+    /// did not finish, and lines that are no metrics, as a power failure leaves them. A log that is missing begins here.
     ///
     /// # Errors
-    /// Like [`read`].
-    pub fn resume(path: impl Into<PathBuf>, step: u64) -> Result<Self, FileError> {
+    /// [`FileError::Io`].
+    pub fn resume(path: impl Into<PathBuf>, step: u64) -> Result<(Self, LogRepair), FileError> {
         let path = path.into();
-        // Lines are kept as they are, whatever fields a later version may add.
-        let text = whole_lines(&path)?;
-        let metrics = parse(&path, &text)?;
-        let kept = text.lines().zip(&metrics).filter(|(_, metric)| metric.step() <= step);
-        write_atomic(&path, kept.map(|(line, _)| format!("{line}\n")).collect::<String>())?;
+        let (bytes, missing) = match fs::read(&path) {
+            Ok(bytes) => (bytes, false),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => (Vec::new(), true),
+            Err(error) => return Err(at("read", &path)(error)),
+        };
+        let mut repair = LogRepair { missing, ..LogRepair::default() };
+        let (mut kept, mut steps) = (Vec::new(), HashSet::new());
+        for line in bytes.split_inclusive(|byte| *byte == b'\n') {
+            // Lines are kept as they are, whatever fields a later version may add.
+            match serde_json::from_slice::<Metric>(line) {
+                Ok(metric) if line.ends_with(b"\n") => {
+                    if metric.step() <= step {
+                        kept.extend_from_slice(line);
+                        steps.extend(matches!(metric, Metric::Step(_)).then_some(metric.step()));
+                    }
+                }
+                // A last line without a line feed was being written when the process was killed.
+                _ => repair.damaged_lines += 1,
+            }
+        }
+        repair.missing_steps = (1..=step).filter(|step| !steps.contains(step)).collect();
+        write_atomic(&path, kept)?;
         let file = OpenOptions::new().append(true).open(&path).map_err(at("open", &path))?;
-        Ok(Self { path, file })
+        Ok((Self { path, file }, repair))
+    }
+
+    /// Flushes the log to the disk, so that it is not behind a checkpoint that is written next.
+    ///
+    /// # Errors
+    /// [`FileError::Io`].
+    pub fn sync(&self) -> Result<(), FileError> {
+        self.file.sync_data().map_err(at("flush", &self.path))
     }
 
     /// Appends one line.
@@ -124,6 +150,17 @@ impl MetricsLog {
     pub fn append(&mut self, metric: &Metric) -> Result<(), FileError> {
         self.file.write_all(line(metric).as_bytes()).map_err(at("append to", &self.path))
     }
+}
+
+/// What was wrong with the log of a run that is resumed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LogRepair {
+    /// There was no log.
+    pub missing: bool,
+    /// Lines that are no metrics, cut off or of zeros; they are removed.
+    pub damaged_lines: usize,
+    /// Steps up to the checkpoint that the log does not hold.
+    pub missing_steps: Vec<u64>,
 }
 
 /// Reads a log. Skips a last line without a line feed: its process was killed while it wrote.
@@ -205,7 +242,8 @@ mod tests {
         let loss = 3.803_178_714_787_792_5;
         let path = log(&folder, &[Metric::Eval(EvalMetrics { loss, ..Default::default() })]);
         let before = fs::read_to_string(&path).unwrap();
-        MetricsLog::resume(&path, 0).unwrap();
+        let (_, repair) = MetricsLog::resume(&path, 0).unwrap();
+        assert_eq!(repair, LogRepair::default());
         assert_eq!(fs::read_to_string(&path).unwrap(), before);
     }
 
@@ -230,9 +268,34 @@ mod tests {
         // Killed in the middle of a line, with a checkpoint at step 2.
         OpenOptions::new().append(true).open(&path).unwrap().write_all(b"{\"kind\":\"step\",\"st").unwrap();
         assert_eq!(read(&path).unwrap().len(), 6);
-        let mut resumed = MetricsLog::resume(&path, 2).unwrap();
+        let (mut resumed, repair) = MetricsLog::resume(&path, 2).unwrap();
+        assert_eq!(repair, LogRepair { damaged_lines: 1, ..LogRepair::default() });
         resumed.append(&step(3)).unwrap();
         assert_eq!(read(&path).unwrap(), [eval(0), step(1), step(2), eval(2), step(3)]);
+    }
+
+    #[test]
+    fn what_a_power_failure_leaves_is_cut_from_a_log_that_is_resumed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = log(&folder, &[eval(0), step(1), step(2), eval(2), step(3)]);
+        let whole = fs::read(&path).unwrap();
+        let first_four = whole.iter().enumerate().filter(|(_, byte)| **byte == b'\n').nth(3).unwrap().0 + 1;
+        let zeros = [&whole[..], &[0; 300], b"\n"].concat();
+        let (_, repair) = MetricsLog::resume(&path, 3).unwrap();
+        assert_eq!(repair, LogRepair::default());
+        for (damaged, lines, kept) in
+            [(zeros, 1, whole.len()), ([&whole[..first_four], &[0; 80]].concat(), 1, first_four)]
+        {
+            fs::write(&path, damaged).unwrap();
+            let (_, repair) = MetricsLog::resume(&path, 3).unwrap();
+            let missing_steps = if kept == whole.len() { vec![] } else { vec![3] };
+            assert_eq!(repair, LogRepair { damaged_lines: lines, missing_steps, missing: false });
+            assert_eq!(fs::read(&path).unwrap(), whole[..kept]);
+        }
+        fs::remove_file(&path).unwrap();
+        let (_, repair) = MetricsLog::resume(&path, 2).unwrap();
+        assert_eq!(repair, LogRepair { missing: true, missing_steps: vec![1, 2], damaged_lines: 0 });
+        assert_eq!(read(&path).unwrap(), []);
     }
 
     #[test]

@@ -33,17 +33,23 @@ impl EventWriter {
     /// [`FileError::Io`].
     pub fn create(folder: impl AsRef<Path>, host: &str, first: u64) -> Result<Self, FileError> {
         let folder = folder.as_ref();
-        let earlier = std::fs::read_dir(folder).map_err(at("list", folder))?.any(|entry| {
-            entry.is_ok_and(|entry| entry.file_name().to_string_lossy().starts_with("events.out.tfevents."))
-        });
-        let seconds = wall_time() as u64;
-        // TensorBoard reads the files of a folder in the order of their names; a run may be resumed within the second.
-        let mut names = (0..).map(|n| folder.join(format!("events.out.tfevents.{seconds:010}.{host}.{n}")));
+        let mut earlier = None;
+        for entry in std::fs::read_dir(folder).map_err(at("list", folder))? {
+            let name = entry.map_err(at("list", folder))?.file_name();
+            if let Some(rest) = name.to_string_lossy().strip_prefix(PREFIX) {
+                let seconds = rest.split('.').next().and_then(|seconds| seconds.parse::<u64>().ok()).unwrap_or(0);
+                earlier = earlier.max(Some(seconds));
+            }
+        }
+        // TensorBoard reads the files of a folder in the order of their names: a clock that was set back must not change it.
+        let seconds = (wall_time() as u64).max(earlier.unwrap_or(0));
+        // A run may be resumed within the second.
+        let mut names = (0..).map(|n| folder.join(format!("{PREFIX}{seconds:010}.{host}.{n}")));
         let path = names.find(|path| !path.exists()).expect("the numbers do not end");
         let file = File::create_new(&path).map_err(at("create", &path))?;
         let mut writer = Self { path, file };
         writer.write(&event(0, |event| bytes(event, 3, b"brain.Event:2")))?;
-        if earlier {
+        if earlier.is_some() {
             // SessionLog { status: START }
             writer.write(&event(first, |event| bytes(event, 7, &[0x08, 1])))?;
         }
@@ -70,10 +76,21 @@ impl EventWriter {
         self.write(&event(step, |event| bytes(event, 5, &summary)))
     }
 
+    /// Flushes the file to the disk.
+    ///
+    /// # Errors
+    /// [`FileError::Io`].
+    pub fn sync(&self) -> Result<(), FileError> {
+        self.file.sync_data().map_err(at("flush", &self.path))
+    }
+
     fn write(&mut self, event: &[u8]) -> Result<(), FileError> {
         self.file.write_all(&record(event)).map_err(at("append to", &self.path))
     }
 }
+
+/// How the names of event files begin.
+const PREFIX: &str = "events.out.tfevents.";
 
 fn wall_time() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64())
@@ -207,6 +224,16 @@ mod tests {
         }
         let expected = [(1, "loss", 2.5), (1, "learning_rate", 3e-5), (300, "loss", -0.5)];
         assert_eq!(read, expected.map(|(step, tag, value)| (step, tag.to_owned(), value)));
+    }
+
+    #[test]
+    fn a_clock_that_was_set_back_does_not_change_the_order_of_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let later = wall_time() as u64 + 1000;
+        let first = folder.path().join(format!("{PREFIX}{later:010}.host.0"));
+        std::fs::write(&first, "").unwrap();
+        let writer = EventWriter::create(folder.path(), "host", 1).unwrap();
+        assert!(writer.path > first, "{}", writer.path.display());
     }
 
     #[test]

@@ -18,8 +18,9 @@ use sorsa_models::{CausalLm, mixed_seed};
 use crate::checkpoint::{Best, CheckpointError, Checkpoints, RunState, first_five};
 use crate::config::{Coupling, TrainConfig};
 use crate::gradients::{global_norm, parameter_sum, scale, step_gradients};
-use crate::metrics::{EvalMetrics, Metric, MetricsLog, StepMetrics};
+use crate::metrics::{EvalMetrics, LogRepair, Metric, MetricsLog, StepMetrics};
 use crate::optimizer::{Decoupled, Optimizer};
+use crate::repair::{Repair, newest_whole};
 use crate::run_length::RunLength;
 use crate::schedule::Schedule;
 use crate::tensorboard::EventWriter;
@@ -143,6 +144,7 @@ pub struct Trainer<M = CausalLm, S = Batcher> {
     metrics: MetricsLog,
     events: EventWriter,
     device: Device,
+    repairs: Vec<Repair>,
 }
 
 /// The folder of a run and its log.
@@ -172,7 +174,8 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
     }
 
     /// Continues from the newest checkpoint of the run in the folder `run`. `attached` is the model before the first step.
-    /// If there is no checkpoint, the run starts anew.
+    /// If there is no checkpoint, the run starts anew. If a checkpoint is damaged, the run continues from the one before it;
+    /// [`repairs`](Self::repairs) says so.
     ///
     /// # Errors
     ///
@@ -186,16 +189,22 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
         run: &Path,
     ) -> Result<Self, TrainError> {
         let checkpoints = Checkpoints::open(run)?;
-        let Some(step) = checkpoints.steps().last().copied() else {
+        let mut repairs = Vec::new();
+        let Some(step) = newest_whole(&checkpoints, &mut repairs)? else {
             return Self::start(attached, optimizer, train, validation, config, run);
         };
         let checkpoint = checkpoints.load(step)?;
-        let metrics = MetricsLog::resume(run.join("metrics.jsonl"), step)?;
+        let log = run.join("metrics.jsonl");
+        let (metrics, repair) = MetricsLog::resume(&log, step)?;
+        if repair != LogRepair::default() {
+            repairs.push(Repair::Log { path: log, step, repair });
+        }
         let file = Checkpoints::optimizer_file(&checkpoint.folder);
         let device = attached.model.parameter_device().without_autodiff();
         let optimizer = optimizer.load(&file, &attached.trainable, step, &device)?;
         let run = RunFiles { folder: run, metrics };
         let mut trainer = Self::assemble(attached, optimizer, train, validation, config, run, checkpoint.state)?;
+        trainer.repairs = repairs;
         trainer.restore(&checkpoint.parameters, &checkpoint.folder)?;
         Ok(trainer)
     }
@@ -233,7 +242,13 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
             metrics: run.metrics,
             events,
             device,
+            repairs: Vec::new(),
         })
+    }
+
+    /// What was damaged in the files of the run that is resumed, and what was done about it.
+    pub fn repairs(&self) -> &[Repair] {
+        &self.repairs
     }
 
     /// Steps of the whole run.
@@ -469,6 +484,9 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
     }
 
     fn save_checkpoint(&mut self) -> Result<(), TrainError> {
+        // A checkpoint is never ahead of the log, power failures included.
+        self.metrics.sync()?;
+        self.events.sync()?;
         let parameters = export_trainable(&self.attached.model, &self.attached.trainable);
         self.checkpoints.save(&self.state, &parameters, &self.optimizer, &self.attached.trainable)?;
         self.checkpoints.prune(self.config.keep_checkpoints, self.state.best.map(|best| best.step))?;

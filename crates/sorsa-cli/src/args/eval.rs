@@ -17,9 +17,9 @@ pub struct EvalArgs {
     /// Folder of an adapter (of sorsa or PEFT), or of a run
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
-    /// Storage dtype of the weights: f32 or bf16
-    #[arg(long, default_value = "f32")]
-    pub dtype: String,
+    /// Storage dtype of the weights: f32 or bf16 [default: that of the adapter's run, or f32]
+    #[arg(long)]
+    pub dtype: Option<String>,
     /// File of problems: GSM8K, MATH, SVAMP, HumanEval, MetaMathQA or any prompts with answers [default: the embedded test
     /// problems]
     #[arg(long, value_name = "FILE")]
@@ -33,15 +33,16 @@ pub struct EvalArgs {
     /// Use the first rows only [default: all rows]
     #[arg(long, value_name = "ROWS")]
     pub limit: Option<usize>,
-    /// Prompt template: alpaca, code, question, raw or chat [default: raw for HumanEval, alpaca for other problems]
+    /// Prompt template: alpaca, code, question, raw or chat [default: that of the adapter's run, or raw for HumanEval and
+    /// alpaca for other problems]
     #[arg(long)]
     pub template: Option<String>,
-    /// Text to append to every prompt
-    #[arg(long, default_value = "")]
-    pub prompt_suffix: String,
-    /// Maximum length of an answer, in tokens
-    #[arg(long, default_value_t = 128)]
-    pub max_new_tokens: usize,
+    /// Text to append to every prompt [default: that of the adapter's run, or none]
+    #[arg(long)]
+    pub prompt_suffix: Option<String>,
+    /// Maximum length of an answer, in tokens [default: that of the adapter's run, or 128]
+    #[arg(long)]
+    pub max_new_tokens: Option<usize>,
     /// Number of prompts that the model continues at once
     #[arg(long, default_value_t = 64)]
     pub batch_size: usize,
@@ -134,15 +135,15 @@ pub struct GenerateArgs {
     /// Folder of an adapter (of sorsa or PEFT), or of a run
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
-    /// Storage dtype of the weights: f32 or bf16
-    #[arg(long, default_value = "f32")]
-    pub dtype: String,
-    /// Prompt template: alpaca, code, question, raw or chat
-    #[arg(long, default_value = "raw")]
-    pub template: String,
-    /// Maximum length of the continuation, in tokens
-    #[arg(long, default_value_t = 128)]
-    pub max_new_tokens: usize,
+    /// Storage dtype of the weights: f32 or bf16 [default: that of the adapter's run, or f32]
+    #[arg(long)]
+    pub dtype: Option<String>,
+    /// Prompt template: alpaca, code, question, raw or chat [default: that of the adapter's run, or raw]
+    #[arg(long)]
+    pub template: Option<String>,
+    /// Maximum length of the continuation, in tokens [default: that of the adapter's run, or 128]
+    #[arg(long)]
+    pub max_new_tokens: Option<usize>,
     /// Temperature of the sampling; 0 is greedy decoding
     #[arg(long, default_value_t = 0.0)]
     pub temperature: f64,

@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
-use sorsa_data::{AnswerStyle, EncodeOptions, LoadOptions};
+use sorsa_checkpoint::WeightFormat;
+use sorsa_data::{AnswerStyle, EncodeOptions, LoadOptions, TemplateName};
 use sorsa_experiment::answer_log::AnswerLog;
 use sorsa_experiment::continuation::AnswerOptions;
 use sorsa_experiment::model::{LoadedModel, adapter_folder, model_or_of_run, weight_format};
@@ -33,18 +34,15 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<()> {
     let style = Style::choose(args.quiet);
     let host = session::host(&args.device, style)?;
     let name = model_or_of_run(args.model.as_deref(), args.adapter.as_deref())?;
-    let mut loaded = LoadedModel::load(&name, weight_format(&args.dtype)?, &host)?;
+    let settings = ModelSettings::of(args, task)?;
+    let mut loaded = LoadedModel::load(&name, settings.dtype, &host)?;
     if let Some(adapter) = &args.adapter {
         loaded = loaded.with_adapter(adapter)?;
     }
-    let template = match &args.template {
-        Some(template) if task.has_accuracy() => template.parse().or_bad_input()?,
-        _ => task.template(),
-    };
     let encode = EncodeOptions {
         max_length: usize::MAX,
         append_eos: false,
-        prompt_suffix: args.prompt_suffix.clone(),
+        prompt_suffix: settings.prompt_suffix.clone(),
         ..EncodeOptions::default()
     };
     let load = LoadOptions {
@@ -57,7 +55,7 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<()> {
     let source = ProblemSource {
         path: &path,
         load: &load,
-        encoder: &loaded.encoder(template, encode)?,
+        encoder: &loaded.encoder(settings.template, encode)?,
         config,
         // RWKV has no context that prompts could overflow.
         context: config.context_length().unwrap_or(usize::MAX),
@@ -68,16 +66,54 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<()> {
     // Before the work: a file that cannot be written would cost every answer.
     let log = match &args.out {
         Some(out) if task.has_accuracy() => {
-            AnswerLog::open(out, &settings(args, &name, &loaded.folder, task, &*problems)?)?
+            AnswerLog::open(out, &log_settings(args, &settings, &name, &loaded.folder, task, &*problems)?)?
         }
         _ => AnswerLog::in_memory(),
     };
-    let evaluation = evaluate(&*problems, &loaded.model, &answer_options(args, &loaded), log, &mut observer)?;
+    let evaluation =
+        evaluate(&*problems, &loaded.model, &answer_options(args, &settings, &loaded), log, &mut observer)?;
     if let Some(out) = &args.disagreements {
         let disputed: Vec<&Answer> = evaluation.answers.iter().filter(|answer| answer.disputed()).collect();
         write_atomic(out, json_lines(&disputed)?)?;
     }
     show(&evaluation.scores, args.format)
+}
+
+/// How the model is asked: by the options, else as its run did it, else by the defaults.
+struct ModelSettings {
+    dtype: WeightFormat,
+    template: TemplateName,
+    prompt_suffix: String,
+    max_new_tokens: usize,
+}
+
+impl ModelSettings {
+    fn of(args: &EvalArgs, task: &dyn Task) -> anyhow::Result<Self> {
+        let run = session::run_facts(args.adapter.as_deref());
+        let run = run.as_ref();
+        Ok(Self {
+            dtype: match &args.dtype {
+                Some(dtype) => weight_format(dtype)?,
+                None => run.map_or(WeightFormat::F32, |run| run.dtype),
+            },
+            template: match (&args.template, run) {
+                _ if !task.has_accuracy() => task.template(),
+                (Some(template), _) => template.parse().or_bad_input()?,
+                (None, Some(run)) => run.template,
+                (None, None) => task.template(),
+            },
+            prompt_suffix: match (&args.prompt_suffix, run) {
+                (Some(suffix), _) => suffix.clone(),
+                (None, Some(run)) => run.prompt_suffix.clone(),
+                (None, None) => String::new(),
+            },
+            max_new_tokens: match (args.max_new_tokens, run) {
+                (Some(tokens), _) => tokens,
+                (None, Some(run)) => run.max_new_tokens,
+                (None, None) => session::ANSWER_TOKENS,
+            },
+        })
+    }
 }
 
 fn check(args: &EvalArgs) -> anyhow::Result<()> {
@@ -114,11 +150,11 @@ fn choose(args: &EvalArgs) -> anyhow::Result<(&'static dyn Task, PathBuf)> {
     }
 }
 
-fn answer_options(args: &EvalArgs, loaded: &LoadedModel) -> AnswerOptions {
+fn answer_options(args: &EvalArgs, settings: &ModelSettings, loaded: &LoadedModel) -> AnswerOptions {
     let (temperature, top_k, top_p, seed) = (args.temperature, args.top_k, args.top_p, args.seed);
     AnswerOptions {
         batch_size: args.batch_size,
-        max_new_tokens: args.max_new_tokens,
+        max_new_tokens: settings.max_new_tokens,
         sampling: match temperature == 0.0 {
             true => Sampling::Greedy,
             false => Sampling::Random { temperature, top_k, top_p, seed },
@@ -130,8 +166,9 @@ fn answer_options(args: &EvalArgs, loaded: &LoadedModel) -> AnswerOptions {
 
 /// All that decides the answers: the first line of their file. A folder of the same name may hold another model or adapter
 /// later, so that their content counts too.
-fn settings(
+fn log_settings(
     args: &EvalArgs,
+    model_settings: &ModelSettings,
     model: &str,
     folder: &Path,
     task: &dyn Task,
@@ -146,7 +183,7 @@ fn settings(
         "task": task.name(), "model": model, "adapter": args.adapter,
         "problems": problems.count(), "fingerprint": problems.fingerprint(),
         "model_content": content::of_model(folder)?, "adapter_content": adapter_content,
-        "max_new_tokens": args.max_new_tokens, "samples": args.samples, "temperature": args.temperature,
+        "max_new_tokens": model_settings.max_new_tokens, "samples": args.samples, "temperature": args.temperature,
         "top_k": args.top_k, "top_p": args.top_p, "seed": args.seed,
         "code_timeout": runs_programs.then_some(args.code_timeout),
         "code_memory": runs_programs.then_some(args.code_memory),

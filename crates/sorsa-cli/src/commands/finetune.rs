@@ -4,14 +4,14 @@ use std::path::Path;
 
 use sorsa_experiment::embedded::EMBEDDED;
 use sorsa_experiment::estimate::grouped;
-use sorsa_experiment::{ExperimentError, PreparedRun, Recipe, RunDir, Summary, TrainingShape};
+use sorsa_experiment::{ExperimentError, PreparedRun, Recipe, RunDir, RunEnd, Summary, TrainingShape};
 use sorsa_report::report::bytes;
 use sorsa_train::metrics::Metric;
 
 use crate::args::FinetuneArgs;
 use crate::commands::inspect;
 use crate::exit::Interrupted;
-use crate::format::{Format, print, print_json};
+use crate::format::{Format, print, print_json, tell};
 use crate::observer::TerminalObserver;
 use crate::progress::Style;
 use crate::recipe;
@@ -33,13 +33,25 @@ pub fn run(args: &FinetuneArgs) -> anyhow::Result<()> {
     let (prepared, run) = match &args.resume {
         Some(folder) => {
             let run = RunDir::new(folder);
+            if let Some(summary) = run.ended() {
+                tell(format_args!(
+                    "note: {} has ended ({} at step {}), nothing is left to do",
+                    folder.display(),
+                    match summary.outcome {
+                        RunEnd::Completed => "completed",
+                        RunEnd::EarlyStopped => "early stopped",
+                    },
+                    summary.steps
+                ));
+                return conclude(&summary, &run, &recipe, args.format);
+            }
             (PreparedRun::resumed(&run, &host, &mut observer)?, run)
         }
         None => {
             let prepared = PreparedRun::new(&recipe, &host, &mut observer)?;
             let run = match &args.run_dir {
                 Some(folder) => RunDir::new(folder),
-                None => RunDir::unused(Path::new("runs"), &run_name(prepared.recipe())),
+                None => RunDir::create_unused(Path::new("runs"), &run_name(prepared.recipe()))?,
             };
             (prepared, run)
         }
@@ -49,7 +61,7 @@ pub fn run(args: &FinetuneArgs) -> anyhow::Result<()> {
         Ok(summary) => conclude(&summary, &run, &recipe, args.format),
         Err(ExperimentError::Interrupted { step }) => {
             let folder = run.path().display();
-            eprintln!("interrupted at step {step}; go on with: cargo xtask finetune --resume {folder}");
+            tell(format_args!("interrupted at step {step}; go on with: cargo xtask finetune --resume {folder}"));
             Err(Interrupted.into())
         }
         Err(error) => Err(error.into()),

@@ -2,7 +2,8 @@
 
 use std::io::Write;
 
-use sorsa_data::{EncodeOptions, Record};
+use sorsa_checkpoint::WeightFormat;
+use sorsa_data::{EncodeOptions, Record, TemplateName};
 use sorsa_experiment::model::{LoadedModel, model_or_of_run, weight_format};
 use sorsa_models::{GenerateOptions, Sampling};
 
@@ -20,12 +21,28 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     }
     let host = session::host(&args.device, Style::choose(false))?;
     let name = model_or_of_run(args.model.as_deref(), args.adapter.as_deref())?;
-    let mut loaded = LoadedModel::load(&name, weight_format(&args.dtype)?, &host)?;
+    let run = session::run_facts(args.adapter.as_deref());
+    let dtype = match (&args.dtype, &run) {
+        (Some(dtype), _) => weight_format(dtype)?,
+        (None, Some(run)) => run.dtype,
+        (None, None) => WeightFormat::F32,
+    };
+    let template = match (&args.template, &run) {
+        (Some(template), _) => template.parse().or_bad_input()?,
+        (None, Some(run)) => run.template,
+        (None, None) => TemplateName::Raw,
+    };
+    let max_new_tokens = match (args.max_new_tokens, &run) {
+        (Some(tokens), _) => tokens,
+        (None, Some(run)) => run.max_new_tokens,
+        (None, None) => session::ANSWER_TOKENS,
+    };
+    let mut loaded = LoadedModel::load(&name, dtype, &host)?;
     if let Some(adapter) = &args.adapter {
         loaded = loaded.with_adapter(adapter)?;
     }
     let options = EncodeOptions { max_length: usize::MAX, ..EncodeOptions::default() };
-    let encoder = loaded.encoder(args.template.parse().or_bad_input()?, options)?;
+    let encoder = loaded.encoder(template, options)?;
     let prompt = encoder.encode_prompt(&Record::instruction(1, &args.prompt, "")).or_bad_input()?;
 
     let sampling = if args.temperature == 0.0 {
@@ -33,7 +50,7 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     } else {
         Sampling::Random { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p, seed: args.seed }
     };
-    let options = GenerateOptions { max_new_tokens: args.max_new_tokens, sampling, stop: loaded.stop_tokens() };
+    let options = GenerateOptions { max_new_tokens, sampling, stop: loaded.stop_tokens() };
     let mut stream = loaded.tokenizer.decode_stream();
     let mut out = std::io::stdout().lock();
     let mut failure = None;

@@ -1,6 +1,6 @@
 //! `sorsa pretrain`: trains a small base model from scratch. Without arguments it makes the embedded one.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -11,17 +11,18 @@ use sorsa_data::{
     BatchOptions, Batcher, EncodeOptions, Encoder, LoadOptions, PromptTemplate, TextTokenizer, synthetic,
 };
 use sorsa_experiment::load_records;
-use sorsa_files::write_atomic;
+use sorsa_files::{FileLock, LockError, recover, write_atomic};
 use sorsa_models::{CausalLm, ModelConfig};
 use sorsa_train::{Optimizer, OptimizerConfig, RunOutcome, ScheduleConfig, TrainConfig, Trainer};
 
 use crate::args::PretrainArgs;
 use crate::device;
 use crate::exit::{Interrupted, OrBadInput, bad_input};
-use crate::format::print;
+use crate::format::{print, tell};
 use crate::observer::TerminalObserver;
 use crate::progress::Style;
 use crate::session::create_folder;
+use crate::signals;
 
 const TOKENIZER_FILES: [&str; 3] = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"];
 
@@ -35,11 +36,23 @@ pub fn run(args: &PretrainArgs) -> anyhow::Result<()> {
         return generate(folder, args);
     }
     let device = device::open(args.device.backend, args.device.device)?;
-    // Beside the model: what training needs and leaves behind.
-    let work = args.out.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    create_folder(work)?;
     // Before hours of training, not after them.
     ModelFolder::check(&args.out).or_bad_input()?;
+    // Beside the model and named after it: what training needs and leaves behind. Another model beside it has its own.
+    let work = work_folder(&args.out)?;
+    if args.resume && !work.exists() {
+        check_earlier_layout(&args.out, &work)?;
+    }
+    let _lock = match (args.init_only, &args.tokenizer) {
+        // Nothing is written there.
+        (true, Some(_)) => None,
+        _ => {
+            create_folder(&work)?;
+            let lock = lock(&work)?;
+            recover(&work)?;
+            Some(lock)
+        }
+    };
 
     let tokenizer_folder = match &args.tokenizer {
         Some(folder) => folder.clone(),
@@ -122,18 +135,22 @@ pub fn run(args: &PretrainArgs) -> anyhow::Result<()> {
     };
     let attached = AdapterConfig::new(Method::Full, 0, &[]).attach(model, &Default::default())?;
     if style != Style::Quiet {
-        eprintln!("{} parameters, {} steps", config.num_parameters(), args.steps);
+        tell(format_args!("{} parameters, {} steps", config.num_parameters(), args.steps));
     }
     let optimizer = Optimizer::new(train_config.optimizer.clone(), &attached.trainable);
     let mut trainer = match args.resume {
-        true => Trainer::resume(attached, optimizer, train, Some(validation), train_config, work)?,
-        false => Trainer::start(attached, optimizer, train, Some(validation), train_config, work)?,
+        true => Trainer::resume(attached, optimizer, train, Some(validation), train_config, &work)?,
+        false => Trainer::start(attached, optimizer, train, Some(validation), train_config, &work)?,
     };
+    for repair in trainer.repairs() {
+        tell(format_args!("note: {repair}"));
+    }
     observer.start_training(trainer.total_steps(), trainer.state().best);
     let outcome = trainer.run(&mut observer)?;
     observer.finish();
+    signals::end_at_once();
     if outcome == RunOutcome::Interrupted {
-        eprintln!("interrupted; the same command with --resume goes on");
+        tell("interrupted; the same command with --resume goes on");
         return Err(Interrupted.into());
     }
     let state = trainer.state().clone();
@@ -147,6 +164,39 @@ pub fn run(args: &PretrainArgs) -> anyhow::Result<()> {
         state.best.map_or(f64::NAN, |best| best.loss),
         args.out.display()
     ))
+}
+
+/// The folder of corpus, tokenizer, log and checkpoints: `<out>-training`.
+fn work_folder(out: &Path) -> anyhow::Result<PathBuf> {
+    let Some(name) = out.file_name() else {
+        return Err(bad_input(format!("--out {} has no name of its own", out.display())));
+    };
+    let mut name = name.to_owned();
+    name.push("-training");
+    Ok(out.with_file_name(name))
+}
+
+/// Refuses to resume what an earlier build left in the parent of `out`: nothing there says of which model it is.
+fn check_earlier_layout(out: &Path, work: &Path) -> anyhow::Result<()> {
+    let parent = out.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let is_there = |name: &str| parent.join(name).exists();
+    if !is_there("checkpoints") || !is_there("metrics.jsonl") {
+        return Ok(());
+    }
+    let (parent, work) = (parent.display(), work.display());
+    Err(bad_input(format!(
+        "there is no {work} to resume from. If the checkpoints in {parent} are of this model, move them there: mkdir {work} && mv \
+         {parent}/checkpoints {parent}/metrics.jsonl {work}/"
+    )))
+}
+
+fn lock(work: &Path) -> anyhow::Result<FileLock> {
+    FileLock::acquire(&work.join(".lock")).map_err(|error| match error {
+        LockError::Held { .. } => {
+            bad_input(format!("{error}: it trains this model; wait until it ends, or name another --out"))
+        }
+        LockError::File(error) => error.into(),
+    })
 }
 
 /// Writes corpus, tokenizer and task, and stops.
@@ -190,7 +240,7 @@ fn encode(
     let loaded = load_records(path, &LoadOptions::default(), observer)?;
     let set = encoder.encode_all(&loaded.records).or_bad_input_in(path)?;
     if style != Style::Quiet {
-        eprintln!("{}: {} documents, {} tokens", path.display(), loaded.records.len(), set.tokens);
+        tell(format_args!("{}: {} documents, {} tokens", path.display(), loaded.records.len(), set.tokens));
     }
     Ok(set.examples)
 }

@@ -1,9 +1,14 @@
 //! The identity of a run: its resolved recipe, the content of the files it reads, the backend and this program's version.
+//!
+//! The hash is that of everything else ([`ContentHash`]). What goes into it has an order and separators of its own, and large files
+//! are sampled: they are parts of the names of runs that earlier builds made, and `bench` has to find those.
 
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
+
+use sorsa_files::ContentHash;
 
 use crate::recipe::EvalRecipe;
 use crate::{ExperimentError, Recipe};
@@ -24,7 +29,7 @@ impl Fingerprints {
         if let Some(known) = self.known.get(path) {
             return Ok(known.clone());
         }
-        let mut hasher = blake3::Hasher::new();
+        let mut hasher = ContentHash::new();
         if path.is_dir() {
             let mut names: Vec<_> = std::fs::read_dir(path)
                 .map_err(|source| ExperimentError::ListFolder { path: path.to_owned(), source })?
@@ -34,13 +39,14 @@ impl Fingerprints {
             names.sort();
             for file in names {
                 let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
-                hasher.update(name.as_bytes()).update(b"\0");
+                hasher.update(name.as_bytes());
+                hasher.update(b"\0");
                 add(&mut hasher, &file)?;
             }
         } else {
             add(&mut hasher, path)?;
         }
-        let found = hasher.finalize().to_hex()[..16].to_owned();
+        let found = hasher.short();
         self.known.insert(path.to_owned(), found.clone());
         Ok(found)
     }
@@ -52,7 +58,7 @@ fn decides(file: &Path) -> bool {
     matches!(extension, Some("json" | "safetensors" | "gguf" | "model" | "jinja"))
 }
 
-fn add(hasher: &mut blake3::Hasher, path: &Path) -> Result<(), ExperimentError> {
+fn add(hasher: &mut ContentHash, path: &Path) -> Result<(), ExperimentError> {
     let fault = |source| ExperimentError::Read { path: path.to_owned(), source };
     let mut file = File::open(path).map_err(fault)?;
     let size = file.metadata().map_err(fault)?.len();
@@ -90,7 +96,9 @@ pub fn run_key(recipe: &Recipe, files: &InputFiles, backend: &str) -> Result<Str
 
 /// The start of a text's hash, in hexadecimal.
 pub fn short_hash(text: &str) -> String {
-    blake3::hash(text.as_bytes()).to_hex()[..10].to_owned()
+    let mut hash = ContentHash::new();
+    hash.update(text.as_bytes());
+    hash.hex()[..10].to_owned()
 }
 
 /// The fingerprints of the files that every run reads.
@@ -136,6 +144,18 @@ mod tests {
             assert_ne!(key(&other, &files()), first);
         }
         assert_ne!(key(&recipe, &InputFiles { train: "other".into(), ..files() }), first);
+    }
+
+    #[test]
+    fn fingerprints_are_those_of_earlier_builds() {
+        // By the `blake3` package of Python, of the same bytes: names, lengths in eight bytes, contents.
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("config.json"), "{}").unwrap();
+        std::fs::write(folder.path().join("model.safetensors"), "weights").unwrap();
+        let of = |path: &Path| Fingerprints::default().of(path).unwrap();
+        assert_eq!(of(folder.path()), "5f5c6d3db92c5a81");
+        assert_eq!(of(&folder.path().join("config.json")), "b8b38d1cb0675f6b");
+        assert_eq!(short_hash("sorsa"), "828ca5d3f1");
     }
 
     #[test]

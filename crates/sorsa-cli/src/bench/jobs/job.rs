@@ -78,6 +78,8 @@ fn eval_arguments(evaluation: &Evaluation) -> Vec<String> {
     let mut arguments = vec!["eval".to_owned(), "--quiet".to_owned(), "--format=json".to_owned()];
     let mut option = |name: &str, value: &dyn std::fmt::Display| arguments.push(format!("--{name}={value}"));
     option("model", &evaluation.model);
+    // In f32 whatever the runs are trained in, like the base model: the results of a comparison are of one kind.
+    option("dtype", &"f32");
     if let Some(adapter) = &evaluation.adapter {
         option("adapter", &path(adapter));
     }
@@ -125,8 +127,7 @@ mod tests {
         let text = Subject::Text { path: "text.jsonl".into() };
         let evaluation =
             Evaluation { model: "model".into(), adapter: Some("run".into()), skip_bad_rows: true, subject: text };
-        let expected =
-            "eval --quiet --format=json --model=model --adapter=run --text=text.jsonl --batch-size=32 --skip-bad-rows";
+        let expected = "eval --quiet --format=json --model=model --dtype=f32 --adapter=run --text=text.jsonl --batch-size=32 --skip-bad-rows";
         assert_eq!(eval_arguments(&evaluation).join(" "), expected);
     }
 }

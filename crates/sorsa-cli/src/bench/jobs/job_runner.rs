@@ -16,9 +16,11 @@ use anyhow::{Context, anyhow};
 use super::job::{Job, JobKind};
 use crate::args::DeviceArgs;
 use crate::exit::{Interrupted, bad_input};
-use crate::progress::{Progress, Style, interrupt_flag};
+use crate::progress::{Progress, Style};
+use crate::signals;
 use sorsa_experiment::comparison::RunConditions;
 use sorsa_experiment::create_folder;
+use sorsa_files::AtomicFile;
 
 /// Interval of looking at the children.
 const POLL: Duration = Duration::from_millis(25);
@@ -39,7 +41,7 @@ impl JobRunner {
     pub fn new(folder: &Path, at_a_time: usize, device: &DeviceArgs, style: Style) -> anyhow::Result<Self> {
         let locks = folder.join("locks");
         create_folder(&locks)?;
-        Ok(Self { locks, at_a_time, device: device.clone(), style, interrupted: interrupt_flag() })
+        Ok(Self { locks, at_a_time, device: device.clone(), style, interrupted: signals::stop_flag() })
     }
 
     /// Does every job that is not done, and waits for the jobs that another process has begun. Returns how many jobs this
@@ -66,16 +68,17 @@ impl JobRunner {
                 };
                 let ended = at_work.swap_remove(index);
                 let (job, seconds) = (ended.job, ended.started.elapsed().as_secs_f64());
-                self.conclude(ended, status)?;
+                if let Err(error) = self.conclude(ended, status) {
+                    if error.is::<Interrupted>() {
+                        wait_for_checkpoints(&mut at_work);
+                    }
+                    return Err(error);
+                }
                 done_here += 1;
                 progress.line(&format!("{stage} {}/{}: {}, {seconds:.0} s", count(), jobs.len(), describe(job)));
             }
             if self.interrupted.load(Ordering::SeqCst) {
-                let limit = Instant::now() + GRACE;
-                while Instant::now() < limit && at_work.iter_mut().any(|ours| matches!(ours.child.try_wait(), Ok(None)))
-                {
-                    std::thread::sleep(POLL);
-                }
+                wait_for_checkpoints(&mut at_work);
                 return Err(Interrupted.into());
             }
             let mut open = 0;
@@ -143,23 +146,31 @@ impl JobRunner {
         }
         let log = job.folder.join("log.txt");
         let log_file = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
+        let mut unfinished = None;
         let output = match &job.kind {
             JobKind::FineTune { .. } => {
                 conditions.write(&job.folder)?;
                 Stdio::null()
             }
-            JobKind::Evaluate { result, .. } => File::create(unfinished(&job.folder, result))?.into(),
+            JobKind::Evaluate { result, .. } => {
+                let file = AtomicFile::create(job.folder.join(result))?;
+                let output = file.child_output()?.into();
+                unfinished = Some(file);
+                output
+            }
         };
         let child = command.stdout(output).stderr(log_file).spawn().context("cannot start a run")?;
-        Ok(AtWork { job, child, log, started: Instant::now() })
+        Ok(AtWork { job, child, log, unfinished, started: Instant::now() })
     }
 
-    /// Renames the result of a job that succeeded; returns the error of a job that failed.
-    fn conclude(&self, ended: AtWork<'_>, status: ExitStatus) -> anyhow::Result<()> {
+    /// Gives the result of a job that succeeded its name; returns the error of a job that failed.
+    fn conclude(&self, mut ended: AtWork<'_>, status: ExitStatus) -> anyhow::Result<()> {
         let job = ended.job;
         match (&job.kind, status.success()) {
-            (JobKind::Evaluate { result, .. }, true) => {
-                std::fs::rename(unfinished(&job.folder, result), job.folder.join(result))?;
+            (JobKind::Evaluate { .. }, true) => {
+                if let Some(result) = ended.unfinished.take() {
+                    result.commit()?;
+                }
                 return Ok(());
             }
             (JobKind::FineTune { .. }, _) if job.is_done() => {
@@ -180,12 +191,41 @@ impl JobRunner {
     }
 }
 
+/// Asks the children to end, and gives them the time to write their checkpoints.
+fn wait_for_checkpoints(at_work: &mut [AtWork<'_>]) {
+    // Of a signal to this process alone the children do not know.
+    at_work.iter().for_each(AtWork::ask_to_stop);
+    let limit = Instant::now() + GRACE;
+    while Instant::now() < limit && at_work.iter_mut().any(|ours| matches!(ours.child.try_wait(), Ok(None))) {
+        std::thread::sleep(POLL);
+    }
+}
+
 /// The child process of a job. It is killed if this is dropped first.
 struct AtWork<'a> {
     job: &'a Job,
     child: Child,
     log: PathBuf,
+    /// The result of an evaluation, which the child prints.
+    unfinished: Option<AtomicFile>,
     started: Instant,
+}
+
+impl AtWork<'_> {
+    /// Asks the child to end with a checkpoint.
+    #[cfg(unix)]
+    fn ask_to_stop(&self) {
+        use nix::sys::signal::{Signal, kill};
+        use nix::unistd::Pid;
+        // The only failure is that the child has ended. Its number is its own until it is waited for.
+        if let Ok(number) = i32::try_from(self.child.id()) {
+            let _ = kill(Pid::from_raw(number), Signal::SIGTERM);
+        }
+    }
+
+    /// On Windows the children get the terminal's Ctrl-C.
+    #[cfg(not(unix))]
+    fn ask_to_stop(&self) {}
 }
 
 impl Drop for AtWork<'_> {
@@ -194,11 +234,6 @@ impl Drop for AtWork<'_> {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-/// The file of a result that is not complete.
-fn unfinished(folder: &Path, result: &str) -> PathBuf {
-    folder.join(format!(".{result}.part"))
 }
 
 #[cfg(test)]
