@@ -11,8 +11,9 @@ use std::sync::Arc;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use crate::assistant_spans::{AssistantSpans, assistant_spans};
 use crate::names::parse_name;
-use crate::{BadRows, ChatTemplate, Content, DataError, Message, PromptTemplate, Record, TextTokenizer};
+use crate::{BadRows, ChatTemplate, Content, Conversation, DataError, PromptTemplate, Record, TextTokenizer};
 
 /// The token ids of one sequence, and the mask of the loss.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -288,27 +289,20 @@ impl Encoder {
         Ok(Draft { ids, target_mask, answer_start })
     }
 
-    /// Encodes a conversation as one text. To find the assistant's turns in it, it renders the conversation up to each
-    /// turn.
-    fn conversation(&self, template: &ChatTemplate, messages: &[Message]) -> Result<Draft, DataError> {
-        let text = template.render(messages, false)?;
-        let mut turns = Vec::new();
-        for (index, _) in messages.iter().enumerate().filter(|(_, message)| message.is_assistant()) {
-            let before = template.render(&messages[..index], true)?;
-            let after = template.render(&messages[..=index], false)?;
-            if !after.starts_with(&before) || !text.starts_with(&after) {
-                return Err(DataError::NotPrefixStable { message: index + 1 });
+    /// Encodes a conversation as one text. A token is a target if any of its text is the assistant's.
+    fn conversation(&self, template: &ChatTemplate, conversation: &Conversation) -> Result<Draft, DataError> {
+        let AssistantSpans { rendered, trained } = assistant_spans(template, conversation)?;
+        let encoding = self.tokenizer.encode_with_offsets(&rendered.text)?;
+        let offsets = encoding.get_offsets();
+        let mut target_mask = vec![self.options.train_on_prompt; offsets.len()];
+        let mut answer_start = offsets.len();
+        for span in trained.iter().filter(|span| !span.is_empty()) {
+            let touches = |&(start, end): &(usize, usize)| start < span.end && end > span.start;
+            if let (Some(first), Some(last)) = (offsets.iter().position(touches), offsets.iter().rposition(touches)) {
+                target_mask[first..=last].fill(true);
+                answer_start = first;
             }
-            turns.push(before.len()..after.len());
         }
-        let encoding = self.tokenizer.encode_with_offsets(&text)?;
-        let starts = encoding.get_offsets().iter().map(|&(start, _)| start);
-        let target_mask = starts
-            .clone()
-            .map(|start| self.options.train_on_prompt || turns.iter().any(|turn| turn.contains(&start)))
-            .collect();
-        let last = turns.last().map_or(text.len(), |turn| turn.start);
-        let answer_start = starts.take_while(|&start| start < last).count();
         Ok(Draft { ids: encoding.get_ids().to_vec(), target_mask, answer_start })
     }
 
@@ -379,6 +373,7 @@ impl Draft {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Message;
     use crate::tokenizer::tests::{bytes, bytes_with};
 
     const TALK: &str = "{% for m in messages %}<s>{{ m.role[0] }}:{{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}<s>a:{% endif %}";
@@ -396,7 +391,8 @@ mod tests {
     }
 
     fn conversation(turns: &[(&str, &str)]) -> Record {
-        Record::new(1, Content::Chat(turns.iter().map(|&(role, text)| Message::new(role, text)).collect()))
+        let messages = turns.iter().map(|&(role, text)| Message::new(role, text)).collect();
+        Record::new(1, Content::Chat(Conversation::new(messages)))
     }
 
     /// The text of all ids, and that of the targets, with `<` and `>` for the begin and end tokens.
@@ -518,12 +514,12 @@ mod tests {
     }
 
     #[test]
-    fn a_template_that_rewrites_earlier_turns_is_refused() {
+    fn a_template_that_leaves_out_an_earlier_answer_is_refused() {
         let rewriting = "{% for m in messages %}[{{ m.content if loop.last else '..' }}]{% endfor %}";
         let template = PromptTemplate::Chat(ChatTemplate::new(rewriting, "", "").unwrap());
         let record = conversation(&[("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]);
         let error = encoder(template, EncodeOptions::default()).encode(&record).unwrap_err();
-        assert!(matches!(error, DataError::NotPrefixStable { message: 2 }), "{error}");
+        assert!(matches!(error, DataError::AmbiguousTurn { message: 2, .. }), "{error}");
     }
 
     #[test]

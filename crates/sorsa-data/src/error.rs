@@ -111,15 +111,20 @@ pub enum DataError {
         /// The template in use.
         template: TemplateName,
     },
-    /// The chat template rewrites earlier turns, so the encoder cannot tell which tokens are the assistant's.
+    /// The encoder cannot tell which tokens of a conversation are the assistant's.
     #[error(
-        "the chat template is not prefix-stable at message {message}: it rewrites earlier turns (or its generation prompt \
-         adds text that the turn lacks), so the assistant's tokens cannot be told from the rest; train on one exchange a record"
+        "the assistant's part of message {message} cannot be told from the rest: {reason}; mark it in the chat template with \
+         {{% generation %}} and {{% endgeneration %}}, or train on one exchange a record"
     )]
-    NotPrefixStable {
+    AmbiguousTurn {
         /// The assistant message, counted from 1.
         message: usize,
+        /// Why.
+        reason: String,
     },
+    /// A conversation that begins with the answer.
+    #[error("no message comes before the assistant's answer, so there is no prompt")]
+    NoPrompt,
     /// A record with too many tokens, under [`Truncation::Error`](crate::Truncation::Error).
     #[error("{tokens} tokens, at most {max_length} are allowed; raise max_length or choose another truncation")]
     TooLong {

@@ -31,12 +31,15 @@
 //! # }
 //! ```
 
+mod assistant_spans;
 mod batch;
 mod chat;
+mod conversation;
 mod encode;
 mod epoch_order;
 mod error;
 mod formats;
+mod jinja;
 mod load;
 mod names;
 mod prompt;
@@ -49,12 +52,13 @@ mod tokenizer;
 
 pub use batch::{Batch, BatchOptions, Batcher, DataPosition, IGNORED};
 pub use chat::ChatTemplate;
+pub use conversation::{Conversation, Message};
 pub use encode::{EncodeOptions, EncodedSet, Encoder, Example, Truncation};
 pub use error::{BadRow, BadRows, DataError};
 pub use formats::{AnswerStyle, Format};
 pub use load::{LoadOptions, Loaded, load};
 pub use prompt::{PromptTemplate, TemplateName};
-pub use record::{Content, Message, Record};
+pub use record::{Content, Record};
 pub use rows::read_rows;
 pub use split::{Split, split};
 pub use tokenizer::{DecodeStream, TextTokenizer};

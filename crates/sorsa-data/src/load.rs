@@ -9,6 +9,7 @@ use serde::Deserializer;
 use serde::de::{SeqAccess, Visitor};
 use serde_json::{Value, json};
 
+use crate::formats::ConvertedRow;
 use crate::{AnswerStyle, BadRows, DataError, Format, Record};
 
 /// Options of [`load`].
@@ -47,6 +48,8 @@ pub struct Loaded {
     pub skipped: BadRows,
     /// Format of the rows, from [`LoadOptions::format`] or recognised.
     pub format: Format,
+    /// Fields that change the meaning of a row and that the format does not use, with the number of rows that have them.
+    pub unused_fields: Vec<(&'static str, usize)>,
 }
 
 /// Reads one file of records.
@@ -168,6 +171,7 @@ struct RowConverter<'a> {
     records: Vec<Record>,
     bad: BadRows,
     read: usize,
+    unused_fields: Vec<(&'static str, usize)>,
 }
 
 impl<'a> RowConverter<'a> {
@@ -176,7 +180,8 @@ impl<'a> RowConverter<'a> {
 
     fn new(unit: &'static str, options: &'a LoadOptions) -> Self {
         let (waiting, records) = (Vec::new(), Vec::new());
-        Self { options, format: options.format, waiting, records, bad: BadRows::new(unit), read: 0 }
+        let unused_fields = Vec::new();
+        Self { options, format: options.format, waiting, records, bad: BadRows::new(unit), read: 0, unused_fields }
     }
 
     fn is_full(&self) -> bool {
@@ -208,7 +213,15 @@ impl<'a> RowConverter<'a> {
 
     fn convert(&mut self, format: Format, row: usize, value: Value) {
         match format.record(row, value, self.options) {
-            Ok(record) => self.records.push(record),
+            Ok(ConvertedRow { record, unused_fields }) => {
+                self.records.push(record);
+                for field in unused_fields {
+                    match self.unused_fields.iter_mut().find(|(known, _)| *known == field) {
+                        Some((_, rows)) => *rows += 1,
+                        None => self.unused_fields.push((field, 1)),
+                    }
+                }
+            }
             Err(reason) => self.bad.push(row, reason),
         }
     }
@@ -238,7 +251,7 @@ impl<'a> RowConverter<'a> {
         if self.records.is_empty() {
             return Err(DataError::Empty { path });
         }
-        Ok(Loaded { records: self.records, skipped: self.bad, format })
+        Ok(Loaded { records: self.records, skipped: self.bad, format, unused_fields: self.unused_fields })
     }
 }
 
