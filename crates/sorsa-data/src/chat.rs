@@ -1,10 +1,12 @@
 //! Chat templates: Jinja, rendered like Hugging Face's `apply_chat_template` does.
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
+use crate::assistant_spans::{AssistantSpans, assistant_spans};
 use crate::jinja::{Limits, Rendered, Template};
 use crate::{Conversation, DataError, Message, jinja};
 
@@ -62,6 +64,15 @@ impl ChatTemplate {
         Ok(self.render_marked(&conversation, add_generation_prompt)?.text)
     }
 
+    /// Renders a conversation.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`render`](Self::render).
+    pub fn render_conversation(&self, conversation: &Conversation) -> Result<String, DataError> {
+        Ok(self.render_marked(conversation, false)?.text)
+    }
+
     /// Renders a conversation, with the end that lets the assistant write its next turn.
     ///
     /// # Errors
@@ -69,6 +80,20 @@ impl ChatTemplate {
     /// Those of [`render`](Self::render).
     pub fn render_prompt(&self, conversation: &Conversation) -> Result<String, DataError> {
         Ok(self.render_marked(conversation, true)?.text)
+    }
+
+    /// Renders a conversation, with the bytes of the text that the assistant writes in its trained turns: what comes after the
+    /// prompt of a turn, up to its end, the end token included.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`render`](Self::render); [`DataError::AmbiguousTurn`] if a turn cannot be told from the rest.
+    pub fn render_with_assistant_spans(
+        &self,
+        conversation: &Conversation,
+    ) -> Result<(String, Vec<Range<usize>>), DataError> {
+        let AssistantSpans { rendered, trained } = assistant_spans(self, conversation)?;
+        Ok((rendered.text, trained))
     }
 
     /// Renders a conversation. The marks say where the parts of the text come from.
