@@ -11,7 +11,7 @@ The second form is for templates that are not ours to keep; compare with
 
 Who writes what comes from Transformers' `{% generation %}` marks: the template's own, or those of `NAME_training.jinja` if it
 renders the same text. Otherwise it comes from FAMILIES: the text that opens the assistant's turns, and what may open any
-other turn, as expressions. A template without either is compared by its text alone.
+other turn, as expressions. What the generation prompt writes is not the assistant's. A template without either is compared by its text alone.
 """
 
 import json
@@ -85,14 +85,14 @@ TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_to
 # By the name of the template: what opens the assistant's turns, and what opens other turns.
 IM = r"<\|im_start\|>"
 FAMILIES = [
-    (r"chatml|qwen|lfm2|nemotron_3|smol", IM + r"assistant\n", IM + r"(?!assistant\n)"),
+    (r"chatml|qwen|lfm2|nemotron|falcon_h1|smol", IM + r"assistant\n", IM + r"(?!assistant\n)"),
     (r"think", r"<A>", r"<U>"),
-    (r"nemotron_h", r"<SPECIAL_11>Assistant\n(<think>\n)?", r"<SPECIAL_1[01]>(User|System)"),
-    (r"falcon_h1", IM + r"assistant\n", IM + r"(?!assistant\n)"),
     (r"llama3|llama-3|llama3_2_vision", r"<\|start_header_id\|>assistant<\|end_header_id\|>\n\n", r"<\|start_header_id\|>(?!assistant)"),
     (r"llama4", r"<\|header_start\|>assistant<\|header_end\|>\n\n", r"<\|header_start\|>(?!assistant)"),
     (r"gemma4|diffusion", None, None),
     (r"gemma", r"<start_of_turn>model\n", r"<start_of_turn>(?!model)"),
+    # The user's turn ends with the opening of the answer.
+    (r"axolotl/phi_3$", r"<\|assistant\|>\n|^<s>(?=How can)", r"<\|(user|system|tool)\|>"),
     (r"phi-3-small|phi3|phi_3|phi-3|phi_35|phi3_5|phi-else", r"<\|assistant\|>\n", r"<\|(user|system|tool)\|>"),
     (r"phi_4", r"<\|im_start\|>assistant<\|im_sep\|>", r"<\|im_start\|>(?!assistant)"),
     (r"zephyr", r"<\|assistant\|>\n", r"<\|(user|system)\|>"),
@@ -102,14 +102,13 @@ FAMILIES = [
     (r"solar", r"### Assistant:\n", r"### (User|System):"),
     (r"deepseek_v2", r"<｜Assistant｜>", r"<｜User｜>"),
     (r"granite", r"<\|start_of_role\|>assistant<\|end_of_role\|>", r"<\|start_of_role\|>(?!assistant)"),
-    (r"exaone", r"\[\|assistant\|\](?:<think>\n(?=First|Six))?", r"\[\|(user|system|tool)\|\]"),
+    (r"exaone", r"\[\|assistant\|\]", r"\[\|(user|system|tool)\|\]"),
     (r"saiga", r"<s>bot\n", r"<s>(user|system)\n"),
     (r"metharme", r"<\|model\|>", r"<\|user\|>|<\|system\|>"),
-    (r"chatqa", r"Assistant:", r"User:"),
+    (r"chatqa|falcon-instruct", r"Assistant:", r"\n\nUser:"),
     (r"alpaca", r"### Response:\n", r"### Instruction:"),
     (r"cohere|aya", r"<\|START_OF_TURN_TOKEN\|><\|CHATBOT_TOKEN\|>(<\|START_RESPONSE\|>)?", r"<\|START_OF_TURN_TOKEN\|>(?!<\|CHATBOT)"),
-    (r"amberchat", r"### Assistant:", r"### Human:"),
-    (r"falcon-instruct", r"Assistant:", r"User:"),
+    (r"amberchat", r"###Assistant:", r"###Human:"),
 ]
 
 
@@ -158,6 +157,36 @@ def family_spans(name, text):
     return spans
 
 
+def after_the_prompt(source, text, conversation, spans):
+    """The spans without what the generation prompt writes, and joined if nothing is between them."""
+    variables = {name: value for name, value in conversation.items() if name != "messages"}
+    messages = conversation["messages"]
+    turns = [at for at, message in enumerate(messages) if message["role"] == "assistant"]
+
+    def opening(index):
+        for before in [messages[: turns[index]]] if index < len(turns) and turns[index] else []:
+            (asked, _), (prompt, _) = [render(source, {"messages": before} | variables, more) for more in (False, True)]
+            if asked and prompt and prompt.startswith(asked):
+                return prompt[len(asked) :]
+        question = {"messages": [U("?")]} | variables
+        (asked, _), (prompt, _) = render(source, question, False), render(source, question, True)
+        return prompt[len(asked) :] if prompt and asked and prompt.startswith(asked) else ""
+
+    joined = []
+    for index, (start, end) in enumerate(spans):
+        # A thought that the prompt opens is not opened in every text.
+        for written in [opening(index), opening(index).split("<think>")[0]]:
+            moved = [start + n for n in range(len(written) + 1) if text[: start + n].endswith(written)]
+            if written and moved:
+                start = min(moved[-1], end)
+                break
+        if joined and joined[-1][1] == start:
+            joined[-1][1] = end
+        elif start < end:
+            joined.append([start, end])
+    return joined
+
+
 def case(name, source, marked, conversation):
     text, marks = render(source, conversation, False)
     if text is None:
@@ -174,6 +203,8 @@ def case(name, source, marked, conversation):
         spans, by = family_spans(name, text), "family"
     result = {"text": text, "prompt": prompt}
     if spans is not None:
+        if by != "marks":
+            spans = after_the_prompt(source, text, conversation, spans)
         result |= {"spans": in_bytes(text, [span for span in spans if span[0] < span[1]]), "by": by}
     return result
 

@@ -195,7 +195,8 @@ impl Finder<'_> {
         said: Option<&Range<usize>>,
     ) -> Result<usize, DataError> {
         let before = if index == 0 { None } else { self.render_before(index, true) };
-        let fits = |at: usize| said.is_none_or(|said| at <= said.start) && turn.is_none_or(|turn| (turn.start..=turn.end).contains(&at));
+        // A prompt that opens a thought may be the beginning of what the message says.
+        let fits = |at: usize| said.is_none_or(|said| at <= said.end) && turn.is_none_or(|turn| (turn.start..=turn.end).contains(&at));
         if let Some(before) = &before
             && self.whole.text.starts_with(&before.text)
             && fits(before.text.len())
@@ -218,7 +219,15 @@ impl Finder<'_> {
         if let Some(at) = opening.find(&prompt).filter(|_| !prompt.is_empty()) {
             return Ok(from + at + prompt.len());
         }
-        let common = whole_words(opening, common_prefix(opening, &prompt));
+        // The blanks around it may differ.
+        let (trimmed, blanks) = (prompt.trim(), &prompt[prompt.trim_end().len()..]);
+        if let Some(at) = opening.find(trimmed).filter(|_| !trimmed.is_empty()) {
+            let rest = &opening[at + trimmed.len()..];
+            if blanks.is_empty() || rest.is_empty() || rest.starts_with(char::is_whitespace) {
+                return Ok(to - rest.len() + common_prefix(rest, blanks));
+            }
+        }
+        let common = whole_pieces(&prompt, common_prefix(opening, &prompt));
         if common > 0 || opening.trim().is_empty() || prompt.is_empty() {
             return Ok(from + common);
         }
@@ -297,7 +306,7 @@ impl Finder<'_> {
         }
         let layout = Layout::new(&with, messages);
         let end = layout.last_turn_end().filter(|end| without.text.as_bytes().get(..*end) == with.text.as_bytes().get(..*end));
-        let start = end.unwrap_or_else(|| whole_words(&with.text, common_prefix(&with.text, &without.text)));
+        let start = end.unwrap_or_else(|| whole_pieces(&with.text, common_prefix(&with.text, &without.text)));
         Ok(with.text[start..].to_owned())
     }
 
@@ -313,7 +322,7 @@ impl Finder<'_> {
         }
         let turn = self.whole.turn(index).unwrap_or(0..self.whole.text.len());
         let mut own = self.whole.said[index].iter().filter(|said| overlap(said, &turn));
-        if own.any(|said| !contains(span, said)) {
+        if own.any(|said| said.end > span.end || said.end <= span.start) {
             return Err(self.ambiguous(index, "the template writes a part of it before its prompt or after its end"));
         }
         Ok(())
@@ -326,11 +335,14 @@ fn common_prefix(left: &str, right: &str) -> usize {
     same.map(|(c, _)| c.len_utf8()).sum()
 }
 
-/// The largest `length` at which `text` is not cut inside of a word or of the opening of a tag.
-fn whole_words(text: &str, length: usize) -> usize {
-    if length == text.len() {
-        return length;
+/// The largest length up to `length` at which a prompt is not cut inside of a word, or inside of a tag with what follows it.
+fn whole_pieces(prompt: &str, length: usize) -> usize {
+    let opens_tag = |rest: &str| rest.starts_with(['<', '[', '{']);
+    let is_end = length == prompt.len() || opens_tag(&prompt[length..]);
+    match prompt[..length].rfind(['<', '[', '{']) {
+        _ if is_end => length,
+        // Inside of a tag, or in the text after one: the tag opens what the other text has not.
+        Some(tag) if tag > 0 => tag,
+        _ => prompt[..length].trim_end_matches(|c: char| c.is_alphanumeric() || c == '_').len(),
     }
-    let opens = |c: char| c.is_alphanumeric() || matches!(c, '<' | '[' | '{' | '/' | '_' | '|' | '\u{ff5c}' | '#');
-    text[..length].trim_end_matches(opens).len()
 }

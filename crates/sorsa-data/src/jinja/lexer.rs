@@ -274,22 +274,22 @@ impl<'a> Lexer<'a> {
     fn string(&mut self, quote: char) -> Result<(), Fault> {
         let rest = &self.rest()[1..];
         let mut value = String::new();
-        let mut chars = rest.char_indices();
-        while let Some((at, c)) = chars.next() {
+        let mut chars = rest.chars();
+        while let Some(c) = chars.next() {
             if c == quote {
                 self.push(TokenKind::Str(value));
-                self.advance(at + 2);
+                self.advance(1 + rest.len() - chars.as_str().len());
                 return Ok(());
             }
             if c != '\\' {
                 value.push(c);
                 continue;
             }
-            let Some((_, escape)) = chars.next() else { break };
+            let Some(escape) = chars.next() else { break };
             let mut code = |length: usize| {
                 let digits: String = chars.as_str().chars().take(length).collect();
                 let code = u32::from_str_radix(&digits, 16).ok().filter(|_| digits.len() == length);
-                chars = chars.as_str()[digits.len()..].char_indices();
+                chars = chars.as_str()[digits.len()..].chars();
                 code.and_then(char::from_u32)
             };
             let decoded = match escape {
@@ -310,7 +310,7 @@ impl<'a> Lexer<'a> {
                     let mut octal = escape.to_digit(8).unwrap_or_default();
                     let more = chars.as_str().chars().take(2).take_while(|c| c.is_digit(8)).count();
                     for _ in 0..more {
-                        octal = octal * 8 + chars.next().and_then(|(_, c)| c.to_digit(8)).unwrap_or_default();
+                        octal = octal * 8 + chars.next().and_then(|c| c.to_digit(8)).unwrap_or_default();
                     }
                     char::from_u32(octal)
                 }
