@@ -1,55 +1,56 @@
 //! Turns text into token ids and back, with the tokenizer files of a checkpoint.
 
-use std::collections::BTreeMap;
+mod added;
+mod byte_pairs;
+mod class;
+mod folder;
+mod growth;
+mod sentencepiece;
+mod stream;
+
 use std::path::Path;
 
-use serde_json::Value;
 use tokenizers::{Encoding, Tokenizer};
 
+use self::folder::TokenizerFiles;
+use self::growth::Growth;
+use crate::contain::contained;
 use crate::{ChatTemplate, DataError};
+
+pub use stream::{DecodeStream, StopFilter};
 
 /// A tokenizer with its special tokens and chat template.
 #[derive(Debug, Clone)]
 pub struct TextTokenizer {
     inner: Tokenizer,
+    growth: Growth,
     bos: Option<u32>,
     eos: Option<u32>,
     pad: Option<u32>,
     unk: Option<u32>,
     stops: Vec<u32>,
-    adds_bos: bool,
-    chat_template: Option<ChatTemplate>,
+    before: Vec<u32>,
+    after: Vec<u32>,
+    cleans_up: bool,
+    /// The template, or why it cannot be used.
+    chat_template: Option<Result<ChatTemplate, String>>,
+    notes: Vec<String>,
 }
 
-const FILES: [&str; 4] = ["tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "config.json"];
-
 impl TextTokenizer {
-    /// Reads `tokenizer.json` and the files beside it. The special tokens come from the first of `tokenizer_config.json`,
-    /// `special_tokens_map.json`, `generation_config.json` and `config.json` that names them; the chat template from
-    /// `chat_template.jinja` or `tokenizer_config.json`. All files but `tokenizer.json` may be absent.
+    /// Reads a tokenizer's folder like `AutoTokenizer` of Transformers 4.57: `tokenizer.json`, the tokens that
+    /// `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json` add to it, and what the tokenizer's class
+    /// decides. Without `tokenizer.json`, it reads SentencePiece's `tokenizer.model`, or `vocab.json` and `merges.txt`.
     ///
-    /// A `bos_token` of `null` in one of the first two files means that the model has none, even if the other two
-    /// files have an id: Qwen has a `bos_token_id` that it never saw at the start of a text. For other tokens, `null` means
-    /// nothing.
+    /// A special token that none of these files names has the id that `generation_config.json` or `config.json` gives. The chat
+    /// template comes from `chat_template.jinja` or `tokenizer_config.json`. All files but the vocabulary may be absent.
     ///
     /// # Errors
     ///
     /// [`DataError::Tokenizer`] with every missing or broken file.
     pub fn from_dir(dir: impl AsRef<Path>) -> Result<Self, DataError> {
         let dir = dir.as_ref();
-        let mut files = TokenizerFiles::default();
-        if let Some(bytes) = files.read(dir, "tokenizer.json") {
-            files.tokenizer("tokenizer.json", &bytes);
-        }
-        for name in FILES {
-            if let Some(bytes) = files.read_if_present(dir, name) {
-                files.config(name, &bytes);
-            }
-        }
-        if let Some(bytes) = files.read_if_present(dir, "chat_template.jinja") {
-            files.template = Some(String::from_utf8_lossy(&bytes).into_owned());
-        }
-        files.assemble(dir.display().to_string())
+        TokenizerFiles::read_folder(dir).assemble(dir.display().to_string())
     }
 
     /// Reads the bytes of `tokenizer.json` and, for the special tokens, of `tokenizer_config.json`.
@@ -59,9 +60,9 @@ impl TextTokenizer {
     /// Those of [`TextTokenizer::from_dir`].
     pub fn from_bytes(tokenizer: &[u8], config: Option<&[u8]>) -> Result<Self, DataError> {
         let mut files = TokenizerFiles::default();
-        files.tokenizer("tokenizer.json", tokenizer);
+        files.tokenizer(folder::TOKENIZER, tokenizer);
         if let Some(config) = config {
-            files.config(FILES[0], config);
+            files.config(folder::CONFIG, config);
         }
         files.assemble("memory".to_owned())
     }
@@ -70,29 +71,50 @@ impl TextTokenizer {
     ///
     /// # Errors
     ///
-    /// [`DataError::Tokenize`] if the tokenizer has neither an id for a part of the text nor an unknown token.
+    /// [`DataError::Tokenize`] if the tokenizer has neither an id for a part of the text nor an unknown token, or if its
+    /// normalizer lengthens the text beyond measure.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, DataError> {
-        let encoding = self.inner.encode_fast(text, false).map_err(failed)?;
-        Ok(encoding.get_ids().to_vec())
+        self.growth.check(text, self.inner.get_normalizer()).map_err(failed)?;
+        let encoding = contained(|| self.inner.encode_fast(text, false)).map_err(failed)?;
+        Ok(encoding.map_err(failed)?.get_ids().to_vec())
     }
 
     /// Like [`TextTokenizer::encode`], with the byte range of each token in the text.
     pub(crate) fn encode_with_offsets(&self, text: &str) -> Result<Encoding, DataError> {
-        self.inner.encode(text, false).map_err(failed)
+        self.growth.check(text, self.inner.get_normalizer()).map_err(failed)?;
+        contained(|| self.inner.encode(text, false)).map_err(failed)?.map_err(failed)
     }
 
-    /// The text of `ids`, without special tokens.
+    /// The text of `ids`, without special tokens. It may begin with another number of blanks than the same ids after others:
+    /// [`continuation`](Self::continuation) is the text of ids that follow a prompt.
     ///
     /// # Errors
     ///
     /// [`DataError::Tokenize`] if the tokenizer's decoder fails.
     pub fn decode(&self, ids: &[u32]) -> Result<String, DataError> {
-        self.inner.decode(ids, true).map_err(failed)
+        let text = contained(|| self.inner.decode(ids, true)).map_err(failed)?.map_err(failed)?;
+        Ok(if self.cleans_up { cleaned_up(&text) } else { text })
     }
 
-    /// A decoder for tokens that arrive one by one.
-    pub fn decode_stream(&self) -> DecodeStream<'_> {
-        DecodeStream { tokenizer: self, ids: Vec::new(), shown: 0, shown_text: String::new() }
+    /// The text that `new` adds to `prompt`: both are decoded together, as a decoder of SentencePiece's kind removes the first blank
+    /// of what it is given, and a character may have bytes in several tokens.
+    ///
+    /// # Errors
+    ///
+    /// [`DataError::Tokenize`] if the tokenizer's decoder fails.
+    pub fn continuation(&self, prompt: &[u32], new: &[u32]) -> Result<String, DataError> {
+        let before = self.decode(prompt)?;
+        let whole = self.decode(&[prompt, new].concat())?;
+        Ok(added_text(&before, &whole).to_owned())
+    }
+
+    /// A decoder for tokens that arrive one by one after the tokens of `prompt`.
+    ///
+    /// # Errors
+    ///
+    /// [`DataError::Tokenize`] if the tokenizer's decoder fails.
+    pub fn decode_stream(&self, prompt: &[u32]) -> Result<DecodeStream<'_>, DataError> {
+        DecodeStream::new(self, prompt)
     }
 
     /// The begin-of-sequence token, if the model has one.
@@ -123,203 +145,83 @@ impl TextTokenizer {
         &self.stops
     }
 
-    /// Whether the tokenizer itself puts the begin token before a text. Llama's does, GPT-2's does not.
-    pub fn adds_bos(&self) -> bool {
-        self.adds_bos
+    /// The tokens that the tokenizer itself puts before a text: the begin token for Llama's, none for GPT-2's.
+    pub fn before(&self) -> &[u32] {
+        &self.before
     }
 
-    /// Number of ids, added tokens included. A model's embedding may be larger, but not smaller.
+    /// The tokens that the tokenizer itself puts after a text; usually none.
+    pub fn after(&self) -> &[u32] {
+        &self.after
+    }
+
+    /// Number of ids, added tokens included. A model's embedding may be larger, or lack rows for tokens that no text uses.
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)
     }
 
-    /// The chat template, if the checkpoint has one.
-    pub fn chat_template(&self) -> Option<&ChatTemplate> {
-        self.chat_template.as_ref()
+    /// The first added token in `text`, and where it begins.
+    pub(crate) fn first_added_token(&self, text: &str) -> Option<(usize, u32)> {
+        let added = self.inner.get_added_tokens_decoder();
+        let found = added.iter().filter_map(|(id, token)| Some((text.find(&token.content)?, token.content.len(), *id)));
+        found.min_by_key(|(start, length, _)| (*start, std::cmp::Reverse(*length))).map(|(start, _, id)| (start, id))
+    }
+
+    /// The chat template.
+    ///
+    /// # Errors
+    ///
+    /// [`DataError::NoChatTemplate`] if the checkpoint has none, [`DataError::ChatTemplate`] if it cannot be compiled.
+    pub fn chat_template(&self) -> Result<&ChatTemplate, DataError> {
+        match &self.chat_template {
+            Some(Ok(template)) => Ok(template),
+            Some(Err(reason)) => Err(DataError::ChatTemplate { reason: reason.clone() }),
+            None => Err(DataError::NoChatTemplate),
+        }
+    }
+
+    /// What people should know of the files: a sentence for each thing that is odd and does not matter to most.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 }
 
-fn failed(error: tokenizers::Error) -> DataError {
+/// What `whole` has after `before`. If `whole` does not begin with it, what comes after their common beginning.
+fn added_text<'a>(before: &str, whole: &'a str) -> &'a str {
+    let common = before.chars().zip(whole.chars()).take_while(|(a, b)| a == b);
+    &whole[common.map(|(a, _)| a.len_utf8()).sum()..]
+}
+
+/// The text without blanks before punctuation, by the rules of Transformers' `clean_up_tokenization`.
+fn cleaned_up(text: &str) -> String {
+    const RULES: [(&str, &str); 10] = [
+        (" .", "."),
+        (" ?", "?"),
+        (" !", "!"),
+        (" ,", ","),
+        (" ' ", "'"),
+        (" n't", "n't"),
+        (" 'm", "'m"),
+        (" 's", "'s"),
+        (" 've", "'ve"),
+        (" 're", "'re"),
+    ];
+    RULES.iter().fold(text.to_owned(), |text, (from, to)| text.replace(from, to))
+}
+
+fn failed(error: impl ToString) -> DataError {
     DataError::Tokenize { reason: error.to_string() }
-}
-
-/// Turns tokens into text as they arrive. It holds tokens back until they complete a character.
-#[derive(Debug, Clone)]
-pub struct DecodeStream<'a> {
-    tokenizer: &'a TextTokenizer,
-    /// The tokens of the last output, then the held-back tokens. The former decide whether a space comes next.
-    ids: Vec<u32>,
-    /// Number of `ids` that are already output.
-    shown: usize,
-    /// Text of the `shown` ids.
-    shown_text: String,
-}
-
-impl DecodeStream<'_> {
-    /// Takes the next token and returns the text that it completes, which may be empty.
-    ///
-    /// # Errors
-    ///
-    /// [`DataError::Tokenize`] if the tokenizer's decoder fails.
-    pub fn push(&mut self, id: u32) -> Result<String, DataError> {
-        self.ids.push(id);
-        let text = self.tokenizer.decode(&self.ids)?;
-        if text.ends_with(char::REPLACEMENT_CHARACTER) {
-            return Ok(String::new());
-        }
-        let new = text.get(self.shown_text.len()..).unwrap_or_default().to_owned();
-        if !new.is_empty() {
-            self.ids.drain(..self.shown);
-            self.shown = self.ids.len();
-            self.shown_text = self.tokenizer.decode(&self.ids)?;
-        }
-        Ok(new)
-    }
-
-    /// Returns the text of the held-back tokens: the beginning of a character that no token completed.
-    ///
-    /// # Errors
-    ///
-    /// [`DataError::Tokenize`] if the tokenizer's decoder fails.
-    pub fn finish(self) -> Result<String, DataError> {
-        let text = self.tokenizer.decode(&self.ids)?;
-        Ok(text.get(self.shown_text.len()..).unwrap_or_default().to_owned())
-    }
-}
-
-/// The parsed files of a tokenizer, and the problems found in them.
-#[derive(Default)]
-struct TokenizerFiles {
-    tokenizer: Option<Tokenizer>,
-    configs: BTreeMap<&'static str, Value>,
-    template: Option<String>,
-    problems: Vec<String>,
-}
-
-impl TokenizerFiles {
-    /// The bytes of a file. If it cannot be read, that is a problem.
-    fn read(&mut self, dir: &Path, name: &str) -> Option<Vec<u8>> {
-        match std::fs::read(dir.join(name)) {
-            Ok(bytes) => Some(bytes),
-            Err(error) => {
-                self.problems.push(format!("{name}: {error}"));
-                None
-            }
-        }
-    }
-
-    /// Like [`Self::read`], but the file may be absent.
-    fn read_if_present(&mut self, dir: &Path, name: &str) -> Option<Vec<u8>> {
-        match dir.join(name).try_exists() {
-            Ok(false) => None,
-            _ => self.read(dir, name),
-        }
-    }
-
-    fn tokenizer(&mut self, name: &str, bytes: &[u8]) {
-        match Tokenizer::from_bytes(bytes) {
-            Ok(mut tokenizer) => {
-                tokenizer.with_padding(None);
-                match tokenizer.with_truncation(None) {
-                    Ok(_) => self.tokenizer = Some(tokenizer),
-                    Err(error) => self.problems.push(format!("{name}: {error}")),
-                }
-            }
-            Err(error) => self.problems.push(format!("{name} is not a tokenizer: {error}")),
-        }
-    }
-
-    fn config(&mut self, name: &'static str, bytes: &[u8]) {
-        match serde_json::from_slice(bytes) {
-            Ok(value) => drop(self.configs.insert(name, value)),
-            Err(error) => self.problems.push(format!("{name} is not JSON: {error}")),
-        }
-    }
-
-    fn field(&self, file: &str, key: &str) -> Option<&Value> {
-        self.configs.get(file)?.get(key)
-    }
-
-    /// Id of the special token `key` (`bos_token`), from the first file that names it.
-    fn special(&mut self, key: &str) -> Option<u32> {
-        let tokenizer = self.tokenizer.as_ref()?;
-        for file in &FILES[..2] {
-            let text = match self.field(file, key) {
-                None => continue,
-                Some(Value::Null) if key == "bos_token" => return None,
-                Some(Value::Null) => break,
-                Some(token) => token.as_str().or_else(|| token.get("content")?.as_str()),
-            };
-            let id = text.and_then(|text| tokenizer.token_to_id(text));
-            if id.is_none() {
-                let named = self.field(file, key).map(Value::to_string).unwrap_or_default();
-                self.problems.push(format!("{file}: `{key}` is {named}, which is not in the vocabulary"));
-            }
-            return id;
-        }
-        FILES[2..].iter().flat_map(|file| ids(self.field(file, &format!("{key}_id")))).next()
-    }
-
-    /// Whether the tokenizer puts `bos` before a text, by its post-processor or by its configuration.
-    fn adds_bos(&self, tokenizer: &Tokenizer, bos: Option<u32>) -> bool {
-        let encoded = tokenizer.encode("", true).ok();
-        let first = encoded.and_then(|encoding| encoding.get_ids().first().copied());
-        let configured = self.field(FILES[0], "add_bos_token").and_then(Value::as_bool);
-        bos.is_some() && (first == bos || configured == Some(true))
-    }
-
-    /// The template of `chat_template.jinja`, otherwise of the configuration, which has one template or several named
-    /// ones; of several, the one named `default`.
-    fn chat_template(&mut self, tokenizer: &Tokenizer, bos: Option<u32>, eos: Option<u32>) -> Option<ChatTemplate> {
-        let configured = self.field(FILES[0], "chat_template").and_then(|template| match template {
-            Value::Array(named) => named.iter().find(|entry| entry["name"] == "default")?["template"].as_str(),
-            one => one.as_str(),
-        });
-        let source = self.template.clone().or_else(|| configured.map(str::to_owned))?;
-        let text = |id: Option<u32>| id.and_then(|id| tokenizer.id_to_token(id)).unwrap_or_default();
-        match ChatTemplate::new(&source, &text(bos), &text(eos)) {
-            Ok(template) => Some(template),
-            Err(error) => {
-                self.problems.push(error.to_string());
-                None
-            }
-        }
-    }
-
-    fn assemble(mut self, place: String) -> Result<TextTokenizer, DataError> {
-        let [bos, eos, pad, unk] = ["bos_token", "eos_token", "pad_token", "unk_token"].map(|key| self.special(key));
-        let Some(inner) = self.tokenizer.take() else {
-            return Err(DataError::Tokenizer { place, problems: self.problems });
-        };
-        let chat_template = self.chat_template(&inner, bos, eos);
-        if !self.problems.is_empty() {
-            return Err(DataError::Tokenizer { place, problems: self.problems });
-        }
-        let mut stops: Vec<u32> = eos.into_iter().chain(ids(self.field(FILES[2], "eos_token_id"))).collect();
-        stops.sort_unstable();
-        stops.dedup();
-        let adds_bos = self.adds_bos(&inner, bos);
-        Ok(TextTokenizer { inner, bos, eos, pad, unk, stops, adds_bos, chat_template })
-    }
-}
-
-/// The ids of a value that is one id or a list of ids.
-fn ids(value: Option<&Value>) -> Vec<u32> {
-    let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
-    match value {
-        Some(Value::Array(list)) => list.iter().filter_map(id).collect(),
-        Some(one) => id(one).into_iter().collect(),
-        None => Vec::new(),
-    }
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use serde_json::Value;
+
     use super::*;
 
-    /// A byte-level tokenizer without merges: `<s>` 0, `</s>` 1, then one id for each byte.
+    /// A byte-level tokenizer without merges: `<s>` 0, `</s>` 1, then one id for each byte. It puts `<s>` before a text.
     pub(crate) fn bytes() -> TextTokenizer {
-        bytes_with(r#"{"bos_token": "<s>", "eos_token": {"content": "</s>"}}"#)
+        bytes_with(r#"{"bos_token": "<s>", "eos_token": {"content": "</s>"}, "add_bos_token": true}"#)
     }
 
     /// The same with another `tokenizer_config.json`.
@@ -369,14 +271,14 @@ pub(crate) mod tests {
             (tokenizer.bos(), tokenizer.eos(), tokenizer.pad(258), tokenizer.unk()),
             (Some(0), Some(1), 1, None)
         );
-        assert_eq!((tokenizer.vocab_size(), tokenizer.adds_bos()), (258, false));
+        assert_eq!((tokenizer.vocab_size(), tokenizer.before(), tokenizer.after()), (258, &[0][..], &[][..]));
     }
 
     #[test]
     fn a_stream_gives_out_only_whole_characters_and_in_all_the_same_text() {
         let tokenizer = bytes();
         let text = "a 🍎 é\u{FFFD}b";
-        let mut stream = tokenizer.decode_stream();
+        let mut stream = tokenizer.decode_stream(&[]).unwrap();
         let mut pieces = Vec::new();
         for id in tokenizer.encode(text).unwrap() {
             pieces.push(stream.push(id).unwrap());
@@ -385,7 +287,7 @@ pub(crate) mod tests {
         assert_eq!(pieces[2..6], ["", "", "", "🍎"]);
         assert_eq!(stream.finish().unwrap(), "");
 
-        let mut cut = tokenizer.decode_stream();
+        let mut cut = tokenizer.decode_stream(&[]).unwrap();
         assert_eq!(cut.push(tokenizer.encode("é").unwrap()[0]).unwrap(), "");
         assert_eq!(cut.finish().unwrap(), "\u{FFFD}");
     }
@@ -399,7 +301,7 @@ pub(crate) mod tests {
             "decoder": {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]},
             "model": {"type": "BPE", "vocab": vocab, "merges": [], "byte_fallback": true}});
         let tokenizer = TextTokenizer::from_bytes(json.to_string().as_bytes(), None).unwrap();
-        let mut stream = tokenizer.decode_stream();
+        let mut stream = tokenizer.decode_stream(&[]).unwrap();
         let pieces = "🍎🍎é".bytes().map(|byte| stream.push(byte.into()).unwrap()).collect::<Vec<_>>();
         assert_eq!(pieces, ["", "", "", "🍎", "", "", "", "🍎", "", "é"]);
     }
@@ -417,7 +319,7 @@ pub(crate) mod tests {
         assert_eq!((tokenizer.pad(5), tokenizer.pad(1)), (1, 0));
         assert_eq!(tokenizer.unk(), Some(tokenizer.encode("a").unwrap()[0]));
         assert_eq!(tokenizer.stops(), [1, 7]);
-        assert!(!tokenizer.adds_bos(), "there is no begin token to add");
+        assert!(tokenizer.before().is_empty(), "there is no begin token to add");
     }
 
     #[test]
