@@ -1,6 +1,6 @@
 //! What the class of a tokenizer decides in Transformers: special tokens that no file names, and the tokens around a text.
 
-use serde_json::Value;
+use serde_json::{Map, Value, json};
 
 /// The classes of Transformers that differ for what this crate does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,5 +90,18 @@ impl TokenizerClass {
     /// Whether Transformers makes the tokenizer from `tokenizer.model` again if the configuration has `add_prefix_space`.
     pub fn converts_again(self) -> bool {
         matches!(self, Self::Llama | Self::T5)
+    }
+}
+
+/// Names the tokens `<extra_id_0>`, .. of a T5 as special ones if the configuration does not, like the class does.
+pub(super) fn name_extra_ids(config: &mut Map<String, Value>, is_token: impl Fn(&str) -> bool) {
+    let named = config.entry("additional_special_tokens").or_insert_with(|| json!([]));
+    if !named.is_array() {
+        *named = json!([]);
+    }
+    let Value::Array(named) = named else { return };
+    if !named.iter().any(|token| token.to_string().contains("<extra_id_")) {
+        let extra = (0..).map(|id| format!("<extra_id_{id}>")).take_while(|text| is_token(text));
+        named.extend(extra.map(Value::from));
     }
 }

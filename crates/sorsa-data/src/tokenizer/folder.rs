@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use tokenizers::{AddedToken, PreTokenizerWrapper, Tokenizer};
 
 use super::added::{TokenFiles, text_of};
-use super::class::TokenizerClass;
+use super::class::{self, TokenizerClass};
 use super::growth::Growth;
 use super::{TextTokenizer, byte_pairs, sentencepiece};
 use crate::contain::contained;
@@ -227,9 +227,12 @@ impl TokenizerFiles {
             Ok(tokens) => tokens,
             Err(problems) => return self.problems.extend(problems),
         };
-        let new: Vec<&AddedToken> =
-            tokens.iter().filter(|token| tokenizer.token_to_id(&token.content).is_none()).collect();
-        let new: Vec<String> = new.into_iter().map(|token| token.content.clone()).collect();
+        let mut new: Vec<&str> = Vec::new();
+        for token in &tokens {
+            if tokenizer.token_to_id(&token.content).is_none() && !new.contains(&token.content.as_str()) {
+                new.push(&token.content);
+            }
+        }
         if let Err(panic) = contained(|| tokenizer.add_tokens(&tokens)) {
             return self.problems.push(format!("the added tokens cannot be used: {panic}"));
         }
@@ -325,6 +328,9 @@ impl TokenizerFiles {
             if let Some(text) = class.default_token(key).filter(|text| inner.token_to_id(text).is_some()) {
                 config.entry(key).or_insert_with(|| text.into());
             }
+        }
+        if class == TokenizerClass::T5 {
+            class::name_extra_ids(&mut config, |text| inner.token_to_id(text).is_some());
         }
         self.add_tokens(&mut inner, &config);
         set_prefix_space(&mut inner, class, &config);
