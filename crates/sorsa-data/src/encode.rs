@@ -169,6 +169,11 @@ impl Encoder {
         &self.tokenizer
     }
 
+    /// The template of the prompts.
+    pub fn template(&self) -> &PromptTemplate {
+        &self.template
+    }
+
     /// Encodes one record into one example, or into none if the record is dropped. Plain text of more than `max_length`
     /// tokens becomes several examples. Each begins with the last token of the one before, so that every token but the
     /// first is predicted once.
@@ -207,8 +212,11 @@ impl Encoder {
     /// Those of [`encode_prompt`](Self::encode_prompt).
     pub fn encode_continued(&self, record: &Record, continuation: &str) -> Result<Vec<u32>, DataError> {
         let text = self.template.prompt(record)? + &self.options.prompt_suffix + continuation;
-        let bos = self.bos().filter(|_| !matches!(self.template, PromptTemplate::Chat(_)));
-        let ids: Vec<u32> = bos.into_iter().chain(self.tokenizer.encode(&text)?).collect();
+        let mut ids = match self.template {
+            PromptTemplate::Chat(_) => Vec::new(),
+            _ => self.before(),
+        };
+        ids.extend(self.tokenizer.encode(&text)?);
         self.check_vocabulary(&ids)?;
         Ok(ids)
     }
@@ -267,10 +275,13 @@ impl Encoder {
         Ok(set)
     }
 
-    /// Begin token that the encoder puts before a text, if any.
-    fn bos(&self) -> Option<u32> {
-        let wanted = !matches!(self.template, PromptTemplate::Code) || self.tokenizer.adds_bos();
-        self.tokenizer.bos().filter(|_| wanted)
+    /// The tokens before a prompt: those that the tokenizer itself puts there. The code of the SORSA paper writes the begin token into
+    /// Alpaca's prompt.
+    fn before(&self) -> Vec<u32> {
+        match (&self.template, self.tokenizer.before()) {
+            (PromptTemplate::Alpaca, []) => self.tokenizer.bos().into_iter().collect(),
+            (_, before) => before.to_vec(),
+        }
     }
 
     /// End token that the encoder appends to a text, if any.
@@ -282,7 +293,7 @@ impl Encoder {
     fn exchange(&self, record: &Record) -> Result<Draft, DataError> {
         let prompt = self.tokenizer.encode(&self.template.prompt(record)?)?;
         let answer = self.tokenizer.encode(record.answer().unwrap_or_default())?;
-        let mut ids: Vec<u32> = self.bos().into_iter().chain(prompt).collect();
+        let mut ids: Vec<u32> = self.before().into_iter().chain(prompt).collect();
         let answer_start = ids.len();
         ids.extend(answer.into_iter().chain(self.eos()));
         let target_mask = (0..ids.len()).map(|at| at >= answer_start || self.options.train_on_prompt).collect();
@@ -308,8 +319,12 @@ impl Encoder {
 
     /// Splits plain text into windows of at most `max_length` tokens. Each begins with the last token of the one before.
     fn windows(&self, text: &str, row: usize) -> Result<Vec<Example>, DataError> {
-        let text = self.tokenizer.encode(text)?;
-        let ids: Vec<u32> = self.bos().into_iter().chain(text).chain(self.eos()).collect();
+        let mut ids = self.tokenizer.before().to_vec();
+        ids.extend(self.tokenizer.encode(text)?);
+        match self.eos() {
+            Some(eos) => ids.push(eos),
+            None => ids.extend(self.tokenizer.after()),
+        }
         self.check_vocabulary(&ids)?;
         let step = self.options.max_length - 1;
         let window = |start| {

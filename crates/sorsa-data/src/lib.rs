@@ -13,7 +13,7 @@
 //! # fn main() -> Result<(), sorsa_data::DataError> {
 //! let tokenizer = Arc::new(TextTokenizer::from_bytes(
 //!     br#"{"version": "1.0", "added_tokens": [], "normalizer": null, "pre_tokenizer": {"type": "Whitespace"},
-//!          "post_processor": null, "decoder": null, "truncation": null, "padding": null,
+//!          "post_processor": {"type": "BertProcessing", "cls": ["<s>", 1], "sep": ["</s>", 2]}, "decoder": null, "truncation": null, "padding": null,
 //!          "model": {"type": "WordLevel", "unk_token": "?", "vocab": {"?": 0, "<s>": 1, "</s>": 2, "one": 3, "two": 4, "three": 5}}}"#,
 //!     Some(br#"{"bos_token": "<s>", "eos_token": "</s>"}"#),
 //! )?);
@@ -34,6 +34,7 @@
 mod assistant_spans;
 mod batch;
 mod chat;
+mod contain;
 mod conversation;
 mod encode;
 mod epoch_order;
@@ -49,6 +50,7 @@ mod shuffle;
 mod split;
 pub mod synthetic;
 mod tokenizer;
+mod turn_end;
 
 pub use batch::{Batch, BatchOptions, Batcher, DataPosition, IGNORED};
 pub use chat::ChatTemplate;
@@ -61,4 +63,5 @@ pub use prompt::{PromptTemplate, TemplateName};
 pub use record::{Content, Record};
 pub use rows::read_rows;
 pub use split::{Split, split};
-pub use tokenizer::{DecodeStream, TextTokenizer};
+pub use tokenizer::{DecodeStream, StopFilter, TextTokenizer};
+pub use turn_end::TurnEnd;

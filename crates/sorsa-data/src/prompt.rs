@@ -82,17 +82,15 @@ impl PromptTemplate {
     ///
     /// # Errors
     ///
-    /// [`DataError::NoChatTemplate`] if `name` is `chat` and the tokenizer has no chat template.
+    /// [`DataError::NoChatTemplate`] if `name` is `chat` and the tokenizer has no chat template; [`DataError::ChatTemplate`] if it
+    /// has one that cannot be compiled.
     pub fn new(name: TemplateName, tokenizer: &TextTokenizer) -> Result<Self, DataError> {
         match name {
             TemplateName::Alpaca => Ok(Self::Alpaca),
             TemplateName::Code => Ok(Self::Code),
             TemplateName::Question => Ok(Self::Question),
             TemplateName::Raw => Ok(Self::Raw),
-            TemplateName::Chat => match tokenizer.chat_template() {
-                Some(template) => Ok(Self::Chat(template.clone())),
-                None => Err(DataError::NoChatTemplate),
-            },
+            TemplateName::Chat => Ok(Self::Chat(tokenizer.chat_template()?.clone())),
         }
     }
 

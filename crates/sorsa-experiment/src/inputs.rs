@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde::Serialize;
 use sorsa_data::{
     BatchOptions, Batcher, EncodeOptions, EncodedSet, Encoder, Example, LoadOptions, Loaded, PromptTemplate, Record,
-    TextTokenizer,
+    TextTokenizer, TurnEnd,
 };
 use sorsa_models::{ModelConfig, Sampling};
 
@@ -14,7 +14,7 @@ use crate::continuation::AnswerOptions;
 use crate::embedded::EMBEDDED;
 use crate::error::ExperimentError;
 use crate::host::{Host, Sources};
-use crate::model::stop_tokens;
+use crate::model::Stops;
 use crate::observer::{Event, Observer};
 use crate::recipe::Recipe;
 use crate::tasks::{self, ProblemSource, Problems, Task};
@@ -117,6 +117,15 @@ impl Inputs {
             Encoder::new(Arc::clone(tokenizer), PromptTemplate::new(recipe.data.template, tokenizer)?, options)?
                 .for_vocabulary(config.vocab_size);
 
+        for text in tokenizer.notes() {
+            observer.on_event(Event::Note { text });
+        }
+        if encoder.template().turn_end(tokenizer) == Some(TurnEnd::Nothing) {
+            observer.on_event(Event::Note {
+                text: "the chat template writes nothing after an answer, so the model does not learn to end one",
+            });
+        }
+
         let path = data_file(&recipe.data.train, "train", &host.sources)?;
         let options = LoadOptions { limit: recipe.data.limit, ..recipe.load_options() };
         let loaded = load_records(&path, &options, observer)?;
@@ -204,7 +213,7 @@ fn read_test(
         max_new_tokens: recipe.eval.max_new_tokens,
         sampling: Sampling::Greedy,
         samples: 1,
-        stop: stop_tokens(encoder.tokenizer(), config),
+        stop: Stops::of(encoder, config),
     };
     Ok(Test { task, problems: task.load(&source, observer)?, options })
 }

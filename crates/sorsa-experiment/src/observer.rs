@@ -35,6 +35,11 @@ pub enum Event<'a> {
         /// How many.
         count: usize,
     },
+    /// Something is odd, and no fault.
+    Note {
+        /// A sentence without a full stop.
+        text: &'a str,
+    },
     /// Everything is read, nothing is trained.
     Planned {
         /// The recipe in full.

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::builder::PossibleValuesParser;
+use clap::builder::{NonEmptyStringValueParser, PossibleValuesParser};
 use clap::{Args, ValueEnum};
 use sorsa_experiment::tasks::data_sets;
 
@@ -42,6 +42,9 @@ pub struct EvalArgs {
     /// Maximum length of an answer, in tokens
     #[arg(long, default_value_t = 128)]
     pub max_new_tokens: usize,
+    /// Text that ends an answer and is no part of it, beside the end tokens; may be given several times
+    #[arg(long, value_name = "TEXT", value_parser = NonEmptyStringValueParser::new(), allow_hyphen_values = true)]
+    pub stop: Vec<String>,
     /// Number of prompts that the model continues at once
     #[arg(long, default_value_t = 64)]
     pub batch_size: usize,
@@ -143,6 +146,9 @@ pub struct GenerateArgs {
     /// Maximum length of the continuation, in tokens
     #[arg(long, default_value_t = 128)]
     pub max_new_tokens: usize,
+    /// Text that ends the continuation and is no part of it, beside the end tokens; may be given several times
+    #[arg(long, value_name = "TEXT", value_parser = NonEmptyStringValueParser::new(), allow_hyphen_values = true)]
+    pub stop: Vec<String>,
     /// Temperature of the sampling; 0 is greedy decoding
     #[arg(long, default_value_t = 0.0)]
     pub temperature: f64,

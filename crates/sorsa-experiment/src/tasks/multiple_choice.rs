@@ -305,7 +305,7 @@ mod tests {
             max_new_tokens: 1,
             sampling: Sampling::Greedy,
             samples: 1,
-            stop: Vec::new(),
+            stop: crate::model::Stops::default(),
         };
         evaluate(&*problems, &loaded.model, &asked, AnswerLog::in_memory(), &mut ())
     }
