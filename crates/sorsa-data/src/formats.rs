@@ -7,7 +7,9 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::error::first_names;
 use crate::names::parse_name;
+use crate::parquet_rows::BYTES;
 use crate::{Content, DataError, LoadOptions, Message, Record};
 
 /// Format of the rows of a file.
@@ -146,9 +148,7 @@ impl Format {
                 if final_answer.is_none() && !answer.is_empty() {
                     fields.problems.push("`answer` does not end in `#### N`".to_owned());
                 }
-                if options.strip_calculator {
-                    *answer = strip_calculator(answer).into_owned();
-                }
+                *answer = strip_calculator(answer).into_owned();
             }
             Self::Math => {
                 *final_answer = fields.optional("answer").or_else(|| last_boxed(answer).map(str::to_owned));
@@ -211,7 +211,7 @@ impl RowFields {
             Some(other) => format!("`{name}` should be text, found {}", json_type(&other)),
             None => {
                 let found: Vec<&str> = self.row.keys().map(String::as_str).collect();
-                format!("no field `{name}` (found: {})", found.join(", "))
+                format!("no field `{name}` (found: {})", first_names(&found))
             }
         };
         self.problems.push(problem);
@@ -277,6 +277,7 @@ fn json_type(value: &Value) -> &'static str {
         Value::Number(_) => "a number",
         Value::String(_) => "text",
         Value::Array(_) => "a list",
+        Value::Object(fields) if fields.contains_key(BYTES) => "bytes that are not UTF-8",
         Value::Object(_) => "an object",
     }
 }

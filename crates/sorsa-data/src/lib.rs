@@ -33,14 +33,21 @@
 
 mod batch;
 mod chat;
+mod data_file;
 mod encode;
 mod epoch_order;
 mod error;
+mod expansion;
 mod formats;
 mod load;
+mod measure;
 mod names;
+mod panics;
+mod parquet_pages;
+mod parquet_rows;
 mod prompt;
 mod record;
+mod row_file;
 mod rows;
 mod shuffle;
 mod split;
@@ -49,12 +56,12 @@ mod tokenizer;
 
 pub use batch::{Batch, BatchOptions, Batcher, DataPosition, IGNORED};
 pub use chat::ChatTemplate;
-pub use encode::{EncodeOptions, EncodedSet, Encoder, Example, Truncation};
-pub use error::{BadRow, BadRows, DataError};
+pub use encode::{EncodeOptions, EncodedPrompts, EncodedSet, Encoder, Example, Truncation};
+pub use error::{BadRow, BadRows, DataError, LongPrompt};
 pub use formats::{AnswerStyle, Format};
 pub use load::{LoadOptions, Loaded, load};
 pub use prompt::{PromptTemplate, TemplateName};
 pub use record::{Content, Message, Record};
-pub use rows::read_rows;
+pub use rows::{Rows, read_rows};
 pub use split::{Split, split};
 pub use tokenizer::{DecodeStream, TextTokenizer};
