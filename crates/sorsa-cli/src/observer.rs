@@ -109,8 +109,13 @@ impl TerminalObserver {
 impl Observer for TerminalObserver {
     fn on_event(&mut self, event: Event<'_>) {
         match event {
-            Event::RowsSkipped { path, count } => {
-                self.say(&format!("{}: {count} malformed rows left out", path.display()));
+            Event::RowsSkipped { path, rows } => {
+                // Even if only results are asked for: they are results of the other rows.
+                let text = format!("{}: {} rows left out: {}", path.display(), rows.count, rows.in_a_line());
+                match &self.progress {
+                    Some(progress) => progress.line(&text),
+                    None => eprintln!("{text}"),
+                }
             }
             Event::Note { text } => self.say(&format!("note: {text}")),
             Event::Planned { recipe, data, shape, run } => self.announce(recipe, data, shape, run),

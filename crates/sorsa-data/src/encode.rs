@@ -12,8 +12,11 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::assistant_spans::{AssistantSpans, assistant_spans};
+use crate::measure::{beginning, encode_in_pieces, ending};
 use crate::names::parse_name;
-use crate::{BadRows, ChatTemplate, Content, Conversation, DataError, PromptTemplate, Record, TextTokenizer};
+use crate::{
+    BadRows, ChatTemplate, Content, Conversation, DataError, LongPrompt, PromptTemplate, Record, TextTokenizer,
+};
 
 /// The token ids of one sequence, and the mask of the loss.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -116,12 +119,25 @@ pub struct EncodedSet {
     pub examples: Vec<Example>,
     /// Number of records without an example: they are too long, or have no token to predict.
     pub dropped: usize,
+    /// Those of the dropped records that have no token to predict.
+    pub without_target: usize,
     /// Number of truncated examples.
     pub truncated: usize,
     /// Number of tokens that the loss counts.
     pub target_tokens: usize,
     /// Number of all tokens.
     pub tokens: usize,
+}
+
+/// Records with the tokens of their prompts.
+#[derive(Debug, Clone)]
+pub struct EncodedPrompts {
+    /// Records that a model can be asked.
+    pub usable: Vec<(Record, Vec<u32>)>,
+    /// Prompts that leave no room for an answer.
+    pub too_long: Vec<LongPrompt>,
+    /// Rows that the template or the tokenizer refuses.
+    pub bad: BadRows,
 }
 
 /// Turns records into examples.
@@ -183,16 +199,48 @@ impl Encoder {
     /// If the record is too long under [`Truncation::Error`], the template cannot render it, the tokenizer fails, or a
     /// token is beyond the vocabulary.
     pub fn encode(&self, record: &Record) -> Result<Vec<Example>, DataError> {
+        Ok(self.encode_or_drop(record)?.unwrap_or_default())
+    }
+
+    /// Like [`Encoder::encode`]. The inner error says why the record is dropped.
+    fn encode_or_drop(&self, record: &Record) -> Result<Result<Vec<Example>, Dropped>, DataError> {
         let draft = match (&self.template, &record.content) {
-            (_, Content::Text(text)) => return self.windows(text, record.row),
+            (_, Content::Text(text)) => {
+                let windows = self.windows(text, record.row)?;
+                return Ok(if windows.is_empty() { Err(Dropped::WithoutTarget) } else { Ok(windows) });
+            }
             (PromptTemplate::Chat(template), _) => {
-                self.conversation(template, &record.conversation().unwrap_or_default())?
+                let conversation = record.conversation().unwrap_or_default();
+                if self.is_much_too_long(&conversation)? {
+                    return Ok(Err(Dropped::TooLong));
+                }
+                self.conversation(template, &conversation)?
             }
             _ => self.exchange(record)?,
         };
-        let Some(example) = self.fit(draft, record.row)? else { return Ok(Vec::new()) };
+        let Some(example) = self.fit(draft, record.row)? else { return Ok(Err(Dropped::TooLong)) };
         self.check_vocabulary(&example.ids)?;
-        Ok(if example.target_tokens() > 0 { vec![example] } else { Vec::new() })
+        Ok(if example.target_tokens() > 0 { Ok(vec![example]) } else { Err(Dropped::WithoutTarget) })
+    }
+
+    /// Whether a conversation is dropped because a turn alone has more tokens than fit, by far. If it is not dropped, that is
+    /// an error: such a turn is not rendered.
+    fn is_much_too_long(&self, conversation: &Conversation) -> Result<bool, DataError> {
+        /// Turns below this size may be cut.
+        const SMALL: usize = 1 << 20;
+        let max_length = self.options.max_length;
+        let cuts = matches!(self.options.truncation, Truncation::KeepEnd | Truncation::AuthorEach);
+        for message in conversation.messages.iter().filter(|message| !cuts || message.content.len() > SMALL) {
+            let part = beginning(&self.tokenizer, &message.content, max_length)?;
+            if part.len() < message.content.len() {
+                if self.options.truncation == Truncation::DropRow {
+                    return Ok(true);
+                }
+                let tokens = self.tokenizer.encode(part)?.len();
+                return Err(DataError::MuchTooLong { bytes: message.content.len(), tokens, max_length });
+            }
+        }
+        Ok(false)
     }
 
     /// Encodes the prompt of a record for generation: everything before the (last) answer, and the prompt suffix. It
@@ -202,21 +250,25 @@ impl Encoder {
     ///
     /// If the template cannot render the record, the tokenizer fails, or a token is beyond the vocabulary.
     pub fn encode_prompt(&self, record: &Record) -> Result<Vec<u32>, DataError> {
-        self.encode_continued(record, "")
+        self.encode_continued(record, "", usize::MAX)
     }
 
     /// Encodes the prompt of a record and a text after it, such as a choice whose likelihood is asked for.
     ///
     /// # Errors
     ///
-    /// Those of [`encode_prompt`](Self::encode_prompt).
-    pub fn encode_continued(&self, record: &Record, continuation: &str) -> Result<Vec<u32>, DataError> {
+    /// Those of [`encode_prompt`](Self::encode_prompt), and [`DataError::PromptTooLong`] for more than `longest` tokens.
+    pub fn encode_continued(&self, record: &Record, continuation: &str, longest: usize) -> Result<Vec<u32>, DataError> {
         let text = self.template.prompt(record)? + &self.options.prompt_suffix + continuation;
+        let part = beginning(&self.tokenizer, &text, longest)?;
         let mut ids = match self.template {
             PromptTemplate::Chat(_) => Vec::new(),
             _ => self.before(),
         };
-        ids.extend(self.tokenizer.encode(&text)?);
+        ids.extend(self.tokenizer.encode(part)?);
+        if ids.len() > longest {
+            return Err(DataError::PromptTooLong { tokens: ids.len(), partial: part.len() < text.len(), longest });
+        }
         self.check_vocabulary(&ids)?;
         Ok(ids)
     }
@@ -230,22 +282,27 @@ impl Encoder {
         }
     }
 
-    /// Encodes the prompts of all records like [`Encoder::encode_prompt`], on all cores.
-    ///
-    /// # Errors
-    ///
-    /// [`DataError::Encode`] with every record that failed.
-    pub fn encode_prompts(&self, records: &[Record]) -> Result<Vec<Vec<u32>>, DataError> {
-        let encoded: Vec<_> = records.par_iter().map(|record| self.encode_prompt(record)).collect();
-        let mut prompts = Vec::with_capacity(records.len());
-        let mut bad = BadRows::new("row");
-        for (record, prompt) in records.iter().zip(encoded) {
+    /// Encodes the prompts of all records like [`Encoder::encode_prompt`], on all cores. `context` is the number of tokens that
+    /// a prompt and its answer may have together, so that a usable prompt has fewer.
+    pub fn encode_prompts(&self, records: Vec<Record>, context: usize) -> EncodedPrompts {
+        let longest = context.saturating_sub(1);
+        let encode = |record: &Record| self.encode_continued(record, "", longest);
+        let encoded: Vec<_> = records.par_iter().map(encode).collect();
+        let mut prompts = EncodedPrompts {
+            usable: Vec::with_capacity(records.len()),
+            too_long: Vec::new(),
+            bad: BadRows::new("row"),
+        };
+        for (record, prompt) in records.into_iter().zip(encoded) {
             match prompt {
-                Ok(prompt) => prompts.push(prompt),
-                Err(error) => bad.push(record.row, error.to_string()),
+                Ok(prompt) => prompts.usable.push((record, prompt)),
+                Err(DataError::PromptTooLong { tokens, partial, .. }) => {
+                    prompts.too_long.push(LongPrompt { row: record.row, tokens, partial });
+                }
+                Err(error) => prompts.bad.push(record.row, error.to_string()),
             }
         }
-        if bad.count > 0 { Err(DataError::Encode { records: records.len(), bad }) } else { Ok(prompts) }
+        prompts
     }
 
     /// Encodes all records like [`Encoder::encode`], on all cores.
@@ -254,25 +311,32 @@ impl Encoder {
     ///
     /// [`DataError::Encode`] with every record for which [`Encoder::encode`] failed.
     pub fn encode_all(&self, records: &[Record]) -> Result<EncodedSet, DataError> {
-        let encoded: Vec<_> = records.par_iter().map(|record| self.encode(record)).collect();
+        let (set, bad) = self.encode_usable(records);
+        if bad.count > 0 { Err(DataError::Encode { records: records.len(), bad }) } else { Ok(set) }
+    }
+
+    /// Encodes all records like [`Encoder::encode_all`], and leaves out those for which [`Encoder::encode`] failed: the second
+    /// part.
+    pub fn encode_usable(&self, records: &[Record]) -> (EncodedSet, BadRows) {
+        let encoded: Vec<_> = records.par_iter().map(|record| self.encode_or_drop(record)).collect();
         let mut set = EncodedSet::default();
         let mut bad = BadRows::new("row");
         for (record, examples) in records.iter().zip(encoded) {
             match examples {
-                Ok(examples) if examples.is_empty() => set.dropped += 1,
-                Ok(examples) => set.examples.extend(examples),
+                Ok(Ok(examples)) => set.examples.extend(examples),
+                Ok(Err(reason)) => {
+                    set.dropped += 1;
+                    set.without_target += usize::from(reason == Dropped::WithoutTarget);
+                }
                 Err(error) => bad.push(record.row, error.to_string()),
             }
-        }
-        if bad.count > 0 {
-            return Err(DataError::Encode { records: records.len(), bad });
         }
         for example in &set.examples {
             set.truncated += usize::from(example.truncated);
             set.target_tokens += example.target_tokens();
             set.tokens += example.ids.len();
         }
-        Ok(set)
+        (set, bad)
     }
 
     /// The tokens before a prompt: those that the tokenizer itself puts there. The code of the SORSA paper writes the begin token into
@@ -291,13 +355,22 @@ impl Encoder {
 
     /// Encodes the prompt, written by the template, and the answer.
     fn exchange(&self, record: &Record) -> Result<Draft, DataError> {
-        let prompt = self.tokenizer.encode(&self.template.prompt(record)?)?;
-        let answer = self.tokenizer.encode(record.answer().unwrap_or_default())?;
+        let (prompt, answer) = (self.template.prompt(record)?, record.answer().unwrap_or_default());
+        let (tokenizer, max_length) = (&self.tokenizer, self.options.max_length);
+        // Of a text that is much too long, the part that truncation keeps is enough.
+        let prompt_part = match self.options.truncation {
+            Truncation::KeepEnd => ending(tokenizer, &prompt, max_length)?,
+            _ => beginning(tokenizer, &prompt, max_length)?,
+        };
+        let answer_part = beginning(tokenizer, answer, max_length)?;
+        let bytes = prompt.len() + answer.len();
+        let whole = prompt_part.len() + answer_part.len() == bytes;
+        let (prompt, answer) = (tokenizer.encode(prompt_part)?, tokenizer.encode(answer_part)?);
         let mut ids: Vec<u32> = self.before().into_iter().chain(prompt).collect();
         let answer_start = ids.len();
         ids.extend(answer.into_iter().chain(self.eos()));
         let target_mask = (0..ids.len()).map(|at| at >= answer_start || self.options.train_on_prompt).collect();
-        Ok(Draft { ids, target_mask, answer_start })
+        Ok(Draft { ids, target_mask, answer_start, bytes_of_part: (!whole).then_some(bytes) })
     }
 
     /// Encodes a conversation as one text. A token is a target if any of its text is the assistant's.
@@ -314,13 +387,13 @@ impl Encoder {
                 answer_start = first;
             }
         }
-        Ok(Draft { ids: encoding.get_ids().to_vec(), target_mask, answer_start })
+        Ok(Draft { ids: encoding.get_ids().to_vec(), target_mask, answer_start, bytes_of_part: None })
     }
 
     /// Splits plain text into windows of at most `max_length` tokens. Each begins with the last token of the one before.
     fn windows(&self, text: &str, row: usize) -> Result<Vec<Example>, DataError> {
         let mut ids = self.tokenizer.before().to_vec();
-        ids.extend(self.tokenizer.encode(text)?);
+        ids.extend(encode_in_pieces(&self.tokenizer, text)?);
         match self.eos() {
             Some(eos) => ids.push(eos),
             None => ids.extend(self.tokenizer.after()),
@@ -340,7 +413,12 @@ impl Encoder {
         match self.options.truncation {
             Truncation::AuthorEach => draft.cut_each(max_length),
             _ if tokens <= max_length => {}
-            Truncation::Error => return Err(DataError::TooLong { tokens, max_length }),
+            Truncation::Error => {
+                return Err(match draft.bytes_of_part {
+                    Some(bytes) => DataError::MuchTooLong { bytes, tokens, max_length },
+                    None => DataError::TooLong { tokens, max_length },
+                });
+            }
             Truncation::DropRow => return Ok(None),
             Truncation::KeepEnd => draft.keep_end(max_length, self.tokenizer.bos(), self.tokenizer.eos()),
         }
@@ -349,12 +427,22 @@ impl Encoder {
     }
 }
 
+/// Why a record has no example.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Dropped {
+    TooLong,
+    /// The loss counts none of its tokens.
+    WithoutTarget,
+}
+
 /// An example before truncation.
 struct Draft {
     ids: Vec<u32>,
     target_mask: Vec<bool>,
     /// Index of the first token of the (last) answer.
     answer_start: usize,
+    /// Bytes of the whole text, if only a part of it was made tokens.
+    bytes_of_part: Option<usize>,
 }
 
 impl Draft {

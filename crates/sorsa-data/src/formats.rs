@@ -9,7 +9,9 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::error::first_names;
 use crate::names::parse_name;
+use crate::parquet_rows::BYTES;
 use crate::{Content, DataError, LoadOptions, Record};
 
 /// Format of the rows of a file.
@@ -166,9 +168,7 @@ impl Format {
                 if final_answer.is_none() && !answer.is_empty() {
                     fields.problems.push("`answer` does not end in `#### N`".to_owned());
                 }
-                if options.strip_calculator {
-                    *answer = strip_calculator(answer).into_owned();
-                }
+                *answer = strip_calculator(answer).into_owned();
             }
             Self::Math => {
                 *final_answer = fields.optional("answer").or_else(|| last_boxed(answer).map(str::to_owned));
@@ -240,7 +240,7 @@ impl RowFields {
             Some(other) => format!("`{name}` should be text, found {}", json_type(&other)),
             None => {
                 let found: Vec<&str> = self.row.keys().map(String::as_str).collect();
-                format!("no field `{name}` (found: {})", found.join(", "))
+                format!("no field `{name}` (found: {})", first_names(&found))
             }
         };
         self.problems.push(problem);
@@ -283,6 +283,7 @@ fn json_type(value: &Value) -> &'static str {
         Value::Number(_) => "a number",
         Value::String(_) => "text",
         Value::Array(_) => "a list",
+        Value::Object(fields) if fields.contains_key(BYTES) => "bytes that are not UTF-8",
         Value::Object(_) => "an object",
     }
 }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use serde::Serialize;
 use sorsa_data::{
-    BatchOptions, Batcher, EncodeOptions, EncodedSet, Encoder, Example, LoadOptions, Loaded, PromptTemplate, Record,
-    TextTokenizer, TurnEnd,
+    BadRows, BatchOptions, Batcher, DataError, EncodeOptions, EncodedPrompts, EncodedSet, Encoder, Example,
+    LoadOptions, Loaded, LongPrompt, PromptTemplate, Record, TextTokenizer, TurnEnd,
 };
 use sorsa_models::{ModelConfig, Sampling};
 
@@ -85,9 +85,66 @@ pub fn load_records(
 ) -> Result<Loaded, ExperimentError> {
     let loaded = sorsa_data::load(path, options)?;
     if loaded.skipped.count > 0 {
-        observer.on_event(Event::RowsSkipped { path, count: loaded.skipped.count });
+        observer.on_event(Event::RowsSkipped { path, rows: &loaded.skipped });
     }
     Ok(loaded)
+}
+
+/// Encodes the prompts of problems. Leaves rows out that cannot be asked, and tells the observer, if the source says so.
+///
+/// # Errors
+///
+/// Such rows otherwise, or if no other is left.
+pub(crate) fn encode_problems(
+    source: &ProblemSource<'_>,
+    records: Vec<Record>,
+    observer: &mut dyn Observer,
+) -> Result<Vec<(Record, Vec<u32>)>, ExperimentError> {
+    let rows = records.len();
+    let EncodedPrompts { usable, too_long, bad } = source.encoder.encode_prompts(records, source.context);
+    let unusable = UnusablePrompts { rows, too_long, bad };
+    unusable.leave_out(source, observer)?;
+    Ok(usable)
+}
+
+/// Rows whose prompts cannot be asked.
+pub(crate) struct UnusablePrompts {
+    /// Number of all rows.
+    pub rows: usize,
+    /// Prompts that leave no room for an answer.
+    pub too_long: Vec<LongPrompt>,
+    /// Rows that the template or the tokenizer refuses.
+    pub bad: BadRows,
+}
+
+impl UnusablePrompts {
+    /// Tells the observer that they are left out, if the source says so.
+    ///
+    /// # Errors
+    ///
+    /// The rows otherwise, or if no other is left.
+    pub fn leave_out(self, source: &ProblemSource<'_>, observer: &mut dyn Observer) -> Result<(), ExperimentError> {
+        let Self { rows, too_long, mut bad } = self;
+        let (path, context) = (source.path, source.context);
+        if !source.load.skip_bad_rows || too_long.len() + bad.count == rows {
+            if bad.count > 0 {
+                return Err(in_file(path)(DataError::Encode { records: rows, bad }));
+            }
+            if !too_long.is_empty() {
+                return Err(ExperimentError::PromptsTooLong { path: path.to_owned(), context, rows: too_long });
+            }
+        }
+        let mut long = BadRows::new(bad.unit);
+        for LongPrompt { row, tokens, partial } in too_long {
+            let more = if partial { "more than " } else { "" };
+            long.push(row, format!("{more}{tokens} tokens, the model's context is {context}"));
+        }
+        bad.extend(long);
+        if bad.count > 0 {
+            observer.on_event(Event::RowsSkipped { path, rows: &bad });
+        }
+        Ok(())
+    }
 }
 
 impl Inputs {
@@ -129,20 +186,24 @@ impl Inputs {
         let path = data_file(&recipe.data.train, "train", &host.sources)?;
         let options = LoadOptions { limit: recipe.data.limit, ..recipe.load_options() };
         let loaded = load_records(&path, &options, observer)?;
-        let (format, skipped) = (loaded.format.to_string(), loaded.skipped.count);
+        let (format, mut skipped) = (loaded.format.to_string(), loaded.skipped.count);
+        let file = EncodedFile { path: &path, encoder: &encoder, max_length, skip_bad_rows: recipe.data.skip_bad_rows };
         let (train, validation_set) = match &recipe.data.validation {
             Some(name) => {
-                let path = data_file(name, "validation", &host.sources)?;
-                let validation = load_records(&path, &recipe.load_options(), observer)?;
-                (loaded.records, encode(&path, &encoder, &validation.records, max_length)?)
+                let validation_path = data_file(name, "validation", &host.sources)?;
+                let validation = load_records(&validation_path, &recipe.load_options(), observer)?;
+                let set = EncodedFile { path: &validation_path, ..file }.encode(&validation.records, observer)?;
+                (loaded.records, set.0)
             }
             None => {
                 let (train, validation) = hold_out(&path, loaded.records, recipe)?;
-                let set = encoder.encode_all(&validation).map_err(in_file(&path))?;
+                let (set, left_out) = file.encode_any(&validation, observer)?;
+                skipped += left_out;
                 (train, set)
             }
         };
-        let train_set = encode(&path, &encoder, &train, max_length)?;
+        let (train_set, left_out) = file.encode(&train, observer)?;
+        skipped += left_out;
         let test = match &recipe.data.test {
             Some(name) if recipe.eval.problems > 0 => {
                 Some(read_test(recipe, &data_file(name, "test", &host.sources)?, &encoder, config, host, observer)?)
@@ -218,18 +279,46 @@ fn read_test(
     Ok(Test { task, problems: task.load(&source, observer)?, options })
 }
 
-/// Encodes the records of a file. At least one must fit.
-fn encode(
-    path: &Path,
-    encoder: &Encoder,
-    records: &[Record],
+/// A file whose records become examples.
+#[derive(Clone, Copy)]
+struct EncodedFile<'a> {
+    path: &'a Path,
+    encoder: &'a Encoder,
     max_length: usize,
-) -> Result<EncodedSet, ExperimentError> {
-    let set = encoder.encode_all(records).map_err(in_file(path))?;
-    if set.examples.is_empty() {
-        return Err(ExperimentError::NoRowFits { path: path.to_owned(), max_length });
+    skip_bad_rows: bool,
+}
+
+impl EncodedFile<'_> {
+    /// Encodes records, of which at least one must become an example. Also returns the number of rows that were left out, which
+    /// the observer is told of.
+    fn encode(self, records: &[Record], observer: &mut dyn Observer) -> Result<(EncodedSet, usize), ExperimentError> {
+        let (set, left_out) = self.encode_any(records, observer)?;
+        if !set.examples.is_empty() {
+            return Ok((set, left_out));
+        }
+        let (path, max_length, too_long) = (self.path.to_owned(), self.max_length, set.dropped - set.without_target);
+        Err(match set.without_target {
+            0 => ExperimentError::NoRowFits { path, max_length },
+            _ => ExperimentError::NoTargets { path, too_long, max_length },
+        })
     }
-    Ok(set)
+
+    /// The same, but all of them may be dropped.
+    fn encode_any(
+        self,
+        records: &[Record],
+        observer: &mut dyn Observer,
+    ) -> Result<(EncodedSet, usize), ExperimentError> {
+        let (set, bad) = self.encoder.encode_usable(records);
+        if bad.count == 0 {
+            return Ok((set, 0));
+        }
+        if !self.skip_bad_rows || bad.count == records.len() {
+            return Err(in_file(self.path)(DataError::Encode { records: records.len(), bad }));
+        }
+        observer.on_event(Event::RowsSkipped { path: self.path, rows: &bad });
+        Ok((set, bad.count))
+    }
 }
 
 /// Holds rows of the training data out for validation.

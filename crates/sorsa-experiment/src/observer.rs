@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use sorsa_adapter::ModuleReport;
+use sorsa_data::BadRows;
 use sorsa_grading::grade::Score;
 use sorsa_train::metrics::Metric;
 
@@ -28,12 +29,12 @@ impl Observer for () {}
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub enum Event<'a> {
-    /// Malformed rows of a data file were left out.
+    /// Rows of a data file were left out: malformed, refused by the template, or too long.
     RowsSkipped {
         /// The file.
         path: &'a Path,
-        /// How many.
-        count: usize,
+        /// How many, and the first of them with their reasons.
+        rows: &'a BadRows,
     },
     /// Something is odd, and no fault.
     Note {

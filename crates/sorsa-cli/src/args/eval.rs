@@ -78,7 +78,7 @@ pub struct EvalArgs {
     /// Memory limit of a program, in MiB
     #[arg(long, value_name = "MIB", default_value_t = 1024, value_parser = clap::value_parser!(u64).range(64..=1 << 20))]
     pub code_memory: u64,
-    /// Skip malformed rows and count them. If absent, a malformed row is an error
+    /// Skip rows that are malformed, too long, or refused by the template, and count them. If absent, such a row is an error
     #[arg(long)]
     pub skip_bad_rows: bool,
     /// Format of the printed result
@@ -103,7 +103,7 @@ pub enum GradeTask {
 
 #[derive(Debug, Args)]
 pub struct GradeArgs {
-    /// File of generations (JSONL)
+    /// File of generations: JSON lines, a JSON array or parquet
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
     /// Kind of the problems. `sorsa eval` grades HumanEval

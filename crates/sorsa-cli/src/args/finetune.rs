@@ -36,7 +36,7 @@ pub struct RecipeArgs {
     /// Train on the first rows only [default: all rows]
     #[arg(long, value_name = "ROWS")]
     pub limit: Option<usize>,
-    /// Skip malformed rows and count them. If absent, a malformed row is an error
+    /// Skip rows that are malformed, too long, or refused by the template, and count them. If absent, such a row is an error
     #[arg(long)]
     pub skip_bad_rows: bool,
     /// Prompt template: alpaca, code, question, raw or chat [default: alpaca]
