@@ -30,7 +30,7 @@ pub(crate) fn assistant_spans(
 ) -> Result<AssistantSpans, DataError> {
     let rendered = template.render_marked(conversation, false)?;
     let finder = Finder { template, conversation, whole: Layout::new(&rendered, conversation.messages.len()) };
-    let trained = match template.has_generation_blocks() {
+    let trained = match template.has_generation_blocks(conversation) {
         true => finder.generated(&rendered)?,
         false => finder.turns()?,
     };
@@ -152,7 +152,8 @@ impl Finder<'_> {
             (None, _) => {
                 let ends = |ranges: &[Range<usize>]| ranges.iter().map(|range| range.end).max();
                 let end = |message: usize| ends(&self.whole.turns[message]).or_else(|| ends(&self.whole.said[message]));
-                all.filter(|&message| end(message).is_some_and(|end| end <= block.start)).max_by_key(|&message| end(message))
+                all.filter(|&message| end(message).is_some_and(|end| end <= block.start))
+                    .max_by_key(|&message| end(message))
             }
         }
     }
@@ -196,7 +197,9 @@ impl Finder<'_> {
     ) -> Result<usize, DataError> {
         let before = if index == 0 { None } else { self.render_before(index, true) };
         // A prompt that opens a thought may be the beginning of what the message says.
-        let fits = |at: usize| said.is_none_or(|said| at <= said.end) && turn.is_none_or(|turn| (turn.start..=turn.end).contains(&at));
+        let fits = |at: usize| {
+            said.is_none_or(|said| at <= said.end) && turn.is_none_or(|turn| (turn.start..=turn.end).contains(&at))
+        };
         if let Some(before) = &before
             && self.whole.text.starts_with(&before.text)
             && fits(before.text.len())
@@ -236,12 +239,7 @@ impl Finder<'_> {
     }
 
     /// Where a turn ends.
-    fn end(
-        &self,
-        index: usize,
-        turn: Option<&Range<usize>>,
-        said: Option<&Range<usize>>,
-    ) -> Result<usize, DataError> {
+    fn end(&self, index: usize, turn: Option<&Range<usize>>, said: Option<&Range<usize>>) -> Result<usize, DataError> {
         let length = self.whole.text.len();
         if index + 1 == self.messages().len() {
             return Ok(length);
@@ -287,10 +285,8 @@ impl Finder<'_> {
 
     /// What the template writes for the assistant to go on: after the messages before the one at `index`, or after a question.
     fn generation_prompt(&self, index: usize, before: Option<&Rendered>) -> Result<String, DataError> {
-        let question = Conversation {
-            messages: vec![Message::new("user", "?")],
-            variables: self.conversation.variables.clone(),
-        };
+        let question =
+            Conversation { messages: vec![Message::new("user", "?")], variables: self.conversation.variables.clone() };
         let (with, without, messages) = match before {
             Some(with) => (with.clone(), self.render_before(index, false), index),
             None => {
@@ -305,7 +301,9 @@ impl Finder<'_> {
             return Ok(prompt.to_owned());
         }
         let layout = Layout::new(&with, messages);
-        let end = layout.last_turn_end().filter(|end| without.text.as_bytes().get(..*end) == with.text.as_bytes().get(..*end));
+        let end = layout
+            .last_turn_end()
+            .filter(|end| without.text.as_bytes().get(..*end) == with.text.as_bytes().get(..*end));
         let start = end.unwrap_or_else(|| whole_pieces(&with.text, common_prefix(&with.text, &without.text)));
         Ok(with.text[start..].to_owned())
     }

@@ -1,5 +1,6 @@
 //! Chat templates: Jinja, rendered like Hugging Face's `apply_chat_template` does.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
@@ -7,7 +8,8 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use crate::assistant_spans::{AssistantSpans, assistant_spans};
-use crate::jinja::{Limits, Rendered, Template};
+use crate::conversation::has_text;
+use crate::jinja::{Limits, MarkKind, Rendered, Template};
 use crate::{Conversation, DataError, Message, jinja};
 
 /// A compiled chat template.
@@ -26,6 +28,8 @@ pub struct ChatTemplate {
     source: Arc<str>,
     /// Special tokens by their names: `bos_token`.
     special_tokens: Map<String, Value>,
+    /// The template for conversations with tools, if it is another.
+    for_tools: Option<Arc<Self>>,
 }
 
 impl ChatTemplate {
@@ -51,7 +55,7 @@ impl ChatTemplate {
     /// [`DataError::ChatTemplate`] if the source is not valid Jinja.
     pub fn with_special_tokens(source: &str, special_tokens: Map<String, Value>) -> Result<Self, DataError> {
         let template = Arc::new(Template::compile(source).map_err(template_error)?);
-        Ok(Self { template, source: source.into(), special_tokens })
+        Ok(Self { template, source: source.into(), special_tokens, for_tools: None })
     }
 
     /// Renders messages. With `add_generation_prompt`, the text ends with the opening of the assistant's next turn.
@@ -102,14 +106,92 @@ impl ChatTemplate {
         conversation: &Conversation,
         add_generation_prompt: bool,
     ) -> Result<Rendered, DataError> {
-        let variables = self.variables(conversation, add_generation_prompt).map_err(template_error)?;
-        let limits = Limits::for_input(conversation.size());
-        self.template.render(variables, limits).map_err(template_error)
+        let rendered = self.render_as_it_is(conversation, add_generation_prompt)?;
+        self.check_null_contents(conversation, add_generation_prompt, &rendered)?;
+        Ok(rendered)
     }
 
-    /// Whether the template marks what the assistant writes, with `{% generation %}`.
-    pub(crate) fn has_generation_blocks(&self) -> bool {
-        self.template.has_generation_blocks()
+    fn render_as_it_is(&self, conversation: &Conversation, add_generation_prompt: bool) -> Result<Rendered, DataError> {
+        let chosen = self.chosen(conversation);
+        let variables = chosen.variables(conversation, add_generation_prompt).map_err(template_error)?;
+        let limits = Limits::for_input(conversation.size());
+        chosen.template.render(variables, limits).map_err(template_error)
+    }
+
+    /// Refuses the word `None` that a template writes for a content that is null.
+    fn check_null_contents(
+        &self,
+        conversation: &Conversation,
+        add_generation_prompt: bool,
+        rendered: &Rendered,
+    ) -> Result<(), DataError> {
+        let is_null = |message: &Message| message.fields.get("content").is_some_and(Value::is_null);
+        let Some(first) = conversation.messages.iter().position(is_null) else { return Ok(()) };
+        let words = |text: &str| text.matches("None").count();
+        if words(&rendered.text) == 0 {
+            return Ok(());
+        }
+        let mut with_text = conversation.clone();
+        for message in with_text.messages.iter_mut().filter(|message| is_null(message)) {
+            message.fields.insert("content".to_owned(), Value::String(String::new()));
+        }
+        match self.render_as_it_is(&with_text, add_generation_prompt) {
+            Ok(other) if words(&other.text) < words(&rendered.text) => {
+                let reason = format!("it writes `None` for the content of message {}, which is null", first + 1);
+                Err(DataError::ChatTemplate { reason })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Fields of the messages whose text the template writes nowhere: their names, and the role of a message whose content
+    /// is left out.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`render`](Self::render).
+    pub fn unwritten_fields(&self, conversation: &Conversation) -> Result<Vec<String>, DataError> {
+        let rendered = self.render_marked(conversation, false)?;
+        let mut written = HashSet::new();
+        for mark in &rendered.marks {
+            if let MarkKind::Said { message, field } = mark.kind {
+                written.insert((message, field));
+            }
+        }
+        let (mut names, mut used) = (Vec::new(), HashSet::new());
+        for (index, message) in conversation.messages.iter().enumerate() {
+            for (field, (name, value)) in message.fields.iter().enumerate() {
+                let label = match name.as_str() {
+                    "content" => format!("content of the role {}", message.role),
+                    "role" | "id" | "tool_call_id" | "name" | "type" => continue,
+                    other => other.to_owned(),
+                };
+                if written.contains(&(index, field)) {
+                    used.insert(label);
+                } else if has_text(value) && !names.contains(&label) {
+                    names.push(label);
+                }
+            }
+        }
+        names.retain(|name| !used.contains(name));
+        Ok(names)
+    }
+
+    /// Whether the template marks what the assistant writes in this conversation, with `{% generation %}`.
+    pub(crate) fn has_generation_blocks(&self, conversation: &Conversation) -> bool {
+        self.chosen(conversation).template.has_generation_blocks()
+    }
+
+    /// Has another template render conversations with tools.
+    pub(crate) fn use_for_tools(&mut self, template: &Self) {
+        self.for_tools = Some(Arc::new(template.clone()));
+    }
+
+    fn chosen(&self, conversation: &Conversation) -> &Self {
+        match &self.for_tools {
+            Some(template) if conversation.variables.contains_key("tools") => template,
+            _ => self,
+        }
     }
 
     fn variables(

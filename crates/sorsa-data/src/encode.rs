@@ -243,6 +243,24 @@ impl Encoder {
         Ok(false)
     }
 
+    /// Fields of messages that the chat template writes in none of these records, with the number of records that have them.
+    pub fn unwritten_fields(&self, records: &[Record]) -> Vec<(String, usize)> {
+        let PromptTemplate::Chat(template) = &self.template else { return Vec::new() };
+        let of_record = |record: &Record| match &record.content {
+            // A record that cannot be rendered is an error of its own.
+            Content::Chat(conversation) => template.unwritten_fields(conversation).unwrap_or_default(),
+            _ => Vec::new(),
+        };
+        let mut counts: Vec<(String, usize)> = Vec::new();
+        for name in records.par_iter().map(of_record).collect::<Vec<_>>().into_iter().flatten() {
+            match counts.iter_mut().find(|(known, _)| *known == name) {
+                Some((_, count)) => *count += 1,
+                None => counts.push((name, 1)),
+            }
+        }
+        counts
+    }
+
     /// Encodes the prompt of a record for generation: everything before the (last) answer, and the prompt suffix. It
     /// truncates nothing.
     ///

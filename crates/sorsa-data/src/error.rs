@@ -121,6 +121,14 @@ pub enum DataError {
         "the tokenizer has no chat template: neither `chat_template.jinja` nor `chat_template` in tokenizer_config.json"
     )]
     NoChatTemplate,
+    /// The tokenizer has chat templates, but none of this name.
+    #[error("the tokenizer has no chat template named `{name}`; it has {}", found.join(", "))]
+    UnknownChatTemplate {
+        /// The name that is asked for.
+        name: String,
+        /// The names that there are.
+        found: Vec<String>,
+    },
     /// A conversation under a template that knows only instructions.
     #[error("the record is a conversation, which the {template} template cannot render; use the chat template")]
     NeedsChatTemplate {

@@ -124,7 +124,11 @@ impl Format {
             _ => self.exchange(row, &mut fields, options),
         };
         let unused_fields = fields.unused();
-        if fields.problems.is_empty() { Ok(ConvertedRow { record, unused_fields }) } else { Err(fields.problems.join("; ")) }
+        if fields.problems.is_empty() {
+            Ok(ConvertedRow { record, unused_fields })
+        } else {
+            Err(fields.problems.join("; "))
+        }
     }
 
     /// An instruction and its answer.

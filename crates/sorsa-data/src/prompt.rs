@@ -177,7 +177,10 @@ mod tests {
         let source = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}";
         let chat = PromptTemplate::Chat(ChatTemplate::new(source, "", "").unwrap());
         let turns = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")];
-        let record = Record::new(1, Content::Chat(crate::Conversation::new(turns.map(|(role, text)| Message::new(role, text)).into())));
+        let record = Record::new(
+            1,
+            Content::Chat(crate::Conversation::new(turns.map(|(role, text)| Message::new(role, text)).into())),
+        );
         assert_eq!(chat.prompt(&record).unwrap(), "<user>a<assistant>b<user>c<assistant>");
         assert_eq!(chat.prompt(&with_input()).unwrap(), "<user>Add.\n\n1 2<assistant>");
         insta::assert_snapshot!(PromptTemplate::Alpaca.prompt(&record).unwrap_err(),

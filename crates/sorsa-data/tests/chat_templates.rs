@@ -178,9 +178,14 @@ fn published_templates_are_as_in_transformers() {
     for template in &cases.templates {
         let comparison = compare(template, &cases.tokens);
         let ([texts, of_texts], [spans, of_spans]) = (comparison.texts, comparison.spans);
-        table += &format!("| {} | {texts} of {of_texts} | {spans} of {of_spans} | {} |\n", template.name, comparison.refused.len());
+        table += &format!(
+            "| {} | {texts} of {of_texts} | {spans} of {of_spans} | {} |\n",
+            template.name,
+            comparison.refused.len()
+        );
         refused.extend(comparison.refused.into_iter().map(|refusal| format!("{}, {refusal}", template.name)));
-        differences.extend(comparison.differences.into_iter().map(|difference| format!("{}, {difference}", template.name)));
+        differences
+            .extend(comparison.differences.into_iter().map(|difference| format!("{}, {difference}", template.name)));
     }
     println!("{table}\nrefused:\n{}", refused.join("\n"));
     assert!(differences.is_empty(), "{}", differences.join("\n"));

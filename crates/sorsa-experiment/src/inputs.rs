@@ -1,5 +1,6 @@
 //! Input of a run besides the model's weights: data, encoded and batched, and the test.
 
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -87,7 +88,27 @@ pub fn load_records(
     if loaded.skipped.count > 0 {
         observer.on_event(Event::RowsSkipped { path, rows: &loaded.skipped });
     }
+    if !loaded.unused_fields.is_empty() {
+        let fields = with_counts(&loaded.unused_fields);
+        let text = format!("{}: the format {} does not use the fields {fields}", path.display(), loaded.format);
+        observer.on_event(Event::Note { text: &text });
+    }
     Ok(loaded)
+}
+
+/// `tools (3 rows), weight (1 row)`
+fn with_counts<T: Display>(fields: &[(T, usize)]) -> String {
+    let with_count = |(name, rows): &(T, usize)| format!("{name} ({rows} {})", if *rows == 1 { "row" } else { "rows" });
+    fields.iter().map(with_count).collect::<Vec<_>>().join(", ")
+}
+
+/// Tells the observer which fields of messages the chat template leaves out.
+fn note_unwritten_fields(path: &Path, encoder: &Encoder, records: &[Record], observer: &mut dyn Observer) {
+    let fields = encoder.unwritten_fields(records);
+    if !fields.is_empty() {
+        let text = format!("{}: the chat template leaves out {}", path.display(), with_counts(&fields));
+        observer.on_event(Event::Note { text: &text });
+    }
 }
 
 /// Encodes the prompts of problems. Leaves rows out that cannot be asked, and tells the observer, if the source says so.
@@ -101,6 +122,7 @@ pub(crate) fn encode_problems(
     observer: &mut dyn Observer,
 ) -> Result<Vec<(Record, Vec<u32>)>, ExperimentError> {
     let rows = records.len();
+    note_unwritten_fields(source.path, source.encoder, &records, observer);
     let EncodedPrompts { usable, too_long, bad } = source.encoder.encode_prompts(records, source.context);
     let unusable = UnusablePrompts { rows, too_long, bad };
     unusable.leave_out(source, observer)?;
@@ -186,6 +208,7 @@ impl Inputs {
         let path = data_file(&recipe.data.train, "train", &host.sources)?;
         let options = LoadOptions { limit: recipe.data.limit, ..recipe.load_options() };
         let loaded = load_records(&path, &options, observer)?;
+        note_unwritten_fields(&path, &encoder, &loaded.records, observer);
         let (format, mut skipped) = (loaded.format.to_string(), loaded.skipped.count);
         let file = EncodedFile { path: &path, encoder: &encoder, max_length, skip_bad_rows: recipe.data.skip_bad_rows };
         let (train, validation_set) = match &recipe.data.validation {

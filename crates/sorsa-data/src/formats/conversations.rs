@@ -10,9 +10,33 @@ const TRAINED: [&str; 4] = ["weight", "train", "training", "loss"];
 
 /// Fields of a row that change what the model reads or should write. A row whose format does not use them is reported.
 const MEANINGFUL: [&str; 27] = [
-    "system", "system_prompt", "history", "context", "label", "tools", "functions", "tool_calls", "function_call",
-    "documents", "chat_template_kwargs", "images", "image", "videos", "audios", "input", "weight", "train", "chosen",
-    "rejected", "reasoning", "reasoning_content", "thinking", "knowledge", "persona", "choices", "conversations",
+    "system",
+    "system_prompt",
+    "history",
+    "context",
+    "label",
+    "tools",
+    "functions",
+    "tool_calls",
+    "function_call",
+    "documents",
+    "chat_template_kwargs",
+    "images",
+    "image",
+    "videos",
+    "audios",
+    "input",
+    "weight",
+    "train",
+    "chosen",
+    "rejected",
+    "reasoning",
+    "reasoning_content",
+    "thinking",
+    "knowledge",
+    "persona",
+    "choices",
+    "conversations",
 ];
 
 impl RowFields {
@@ -62,7 +86,8 @@ impl RowFields {
         }
         // OpenAI's older name; a tool is a function with its type beside it.
         if let Some(functions) = self.list("functions") {
-            let tools = functions.into_iter().map(|function| json!({"type": "function", "function": function})).collect();
+            let tools =
+                functions.into_iter().map(|function| json!({"type": "function", "function": function})).collect();
             variables.insert("tools".to_owned(), Value::Array(tools));
         }
         variables
@@ -102,8 +127,13 @@ impl RowFields {
     }
 
     /// TRL's `prompt` and `completion` as lists of messages: only the completion is trained.
-    pub(super) fn prompt_and_completion(&mut self, prompt: &'static str, completion: &'static str) -> Option<Conversation> {
-        if !self.row.get(prompt).is_some_and(Value::is_array) || !self.row.get(completion).is_some_and(Value::is_array) {
+    pub(super) fn prompt_and_completion(
+        &mut self,
+        prompt: &'static str,
+        completion: &'static str,
+    ) -> Option<Conversation> {
+        if !self.row.get(prompt).is_some_and(Value::is_array) || !self.row.get(completion).is_some_and(Value::is_array)
+        {
             return None;
         }
         let mut before = self.take(prompt).map(|list| self.messages(prompt, list)).unwrap_or_default();

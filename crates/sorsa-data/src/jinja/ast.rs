@@ -13,16 +13,35 @@ pub(super) struct Statement {
 pub(super) enum StatementKind {
     Text(String),
     Output(Expr),
-    If { branches: Vec<(Expr, Vec<Statement>)>, otherwise: Vec<Statement> },
+    If {
+        branches: Vec<(Expr, Vec<Statement>)>,
+        otherwise: Vec<Statement>,
+    },
     For(Arc<ForLoop>),
-    Set { target: Target, value: Expr },
+    Set {
+        target: Target,
+        value: Expr,
+    },
     /// `{% set x %}..{% endset %}`
-    SetBlock { target: Target, filters: Vec<FilterCall>, body: Vec<Statement> },
+    SetBlock {
+        target: Target,
+        filters: Vec<FilterCall>,
+        body: Vec<Statement>,
+    },
     Macro(Arc<MacroDefinition>),
     /// `{% call f() %}..{% endcall %}`
-    Call { call: Expr, caller: Arc<MacroDefinition> },
-    FilterBlock { filters: Vec<FilterCall>, body: Vec<Statement> },
-    With { assignments: Vec<(Target, Expr)>, body: Vec<Statement> },
+    Call {
+        call: Expr,
+        caller: Arc<MacroDefinition>,
+    },
+    FilterBlock {
+        filters: Vec<FilterCall>,
+        body: Vec<Statement>,
+    },
+    With {
+        assignments: Vec<(Target, Expr)>,
+        body: Vec<Statement>,
+    },
     Generation(Vec<Statement>),
     Block(Vec<Statement>),
     Break,
@@ -82,7 +101,11 @@ pub(super) enum Expr {
     Compare(Box<Expr>, Vec<(Comparison, Expr)>),
     And(Box<Expr>, Box<Expr>),
     Or(Box<Expr>, Box<Expr>),
-    Conditional { test: Box<Expr>, then: Box<Expr>, otherwise: Option<Box<Expr>> },
+    Conditional {
+        test: Box<Expr>,
+        then: Box<Expr>,
+        otherwise: Option<Box<Expr>>,
+    },
 }
 
 /// A filter or a test, with its arguments.

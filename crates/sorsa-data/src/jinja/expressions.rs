@@ -62,13 +62,11 @@ impl Interpreter {
                 let left = self.evaluate(left, scope)?;
                 if left.is_true() { Ok(left) } else { self.evaluate(right, scope) }
             }
-            Expr::Conditional { test, then, otherwise } => {
-                match (self.evaluate(test, scope)?.is_true(), otherwise) {
-                    (true, _) => self.evaluate(then, scope),
-                    (false, Some(otherwise)) => self.evaluate(otherwise, scope),
-                    (false, None) => Ok(Value::undefined("the `if` expression has no `else`")),
-                }
-            }
+            Expr::Conditional { test, then, otherwise } => match (self.evaluate(test, scope)?.is_true(), otherwise) {
+                (true, _) => self.evaluate(then, scope),
+                (false, Some(otherwise)) => self.evaluate(otherwise, scope),
+                (false, None) => Ok(Value::undefined("the `if` expression has no `else`")),
+            },
         })
     }
 
@@ -206,9 +204,8 @@ impl Interpreter {
             (Value::List(items) | Value::Tuple(items), Some(index)) => {
                 index_of(index, items.items.len()).map(|index| items.items[index].clone())
             }
-            (Value::Range { start, stop, step }, Some(index)) => {
-                index_of(index, range_length(*start, *stop, *step)).map(|index| Value::Int(start + index as i128 * step))
-            }
+            (Value::Range { start, stop, step }, Some(index)) => index_of(index, range_length(*start, *stop, *step))
+                .map(|index| Value::Int(start + index as i128 * step)),
             (Value::Str(text), Some(index)) => {
                 self.budget.scan(text.as_str().len())?;
                 let string = text.as_str();

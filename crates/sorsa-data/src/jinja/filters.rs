@@ -10,10 +10,52 @@ use super::{Fault, Value};
 
 /// The names of all filters.
 pub(super) const FILTERS: [&str; 46] = [
-    "abs", "attr", "batch", "capitalize", "center", "count", "d", "default", "dictsort", "e", "escape", "first",
-    "float", "forceescape", "format", "groupby", "indent", "int", "items", "join", "last", "length", "list", "lower",
-    "map", "max", "min", "reject", "rejectattr", "replace", "reverse", "round", "safe", "select", "selectattr",
-    "slice", "sort", "string", "sum", "title", "tojson", "trim", "unique", "upper", "urlencode", "wordcount",
+    "abs",
+    "attr",
+    "batch",
+    "capitalize",
+    "center",
+    "count",
+    "d",
+    "default",
+    "dictsort",
+    "e",
+    "escape",
+    "first",
+    "float",
+    "forceescape",
+    "format",
+    "groupby",
+    "indent",
+    "int",
+    "items",
+    "join",
+    "last",
+    "length",
+    "list",
+    "lower",
+    "map",
+    "max",
+    "min",
+    "reject",
+    "rejectattr",
+    "replace",
+    "reverse",
+    "round",
+    "safe",
+    "select",
+    "selectattr",
+    "slice",
+    "sort",
+    "string",
+    "sum",
+    "title",
+    "tojson",
+    "trim",
+    "unique",
+    "upper",
+    "urlencode",
+    "wordcount",
 ];
 
 impl Interpreter {
@@ -23,8 +65,7 @@ impl Interpreter {
             "tojson" => self.to_json(&value, arguments),
             "default" | "d" => {
                 let [default, boolean] = arguments.bind(name, ["default_value", "boolean"])?;
-                let replaced =
-                    matches!(value, Value::Undefined(_)) || (truth_or(boolean, false) && !value.is_true());
+                let replaced = matches!(value, Value::Undefined(_)) || (truth_or(boolean, false) && !value.is_true());
                 Ok(if replaced { default.unwrap_or_else(|| Value::str("")) } else { value })
             }
             "length" | "count" => {
@@ -48,9 +89,8 @@ impl Interpreter {
                 let attribute = text(required(attribute, name, "name")?)?;
                 match value {
                     // Unlike `value.name`, it looks up no items.
-                    Value::Dict(_) => {
-                        Ok(super::methods::method_of(&value, attribute.as_str()).unwrap_or_else(|| Value::undefined("no such attribute")))
-                    }
+                    Value::Dict(_) => Ok(super::methods::method_of(&value, attribute.as_str())
+                        .unwrap_or_else(|| Value::undefined("no such attribute"))),
                     other => self.attribute(&other, attribute.as_str()),
                 }
             }
@@ -279,7 +319,12 @@ impl Interpreter {
         Ok(value)
     }
 
-    pub(super) fn compare_sorted(&self, left: &Value, right: &Value, case_sensitive: bool) -> Result<std::cmp::Ordering, Fault> {
+    pub(super) fn compare_sorted(
+        &self,
+        left: &Value,
+        right: &Value,
+        case_sensitive: bool,
+    ) -> Result<std::cmp::Ordering, Fault> {
         operators::order(&self.sort_key(left, case_sensitive), &self.sort_key(right, case_sensitive), &self.budget)
     }
 

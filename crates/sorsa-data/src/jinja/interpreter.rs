@@ -12,13 +12,8 @@ use super::text::{MarkKind, Text, TextBuilder};
 use super::{Fault, Rendered, Value};
 
 /// Runs a template with the variables `globals`.
-pub(super) fn render(
-    body: &[Statement],
-    globals: Vec<(String, Value)>,
-    limits: Limits,
-) -> Result<Rendered, Fault> {
-    let interpreter =
-        Interpreter { budget: Budget::new(limits), outputs: RefCell::new(vec![TextBuilder::default()]) };
+pub(super) fn render(body: &[Statement], globals: Vec<(String, Value)>, limits: Limits) -> Result<Rendered, Fault> {
+    let interpreter = Interpreter { budget: Budget::new(limits), outputs: RefCell::new(vec![TextBuilder::default()]) };
     let scope = Rc::new(Scope { variables: RefCell::new(globals), parent: None });
     let result = interpreter.run(body, &scope);
     // A macro holds the scope that holds it.
@@ -237,8 +232,7 @@ impl Interpreter {
             return self.run_inside(&for_loop.otherwise, scope);
         }
         let recursive = for_loop.recursive.then(|| (Arc::clone(for_loop), Rc::clone(scope)));
-        let state =
-            Rc::new(LoopState { items, index: Cell::new(0), depth, recursive, changed: RefCell::new(None) });
+        let state = Rc::new(LoopState { items, index: Cell::new(0), depth, recursive, changed: RefCell::new(None) });
         for (index, item) in state.items.iter().enumerate() {
             self.budget.step()?;
             state.index.set(index);

@@ -265,7 +265,8 @@ impl<'a> Lexer<'a> {
             }
         }
         let text = rest[..end].replace('_', "");
-        let token = if is_float { text.parse().ok().map(TokenKind::Float) } else { text.parse().ok().map(TokenKind::Int) };
+        let token =
+            if is_float { text.parse().ok().map(TokenKind::Float) } else { text.parse().ok().map(TokenKind::Int) };
         self.push(token.ok_or_else(|| self.fault(format!("invalid number {text}")))?);
         self.advance(end);
         Ok(())

@@ -13,7 +13,17 @@ const DICT_METHODS: [&str; 5] = ["get", "items", "keys", "values", "copy"];
 const LIST_METHODS: [&str; 3] = ["count", "index", "copy"];
 /// Methods that change a value, which jinja2's sandbox forbids.
 const FORBIDDEN: [&str; 12] = [
-    "append", "clear", "extend", "insert", "pop", "popitem", "remove", "reverse", "setdefault", "sort", "update",
+    "append",
+    "clear",
+    "extend",
+    "insert",
+    "pop",
+    "popitem",
+    "remove",
+    "reverse",
+    "setdefault",
+    "sort",
+    "update",
     "__setitem__",
 ];
 

@@ -104,9 +104,9 @@ fn numbers(operator: Arithmetic, left: &Value, right: &Value) -> Result<Value, F
                 let down = i128::from(left % right != 0 && (left < 0) != (right < 0));
                 left.checked_div(right).map(|quotient| quotient - down)
             }
-            Arithmetic::Modulo => left.checked_rem(right).map(|rest| {
-                if rest != 0 && (rest < 0) != (right < 0) { rest + right } else { rest }
-            }),
+            Arithmetic::Modulo => left
+                .checked_rem(right)
+                .map(|rest| if rest != 0 && (rest < 0) != (right < 0) { rest + right } else { rest }),
             Arithmetic::Power if right < 0 => return Ok(Value::Float((left as f64).powf(right as f64))),
             Arithmetic::Power => u32::try_from(right).ok().and_then(|right| left.checked_pow(right)),
         };

@@ -56,13 +56,7 @@ impl Interpreter {
         Ok(())
     }
 
-    fn represent_items(
-        &self,
-        open: &str,
-        items: &[Value],
-        close: &str,
-        text: &mut TextBuilder,
-    ) -> Result<(), Fault> {
+    fn represent_items(&self, open: &str, items: &[Value], close: &str, text: &mut TextBuilder) -> Result<(), Fault> {
         text.push_str(open);
         for (at, item) in items.iter().enumerate() {
             text.push_str(if at > 0 { ", " } else { "" });

@@ -8,11 +8,50 @@ use super::{Fault, Value};
 
 /// The methods of Python's `str`; some can be asked for, but not called.
 pub(super) const STRING_METHODS: [&str; 44] = [
-    "capitalize", "casefold", "center", "count", "encode", "endswith", "expandtabs", "find", "format", "format_map",
-    "index", "isalnum", "isalpha", "isascii", "isdecimal", "isdigit", "isidentifier", "islower", "isnumeric",
-    "isprintable", "isspace", "istitle", "isupper", "join", "ljust", "lower", "lstrip", "maketrans", "partition",
-    "removeprefix", "removesuffix", "replace", "rfind", "rindex", "rjust", "rpartition", "rsplit", "rstrip", "split",
-    "splitlines", "startswith", "strip", "title", "upper",
+    "capitalize",
+    "casefold",
+    "center",
+    "count",
+    "encode",
+    "endswith",
+    "expandtabs",
+    "find",
+    "format",
+    "format_map",
+    "index",
+    "isalnum",
+    "isalpha",
+    "isascii",
+    "isdecimal",
+    "isdigit",
+    "isidentifier",
+    "islower",
+    "isnumeric",
+    "isprintable",
+    "isspace",
+    "istitle",
+    "isupper",
+    "join",
+    "ljust",
+    "lower",
+    "lstrip",
+    "maketrans",
+    "partition",
+    "removeprefix",
+    "removesuffix",
+    "replace",
+    "rfind",
+    "rindex",
+    "rjust",
+    "rpartition",
+    "rsplit",
+    "rstrip",
+    "split",
+    "splitlines",
+    "startswith",
+    "strip",
+    "title",
+    "upper",
 ];
 
 impl Interpreter {
@@ -40,7 +79,9 @@ impl Interpreter {
                 let at = if name == "partition" { text_of.find(separator) } else { text_of.rfind(separator) };
                 let (first, middle, last) = match (at, separator) {
                     (_, "") => return Err(Fault::new("empty separator")),
-                    (Some(at), _) => (&text_of[..at], &text_of[at..at + separator.len()], &text_of[at + separator.len()..]),
+                    (Some(at), _) => {
+                        (&text_of[..at], &text_of[at..at + separator.len()], &text_of[at + separator.len()..])
+                    }
                     (None, _) if name == "partition" => (text_of, &text_of[..0], &text_of[..0]),
                     (None, _) => (&text_of[..0], &text_of[..0], text_of),
                 };
@@ -52,7 +93,8 @@ impl Interpreter {
                 Ok(Value::Str(self.replaced(string, &old, &new, int_or(count, -1)?)?))
             }
             "startswith" | "endswith" => {
-                let [affix, start, end] = arguments.bind(name, [if name == "startswith" { "prefix" } else { "suffix" }, "start", "end"])?;
+                let [affix, start, end] =
+                    arguments.bind(name, [if name == "startswith" { "prefix" } else { "suffix" }, "start", "end"])?;
                 let part = char_range(text_of, int_or(start, 0)?, int_or(end, i128::MAX)?);
                 let affixes = match required(affix, name, "affix")? {
                     Value::Tuple(items) => items.items.clone(),
@@ -242,14 +284,21 @@ pub(super) fn stripped(string: &Text, characters: Option<&Text>, left: bool, rig
 
 fn split_at_spaces(whole: &str, limit: usize, from_right: bool) -> Vec<&str> {
     let mut parts = Vec::new();
-    let trim = |text| if from_right { str::trim_end_matches(text, is_python_space) } else { str::trim_start_matches(text, is_python_space) };
+    let trim = |text| {
+        if from_right {
+            str::trim_end_matches(text, is_python_space)
+        } else {
+            str::trim_start_matches(text, is_python_space)
+        }
+    };
     let mut rest = trim(whole);
     while !rest.is_empty() {
         let border = if from_right { rest.rfind(is_python_space) } else { rest.find(is_python_space) };
         match border {
             Some(at) if parts.len() < limit => {
                 let after = at + rest[at..].chars().next().map_or(0, char::len_utf8);
-                let (part, others) = if from_right { (&rest[after..], &rest[..after]) } else { (&rest[..at], &rest[at..]) };
+                let (part, others) =
+                    if from_right { (&rest[after..], &rest[..after]) } else { (&rest[..at], &rest[at..]) };
                 parts.push(part);
                 rest = trim(others);
             }
@@ -266,7 +315,8 @@ fn split_at_spaces(whole: &str, limit: usize, from_right: bool) -> Vec<&str> {
 }
 
 fn split_lines(whole: &str, keep_ends: bool) -> Vec<&str> {
-    let is_break = |c: char| matches!(c, '\n' | '\r' | '\x0b' | '\x0c' | '\x1c'..='\x1e' | '\u{85}' | '\u{2028}' | '\u{2029}');
+    let is_break =
+        |c: char| matches!(c, '\n' | '\r' | '\x0b' | '\x0c' | '\x1c'..='\x1e' | '\u{85}' | '\u{2028}' | '\u{2029}');
     let mut lines = Vec::new();
     let mut rest = whole;
     while !rest.is_empty() {
@@ -274,7 +324,8 @@ fn split_lines(whole: &str, keep_ends: bool) -> Vec<&str> {
             lines.push(rest);
             break;
         };
-        let length = if rest[at..].starts_with("\r\n") { 2 } else { rest[at..].chars().next().map_or(0, char::len_utf8) };
+        let length =
+            if rest[at..].starts_with("\r\n") { 2 } else { rest[at..].chars().next().map_or(0, char::len_utf8) };
         lines.push(&rest[..if keep_ends { at + length } else { at }]);
         rest = &rest[at + length..];
     }
@@ -317,9 +368,7 @@ fn character_test(text: &str, name: &str) -> Option<bool> {
         "islower" => cased(char::is_lowercase, char::is_uppercase),
         "isupper" => cased(char::is_uppercase, char::is_lowercase),
         "isprintable" => text.chars().all(super::printing::is_printable),
-        "isidentifier" => {
-            all(|c| c == '_' || c.is_alphanumeric()) && !text.starts_with(|c: char| c.is_numeric())
-        }
+        "isidentifier" => all(|c| c == '_' || c.is_alphanumeric()) && !text.starts_with(|c: char| c.is_numeric()),
         _ => return None,
     })
 }

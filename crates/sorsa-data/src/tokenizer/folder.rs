@@ -8,11 +8,12 @@ use serde_json::{Map, Value};
 use tokenizers::{AddedToken, PreTokenizerWrapper, Tokenizer};
 
 use super::added::{TokenFiles, text_of};
+use super::chat_templates::{ChatTemplates, configured, name_of_file};
 use super::class::{self, TokenizerClass};
 use super::growth::Growth;
 use super::{TextTokenizer, byte_pairs, sentencepiece};
+use crate::DataError;
 use crate::contain::contained;
-use crate::{ChatTemplate, DataError};
 
 pub(super) const TOKENIZER: &str = "tokenizer.json";
 pub(super) const CONFIG: &str = "tokenizer_config.json";
@@ -21,6 +22,9 @@ const ADDED_TOKENS: &str = "added_tokens.json";
 const GENERATION_CONFIG: &str = "generation_config.json";
 const MODEL_CONFIG: &str = "config.json";
 const TEMPLATE: &str = "chat_template.jinja";
+const MORE_TEMPLATES: &str = "additional_chat_templates";
+/// Where processors of several modalities keep the template. Transformers' tokenizers do not read it.
+const PROCESSOR_TEMPLATE: &str = "chat_template.json";
 /// SentencePiece's files.
 const SENTENCE_PIECE: [&str; 2] = ["tokenizer.model", "spiece.model"];
 /// GPT-2's older files.
@@ -34,7 +38,8 @@ const LARGEST_FILE: u64 = 512 << 20;
 pub(super) struct TokenizerFiles {
     tokenizer: Option<(Tokenizer, Growth)>,
     configs: BTreeMap<&'static str, Value>,
-    template: Option<String>,
+    /// Chat templates in files of their own, by their names.
+    templates: Vec<(String, String)>,
     /// Whether the tokenizer was made of `vocab.json` and `merges.txt`.
     of_byte_pairs: bool,
     problems: Vec<String>,
@@ -59,9 +64,7 @@ impl TokenizerFiles {
                 files.config(name, &bytes);
             }
         }
-        if let Some(bytes) = files.read_if_present(dir, TEMPLATE) {
-            files.template = Some(String::from_utf8_lossy(&bytes).into_owned());
-        }
+        files.read_templates(dir);
         let model = SENTENCE_PIECE.into_iter().find(|name| dir.join(name).is_file());
         let remade = files.class().converts_again() && files.tokenizer_config().contains_key("add_prefix_space");
         let remade = remade && !files.tokenizer_config()["add_prefix_space"].is_null();
@@ -292,24 +295,37 @@ impl TokenizerFiles {
         Ok([before, after])
     }
 
-    /// The template of `chat_template.jinja`, otherwise of the configuration, which has one template or several named
-    /// ones; of several, the one named `default`.
-    fn chat_template(
-        &self,
-        tokenizer: &Tokenizer,
-        bos: Option<u32>,
-        eos: Option<u32>,
-    ) -> Option<Result<ChatTemplate, String>> {
-        let configured = self.field(CONFIG, "chat_template").and_then(|template| match template {
-            Value::Array(named) => named.iter().find(|entry| entry["name"] == "default")?["template"].as_str(),
-            one => one.as_str(),
-        });
-        let source = self.template.clone().or_else(|| configured.map(str::to_owned))?;
-        let text = |id: Option<u32>| id.and_then(|id| tokenizer.id_to_token(id)).unwrap_or_default();
-        Some(ChatTemplate::new(&source, &text(bos), &text(eos)).map_err(|error| match error {
-            DataError::ChatTemplate { reason } => reason,
-            other => other.to_string(),
-        }))
+    /// The templates in files of their own, otherwise those of the configuration, otherwise the processor's.
+    fn chat_templates(&mut self, config: &Map<String, Value>) -> ChatTemplates {
+        let mut sources = std::mem::take(&mut self.templates);
+        for file in [CONFIG, PROCESSOR_TEMPLATE] {
+            if sources.is_empty() {
+                sources = configured(self.field(file, "chat_template"));
+            }
+        }
+        ChatTemplates::compile(sources, config)
+    }
+
+    /// Reads the templates that are files of their own, and the processor's.
+    fn read_templates(&mut self, dir: &Path) {
+        if let Ok(processor) = std::fs::read(dir.join(PROCESSOR_TEMPLATE))
+            && let Ok(value) = serde_json::from_slice(&processor)
+        {
+            self.configs.insert(PROCESSOR_TEMPLATE, value);
+        }
+        if let Some(bytes) = self.read_if_present(dir, TEMPLATE) {
+            self.templates.push(("default".to_owned(), String::from_utf8_lossy(&bytes).into_owned()));
+        }
+        let Ok(entries) = std::fs::read_dir(dir.join(MORE_TEMPLATES)) else { return };
+        let mut files: Vec<String> =
+            entries.filter_map(|entry| entry.ok()?.file_name().to_str().map(str::to_owned)).collect();
+        files.sort();
+        for file in files {
+            let Some(name) = name_of_file(&file) else { continue };
+            if let Some(bytes) = self.read(&dir.join(MORE_TEMPLATES), &file) {
+                self.templates.push((name, String::from_utf8_lossy(&bytes).into_owned()));
+            }
+        }
     }
 
     /// Makes the tokenizer of the files.
@@ -341,7 +357,7 @@ impl TokenizerFiles {
             self.problems.push(format!("{TOKENIZER} is not a tokenizer: {reason}"));
             Default::default()
         });
-        let chat_template = self.chat_template(&inner, bos, eos);
+        let chat_templates = self.chat_templates(&config);
         if !self.problems.is_empty() {
             return Err(DataError::Tokenizer { place, problems: self.problems });
         }
@@ -352,7 +368,7 @@ impl TokenizerFiles {
         let cleans_up = config.get("clean_up_tokenization_spaces") == Some(&Value::Bool(true))
             && !matches!(inner.get_model(), tokenizers::ModelWrapper::BPE(_));
         let notes = self.notes;
-        Ok(TextTokenizer { inner, growth, bos, eos, pad, unk, stops, before, after, cleans_up, chat_template, notes })
+        Ok(TextTokenizer { inner, growth, bos, eos, pad, unk, stops, before, after, cleans_up, chat_templates, notes })
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod added;
 mod byte_pairs;
+mod chat_templates;
 mod class;
 mod folder;
 mod growth;
@@ -12,6 +13,7 @@ use std::path::Path;
 
 use tokenizers::{Encoding, Tokenizer};
 
+use self::chat_templates::ChatTemplates;
 use self::folder::TokenizerFiles;
 use self::growth::Growth;
 use crate::contain::contained;
@@ -32,8 +34,7 @@ pub struct TextTokenizer {
     before: Vec<u32>,
     after: Vec<u32>,
     cleans_up: bool,
-    /// The template, or why it cannot be used.
-    chat_template: Option<Result<ChatTemplate, String>>,
+    chat_templates: ChatTemplates,
     notes: Vec<String>,
 }
 
@@ -167,17 +168,23 @@ impl TextTokenizer {
         found.min_by_key(|(start, length, _)| (*start, std::cmp::Reverse(*length))).map(|(start, _, id)| (start, id))
     }
 
-    /// The chat template.
+    /// The default chat template.
     ///
     /// # Errors
     ///
-    /// [`DataError::NoChatTemplate`] if the checkpoint has none, [`DataError::ChatTemplate`] if it cannot be compiled.
+    /// [`DataError::NoChatTemplate`] if the checkpoint has none, [`DataError::UnknownChatTemplate`] if all of them have other
+    /// names, [`DataError::ChatTemplate`] if it cannot be compiled.
     pub fn chat_template(&self) -> Result<&ChatTemplate, DataError> {
-        match &self.chat_template {
-            Some(Ok(template)) => Ok(template),
-            Some(Err(reason)) => Err(DataError::ChatTemplate { reason: reason.clone() }),
-            None => Err(DataError::NoChatTemplate),
-        }
+        self.chat_templates.default()
+    }
+
+    /// The chat template called `name`.
+    ///
+    /// # Errors
+    ///
+    /// [`DataError::UnknownChatTemplate`] with the names that there are, [`DataError::ChatTemplate`] if it cannot be compiled.
+    pub fn chat_template_named(&self, name: &str) -> Result<&ChatTemplate, DataError> {
+        self.chat_templates.named(name)
     }
 
     /// What people should know of the files: a sentence for each thing that is odd and does not matter to most.

@@ -350,7 +350,9 @@ impl Parser {
                 false
             }
             TokenKind::Name(name) if name == "is" => return Err(self.fault("tests cannot be chained with `is`")),
-            TokenKind::Name(name) => !matches!(name.as_str(), "else" | "or" | "and" | "if" | "not" | "in" | "recursive"),
+            TokenKind::Name(name) => {
+                !matches!(name.as_str(), "else" | "or" | "and" | "if" | "not" | "in" | "recursive")
+            }
             TokenKind::Str(_) | TokenKind::Int(_) | TokenKind::Float(_) => true,
             TokenKind::Operator(operator) => matches!(*operator, "[" | "{"),
             _ => false,
