@@ -644,6 +644,35 @@ mod tests {
     }
 
     #[test]
+    fn a_turn_of_weight_zero_is_read_and_not_trained() {
+        let mut record = conversation(&[("user", "hi"), ("assistant", "no"), ("user", "so"), ("assistant", "ok")]);
+        let Content::Chat(talk) = &mut record.content else { panic!("a conversation") };
+        talk.messages[1].trained = false;
+        let ids = "<u:hi><a:no><u:so><a:ok>";
+        assert_eq!(shown(&chat(EncodeOptions::default()), &record), pair(ids, "ok>"));
+        let marked = "{% for m in messages %}<s>{{ m.role[0] }}:{% generation %}{{ m.content }}</s>{% endgeneration %}{% endfor %}";
+        let template = PromptTemplate::Chat(ChatTemplate::new(marked, "", "").unwrap());
+        let with_marks = encoder(template, EncodeOptions::default());
+        assert_eq!(shown(&with_marks, &record), pair(ids, "hi>so>ok>"));
+    }
+
+    #[test]
+    fn fields_that_the_template_leaves_out_are_counted() {
+        let mut record = conversation(&[("user", "hi"), ("assistant", "yo")]);
+        let Content::Chat(talk) = &mut record.content else { panic!("a conversation") };
+        talk.messages[1].fields.insert("tool_calls".into(), serde_json::json!([{"function": {"name": "f"}}]));
+        let encoder = chat(EncodeOptions::default());
+        assert_eq!(encoder.unwritten_fields(&[record.clone(), record]), [("tool_calls".to_owned(), 2)]);
+        let null = "{% for m in messages %}{{ m.content }}|{{ m.tool_calls }}{% endfor %}";
+        let template = ChatTemplate::new(null, "", "").unwrap();
+        let mut call = Message::new("assistant", "");
+        call.fields.insert("content".into(), serde_json::Value::Null);
+        call.fields.insert("tool_calls".into(), serde_json::json!([{"name": "f"}]));
+        insta::assert_snapshot!(template.render(&[Message::new("user", "q"), call], false).unwrap_err(),
+            @"chat template: it writes `None` for the content of message 2, which is null");
+    }
+
+    #[test]
     fn contradicting_options_are_all_named() {
         let tokenizer = TextTokenizer::from_bytes(
             br#"{"version": "1.0", "added_tokens": [], "model": {"type": "WordLevel", "unk_token": "?", "vocab": {"?": 0}}}"#,

@@ -279,3 +279,144 @@ fn part_text(part: &Value) -> Result<&str, String> {
         (None, None) => Err("`content` has a part without text".to_owned()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Format, LoadOptions};
+
+    fn convert(row: &Value) -> Result<(Record, Vec<&'static str>), String> {
+        let format = Format::recognise(row).expect("a known format");
+        let row = format.record(1, row.clone(), &LoadOptions::default())?;
+        Ok((row.record, row.unused_fields))
+    }
+
+    fn conversation(row: &Value) -> Conversation {
+        match convert(row).unwrap().0.content {
+            Content::Chat(conversation) => conversation,
+            other => panic!("not a conversation: {other:?}"),
+        }
+    }
+
+    fn turns(row: &Value) -> Vec<(String, String)> {
+        conversation(row).messages.into_iter().map(|message| (message.role, message.content)).collect()
+    }
+
+    fn pairs(turns: &[(&str, &str)]) -> Vec<(String, String)> {
+        turns.iter().map(|&(role, text)| (role.to_owned(), text.to_owned())).collect()
+    }
+
+    #[test]
+    fn share_gpt_and_openai_rows_are_the_same_conversation() {
+        let open_ai = json!({"messages": [
+            {"role": "system", "content": "s"}, {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]});
+        let share_gpt =
+            json!({"system": "s", "conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]});
+        assert_eq!(conversation(&open_ai), conversation(&share_gpt));
+        let both = json!({"system": "s", "messages": [{"role": "system", "content": "t"}, {"role": "assistant", "content": "a"}]});
+        assert_eq!(convert(&both).unwrap_err(), "`system` is given, and a message has the role system too");
+    }
+
+    #[test]
+    fn weight_and_train_say_what_is_trained() {
+        let of = |field: &str, value: Value| {
+            let row = json!({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", field: value}]});
+            convert(&row).map(|_| conversation(&row).messages[1].trained)
+        };
+        for field in TRAINED {
+            assert_eq!(of(field, json!(0)), Ok(false), "{field}");
+            assert_eq!(of(field, json!(false)), Ok(false), "{field}");
+            assert_eq!(of(field, json!(1.0)), Ok(true), "{field}");
+            assert_eq!(of(field, json!(null)), Ok(true), "{field}");
+        }
+        assert_eq!(
+            of("weight", json!(0.5)).unwrap_err(),
+            "`messages`, message 2: `weight` should be 0 or 1, found 0.5"
+        );
+    }
+
+    #[test]
+    fn tools_functions_and_variables_reach_the_template() {
+        let messages = json!([{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]);
+        let tool = json!({"type": "function", "function": {"name": "f"}});
+        let variables = |row: Value| Value::Object(conversation(&row).variables);
+        assert_eq!(variables(json!({"messages": messages, "tools": [tool]})), json!({"tools": [tool]}));
+        assert_eq!(variables(json!({"messages": messages, "tools": tool.to_string()[..0]})), json!({}));
+        assert_eq!(
+            variables(json!({"messages": messages, "tools": json!([tool]).to_string()})),
+            json!({"tools": [tool]})
+        );
+        assert_eq!(variables(json!({"messages": messages, "functions": [{"name": "f"}]})), json!({"tools": [tool]}));
+        let kwargs = json!({"messages": messages, "chat_template_kwargs": {"enable_thinking": false}});
+        assert_eq!(variables(kwargs), json!({"enable_thinking": false}));
+        assert_eq!(
+            convert(&json!({"messages": messages, "tools": 3})).unwrap_err(),
+            "`tools` should be a list, found a number"
+        );
+    }
+
+    #[test]
+    fn a_content_is_text_parts_of_text_or_nothing_beside_a_call() {
+        let parts = json!({"messages": [
+            {"role": "user", "content": [{"type": "text", "text": "a"}, "b"]},
+            {"role": "assistant", "content": null, "name": null, "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}]});
+        let conversation = conversation(&parts);
+        assert_eq!(conversation.messages[0].fields["content"], "ab");
+        assert!(!conversation.messages[1].fields.contains_key("name"));
+        assert!(conversation.messages[1].fields["content"].is_null());
+        let reason = |message: Value| {
+            convert(&json!({"messages": [message, {"role": "assistant", "content": "a"}]})).unwrap_err()
+        };
+        assert_eq!(
+            reason(json!({"role": "user", "content": [{"type": "image_url", "image_url": "x"}]})),
+            "`messages`, message 1: `content` has a part of type image_url; only text is supported"
+        );
+        assert_eq!(reason(json!({"role": "user"})), "`messages`, message 1: no text in `content`");
+        assert_eq!(reason(json!({"content": "x"})), "`messages`, message 1: no field `role`");
+        assert_eq!(reason(json!({"role": "assistant", "content": null})), "message 1 (assistant) is empty");
+    }
+
+    #[test]
+    fn a_call_of_share_gpt_is_a_tool_call() {
+        let row = json!({"conversations": [{"from": "human", "value": "q"},
+            {"from": "function_call", "value": "{\"name\": \"f\", \"arguments\": {\"x\": 1}}"}, {"from": "observation", "value": "2"}]});
+        let conversation = conversation(&row);
+        let call = json!([{"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}]);
+        assert_eq!(conversation.messages[1].fields["tool_calls"], call);
+        assert_eq!(conversation.messages[2].role, "tool");
+    }
+
+    #[test]
+    fn system_history_and_context_become_part_of_the_prompt() {
+        let alpaca = json!({"instruction": "i", "input": "", "output": "a", "system": "s", "history": [["q", "b"]]});
+        let expected = [("system", "s"), ("user", "q"), ("assistant", "b"), ("user", "i"), ("assistant", "a")];
+        assert_eq!(turns(&alpaca), pairs(&expected));
+        let plain = json!({"instruction": "i", "input": "x", "output": "a", "system": "", "history": []});
+        assert!(matches!(convert(&plain).unwrap().0.content, Content::Instruction { .. }));
+        let (context, unused) = convert(&json!({"context": "c", "question": "q", "answer": "a"})).unwrap();
+        let Content::Instruction { input, .. } = context.content else { panic!("an instruction") };
+        assert_eq!((input.as_deref(), unused), (Some("c"), vec![]));
+    }
+
+    #[test]
+    fn bad_examples_are_refused_and_unused_fields_are_named() {
+        let kto = |label: bool| convert(&json!({"prompt": "q", "completion": "a", "label": label}));
+        assert_eq!(kto(false).unwrap_err(), "`label` is false: an example of what not to write");
+        assert!(kto(true).unwrap().1.is_empty());
+        let unused = |row: Value| convert(&row).unwrap().1;
+        assert_eq!(
+            unused(json!({"query": "q", "response": "a", "system": "s", "tools": [1], "history": []})),
+            ["system", "tools"]
+        );
+        assert!(unused(json!({"query": "q", "response": "a", "id": 3, "original_question": "q"})).is_empty());
+    }
+
+    #[test]
+    fn of_prompt_and_completion_as_lists_only_the_completion_is_trained() {
+        let row = json!({"prompt": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}, {"role": "user", "content": "r"}],
+            "completion": [{"role": "assistant", "content": "b"}]});
+        let trained: Vec<bool> = conversation(&row).messages.iter().map(|message| message.trained).collect();
+        assert_eq!(trained, [false, false, false, true]);
+        assert_eq!(turns(&row).len(), 4);
+    }
+}

@@ -17,7 +17,7 @@ pub(super) struct Parsed {
 /// Parses a template.
 pub(super) fn parse(source: &str) -> Result<Parsed, Fault> {
     let tokens = tokenize(source)?;
-    let mut parser = Parser { tokens, at: 0, depth: 0, has_generation_blocks: false, loops: 0 };
+    let mut parser = Parser { tokens, at: 0, depth: 0, has_generation_blocks: false, loops: 0, operators: 0 };
     let body = parser.statements(&[])?;
     Ok(Parsed { body, has_generation_blocks: parser.has_generation_blocks })
 }
@@ -30,6 +30,8 @@ struct Parser {
     has_generation_blocks: bool,
     /// Loops around the statement.
     loops: u32,
+    /// Operators in the statement so far.
+    operators: usize,
 }
 
 /// Nested statements and expressions in the source. Each costs a dozen function calls on the stack.
@@ -37,6 +39,9 @@ const MAX_DEPTH: u32 = 100;
 
 /// Operators in a row (`a + b + c`), which nest in the tree.
 const MAX_CHAIN: usize = 200;
+
+/// Operators in a statement, which may all nest in the tree.
+const MAX_OPERATORS: usize = 2000;
 
 impl Parser {
     fn token(&self) -> &TokenKind {
@@ -147,6 +152,7 @@ impl Parser {
         let mut body = Vec::new();
         loop {
             let line = self.line();
+            self.operators = 0;
             match self.next() {
                 TokenKind::Text(text) => body.push(Statement { line, kind: StatementKind::Text(text) }),
                 TokenKind::VariableBegin => {

@@ -68,6 +68,7 @@ fn no_template_runs_for_ever_or_takes_all_memory() {
         format!("{{{{ a{} }}}}", ".a".repeat(100_000)),
         format!("{{{{ 1{} }}}}", "|abs".repeat(100_000)),
         format!("{{{{ 1{} }}}}", " if 1 else 1".repeat(100_000)),
+        format!("{{{{ {}1{} }}}}", "(".repeat(40), format!("{})", " + 1".repeat(150)).repeat(40)),
         deep("{% if 1 %}", "", "{% endif %}"),
         deep("{% for a in [1] %}", "", "{% endfor %}"),
     ];

@@ -341,6 +341,36 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn templates_are_chosen_by_their_names() {
+        let tokenizer = |files: &[(&str, &str)]| TextTokenizer::from_dir(folder(files).path()).unwrap();
+        let named = r#"{"chat_template": [{"name": "tool_use", "template": "T"}, {"name": "rag", "template": "R"}]}"#;
+        let without_default = tokenizer(&[("tokenizer_config.json", named)]);
+        insta::assert_snapshot!(without_default.chat_template().unwrap_err(), @"the tokenizer has no chat template named `default`; it has rag, tool_use");
+        assert_eq!(without_default.chat_template_named("rag").unwrap().render(&[], false).unwrap(), "R");
+        let processor = tokenizer(&[("chat_template.json", r#"{"chat_template": "P"}"#)]);
+        assert_eq!(processor.chat_template().unwrap().render(&[], false).unwrap(), "P");
+        assert!(matches!(tokenizer(&[]).chat_template(), Err(DataError::NoChatTemplate)));
+
+        let folder = folder(&[("chat_template.jinja", "D")]);
+        std::fs::create_dir(folder.path().join("additional_chat_templates")).unwrap();
+        std::fs::write(folder.path().join("additional_chat_templates/tool_use.jinja"), "T").unwrap();
+        let template = TextTokenizer::from_dir(folder.path()).unwrap().chat_template().unwrap().clone();
+        let mut conversation = crate::Conversation::default();
+        assert_eq!(template.render_conversation(&conversation).unwrap(), "D");
+        conversation.variables.insert("tools".into(), serde_json::json!([{}]));
+        assert_eq!(template.render_conversation(&conversation).unwrap(), "T");
+    }
+
+    #[test]
+    fn a_template_sees_every_special_token_of_the_tokenizer() {
+        let config = r#"{"bos_token": null, "eos_token": {"content": "</s>"}, "pad_token": "<s>", "unk_token": "a",
+            "additional_special_tokens": ["b", {"content": "c"}],
+            "chat_template": "{{ bos_token is defined }} {{ eos_token }} {{ pad_token }} {{ unk_token }} {{ additional_special_tokens | join }}"}"#;
+        let tokenizer = TextTokenizer::from_dir(folder(&[("tokenizer_config.json", config)]).path()).unwrap();
+        assert_eq!(tokenizer.chat_template().unwrap().render(&[], false).unwrap(), "False </s> <s> a bc");
+    }
+
+    #[test]
     fn everything_wrong_with_a_folder_is_said_at_once() {
         let error = |folder: &tempfile::TempDir| {
             let error = TextTokenizer::from_dir(folder.path()).unwrap_err().to_string();

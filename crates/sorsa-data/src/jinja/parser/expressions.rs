@@ -2,7 +2,7 @@
 
 use super::super::ast::{Arithmetic, CallArguments, Comparison, Expr, FilterCall};
 use super::super::lexer::TokenKind;
-use super::{Fault, MAX_CHAIN, Parser};
+use super::{Fault, MAX_CHAIN, MAX_OPERATORS, Parser};
 
 impl Parser {
     /// An expression, or several with commas between them, which are a tuple.
@@ -61,12 +61,16 @@ impl Parser {
         Ok(value)
     }
 
-    fn count_chain(&self, chain: &mut usize) -> Result<(), Fault> {
+    fn count_chain(&mut self, chain: &mut usize) -> Result<(), Fault> {
         *chain += 1;
-        match *chain > MAX_CHAIN {
-            true => Err(self.fault(format!("more than {MAX_CHAIN} operators in a row"))),
-            false => Ok(()),
+        self.operators += 1;
+        if *chain > MAX_CHAIN {
+            return Err(self.fault(format!("more than {MAX_CHAIN} operators in a row")));
         }
+        if self.operators > MAX_OPERATORS {
+            return Err(self.fault(format!("more than {MAX_OPERATORS} operators in a statement")));
+        }
+        Ok(())
     }
 
     fn or_expression(&mut self) -> Result<Expr, Fault> {
