@@ -68,7 +68,7 @@ impl TerminalObserver {
     }
 
     /// Says what somebody should know even if progress is of no interest.
-    fn notice(&self, text: &str) {
+    fn note(&self, text: &str) {
         match &self.progress {
             Some(progress) if self.style == Style::Bar => progress.line(text),
             _ => tell(format_args!("note: {text}")),
@@ -143,10 +143,15 @@ impl TerminalObserver {
 impl Observer for TerminalObserver {
     fn on_event(&mut self, event: Event<'_>) {
         match event {
-            Event::RowsSkipped { path, count } => {
-                self.say(&format!("{}: {count} malformed rows left out", path.display()));
+            Event::RowsSkipped { path, rows } => {
+                // Even if only results are asked for: they are results of the other rows.
+                let text = format!("{}: {} rows left out: {}", path.display(), rows.count, rows.in_a_line());
+                match &self.progress {
+                    Some(progress) => progress.line(&text),
+                    None => tell(format_args!("{text}")),
+                }
             }
-            Event::Notice { text } => self.notice(text),
+            Event::Note { text } => self.note(text),
             Event::Planned { recipe, data, shape, run } => {
                 self.run = Some(run.path().to_owned());
                 self.announce(recipe, data, shape, run);

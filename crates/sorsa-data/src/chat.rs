@@ -1,65 +1,225 @@
 //! Chat templates: Jinja, rendered like Hugging Face's `apply_chat_template` does.
 
+use std::collections::HashSet;
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
-use minijinja::{Environment, Error, ErrorKind, context};
-use minijinja_contrib::pycompat::unknown_method_callback;
+use serde_json::{Map, Value};
 
-use crate::{DataError, Message};
+use crate::assistant_spans::{AssistantSpans, assistant_spans};
+use crate::conversation::has_text;
+use crate::jinja::{Limits, MarkKind, Rendered, Template};
+use crate::{Conversation, DataError, Message, jinja};
 
 /// A compiled chat template.
 ///
-/// A template sees `messages`, `bos_token`, `eos_token` and `add_generation_prompt`, but no tools.
+/// A template sees what it sees in Transformers: `messages`, `tools`, `documents`, `add_generation_prompt`, the special tokens
+/// by their names, and the other variables of the conversation.
 ///
 /// Training data must not depend on the date. If a template tests whether `strftime_now is defined`, the function is
 /// undefined and the template uses its own fixed date. Otherwise `strftime_now` returns 26 July 2024, the fixed date of
 /// Llama's template.
+///
+/// A template that takes too many steps, makes too much text or nests too deep ends with an error.
 #[derive(Clone)]
 pub struct ChatTemplate {
-    environment: Arc<Environment<'static>>,
+    template: Arc<Template>,
     source: Arc<str>,
-    bos_token: String,
-    eos_token: String,
+    /// Special tokens by their names: `bos_token`.
+    special_tokens: Map<String, Value>,
+    /// The template for conversations with tools, if it is another.
+    for_tools: Option<Arc<Self>>,
 }
 
 impl ChatTemplate {
-    const NAME: &'static str = "chat_template";
-
-    /// Compiles `source`; `bos_token` and `eos_token` are the texts of those tokens, or empty.
+    /// Compiles `source`; `bos_token` and `eos_token` are the texts of those tokens, or empty if there are none.
     ///
     /// # Errors
     ///
     /// [`DataError::ChatTemplate`] if the source is not valid Jinja.
     pub fn new(source: &str, bos_token: &str, eos_token: &str) -> Result<Self, DataError> {
-        let mut environment = Environment::new();
-        environment.set_trim_blocks(true);
-        environment.set_lstrip_blocks(true);
-        environment.set_unknown_method_callback(unknown_method_callback);
-        environment.add_function("raise_exception", |message: String| -> Result<String, Error> {
-            Err(Error::new(ErrorKind::InvalidOperation, message))
-        });
-        if source.contains("strftime_now") && !source.contains("strftime_now is defined") {
-            environment.add_function("strftime_now", strftime_of_fixed_date);
+        let mut special_tokens = Map::new();
+        for (name, token) in [("bos_token", bos_token), ("eos_token", eos_token)] {
+            if !token.is_empty() {
+                special_tokens.insert(name.to_owned(), token.into());
+            }
         }
-        environment.add_template_owned(Self::NAME, without_generation_blocks(source)).map_err(template_error)?;
-        Ok(Self {
-            environment: Arc::new(environment),
-            source: source.into(),
-            bos_token: bos_token.to_owned(),
-            eos_token: eos_token.to_owned(),
-        })
+        Self::with_special_tokens(source, special_tokens)
     }
 
-    /// Renders a conversation. With `add_generation_prompt`, the text ends with the opening of the assistant's next turn.
+    /// Compiles `source` for a tokenizer with these special tokens: `bos_token`, `pad_token`, `additional_special_tokens`.
+    ///
+    /// # Errors
+    ///
+    /// [`DataError::ChatTemplate`] if the source is not valid Jinja.
+    pub fn with_special_tokens(source: &str, special_tokens: Map<String, Value>) -> Result<Self, DataError> {
+        let template = Arc::new(Template::compile(source).map_err(template_error)?);
+        Ok(Self { template, source: source.into(), special_tokens, for_tools: None })
+    }
+
+    /// Renders messages. With `add_generation_prompt`, the text ends with the opening of the assistant's next turn.
     ///
     /// # Errors
     ///
     /// [`DataError::ChatTemplate`] if the template refuses the messages (`raise_exception`) or fails.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, DataError> {
-        let (bos_token, eos_token) = (&self.bos_token, &self.eos_token);
-        let template = self.environment.get_template(Self::NAME).map_err(template_error)?;
-        template.render(context! { messages, bos_token, eos_token, add_generation_prompt }).map_err(template_error)
+        let conversation = Conversation::new(messages.to_vec());
+        Ok(self.render_marked(&conversation, add_generation_prompt)?.text)
+    }
+
+    /// Renders a conversation.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`render`](Self::render).
+    pub fn render_conversation(&self, conversation: &Conversation) -> Result<String, DataError> {
+        Ok(self.render_marked(conversation, false)?.text)
+    }
+
+    /// Renders a conversation, with the end that lets the assistant write its next turn.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`render`](Self::render).
+    pub fn render_prompt(&self, conversation: &Conversation) -> Result<String, DataError> {
+        Ok(self.render_marked(conversation, true)?.text)
+    }
+
+    /// Renders a conversation, with the bytes of the text that the assistant writes in its trained turns: what comes after the
+    /// prompt of a turn, up to its end, the end token included.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`render`](Self::render); [`DataError::AmbiguousTurn`] if a turn cannot be told from the rest.
+    pub fn render_with_assistant_spans(
+        &self,
+        conversation: &Conversation,
+    ) -> Result<(String, Vec<Range<usize>>), DataError> {
+        let AssistantSpans { rendered, trained } = assistant_spans(self, conversation)?;
+        Ok((rendered.text, trained))
+    }
+
+    /// Renders a conversation. The marks say where the parts of the text come from.
+    pub(crate) fn render_marked(
+        &self,
+        conversation: &Conversation,
+        add_generation_prompt: bool,
+    ) -> Result<Rendered, DataError> {
+        let rendered = self.render_as_it_is(conversation, add_generation_prompt)?;
+        self.check_null_contents(conversation, add_generation_prompt, &rendered)?;
+        Ok(rendered)
+    }
+
+    fn render_as_it_is(&self, conversation: &Conversation, add_generation_prompt: bool) -> Result<Rendered, DataError> {
+        let chosen = self.chosen(conversation);
+        let variables = chosen.variables(conversation, add_generation_prompt).map_err(template_error)?;
+        let limits = Limits::for_input(conversation.size());
+        chosen.template.render(variables, limits).map_err(template_error)
+    }
+
+    /// Refuses the word `None` that a template writes for a content that is null.
+    fn check_null_contents(
+        &self,
+        conversation: &Conversation,
+        add_generation_prompt: bool,
+        rendered: &Rendered,
+    ) -> Result<(), DataError> {
+        let is_null = |message: &Message| message.fields.get("content").is_some_and(Value::is_null);
+        let Some(first) = conversation.messages.iter().position(is_null) else { return Ok(()) };
+        let words = |text: &str| text.matches("None").count();
+        if words(&rendered.text) == 0 {
+            return Ok(());
+        }
+        let mut with_text = conversation.clone();
+        for message in with_text.messages.iter_mut().filter(|message| is_null(message)) {
+            message.fields.insert("content".to_owned(), Value::String(String::new()));
+        }
+        match self.render_as_it_is(&with_text, add_generation_prompt) {
+            Ok(other) if words(&other.text) < words(&rendered.text) => {
+                let reason = format!("it writes `None` for the content of message {}, which is null", first + 1);
+                Err(DataError::ChatTemplate { reason })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Fields of the messages whose text the template writes nowhere: their names, and the role of a message whose content
+    /// is left out.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`render`](Self::render).
+    pub fn unwritten_fields(&self, conversation: &Conversation) -> Result<Vec<String>, DataError> {
+        let rendered = self.render_marked(conversation, false)?;
+        let mut written = HashSet::new();
+        for mark in &rendered.marks {
+            if let MarkKind::Said { message, field } = mark.kind {
+                written.insert((message, field));
+            }
+        }
+        let (mut names, mut used) = (Vec::new(), HashSet::new());
+        for (index, message) in conversation.messages.iter().enumerate() {
+            for (field, (name, value)) in message.fields.iter().enumerate() {
+                let label = match name.as_str() {
+                    "content" => format!("content of the role {}", message.role),
+                    "role" | "id" | "tool_call_id" | "name" | "type" => continue,
+                    other => other.to_owned(),
+                };
+                if written.contains(&(index, field)) {
+                    used.insert(label);
+                } else if has_text(value) && !names.contains(&label) {
+                    names.push(label);
+                }
+            }
+        }
+        names.retain(|name| !used.contains(name));
+        Ok(names)
+    }
+
+    /// Whether the template marks what the assistant writes in this conversation, with `{% generation %}`.
+    pub(crate) fn has_generation_blocks(&self, conversation: &Conversation) -> bool {
+        self.chosen(conversation).template.has_generation_blocks()
+    }
+
+    /// Has another template render conversations with tools.
+    pub(crate) fn use_for_tools(&mut self, template: &Self) {
+        self.for_tools = Some(Arc::new(template.clone()));
+    }
+
+    fn chosen(&self, conversation: &Conversation) -> &Self {
+        match &self.for_tools {
+            Some(template) if conversation.variables.contains_key("tools") => template,
+            _ => self,
+        }
+    }
+
+    fn variables(
+        &self,
+        conversation: &Conversation,
+        add_generation_prompt: bool,
+    ) -> Result<Vec<(String, jinja::Value)>, jinja::Fault> {
+        let mut messages = Vec::with_capacity(conversation.messages.len());
+        for (index, message) in conversation.messages.iter().enumerate() {
+            messages.push(jinja::Value::message(&message.fields, index)?);
+        }
+        let mut variables = vec![
+            ("messages".to_owned(), jinja::Value::list(messages)?),
+            ("add_generation_prompt".to_owned(), jinja::Value::Bool(add_generation_prompt)),
+            ("tools".to_owned(), jinja::Value::None),
+            ("documents".to_owned(), jinja::Value::None),
+        ];
+        if self.source.contains("strftime_now") && !self.source.contains("strftime_now is defined") {
+            variables.push(("strftime_now".to_owned(), jinja::Value::Function("strftime_now")));
+        }
+        for (name, value) in self.special_tokens.iter().chain(&conversation.variables) {
+            let value = jinja::Value::from_json(value, None)?;
+            match variables.iter_mut().find(|(known, _)| known == name) {
+                Some((_, old)) => *old = value,
+                None => variables.push((name.clone(), value)),
+            }
+        }
+        Ok(variables)
     }
 }
 
@@ -69,35 +229,8 @@ impl fmt::Debug for ChatTemplate {
     }
 }
 
-fn template_error(error: Error) -> DataError {
+fn template_error(error: jinja::Fault) -> DataError {
     DataError::ChatTemplate { reason: error.to_string() }
-}
-
-/// Python's `strftime` at midnight of 26 July 2024.
-fn strftime_of_fixed_date(format: &str) -> String {
-    const DATE: [(&str, &str); 8] = [
-        ("%Y", "2024"),
-        ("%y", "24"),
-        ("%m", "07"),
-        ("%d", "26"),
-        ("%B", "July"),
-        ("%b", "Jul"),
-        ("%A", "Friday"),
-        ("%a", "Fri"),
-    ];
-    const TIME: [(&str, &str); 3] = [("%H", "00"), ("%M", "00"), ("%S", "00")];
-    DATE.iter().chain(&TIME).fold(format.to_owned(), |text, (field, value)| text.replace(field, value))
-}
-
-/// Replaces `{% generation %}` by a block that always renders. The tag marks the assistant's part for Transformers and
-/// renders nothing itself.
-fn without_generation_blocks(source: &str) -> String {
-    let mut plain = source.to_owned();
-    for open in ["{%", "{%-"] {
-        plain = plain.replace(&format!("{open} generation "), &format!("{open} if true "));
-        plain = plain.replace(&format!("{open} endgeneration "), &format!("{open} endif "));
-    }
-    plain
 }
 
 #[cfg(test)]

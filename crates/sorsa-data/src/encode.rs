@@ -11,8 +11,12 @@ use std::sync::Arc;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use crate::assistant_spans::{AssistantSpans, assistant_spans};
+use crate::measure::{beginning, encode_in_pieces, ending};
 use crate::names::parse_name;
-use crate::{BadRows, ChatTemplate, Content, DataError, Message, PromptTemplate, Record, TextTokenizer};
+use crate::{
+    BadRows, ChatTemplate, Content, Conversation, DataError, LongPrompt, PromptTemplate, Record, TextTokenizer,
+};
 
 /// The token ids of one sequence, and the mask of the loss.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -115,12 +119,25 @@ pub struct EncodedSet {
     pub examples: Vec<Example>,
     /// Number of records without an example: they are too long, or have no token to predict.
     pub dropped: usize,
+    /// Those of the dropped records that have no token to predict.
+    pub without_target: usize,
     /// Number of truncated examples.
     pub truncated: usize,
     /// Number of tokens that the loss counts.
     pub target_tokens: usize,
     /// Number of all tokens.
     pub tokens: usize,
+}
+
+/// Records with the tokens of their prompts.
+#[derive(Debug, Clone)]
+pub struct EncodedPrompts {
+    /// Records that a model can be asked.
+    pub usable: Vec<(Record, Vec<u32>)>,
+    /// Prompts that leave no room for an answer.
+    pub too_long: Vec<LongPrompt>,
+    /// Rows that the template or the tokenizer refuses.
+    pub bad: BadRows,
 }
 
 /// Turns records into examples.
@@ -168,6 +185,11 @@ impl Encoder {
         &self.tokenizer
     }
 
+    /// The template of the prompts.
+    pub fn template(&self) -> &PromptTemplate {
+        &self.template
+    }
+
     /// Encodes one record into one example, or into none if the record is dropped. Plain text of more than `max_length`
     /// tokens becomes several examples. Each begins with the last token of the one before, so that every token but the
     /// first is predicted once.
@@ -177,16 +199,66 @@ impl Encoder {
     /// If the record is too long under [`Truncation::Error`], the template cannot render it, the tokenizer fails, or a
     /// token is beyond the vocabulary.
     pub fn encode(&self, record: &Record) -> Result<Vec<Example>, DataError> {
+        Ok(self.encode_or_drop(record)?.unwrap_or_default())
+    }
+
+    /// Like [`Encoder::encode`]. The inner error says why the record is dropped.
+    fn encode_or_drop(&self, record: &Record) -> Result<Result<Vec<Example>, Dropped>, DataError> {
         let draft = match (&self.template, &record.content) {
-            (_, Content::Text(text)) => return self.windows(text, record.row),
+            (_, Content::Text(text)) => {
+                let windows = self.windows(text, record.row)?;
+                return Ok(if windows.is_empty() { Err(Dropped::WithoutTarget) } else { Ok(windows) });
+            }
             (PromptTemplate::Chat(template), _) => {
-                self.conversation(template, &record.conversation().unwrap_or_default())?
+                let conversation = record.conversation().unwrap_or_default();
+                if self.is_much_too_long(&conversation)? {
+                    return Ok(Err(Dropped::TooLong));
+                }
+                self.conversation(template, &conversation)?
             }
             _ => self.exchange(record)?,
         };
-        let Some(example) = self.fit(draft, record.row)? else { return Ok(Vec::new()) };
+        let Some(example) = self.fit(draft, record.row)? else { return Ok(Err(Dropped::TooLong)) };
         self.check_vocabulary(&example.ids)?;
-        Ok(if example.target_tokens() > 0 { vec![example] } else { Vec::new() })
+        Ok(if example.target_tokens() > 0 { Ok(vec![example]) } else { Err(Dropped::WithoutTarget) })
+    }
+
+    /// Whether a conversation is dropped because a turn alone has more tokens than fit, by far. If it is not dropped, that is
+    /// an error: such a turn is not rendered.
+    fn is_much_too_long(&self, conversation: &Conversation) -> Result<bool, DataError> {
+        /// Turns below this size may be cut.
+        const SMALL: usize = 1 << 20;
+        let max_length = self.options.max_length;
+        let cuts = matches!(self.options.truncation, Truncation::KeepEnd | Truncation::AuthorEach);
+        for message in conversation.messages.iter().filter(|message| !cuts || message.content.len() > SMALL) {
+            let part = beginning(&self.tokenizer, &message.content, max_length)?;
+            if part.len() < message.content.len() {
+                if self.options.truncation == Truncation::DropRow {
+                    return Ok(true);
+                }
+                let tokens = self.tokenizer.encode(part)?.len();
+                return Err(DataError::MuchTooLong { bytes: message.content.len(), tokens, max_length });
+            }
+        }
+        Ok(false)
+    }
+
+    /// Fields of messages that the chat template writes in none of these records, with the number of records that have them.
+    pub fn unwritten_fields(&self, records: &[Record]) -> Vec<(String, usize)> {
+        let PromptTemplate::Chat(template) = &self.template else { return Vec::new() };
+        let of_record = |record: &Record| match &record.content {
+            // A record that cannot be rendered is an error of its own.
+            Content::Chat(conversation) => template.unwritten_fields(conversation).unwrap_or_default(),
+            _ => Vec::new(),
+        };
+        let mut counts: Vec<(String, usize)> = Vec::new();
+        for name in records.par_iter().map(of_record).collect::<Vec<_>>().into_iter().flatten() {
+            match counts.iter_mut().find(|(known, _)| *known == name) {
+                Some((_, count)) => *count += 1,
+                None => counts.push((name, 1)),
+            }
+        }
+        counts
     }
 
     /// Encodes the prompt of a record for generation: everything before the (last) answer, and the prompt suffix. It
@@ -196,18 +268,25 @@ impl Encoder {
     ///
     /// If the template cannot render the record, the tokenizer fails, or a token is beyond the vocabulary.
     pub fn encode_prompt(&self, record: &Record) -> Result<Vec<u32>, DataError> {
-        self.encode_continued(record, "")
+        self.encode_continued(record, "", usize::MAX)
     }
 
     /// Encodes the prompt of a record and a text after it, such as a choice whose likelihood is asked for.
     ///
     /// # Errors
     ///
-    /// Those of [`encode_prompt`](Self::encode_prompt).
-    pub fn encode_continued(&self, record: &Record, continuation: &str) -> Result<Vec<u32>, DataError> {
+    /// Those of [`encode_prompt`](Self::encode_prompt), and [`DataError::PromptTooLong`] for more than `longest` tokens.
+    pub fn encode_continued(&self, record: &Record, continuation: &str, longest: usize) -> Result<Vec<u32>, DataError> {
         let text = self.template.prompt(record)? + &self.options.prompt_suffix + continuation;
-        let bos = self.bos().filter(|_| !matches!(self.template, PromptTemplate::Chat(_)));
-        let ids: Vec<u32> = bos.into_iter().chain(self.tokenizer.encode(&text)?).collect();
+        let part = beginning(&self.tokenizer, &text, longest)?;
+        let mut ids = match self.template {
+            PromptTemplate::Chat(_) => Vec::new(),
+            _ => self.before(),
+        };
+        ids.extend(self.tokenizer.encode(part)?);
+        if ids.len() > longest {
+            return Err(DataError::PromptTooLong { tokens: ids.len(), partial: part.len() < text.len(), longest });
+        }
         self.check_vocabulary(&ids)?;
         Ok(ids)
     }
@@ -221,22 +300,27 @@ impl Encoder {
         }
     }
 
-    /// Encodes the prompts of all records like [`Encoder::encode_prompt`], on all cores.
-    ///
-    /// # Errors
-    ///
-    /// [`DataError::Encode`] with every record that failed.
-    pub fn encode_prompts(&self, records: &[Record]) -> Result<Vec<Vec<u32>>, DataError> {
-        let encoded: Vec<_> = records.par_iter().map(|record| self.encode_prompt(record)).collect();
-        let mut prompts = Vec::with_capacity(records.len());
-        let mut bad = BadRows::new("row");
-        for (record, prompt) in records.iter().zip(encoded) {
+    /// Encodes the prompts of all records like [`Encoder::encode_prompt`], on all cores. `context` is the number of tokens that
+    /// a prompt and its answer may have together, so that a usable prompt has fewer.
+    pub fn encode_prompts(&self, records: Vec<Record>, context: usize) -> EncodedPrompts {
+        let longest = context.saturating_sub(1);
+        let encode = |record: &Record| self.encode_continued(record, "", longest);
+        let encoded: Vec<_> = records.par_iter().map(encode).collect();
+        let mut prompts = EncodedPrompts {
+            usable: Vec::with_capacity(records.len()),
+            too_long: Vec::new(),
+            bad: BadRows::new("row"),
+        };
+        for (record, prompt) in records.into_iter().zip(encoded) {
             match prompt {
-                Ok(prompt) => prompts.push(prompt),
-                Err(error) => bad.push(record.row, error.to_string()),
+                Ok(prompt) => prompts.usable.push((record, prompt)),
+                Err(DataError::PromptTooLong { tokens, partial, .. }) => {
+                    prompts.too_long.push(LongPrompt { row: record.row, tokens, partial });
+                }
+                Err(error) => prompts.bad.push(record.row, error.to_string()),
             }
         }
-        if bad.count > 0 { Err(DataError::Encode { records: records.len(), bad }) } else { Ok(prompts) }
+        prompts
     }
 
     /// Encodes all records like [`Encoder::encode`], on all cores.
@@ -245,31 +329,41 @@ impl Encoder {
     ///
     /// [`DataError::Encode`] with every record for which [`Encoder::encode`] failed.
     pub fn encode_all(&self, records: &[Record]) -> Result<EncodedSet, DataError> {
-        let encoded: Vec<_> = records.par_iter().map(|record| self.encode(record)).collect();
+        let (set, bad) = self.encode_usable(records);
+        if bad.count > 0 { Err(DataError::Encode { records: records.len(), bad }) } else { Ok(set) }
+    }
+
+    /// Encodes all records like [`Encoder::encode_all`], and leaves out those for which [`Encoder::encode`] failed: the second
+    /// part.
+    pub fn encode_usable(&self, records: &[Record]) -> (EncodedSet, BadRows) {
+        let encoded: Vec<_> = records.par_iter().map(|record| self.encode_or_drop(record)).collect();
         let mut set = EncodedSet::default();
         let mut bad = BadRows::new("row");
         for (record, examples) in records.iter().zip(encoded) {
             match examples {
-                Ok(examples) if examples.is_empty() => set.dropped += 1,
-                Ok(examples) => set.examples.extend(examples),
+                Ok(Ok(examples)) => set.examples.extend(examples),
+                Ok(Err(reason)) => {
+                    set.dropped += 1;
+                    set.without_target += usize::from(reason == Dropped::WithoutTarget);
+                }
                 Err(error) => bad.push(record.row, error.to_string()),
             }
-        }
-        if bad.count > 0 {
-            return Err(DataError::Encode { records: records.len(), bad });
         }
         for example in &set.examples {
             set.truncated += usize::from(example.truncated);
             set.target_tokens += example.target_tokens();
             set.tokens += example.ids.len();
         }
-        Ok(set)
+        (set, bad)
     }
 
-    /// Begin token that the encoder puts before a text, if any.
-    fn bos(&self) -> Option<u32> {
-        let wanted = !matches!(self.template, PromptTemplate::Code) || self.tokenizer.adds_bos();
-        self.tokenizer.bos().filter(|_| wanted)
+    /// The tokens before a prompt: those that the tokenizer itself puts there. The code of the SORSA paper writes the begin token into
+    /// Alpaca's prompt.
+    fn before(&self) -> Vec<u32> {
+        match (&self.template, self.tokenizer.before()) {
+            (PromptTemplate::Alpaca, []) => self.tokenizer.bos().into_iter().collect(),
+            (_, before) => before.to_vec(),
+        }
     }
 
     /// End token that the encoder appends to a text, if any.
@@ -279,43 +373,49 @@ impl Encoder {
 
     /// Encodes the prompt, written by the template, and the answer.
     fn exchange(&self, record: &Record) -> Result<Draft, DataError> {
-        let prompt = self.tokenizer.encode(&self.template.prompt(record)?)?;
-        let answer = self.tokenizer.encode(record.answer().unwrap_or_default())?;
-        let mut ids: Vec<u32> = self.bos().into_iter().chain(prompt).collect();
+        let (prompt, answer) = (self.template.prompt(record)?, record.answer().unwrap_or_default());
+        let (tokenizer, max_length) = (&self.tokenizer, self.options.max_length);
+        // Of a text that is much too long, the part that truncation keeps is enough.
+        let prompt_part = match self.options.truncation {
+            Truncation::KeepEnd => ending(tokenizer, &prompt, max_length)?,
+            _ => beginning(tokenizer, &prompt, max_length)?,
+        };
+        let answer_part = beginning(tokenizer, answer, max_length)?;
+        let bytes = prompt.len() + answer.len();
+        let whole = prompt_part.len() + answer_part.len() == bytes;
+        let (prompt, answer) = (tokenizer.encode(prompt_part)?, tokenizer.encode(answer_part)?);
+        let mut ids: Vec<u32> = self.before().into_iter().chain(prompt).collect();
         let answer_start = ids.len();
         ids.extend(answer.into_iter().chain(self.eos()));
         let target_mask = (0..ids.len()).map(|at| at >= answer_start || self.options.train_on_prompt).collect();
-        Ok(Draft { ids, target_mask, answer_start })
+        Ok(Draft { ids, target_mask, answer_start, bytes_of_part: (!whole).then_some(bytes) })
     }
 
-    /// Encodes a conversation as one text. To find the assistant's turns in it, it renders the conversation up to each
-    /// turn.
-    fn conversation(&self, template: &ChatTemplate, messages: &[Message]) -> Result<Draft, DataError> {
-        let text = template.render(messages, false)?;
-        let mut turns = Vec::new();
-        for (index, _) in messages.iter().enumerate().filter(|(_, message)| message.is_assistant()) {
-            let before = template.render(&messages[..index], true)?;
-            let after = template.render(&messages[..=index], false)?;
-            if !after.starts_with(&before) || !text.starts_with(&after) {
-                return Err(DataError::NotPrefixStable { message: index + 1 });
+    /// Encodes a conversation as one text. A token is a target if any of its text is the assistant's.
+    fn conversation(&self, template: &ChatTemplate, conversation: &Conversation) -> Result<Draft, DataError> {
+        let AssistantSpans { rendered, trained } = assistant_spans(template, conversation)?;
+        let encoding = self.tokenizer.encode_with_offsets(&rendered.text)?;
+        let offsets = encoding.get_offsets();
+        let mut target_mask = vec![self.options.train_on_prompt; offsets.len()];
+        let mut answer_start = offsets.len();
+        for span in trained.iter().filter(|span| !span.is_empty()) {
+            let touches = |&(start, end): &(usize, usize)| start < span.end && end > span.start;
+            if let (Some(first), Some(last)) = (offsets.iter().position(touches), offsets.iter().rposition(touches)) {
+                target_mask[first..=last].fill(true);
+                answer_start = first;
             }
-            turns.push(before.len()..after.len());
         }
-        let encoding = self.tokenizer.encode_with_offsets(&text)?;
-        let starts = encoding.get_offsets().iter().map(|&(start, _)| start);
-        let target_mask = starts
-            .clone()
-            .map(|start| self.options.train_on_prompt || turns.iter().any(|turn| turn.contains(&start)))
-            .collect();
-        let last = turns.last().map_or(text.len(), |turn| turn.start);
-        let answer_start = starts.take_while(|&start| start < last).count();
-        Ok(Draft { ids: encoding.get_ids().to_vec(), target_mask, answer_start })
+        Ok(Draft { ids: encoding.get_ids().to_vec(), target_mask, answer_start, bytes_of_part: None })
     }
 
     /// Splits plain text into windows of at most `max_length` tokens. Each begins with the last token of the one before.
     fn windows(&self, text: &str, row: usize) -> Result<Vec<Example>, DataError> {
-        let text = self.tokenizer.encode(text)?;
-        let ids: Vec<u32> = self.bos().into_iter().chain(text).chain(self.eos()).collect();
+        let mut ids = self.tokenizer.before().to_vec();
+        ids.extend(encode_in_pieces(&self.tokenizer, text)?);
+        match self.eos() {
+            Some(eos) => ids.push(eos),
+            None => ids.extend(self.tokenizer.after()),
+        }
         self.check_vocabulary(&ids)?;
         let step = self.options.max_length - 1;
         let window = |start| {
@@ -331,7 +431,12 @@ impl Encoder {
         match self.options.truncation {
             Truncation::AuthorEach => draft.cut_each(max_length),
             _ if tokens <= max_length => {}
-            Truncation::Error => return Err(DataError::TooLong { tokens, max_length }),
+            Truncation::Error => {
+                return Err(match draft.bytes_of_part {
+                    Some(bytes) => DataError::MuchTooLong { bytes, tokens, max_length },
+                    None => DataError::TooLong { tokens, max_length },
+                });
+            }
             Truncation::DropRow => return Ok(None),
             Truncation::KeepEnd => draft.keep_end(max_length, self.tokenizer.bos(), self.tokenizer.eos()),
         }
@@ -340,12 +445,22 @@ impl Encoder {
     }
 }
 
+/// Why a record has no example.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Dropped {
+    TooLong,
+    /// The loss counts none of its tokens.
+    WithoutTarget,
+}
+
 /// An example before truncation.
 struct Draft {
     ids: Vec<u32>,
     target_mask: Vec<bool>,
     /// Index of the first token of the (last) answer.
     answer_start: usize,
+    /// Bytes of the whole text, if only a part of it was made tokens.
+    bytes_of_part: Option<usize>,
 }
 
 impl Draft {
@@ -379,6 +494,7 @@ impl Draft {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Message;
     use crate::tokenizer::tests::{bytes, bytes_with};
 
     const TALK: &str = "{% for m in messages %}<s>{{ m.role[0] }}:{{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}<s>a:{% endif %}";
@@ -396,7 +512,8 @@ mod tests {
     }
 
     fn conversation(turns: &[(&str, &str)]) -> Record {
-        Record::new(1, Content::Chat(turns.iter().map(|&(role, text)| Message::new(role, text)).collect()))
+        let messages = turns.iter().map(|&(role, text)| Message::new(role, text)).collect();
+        Record::new(1, Content::Chat(Conversation::new(messages)))
     }
 
     /// The text of all ids, and that of the targets, with `<` and `>` for the begin and end tokens.
@@ -518,12 +635,41 @@ mod tests {
     }
 
     #[test]
-    fn a_template_that_rewrites_earlier_turns_is_refused() {
+    fn a_template_that_leaves_out_an_earlier_answer_is_refused() {
         let rewriting = "{% for m in messages %}[{{ m.content if loop.last else '..' }}]{% endfor %}";
         let template = PromptTemplate::Chat(ChatTemplate::new(rewriting, "", "").unwrap());
         let record = conversation(&[("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]);
         let error = encoder(template, EncodeOptions::default()).encode(&record).unwrap_err();
-        assert!(matches!(error, DataError::NotPrefixStable { message: 2 }), "{error}");
+        assert!(matches!(error, DataError::AmbiguousTurn { message: 2, .. }), "{error}");
+    }
+
+    #[test]
+    fn a_turn_of_weight_zero_is_read_and_not_trained() {
+        let mut record = conversation(&[("user", "hi"), ("assistant", "no"), ("user", "so"), ("assistant", "ok")]);
+        let Content::Chat(talk) = &mut record.content else { panic!("a conversation") };
+        talk.messages[1].trained = false;
+        let ids = "<u:hi><a:no><u:so><a:ok>";
+        assert_eq!(shown(&chat(EncodeOptions::default()), &record), pair(ids, "ok>"));
+        let marked = "{% for m in messages %}<s>{{ m.role[0] }}:{% generation %}{{ m.content }}</s>{% endgeneration %}{% endfor %}";
+        let template = PromptTemplate::Chat(ChatTemplate::new(marked, "", "").unwrap());
+        let with_marks = encoder(template, EncodeOptions::default());
+        assert_eq!(shown(&with_marks, &record), pair(ids, "hi>so>ok>"));
+    }
+
+    #[test]
+    fn fields_that_the_template_leaves_out_are_counted() {
+        let mut record = conversation(&[("user", "hi"), ("assistant", "yo")]);
+        let Content::Chat(talk) = &mut record.content else { panic!("a conversation") };
+        talk.messages[1].fields.insert("tool_calls".into(), serde_json::json!([{"function": {"name": "f"}}]));
+        let encoder = chat(EncodeOptions::default());
+        assert_eq!(encoder.unwritten_fields(&[record.clone(), record]), [("tool_calls".to_owned(), 2)]);
+        let null = "{% for m in messages %}{{ m.content }}|{{ m.tool_calls }}{% endfor %}";
+        let template = ChatTemplate::new(null, "", "").unwrap();
+        let mut call = Message::new("assistant", "");
+        call.fields.insert("content".into(), serde_json::Value::Null);
+        call.fields.insert("tool_calls".into(), serde_json::json!([{"name": "f"}]));
+        insta::assert_snapshot!(template.render(&[Message::new("user", "q"), call], false).unwrap_err(),
+            @"chat template: it writes `None` for the content of message 2, which is null");
     }
 
     #[test]

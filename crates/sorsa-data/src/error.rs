@@ -22,6 +22,22 @@ pub enum DataError {
         /// The folder.
         path: PathBuf,
     },
+    /// The path is a pipe, a device or a socket.
+    #[error("{} is not a regular file; data are read from files only", path.display())]
+    NotAFile {
+        /// The path.
+        path: PathBuf,
+    },
+    /// A kind of file that is known and not read.
+    #[error("{} is {found}; {advice}", path.display())]
+    OtherKind {
+        /// The file.
+        path: PathBuf,
+        /// What it is: `compressed by xz`, `UTF-16 text`.
+        found: &'static str,
+        /// What makes it readable.
+        advice: &'static str,
+    },
     /// Neither the name nor the first bytes tell what the file is.
     #[error("{} is neither JSON lines, a JSON array, parquet nor .txt", path.display())]
     UnknownFile {
@@ -41,7 +57,7 @@ pub enum DataError {
     /// The rows are readable, but have the fields of no known format.
     #[error(
         "{}: no format has the fields of its first row ({}); the formats are:\n{}",
-        path.display(), found.join(", "), Format::describe_all()
+        path.display(), first_names(found), Format::describe_all()
     )]
     UnknownFormat {
         /// The file.
@@ -105,20 +121,55 @@ pub enum DataError {
         "the tokenizer has no chat template: neither `chat_template.jinja` nor `chat_template` in tokenizer_config.json"
     )]
     NoChatTemplate,
+    /// The tokenizer has chat templates, but none of this name.
+    #[error("the tokenizer has no chat template named `{name}`; it has {}", found.join(", "))]
+    UnknownChatTemplate {
+        /// The name that is asked for.
+        name: String,
+        /// The names that there are.
+        found: Vec<String>,
+    },
     /// A conversation under a template that knows only instructions.
     #[error("the record is a conversation, which the {template} template cannot render; use the chat template")]
     NeedsChatTemplate {
         /// The template in use.
         template: TemplateName,
     },
-    /// The chat template rewrites earlier turns, so the encoder cannot tell which tokens are the assistant's.
+    /// The encoder cannot tell which tokens of a conversation are the assistant's.
     #[error(
-        "the chat template is not prefix-stable at message {message}: it rewrites earlier turns (or its generation prompt \
-         adds text that the turn lacks), so the assistant's tokens cannot be told from the rest; train on one exchange a record"
+        "the assistant's part of message {message} cannot be told from the rest: {reason}; mark it in the chat template with \
+         {{% generation %}} and {{% endgeneration %}}, or train on one exchange a record"
     )]
-    NotPrefixStable {
+    AmbiguousTurn {
         /// The assistant message, counted from 1.
         message: usize,
+        /// Why.
+        reason: String,
+    },
+    /// A conversation that begins with the answer.
+    #[error("no message comes before the assistant's answer, so there is no prompt")]
+    NoPrompt,
+    /// A record that is so long that only a part of it was made tokens.
+    #[error(
+        "more than {tokens} tokens ({bytes} bytes), at most {max_length} are allowed; raise max_length or choose another truncation"
+    )]
+    MuchTooLong {
+        /// Bytes of its text.
+        bytes: usize,
+        /// Tokens of the part.
+        tokens: usize,
+        /// The limit.
+        max_length: usize,
+    },
+    /// A prompt that does not fit.
+    #[error("{}{tokens} tokens, at most {longest} fit the model's context", if *partial { "more than " } else { "" })]
+    PromptTooLong {
+        /// Tokens of the prompt.
+        tokens: usize,
+        /// Whether only a part of the prompt was made tokens.
+        partial: bool,
+        /// The limit.
+        longest: usize,
     },
     /// A record with too many tokens, under [`Truncation::Error`](crate::Truncation::Error).
     #[error("{tokens} tokens, at most {max_length} are allowed; raise max_length or choose another truncation")]
@@ -152,6 +203,24 @@ pub enum DataError {
     },
 }
 
+/// A prompt that leaves no room for an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LongPrompt {
+    /// Number of its row.
+    pub row: usize,
+    /// Its tokens.
+    pub tokens: usize,
+    /// Whether only a part of the prompt was made tokens.
+    pub partial: bool,
+}
+
+impl fmt::Display for LongPrompt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let more = if self.partial { "more than " } else { "" };
+        write!(f, "row {} has {more}{} tokens", self.row, self.tokens)
+    }
+}
+
 /// A row that cannot be used, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BadRow {
@@ -176,15 +245,55 @@ impl BadRows {
     /// Maximum number of rows in [`BadRows::first`].
     pub const SHOWN: usize = 20;
 
-    pub(crate) fn new(unit: &'static str) -> Self {
+    /// Longest reason, in characters.
+    const MAX_REASON: usize = 300;
+
+    /// No bad rows yet, in a file whose rows are called `unit`.
+    pub fn new(unit: &'static str) -> Self {
         Self { unit, ..Self::default() }
     }
 
-    pub(crate) fn push(&mut self, row: usize, reason: String) {
+    /// Counts a row, and keeps it if it is among the first.
+    pub fn push(&mut self, row: usize, reason: String) {
         self.count += 1;
         if self.first.len() < Self::SHOWN {
-            self.first.push(BadRow { row, reason });
+            self.first.push(BadRow { row, reason: shortened(reason, Self::MAX_REASON) });
         }
+    }
+
+    /// Adds the rows of another part of the same file.
+    pub fn extend(&mut self, other: Self) {
+        self.count += other.count;
+        self.first.extend(other.first);
+        self.first.sort_by_key(|bad| bad.row);
+        self.first.truncate(Self::SHOWN);
+    }
+
+    /// One line: the first five rows with their reasons, and the number of the others.
+    pub fn in_a_line(&self) -> String {
+        let shown: Vec<String> =
+            self.first.iter().take(5).map(|bad| format!("{} {}: {}", self.unit, bad.row, bad.reason)).collect();
+        match self.count - shown.len() {
+            0 => shown.join("; "),
+            rest => format!("{}; and {rest} more", shown.join("; ")),
+        }
+    }
+}
+
+/// The first `length` characters of a text that may have any length.
+pub(crate) fn shortened(text: String, length: usize) -> String {
+    match text.char_indices().nth(length) {
+        Some((end, _)) => format!("{}..", &text[..end]),
+        None => text,
+    }
+}
+
+/// The first five names, and the number of the others.
+pub(crate) fn first_names<S: AsRef<str>>(names: &[S]) -> String {
+    let shown: Vec<String> = names.iter().take(5).map(|name| shortened(name.as_ref().to_owned(), 60)).collect();
+    match names.len() - shown.len() {
+        0 => shown.join(", "),
+        rest => format!("{} and {rest} more", shown.join(", ")),
     }
 }
 

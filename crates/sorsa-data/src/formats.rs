@@ -1,5 +1,7 @@
 //! Formats of rows: their fields, and how they become records.
 
+mod conversations;
+
 use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
@@ -7,8 +9,10 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::error::first_names;
 use crate::names::parse_name;
-use crate::{Content, DataError, LoadOptions, Message, Record};
+use crate::parquet_rows::BYTES;
+use crate::{Content, DataError, LoadOptions, Record};
 
 /// Format of the rows of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -16,6 +20,9 @@ use crate::{Content, DataError, LoadOptions, Message, Record};
 pub enum Format {
     /// A conversation: `messages`, a list of `role` and `content`.
     Messages,
+    /// A conversation in ShareGPT's form: `conversations`, a list of `from` and `value`.
+    #[serde(rename = "sharegpt")]
+    ShareGpt,
     /// MetaMathQA: `query`, `response`, and maybe `type`.
     #[serde(rename = "metamathqa")]
     MetaMathQa,
@@ -48,15 +55,16 @@ const PAIRS: [(&str, &str); 4] =
 
 impl Format {
     /// All formats, in the order in which [`load`](crate::load) tries them.
-    pub const ALL: [Self; 8] = {
+    pub const ALL: [Self; 9] = {
         use Format::*;
-        [Messages, MetaMathQa, Gsm8k, Math, Svamp, Alpaca, PromptCompletion, Text]
+        [Messages, ShareGpt, MetaMathQa, Gsm8k, Math, Svamp, Alpaca, PromptCompletion, Text]
     };
 
     /// The name, as a recipe and the command line spell it.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Messages => "messages",
+            Self::ShareGpt => "sharegpt",
             Self::MetaMathQa => "metamathqa",
             Self::Gsm8k => "gsm8k",
             Self::Math => "math",
@@ -69,12 +77,13 @@ impl Format {
 
     const fn fields(self) -> &'static str {
         match self {
-            Self::Messages => "messages [{role, content}, ..]",
+            Self::Messages => "messages [{role, content}, ..] [, tools, system]",
+            Self::ShareGpt => "conversations [{from, value}, ..] [, tools, system]",
             Self::MetaMathQa => "query, response [, type]",
             Self::Gsm8k => "question, answer ending in `#### N`",
             Self::Math => "problem, solution [, answer, level, type]",
             Self::Svamp => "Body, Question, Answer [, Type]",
-            Self::Alpaca => "instruction, output [, input]",
+            Self::Alpaca => "instruction, output [, input, system, history]",
             Self::PromptCompletion => "prompt, completion | prompt, response | query, answer | question, answer",
             Self::Text => "text",
         }
@@ -91,6 +100,7 @@ impl Format {
         let has = |names: &[&str]| names.iter().all(|name| row.contains_key(*name));
         Self::ALL.into_iter().find(|format| match format {
             Self::Messages => has(&["messages"]),
+            Self::ShareGpt => has(&["conversations"]),
             Self::MetaMathQa => has(&["query", "response"]),
             Self::Gsm8k => {
                 has(&["question"]) && row.get("answer").and_then(Value::as_str).and_then(gsm8k_final).is_some()
@@ -104,30 +114,46 @@ impl Format {
     }
 
     /// Converts the row `value`, whose number is `row`. The error is one line with every problem.
-    pub(crate) fn record(self, row: usize, value: Value, options: &LoadOptions) -> Result<Record, String> {
+    pub(crate) fn record(self, row: usize, value: Value, options: &LoadOptions) -> Result<ConvertedRow, String> {
         let mut fields = RowFields::new(value)?;
+        fields.refuse_bad_example();
         let record = match self {
-            Self::Messages => Record::new(row, Content::Chat(fields.messages())),
+            Self::Messages => Record::new(row, Content::Chat(fields.conversation("messages"))),
+            Self::ShareGpt => Record::new(row, Content::Chat(fields.conversation("conversations"))),
             Self::Text => Record::new(row, Content::Text(fields.text("text"))),
-            _ => {
-                let (instruction, answer) = match self {
-                    Self::MetaMathQa => ("query", "response"),
-                    Self::Gsm8k => ("question", "answer"),
-                    Self::Math => ("problem", "solution"),
-                    Self::Svamp => ("Question", "Answer"),
-                    Self::Alpaca => ("instruction", "output"),
-                    _ => fields.pair(),
-                };
-                let mut record = Record::instruction(row, fields.text(instruction), fields.text(answer));
-                if let Content::Instruction { instruction, input, answer } = &mut record.content {
-                    self.finish(&mut fields, instruction, input, answer, &mut record.final_answer, options);
-                }
-                record.level = fields.optional("level");
-                record.kind = fields.optional("type").or_else(|| fields.optional("Type"));
-                record
-            }
+            _ => self.exchange(row, &mut fields, options),
         };
-        if fields.problems.is_empty() { Ok(record) } else { Err(fields.problems.join("; ")) }
+        let unused_fields = fields.unused();
+        if fields.problems.is_empty() {
+            Ok(ConvertedRow { record, unused_fields })
+        } else {
+            Err(fields.problems.join("; "))
+        }
+    }
+
+    /// An instruction and its answer.
+    fn exchange(self, row: usize, fields: &mut RowFields, options: &LoadOptions) -> Record {
+        let (instruction, answer) = match self {
+            Self::MetaMathQa => ("query", "response"),
+            Self::Gsm8k => ("question", "answer"),
+            Self::Math => ("problem", "solution"),
+            Self::Svamp => ("Question", "Answer"),
+            Self::Alpaca => ("instruction", "output"),
+            _ => fields.pair(),
+        };
+        if let Some(conversation) = fields.prompt_and_completion(instruction, answer) {
+            return Record::new(row, Content::Chat(conversation));
+        }
+        let mut record = Record::instruction(row, fields.text(instruction), fields.text(answer));
+        if let Content::Instruction { instruction, input, answer } = &mut record.content {
+            self.finish(fields, instruction, input, answer, &mut record.final_answer, options);
+        }
+        if matches!(self, Self::Alpaca | Self::PromptCompletion) {
+            fields.with_system_and_history(&mut record);
+        }
+        record.level = fields.optional("level");
+        record.kind = fields.optional("type").or_else(|| fields.optional("Type"));
+        record
     }
 
     /// Applies the rules of the format to instruction, input and answers.
@@ -146,9 +172,7 @@ impl Format {
                 if final_answer.is_none() && !answer.is_empty() {
                     fields.problems.push("`answer` does not end in `#### N`".to_owned());
                 }
-                if options.strip_calculator {
-                    *answer = strip_calculator(answer).into_owned();
-                }
+                *answer = strip_calculator(answer).into_owned();
             }
             Self::Math => {
                 *final_answer = fields.optional("answer").or_else(|| last_boxed(answer).map(str::to_owned));
@@ -158,6 +182,8 @@ impl Format {
                 *final_answer = Some(answer.clone());
             }
             Self::Alpaca => *input = fields.optional("input").filter(|input| !input.trim().is_empty()),
+            // What a question is about.
+            Self::PromptCompletion => *input = fields.optional("context").filter(|context| !context.trim().is_empty()),
             _ => {}
         }
         if let (AnswerStyle::TheAnswerIs, Some(short)) = (options.answer_style, final_answer) {
@@ -181,6 +207,13 @@ impl FromStr for Format {
     fn from_str(name: &str) -> Result<Self, DataError> {
         parse_name("format", &Self::ALL, name)
     }
+}
+
+/// A record, and the fields of its row that the format does not use although they change its meaning.
+#[derive(Debug)]
+pub(crate) struct ConvertedRow {
+    pub(crate) record: Record,
+    pub(crate) unused_fields: Vec<&'static str>,
 }
 
 /// The fields of one row, and the problems found in them.
@@ -211,7 +244,7 @@ impl RowFields {
             Some(other) => format!("`{name}` should be text, found {}", json_type(&other)),
             None => {
                 let found: Vec<&str> = self.row.keys().map(String::as_str).collect();
-                format!("no field `{name}` (found: {})", found.join(", "))
+                format!("no field `{name}` (found: {})", first_names(&found))
             }
         };
         self.problems.push(problem);
@@ -236,29 +269,6 @@ impl RowFields {
         let has = |name| self.row.contains_key(name);
         PAIRS.into_iter().find(|&(prompt, answer)| has(prompt) && has(answer)).unwrap_or(PAIRS[0])
     }
-
-    fn messages(&mut self) -> Vec<Message> {
-        let messages: Vec<Message> = match self.take("messages").map(serde_json::from_value) {
-            Some(Ok(messages)) => messages,
-            Some(Err(error)) => {
-                self.problems.push(format!("`messages` should be a list of {{role, content}}: {error}"));
-                return Vec::new();
-            }
-            None => {
-                self.problems.push("no field `messages`".to_owned());
-                return Vec::new();
-            }
-        };
-        if !messages.iter().any(Message::is_assistant) {
-            self.problems.push("`messages` has no turn of the assistant".to_owned());
-        }
-        for (index, message) in messages.iter().enumerate() {
-            if message.is_assistant() && message.content.trim().is_empty() {
-                self.problems.push(format!("message {} (assistant) is empty", index + 1));
-            }
-        }
-        messages
-    }
 }
 
 /// A number as text. `51.0` becomes `51`, because SVAMP stores whole numbers as floats.
@@ -277,6 +287,7 @@ fn json_type(value: &Value) -> &'static str {
         Value::Number(_) => "a number",
         Value::String(_) => "text",
         Value::Array(_) => "a list",
+        Value::Object(fields) if fields.contains_key(BYTES) => "bytes that are not UTF-8",
         Value::Object(_) => "an object",
     }
 }
@@ -329,13 +340,14 @@ mod tests {
 
     fn record(value: Value) -> Record {
         let format = Format::recognise(&value).expect("a known format");
-        format.record(1, value, &LoadOptions::default()).expect("a good row")
+        format.record(1, value, &LoadOptions::default()).expect("a good row").record
     }
 
     #[test]
     fn every_format_is_recognised_by_its_fields_and_by_its_name() {
         let rows = [
             json!({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}),
+            json!({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}),
             json!({"query": "q", "response": "a", "type": "GSM_Rephrased"}),
             json!({"question": "q", "answer": "a\n#### 1"}),
             json!({"problem": "q", "solution": "a"}),
@@ -365,7 +377,7 @@ mod tests {
         let options = LoadOptions { answer_style: AnswerStyle::TheAnswerIs, ..LoadOptions::default() };
         let answer = |value: Value| {
             let format = Format::recognise(&value).unwrap();
-            format.record(1, value, &options).unwrap().answer().unwrap().to_owned()
+            format.record(1, value, &options).unwrap().record.answer().unwrap().to_owned()
         };
         assert_eq!(answer(json!({"question": "q", "answer": "a\n#### 3"})), "a\n#### 3\nThe answer is: 3");
         let boxed = r"so \boxed{1} and \boxed{\frac{1}{2}}.";

@@ -13,7 +13,7 @@
 //! # fn main() -> Result<(), sorsa_data::DataError> {
 //! let tokenizer = Arc::new(TextTokenizer::from_bytes(
 //!     br#"{"version": "1.0", "added_tokens": [], "normalizer": null, "pre_tokenizer": {"type": "Whitespace"},
-//!          "post_processor": null, "decoder": null, "truncation": null, "padding": null,
+//!          "post_processor": {"type": "BertProcessing", "cls": ["<s>", 1], "sep": ["</s>", 2]}, "decoder": null, "truncation": null, "padding": null,
 //!          "model": {"type": "WordLevel", "unk_token": "?", "vocab": {"?": 0, "<s>": 1, "</s>": 2, "one": 3, "two": 4, "three": 5}}}"#,
 //!     Some(br#"{"bos_token": "<s>", "eos_token": "</s>"}"#),
 //! )?);
@@ -31,30 +31,44 @@
 //! # }
 //! ```
 
+mod assistant_spans;
 mod batch;
 mod chat;
+mod contain;
+mod conversation;
+mod data_file;
 mod encode;
 mod epoch_order;
 mod error;
+mod expansion;
 mod formats;
+mod jinja;
 mod load;
+mod measure;
 mod names;
+mod panics;
+mod parquet_pages;
+mod parquet_rows;
 mod prompt;
 mod record;
+mod row_file;
 mod rows;
 mod shuffle;
 mod split;
 pub mod synthetic;
 mod tokenizer;
+mod turn_end;
 
 pub use batch::{Batch, BatchOptions, Batcher, DataPosition, IGNORED};
 pub use chat::ChatTemplate;
-pub use encode::{EncodeOptions, EncodedSet, Encoder, Example, Truncation};
-pub use error::{BadRow, BadRows, DataError};
+pub use conversation::{Conversation, Message};
+pub use encode::{EncodeOptions, EncodedPrompts, EncodedSet, Encoder, Example, Truncation};
+pub use error::{BadRow, BadRows, DataError, LongPrompt};
 pub use formats::{AnswerStyle, Format};
 pub use load::{LoadOptions, Loaded, load};
 pub use prompt::{PromptTemplate, TemplateName};
-pub use record::{Content, Message, Record};
-pub use rows::read_rows;
+pub use record::{Content, Record};
+pub use rows::{Rows, read_rows};
 pub use split::{Split, split};
-pub use tokenizer::{DecodeStream, TextTokenizer};
+pub use tokenizer::{DecodeStream, StopFilter, TextTokenizer};
+pub use turn_end::TurnEnd;

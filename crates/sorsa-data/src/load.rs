@@ -1,18 +1,16 @@
 //! Reads files into records: JSON lines, a JSON array, parquet, plain text.
 
-use std::fs::File;
 use std::ops::ControlFlow::{self, Break, Continue};
 use std::path::Path;
 
-use parquet::file::reader::{FileReader, SerializedFileReader};
-use serde::Deserializer;
-use serde::de::{SeqAccess, Visitor};
-use serde_json::{Value, json};
+use serde_json::Value;
 
+use crate::formats::ConvertedRow;
+use crate::row_file::RowFile;
 use crate::{AnswerStyle, BadRows, DataError, Format, Record};
 
 /// Options of [`load`].
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct LoadOptions {
     /// Format of the rows. If `None`, `load` recognises it by the fields of the first rows.
     pub format: Option<Format>,
@@ -20,22 +18,8 @@ pub struct LoadOptions {
     pub skip_bad_rows: bool,
     /// Read the first `limit` rows only.
     pub limit: Option<usize>,
-    /// Remove GSM8K's calculator annotations (`<<48/2=24>>`) from its answers. The default is `true`.
-    pub strip_calculator: bool,
     /// How answers end.
     pub answer_style: AnswerStyle,
-}
-
-impl Default for LoadOptions {
-    fn default() -> Self {
-        Self {
-            format: None,
-            skip_bad_rows: false,
-            limit: None,
-            strip_calculator: true,
-            answer_style: AnswerStyle::AsIs,
-        }
-    }
 }
 
 /// The records of a file.
@@ -47,12 +31,15 @@ pub struct Loaded {
     pub skipped: BadRows,
     /// Format of the rows, from [`LoadOptions::format`] or recognised.
     pub format: Format,
+    /// Fields that change the meaning of a row and that the format does not use, with the number of rows that have them.
+    pub unused_fields: Vec<(&'static str, usize)>,
 }
 
 /// Reads one file of records.
 ///
-/// The content tells JSON: `[` opens an array; otherwise each line is one object, and blank lines are skipped. The name or
-/// the first bytes tell parquet. A .txt or .md file is one [`Format::Text`] record.
+/// The content tells JSON: `[` opens an array; otherwise each line is one object, and blank lines are skipped. The first bytes
+/// tell parquet, gzip and zstd; compressed JSON is read like any other. A .txt or .md file is one [`Format::Text`] record.
+/// Texts are UTF-8, with or without a byte order mark.
 ///
 /// # Errors
 ///
@@ -61,102 +48,9 @@ pub struct Loaded {
 /// [`BadRows::SHOWN`].
 pub fn load(path: impl AsRef<Path>, options: &LoadOptions) -> Result<Loaded, DataError> {
     let path = path.as_ref();
-    if path.is_dir() {
-        return Err(DataError::Folder { path: path.to_owned() });
-    }
-    let extension = path.extension().map(|extension| extension.to_ascii_lowercase());
-    let extension = extension.as_ref().and_then(|extension| extension.to_str()).unwrap_or_default();
-    if extension == "parquet" {
-        return read_parquet(path, options);
-    }
-
-    let bytes = std::fs::read(path).map_err(|source| DataError::Read { path: path.to_owned(), source })?;
-    let bytes = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(&bytes);
-    let first = bytes.iter().find(|byte| !byte.is_ascii_whitespace());
-    match (extension, first) {
-        (_, None) => Err(DataError::Empty { path: path.to_owned() }),
-        ("txt" | "md", _) => read_text(path, bytes, options),
-        (_, Some(b'[')) => read_array(path, bytes, options),
-        ("jsonl" | "ndjson" | "json", _) | (_, Some(b'{')) => read_lines(path, bytes, options),
-        _ if bytes.starts_with(b"PAR1") => read_parquet(path, options),
-        _ => Err(DataError::UnknownFile { path: path.to_owned() }),
-    }
-}
-
-fn read_text(path: &Path, bytes: &[u8], options: &LoadOptions) -> Result<Loaded, DataError> {
-    let mut rows = RowConverter::new("row", options);
-    let text = std::str::from_utf8(bytes).map_err(|error| error.to_string());
-    let _ = rows.push(1, text.map(|text| json!({ "text": text })));
-    rows.finish(path)
-}
-
-fn read_lines(path: &Path, bytes: &[u8], options: &LoadOptions) -> Result<Loaded, DataError> {
-    let mut rows = RowConverter::new("line", options);
-    for (index, line) in bytes.split(|&byte| byte == b'\n').enumerate() {
-        if line.iter().all(u8::is_ascii_whitespace) {
-            continue;
-        }
-        let value = serde_json::from_slice(line).map_err(|error| format!("not JSON: {}", without_line(&error)));
-        if rows.push(index + 1, value).is_break() {
-            break;
-        }
-    }
-    rows.finish(path)
-}
-
-/// The error without `at line 1`, because serde_json counts lines within the one line that it reads.
-fn without_line(error: &serde_json::Error) -> String {
-    error.to_string().replace(" at line 1 column", " at column")
-}
-
-fn read_array(path: &Path, bytes: &[u8], options: &LoadOptions) -> Result<Loaded, DataError> {
-    let mut rows = RowConverter::new("row", options);
-    let mut json = serde_json::Deserializer::from_slice(bytes);
-    let read = json.deserialize_seq(ArrayVisitor(&mut rows)).and_then(|()| json.end());
-    match read {
-        Err(error) if !rows.is_full() => {
-            Err(DataError::Malformed { path: path.to_owned(), kind: "JSON", reason: error.to_string() })
-        }
-        _ => rows.finish(path),
-    }
-}
-
-/// Converts the elements one by one, so that the whole file is never in memory as a JSON tree.
-struct ArrayVisitor<'a, 'b>(&'a mut RowConverter<'b>);
-
-impl<'de> Visitor<'de> for ArrayVisitor<'_, '_> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("an array of objects")
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<(), A::Error> {
-        let mut row = 0;
-        while let Some(value) = elements.next_element()? {
-            row += 1;
-            if self.0.push(row, Ok(value)).is_break() {
-                break;
-            }
-        }
-        Ok(())
-    }
-}
-
-fn read_parquet(path: &Path, options: &LoadOptions) -> Result<Loaded, DataError> {
-    let malformed = |error: parquet::errors::ParquetError| DataError::Malformed {
-        path: path.to_owned(),
-        kind: "parquet",
-        reason: error.to_string(),
-    };
-    let file = File::open(path).map_err(|source| DataError::Read { path: path.to_owned(), source })?;
-    let reader = SerializedFileReader::new(file).map_err(malformed)?;
-    let mut rows = RowConverter::new("row", options);
-    for (index, row) in reader.get_row_iter(None).map_err(malformed)?.enumerate() {
-        if rows.push(index + 1, Ok(row.map_err(malformed)?.to_json_value())).is_break() {
-            break;
-        }
-    }
+    let file = RowFile::open(path)?;
+    let mut rows = RowConverter::new(file.unit(), options);
+    file.for_each(&mut |row, value| rows.push(row, value))?;
     rows.finish(path)
 }
 
@@ -168,6 +62,7 @@ struct RowConverter<'a> {
     records: Vec<Record>,
     bad: BadRows,
     read: usize,
+    unused_fields: Vec<(&'static str, usize)>,
 }
 
 impl<'a> RowConverter<'a> {
@@ -176,7 +71,8 @@ impl<'a> RowConverter<'a> {
 
     fn new(unit: &'static str, options: &'a LoadOptions) -> Self {
         let (waiting, records) = (Vec::new(), Vec::new());
-        Self { options, format: options.format, waiting, records, bad: BadRows::new(unit), read: 0 }
+        let unused_fields = Vec::new();
+        Self { options, format: options.format, waiting, records, bad: BadRows::new(unit), read: 0, unused_fields }
     }
 
     fn is_full(&self) -> bool {
@@ -208,7 +104,15 @@ impl<'a> RowConverter<'a> {
 
     fn convert(&mut self, format: Format, row: usize, value: Value) {
         match format.record(row, value, self.options) {
-            Ok(record) => self.records.push(record),
+            Ok(ConvertedRow { record, unused_fields }) => {
+                self.records.push(record);
+                for field in unused_fields {
+                    match self.unused_fields.iter_mut().find(|(known, _)| *known == field) {
+                        Some((_, rows)) => *rows += 1,
+                        None => self.unused_fields.push((field, 1)),
+                    }
+                }
+            }
             Err(reason) => self.bad.push(row, reason),
         }
     }
@@ -238,12 +142,13 @@ impl<'a> RowConverter<'a> {
         if self.records.is_empty() {
             return Err(DataError::Empty { path });
         }
-        Ok(Loaded { records: self.records, skipped: self.bad, format })
+        Ok(Loaded { records: self.records, skipped: self.bad, format, unused_fields: self.unused_fields })
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
     use std::path::PathBuf;
     use std::sync::Arc;
 

@@ -82,17 +82,15 @@ impl PromptTemplate {
     ///
     /// # Errors
     ///
-    /// [`DataError::NoChatTemplate`] if `name` is `chat` and the tokenizer has no chat template.
+    /// [`DataError::NoChatTemplate`] if `name` is `chat` and the tokenizer has no chat template; [`DataError::ChatTemplate`] if it
+    /// has one that cannot be compiled.
     pub fn new(name: TemplateName, tokenizer: &TextTokenizer) -> Result<Self, DataError> {
         match name {
             TemplateName::Alpaca => Ok(Self::Alpaca),
             TemplateName::Code => Ok(Self::Code),
             TemplateName::Question => Ok(Self::Question),
             TemplateName::Raw => Ok(Self::Raw),
-            TemplateName::Chat => match tokenizer.chat_template() {
-                Some(template) => Ok(Self::Chat(template.clone())),
-                None => Err(DataError::NoChatTemplate),
-            },
+            TemplateName::Chat => Ok(Self::Chat(tokenizer.chat_template()?.clone())),
         }
     }
 
@@ -116,9 +114,13 @@ impl PromptTemplate {
         let (instruction, input) = match (self, &record.content) {
             (_, Content::Text(text)) => return Ok(text.clone()),
             (Self::Chat(template), _) => {
-                let messages = record.conversation().unwrap_or_default();
-                let end = messages.iter().rposition(Message::is_assistant).unwrap_or(messages.len());
-                return template.render(&messages[..end], true);
+                let conversation = record.conversation().unwrap_or_default();
+                let messages = &conversation.messages;
+                return match messages.iter().rposition(Message::is_assistant).unwrap_or(messages.len()) {
+                    // Templates may read the first message.
+                    0 => Err(DataError::NoPrompt),
+                    end => template.render_prompt(&conversation.first(end)),
+                };
             }
             (_, Content::Chat(_)) => return Err(DataError::NeedsChatTemplate { template: self.name() }),
             (_, Content::Instruction { instruction, input, .. }) => (instruction, input),
@@ -175,7 +177,10 @@ mod tests {
         let source = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}";
         let chat = PromptTemplate::Chat(ChatTemplate::new(source, "", "").unwrap());
         let turns = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")];
-        let record = Record::new(1, Content::Chat(turns.map(|(role, text)| Message::new(role, text)).into()));
+        let record = Record::new(
+            1,
+            Content::Chat(crate::Conversation::new(turns.map(|(role, text)| Message::new(role, text)).into())),
+        );
         assert_eq!(chat.prompt(&record).unwrap(), "<user>a<assistant>b<user>c<assistant>");
         assert_eq!(chat.prompt(&with_input()).unwrap(), "<user>Add.\n\n1 2<assistant>");
         insta::assert_snapshot!(PromptTemplate::Alpaca.prompt(&record).unwrap_err(),

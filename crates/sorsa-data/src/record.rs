@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use serde::{Deserialize, Serialize};
+use crate::{Conversation, Message};
 
 /// One row of data: the text to learn from, and what an evaluation needs to grade it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,29 +32,9 @@ pub enum Content {
         answer: String,
     },
     /// A conversation. The loss counts the assistant's turns.
-    Chat(Vec<Message>),
+    Chat(Conversation),
     /// Plain text. The loss counts all of it.
     Text(String),
-}
-
-/// One turn of a conversation.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Message {
-    /// `system`, `user` or `assistant`. A chat template may know more roles.
-    pub role: String,
-    /// Text of the turn.
-    pub content: String,
-}
-
-impl Message {
-    /// A turn of `role`.
-    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
-        Self { role: role.into(), content: content.into() }
-    }
-
-    pub(crate) fn is_assistant(&self) -> bool {
-        self.role == "assistant"
-    }
 }
 
 impl Record {
@@ -72,7 +52,7 @@ impl Record {
     pub fn answer(&self) -> Option<&str> {
         match &self.content {
             Content::Instruction { answer, .. } => Some(answer),
-            Content::Chat(messages) => {
+            Content::Chat(Conversation { messages, .. }) => {
                 messages.iter().rev().find(|message| message.is_assistant()).map(|message| message.content.as_str())
             }
             Content::Text(_) => None,
@@ -80,15 +60,16 @@ impl Record {
     }
 
     /// The record as a conversation. An instruction becomes one exchange. `None` for plain text.
-    pub(crate) fn conversation(&self) -> Option<Cow<'_, [Message]>> {
+    pub(crate) fn conversation(&self) -> Option<Cow<'_, Conversation>> {
         match &self.content {
-            Content::Chat(messages) => Some(Cow::Borrowed(messages)),
+            Content::Chat(conversation) => Some(Cow::Borrowed(conversation)),
             Content::Instruction { instruction, input, answer } => {
                 let question = match input {
                     Some(input) => format!("{instruction}\n\n{input}"),
                     None => instruction.clone(),
                 };
-                Some(Cow::Owned(vec![Message::new("user", question), Message::new("assistant", answer)]))
+                let messages = vec![Message::new("user", question), Message::new("assistant", answer)];
+                Some(Cow::Owned(Conversation::new(messages)))
             }
             Content::Text(_) => None,
         }

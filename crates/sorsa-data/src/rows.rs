@@ -1,98 +1,79 @@
 //! Reads the rows of a file as JSON values, for tasks whose rows are not a [`Record`](crate::Record).
 
-use std::fs::File;
+use std::ops::ControlFlow::{Break, Continue};
 use std::path::Path;
 
-use parquet::file::reader::{FileReader, SerializedFileReader};
-use serde::Deserializer;
-use serde::de::{IgnoredAny, SeqAccess, Visitor};
 use serde_json::Value;
 
-use crate::DataError;
+use crate::row_file::RowFile;
+use crate::{BadRows, DataError};
 
-/// Reads the first `limit` rows of a file of JSON lines, a JSON array or a parquet file. Each row has its number, from 1: the
-/// line of a text file, otherwise the element or row.
+/// The first rows of a file.
+#[derive(Debug, Clone)]
+pub struct Rows {
+    /// What rows are called in messages: `line` or `row`.
+    pub unit: &'static str,
+    /// The number of each row, from 1 (the line of a text file, otherwise the element or row), and its value or why it has
+    /// none.
+    pub rows: Vec<(usize, Result<Value, String>)>,
+}
+
+impl Rows {
+    /// Converts every row. The second part is the rows that have no value or that `convert` refuses.
+    pub fn convert<T>(self, mut convert: impl FnMut(usize, Value) -> Result<T, String>) -> (Vec<T>, BadRows) {
+        let (mut good, mut bad) = (Vec::with_capacity(self.rows.len()), BadRows::new(self.unit));
+        for (number, value) in self.rows {
+            match value.and_then(|value| convert(number, value)) {
+                Ok(row) => good.push(row),
+                Err(reason) => bad.push(number, reason),
+            }
+        }
+        (good, bad)
+    }
+}
+
+/// Reads the first `limit` rows of a file, like [`load`](crate::load) does: JSON lines, a JSON array or parquet, compressed
+/// or not.
 ///
 /// # Errors
 ///
-/// [`DataError::Read`] if the file cannot be read, [`DataError::Malformed`] if it is not valid JSON or parquet.
-pub fn read_rows(path: impl AsRef<Path>, limit: usize) -> Result<Vec<(usize, Value)>, DataError> {
-    let path = path.as_ref();
-    let read = |source| DataError::Read { path: path.to_owned(), source };
-    if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("parquet")) {
-        return parquet_rows(path, limit);
+/// [`DataError`] if the file cannot be read or is broken as a whole. A broken line is none: it has its reason in
+/// [`Rows::rows`].
+pub fn read_rows(path: impl AsRef<Path>, limit: usize) -> Result<Rows, DataError> {
+    let file = RowFile::open(path.as_ref())?;
+    let mut read = Rows { unit: file.unit(), rows: Vec::new() };
+    if limit == 0 {
+        return Ok(read);
     }
-    let bytes = std::fs::read(path).map_err(read)?;
-    let bytes = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(&bytes);
-    let malformed = |reason: String| DataError::Malformed { path: path.to_owned(), kind: "JSON", reason };
-    if bytes.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'[') {
-        let mut json = serde_json::Deserializer::from_slice(bytes);
-        return json.deserialize_seq(FirstElements { limit }).map_err(|error| malformed(error.to_string()));
-    }
-    let lines = (1..).zip(bytes.split(|&byte| byte == b'\n'));
-    let lines = lines.filter(|(_, line)| !line.iter().all(u8::is_ascii_whitespace)).take(limit);
-    let row = |(number, line): (usize, &[u8])| match serde_json::from_slice(line) {
-        Ok(value) => Ok((number, value)),
-        Err(error) => Err(malformed(format!("line {number}: {error}"))),
-    };
-    lines.map(row).collect()
-}
-
-fn parquet_rows(path: &Path, limit: usize) -> Result<Vec<(usize, Value)>, DataError> {
-    let malformed = |error: parquet::errors::ParquetError| DataError::Malformed {
-        path: path.to_owned(),
-        kind: "parquet",
-        reason: error.to_string(),
-    };
-    let file = File::open(path).map_err(|source| DataError::Read { path: path.to_owned(), source })?;
-    let reader = SerializedFileReader::new(file).map_err(malformed)?;
-    let rows = (1..).zip(reader.get_row_iter(None).map_err(malformed)?).take(limit);
-    rows.map(|(number, row)| Ok((number, row.map_err(malformed)?.to_json_value()))).collect()
-}
-
-/// Collects the first elements of an array. It reads the rest and drops it.
-struct FirstElements {
-    limit: usize,
-}
-
-impl<'de> Visitor<'de> for FirstElements {
-    type Value = Vec<(usize, Value)>;
-
-    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("an array of objects")
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<Self::Value, A::Error> {
-        let mut rows = Vec::new();
-        while rows.len() < self.limit {
-            match elements.next_element()? {
-                Some(value) => rows.push((rows.len() + 1, value)),
-                None => return Ok(rows),
-            }
-        }
-        while elements.next_element::<IgnoredAny>()?.is_some() {}
-        Ok(rows)
-    }
+    file.for_each(&mut |number, value| {
+        read.rows.push((number, value));
+        if read.rows.len() < limit { Continue(()) } else { Break(()) }
+    })?;
+    Ok(read)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn numbers(name: &str, text: &str, limit: usize) -> Result<Vec<(usize, Result<u64, String>)>, String> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        let read = read_rows(path, limit).map_err(|error| error.to_string())?;
+        Ok(read.rows.into_iter().map(|(n, row)| (n, row.map(|row| row["a"].as_u64().unwrap()))).collect())
+    }
+
     #[test]
     fn rows_come_with_their_numbers_from_lines_and_arrays() {
-        let folder = tempfile::tempdir().unwrap();
-        let rows = |name: &str, text: &str, limit: usize| {
-            let path = folder.path().join(name);
-            std::fs::write(&path, text).unwrap();
-            read_rows(path, limit)
-                .map(|rows| rows.into_iter().map(|(n, row)| (n, row["a"].as_u64().unwrap())).collect())
-        };
-        let found: Vec<(usize, u64)> = rows("a.jsonl", "{\"a\": 1}\n\n{\"a\": 2}\n{\"a\": 3}\n", 2).unwrap();
-        assert_eq!(found, [(1, 1), (3, 2)]);
-        let found: Vec<(usize, u64)> = rows("a.json", "[{\"a\": 1}, {\"a\": 2}]", 1).unwrap();
-        assert_eq!(found, [(1, 1)]);
-        let fault: Result<Vec<(usize, u64)>, _> = rows("b.jsonl", "{\"a\": 1}\nnonsense\n", 9);
-        assert!(fault.unwrap_err().to_string().contains("line 2"));
+        let found = numbers("a.jsonl", "{\"a\": 1}\n\n{\"a\": 2}\n{\"a\": 3}\n", 2).unwrap();
+        assert_eq!(found, [(1, Ok(1)), (3, Ok(2))]);
+        let found = numbers("a.json", "[{\"a\": 1}, {\"a\": 2}]", 1).unwrap();
+        assert_eq!(found, [(1, Ok(1))]);
+        let found = numbers("b.jsonl", "{\"a\": 1}\r\nnonsense\r\n\u{FEFF}{\"a\": 2}", 9).unwrap();
+        assert_eq!(found[0], (1, Ok(1)));
+        assert!(found[1].1.as_ref().unwrap_err().starts_with("not JSON"));
+        assert_eq!(found[2], (3, Ok(2)));
+        assert!(numbers("c.json", "[{\"a\": 1}", 9).unwrap_err().contains("is not valid JSON"));
     }
 }

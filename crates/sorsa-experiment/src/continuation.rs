@@ -8,6 +8,7 @@ use sorsa_data::TextTokenizer;
 use sorsa_models::{CausalLm, Finish, GenerateOptions, Generation, Requests, Sampling};
 
 use crate::error::ExperimentError;
+use crate::model::Stops;
 use crate::observer::{Event, Observer};
 
 /// How a model answers.
@@ -21,8 +22,8 @@ pub struct AnswerOptions {
     pub sampling: Sampling,
     /// Answers to each problem.
     pub samples: usize,
-    /// Tokens that end an answer.
-    pub stop: Vec<u32>,
+    /// What ends an answer.
+    pub stop: Stops,
 }
 
 /// One continuation of a prompt.
@@ -32,7 +33,7 @@ pub struct Continuation {
     pub index: usize,
     /// Number of the continuation among the prompt's.
     pub sample: usize,
-    /// The text.
+    /// The text that its tokens add to the prompt's.
     pub text: String,
     /// Its tokens.
     pub tokens: usize,
@@ -77,14 +78,20 @@ impl Prompts<'_> {
         let generate = GenerateOptions {
             max_new_tokens: options.max_new_tokens,
             sampling: options.sampling,
-            stop: options.stop.clone(),
+            stop: options.stop.tokens.clone(),
         };
         let (total, started) = (self.tokens.len() * samples, Instant::now());
         let (mut done, mut tokens, mut failure) = (self.done.len(), 0, None);
         observer.on_event(Event::Answering { done, total, tokens, seconds: 0.0 });
+        let on_token = |_: usize, ids: &[u32]| match options.stop.complete(self.tokenizer, ids) {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        };
         let on_finished = |row: usize, generation: Generation| {
             let (index, sample) = wanted[row];
-            let kept = self.tokenizer.decode(&generation.ids).map_err(ExperimentError::from).and_then(|text| {
+            let text = self.tokenizer.continuation(&rows[row], &generation.ids);
+            let kept = text.map_err(ExperimentError::from).and_then(|text| {
+                let text = options.stop.cut(&text).to_owned();
                 let (tokens, finished) = (generation.ids.len(), generation.finish == Finish::Stop);
                 on_continuation(Continuation { index, sample, text, tokens, finished })
             });
@@ -99,7 +106,7 @@ impl Prompts<'_> {
                 }
             }
         };
-        model.generate_queue(requests, &generate, on_finished)?;
+        model.generate_queue(requests, &generate, on_token, on_finished)?;
         observer.on_event(Event::Answered);
         failure.map_or(Ok(()), Err)
     }

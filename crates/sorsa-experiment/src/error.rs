@@ -8,8 +8,8 @@ use sorsa_adapter::AdapterError;
 use sorsa_checkpoint::ConfigError;
 use sorsa_checkpoint::hub::HubError;
 use sorsa_checkpoint::weights::WeightsError;
-use sorsa_data::DataError;
 use sorsa_data::synthetic::SyntheticError;
+use sorsa_data::{BadRows, DataError, LongPrompt};
 use sorsa_files::FileError;
 use sorsa_grading::GradingError;
 use sorsa_linalg::LinalgError;
@@ -166,6 +166,20 @@ pub enum ExperimentError {
         /// Most tokens of a row.
         max_length: usize,
     },
+    /// No row of a data file has a token that the loss counts.
+    #[error(
+        "{}: no row has a token to learn{}: the template writes nothing of the answers",
+        path.display(),
+        if *too_long > 0 { format!(", beside {too_long} rows of more than {max_length} tokens") } else { String::new() }
+    )]
+    NoTargets {
+        /// The data file.
+        path: PathBuf,
+        /// Rows that are too long.
+        too_long: usize,
+        /// Most tokens of a row.
+        max_length: usize,
+    },
     /// Prompts that leave no room for an answer.
     #[error("{}: prompts overflow the model's context of {context} tokens: {}", path.display(), shown_rows(rows))]
     PromptsTooLong {
@@ -173,8 +187,8 @@ pub enum ExperimentError {
         path: PathBuf,
         /// Tokens of the context.
         context: usize,
-        /// Each such row and its tokens.
-        rows: Vec<(usize, usize)>,
+        /// Each such row.
+        rows: Vec<LongPrompt>,
     },
     /// A test file without answers.
     #[error("{}: no row has an answer to compare with", path.display())]
@@ -186,41 +200,23 @@ pub enum ExperimentError {
     #[error(transparent)]
     Generate(#[from] GenerateError),
 
-    /// A file of problems that cannot be read.
-    #[error("cannot read {}: {source}", path.display())]
-    ReadProblems {
+    /// Rows of a file of problems.
+    #[error("{}: {} of {rows} rows are no problems of {task}:\n{bad}", path.display(), bad.count)]
+    MalformedProblems {
         /// The file.
         path: PathBuf,
-        /// What the system says.
-        source: io::Error,
-    },
-    /// A row of a file of problems.
-    #[error("{} line {line}: {reason}", path.display())]
-    MalformedProblem {
-        /// The file.
-        path: PathBuf,
-        /// The line or row, counted from 1.
-        line: usize,
-        /// What is wrong.
-        reason: String,
+        /// The task.
+        task: &'static str,
+        /// Number of all rows.
+        rows: usize,
+        /// The rows.
+        bad: BadRows,
     },
     /// A file of problems that holds none.
     #[error("{} holds no problems", path.display())]
     NoProblems {
         /// The file.
         path: PathBuf,
-    },
-    /// A problem that leaves no room for an answer.
-    #[error("{}: {problem} has {tokens} tokens, the model's context is {context}", path.display())]
-    ProblemTooLong {
-        /// The file.
-        path: PathBuf,
-        /// Its name.
-        problem: String,
-        /// Its length.
-        tokens: usize,
-        /// Tokens of the context.
-        context: usize,
     },
     /// The task runs programs that the model writes, and nobody allowed that.
     #[error(
@@ -490,9 +486,8 @@ impl ExperimentError {
 }
 
 /// The first five rows with their lengths, and how many more there are.
-fn shown_rows(rows: &[(usize, usize)]) -> String {
-    let shown: Vec<String> =
-        rows.iter().take(5).map(|(row, tokens)| format!("row {row} has {tokens} tokens")).collect();
+fn shown_rows(rows: &[LongPrompt]) -> String {
+    let shown: Vec<String> = rows.iter().take(5).map(LongPrompt::to_string).collect();
     match rows.len().saturating_sub(5) {
         0 => shown.join(", "),
         more => format!("{} and {more} more rows", shown.join(", ")),

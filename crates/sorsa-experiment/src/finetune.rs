@@ -158,7 +158,7 @@ impl<'a> PreparedRun<'a> {
             true => match run.baseline() {
                 Err(ExperimentError::MalformedResult { path, .. }) => {
                     let text = format!("{} is damaged: the scores before training are measured again", path.display());
-                    observer.on_event(Event::Notice { text: &text });
+                    observer.on_event(Event::Note { text: &text });
                     None
                 }
                 found => Some(found?),
@@ -198,7 +198,7 @@ impl<'a> PreparedRun<'a> {
             false => Trainer::start(attached, optimizer, train, validation, config, run.path())?,
         };
         for repair in trainer.repairs() {
-            observer.on_event(Event::Notice { text: &repair.to_string() });
+            observer.on_event(Event::Note { text: &repair.to_string() });
         }
         observer.on_event(Event::TrainingStarts { total_steps: trainer.total_steps(), best: trainer.state().best });
         let outcome = trainer.run(&mut TrainingObserver { observer: &mut *observer });
@@ -298,7 +298,7 @@ fn check_recipe(
             more => format!(" and {more} more fields"),
         };
         let text = format!("{} was changed since the run began: {shown}{more}", path.display());
-        observer.on_event(Event::Notice { text: &text });
+        observer.on_event(Event::Note { text: &text });
     }
     Ok(())
 }

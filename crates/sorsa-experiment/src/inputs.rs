@@ -1,12 +1,13 @@
 //! Input of a run besides the model's weights: data, encoded and batched, and the test.
 
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::Serialize;
 use sorsa_data::{
-    BatchOptions, Batcher, EncodeOptions, EncodedSet, Encoder, Example, LoadOptions, Loaded, PromptTemplate, Record,
-    TextTokenizer,
+    BadRows, BatchOptions, Batcher, DataError, EncodeOptions, EncodedPrompts, EncodedSet, Encoder, Example,
+    LoadOptions, Loaded, LongPrompt, PromptTemplate, Record, TextTokenizer, TurnEnd,
 };
 use sorsa_models::{ModelConfig, Sampling};
 
@@ -14,7 +15,7 @@ use crate::continuation::AnswerOptions;
 use crate::embedded::EMBEDDED;
 use crate::error::ExperimentError;
 use crate::host::{Host, Sources};
-use crate::model::stop_tokens;
+use crate::model::Stops;
 use crate::observer::{Event, Observer};
 use crate::recipe::Recipe;
 use crate::tasks::{self, ProblemSource, Problems, Task};
@@ -85,9 +86,87 @@ pub fn load_records(
 ) -> Result<Loaded, ExperimentError> {
     let loaded = sorsa_data::load(path, options)?;
     if loaded.skipped.count > 0 {
-        observer.on_event(Event::RowsSkipped { path, count: loaded.skipped.count });
+        observer.on_event(Event::RowsSkipped { path, rows: &loaded.skipped });
+    }
+    if !loaded.unused_fields.is_empty() {
+        let fields = with_counts(&loaded.unused_fields);
+        let text = format!("{}: the format {} does not use the fields {fields}", path.display(), loaded.format);
+        observer.on_event(Event::Note { text: &text });
     }
     Ok(loaded)
+}
+
+/// `tools (3 rows), weight (1 row)`
+fn with_counts<T: Display>(fields: &[(T, usize)]) -> String {
+    let with_count = |(name, rows): &(T, usize)| format!("{name} ({rows} {})", if *rows == 1 { "row" } else { "rows" });
+    fields.iter().map(with_count).collect::<Vec<_>>().join(", ")
+}
+
+/// Tells the observer which fields of messages the chat template leaves out.
+fn note_unwritten_fields(path: &Path, encoder: &Encoder, records: &[Record], observer: &mut dyn Observer) {
+    let fields = encoder.unwritten_fields(records);
+    if !fields.is_empty() {
+        let text = format!("{}: the chat template leaves out {}", path.display(), with_counts(&fields));
+        observer.on_event(Event::Note { text: &text });
+    }
+}
+
+/// Encodes the prompts of problems. Leaves rows out that cannot be asked, and tells the observer, if the source says so.
+///
+/// # Errors
+///
+/// Such rows otherwise, or if no other is left.
+pub(crate) fn encode_problems(
+    source: &ProblemSource<'_>,
+    records: Vec<Record>,
+    observer: &mut dyn Observer,
+) -> Result<Vec<(Record, Vec<u32>)>, ExperimentError> {
+    let rows = records.len();
+    note_unwritten_fields(source.path, source.encoder, &records, observer);
+    let EncodedPrompts { usable, too_long, bad } = source.encoder.encode_prompts(records, source.context);
+    let unusable = UnusablePrompts { rows, too_long, bad };
+    unusable.leave_out(source, observer)?;
+    Ok(usable)
+}
+
+/// Rows whose prompts cannot be asked.
+pub(crate) struct UnusablePrompts {
+    /// Number of all rows.
+    pub rows: usize,
+    /// Prompts that leave no room for an answer.
+    pub too_long: Vec<LongPrompt>,
+    /// Rows that the template or the tokenizer refuses.
+    pub bad: BadRows,
+}
+
+impl UnusablePrompts {
+    /// Tells the observer that they are left out, if the source says so.
+    ///
+    /// # Errors
+    ///
+    /// The rows otherwise, or if no other is left.
+    pub fn leave_out(self, source: &ProblemSource<'_>, observer: &mut dyn Observer) -> Result<(), ExperimentError> {
+        let Self { rows, too_long, mut bad } = self;
+        let (path, context) = (source.path, source.context);
+        if !source.load.skip_bad_rows || too_long.len() + bad.count == rows {
+            if bad.count > 0 {
+                return Err(in_file(path)(DataError::Encode { records: rows, bad }));
+            }
+            if !too_long.is_empty() {
+                return Err(ExperimentError::PromptsTooLong { path: path.to_owned(), context, rows: too_long });
+            }
+        }
+        let mut long = BadRows::new(bad.unit);
+        for LongPrompt { row, tokens, partial } in too_long {
+            let more = if partial { "more than " } else { "" };
+            long.push(row, format!("{more}{tokens} tokens, the model's context is {context}"));
+        }
+        bad.extend(long);
+        if bad.count > 0 {
+            observer.on_event(Event::RowsSkipped { path, rows: &bad });
+        }
+        Ok(())
+    }
 }
 
 impl Inputs {
@@ -117,23 +196,37 @@ impl Inputs {
             Encoder::new(Arc::clone(tokenizer), PromptTemplate::new(recipe.data.template, tokenizer)?, options)?
                 .for_vocabulary(config.vocab_size);
 
+        for text in tokenizer.notes() {
+            observer.on_event(Event::Note { text });
+        }
+        if encoder.template().turn_end(tokenizer) == Some(TurnEnd::Nothing) {
+            observer.on_event(Event::Note {
+                text: "the chat template writes nothing after an answer, so the model does not learn to end one",
+            });
+        }
+
         let path = data_file(&recipe.data.train, "train", &host.sources)?;
         let options = LoadOptions { limit: recipe.data.limit, ..recipe.load_options() };
         let loaded = load_records(&path, &options, observer)?;
-        let (format, skipped) = (loaded.format.to_string(), loaded.skipped.count);
+        note_unwritten_fields(&path, &encoder, &loaded.records, observer);
+        let (format, mut skipped) = (loaded.format.to_string(), loaded.skipped.count);
+        let file = EncodedFile { path: &path, encoder: &encoder, max_length, skip_bad_rows: recipe.data.skip_bad_rows };
         let (train, validation_set) = match &recipe.data.validation {
             Some(name) => {
-                let path = data_file(name, "validation", &host.sources)?;
-                let validation = load_records(&path, &recipe.load_options(), observer)?;
-                (loaded.records, encode(&path, &encoder, &validation.records, max_length)?)
+                let validation_path = data_file(name, "validation", &host.sources)?;
+                let validation = load_records(&validation_path, &recipe.load_options(), observer)?;
+                let set = EncodedFile { path: &validation_path, ..file }.encode(&validation.records, observer)?;
+                (loaded.records, set.0)
             }
             None => {
                 let (train, validation) = hold_out(&path, loaded.records, recipe)?;
-                let set = encoder.encode_all(&validation).map_err(in_file(&path))?;
+                let (set, left_out) = file.encode_any(&validation, observer)?;
+                skipped += left_out;
                 (train, set)
             }
         };
-        let train_set = encode(&path, &encoder, &train, max_length)?;
+        let (train_set, left_out) = file.encode(&train, observer)?;
+        skipped += left_out;
         let test = match &recipe.data.test {
             Some(name) if recipe.eval.problems > 0 => {
                 Some(read_test(recipe, &data_file(name, "test", &host.sources)?, &encoder, config, host, observer)?)
@@ -204,23 +297,51 @@ fn read_test(
         max_new_tokens: recipe.eval.max_new_tokens,
         sampling: Sampling::Greedy,
         samples: 1,
-        stop: stop_tokens(encoder.tokenizer(), config),
+        stop: Stops::of(encoder, config),
     };
     Ok(Test { task, problems: task.load(&source, observer)?, options })
 }
 
-/// Encodes the records of a file. At least one must fit.
-fn encode(
-    path: &Path,
-    encoder: &Encoder,
-    records: &[Record],
+/// A file whose records become examples.
+#[derive(Clone, Copy)]
+struct EncodedFile<'a> {
+    path: &'a Path,
+    encoder: &'a Encoder,
     max_length: usize,
-) -> Result<EncodedSet, ExperimentError> {
-    let set = encoder.encode_all(records).map_err(in_file(path))?;
-    if set.examples.is_empty() {
-        return Err(ExperimentError::NoRowFits { path: path.to_owned(), max_length });
+    skip_bad_rows: bool,
+}
+
+impl EncodedFile<'_> {
+    /// Encodes records, of which at least one must become an example. Also returns the number of rows that were left out, which
+    /// the observer is told of.
+    fn encode(self, records: &[Record], observer: &mut dyn Observer) -> Result<(EncodedSet, usize), ExperimentError> {
+        let (set, left_out) = self.encode_any(records, observer)?;
+        if !set.examples.is_empty() {
+            return Ok((set, left_out));
+        }
+        let (path, max_length, too_long) = (self.path.to_owned(), self.max_length, set.dropped - set.without_target);
+        Err(match set.without_target {
+            0 => ExperimentError::NoRowFits { path, max_length },
+            _ => ExperimentError::NoTargets { path, too_long, max_length },
+        })
     }
-    Ok(set)
+
+    /// The same, but all of them may be dropped.
+    fn encode_any(
+        self,
+        records: &[Record],
+        observer: &mut dyn Observer,
+    ) -> Result<(EncodedSet, usize), ExperimentError> {
+        let (set, bad) = self.encoder.encode_usable(records);
+        if bad.count == 0 {
+            return Ok((set, 0));
+        }
+        if !self.skip_bad_rows || bad.count == records.len() {
+            return Err(in_file(self.path)(DataError::Encode { records: records.len(), bad }));
+        }
+        observer.on_event(Event::RowsSkipped { path: self.path, rows: &bad });
+        Ok((set, bad.count))
+    }
 }
 
 /// Holds rows of the training data out for validation.

@@ -7,7 +7,7 @@ use burn::tensor::FloatDType;
 use sorsa_adapter::peft::{CONFIG_FILE, PeftAdapter};
 use sorsa_adapter::{Attached, SavedAdapter};
 use sorsa_checkpoint::{WeightFormat, hub};
-use sorsa_data::{EncodeOptions, Encoder, PromptTemplate, TemplateName, TextTokenizer};
+use sorsa_data::{EncodeOptions, Encoder, PromptTemplate, TemplateName, TextTokenizer, TurnEnd};
 use sorsa_models::{CausalLm, ModelConfig, float_dtype};
 
 use crate::embedded::EMBEDDED;
@@ -69,11 +69,6 @@ impl LoadedModel {
         Ok(Self { model: attached.model, ..self })
     }
 
-    /// Tokens that end an answer.
-    pub fn stop_tokens(&self) -> Vec<u32> {
-        stop_tokens(&self.tokenizer, self.model.config())
-    }
-
     /// An encoder for this tokenizer and model.
     ///
     /// # Errors
@@ -95,13 +90,46 @@ pub fn model_folder(name: &str, sources: &Sources) -> Result<PathBuf, Experiment
     if name == EMBEDDED { sources.embedded.model() } else { Ok(hub::resolve(name, &sources.hub)?) }
 }
 
-/// Tokens that end an answer of a model.
-pub fn stop_tokens(tokenizer: &TextTokenizer, config: &ModelConfig) -> Vec<u32> {
-    let mut stops = tokenizer.stops().to_vec();
-    stops.extend(&config.eos_token_ids);
-    stops.sort_unstable();
-    stops.dedup();
-    stops
+/// What ends an answer of a model.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Stops {
+    /// Tokens.
+    pub tokens: Vec<u32>,
+    /// Texts; they are not part of the answer.
+    pub texts: Vec<String>,
+}
+
+impl Stops {
+    /// The end tokens of the tokenizer and the model, and what the encoder's chat template ends a turn with: a base model's end token
+    /// may be another than that of the template.
+    pub fn of(encoder: &Encoder, config: &ModelConfig) -> Self {
+        let mut tokens = encoder.tokenizer().stops().to_vec();
+        let mut texts = Vec::new();
+        tokens.extend(&config.eos_token_ids);
+        match encoder.template().turn_end(encoder.tokenizer()) {
+            Some(TurnEnd::Token(token)) => tokens.push(token),
+            Some(TurnEnd::Text(text)) => texts.push(text),
+            Some(TurnEnd::Nothing) | None => {}
+        }
+        tokens.sort_unstable();
+        tokens.dedup();
+        Self { tokens, texts }
+    }
+
+    /// Whether the last of `ids` completes one of the texts.
+    pub fn complete(&self, tokenizer: &TextTokenizer, ids: &[u32]) -> bool {
+        let Some(longest) = self.texts.iter().map(String::len).max() else { return false };
+        // A token has a byte at least; a few have none.
+        let tail = &ids[ids.len().saturating_sub(longest + 8)..];
+        let text = tokenizer.decode(tail).unwrap_or_default();
+        self.texts.iter().any(|stop| text.contains(stop))
+    }
+
+    /// The text before the first of the texts.
+    pub fn cut<'a>(&self, text: &'a str) -> &'a str {
+        let end = self.texts.iter().filter_map(|stop| text.find(stop)).min();
+        &text[..end.unwrap_or(text.len())]
+    }
 }
 
 /// The folder of an adapter, this program's or PEFT's: `folder` itself, or `folder/adapter` of a run.

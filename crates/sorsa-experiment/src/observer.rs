@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use sorsa_adapter::ModuleReport;
+use sorsa_data::BadRows;
 use sorsa_grading::grade::Score;
 use sorsa_train::Best;
 use sorsa_train::metrics::Metric;
@@ -29,16 +30,16 @@ impl Observer for () {}
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub enum Event<'a> {
-    /// Malformed rows of a data file were left out.
+    /// Rows of a data file were left out: malformed, refused by the template, or too long.
     RowsSkipped {
         /// The file.
         path: &'a Path,
-        /// How many.
-        count: usize,
+        /// How many, and the first of them with their reasons.
+        rows: &'a BadRows,
     },
-    /// Something that whoever started the experiment should know, though it goes on.
-    Notice {
-        /// In words.
+    /// Something is odd and no fault: whoever started the experiment should know, and it goes on.
+    Note {
+        /// A sentence without a full stop.
         text: &'a str,
     },
     /// Everything is read, nothing is trained.

@@ -68,7 +68,7 @@ pub struct DataRecipe {
     /// First rows used.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<usize>,
-    /// Leave out malformed rows, and count them.
+    /// Leave out rows that are malformed, too long, or refused by the template, and count them.
     pub skip_bad_rows: bool,
     /// alpaca, code, question, raw or chat.
     pub template: TemplateName,

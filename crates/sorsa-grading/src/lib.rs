@@ -25,6 +25,7 @@ mod faithful;
 pub mod grade;
 mod latex;
 pub mod number;
+mod reading;
 pub mod stats;
 
 pub use error::GradingError;

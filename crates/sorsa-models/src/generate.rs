@@ -40,7 +40,7 @@ pub struct GenerateOptions {
 /// Why a sequence ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Finish {
-    /// A stop token.
+    /// A stop token, or the caller.
     Stop,
     /// `max_new_tokens` or the model's context.
     Length,

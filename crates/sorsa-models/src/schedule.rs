@@ -22,8 +22,9 @@ pub struct Requests<'a> {
 }
 
 impl CausalLm {
-    /// Continues each prompt, in their order, `slots` at a time. `on_finished(row, generation)` is called as each one
-    /// ends, in the order in which they end; `Break` ends all.
+    /// Continues each prompt, in their order, `slots` at a time. `on_token(row, ids)` is called for every new token, with all new
+    /// tokens of its row; `Break` ends the row there. `on_finished(row, generation)` is called as each row ends, in the order in
+    /// which they end; `Break` ends all.
     ///
     /// Each sequence gets what [`generate`](Self::generate) gives it alone, by the same choice and, sampled, the same
     /// stream. Put prompts of similar length together: less padding. Call it on a model without autodiff.
@@ -40,6 +41,7 @@ impl CausalLm {
         &self,
         requests: Requests<'_>,
         options: &GenerateOptions,
+        mut on_token: impl FnMut(usize, &[u32]) -> ControlFlow<()>,
         mut on_finished: impl FnMut(usize, Generation) -> ControlFlow<()>,
     ) -> Result<(), GenerateError> {
         let Requests { prompts, streams, slots } = requests;
@@ -62,9 +64,10 @@ impl CausalLm {
         // Takes in the token that was chosen for a sequence; `Break` if the caller has had enough.
         let mut settle = |sequence: &mut Sequence| {
             let (row, ids) = (sequence.row, &mut ids[sequence.row]);
-            let stopped = options.stop.contains(&sequence.next);
+            let mut stopped = options.stop.contains(&sequence.next);
             if !stopped {
                 ids.push(sequence.next);
+                stopped = on_token(row, ids).is_break();
             }
             let full = ids.len() == options.max_new_tokens || prompts[row].len() + ids.len() >= context;
             sequence.done = stopped || full;

@@ -114,7 +114,7 @@ fn a_short_sequence_that_joins_a_long_one_is_taken_in_again_with_the_long_factor
         found[row] = generation.ids;
         ControlFlow::Continue(())
     };
-    case.model.generate_queue(queue, &options(count), keep).unwrap();
+    case.model.generate_queue(queue, &options(count), |_, _| ControlFlow::Continue(()), keep).unwrap();
     assert_eq!(found[0].len(), 2);
     assert_eq!(found[1][..count - 8], expected[0][8..]);
 

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::builder::PossibleValuesParser;
+use clap::builder::{NonEmptyStringValueParser, PossibleValuesParser};
 use clap::{Args, ValueEnum};
 use sorsa_experiment::tasks::data_sets;
 
@@ -43,6 +43,9 @@ pub struct EvalArgs {
     /// Maximum length of an answer, in tokens [default: that of the adapter's run, or 128]
     #[arg(long)]
     pub max_new_tokens: Option<usize>,
+    /// Text that ends an answer and is no part of it, beside the end tokens; may be given several times
+    #[arg(long, value_name = "TEXT", value_parser = NonEmptyStringValueParser::new(), allow_hyphen_values = true)]
+    pub stop: Vec<String>,
     /// Number of prompts that the model continues at once
     #[arg(long, default_value_t = 64)]
     pub batch_size: usize,
@@ -76,7 +79,7 @@ pub struct EvalArgs {
     /// Memory limit of a program, in MiB
     #[arg(long, value_name = "MIB", default_value_t = 1024, value_parser = clap::value_parser!(u64).range(64..=1 << 20))]
     pub code_memory: u64,
-    /// Skip malformed rows and count them. If absent, a malformed row is an error
+    /// Skip rows that are malformed, too long, or refused by the template, and count them. If absent, such a row is an error
     #[arg(long)]
     pub skip_bad_rows: bool,
     /// Format of the printed result
@@ -101,7 +104,7 @@ pub enum GradeTask {
 
 #[derive(Debug, Args)]
 pub struct GradeArgs {
-    /// File of generations (JSONL)
+    /// File of generations: JSON lines, a JSON array or parquet
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
     /// Kind of the problems. `sorsa eval` grades HumanEval
@@ -144,6 +147,9 @@ pub struct GenerateArgs {
     /// Maximum length of the continuation, in tokens [default: that of the adapter's run, or 128]
     #[arg(long)]
     pub max_new_tokens: Option<usize>,
+    /// Text that ends the continuation and is no part of it, beside the end tokens; may be given several times
+    #[arg(long, value_name = "TEXT", value_parser = NonEmptyStringValueParser::new(), allow_hyphen_values = true)]
+    pub stop: Vec<String>,
     /// Temperature of the sampling; 0 is greedy decoding
     #[arg(long, default_value_t = 0.0)]
     pub temperature: f64,

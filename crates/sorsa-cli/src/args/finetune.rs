@@ -36,9 +36,18 @@ pub struct RecipeArgs {
     /// Train on the first rows only [default: all rows]
     #[arg(long, value_name = "ROWS")]
     pub limit: Option<usize>,
-    /// Skip malformed rows and count them. If absent, a malformed row is an error
+    /// Skip rows that are malformed, too long, or refused by the template, and count them. If absent, such a row is an error
     #[arg(long)]
     pub skip_bad_rows: bool,
+    /// Prompt template: alpaca, code, question, raw or chat [default: alpaca]
+    #[arg(long)]
+    pub template: Option<String>,
+    /// Text to append to every prompt that the model answers, but not in training [default: none]
+    #[arg(long, value_name = "TEXT")]
+    pub prompt_suffix: Option<String>,
+    /// Maximum length of an answer, in tokens [default: 128]
+    #[arg(long, value_name = "TOKENS")]
+    pub max_new_tokens: Option<usize>,
     #[arg(long, help = format!("Method: {} [default: sorsa]", method_names(" or ")))]
     pub method: Option<String>,
     /// Rank of the adapters [default: 16]

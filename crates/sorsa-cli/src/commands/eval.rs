@@ -7,11 +7,11 @@ use sorsa_checkpoint::WeightFormat;
 use sorsa_data::{AnswerStyle, EncodeOptions, LoadOptions, TemplateName};
 use sorsa_experiment::answer_log::AnswerLog;
 use sorsa_experiment::continuation::AnswerOptions;
-use sorsa_experiment::model::{LoadedModel, adapter_folder, model_or_of_run, weight_format};
+use sorsa_experiment::model::{LoadedModel, Stops, adapter_folder, model_or_of_run, weight_format};
 use sorsa_experiment::tasks::{
     HUMANEVAL, PERPLEXITY, ProblemSource, Problems, Scores, Task, evaluate, of_data_set, recognise,
 };
-use sorsa_experiment::{Answer, content, json_lines};
+use sorsa_experiment::{Answer, Event, Observer, content, json_lines};
 use sorsa_files::write_atomic;
 use sorsa_models::Sampling;
 
@@ -52,16 +52,22 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<()> {
         ..LoadOptions::default()
     };
     let config = loaded.model.config();
+    let encoder = loaded.encoder(settings.template, encode)?;
+    let mut stops = Stops::of(&encoder, config);
+    stops.texts.extend(args.stop.iter().cloned());
     let source = ProblemSource {
         path: &path,
         load: &load,
-        encoder: &loaded.encoder(settings.template, encode)?,
+        encoder: &encoder,
         config,
         // RWKV has no context that prompts could overflow.
         context: config.context_length().unwrap_or(usize::MAX),
         code: code.as_ref(),
     };
     let mut observer = TerminalObserver::new(style, &host.backend);
+    for text in loaded.tokenizer.notes() {
+        observer.on_event(Event::Note { text });
+    }
     let problems = task.load(&source, &mut observer)?;
     // Before the work: a file that cannot be written would cost every answer.
     let log = match &args.out {
@@ -70,8 +76,8 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<()> {
         }
         _ => AnswerLog::in_memory(),
     };
-    let evaluation =
-        evaluate(&*problems, &loaded.model, &answer_options(args, &settings, &loaded), log, &mut observer)?;
+    let options = answer_options(args, &settings, stops);
+    let evaluation = evaluate(&*problems, &loaded.model, &options, log, &mut observer)?;
     if let Some(out) = &args.disagreements {
         let disputed: Vec<&Answer> = evaluation.answers.iter().filter(|answer| answer.disputed()).collect();
         write_atomic(out, json_lines(&disputed)?)?;
@@ -150,7 +156,7 @@ fn choose(args: &EvalArgs) -> anyhow::Result<(&'static dyn Task, PathBuf)> {
     }
 }
 
-fn answer_options(args: &EvalArgs, settings: &ModelSettings, loaded: &LoadedModel) -> AnswerOptions {
+fn answer_options(args: &EvalArgs, settings: &ModelSettings, stop: Stops) -> AnswerOptions {
     let (temperature, top_k, top_p, seed) = (args.temperature, args.top_k, args.top_p, args.seed);
     AnswerOptions {
         batch_size: args.batch_size,
@@ -160,7 +166,7 @@ fn answer_options(args: &EvalArgs, settings: &ModelSettings, loaded: &LoadedMode
             false => Sampling::Random { temperature, top_k, top_p, seed },
         },
         samples: args.samples,
-        stop: loaded.stop_tokens(),
+        stop,
     }
 }
 
@@ -188,10 +194,15 @@ fn log_settings(
         "code_timeout": runs_programs.then_some(args.code_timeout),
         "code_memory": runs_programs.then_some(args.code_memory),
     });
-    Ok(match settings {
+    let mut fields = match settings {
         Value::Object(fields) => fields,
         _ => Map::new(),
-    })
+    };
+    // Files of earlier builds go on.
+    if !args.stop.is_empty() {
+        fields.insert("stop".to_owned(), json!(args.stop));
+    }
+    Ok(fields)
 }
 
 fn show(scores: &Scores, format: TableFormat) -> anyhow::Result<()> {

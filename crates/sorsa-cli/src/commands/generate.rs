@@ -1,14 +1,16 @@
 //! `sorsa generate`: continues a prompt, and prints token by token.
 
 use std::io::Write;
+use std::ops::ControlFlow;
 
 use sorsa_checkpoint::WeightFormat;
-use sorsa_data::{EncodeOptions, Record, TemplateName};
-use sorsa_experiment::model::{LoadedModel, model_or_of_run, weight_format};
-use sorsa_models::{GenerateOptions, Sampling};
+use sorsa_data::{EncodeOptions, Record, StopFilter, TemplateName};
+use sorsa_experiment::model::{LoadedModel, Stops, model_or_of_run, weight_format};
+use sorsa_models::{GenerateOptions, Requests, Sampling};
 
 use crate::args::GenerateArgs;
 use crate::exit::{OrBadInput, bad_input};
+use crate::format::tell;
 use crate::progress::Style;
 use crate::session;
 
@@ -50,24 +52,33 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     } else {
         Sampling::Random { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p, seed: args.seed }
     };
-    let options = GenerateOptions { max_new_tokens, sampling, stop: loaded.stop_tokens() };
-    let mut stream = loaded.tokenizer.decode_stream();
+    let mut stops = Stops::of(&encoder, loaded.model.config());
+    stops.texts.extend(args.stop.iter().cloned());
+    for note in loaded.tokenizer.notes() {
+        tell(format_args!("note: {note}"));
+    }
+    let options = GenerateOptions { max_new_tokens, sampling, stop: stops.tokens };
+    let mut stream = loaded.tokenizer.decode_stream(&prompt)?;
+    let mut filter = StopFilter::new(&stops.texts);
     let mut out = std::io::stdout().lock();
     let mut failure = None;
-    loaded
-        .model
-        .generate(&[prompt], &options, |_, token| {
-            // A closed pipe: nobody wants the rest.
-            let written = stream.push(token).map_err(anyhow::Error::from).and_then(|text| {
-                out.write_all(text.as_bytes())?;
-                Ok(out.flush()?)
-            });
-            failure = failure.take().or(written.err());
-        })
-        .or_bad_input()?;
+    let on_token = |_: usize, ids: &[u32]| {
+        let written = ids.last().map_or(Ok(String::new()), |token| stream.push(*token)).map_err(anyhow::Error::from);
+        let written = written.and_then(|text| {
+            out.write_all(filter.push(&text).as_bytes())?;
+            Ok(out.flush()?)
+        });
+        // A closed pipe: nobody wants the rest.
+        failure = written.err();
+        if failure.is_some() || filter.stopped() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    let prompts = [prompt];
+    let requests = Requests { prompts: &prompts, streams: &[0], slots: 1 };
+    loaded.model.generate_queue(requests, &options, on_token, |_, _| ControlFlow::Continue(())).or_bad_input()?;
     if let Some(error) = failure {
         return Err(error);
     }
-    writeln!(out, "{}", stream.finish()?)?;
+    let rest = filter.push(&stream.finish()?);
+    writeln!(out, "{rest}{}", filter.finish())?;
     Ok(())
 }

@@ -1,5 +1,7 @@
 //! `sorsa grade`: grades generations that were made elsewhere.
 
+use std::collections::BTreeSet;
+
 use serde::Serialize;
 use serde_json::{Map, Value};
 use sorsa_experiment::answer::Verdicts;
@@ -9,8 +11,8 @@ use sorsa_files::write_atomic;
 use sorsa_grading::grade::AnswerKind;
 
 use crate::args::{GradeArgs, GradeTask};
-use crate::exit::bad_input;
-use crate::format::{TableFormat, print, print_json};
+use crate::exit::{OrBadInput, bad_input};
+use crate::format::{TableFormat, print, print_json, tell};
 
 /// The usual names of the generated text and of the gold answer, in the order in which they are tried.
 const PREDICTIONS: [&str; 6] = ["prediction", "generation", "generated", "output", "completion", "response"];
@@ -39,20 +41,21 @@ pub fn run(args: &GradeArgs) -> anyhow::Result<()> {
         }
     };
     let name = args.file.display();
-    let text =
-        std::fs::read_to_string(&args.file).map_err(|error| bad_input(format!("cannot read {name}: {error}")))?;
-    let (mut rows, mut faults) = (Vec::new(), Vec::new());
-    for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-        match graded(args, kind, index + 1, line) {
-            Ok(row) => rows.extend(row),
-            Err(reason) => faults.push(format!("line {}: {reason}", index + 1)),
-        }
-    }
-    if !faults.is_empty() {
-        let (shown, more) = (faults[..faults.len().min(5)].join("\n"), faults.len().saturating_sub(5));
+    let read = sorsa_data::read_rows(&args.file, usize::MAX).or_bad_input()?;
+    let mut ambiguous = BTreeSet::new();
+    let (rows, faults) = read.convert(|line, row| graded(args, kind, line, row, &mut ambiguous));
+    if faults.count > 0 {
+        let shown: Vec<String> =
+            faults.first.iter().take(5).map(|bad| format!("{} {}: {}", faults.unit, bad.row, bad.reason)).collect();
+        let more = faults.count - shown.len();
         let more = if more > 0 { format!("\nand {more} more") } else { String::new() };
-        return Err(bad_input(format!("{name}: {} lines cannot be graded:\n{shown}{more}", faults.len())));
+        let shown = shown.join("\n");
+        return Err(bad_input(format!("{name}: {} {}s cannot be graded:\n{shown}{more}", faults.count, faults.unit)));
     }
+    for (taken, other) in &ambiguous {
+        tell(format_args!("note: {name} has the fields `{taken}` and `{other}`: `{taken}` is graded"));
+    }
+    let rows: Vec<Graded> = rows.into_iter().flatten().collect();
     if rows.is_empty() {
         return Err(bad_input(format!("{name} holds no generations")));
     }
@@ -80,15 +83,33 @@ pub fn run(args: &GradeArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Grades one line; nothing for the settings that `sorsa eval` writes first.
-fn graded(args: &GradeArgs, kind: AnswerKind, line: usize, text: &str) -> Result<Option<Graded>, String> {
-    let value: Value = serde_json::from_str(text).map_err(|error| format!("not JSON: {error}"))?;
-    let fields = value.as_object().ok_or("expected an object with named fields")?;
+/// Grades one row; nothing for the settings that `sorsa eval` writes first. `ambiguous` gets the names of fields that could be
+/// meant as well as those that are taken.
+fn graded(
+    args: &GradeArgs,
+    kind: AnswerKind,
+    line: usize,
+    row: Value,
+    ambiguous: &mut BTreeSet<(&'static str, &'static str)>,
+) -> Result<Option<Graded>, String> {
+    let fields = row.as_object().ok_or("expected an object with named fields")?;
     if line == 1 && fields.len() == 1 && fields.contains_key("settings") {
         return Ok(None);
     }
-    let generated = field(fields, args.prediction_field.as_deref(), &PREDICTIONS)?;
-    let expected = field(fields, args.gold_field.as_deref(), &GOLDS)?;
+    // A generation may be empty.
+    let generated = field(fields, args.prediction_field.as_deref(), &PREDICTIONS)?.unwrap_or_default();
+    let expected = match field(fields, args.gold_field.as_deref(), &GOLDS)? {
+        Some(expected) if !expected.trim().is_empty() => expected,
+        _ => return Err("the gold answer is missing".to_owned()),
+    };
+    for (asked, usual) in [(&args.prediction_field, &PREDICTIONS[..]), (&args.gold_field, &GOLDS)] {
+        let mut there = usual.iter().copied().filter(|name| fields.contains_key(*name));
+        if asked.is_none()
+            && let (Some(taken), Some(other)) = (there.next(), there.next())
+        {
+            ambiguous.insert((taken, other));
+        }
+    }
     let verdicts = Verdicts::of(kind, &expected, &generated);
     let label = |names: [&str; 2]| names.into_iter().find_map(|name| fields.get(name)?.as_str().map(str::to_owned));
     Ok(Some(Graded {
@@ -101,9 +122,13 @@ fn graded(args: &GradeArgs, kind: AnswerKind, line: usize, text: &str) -> Result
     }))
 }
 
-/// The text of the field asked for, or of the first usual one there is. A number is its decimal form.
-fn field(fields: &Map<String, Value>, asked: Option<&str>, usual: &[&str]) -> Result<String, String> {
-    let found = || fields.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+/// The text of the field asked for, or of the first usual one there is; `None` if it is null. A number is its decimal form.
+fn field(fields: &Map<String, Value>, asked: Option<&str>, usual: &[&str]) -> Result<Option<String>, String> {
+    let found = || {
+        let names: Vec<&str> = fields.keys().take(5).map(String::as_str).collect();
+        let more = if fields.len() > 5 { format!(" and {} more", fields.len() - 5) } else { String::new() };
+        format!("{}{more}", names.join(", "))
+    };
     let name = match asked {
         Some(name) => name,
         None => usual
@@ -113,10 +138,9 @@ fn field(fields: &Map<String, Value>, asked: Option<&str>, usual: &[&str]) -> Re
             .ok_or_else(|| format!("none of the fields {} (found: {})", usual.join(", "), found()))?,
     };
     match fields.get(name) {
-        Some(Value::String(text)) => Ok(text.clone()),
-        Some(Value::Number(number)) => Ok(number.to_string()),
-        // A generation may be empty.
-        Some(Value::Null) => Ok(String::new()),
+        Some(Value::String(text)) => Ok(Some(text.clone())),
+        Some(Value::Number(number)) => Ok(Some(number.to_string())),
+        Some(Value::Null) => Ok(None),
         Some(_) => Err(format!("`{name}` should be text")),
         None => Err(format!("no field `{name}` (found: {})", found())),
     }

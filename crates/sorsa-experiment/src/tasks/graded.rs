@@ -7,12 +7,12 @@ use sorsa_data::{Encoder, Record};
 use sorsa_grading::grade::AnswerKind;
 use sorsa_models::CausalLm;
 
-use super::{Effort, ProblemSource, Problems, Scores, data_fault};
+use super::{Effort, ProblemSource, Problems, Scores};
 use crate::answer::{Answer, Judgment, Verdicts};
 use crate::answer_log::fingerprint;
 use crate::continuation::{AnswerOptions, Continuation, Prompts};
 use crate::error::ExperimentError;
-use crate::inputs::load_records;
+use crate::inputs::{encode_problems, load_records};
 use crate::observer::Observer;
 use crate::scoreboard::{GradedRow, Scoreboard};
 
@@ -33,18 +33,12 @@ impl GradedProblems {
         source: &ProblemSource<'_>,
         observer: &mut dyn Observer,
     ) -> Result<Self, ExperimentError> {
-        let (path, context) = (source.path, source.context);
-        let loaded = load_records(path, source.load, observer)?;
+        let loaded = load_records(source.path, source.load, observer)?;
         let records: Vec<Record> = loaded.records.into_iter().filter(|record| record.answer().is_some()).collect();
-        let prompts = source.encoder.encode_prompts(&records).map_err(data_fault(path))?;
-        let lengths = records.iter().zip(&prompts).map(|(record, prompt)| (record.row, prompt.len()));
-        let too_long: Vec<(usize, usize)> = lengths.filter(|(_, tokens)| *tokens >= context).collect();
-        if !too_long.is_empty() {
-            return Err(ExperimentError::PromptsTooLong { path: path.to_owned(), context, rows: too_long });
-        }
         if records.is_empty() {
-            return Err(ExperimentError::NoAnswers { path: path.to_owned() });
+            return Err(ExperimentError::NoAnswers { path: source.path.to_owned() });
         }
+        let (records, prompts) = encode_problems(source, records, observer)?.into_iter().unzip();
         Ok(Self { task, kind, encoder: source.encoder.clone(), records, prompts })
     }
 

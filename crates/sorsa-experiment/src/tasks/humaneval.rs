@@ -1,7 +1,6 @@
 //! HumanEval (Chen et al. 2021): functions that a model completes, tested by running them.
 
 use std::collections::{BTreeMap, HashSet};
-use std::path::Path;
 
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -11,11 +10,12 @@ use sorsa_grading::grade::Score;
 use sorsa_grading::stats::Proportion;
 use sorsa_models::CausalLm;
 
-use super::{Effort, ProblemSource, Problems, Scores, Task, data_fault};
+use super::{Effort, ProblemSource, Problems, Scores, Task, read_problems};
 use crate::answer::{Answer, Judgment};
 use crate::answer_log::fingerprint;
 use crate::continuation::{AnswerOptions, Continuation, Prompts};
 use crate::error::ExperimentError;
+use crate::inputs::encode_problems;
 use crate::observer::Observer;
 use crate::sandbox::{CodeExecution, Isolation, Sandbox, TestResult};
 use crate::scoreboard::{PassRate, reported};
@@ -50,23 +50,18 @@ impl Task for HumanEval {
     fn load(
         &self,
         source: &ProblemSource<'_>,
-        _observer: &mut dyn Observer,
+        observer: &mut dyn Observer,
     ) -> Result<Box<dyn Problems>, ExperimentError> {
         let sandbox = Sandbox::new(source.code.ok_or(ExperimentError::CodeNotAllowed)?)?;
-        let problems = read(source.path, source.load.limit)?;
-        let records = problems.iter().enumerate();
-        let records: Vec<Record> =
-            records.map(|(index, problem)| Record::instruction(index + 1, &problem.prompt, "")).collect();
-        let prompts = source.encoder.encode_prompts(&records).map_err(data_fault(source.path))?;
-        let mut pairs = problems.iter().zip(&prompts);
-        if let Some((problem, prompt)) = pairs.find(|(_, prompt)| prompt.len() >= source.context) {
-            return Err(ExperimentError::ProblemTooLong {
-                path: source.path.to_owned(),
-                problem: problem.task_id.clone(),
-                tokens: prompt.len(),
-                context: source.context,
-            });
-        }
+        let read = read_problems(self.name(), source, observer, |line, row| {
+            let problem = Problem::deserialize(row).map_err(|error| error.to_string())?;
+            Ok((line, problem))
+        })?;
+        let records = read.iter().map(|(line, problem)| Record::instruction(*line, &problem.prompt, "")).collect();
+        let encoded = encode_problems(source, records, observer)?;
+        let mut problems: BTreeMap<usize, Problem> = read.into_iter().collect();
+        let asked = encoded.into_iter().filter_map(|(record, prompt)| Some((problems.remove(&record.row)?, prompt)));
+        let (problems, prompts) = asked.unzip();
         Ok(Box::new(Functions { problems, prompts, encoder: source.encoder.clone(), sandbox }))
     }
 }
@@ -78,22 +73,6 @@ struct Problem {
     prompt: String,
     entry_point: String,
     test: String,
-}
-
-fn read(path: &Path, limit: Option<usize>) -> Result<Vec<Problem>, ExperimentError> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|source| ExperimentError::ReadProblems { path: path.to_owned(), source })?;
-    let rows = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()).take(limit.unwrap_or(usize::MAX));
-    let mut problems = Vec::new();
-    for (index, line) in rows {
-        let problem = serde_json::from_str(line).map_err(|error| ExperimentError::MalformedProblem {
-            path: path.to_owned(),
-            line: index + 1,
-            reason: error.to_string(),
-        })?;
-        problems.push(problem);
-    }
-    if problems.is_empty() { Err(ExperimentError::NoProblems { path: path.to_owned() }) } else { Ok(problems) }
 }
 
 /// Problems in tokens, and the sandbox that runs completions.
@@ -203,6 +182,8 @@ impl Problems for Functions {
 #[cfg(test)]
 #[cfg(unix)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     #[test]
@@ -213,8 +194,8 @@ mod tests {
         let path = Path::new(&data).join("humaneval/HumanEval.jsonl");
         assert_eq!(super::super::recognise(&path).name(), "humaneval");
         let text = std::fs::read_to_string(&path).unwrap();
-        let problems = read(&path, None).unwrap();
         let lines: Vec<&str> = text.lines().collect();
+        let problems: Vec<Problem> = lines.iter().map(|line| serde_json::from_str(line).unwrap()).collect();
         // In the last three, the prompt defines a function that the solution calls.
         for index in (0..problems.len()).step_by(8).chain([10, 38, 50]) {
             let problem = &problems[index];

@@ -21,7 +21,7 @@ use crate::answer::Answer;
 use crate::answer_log::AnswerLog;
 use crate::continuation::AnswerOptions;
 use crate::error::ExperimentError;
-use crate::observer::Observer;
+use crate::observer::{Event, Observer};
 use crate::sandbox::CodeExecution;
 
 pub use expressions::EXPRESSIONS;
@@ -187,9 +187,9 @@ pub fn of_data_set(name: &str) -> Option<&'static dyn Task> {
 /// The task whose problems a file holds, by its first rows.
 pub fn recognise(path: &Path) -> &'static dyn Task {
     // A file that cannot be read is a fault that loading it reports.
-    let rows = sorsa_data::read_rows(path, ROWS_TO_RECOGNISE).unwrap_or_default();
-    let of_row = |(_, row): &(usize, Value)| TASKS.iter().copied().find(|task| task.recognises(row));
-    rows.iter().find_map(of_row).unwrap_or(&NUMBERS)
+    let Ok(read) = sorsa_data::read_rows(path, ROWS_TO_RECOGNISE) else { return &NUMBERS };
+    let mut rows = read.rows.iter().filter_map(|(_, row)| row.as_ref().ok());
+    rows.find_map(|row| TASKS.iter().copied().find(|task| task.recognises(row))).unwrap_or(&NUMBERS)
 }
 
 /// The same for a file of a named format, which decides among the tasks that read records.
@@ -226,9 +226,25 @@ pub fn evaluate(
     Ok(Evaluation { answers, scores })
 }
 
-/// A file with rows that a task cannot use.
-fn data_fault(path: &Path) -> impl FnOnce(sorsa_data::DataError) -> ExperimentError {
-    move |source| ExperimentError::DataFile { path: path.to_owned(), source }
+/// Reads the rows of problems that are no records. Leaves rows out that `convert` refuses, and tells the observer, if the source
+/// says so.
+fn read_problems<T>(
+    task: &'static str,
+    source: &ProblemSource<'_>,
+    observer: &mut dyn Observer,
+    convert: impl FnMut(usize, Value) -> Result<T, String>,
+) -> Result<Vec<T>, ExperimentError> {
+    let path = source.path;
+    let read = sorsa_data::read_rows(path, source.load.limit.unwrap_or(usize::MAX))?;
+    let rows = read.rows.len();
+    let (problems, bad) = read.convert(convert);
+    if bad.count > 0 {
+        if !source.load.skip_bad_rows || problems.is_empty() {
+            return Err(ExperimentError::MalformedProblems { path: path.to_owned(), task, rows, bad });
+        }
+        observer.on_event(Event::RowsSkipped { path, rows: &bad });
+    }
+    if problems.is_empty() { Err(ExperimentError::NoProblems { path: path.to_owned() }) } else { Ok(problems) }
 }
 
 #[cfg(test)]

@@ -7,16 +7,17 @@ use std::time::Instant;
 
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
-use sorsa_data::{Encoder, Record, TemplateName};
+use sorsa_data::{BadRows, DataError, Encoder, LongPrompt, Record, TemplateName};
 use sorsa_grading::grade::{Score, Verdict};
 use sorsa_grading::stats::Proportion;
 use sorsa_models::{CausalLm, ModelInput};
 
-use super::{Effort, ProblemSource, Problems, Scores, Task, data_fault};
+use super::{Effort, ProblemSource, Problems, Scores, Task, read_problems};
 use crate::answer::{Answer, Judgment};
 use crate::answer_log::fingerprint;
 use crate::continuation::AnswerOptions;
 use crate::error::ExperimentError;
+use crate::inputs::UnusablePrompts;
 use crate::observer::{Event, Observer};
 use crate::scoreboard::percent;
 
@@ -48,30 +49,20 @@ impl Task for MultipleChoice {
         source: &ProblemSource<'_>,
         observer: &mut dyn Observer,
     ) -> Result<Box<dyn Problems>, ExperimentError> {
-        let path = source.path;
-        let (mut questions, mut skipped) = (Vec::new(), 0);
-        for (line, row) in sorsa_data::read_rows(path, source.load.limit.unwrap_or(usize::MAX))? {
-            match Row::checked(row) {
-                Ok(row) => questions.push(Question::new(line, row, source.encoder).map_err(data_fault(path))?),
-                Err(_) if source.load.skip_bad_rows => skipped += 1,
-                Err(reason) => {
-                    return Err(ExperimentError::MalformedProblem { path: path.to_owned(), line, reason });
+        let rows = read_problems(self.name(), source, observer, |line, row| Ok((line, Row::checked(row)?)))?;
+        let mut questions = Vec::with_capacity(rows.len());
+        let mut unusable = UnusablePrompts { rows: rows.len(), too_long: Vec::new(), bad: BadRows::new("row") };
+        for (line, row) in rows {
+            match Question::new(line, row, source.encoder, source.context) {
+                Ok(question) => questions.push(question),
+                Err(DataError::PromptTooLong { tokens, partial, .. }) => {
+                    unusable.too_long.push(LongPrompt { row: line, tokens, partial });
                 }
+                Err(error) => unusable.bad.push(line, error.to_string()),
             }
         }
-        if skipped > 0 {
-            observer.on_event(Event::RowsSkipped { path, count: skipped });
-        }
-        let longest = |question: &Question| question.choices.iter().map(|choice| choice.tokens.len()).max();
-        let lengths = questions.iter().map(|question| (question.line, longest(question).unwrap_or(0)));
-        let rows: Vec<(usize, usize)> = lengths.filter(|(_, tokens)| *tokens > source.context).collect();
-        if !rows.is_empty() {
-            return Err(ExperimentError::PromptsTooLong { path: path.to_owned(), context: source.context, rows });
-        }
-        if questions.is_empty() {
-            return Err(ExperimentError::NoProblems { path: path.to_owned() });
-        }
-        Ok(Box::new(Questions { path: path.to_owned(), questions }))
+        unusable.leave_out(source, observer)?;
+        Ok(Box::new(Questions { path: source.path.to_owned(), questions }))
     }
 }
 
@@ -134,14 +125,14 @@ struct Choice {
 }
 
 impl Question {
-    fn new(line: usize, row: Row, encoder: &Encoder) -> Result<Self, sorsa_data::DataError> {
+    fn new(line: usize, row: Row, encoder: &Encoder, context: usize) -> Result<Self, DataError> {
         let prompt = format!("Question: {}\nAnswer:", row.question.trim());
         let record = Record::instruction(line, &prompt, "");
-        let asked = encoder.encode_prompt(&record)?;
+        let asked = encoder.encode_continued(&record, "", context)?;
         let right = row.choices.label.iter().position(|label| *label == row.answer_key).unwrap_or(0);
         let mut choices = Vec::new();
         for (label, text) in row.choices.label.into_iter().zip(row.choices.text) {
-            let tokens = encoder.encode_continued(&record, &format!(" {}", text.trim()))?;
+            let tokens = encoder.encode_continued(&record, &format!(" {}", text.trim()), context)?;
             // A tokenizer may join the border of question and choice into one token, which then counts for the choice.
             let start = asked.iter().zip(&tokens).take_while(|(asked, token)| asked == token).count();
             choices.push(Choice { label, text, tokens, start });
@@ -315,7 +306,7 @@ mod tests {
             max_new_tokens: 1,
             sampling: Sampling::Greedy,
             samples: 1,
-            stop: Vec::new(),
+            stop: crate::model::Stops::default(),
         };
         evaluate(&*problems, &loaded.model, &asked, AnswerLog::in_memory(), &mut ())
     }
@@ -353,7 +344,7 @@ mod tests {
         let tokenizer = Arc::new(TextTokenizer::from_dir(&folder).unwrap());
         let encoder = Encoder::new(tokenizer, PromptTemplate::Raw, EncodeOptions::default()).unwrap();
         let question =
-            Question::new(1, Row::checked(row("2 + 2?", ["4", "5", "four"], "A")).unwrap(), &encoder).unwrap();
+            Question::new(1, Row::checked(row("2 + 2?", ["4", "5", "four"], "A")).unwrap(), &encoder, 256).unwrap();
         for choice in &question.choices {
             let text = encoder.tokenizer().decode(&choice.tokens[choice.start..]).unwrap();
             assert_eq!(text.trim(), choice.text);

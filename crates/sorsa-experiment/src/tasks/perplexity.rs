@@ -9,12 +9,12 @@ use sorsa_data::{
 };
 use sorsa_models::{CausalLm, ModelInput};
 
-use super::{Effort, ProblemSource, Problems, Scores, Task, data_fault};
+use super::{Effort, ProblemSource, Problems, Scores, Task};
 use crate::answer::{Answer, Judgment};
 use crate::answer_log::fingerprint;
 use crate::continuation::AnswerOptions;
 use crate::error::ExperimentError;
-use crate::inputs::load_records;
+use crate::inputs::{UnusablePrompts, load_records};
 use crate::observer::Observer;
 
 /// The task.
@@ -61,7 +61,9 @@ impl Task for Perplexity {
         let encode = EncodeOptions { max_length, append_eos: false, ..EncodeOptions::default() };
         let encoder =
             Encoder::new(Arc::clone(tokenizer), PromptTemplate::Raw, encode)?.for_vocabulary(source.config.vocab_size);
-        let set = encoder.encode_all(&loaded.records).map_err(data_fault(path))?;
+        let (set, bad) = encoder.encode_usable(&loaded.records);
+        let rows = loaded.records.len();
+        UnusablePrompts { rows, too_long: Vec::new(), bad }.leave_out(source, observer)?;
         Ok(Box::new(Texts {
             path: path.to_owned(),
             examples: Arc::new(set.examples),

@@ -42,7 +42,8 @@ impl Complex {
     }
 
     pub fn ln(self) -> Self {
-        Self { re: self.abs().ln(), im: self.im.atan2(self.re) }
+        // Adding 0 turns -0 into 0: a negative real number lies on the upper side of the cut, however it came about.
+        Self { re: self.abs().ln(), im: (self.im + 0.0).atan2(self.re) }
     }
 
     /// `self` to the power `exponent`. A real base with a whole exponent stays real.
@@ -71,6 +72,7 @@ mod tests {
     fn euler_s_identity_and_the_principal_root_hold() {
         let minus_one = Complex::I.times(Complex::real(std::f64::consts::PI)).exp();
         assert!(minus_one.plus(Complex::real(1.0)).abs() < 1e-15);
+        assert!(Complex::real(1.0).negated().power(Complex::real(0.5)).im > 0.0);
         let root = Complex::real(-4.0).power(Complex::real(0.5));
         assert!(root.plus(Complex { re: 0.0, im: -2.0 }).abs() < 1e-15);
         assert_eq!(Complex::real(-2.0).power(Complex::real(3.0)), Complex::real(-8.0));

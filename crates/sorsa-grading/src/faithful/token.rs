@@ -183,7 +183,9 @@ impl Scanner<'_> {
                     && (**separator != "," || self.depth == 0)
                     && digits(end + separator.len()) == 3
             };
-            let Some(separator) = [", \\! ", ",\\! ", ", \\!", ",\\!", "{,}", "\\,", ","].iter().find(group) else {
+            let Some(separator) =
+                [", \\! ", ",\\! ", ", \\!", "\\!,\\!", "\\!,", ",\\!", "{,}", "\\,", ","].iter().find(group)
+            else {
                 break;
             };
             let from = end + separator.len();

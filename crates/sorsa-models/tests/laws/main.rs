@@ -517,7 +517,7 @@ fn a_queue_gives_each_prompt_what_it_gets_alone() {
                     assert!(found[row].replace(generation).is_none(), "{name}: row {row} ended twice");
                     ControlFlow::Continue(())
                 };
-                model.generate_queue(requests, &options, keep).unwrap();
+                model.generate_queue(requests, &options, |_, _| ControlFlow::Continue(()), keep).unwrap();
                 for (row, (found, alone)) in found.into_iter().zip(&alone).enumerate() {
                     assert_eq!(found.as_ref(), Some(alone), "{name}: row {row} of {slots} slots, {options:?}");
                 }
@@ -535,6 +535,33 @@ fn a_queue_ends_when_it_is_told_to() {
         ended += 1;
         ControlFlow::Break(())
     };
-    model.generate_queue(requests, &greedy(3, &[]), stop).unwrap();
+    model.generate_queue(requests, &greedy(3, &[]), |_, _| ControlFlow::Continue(()), stop).unwrap();
     assert_eq!(ended, 1);
+}
+
+#[test]
+fn a_row_of_a_queue_ends_where_it_is_told_to_and_the_others_go_on() {
+    let model = model(json!({}));
+    let (prompts, options) = (prompts(), greedy(4, &[]));
+    let free = generate(&model, &prompts, &options);
+    let requests = Requests { prompts: &prompts, streams: &vec![0; prompts.len()], slots: 2 };
+    let mut told = vec![Vec::new(); prompts.len()];
+    let mut found = vec![None; prompts.len()];
+    let on_token = |row: usize, ids: &[u32]| {
+        told[row] = ids.to_vec();
+        if row == 1 && ids.len() == 2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    let keep = |row: usize, generation| {
+        found[row] = Some(generation);
+        ControlFlow::Continue(())
+    };
+    model.generate_queue(requests, &options, on_token, keep).unwrap();
+    for (row, (found, free)) in found.into_iter().zip(free).enumerate() {
+        let found = found.unwrap();
+        assert_eq!(found.ids, told[row]);
+        match row {
+            1 => assert_eq!((&found.ids[..], found.finish), (&free.ids[..2], Finish::Stop)),
+            _ => assert_eq!(found, free),
+        }
+    }
 }
