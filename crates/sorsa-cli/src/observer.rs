@@ -112,7 +112,7 @@ impl Observer for TerminalObserver {
             Event::RowsSkipped { path, count } => {
                 self.say(&format!("{}: {count} malformed rows left out", path.display()));
             }
-            Event::Note { text } => self.say(&format!("note: {text}")),
+            Event::Notice { text } => self.say(&format!("note: {text}")),
             Event::Planned { recipe, data, shape, run } => self.announce(recipe, data, shape, run),
             Event::Decomposing { done, total } => self.advance("decomposing weights", done, total, ""),
             Event::Attached { modules } => {

@@ -33,13 +33,13 @@
 
 mod batch;
 mod chat;
-mod contain;
 mod encode;
 mod epoch_order;
 mod error;
 mod formats;
 mod load;
 mod names;
+mod panics;
 mod prompt;
 mod record;
 mod rows;

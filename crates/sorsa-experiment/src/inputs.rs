@@ -118,10 +118,10 @@ impl Inputs {
                 .for_vocabulary(config.vocab_size);
 
         for text in tokenizer.notes() {
-            observer.on_event(Event::Note { text });
+            observer.on_event(Event::Notice { text });
         }
         if encoder.template().turn_end(tokenizer) == Some(TurnEnd::Nothing) {
-            observer.on_event(Event::Note {
+            observer.on_event(Event::Notice {
                 text: "the chat template writes nothing after an answer, so the model does not learn to end one",
             });
         }

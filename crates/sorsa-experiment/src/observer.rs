@@ -35,9 +35,9 @@ pub enum Event<'a> {
         /// How many.
         count: usize,
     },
-    /// Something is odd, and no fault.
-    Note {
-        /// A sentence without a full stop.
+    /// Something that whoever started the experiment should know, though it goes on.
+    Notice {
+        /// In words.
         text: &'a str,
     },
     /// Everything is read, nothing is trained.

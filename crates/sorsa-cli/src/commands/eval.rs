@@ -68,7 +68,7 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<()> {
     };
     let mut observer = TerminalObserver::new(style, &host.backend);
     for text in loaded.tokenizer.notes() {
-        observer.on_event(Event::Note { text });
+        observer.on_event(Event::Notice { text });
     }
     let problems = task.load(&source, &mut observer)?;
     // Before the work: a file that cannot be written would cost every answer.
