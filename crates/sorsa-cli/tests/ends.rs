@@ -8,6 +8,9 @@ use serde_json::Value;
 /// A problem, and what the tiny model writes after it: nothing of sense.
 const PROBLEM: &str = r#"{"question": "Tom has 3 apples", "answer": "No.\n#### 3"}"#;
 
+/// Greedy choice repeats one token.
+const SAMPLED: [&str; 4] = ["--temperature", "1.5", "--seed", "3"];
+
 fn place() -> Place {
     let place = Place::new();
     place.write("problems.jsonl", PROBLEM);
@@ -32,7 +35,7 @@ fn a_generation_ends_before_the_text_of_an_option() {
     let place = place();
     let generate = |options: &[&str]| {
         let command = ["generate", "--model", "model", "--max-new-tokens", "24", "Tom has 3 apples"];
-        let printed = place.command(&[&command, options].concat()).succeed();
+        let printed = place.command(&[&command, &SAMPLED[..], options].concat()).succeed();
         printed.strip_suffix('\n').unwrap().to_owned()
     };
     let whole = generate(&[]);
@@ -58,7 +61,7 @@ fn an_answer_ends_before_the_text_of_an_option() {
             "--out",
             name,
         ];
-        place.command(&[&command, options].concat()).succeed();
+        place.command(&[&command, &SAMPLED[..], options].concat()).succeed();
         let lines = std::fs::read_to_string(place.path(name)).unwrap();
         serde_json::from_str(lines.lines().nth(1).unwrap()).unwrap()
     };

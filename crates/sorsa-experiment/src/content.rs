@@ -20,7 +20,9 @@ const SAMPLE: usize = 4096;
 pub fn of_model(folder: &Path) -> Result<String, ExperimentError> {
     let checkpoint = Checkpoint::open(folder)?;
     let mut hash = ContentHash::new();
-    for name in ["config.json", "tokenizer.json"] {
+    let vocabulary =
+        ["tokenizer.json", "tokenizer.model", "vocab.json"].into_iter().find(|name| folder.join(name).is_file());
+    for name in ["config.json"].into_iter().chain(vocabulary) {
         let path = folder.join(name);
         if path.is_file() {
             hash.update_file(&path)?;
