@@ -287,6 +287,10 @@ impl Encoder {
         if ids.len() > longest {
             return Err(DataError::PromptTooLong { tokens: ids.len(), partial: part.len() < text.len(), longest });
         }
+        if ids.is_empty() {
+            // A model reads something before it writes.
+            ids.extend(self.tokenizer.bos());
+        }
         self.check_vocabulary(&ids)?;
         Ok(ids)
     }
@@ -632,6 +636,19 @@ mod tests {
             let example = encoder.encode(&Record::instruction(1, "q", "a")).unwrap().remove(0);
             assert_eq!(show(&example).0.chars().next(), Some(first));
         }
+    }
+
+    #[test]
+    fn the_begin_token_of_a_tokenizer_that_does_not_put_it_stands_for_an_empty_prompt_alone() {
+        let tokenizer = Arc::new(bytes_with(r#"{"bos_token": "<s>", "eos_token": "</s>"}"#));
+        let ids = |template: PromptTemplate, text: &str| {
+            let encoder = Encoder::new(Arc::clone(&tokenizer), template, EncodeOptions::default()).unwrap();
+            encoder.encode_prompt(&Record::instruction(1, text, "")).unwrap()
+        };
+        assert_eq!(ids(PromptTemplate::Raw, ""), [0]);
+        assert_eq!(ids(PromptTemplate::Raw, "a"), tokenizer.encode("a").unwrap());
+        assert_ne!(ids(PromptTemplate::Question, "a")[0], 0);
+        assert_eq!(ids(PromptTemplate::Alpaca, "a")[0], 0);
     }
 
     #[test]

@@ -34,7 +34,6 @@
 mod assistant_spans;
 mod batch;
 mod chat;
-mod contain;
 mod conversation;
 mod data_file;
 mod encode;

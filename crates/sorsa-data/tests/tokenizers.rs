@@ -85,3 +85,40 @@ fn ids_have_the_text_of_transformers_whole_or_after_a_prompt_or_one_by_one() {
     }
     assert!(compared > 900, "{compared}");
 }
+
+/// Published tokenizers of which a folder of `SORSA_DATA` has both the older files and `tokenizer.json`.
+#[test]
+fn older_files_give_the_ids_of_the_published_tokenizer_json() {
+    let Some(data) = std::env::var_os("SORSA_DATA") else { return };
+    let data = Path::new(&data);
+    let text = std::fs::read_to_string(data.join("text/tinyshakespeare.txt")).unwrap();
+    let golden = golden();
+    let lines = text.lines().take(2000).chain(golden.texts.iter().map(String::as_str));
+    let texts: Vec<&str> = lines.chain([&text[..20_000]]).collect();
+    let cases = [
+        ("tokenizers/llama2", "LlamaTokenizer", &["tokenizer.model"][..]),
+        ("tokenizers/mistral_v1", "LlamaTokenizer", &["tokenizer.model"]),
+        ("models/stories260K", "LlamaTokenizer", &["tokenizer.model"]),
+        ("tokenizers/gpt2", "GPT2Tokenizer", &["vocab.json", "merges.txt"]),
+    ];
+    for (folder, class, files) in cases {
+        let place = tempfile::tempdir().unwrap();
+        for name in files {
+            std::fs::copy(data.join(folder).join(name), place.path().join(name)).unwrap();
+        }
+        std::fs::write(place.path().join("tokenizer_config.json"), format!(r#"{{"tokenizer_class": "{class}"}}"#))
+            .unwrap();
+        let made = TextTokenizer::from_dir(place.path()).unwrap();
+        let published = TextTokenizer::from_dir(data.join(folder)).unwrap();
+        for text in &texts {
+            let ids = published.encode(text).unwrap();
+            assert_eq!(made.encode(text).unwrap(), ids, "{folder}: {text:?}");
+            assert_eq!(made.decode(&ids).unwrap(), published.decode(&ids).unwrap(), "{folder}: {text:?}");
+        }
+        assert_eq!(
+            (made.before(), made.bos(), made.eos()),
+            (published.before(), published.bos(), published.eos()),
+            "{folder}"
+        );
+    }
+}

@@ -33,7 +33,10 @@ const TOKENIZER_FILES: [&str; 9] = [
 pub fn of_model(folder: &Path) -> Result<String, ExperimentError> {
     let checkpoint = Checkpoint::open(folder)?;
     let mut hash = ContentHash::new();
-    add_files(&mut hash, folder, &["config.json", "tokenizer.json"])?;
+    let vocabulary =
+        ["tokenizer.json", "tokenizer.model", "vocab.json"].into_iter().find(|name| folder.join(name).is_file());
+    let names: Vec<&str> = ["config.json"].into_iter().chain(vocabulary).collect();
+    add_files(&mut hash, folder, &names)?;
     add_weights(&mut hash, &checkpoint)?;
     Ok(hash.short())
 }

@@ -16,7 +16,7 @@ pub(super) enum TokenizerClass {
     T5,
     /// `PreTrainedTokenizerFast` and other names: `tokenizer.json` decides everything.
     Other,
-    /// No file names a class.
+    /// No file names a class that Transformers 4 has.
     Unnamed,
 }
 
@@ -40,6 +40,8 @@ impl TokenizerClass {
             "GPT2Tokenizer" | "CodeGenTokenizer" => Self::Gpt2,
             "Qwen2Tokenizer" => Self::Qwen2,
             "T5Tokenizer" => Self::T5,
+            // Of Transformers 5, whose generic class does look at `add_bos_token`.
+            "TokenizersBackend" => Self::Unnamed,
             _ => Self::Other,
         }
     }

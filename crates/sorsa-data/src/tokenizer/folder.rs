@@ -13,7 +13,7 @@ use super::class::{self, TokenizerClass};
 use super::growth::Growth;
 use super::{TextTokenizer, byte_pairs, sentencepiece};
 use crate::DataError;
-use crate::contain::contained;
+use crate::panics::caught;
 
 pub(super) const TOKENIZER: &str = "tokenizer.json";
 pub(super) const CONFIG: &str = "tokenizer_config.json";
@@ -119,7 +119,7 @@ impl TokenizerFiles {
             Err(error) => Err(format!("{name} is not a tokenizer: {error}")),
         };
         let read = growth.and_then(|growth| {
-            let tokenizer = contained(|| {
+            let tokenizer = caught(|| {
                 let mut tokenizer = Tokenizer::from_bytes(bytes)?;
                 tokenizer.with_padding(None);
                 tokenizer.with_truncation(None)?;
@@ -236,7 +236,7 @@ impl TokenizerFiles {
                 new.push(&token.content);
             }
         }
-        if let Err(panic) = contained(|| tokenizer.add_tokens(&tokens)) {
+        if let Err(panic) = caught(|| tokenizer.add_tokens(&tokens)) {
             return self.problems.push(format!("the added tokens cannot be used: {panic}"));
         }
         if !new.is_empty() {
@@ -352,7 +352,7 @@ impl TokenizerFiles {
         set_prefix_space(&mut inner, class, &config);
         let [bos, eos, pad, unk] =
             ["bos_token", "eos_token", "pad_token", "unk_token"].map(|key| self.special(&inner, &config, key));
-        let surroundings = contained(|| self.surroundings(&inner, &config, bos, eos)).and_then(|found| found);
+        let surroundings = caught(|| self.surroundings(&inner, &config, bos, eos)).and_then(|found| found);
         let [before, after] = surroundings.unwrap_or_else(|reason| {
             self.problems.push(format!("{TOKENIZER} is not a tokenizer: {reason}"));
             Default::default()

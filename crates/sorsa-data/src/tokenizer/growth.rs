@@ -6,7 +6,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 use tokenizers::{NormalizedString, Normalizer, NormalizerWrapper};
 
-use crate::contain::contained;
+use crate::panics::caught;
 
 /// A step that makes more bytes of one is refused. Unicode's largest is 11, `▁` for a blank is 3.
 const LARGEST_FACTOR: f64 = 4096.0;
@@ -33,7 +33,7 @@ impl Growth {
         for (name, factor) in [("normalizer", growth.factor), ("decoder", factor(decoder)?)] {
             if factor > LARGEST_FACTOR {
                 return Err(format!(
-                    "the {name} makes up to {factor:.0} bytes of one, at most {LARGEST_FACTOR} are allowed"
+                    "the {name} makes up to {factor:.1e} bytes of one, at most {LARGEST_FACTOR} are allowed"
                 ));
             }
         }
@@ -57,7 +57,7 @@ impl Growth {
         while !rest.is_empty() {
             let (head, tail) = rest.split_at(rest.ceil_char_boundary(part));
             let mut normalized = NormalizedString::from(head);
-            contained(|| normalizer.normalize(&mut normalized))?.map_err(|error| error.to_string())?;
+            caught(|| normalizer.normalize(&mut normalized))?.map_err(|error| error.to_string())?;
             made += normalized.get().len();
             if made > limit {
                 return Err(format!("the normalizer makes more than {limit} bytes of a text of {}", text.len()));
@@ -128,7 +128,7 @@ mod tests {
         assert_eq!(Growth::of(&llama, &Value::Null).unwrap().factor, 12.0);
         let bomb = json!({"type": "Sequence", "normalizers": vec![replace("a", &"a".repeat(50)); 5]});
         insta::assert_snapshot!(Growth::of(&bomb, &Value::Null).unwrap_err(),
-            @"the normalizer makes up to 312500000 bytes of one, at most 4096 are allowed");
+            @"the normalizer makes up to 3.1e8 bytes of one, at most 4096 are allowed");
         let decoder = json!({"type": "Sequence", "decoders": vec![replace("a", &"a".repeat(50)); 5]});
         assert!(Growth::of(&Value::Null, &decoder).unwrap_err().contains("decoder"));
     }

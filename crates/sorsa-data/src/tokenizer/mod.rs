@@ -16,7 +16,7 @@ use tokenizers::{Encoding, Tokenizer};
 use self::chat_templates::ChatTemplates;
 use self::folder::TokenizerFiles;
 use self::growth::Growth;
-use crate::contain::contained;
+use crate::panics::caught;
 use crate::{ChatTemplate, DataError};
 
 pub use stream::{DecodeStream, StopFilter};
@@ -76,14 +76,14 @@ impl TextTokenizer {
     /// normalizer lengthens the text beyond measure.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, DataError> {
         self.growth.check(text, self.inner.get_normalizer()).map_err(failed)?;
-        let encoding = contained(|| self.inner.encode_fast(text, false)).map_err(failed)?;
+        let encoding = caught(|| self.inner.encode_fast(text, false)).map_err(failed)?;
         Ok(encoding.map_err(failed)?.get_ids().to_vec())
     }
 
     /// Like [`TextTokenizer::encode`], with the byte range of each token in the text.
     pub(crate) fn encode_with_offsets(&self, text: &str) -> Result<Encoding, DataError> {
         self.growth.check(text, self.inner.get_normalizer()).map_err(failed)?;
-        contained(|| self.inner.encode(text, false)).map_err(failed)?.map_err(failed)
+        caught(|| self.inner.encode(text, false)).map_err(failed)?.map_err(failed)
     }
 
     /// The text of `ids`, without special tokens. It may begin with another number of blanks than the same ids after others:
@@ -93,7 +93,7 @@ impl TextTokenizer {
     ///
     /// [`DataError::Tokenize`] if the tokenizer's decoder fails.
     pub fn decode(&self, ids: &[u32]) -> Result<String, DataError> {
-        let text = contained(|| self.inner.decode(ids, true)).map_err(failed)?.map_err(failed)?;
+        let text = caught(|| self.inner.decode(ids, true)).map_err(failed)?.map_err(failed)?;
         Ok(if self.cleans_up { cleaned_up(&text) } else { text })
     }
 
@@ -371,6 +371,75 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn a_token_or_a_template_that_nobody_needs_stops_nothing() {
+        let config = r#"{"eos_token": "</s>", "pad_token": "[PAD]", "unk_token": "", "chat_template": "{% if %}"}"#;
+        let folder = folder(&[("tokenizer_config.json", config)]);
+        let tokenizer = TextTokenizer::from_dir(folder.path()).unwrap();
+        assert_eq!(tokenizer.encode("a").unwrap().len(), 1);
+        assert_eq!((tokenizer.pad(259), tokenizer.pad(258), tokenizer.unk()), (258, 1, None));
+        insta::assert_snapshot!(tokenizer.notes().join("\n"), @"tokenizer.json lacks tokens that other files name: `[PAD]` (258) added, like Transformers adds them");
+        assert!(matches!(tokenizer.chat_template(), Err(DataError::ChatTemplate { .. })));
+    }
+
+    #[test]
+    fn a_folder_without_a_vocabulary_says_how_to_make_one() {
+        let error = |name: &str, content: &str| {
+            let folder = tempfile::tempdir().unwrap();
+            std::fs::write(folder.path().join(name), content).unwrap();
+            let error = TextTokenizer::from_dir(folder.path()).unwrap_err().to_string();
+            error.replace(folder.path().to_str().unwrap(), "DIR")
+        };
+        insta::assert_snapshot!(error("vocab.txt", "a"), @r#"
+        cannot use the tokenizer in DIR:
+          there is no tokenizer.json, and vocab.txt cannot be read; make tokenizer.json with Transformers: python -c "from transformers import AutoTokenizer; AutoTokenizer.from_pretrained('DIR').save_pretrained('DIR')"
+        "#);
+        let tiktoken = error("tokenizer.model", "IQ== 0\nIg== 1\n");
+        assert!(tiktoken.contains("tokenizer.model cannot be read, it is a file of tiktoken"), "{tiktoken}");
+        assert!(tiktoken.contains("AutoTokenizer.from_pretrained('DIR').save_pretrained('DIR')"), "{tiktoken}");
+    }
+
+    #[test]
+    fn a_damaged_tokenizer_is_an_error_and_no_panic() {
+        let json: Value = serde_json::from_str(&bytes().inner.to_string(false).unwrap()).unwrap();
+        let error = |change: &dyn Fn(&mut Value)| {
+            let mut json = json.clone();
+            change(&mut json);
+            TextTokenizer::from_bytes(json.to_string().as_bytes(), None).unwrap_err().to_string()
+        };
+        let mut table = vec![8, 0, 0, 0];
+        table.extend([0xFF; 8]);
+        let table = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, [&table[..], b"a\0"].concat());
+        let damaged = error(&|json| {
+            json["normalizer"] = serde_json::json!({"type": "Precompiled", "precompiled_charsmap": table})
+        });
+        assert!(damaged.contains("tokenizer.json is not a tokenizer"), "{damaged}");
+        let special = serde_json::json!({"SpecialToken": {"id": "<s>", "type_id": 0}});
+        let text = serde_json::json!({"Sequence": {"id": "A", "type_id": 0}});
+        let template = serde_json::json!({"type": "TemplateProcessing", "single": [special, text], "pair": [text], "special_tokens": {}});
+        let missing = error(&|json| json["post_processor"] = template.clone());
+        assert!(missing.contains("tokenizer.json is not a tokenizer"), "{missing}");
+    }
+
+    #[test]
+    fn text_of_word_pieces_is_cleaned_up_and_that_of_byte_pairs_is_not() {
+        let clean = "Is it? No, it's not! I don't. 'a'";
+        assert_eq!(cleaned_up("Is it ? No , it 's not ! I do n't . 'a'"), clean);
+        let config = r#"{"clean_up_tokenization_spaces": true}"#;
+        let text = "if a != b : return 'x .'";
+        let tokenizer = bytes_with(config);
+        assert_eq!(tokenizer.decode(&tokenizer.encode(text).unwrap()).unwrap(), text);
+        let words = br#"{"version": "1.0", "added_tokens": [], "pre_tokenizer": {"type": "Whitespace"}, "decoder": {"type": "WordPiece", "prefix": "@@", "cleanup": false},
+            "model": {"type": "WordLevel", "unk_token": "?", "vocab": {"?": 0, "it": 1, ".": 2, "is": 3}}}"#;
+        let tokenizer = TextTokenizer::from_bytes(words, Some(config.as_bytes())).unwrap();
+        let ids = tokenizer.encode("it is . it").unwrap();
+        assert_eq!(tokenizer.decode(&ids).unwrap(), "it is. it");
+        let mut stream = tokenizer.decode_stream(&ids[..2]).unwrap();
+        let parts: String = ids[2..].iter().map(|id| stream.push(*id).unwrap()).collect();
+        assert_eq!(parts + &stream.finish().unwrap(), tokenizer.continuation(&ids[..2], &ids[2..]).unwrap());
+        assert_eq!(tokenizer.continuation(&ids[..2], &ids[2..]).unwrap(), ". it");
+    }
+
+    #[test]
     fn everything_wrong_with_a_folder_is_said_at_once() {
         let error = |folder: &tempfile::TempDir| {
             let error = TextTokenizer::from_dir(folder.path()).unwrap_err().to_string();
@@ -381,14 +450,16 @@ pub(crate) mod tests {
           tokenizer.json: No such file or directory (os error 2)
         ");
         let broken = folder(&[
-            ("tokenizer_config.json", r#"{"bos_token": "<bos>", "chat_template": "{% if %}"}"#),
+            ("tokenizer_config.json", r#"{"bos_token": 7, "additional_special_tokens": [{"text": "a"}]}"#),
             ("special_tokens_map.json", "{"),
+            ("added_tokens.json", r#"["a"]"#),
         ]);
         insta::assert_snapshot!(error(&broken), @r#"
         cannot use the tokenizer in DIR:
           special_tokens_map.json is not JSON: EOF while parsing an object at line 1 column 1
-          tokenizer_config.json: `bos_token` is "<bos>", which is not in the vocabulary
-          chat template: syntax error: unexpected end of block (in chat_template:1)
+          added_tokens.json should be an object
+          tokenizer_config.json: `bos_token` should be a text or a token, found 7
+          tokenizer_config.json: `additional_special_tokens` should be a text or a token, found {"text":"a"}
         "#);
     }
 }

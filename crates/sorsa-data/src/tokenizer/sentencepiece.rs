@@ -46,9 +46,19 @@ struct Piece {
 ///
 /// One sentence on a file that is no such model.
 pub(super) fn convert(bytes: &[u8], class: TokenizerClass, config: &Map<String, Value>) -> Result<Value, String> {
+    if is_tiktoken(bytes) {
+        return Err("it is a file of tiktoken".to_owned());
+    }
     let model = Model::read(bytes)?;
     let converter = Converter { class: class_of(class, &model), config, model };
     converter.convert()
+}
+
+/// Whether the first line is a token in base64 and its number, like in the files of Llama 3.
+fn is_tiktoken(bytes: &[u8]) -> bool {
+    let line = bytes.split(|byte| *byte == b'\n').next().and_then(|line| std::str::from_utf8(line).ok());
+    let Some((token, number)) = line.and_then(|line| line.split_once(' ')) else { return false };
+    STANDARD.decode(token).is_ok() && number.trim().parse::<u32>().is_ok()
 }
 
 /// The class that a model is converted like. A file of byte pairs that names no class is like Llama's.

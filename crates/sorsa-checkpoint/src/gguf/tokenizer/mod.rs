@@ -56,7 +56,7 @@ pub(super) fn read(folder: &Path, rows: usize) -> Result<TokenizerMetadata, Gguf
         let fault = "there is no tokenizer.json; a model can be written without a tokenizer, for token ids only";
         return Err(unsupported(vec![fault.to_owned()]));
     };
-    let special = Special::read(folder, &json)?;
+    let special = Special::read(folder, &json, rows)?;
     convert(&json, &special, rows).map_err(unsupported)
 }
 
@@ -76,6 +76,7 @@ fn convert(json: &Json, special: &Special, rows: usize) -> Result<TokenizerMetad
     }
     let mut table = Table::new(vocabulary, &json["added_tokens"], rows)?;
     let mut out = TokenizerMetadata::default();
+    out.notes.extend(table.note_on_beyond(rows));
     let mut add = |key: &str, value: Value| out.metadata.push((format!("tokenizer.ggml.{key}"), value));
     if bytes {
         let (pre, notes) = pre::choose(json);
@@ -102,19 +103,31 @@ fn convert(json: &Json, special: &Special, rows: usize) -> Result<TokenizerMetad
 struct Table {
     tokens: Vec<String>,
     kinds: Vec<Kind>,
+    /// Tokens whose id has no row in the embedding. No text of the model uses them.
+    beyond: Vec<String>,
 }
 
 impl Table {
     /// The tokens of the vocabulary and those added to it; ids that no token has are filled up to `rows`.
     fn new(vocabulary: &Map<String, Json>, added: &Json, rows: usize) -> Result<Self, Vec<String>> {
         let mut slots: Vec<Option<(String, Kind)>> = vec![None; rows];
-        let mut faults = Vec::new();
-        let mut put = |token: &str, id: &Json, kind: Kind| match id.as_u64().and_then(|id| slots.get_mut(id as usize)) {
-            None => faults.push(format!("token `{token}` has the id {id}, the embedding has {rows} rows")),
-            Some(Some((other, _))) if other != token => {
-                faults.push(format!("`{other}` and `{token}` have the id {id}"))
+        let (mut faults, mut beyond) = (Vec::new(), Vec::new());
+        let mut put = |token: &str, id: &Json, kind: Kind| {
+            let Some(number) = id.as_u64() else {
+                return faults.push(format!("token `{token}` should have an id, found {id}"));
+            };
+            match slots.get_mut(usize::try_from(number).unwrap_or(usize::MAX)) {
+                None => {
+                    let token = format!("`{token}` ({number})");
+                    if !beyond.contains(&token) {
+                        beyond.push(token);
+                    }
+                }
+                Some(Some((other, _))) if other != token => {
+                    faults.push(format!("`{other}` and `{token}` have the id {id}"));
+                }
+                Some(slot) => *slot = Some((token.to_owned(), kind)),
             }
-            Some(slot) => *slot = Some((token.to_owned(), kind)),
         };
         for (token, id) in vocabulary {
             put(token, id, Kind::Normal);
@@ -130,7 +143,7 @@ impl Table {
         if !faults.is_empty() {
             return Err(faults);
         }
-        let mut table = Self { tokens: Vec::with_capacity(rows), kinds: Vec::with_capacity(rows) };
+        let mut table = Self { tokens: Vec::with_capacity(rows), kinds: Vec::with_capacity(rows), beyond };
         for (id, slot) in slots.into_iter().enumerate() {
             // llama.cpp's converter fills gaps with the same names; it, too, needs each only once.
             let unused = || {
@@ -145,6 +158,19 @@ impl Table {
             table.kinds.push(kind);
         }
         Ok(table)
+    }
+
+    /// Says which tokens are left out.
+    fn note_on_beyond(&self, rows: usize) -> Option<String> {
+        let first = self.beyond.iter().take(5).cloned().collect::<Vec<_>>().join(", ");
+        match self.beyond.len() {
+            0 => None,
+            count @ 1..=5 => Some(format!("{count} tokens beyond the embedding's {rows} rows are left out: {first}")),
+            count => Some(format!(
+                "{count} tokens beyond the embedding's {rows} rows are left out: {first} and {} more",
+                count - 5
+            )),
+        }
     }
 }
 

@@ -28,8 +28,8 @@ impl Special {
     ///
     /// # Errors
     ///
-    /// [`GgufError::Json`], [`GgufError::Io`], and [`GgufError::Unsupported`] for names that are not in the vocabulary.
-    pub fn read(folder: &Path, tokenizer: &Json) -> Result<Self, GgufError> {
+    /// [`GgufError::Json`], [`GgufError::Io`].
+    pub fn read(folder: &Path, tokenizer: &Json, rows: usize) -> Result<Self, GgufError> {
         let mut files = Vec::new();
         for name in FILES {
             // The last must be there, and was read before.
@@ -41,19 +41,11 @@ impl Special {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
             Err(error) => return Err(GgufError::io(file)(error)),
         };
-        Self::parse(tokenizer, &files, template)
-            .map_err(|faults| GgufError::Unsupported { folder: folder.to_owned(), faults })
+        Ok(Self::parse(tokenizer, &files, template, rows))
     }
 
-    pub(super) fn parse(tokenizer: &Json, files: &[Json], template: Option<String>) -> Result<Self, Vec<String>> {
-        let mut faults = Vec::new();
-        let mut find = |key: &str| {
-            let found = named(tokenizer, files, key);
-            found.unwrap_or_else(|fault| {
-                faults.push(fault);
-                None
-            })
-        };
+    pub(super) fn parse(tokenizer: &Json, files: &[Json], template: Option<String>, rows: usize) -> Self {
+        let find = |key: &str| named(tokenizer, files, key).filter(|id| (*id as usize) < rows);
         let mut special = Self {
             bos: find("bos_token"),
             eos: find("eos_token"),
@@ -61,13 +53,22 @@ impl Special {
             pad: find("pad_token"),
             ..Self::default()
         };
-        if !faults.is_empty() {
-            return Err(faults);
-        }
         let (first, last) = surrounding(&tokenizer["post_processor"]);
         let is = |text: Option<&str>, id: Option<u32>| id.is_some() && text.and_then(|t| token_id(tokenizer, t)) == id;
-        special.adds_bos = special.bos.is_some() && (is(first, special.bos) || files[0]["add_bos_token"] == true);
-        special.adds_eos = special.eos.is_some() && (is(last, special.eos) || files[0]["add_eos_token"] == true);
+        let asked = |key: &str, default: bool| files[0][key].as_bool().unwrap_or(default);
+        let (begins, ends) = (is(first, special.bos), is(last, special.eos));
+        // These classes of Transformers make a post-processor of their own; the generic one uses that of the file.
+        let (adds_bos, adds_eos) = match files[0]["tokenizer_class"].as_str().map(|name| name.trim_end_matches("Fast"))
+        {
+            Some("LlamaTokenizer" | "CodeLlamaTokenizer" | "GemmaTokenizer" | "CohereTokenizer") => {
+                (asked("add_bos_token", true), asked("add_eos_token", false))
+            }
+            Some("GPTNeoXTokenizer") => (asked("add_bos_token", false), asked("add_eos_token", false)),
+            Some("PreTrainedTokenizer") => (begins, ends),
+            _ => (begins || asked("add_bos_token", false), ends || asked("add_eos_token", false)),
+        };
+        special.adds_bos = special.bos.is_some() && adds_bos;
+        special.adds_eos = special.eos.is_some() && adds_eos;
         match &files[0]["chat_template"] {
             Json::String(text) => special.template = Some(text.clone()),
             Json::Array(list) => {
@@ -84,7 +85,7 @@ impl Special {
             _ => {}
         }
         special.template = template.or(special.template);
-        Ok(special)
+        special
     }
 
     /// The metadata that llama.cpp reads.
@@ -106,19 +107,17 @@ impl Special {
 }
 
 /// The id of a special token, by the first file that names it. A `null` in one of the first two files means that there is
-/// no such token, whatever the ids in the others say: Qwen names a `bos_token_id` that it never saw at a beginning.
-fn named(tokenizer: &Json, files: &[Json], key: &str) -> Result<Option<u32>, String> {
-    for (file, name) in files.iter().zip(FILES).take(2) {
+/// no such token, whatever the ids in the others say: Qwen names a `bos_token_id` that it never saw at a beginning. Nor is there
+/// one if the vocabulary lacks the text: Transformers would add it, and no row of the embedding knows it.
+fn named(tokenizer: &Json, files: &[Json], key: &str) -> Option<u32> {
+    for file in files.iter().take(2) {
         let text = match file.get(key) {
             None => continue,
-            Some(Json::Null) if key == "bos_token" => return Ok(None),
+            Some(Json::Null) if key == "bos_token" => return None,
             Some(Json::Null) => break,
             Some(token) => token.as_str().or_else(|| token.get("content")?.as_str()),
         };
-        return match text.and_then(|text| token_id(tokenizer, text)) {
-            Some(id) => Ok(Some(id)),
-            None => Err(format!("{name}: `{key}` is {}, which is not in the vocabulary", file[key])),
-        };
+        return text.and_then(|text| token_id(tokenizer, text));
     }
     let one = |id: &Json| id.as_u64().and_then(|id| u32::try_from(id).ok());
     let id_key = format!("{key}_id");
@@ -126,7 +125,7 @@ fn named(tokenizer: &Json, files: &[Json], key: &str) -> Result<Option<u32>, Str
         Json::Array(list) => list.first().and_then(one),
         id => one(id),
     });
-    Ok(ids.into_iter().next())
+    ids.into_iter().next()
 }
 
 /// The id of a token, added tokens first.

@@ -22,11 +22,8 @@ fn merges_come_in_the_order_of_scores() {
     let pieces = [("a", -9.0), ("b", -9.0), ("ab", -2.0), ("abab", -1.0), ("ba", -3.0), ("aba", -3.0)];
     let json = convert(&model(&pieces), TokenizerClass::Llama, &Map::new()).unwrap();
     let merges = json["model"]["merges"].to_string();
-    assert_eq!(
-        merges,
-        r#"[["ab","ab"],["aba","b"],["a","b"],["ab","a"],["a","ba"],["b","a"]]"#
-            .replace(r#"["ab","ab"],["aba","b"]"#, r#"["aba","b"],["ab","ab"]"#)
-    );
+    let expected = r#"[["aba","b"],["ab","ab"],["a","b"],["ab","a"],["a","ba"],["b","a"]]"#;
+    assert_eq!(merges, expected);
     assert_eq!(json["model"]["vocab"]["abab"], 6);
 }
 
@@ -40,7 +37,8 @@ fn damaged_files_are_refused() {
         let _ = convert(&whole[..end], TokenizerClass::Llama, &Map::new());
     }
     insta::assert_snapshot!(refused(b""), @"it has no pieces");
-    insta::assert_snapshot!(refused(b"IQ== 0\nIg== 1\n"), @"it is not a SentencePiece model (14 bytes before the end)");
+    insta::assert_snapshot!(refused(b"IQ== 0\nIg== 1\n"), @"it is a file of tiktoken");
+    assert!(refused(b"\x07\x00").starts_with("it is not a SentencePiece model"));
     insta::assert_snapshot!(refused(&model(&[("a", f32::NAN)])), @"the score of `a` is NaN");
     let words = [piece("a", 0.0, 1), bytes_field(2, &[3 << 3, 3])].concat();
     insta::assert_snapshot!(refused(&words), @"it is a model of kind 3; unigram (1) and BPE (2) are supported");
