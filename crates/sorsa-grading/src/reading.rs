@@ -120,6 +120,11 @@ fn number_in(sentence: &str) -> Option<String> {
     {
         sentence = LAYOUT.replace_all(&sentence, " $1 ").replace("  ", " ").trim().to_owned();
     }
+    // The power of a unit is no number of its own.
+    static POWER: LazyLock<Regex> = LazyLock::new(|| {
+        Regex::new(r"\b([kcm]?m|ft|in|yd|mi|feet|meters?|inches)\s?\^\s?\{?[23]\}?").expect("a valid pattern")
+    });
+    sentence = POWER.replace_all(&sentence, "$1").into_owned();
     // A dollar sign that borders a formula: `$18$`, `$x = 18$`.
     if sentence.matches('$').count() == 2 {
         sentence = sentence.replace('$', " ");
@@ -146,7 +151,7 @@ fn number_in(sentence: &str) -> Option<String> {
     let before = &rest[..start];
     // `/hour`, ` m^2`: units.
     static UNIT: LazyLock<Regex> = LazyLock::new(|| {
-        Regex::new(r"^(?:/\s?[a-zA-Z]{2,}|\s?(?:[kcm]?m|ft|in|yd|mi)\s?(?:\^\s?\{?[23]\}?|[²³])|\s?\^\s?\{?\\circ\}?)")
+        Regex::new(r"^(?:/\s?[a-zA-Z]{2,}|\s?(?:[kcm]?m|ft|in|yd|mi)[²³]?(?:\s|$)|\s?\^\s?\{?\\circ\}?)")
             .expect("a valid pattern")
     });
     let after = &rest[all.end()..];
