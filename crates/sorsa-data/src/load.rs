@@ -135,6 +135,7 @@ impl<'a> RowConverter<'a> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
     use std::path::PathBuf;
     use std::sync::Arc;
 
