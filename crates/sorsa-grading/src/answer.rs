@@ -84,9 +84,11 @@ fn before_the_next_question(text: &str) -> &str {
     static NEXT: LazyLock<Regex> = LazyLock::new(|| {
         Regex::new(
             r"(?xim)
-            ^ [\s>*_]* (?: \#{2,4} [\s*]* (?:instruction|input|question|problem|human|user|task|exercise|example) \b
+            ^ [\s>*_]* (?: \#{1,6} [\s*]* (?:instruction|input|question|problem|human|user|task|exercise|example) \b
                 | (?: q | question | problem | exercise | example | human | user | instruction ) [\s*]* [\d.]* [\s*]* [:：]
                 | (?: question | problem | exercise | example ) \s+ \d+ [.)]
+                | \[ (?: question | problem | instruction | user ) \]
+                | next \s+ (?: question | problem )
                 | below \s is \s an \s instruction )
             | </?s> | <[|｜][^<>\s]{1,40}[|｜]> | <(?:eos|bos|pad|end_of_turn|start_of_turn)> | \[/?INST\]",
         )
@@ -323,13 +325,15 @@ fn clean(answer: &str) -> Option<&str> {
         ("'", "'"),
     ];
     static END_TOKEN: LazyLock<Regex> = LazyLock::new(|| {
-        Regex::new(r"</?s>|<[|｜][^<>\s]{1,40}[|｜]>|<(?:eos|bos|pad|end_of_turn)>|\[/?INST\]")
-            .expect("a valid pattern")
+        Regex::new(
+            r"</?(?:s|think|answer|solution)>|<[|｜][^<>\s]{1,40}[|｜]>|<(?:eos|bos|pad|end_of_turn)>|\[/?INST\]",
+        )
+        .expect("a valid pattern")
     });
     let mut answer = END_TOKEN.split(answer.trim()).find(|part| !part.trim().is_empty())?;
     loop {
         let stripped = answer.trim_end_matches(['.', ';', ',']).trim();
-        let stripped = stripped.strip_suffix(r"\\").unwrap_or(stripped);
+        let stripped = [r"\\", r"\n"].into_iter().find_map(|end| stripped.strip_suffix(end)).unwrap_or(stripped);
         let unwrapped = PAIRS.into_iter().find_map(|(open, close)| {
             let inner = stripped.strip_prefix(open)?.strip_suffix(close)?;
             (!inner.contains(open) || inner.is_empty()).then_some(inner)

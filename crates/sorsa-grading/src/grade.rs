@@ -148,7 +148,8 @@ fn faithful(kind: AnswerKind, gold: &str, found: &str, text: &str) -> Verdict {
     if same_answer(gold, found) {
         return verdict(found, true);
     }
-    let number = kind == AnswerKind::Number || Quantity::parse(gold).is_some();
+    // A gold answer with a unit asks for the unit.
+    let number = Quantity::parse(gold).is_some_and(|gold| gold.unit.is_none());
     let mut readings = if number { number_readings(found) } else { formula_readings(found) };
     readings.extend(list_of_boxes(text).filter(|_| kind == AnswerKind::Expression));
     match readings.iter().find(|reading| same_answer(gold, reading)) {
