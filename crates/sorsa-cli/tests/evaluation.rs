@@ -67,6 +67,43 @@ fn lines_that_cannot_be_graded_are_named() {
 }
 
 #[test]
+fn generations_are_read_like_any_data_and_a_missing_gold_answer_is_named() {
+    let place = Place::new();
+    place.write("array.json", "\u{FEFF}[{\"gold\": 18, \"output\": \"#### 18\"}, {\"gold\": \"5\", \"output\": null}]");
+    let graded = json_of(&place.command(&["grade", "array.json", "--format", "json"]).succeed());
+    assert_eq!((&graded["answers"], &graded["graders"]["faithful"]["correct"]), (&2.into(), &1.into()));
+    place.write("nulls.jsonl", "{\"gold\": \"1\", \"output\": \"\"}\r\n{\"gold\": null, \"output\": \"#### 1\"}\r\n{\"gold\": \" \", \"output\": \"1\"}");
+    let output = place.command(&["grade", "nulls.jsonl"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    insta::assert_snapshot!(String::from_utf8(output.stderr).unwrap(), @"error: nulls.jsonl: 2 lines cannot be graded: line 2: the gold answer is missing; line 3: the gold answer is missing");
+    place.write("two.jsonl", "{\"gold\": \"1\", \"prediction\": \"\", \"response\": \"#### 1\"}");
+    let output = place.command(&["grade", "two.jsonl"]).output().unwrap();
+    insta::assert_snapshot!(String::from_utf8(output.stderr).unwrap(), @"note: two.jsonl has the fields `prediction` and `response`: `prediction` is graded");
+}
+
+#[test]
+fn problems_that_do_not_fit_are_left_out_on_demand() {
+    let place = Place::new();
+    let row = |question: &str| format!("{{\"question\": \"{question}\", \"answer\": \"#### 1\"}}\n");
+    place.write("long.jsonl", [row("Tom has 1 apple."), row(&"cat ".repeat(600)), row("Ann has 1 apple.")].concat());
+    let options = ["eval", "--quiet", "--data", "long.jsonl", "--max-new-tokens", "2", "--format", "json"];
+    let output = place.command(&options).output().unwrap();
+    assert!(String::from_utf8(output.stderr).unwrap().contains("row 2 has "));
+    let output = place.command(&options).arg("--skip-bad-rows").output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        said.starts_with("long.jsonl: 1 rows left out: row 2: ") && said.contains("the model's context is 256"),
+        "{said}"
+    );
+    assert_eq!(json_of(&String::from_utf8(output.stdout).unwrap())["problems"], 2);
+    let fine = ["--method", "lora", "--rank", "1", "--max-steps", "1", "--data", "long.jsonl", "--skip-bad-rows"];
+    let set = ["--set", "eval.problems=0", "--set", "data.max_length=100", "--set", "data.truncation=error"];
+    let output = place.command(&["finetune", "--run-dir", "r"]).args(fine).args(set).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success() && said.contains("1 rows left out: row 2: "), "{said}");
+}
+
+#[test]
 fn an_evaluation_that_was_ended_goes_on_where_it_stopped() {
     let place = Place::new();
     let run = |out: &str, batch: &str| {

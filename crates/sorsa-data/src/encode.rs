@@ -593,6 +593,61 @@ mod tests {
     }
 
     #[test]
+    fn rows_that_cannot_be_encoded_are_counted_beside_the_usable_ones() {
+        let refusing = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system role') }}{% endif %}{{ m.content }}{% endfor %}";
+        let template = PromptTemplate::Chat(ChatTemplate::new(refusing, "", "").unwrap());
+        let refused = Record { row: 4, ..conversation(&[("system", "s"), ("user", "a"), ("assistant", "b")]) };
+        let good = conversation(&[("user", "a"), ("assistant", "bc")]);
+        let options = EncodeOptions { max_length: 6, ..EncodeOptions::default() };
+        let long = Record { row: 9, ..conversation(&[("user", "aaaaaaaaa"), ("assistant", "b")]) };
+        let records = [refused, good, long];
+        let (set, bad) = encoder(template, options).encode_usable(&records);
+        assert_eq!((set.examples.len(), bad.count), (1, 2));
+        insta::assert_snapshot!(bad.in_a_line(), @"row 4: chat template: invalid operation: no system role (in chat_template:1); row 9: 10 tokens, at most 6 are allowed; raise max_length or choose another truncation");
+        let nothing = conversation(&[("user", "a")]);
+        let (set, _) = chat(EncodeOptions::default()).encode_usable(&[nothing]);
+        assert_eq!((set.dropped, set.without_target), (1, 1));
+    }
+
+    #[test]
+    fn a_text_that_is_much_too_long_is_measured_by_its_beginning() {
+        let giant = Record::instruction(3, "1 2 ".repeat(1 << 20), "three");
+        let set = raw(64, Truncation::DropRow).encode_all(std::slice::from_ref(&giant)).unwrap();
+        assert_eq!((set.dropped, set.without_target), (1, 0));
+        let error = raw(64, Truncation::Error).encode(&giant).unwrap_err().to_string();
+        assert!(
+            error.starts_with("more than ") && error.contains("(4194309 bytes), at most 64 are allowed"),
+            "{error}"
+        );
+        let talk = conversation(&[("user", "a"), ("assistant", &"1 2 ".repeat(1 << 20))]);
+        assert!(
+            chat(EncodeOptions { truncation: Truncation::DropRow, ..EncodeOptions::default() })
+                .encode(&talk)
+                .unwrap()
+                .is_empty()
+        );
+        assert!(matches!(chat(EncodeOptions::default()).encode(&talk), Err(DataError::MuchTooLong { .. })));
+        // What is cut is the same as if the whole text was made tokens.
+        let prompt: String = (0..40_000).map(|number| format!("{number} ")).collect();
+        let answer = "answer ".repeat(60_000);
+        for truncation in [Truncation::KeepEnd, Truncation::AuthorEach] {
+            let cut = raw(64, truncation).encode(&Record::instruction(1, &prompt, &answer)).unwrap().remove(0);
+            let tokens = [bytes().encode(&prompt).unwrap(), bytes().encode(&answer).unwrap()];
+            let expected = match truncation {
+                Truncation::KeepEnd => [&[0][..], &tokens[1][..62], &[1]].concat(),
+                _ => [&[0][..], &tokens[0][..63], &tokens[1][..64]].concat(),
+            };
+            assert_eq!(cut.ids, expected, "{truncation}");
+            assert!(cut.truncated);
+        }
+        let end = raw(64, Truncation::KeepEnd).encode(&Record::instruction(1, &prompt, "x")).unwrap().remove(0);
+        assert_eq!(bytes().decode(&end.ids).unwrap(), format!("{}x", &prompt[prompt.len() - 61..]));
+        let prompts = raw(64, Truncation::Error).encode_prompts(vec![giant], 512);
+        assert_eq!((prompts.usable.len(), prompts.bad.count, prompts.too_long[0].row), (0, 0, 3));
+        assert!(prompts.too_long[0].partial && prompts.too_long[0].to_string().starts_with("row 3 has more than "));
+    }
+
+    #[test]
     fn long_text_becomes_windows_that_predict_every_token_once() {
         let record = Record::new(1, Content::Text("abcdefgh".to_owned()));
         let windows = shown(&raw(4, Truncation::Error), &record);

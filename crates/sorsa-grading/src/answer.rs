@@ -10,7 +10,6 @@
 //! Each takes the last occurrence that has an answer, since models correct themselves. What comes after an answer as the next
 //! question or the next turn is not read: base models write on.
 
-use std::borrow::Cow;
 use std::sync::LazyLock;
 
 use regex::Regex;
@@ -24,24 +23,24 @@ use crate::grade::AnswerKind;
 /// use sorsa_grading::answer::final_answer;
 /// use sorsa_grading::grade::AnswerKind::{Expression, Number};
 ///
-/// assert_eq!(final_answer(Number, "Half of 36.\n#### 18").as_deref(), Some("18"));
-/// assert_eq!(final_answer(Expression, r"Hence the answer is: $\boxed{\frac{1}{2}}$.").as_deref(), Some(r"\frac{1}{2}"));
-/// assert_eq!(final_answer(Number, "There are 18.").as_deref(), None);
-/// assert_eq!(final_answer(Number, "#### 18\n\nQuestion: 1 + 1?\n#### 2").as_deref(), Some("18"));
+/// assert_eq!(final_answer(Number, "Half of 36.\n#### 18"), Some("18"));
+/// assert_eq!(final_answer(Expression, r"Hence the answer is: $\boxed{\frac{1}{2}}$."), Some(r"\frac{1}{2}"));
+/// assert_eq!(final_answer(Number, "There are 18."), None);
+/// assert_eq!(final_answer(Number, "#### 18\n\nQuestion: 1 + 1?\n#### 2"), Some("18"));
 /// ```
-pub fn final_answer(kind: AnswerKind, text: &str) -> Option<Cow<'_, str>> {
+pub fn final_answer(kind: AnswerKind, text: &str) -> Option<&str> {
     let text = before_the_next_question(text);
-    let any = |_: &str| true;
     match kind {
         AnswerKind::Number => {
             let number = |found: &str| found.contains(|c: char| c.is_ascii_digit());
-            let announcement = last_announced(text, number).or_else(|| last_hashes(text, number)).map(Cow::Borrowed);
-            let found = announcement.or_else(|| last_boxed(text, number));
+            let found =
+                last_announced(text, number).or_else(|| last_hashes(text, number)).or_else(|| last_boxed(text, number));
             // An answer without a digit is wrong, but it is what the text says.
-            found.or_else(|| announced(text).or_else(|| hashes(text)).map(Cow::Borrowed)).or_else(|| boxed(text))
+            found.or_else(|| announced(text)).or_else(|| hashes(text)).or_else(|| boxed(text))
         }
         AnswerKind::Expression => {
-            last_boxed(text, any).or_else(|| announced(text).or_else(|| hashes(text)).map(Cow::Borrowed))
+            let found = last_boxed(text, |content| !content.is_empty());
+            found.or_else(|| announced(text)).or_else(|| hashes(text)).or_else(|| boxed(text))
         }
     }
 }
@@ -58,11 +57,10 @@ pub fn hashes(text: &str) -> Option<&str> {
     last_hashes(text, |_| true)
 }
 
-/// The content of the last `\boxed{..}` or, if there is none, `\fbox{..}` that is not empty, up to the brace that closes it.
-/// Boxes side by side, with no more than a comma or a word between them, are a list. `\boxed 5`, as some solutions of MATH have
-/// it, counts too. `None` if the last brace is never closed.
-pub fn boxed(text: &str) -> Option<Cow<'_, str>> {
-    last_boxed(text, |_| true)
+/// The content of the last `\boxed{..}` or, if there is none, `\fbox{..}` that is not empty (if all are, empty), up to the brace that closes it.
+/// `\boxed 5`, as some solutions of MATH have it, counts too. `None` if the last brace is never closed.
+pub fn boxed(text: &str) -> Option<&str> {
+    last_boxed(text, |content| !content.is_empty()).or_else(|| last_boxed(text, |_| true))
 }
 
 /// The last number of a text, with its sign, currency sign and thousands separators. A sign between two digits is taken
@@ -79,18 +77,18 @@ pub fn last_number(text: &str) -> Option<&str> {
 fn before_the_next_question(text: &str) -> &str {
     /// An announcement with something after it on the line, or on a line of its own.
     static ANSWERED: LazyLock<Regex> = LazyLock::new(|| {
-        Regex::new(
-            r"(?i)(?:the\s+answer\s+is[\s*_]*[:：][\s*_$\\\[(]*|\\boxed[\s{]*)[\p{L}\p{N}\\-]|####[\s*$€£(\\-]*\d",
-        )
-        .expect("a valid pattern")
+        Regex::new(r"(?i)the\s+answer\s+is[\s*_]*[:：][\s*_]*[^\s*_]|\\boxed\s*\{?\s*[^\s{}]|####[\s*$€£(\\-]*\d")
+            .expect("a valid pattern")
     });
     // Words of a new turn count at the start of a line, special tokens anywhere.
     static NEXT: LazyLock<Regex> = LazyLock::new(|| {
         Regex::new(
             r"(?xim)
-            ^ [\s>*_]* (?: \#{2,4} [\s*]* (?:instruction|input|question|problem|human|user|task|exercise|example) \b
+            ^ [\s>*_]* (?: \#{1,6} [\s*]* (?:instruction|input|question|problem|human|user|task|exercise|example) \b
                 | (?: q | question | problem | exercise | example | human | user | instruction ) [\s*]* [\d.]* [\s*]* [:：]
                 | (?: question | problem | exercise | example ) \s+ \d+ [.)]
+                | \[ (?: question | problem | instruction | user ) \]
+                | next \s+ (?: question | problem )
                 | below \s is \s an \s instruction )
             | </?s> | <[|｜][^<>\s]{1,40}[|｜]> | <(?:eos|bos|pad|end_of_turn|start_of_turn)> | \[/?INST\]",
         )
@@ -141,7 +139,7 @@ fn whole_line(part: &str) -> &str {
             break;
         }
     }
-    for (open, close) in [(r"\[", r"\]"), ("$$", "$$"), ("```", "```")] {
+    for (open, close) in [(r"\[", r"\]"), ("$$", "$$"), ("$\n", "$"), ("```", "```")] {
         if let Some((inner, _)) = rest.strip_prefix(open).and_then(|inner| inner.split_once(close)) {
             // The language of a block of code stands on its first line.
             let code = if open == "```" { inner.split_once('\n') } else { None };
@@ -149,11 +147,13 @@ fn whole_line(part: &str) -> &str {
         }
     }
     let mut end = 0;
-    let mut open = 0usize;
-    for line in rest.split_inclusive('\n') {
+    let (mut open, mut braces) = (0usize, 0usize);
+    for (index, line) in rest.split_inclusive('\n').enumerate() {
         end += line.len();
         open = (open + line.matches(r"\begin{").count()).saturating_sub(line.matches(r"\end{").count());
-        if open == 0 {
+        braces = (braces + line.matches('{').count()).saturating_sub(line.matches('}').count());
+        // A brace may stay open by mistake: then the answer is not the whole text.
+        if open == 0 && (braces == 0 || index >= 3) {
             return &rest[..end];
         }
     }
@@ -212,30 +212,35 @@ fn is_heading(found: &str) -> bool {
     WORD.is_match(found) && !ABOUT.is_match(found)
 }
 
-fn last_boxed(text: &str, wanted: impl Fn(&str) -> bool) -> Option<Cow<'_, str>> {
+fn last_boxed(text: &str, wanted: impl Fn(&str) -> bool) -> Option<&str> {
+    let boxes = boxes(text);
+    // A box that is never closed is an answer cut off.
+    boxes.last()?.content?;
+    boxes.iter().rev().filter_map(|found| found.content).find(|content| wanted(content))
+}
+
+/// The contents of the last boxes as a list, if there are several with no more than a comma or a word between them.
+pub(crate) fn list_of_boxes(text: &str) -> Option<String> {
+    let text = before_the_next_question(text);
+    let boxes = boxes(text);
+    let [.., last] = &boxes[..] else { return None };
+    let mut first = boxes.len() - 1;
+    while first > 0 && boxes[first - 1].is_beside(&boxes[first], text) {
+        first -= 1;
+    }
+    last.content?;
+    let contents: Vec<&str> = boxes[first..].iter().filter_map(|found| found.content).collect();
+    (contents.len() > 1).then(|| contents.join(", "))
+}
+
+fn boxes(text: &str) -> Vec<Boxed<'_>> {
     static MARKER: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"\\boxed\b|\\boxed(?:\d)").expect("a valid pattern"));
     let mut starts: Vec<usize> = MARKER.find_iter(text).map(|mark| mark.start() + r"\boxed".len()).collect();
     if starts.is_empty() {
         starts = text.match_indices(r"\fbox").map(|(at, command)| at + command.len()).collect();
     }
     // The last ones are enough: whoever writes more boxes repeats them.
-    let starts = &starts[starts.len().saturating_sub(MAX_BOXES)..];
-    let boxes: Vec<Boxed<'_>> = starts.iter().map(|start| Boxed::at(text, *start)).collect();
-    // A box that is never closed is an answer cut off.
-    if boxes.last()?.content.is_none() {
-        return None;
-    }
-    let last =
-        boxes.iter().rposition(|found| found.content.is_some_and(|content| !content.is_empty() && wanted(content)))?;
-    let mut first = last;
-    while first > 0 && boxes[first - 1].is_beside(&boxes[first], text) {
-        first -= 1;
-    }
-    let contents: Vec<&str> = boxes[first..=last].iter().filter_map(|found| found.content).collect();
-    Some(match contents[..] {
-        [only] => Cow::Borrowed(only),
-        _ => Cow::Owned(contents.join(", ")),
-    })
+    starts[starts.len().saturating_sub(MAX_BOXES)..].iter().map(|start| Boxed::at(text, *start)).collect()
 }
 
 /// Boxes of a text that are looked at, and the longest content of one, in bytes.
@@ -320,13 +325,15 @@ fn clean(answer: &str) -> Option<&str> {
         ("'", "'"),
     ];
     static END_TOKEN: LazyLock<Regex> = LazyLock::new(|| {
-        Regex::new(r"</?s>|<[|｜][^<>\s]{1,40}[|｜]>|<(?:eos|bos|pad|end_of_turn)>|\[/?INST\]")
-            .expect("a valid pattern")
+        Regex::new(
+            r"</?(?:s|think|answer|solution)>|<[|｜][^<>\s]{1,40}[|｜]>|<(?:eos|bos|pad|end_of_turn)>|\[/?INST\]",
+        )
+        .expect("a valid pattern")
     });
     let mut answer = END_TOKEN.split(answer.trim()).find(|part| !part.trim().is_empty())?;
     loop {
         let stripped = answer.trim_end_matches(['.', ';', ',']).trim();
-        let stripped = stripped.strip_suffix(r"\\").unwrap_or(stripped);
+        let stripped = [r"\\", r"\n"].into_iter().find_map(|end| stripped.strip_suffix(end)).unwrap_or(stripped);
         let unwrapped = PAIRS.into_iter().find_map(|(open, close)| {
             let inner = stripped.strip_prefix(open)?.strip_suffix(close)?;
             (!inner.contains(open) || inner.is_empty()).then_some(inner)
@@ -349,7 +356,8 @@ fn in_command(answer: &str) -> Option<&str> {
     let inner = &answer[command.len()..];
     let content = inner.get(..closing_brace(inner, false)?)?;
     let whole = content.len() + 1 == inner.len();
-    (whole && (command != r"\text{" || content.trim().starts_with(|c: char| c.is_ascii_digit()))).then_some(content)
+    let number = || content.chars().all(|c| c.is_ascii_digit() || " -.,%".contains(c));
+    (whole && (command != r"\text{" || number())).then_some(content)
 }
 
 /// Without a mark at the end that opens before the answer: `**The answer is: 18**`.
@@ -411,17 +419,17 @@ mod tests {
             (r"\fbox{\text{even}}", Some(r"\text{even}")),
             (r"\boxed{\{1,2\}}", Some(r"\{1,2\}")),
             (r"so $\boxed 5$ it is", Some("5")),
-            (r"\boxed{}", None),
+            (r"\boxed{}", Some("")),
             (r"\boxed{4} in \boxed{}", Some("4")),
             (r"\boxed5", Some("5")),
             (r"\boxed{\left\{x\right.}", Some(r"\left\{x\right.")),
-            (r"$\boxed{1}$, $\boxed{2}$ and $\boxed{3}$", Some("1, 2, 3")),
+            (r"$\boxed{1}$, $\boxed{2}$ and $\boxed{3}$", Some("3")),
             (r"\boxed{1}, no, \boxed{2}", Some("2")),
             (r"\boxed{\frac{1}{2", None),
             ("no box", None),
         ];
         for (text, expected) in cases {
-            assert_eq!(boxed(text).as_deref(), expected, "{text:?}");
+            assert_eq!(boxed(text), expected, "{text:?}");
         }
     }
 
@@ -443,7 +451,7 @@ mod tests {
         #[test]
         fn no_text_makes_extraction_panic(text in r"(The answer is:|####|\\boxed|\\fbox|[{} $.\n*0-9,é-])*") {
             for kind in [AnswerKind::Number, AnswerKind::Expression] {
-                if let Some(Cow::Borrowed(answer)) = final_answer(kind, &text) {
+                if let Some(answer) = final_answer(kind, &text) {
                     proptest::prop_assert!(text.contains(answer));
                 }
             }

@@ -1,10 +1,8 @@
 //! Graders: does a generated text give the expected answer?
 
-use std::borrow::Cow;
-
 use serde::{Deserialize, Serialize};
 
-use crate::answer::{final_answer, last_number};
+use crate::answer::{final_answer, last_number, list_of_boxes};
 use crate::author;
 use crate::faithful::same_answer;
 use crate::latex::strip_string;
@@ -89,16 +87,15 @@ impl Grader {
     /// assert!(right(Grader::Author, r"\boxed{x/2}", "The answer is: 5"));
     /// ```
     pub fn grade_as(self, kind: AnswerKind, expected: &str, generated: &str) -> Verdict {
-        let gold = final_answer(kind, expected).unwrap_or(Cow::Borrowed(expected.trim()));
-        let gold = &*gold;
+        let gold = final_answer(kind, expected).unwrap_or(expected.trim());
         let judge = |found: Option<&str>, same: fn(&str, &str) -> bool| Verdict {
             extracted: found.map(str::to_owned),
             correct: found.is_some_and(|found| same(gold, found)),
         };
         match (self, kind) {
-            (Self::Strict, _) => judge(final_answer(kind, generated).as_deref(), same_string),
+            (Self::Strict, _) => judge(final_answer(kind, generated), same_string),
             (Self::Faithful, _) => match final_answer(kind, generated) {
-                Some(found) => faithful(kind, gold, &found),
+                Some(found) => faithful(kind, gold, found, generated),
                 None => judge(None, same_answer),
             },
             (Self::LastNumber, _) => judge(last_number(generated), same_answer),
@@ -145,17 +142,20 @@ impl Score {
     }
 }
 
-/// Compares an answer as it stands. If it is another one, compares its other readings.
-fn faithful(kind: AnswerKind, gold: &str, found: &str) -> Verdict {
-    if !same_answer(gold, found) {
-        let number = kind == AnswerKind::Number || Quantity::parse(gold).is_some();
-        let readings = if number { number_readings(found) } else { formula_readings(found) };
-        if let Some(reading) = readings.into_iter().find(|reading| same_answer(gold, reading)) {
-            return Verdict { extracted: Some(reading), correct: true };
-        }
-        return Verdict { extracted: Some(found.to_owned()), correct: false };
+/// Compares an answer of a text as it stands. If it is another one, compares its other readings.
+fn faithful(kind: AnswerKind, gold: &str, found: &str, text: &str) -> Verdict {
+    let verdict = |answer: &str, correct| Verdict { extracted: Some(answer.to_owned()), correct };
+    if same_answer(gold, found) {
+        return verdict(found, true);
     }
-    Verdict { extracted: Some(found.to_owned()), correct: true }
+    // A gold answer with a unit asks for the unit.
+    let number = Quantity::parse(gold).is_some_and(|gold| gold.unit.is_none());
+    let mut readings = if number { number_readings(found) } else { formula_readings(found) };
+    readings.extend(list_of_boxes(text).filter(|_| kind == AnswerKind::Expression));
+    match readings.iter().find(|reading| same_answer(gold, reading)) {
+        Some(reading) => verdict(reading, true),
+        None => verdict(found, false),
+    }
 }
 
 pub(crate) fn same_string(gold: &str, found: &str) -> bool {
@@ -240,8 +240,8 @@ mod tests {
             let (gold, found) = (text("gold_text"), text("prediction_text"));
             let number = |text: &str| text.replace(',', "").parse::<f64>().ok();
             // Where the text is a plain number, only an equal one is right.
-            let Some((gold_value, found_value)) = number(&final_answer(AnswerKind::Number, gold).unwrap())
-                .zip(final_answer(AnswerKind::Number, found).and_then(|found| number(&found)))
+            let Some((gold_value, found_value)) = number(final_answer(AnswerKind::Number, gold).unwrap())
+                .zip(final_answer(AnswerKind::Number, found).and_then(number))
             else {
                 continue;
             };
@@ -263,7 +263,7 @@ mod tests {
             let text = |field: &str| case[field].as_str().unwrap();
             let verdict = Grader::Faithful.grade_as(AnswerKind::Expression, text("gold_text"), text("prediction_text"));
             // The one pair of these that is equal.
-            let equal = final_answer(AnswerKind::Expression, text("gold_text")).as_deref() == Some(r"\frac{x}{2}");
+            let equal = final_answer(AnswerKind::Expression, text("gold_text")) == Some(r"\frac{x}{2}");
             assert_eq!(verdict.correct, equal, "{case}");
             corrected += usize::from(case["equal"] == true && !verdict.correct);
         }

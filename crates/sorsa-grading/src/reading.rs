@@ -33,8 +33,13 @@ pub(crate) fn number_readings(answer: &str) -> Vec<String> {
 pub(crate) fn formula_readings(answer: &str) -> Vec<String> {
     static FORMULA: LazyLock<Regex> =
         LazyLock::new(|| Regex::new(r"\$([^$]+)\$|\\\(((?s:.+?))\\\)|\\\[((?s:.+?))\\\]").expect("a valid pattern"));
-    static CHOICE: LazyLock<Regex> =
-        LazyLock::new(|| Regex::new(r"^(?:\(([A-Ja-j])\)|([A-Ja-j])\)|([A-J])[.:])\s").expect("a valid pattern"));
+    static CHOICE: LazyLock<Regex> = LazyLock::new(|| {
+        Regex::new(r"^(?:\(([A-Ja-j])\)|([A-Ja-j])\)|([A-J])[.:])\s|^\\(?:text|textbf|textrm|mathrm|mathbf)\{\s*\(?([A-J])[).:]?\s*\}[\s~\\]*\S")
+            .expect("a valid pattern")
+    });
+    /// `(x, y) = (1, 2)`.
+    static POINT: LazyLock<Regex> =
+        LazyLock::new(|| Regex::new(r"^\(\s*[a-z](?:\s*,\s*[a-z])+\s*\)\s*=\s*([^=]+)$").expect("a valid pattern"));
     let plain = without_marks(answer);
     let sentence = first_sentence(&plain);
     let mut readings = Vec::new();
@@ -52,6 +57,7 @@ pub(crate) fn formula_readings(answer: &str) -> Vec<String> {
     if let Some(choice) = CHOICE.captures(&sentence) {
         readings.extend(choice.iter().skip(1).flatten().next().map(|letter| letter.as_str().to_owned()));
     }
+    readings.extend(POINT.captures(&sentence).map(|point| point[1].to_owned()));
     if sentence != plain {
         readings.push(sentence.clone());
     }
@@ -71,7 +77,11 @@ fn without_marks(answer: &str) -> String {
     static HTML: LazyLock<Regex> = LazyLock::new(|| {
         Regex::new(r"(?i)</?(?:b|i|u|em|strong|code|span|p|br|answer)\s*/?>").expect("a valid pattern")
     });
-    let text = HTML.replace_all(answer, "");
+    /// `<<9*2=18>>`, GSM8K's calculator; arrows before an answer.
+    static CALCULATOR: LazyLock<Regex> =
+        LazyLock::new(|| Regex::new(r"<<[^<>]*>>|^(?:[=-]>|→|⇒)\s*").expect("a valid pattern"));
+    let text = CALCULATOR.replace_all(answer, "");
+    let text = HTML.replace_all(&text, "");
     let text = MARKS.replace_all(&text, "$2");
     let text = ITALIC.replace(&text, "$2$3");
     let text = CODE.replace_all(&text, "$1");
@@ -120,6 +130,11 @@ fn number_in(sentence: &str) -> Option<String> {
     {
         sentence = LAYOUT.replace_all(&sentence, " $1 ").replace("  ", " ").trim().to_owned();
     }
+    // The power of a unit is no number of its own.
+    static POWER: LazyLock<Regex> = LazyLock::new(|| {
+        Regex::new(r"\b([kcm]?m|ft|in|yd|mi|feet|meters?|inches)\s?\^\s?\{?[23]\}?").expect("a valid pattern")
+    });
+    sentence = POWER.replace_all(&sentence, "$1").into_owned();
     // A dollar sign that borders a formula: `$18$`, `$x = 18$`.
     if sentence.matches('$').count() == 2 {
         sentence = sentence.replace('$', " ");
@@ -146,7 +161,7 @@ fn number_in(sentence: &str) -> Option<String> {
     let before = &rest[..start];
     // `/hour`, ` m^2`: units.
     static UNIT: LazyLock<Regex> = LazyLock::new(|| {
-        Regex::new(r"^(?:/\s?[a-zA-Z]{2,}|\s?(?:[kcm]?m|ft|in|yd|mi)\s?(?:\^\s?\{?[23]\}?|[²³])|\s?\^\s?\{?\\circ\}?)")
+        Regex::new(r"^(?:/\s?[a-zA-Z]{2,}|\s?°\s?[CF]\b|\s?(?:km|m|mi|ft)\s?/\s?(?:h|hr|hour|s|sec|second|min|minute)\b|\s?(?:[kcm]?m|ft|in|yd|mi)[²³]?(?:\s|$)|\s?\^\s?\{?\\circ\}?)")
             .expect("a valid pattern")
     });
     let after = &rest[all.end()..];
