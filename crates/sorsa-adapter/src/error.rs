@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use sorsa_files::FolderError;
+
 /// Why an adapter could not be attached, saved or loaded.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -40,6 +42,9 @@ pub enum AdapterError {
         /// The expected and the found content.
         reason: String,
     },
+    /// A folder that an adapter may not replace.
+    #[error(transparent)]
+    Folder(FolderError),
     /// An error of the operating system.
     #[error("{}: {source}", path.display())]
     Io {
@@ -48,6 +53,15 @@ pub enum AdapterError {
         /// The error of the operating system.
         source: std::io::Error,
     },
+}
+
+impl From<FolderError> for AdapterError {
+    fn from(error: FolderError) -> Self {
+        match error {
+            FolderError::File(error) => error.into(),
+            other => Self::Folder(other),
+        }
+    }
 }
 
 /// Joins the first faults and counts the rest.

@@ -90,7 +90,7 @@ fn check(args: &ExportArgs) -> anyhow::Result<()> {
 fn peft(trained: &Trained, args: &ExportArgs) -> anyhow::Result<PeftAdapter> {
     check_tied(&trained.model, &trained.saved)?;
     let form = if args.as_trained { PeftForm::AsTrained } else { PeftForm::Difference };
-    let options = PeftExport { form, rank: args.rank, base_model: Some(trained.name.clone()) };
+    let options = PeftExport { form, rank: args.rank, base_model: Some(trained.name.clone()), revision: None };
     let (peft, truncations) = PeftAdapter::from_saved(&trained.saved, &trained.model, &options).or_bad_input()?;
     if let Some(worst) = truncations.iter().max_by(|a, b| a.relative_error.total_cmp(&b.relative_error)) {
         let squares: f64 = truncations.iter().map(|one| one.relative_error.powi(2)).sum();
