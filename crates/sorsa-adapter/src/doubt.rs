@@ -5,7 +5,10 @@ use std::fmt;
 
 use burn::prelude::*;
 
-use crate::factors::{Axes, HostTensor};
+use sorsa_files::HostTensor;
+
+use crate::HostTensorExt;
+use crate::factors::Axes;
 use crate::parameters::{parameter_values, weights};
 use crate::state::{ModuleState, SavedAdapter};
 

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use sorsa_files::FolderError;
+use sorsa_files::{FileError, FolderError, TensorError};
 
 /// Why an adapter could not be attached, saved or loaded.
 #[derive(Debug, thiserror::Error)]
@@ -61,6 +61,21 @@ impl From<FolderError> for AdapterError {
             FolderError::File(error) => error.into(),
             other => Self::Folder(other),
         }
+    }
+}
+
+impl From<TensorError> for AdapterError {
+    fn from(error: TensorError) -> Self {
+        match error {
+            TensorError::Io { path, source } => Self::Io { path, source },
+            TensorError::Malformed { path, reason } => Self::Malformed { path, reason },
+        }
+    }
+}
+
+impl From<FileError> for AdapterError {
+    fn from(error: FileError) -> Self {
+        TensorError::from(error).into()
     }
 }
 

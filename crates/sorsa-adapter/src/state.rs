@@ -13,14 +13,13 @@ use burn::nn::DropoutConfig;
 use burn::prelude::*;
 use burn::tensor::{DType, FloatDType};
 use serde::{Deserialize, Serialize};
-use sorsa_files::{FolderKind, OwnedFolder};
+use sorsa_files::{FolderKind, NamedTensors, OwnedFolder, read_tensors, write_atomic, write_tensors};
 
 use crate::attach::{Attached, HAS_ADAPTER, Installation, Subtraction, install, rounded};
 use crate::cache::fingerprint;
 use crate::config::AdapterConfig;
 use crate::error::AdapterError;
-use crate::factors::{Factor, FactorSet, NamedTensors};
-use crate::files::{read_tensors, write_atomic, write_tensors};
+use crate::factors::{Factor, FactorSet};
 use crate::parameters::{
     check_fits, export_trainable, factor_path, has_adapter, import_trainable, linear_layers, parameters, tensor_faults,
     weights,

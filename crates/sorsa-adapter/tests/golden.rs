@@ -9,8 +9,8 @@ use burn::prelude::*;
 use burn::tensor::FloatDType;
 use serde_json::Value;
 use sorsa_adapter::{
-    Adapter, AdapterConfig, AlphaConvention, Attached, HostTensor, Init, LoraConfig, Method, MethodConfig,
-    NamedTensors, RegularizerForm, Scaling, SorsaConfig, regularizer_gradients,
+    Adapter, AdapterConfig, AlphaConvention, Attached, HostTensor, HostTensorExt, Init, LoraConfig, Method,
+    MethodConfig, NamedTensors, RegularizerForm, Scaling, SorsaConfig, regularizer_gradients,
 };
 
 use common::reference::*;

@@ -14,8 +14,8 @@ use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 use serde_json::Value;
 use sorsa_adapter::{
-    AdapterConfig, AdapterState, Attached, HostTensor, Method, ModuleState, NamedTensors, RegularizerForm,
-    SavedAdapter, Target, add_regularizer, export_trainable, project,
+    AdapterConfig, AdapterState, Attached, HostTensor, HostTensorExt, Method, ModuleState, NamedTensors,
+    RegularizerForm, SavedAdapter, Target, add_regularizer, export_trainable, project,
 };
 use sorsa_data::{BatchOptions, Batcher, Example};
 use sorsa_models::CausalLm;

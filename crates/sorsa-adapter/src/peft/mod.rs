@@ -24,13 +24,11 @@ use std::path::{Path, PathBuf};
 pub(crate) use config::PeftVariant;
 pub use config::{PeftConfig, PeftInit, PeftSelection};
 pub use read::method_of;
+use sorsa_files::{HostTensor, NamedTensors, OwnedFolder, read_float_tensors, write_atomic, write_tensors_with};
 pub use write::{PeftExport, PeftForm, Truncation};
 
 use crate::error::AdapterError;
-use crate::factors::{HostTensor, NamedTensors};
-use crate::files::{read_float_tensors, write_atomic, write_tensors_with};
 use crate::state::ADAPTER_FOLDER;
-use sorsa_files::OwnedFolder;
 
 /// Name of the configuration in an adapter's folder.
 pub const CONFIG_FILE: &str = "adapter_config.json";
@@ -102,7 +100,7 @@ impl PeftAdapter {
         let new = OwnedFolder::create(folder, ADAPTER_FOLDER)?;
         // PEFT reads only files whose metadata says that they are PyTorch's.
         write_tensors_with(&new.path().join(TENSORS_FILE), &self.tensors, &[("format", "pt")])?;
-        write_atomic(&new.path().join(CONFIG_FILE), format!("{:#}\n", self.config.to_json()).as_bytes())?;
+        write_atomic(new.path().join(CONFIG_FILE), format!("{:#}\n", self.config.to_json()))?;
         Ok(new.commit()?)
     }
 

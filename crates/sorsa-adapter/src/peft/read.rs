@@ -5,6 +5,8 @@ use std::path::Path;
 
 use burn::prelude::*;
 
+use sorsa_files::{HostTensor, NamedTensors};
+
 use super::doubts::choice_faults;
 use super::start::start_faults;
 use super::{A, B, BASE_LAYER, MAGNITUDE, PREFIX, PeftAdapter, PeftConfig, PeftInit};
@@ -12,7 +14,7 @@ use crate::Method;
 use crate::attach::AttachOptions;
 use crate::config::{AdapterConfig, Scaling};
 use crate::error::AdapterError;
-use crate::factors::{Axes, HostTensor, NamedTensors};
+use crate::factors::Axes;
 use crate::parameters::{Parameter, check_fits, factor_path, linear_layers, parameter_values, parameters, weight_path};
 use crate::state::{AdapterState, SavedAdapter};
 

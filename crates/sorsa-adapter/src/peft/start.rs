@@ -3,10 +3,11 @@
 use std::collections::BTreeSet;
 
 use burn::prelude::*;
+use sorsa_files::{HostTensor, NamedTensors};
 use sorsa_linalg::faer::{Mat, MatRef};
 use sorsa_linalg::leading_qr;
 
-use crate::factors::{HostTensor, NamedTensors};
+use crate::HostTensorExt;
 use crate::parameters::weights;
 use crate::state::{AdapterState, ModuleState};
 

@@ -13,7 +13,8 @@ use burn::module::{Module, ModuleVisitor, Param};
 use burn::prelude::*;
 use burn::tensor::FloatDType;
 use sorsa_adapter::{
-    AdapterConfig, Attached, HostTensor, Method, NamedTensors, RegularizerForm, SavedAdapter, regularizer_gradients,
+    AdapterConfig, Attached, HostTensor, HostTensorExt, Method, NamedTensors, RegularizerForm, SavedAdapter,
+    regularizer_gradients,
 };
 use sorsa_models::CausalLm;
 

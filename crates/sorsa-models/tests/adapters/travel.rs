@@ -5,7 +5,9 @@ use std::path::Path;
 use burn::prelude::*;
 use sorsa_adapter::author::{AuthorConfig, AuthorExport, attachable};
 use sorsa_adapter::peft::{PeftAdapter, PeftExport, PeftForm, PeftInit};
-use sorsa_adapter::{AdapterConfig, AdapterError, AttachOptions, HostTensor, Method, NamedTensors, SavedAdapter};
+use sorsa_adapter::{
+    AdapterConfig, AdapterError, AttachOptions, HostTensor, HostTensorExt, Method, NamedTensors, SavedAdapter,
+};
 use sorsa_checkpoint::weights::Checkpoint;
 use sorsa_models::CausalLm;
 
