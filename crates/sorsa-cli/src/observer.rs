@@ -10,6 +10,7 @@ use sorsa_experiment::{DataReport, Event, Observer, Recipe, RunDir, TrainingShap
 use sorsa_train::metrics::Metric;
 
 use crate::progress::{Progress, Style, interrupt_flag};
+use crate::session::Warnings;
 
 /// Prints events as they come.
 pub struct TerminalObserver {
@@ -112,6 +113,7 @@ impl Observer for TerminalObserver {
             Event::RowsSkipped { path, count } => {
                 self.say(&format!("{}: {count} malformed rows left out", path.display()));
             }
+            Event::AdapterDoubted { .. } => Warnings.on_event(event),
             Event::Planned { recipe, data, shape, run } => self.announce(recipe, data, shape, run),
             Event::Decomposing { done, total } => self.advance("decomposing weights", done, total, ""),
             Event::Attached { modules } => {

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-use sorsa_adapter::{AttachOptions, Attached, SavedAdapter};
+use sorsa_adapter::{AdapterState, AttachOptions, Attached, SavedAdapter};
 use sorsa_files::peak_memory_bytes;
 use sorsa_files::recover;
 use sorsa_models::CausalLm;
@@ -12,12 +12,13 @@ use sorsa_report::report::{self, RunReport, Sample};
 use sorsa_train::metrics::Metric;
 use sorsa_train::{RunOutcome, TrainError, Trainer};
 
+use crate::adapter::{BaseModel, LoadedAdapter, with_head_for};
 use crate::answer_log::AnswerLog;
 use crate::curves::training_curves;
 use crate::error::ExperimentError;
 use crate::host::Host;
 use crate::inputs::{Inputs, Test};
-use crate::model::{LoadedModel, load_adapter};
+use crate::model::LoadedModel;
 use crate::observer::{Event, Observer};
 use crate::recipe::Recipe;
 use crate::run_dir::{RunDir, json_lines};
@@ -78,15 +79,16 @@ impl<'a> PreparedRun<'a> {
     ///
     /// All that can be wrong with the input.
     pub fn new(recipe: &Recipe, host: &'a Host, observer: &mut dyn Observer) -> Result<Self, ExperimentError> {
-        let (model, inputs) = read(recipe, host, observer)?;
+        let (loaded, inputs) = read(recipe, host, observer)?;
         let mut recipe = recipe.clone();
-        let start = match &recipe.model.adapter {
+        let (model, start) = match &recipe.model.adapter {
             Some(folder) => {
-                let saved = load_adapter(&model, Path::new(folder))?;
-                recipe.start_from(&saved)?;
-                Start::Adapter(Box::new(saved))
+                let base = BaseModel { name: &loaded.name, folder: &loaded.folder };
+                let adapter = LoadedAdapter::read(loaded.model, base, Path::new(folder), observer)?;
+                recipe.start_from(&adapter.saved)?;
+                (adapter.model, Start::Adapter(Box::new(adapter.saved)))
             }
-            None => Start::Fresh,
+            None => (loaded.model, Start::Fresh),
         };
         let shape = TrainingShape::new(&recipe, model.config(), host)?;
         Ok(Self { recipe, host, model, inputs, start, shape })
@@ -101,7 +103,12 @@ impl<'a> PreparedRun<'a> {
         let recipe = run
             .recipe()
             .map_err(|error| ExperimentError::NoRun { path: run.path().to_owned(), reason: error.to_string() })?;
-        let (model, inputs) = read(&recipe, host, observer)?;
+        let (LoadedModel { model, .. }, inputs) = read(&recipe, host, observer)?;
+        let start = run.file(RunDir::START);
+        let model = match start.exists() {
+            true => with_head_for(model, &AdapterState::load(&start)?),
+            false => model,
+        };
         let shape = TrainingShape::new(&recipe, model.config(), host)?;
         Ok(Self { recipe, host, model, inputs, start: Start::Resumed, shape })
     }
@@ -221,10 +228,10 @@ impl<'a> PreparedRun<'a> {
 }
 
 /// Reads the model and the data of a recipe.
-fn read(recipe: &Recipe, host: &Host, observer: &mut dyn Observer) -> Result<(CausalLm, Inputs), ExperimentError> {
+fn read(recipe: &Recipe, host: &Host, observer: &mut dyn Observer) -> Result<(LoadedModel, Inputs), ExperimentError> {
     let loaded = LoadedModel::load(&recipe.model.path, recipe.model.dtype, host)?;
     let inputs = Inputs::read(recipe, &loaded.tokenizer, loaded.model.config(), host, observer)?;
-    Ok((loaded.model, inputs))
+    Ok((loaded, inputs))
 }
 
 /// Attaches the adapter that training starts from, and saves it for a run that is resumed.

@@ -6,6 +6,7 @@ use sorsa_adapter::ModuleReport;
 use sorsa_grading::grade::Score;
 use sorsa_train::metrics::Metric;
 
+use crate::doubt::Doubt;
 use crate::inputs::DataReport;
 use crate::recipe::Recipe;
 use crate::run_dir::RunDir;
@@ -34,6 +35,13 @@ pub enum Event<'a> {
         path: &'a Path,
         /// How many.
         count: usize,
+    },
+    /// Something is odd about an adapter that is loaded.
+    AdapterDoubted {
+        /// Folder of the adapter.
+        folder: &'a Path,
+        /// What is odd.
+        doubt: &'a Doubt,
     },
     /// Everything is read, nothing is trained.
     Planned {

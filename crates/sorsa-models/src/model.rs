@@ -205,6 +205,11 @@ impl CausalLm {
         self
     }
 
+    /// The embedding `[vocab_size, hidden_size]`.
+    pub fn embedding_weight(&self) -> Tensor<2> {
+        self.embedding().weight.val()
+    }
+
     fn embedding(&self) -> &Embedding {
         match self {
             Self::Transformer(model) => &model.model.embed_tokens,

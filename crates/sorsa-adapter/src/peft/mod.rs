@@ -90,6 +90,15 @@ impl PeftAdapter {
         Ok(Self { config, tensors: read_float_tensors(&path)?, source: folder.to_owned() })
     }
 
+    /// Checks that an adapter may take the place of `folder`: nothing is there, or an adapter's files alone.
+    ///
+    /// # Errors
+    ///
+    /// [`AdapterError::Folder`].
+    pub fn check_folder(folder: &Path) -> Result<(), AdapterError> {
+        Ok(OwnedFolder::check(folder, ADAPTER_FOLDER)?)
+    }
+
     /// Writes the adapter's folder. An older adapter there is replaced as a whole: at no moment is the configuration of one
     /// beside the tensors of another.
     ///

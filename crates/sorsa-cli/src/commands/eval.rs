@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 use sorsa_data::{AnswerStyle, EncodeOptions, LoadOptions};
+use sorsa_experiment::adapter::adapter_folder;
 use sorsa_experiment::answer_log::AnswerLog;
 use sorsa_experiment::continuation::AnswerOptions;
-use sorsa_experiment::model::{LoadedModel, adapter_folder, model_or_of_run, weight_format};
+use sorsa_experiment::model::{LoadedModel, model_or_of_run, weight_format};
 use sorsa_experiment::tasks::{
     HUMANEVAL, PERPLEXITY, ProblemSource, Problems, Scores, Task, evaluate, of_data_set, recognise,
 };
@@ -34,8 +35,9 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<()> {
     let host = session::host(&args.device, style)?;
     let name = model_or_of_run(args.model.as_deref(), args.adapter.as_deref())?;
     let mut loaded = LoadedModel::load(&name, weight_format(&args.dtype)?, &host)?;
+    session::warn_of_separate_head(&loaded.folder, &loaded.model)?;
     if let Some(adapter) = &args.adapter {
-        loaded = loaded.with_adapter(adapter)?;
+        loaded = loaded.with_adapter(adapter, &mut session::Warnings)?;
     }
     let template = match &args.template {
         Some(template) if task.has_accuracy() => template.parse().or_bad_input()?,

@@ -21,8 +21,9 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     let host = session::host(&args.device, Style::choose(false))?;
     let name = model_or_of_run(args.model.as_deref(), args.adapter.as_deref())?;
     let mut loaded = LoadedModel::load(&name, weight_format(&args.dtype)?, &host)?;
+    session::warn_of_separate_head(&loaded.folder, &loaded.model)?;
     if let Some(adapter) = &args.adapter {
-        loaded = loaded.with_adapter(adapter)?;
+        loaded = loaded.with_adapter(adapter, &mut session::Warnings)?;
     }
     let options = EncodeOptions { max_length: usize::MAX, ..EncodeOptions::default() };
     let encoder = loaded.encoder(args.template.parse().or_bad_input()?, options)?;

@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use sorsa_experiment::model::{computed_dtype, load_adapter, model_folder};
+use sorsa_experiment::adapter::{BaseModel, LoadedAdapter};
+use sorsa_experiment::model::{computed_dtype, model_folder};
 use sorsa_experiment::{Recipe, TrainingShape};
 use sorsa_models::{CausalLm, ModelConfig};
 
@@ -30,6 +31,8 @@ pub fn shape(recipe: &Recipe, args: &FinetuneArgs) -> anyhow::Result<TrainingSha
     // Only a decomposition would need weights.
     let model = CausalLm::load(&folder, computed_dtype(recipe.model.dtype)?, &host.device).or_bad_input()?;
     let mut recipe = recipe.clone();
-    recipe.start_from(&load_adapter(&model, Path::new(adapter))?)?;
-    Ok(TrainingShape::new(&recipe, &config, &host)?)
+    let base = BaseModel { name: &recipe.model.path, folder: &folder };
+    let loaded = LoadedAdapter::read(model, base, Path::new(adapter), &mut session::Warnings)?;
+    recipe.start_from(&loaded.saved)?;
+    Ok(TrainingShape::new(&recipe, loaded.model.config(), &host)?)
 }
