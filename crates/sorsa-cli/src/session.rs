@@ -5,13 +5,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::prelude::Device;
-use burn::tensor::FloatDType;
 use sorsa_checkpoint::hub::{HubOptions, HubProgress};
 use sorsa_experiment::adapter::{BaseModel, LoadedAdapter};
 use sorsa_experiment::embedded::EmbeddedFiles;
 use sorsa_experiment::sandbox::CodeExecution;
 use sorsa_experiment::{Event, Host, Observer, Sources};
-use sorsa_models::{CausalLm, ModelConfig};
+use sorsa_models::{CausalLm, ModelConfig, WeightFormat};
 
 use crate::args::DeviceArgs;
 use crate::device;
@@ -93,7 +92,7 @@ impl NamedModel {
     /// Loads a model by its name.
     pub fn load(name: &str, device: &Device) -> anyhow::Result<Self> {
         let folder = model_folder(name, Style::choose(false))?;
-        let model = CausalLm::load(&folder, FloatDType::F32, device).or_bad_input()?;
+        let model = CausalLm::load(&folder, WeightFormat::F32, device).or_bad_input()?;
         warn_of_separate_head(&folder, &model)?;
         Ok(Self { name: name.to_owned(), folder, model })
     }

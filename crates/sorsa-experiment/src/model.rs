@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use burn::tensor::FloatDType;
 use sorsa_checkpoint::{WeightFormat, hub};
 use sorsa_data::{EncodeOptions, Encoder, PromptTemplate, TemplateName, TextTokenizer};
 use sorsa_models::{CausalLm, ModelConfig, float_dtype};
@@ -38,16 +37,6 @@ pub fn weight_format(name: &str) -> Result<WeightFormat, ExperimentError> {
     format.ok_or_else(|| ExperimentError::UnknownName(format!("unknown dtype `{name}`, expected f32 or bf16")))
 }
 
-/// The dtype of weights in memory that are kept in `format`.
-///
-/// # Errors
-///
-/// [`ExperimentError::UnknownName`] if models do not compute with weights in this format.
-pub fn computed_dtype(format: WeightFormat) -> Result<FloatDType, ExperimentError> {
-    let fault = || ExperimentError::UnknownName(format!("unknown dtype `{format}`, expected f32 or bf16"));
-    float_dtype(format).ok_or_else(fault)
-}
-
 impl LoadedModel {
     /// Loads a model by its name.
     ///
@@ -57,7 +46,7 @@ impl LoadedModel {
     pub fn load(name: &str, format: WeightFormat, host: &Host) -> Result<Self, ExperimentError> {
         let folder = model_folder(name, &host.sources)?;
         let tokenizer = Arc::new(TextTokenizer::from_dir(&folder)?);
-        let model = CausalLm::load(&folder, computed_dtype(format)?, &host.device)?;
+        let model = CausalLm::load(&folder, format, &host.device)?;
         Ok(Self { name: name.to_owned(), folder, model, tokenizer })
     }
 

@@ -32,6 +32,12 @@ pub enum ModelError {
     /// The weights.
     #[error(transparent)]
     Weights(#[from] WeightsError),
+    /// A format that models do not compute with.
+    #[error("unknown dtype `{format}`, expected f32 or bf16")]
+    NotComputed {
+        /// The format.
+        format: WeightFormat,
+    },
     /// Weights that are not numbers.
     #[error("{}: weights that are not finite: {}", folder.display(), faults.join("; "))]
     NotFinite {
@@ -43,15 +49,16 @@ pub enum ModelError {
 }
 
 impl CausalLm {
-    /// Reads a model in the Hugging Face layout. Linear layers and embeddings are kept as `weights` (f32 or bf16),
+    /// Reads a model in the Hugging Face layout. Linear layers and embeddings are kept in `format` (f32 or bf16),
     /// norms and other vectors as f32. A few tensors at a time are converted, in parallel: the model is never in memory
     /// twice.
     ///
     /// # Errors
     ///
-    /// [`ModelError`]: unsupported fields, and missing, extra, misshapen or non-finite tensors, are each listed in
+    /// [`ModelError`]: a format that models do not compute with; unsupported fields, and missing, extra, misshapen or non-finite tensors, are each listed in
     /// one error.
-    pub fn load(folder: &Path, weights: FloatDType, device: &Device) -> Result<Self, ModelError> {
+    pub fn load(folder: &Path, format: WeightFormat, device: &Device) -> Result<Self, ModelError> {
+        let weights = float_dtype(format).ok_or(ModelError::NotComputed { format })?;
         let config = ModelConfig::read(folder)?;
         let checkpoint = Checkpoint::open(folder)?;
         let config = config.with_head_of(&checkpoint)?;

@@ -7,7 +7,7 @@ use burn::optim::GradientsParams;
 use burn::prelude::*;
 use sorsa_adapter::{AdapterConfig, Attached, Method};
 use sorsa_data::{BatchOptions, Batcher, Example};
-use sorsa_models::{CausalLm, ModelConfig};
+use sorsa_models::{CausalLm, ModelConfig, WeightFormat};
 use sorsa_train::metrics::{self, Metric};
 use sorsa_train::{Decoupled, Optimizer, OptimizerConfig, RunOutcome, TrainConfig, TrainError, Trainer};
 
@@ -25,7 +25,7 @@ fn model() -> CausalLm {
         fresh.save(folder.path(), sorsa_models::WeightFormat::F32).unwrap();
         folder
     });
-    CausalLm::load(folder.path(), burn::tensor::FloatDType::F32, &Device::flex()).unwrap()
+    CausalLm::load(folder.path(), WeightFormat::F32, &Device::flex()).unwrap()
 }
 
 /// Sequences of unequal length, with unequal numbers of targets.
