@@ -3,17 +3,19 @@
     python peft_transformers.py MODEL_FOLDER DATA_FILE [STEPS]
 
 For every method: `sorsa finetune` for a few steps, then
-- `sorsa export --format peft`, loaded by `PeftModel.from_pretrained` on the original model,
+- `sorsa export --format peft`, loaded by `PeftModel.from_pretrained` on the original model, and by `AutoPeftModelForCausalLM` alone,
 - the same with --as-trained, for methods that split the weights,
 - `sorsa export --format hf`, loaded by `AutoModelForCausalLm`,
+- `sorsa export --format gguf` and `gguf-lora`, loaded by llama.cpp if `llama_cpp` is installed,
 - PEFT's own merge of the export, saved, brought in again by `sorsa import` and compared by `sorsa verify`.
 Each line is the largest difference of a logit to those of `sorsa`, which come from `sorsa verify`: it compares the model and
 its adapter with a file of the logits that PEFT or Transformers computed. At the end an adapter that PEFT trained is brought in,
 verified, and taken out again to the bit. Then the same with a module trained whole beside the adapter (`modules_to_save`), both ways,
-on a copy of the model whose output head is not its embedding.
+on a copy of the model whose output head is not its embedding; and the many ways in which PEFT's configuration chooses modules, ranks
+and what is saved beside the adapter.
 
-Run at the root of the repository, after `cargo build --release --workspace --bin sorsa`. Exits with 1 past 1e-4
-(1e-3 where two programs decompose the same weights).
+Run at the root of the repository, after `cargo build --release --workspace --bin sorsa`, once with each version of Transformers and PEFT.
+Exits with 1 past 1e-4 (1e-3 where two programs decompose the same weights).
 """
 
 import json
@@ -23,14 +25,15 @@ import sys
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 SORSA = "target/release/sorsa"
-METHODS = ["lora", "rslora", "dora", "pissa", "olora", "sorsa", "partial"]
+METHODS = ["lora", "rslora", "dora", "pissa", "olora", "sorsa", "lora-xs", "partial", "full"]
 SPLIT = ["pissa", "olora", "sorsa"]
 TOLERANCE = 1e-4
 # Two singular value decompositions in f32 mix neighbouring vectors differently; what they take from a weight differs by that.
@@ -81,10 +84,17 @@ def trained(check, method, data, steps, *more):
 def every_method(check, data, steps):
     for method in METHODS:
         run, out = trained(check, method, data, steps), check.scratch / f"{method}-out"
+        if method == "full":
+            sorsa("export", "--format", "hf", "--adapter", run, "--out", out / "hf")
+            check.compare(f"{method}: merged, in Transformers", base(out / "hf"), "--adapter", run)
+            continue
         rank = ["--rank", 1000] if method == "partial" else []
         sorsa("export", "--format", "peft", "--adapter", run, "--out", out / "peft", *rank)
         peft = PeftModel.from_pretrained(base(check.model), out / "peft").eval()
         check.compare(f"{method}: PEFT on the original model", peft, "--adapter", run)
+        alone = AutoPeftModelForCausalLM.from_pretrained(out / "peft", dtype=torch.float32, attn_implementation="eager").eval()
+        check.compare(f"{method}: AutoPeft finds the model", alone, "--adapter", run)
+        gguf(check, method, run, out, rank)
         if method in SPLIT:
             sorsa("export", "--format", "peft", "--as-trained", "--adapter", run, "--out", out / "as-trained")
             again = PeftModel.from_pretrained(base(check.model), out / "as-trained").eval()
@@ -98,11 +108,46 @@ def every_method(check, data, steps):
         check.compare(f"{method}: merged by PEFT", base(out / "theirs"), model=out / "theirs")
 
 
-def of_peft(check, kind, **options):
+def llama(path, ids, lora=None):
+    """Logits of llama.cpp, `[rows, tokens, vocabulary]`."""
+    from llama_cpp import Llama
+
+    model = Llama(str(path), lora_path=lora and str(lora), n_ctx=64, n_batch=64, logits_all=True, verbose=False, type_k=0, type_v=0)
+    rows = []
+    for row in ids.tolist():
+        model.reset()
+        model.eval(row)
+        rows.append(torch.tensor(model.scores[: len(row)]))
+    return torch.stack(rows)
+
+
+def gguf(check, method, run, out, rank):
+    """The merged model in llama.cpp, and the adapter beside the original model."""
+    try:
+        import llama_cpp  # noqa: F401
+    except ImportError:
+        return
+    merged, model, lora = out / "merged.gguf", out / "model.gguf", out / "lora.gguf"
+    sorsa("export", "--format", "gguf", "--dtype", "f32", "--adapter", run, "--out", merged)
+    files = [(f"{method}: merged, in llama.cpp", merged, None)]
+    if method != "dora":
+        sorsa("export", "--format", "gguf", "--dtype", "f32", "--model", check.model, "--out", model)
+        sorsa("export", "--format", "gguf-lora", "--adapter", run, "--out", lora, *rank)
+        files.append((f"{method}: beside the model, in llama.cpp", model, lora))
+    for what, file, adapter in files:
+        logits = llama(file, check.ids, adapter)
+        check.compare(what, lambda ids: SimpleNamespace(logits=logits), "--adapter", run, tolerance=AGAIN)
+
+
+def of_peft(check, kind, out_again=True, beside=False, moved=(), **options):
     """An adapter that PEFT trained: in, verified, out again."""
     torch.manual_seed(0)
-    config = LoraConfig(r=4, lora_alpha=6, target_modules=["q_proj", "v_proj", "up_proj", "down_proj"], **options)
+    options = {"target_modules": ["q_proj", "v_proj", "up_proj", "down_proj"], **options}
+    config = LoraConfig(r=4, lora_alpha=6, **options)
     model = get_peft_model(base(check.model), config)
+    for name, parameter in model.named_parameters():
+        if name in moved:
+            torch.nn.init.normal_(parameter, std=0.05)
     folder, start, out = (check.scratch / f"of-peft-{kind}{part}" for part in ["", "-start", "-out"])
     # As PEFT's documentation has users of PiSSA save the start, to convert the adapter later.
     model.peft_config["default"].init_lora_weights = True
@@ -113,15 +158,21 @@ def of_peft(check, kind, **options):
         model(check.ids, labels=check.ids).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    model.eval().save_pretrained(folder)
+    model.eval().save_pretrained(folder, **({"save_embedding_layers": True} if beside else {}))
     check.compare(f"{kind} trained by PEFT", model, "--adapter", folder, tolerance=AGAIN if kind in SPLIT else TOLERANCE)
     if kind in SPLIT:
         imported = check.scratch / f"of-peft-{kind}-imported"
         sorsa("import", folder, "--start", start, "--model", check.model, "--out", imported)
         check.compare(f"{kind} trained by PEFT, with its start", model, "--adapter", imported)
+    sorsa("export", "--format", "hf", "--model", check.model, "--adapter", folder, "--out", check.scratch / f"of-peft-{kind}-hf")
+    check.compare(f"{kind} trained by PEFT, merged here", model, model=check.scratch / f"of-peft-{kind}-hf", tolerance=AGAIN if kind in SPLIT else TOLERANCE)
+    if not out_again:
+        return
     keep = ["--as-trained"] if kind in SPLIT else []
     sorsa("export", "--format", "peft", "--model", check.model, "--adapter", folder, "--out", out, *keep)
     before, after = (load_file(folder / "adapter_model.safetensors") for folder in (folder, out))
+    # PEFT writes copies of the base's head and embedding beside their adapters.
+    before = {name: tensor for name, tensor in before.items() if ".base_layer." not in name}
     same = before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
     check.good &= same
     print(f"{kind + ' in and out again, ' + str(len(before)) + ' tensors':<44} {'the same to the bit' if same else 'DIFFERENT'}", flush=True)
@@ -158,6 +209,35 @@ def whole_head(check, data, steps):
     check.compare("lora and a whole head: brought in again", peft, "--adapter", out / "imported")
 
 
+def choices(check):
+    """The ways in which PEFT chooses modules and ranks, on the model with a tied head."""
+    of_peft(check, "a pattern", target_modules=r".*\.(?:self_attn|mlp)\.(?!k)[a-z]+_proj")
+    of_peft(check, "all-linear", target_modules="all-linear")
+    of_peft(check, "all but some", target_modules="all-linear", exclude_modules=r".*(?<=\.1)\.mlp\..*")
+    of_peft(check, "one layer", target_modules=["q_proj"], layers_to_transform=1, layers_pattern="layers")
+    of_peft(check, "look-ahead", rank_pattern={r"layers\.(?!0\b)\d+\.self_attn\.q_proj": 8}, alpha_pattern={"(?P<kind>up|down)_proj": 3, "nothing": 9})
+    of_peft(check, "gaussian", init_lora_weights="gaussian")
+    of_peft(check, "orthogonal", init_lora_weights="orthogonal")
+    of_peft(check, "bias all", bias="all")
+    of_peft(check, "whole norm", modules_to_save=["norm"])
+    of_peft(check, "one whole norm", modules_to_save=["model.norm"])
+    of_peft(check, "rank-stabilized patterns", use_rslora=True, rank_pattern={"q_proj": 9}, alpha_pattern={"v_proj": 1})
+    of_peft(check, "whole tied head", out_again=False, modules_to_save=["lm_head"])
+    of_peft(check, "whole tied embedding", out_again=False, modules_to_save=["embed_tokens"])
+    of_peft(check, "tied head adapted", target_modules=["q_proj", "lm_head"])
+    of_peft(check, "tied embedding beside", out_again=False, beside=True, moved=["base_model.model.model.embed_tokens.weight"])
+
+
+def choices_untied(check):
+    """The same on a model with a head of its own."""
+    of_peft(check, "head adapted", target_modules=["q_proj", "lm_head"])
+    of_peft(check, "dora on the head", use_dora=True, target_modules=["q_proj", "lm_head"])
+    of_peft(check, "whole embedding and head", modules_to_save=["embed_tokens", "lm_head"])
+    of_peft(check, "whole embedding", modules_to_save=["embed_tokens"])
+    of_peft(check, "both beside", out_again=False, beside=True)
+    of_peft(check, "both beside, changed", out_again=False, beside=True, moved=["base_model.model.model.embed_tokens.weight", "base_model.model.lm_head.weight"])
+
+
 def main():
     model, data, steps = sys.argv[1], sys.argv[2], int(sys.argv[3]) if len(sys.argv) > 3 else 4
     print(*(f"{name} {version(name)}" for name in ["torch", "transformers", "peft", "safetensors"]), sep=", ")
@@ -173,6 +253,8 @@ def main():
         other = untied(check)
         whole_head(other, data, steps)
         of_peft(other, "lora and a whole head", modules_to_save=["lm_head"])
+        choices(check)
+        choices_untied(other)
     sys.exit(0 if check.good and other.good else 1)
 
 

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use sorsa_files::{FileError, TensorError};
+use sorsa_files::{FileError, FolderError, TensorError};
 
 /// Why an adapter could not be attached, saved or loaded.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +50,9 @@ pub enum AdapterError {
         /// The expected and the found content.
         reason: String,
     },
+    /// A folder that an adapter may not replace.
+    #[error(transparent)]
+    Folder(FolderError),
     /// An error of the operating system.
     #[error("{}: {source}", path.display())]
     Io {
@@ -58,6 +61,15 @@ pub enum AdapterError {
         /// The error of the operating system.
         source: std::io::Error,
     },
+}
+
+impl From<FolderError> for AdapterError {
+    fn from(error: FolderError) -> Self {
+        match error {
+            FolderError::File(error) => error.into(),
+            other => Self::Folder(other),
+        }
+    }
 }
 
 impl From<TensorError> for AdapterError {

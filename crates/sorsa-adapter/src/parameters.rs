@@ -111,6 +111,35 @@ pub(crate) fn has_adapter<M: Module>(model: &M) -> bool {
     parameters(model).iter().any(|parameter| parameter.path.contains(&marker))
 }
 
+/// The values of the parameters at the paths `wanted`, on the host, f32. Lazy parameters are initialized. A wanted path
+/// that is no parameter has no entry.
+pub(crate) fn parameter_values<M: Module>(model: &M, wanted: &BTreeSet<&str>) -> NamedTensors {
+    struct Collect<'a> {
+        path: Vec<String>,
+        wanted: &'a BTreeSet<&'a str>,
+        found: NamedTensors,
+    }
+    impl ModuleVisitor for Collect<'_> {
+        fn enter_module(&mut self, name: &str, _container_type: &str) {
+            self.path.push(name.to_owned());
+        }
+        fn exit_module(&mut self, _name: &str, _container_type: &str) {
+            self.path.pop();
+        }
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let path = self.path.join(".");
+            if self.wanted.contains(path.as_str()) {
+                self.found.insert(path, HostTensor::from_tensor(param.base().without_autodiff()));
+            }
+        }
+    }
+    let mut collect = Collect { path: Vec::new(), wanted, found: NamedTensors::new() };
+    if !wanted.is_empty() {
+        model.visit(&mut collect);
+    }
+    collect.found
+}
+
 /// The weights of the linear layers at the paths `wanted`, without autodiff. Lazy weights are initialized; nothing is
 /// copied. A wanted path that is not a linear layer has no entry.
 pub(crate) fn weights<M: Module>(model: &M, wanted: &BTreeSet<&str>) -> BTreeMap<String, Tensor<2>> {

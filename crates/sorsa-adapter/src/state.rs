@@ -13,7 +13,7 @@ use burn::nn::DropoutConfig;
 use burn::prelude::*;
 use burn::tensor::{DType, FloatDType};
 use serde::{Deserialize, Serialize};
-use sorsa_files::{NamedTensors, not_finite, read_tensors, write_atomic, write_tensors};
+use sorsa_files::{FolderKind, NamedTensors, OwnedFolder, not_finite, read_tensors, write_atomic, write_tensors};
 
 use crate::attach::{Attached, HAS_ADAPTER, Installation, Subtraction, install, rounded};
 use crate::cache::fingerprint;
@@ -24,6 +24,7 @@ use crate::parameters::{
     check_fits, export_trainable, factor_path, has_adapter, import_trainable, linear_layers, parameters, tensor_faults,
     weights,
 };
+use crate::peft::{CONFIG_FILE, TENSORS_FILE};
 
 /// One adapted module, as saved.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -103,6 +104,15 @@ const TRAINED: &str = "adapter.safetensors";
 const INITIAL: &str = "initial.safetensors";
 const UNMERGE: &str = "kept.safetensors";
 
+/// The folder of an adapter, in this crate's form or in PEFT's.
+pub(crate) const ADAPTER_FOLDER: FolderKind = FolderKind { name: "an adapter", owns: is_adapter_file };
+
+/// Whether a file of this name belongs to an adapter. An earlier version left temporary files if it was killed.
+fn is_adapter_file(name: &str) -> bool {
+    let files = [MANIFEST, TRAINED, INITIAL, UNMERGE, CONFIG_FILE, TENSORS_FILE, "adapter_model.bin", "README.md"];
+    files.contains(&name) || (name.starts_with(".") && name.contains(".safetensors.tmp-"))
+}
+
 impl<M: Module> Attached<M> {
     /// The trained values as they are now, with the state that attaches them again.
     pub fn snapshot(&self) -> SavedAdapter {
@@ -129,29 +139,25 @@ impl SavedAdapter {
         Self { state, trained, unmerge_tensors: NamedTensors::new(), source: source.to_owned() }
     }
 
-    /// Writes the adapter into `folder`, which is created. Each file is replaced atomically, the manifest last.
+    /// Writes the adapter's folder. An older adapter there is replaced as a whole: its files and this adapter's are never
+    /// side by side.
     ///
     /// # Errors
     ///
-    /// [`AdapterError::Io`] with the file; [`AdapterError::NotFinite`] if a trained value is not finite, with nothing
-    /// written.
+    /// [`AdapterError::Io`] with the file; [`AdapterError::Folder`] if the folder holds more than an adapter;
+    /// [`AdapterError::NotFinite`] if a trained value is not finite, with nothing written.
     pub fn save(&self, folder: &Path) -> Result<(), AdapterError> {
         let tensors = not_finite(&self.trained);
         if !tensors.is_empty() {
             return Err(AdapterError::NotFinite { path: folder.join(TRAINED), tensors });
         }
-        std::fs::create_dir_all(folder).map_err(|source| AdapterError::Io { path: folder.to_owned(), source })?;
+        let new = OwnedFolder::create(folder, ADAPTER_FOLDER)?;
+        let folder = new.path();
         if !self.state.initial.is_empty() {
             write_tensors(&folder.join(INITIAL), &self.state.initial)?;
         }
-        let unmerge = folder.join(UNMERGE);
         if !self.unmerge_tensors.is_empty() {
-            write_tensors(&unmerge, &self.unmerge_tensors)?;
-        } else if let Err(source) = std::fs::remove_file(&unmerge)
-            && source.kind() != std::io::ErrorKind::NotFound
-        {
-            // If another adapter was saved here before, its file must not pass for this adapter's.
-            return Err(AdapterError::Io { path: unmerge, source });
+            write_tensors(&folder.join(UNMERGE), &self.unmerge_tensors)?;
         }
         write_tensors(&folder.join(TRAINED), &self.trained)?;
         let manifest =
@@ -159,7 +165,8 @@ impl SavedAdapter {
         let path = folder.join(MANIFEST);
         let json = serde_json::to_vec_pretty(&manifest)
             .map_err(|error| AdapterError::Malformed { path: path.clone(), reason: error.to_string() })?;
-        Ok(write_atomic(&path, &json)?)
+        write_atomic(&path, &json)?;
+        Ok(new.commit()?)
     }
 
     /// Reads an adapter's folder.

@@ -25,16 +25,16 @@ fn files() -> &'static Files {
         let mut config = AdapterConfig::new(Method::Lora, RANK, &["first"]).with_alpha(6.0);
         config.modules_to_save = vec!["second".into()];
         let saved = attach(&config, &device()).snapshot();
-        let folder = tempfile::tempdir().unwrap();
+        let [of_peft, own] = [(); 2].map(|()| tempfile::tempdir().unwrap());
         let net = Net::new(&device());
-        PeftAdapter::from_saved(&saved, &net, &PeftExport::default()).unwrap().0.save(folder.path()).unwrap();
-        saved.save(folder.path()).unwrap();
-        let read = |name: &str| std::fs::read(folder.path().join(name)).unwrap();
+        PeftAdapter::from_saved(&saved, &net, &PeftExport::default()).unwrap().0.save(of_peft.path()).unwrap();
+        saved.save(own.path()).unwrap();
+        let read = |folder: &tempfile::TempDir, name: &str| std::fs::read(folder.path().join(name)).unwrap();
         Files {
-            config: read(CONFIG_FILE),
-            tensors: read(TENSORS_FILE),
-            manifest: read("adapter.json"),
-            trained: read("adapter.safetensors"),
+            config: read(&of_peft, CONFIG_FILE),
+            tensors: read(&of_peft, TENSORS_FILE),
+            manifest: read(&own, "adapter.json"),
+            trained: read(&own, "adapter.safetensors"),
         }
     })
 }

@@ -27,4 +27,4 @@ pub use config::{
 };
 pub use families::Family;
 pub use rope::{Frequencies, LongRope, Rope, RopeScaling, Yarn};
-pub use weight_format::{UnknownFormat, WeightFormat};
+pub use weight_format::{TensorFormats, UnknownFormat, WeightFormat};

@@ -1,5 +1,6 @@
 //! The formats that weights are stored in.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
@@ -7,6 +8,8 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
+
+use crate::weights::Checkpoint;
 
 /// Numbers that one task encodes.
 const CHUNK: usize = 1 << 16;
@@ -63,6 +66,15 @@ impl WeightFormat {
         }
     }
 
+    /// The format of this dtype, or f32 if there is none.
+    fn nearest(dtype: Dtype) -> Self {
+        match dtype {
+            Dtype::BF16 => Self::Bf16,
+            Dtype::F16 => Self::F16,
+            _ => Self::F32,
+        }
+    }
+
     /// Bytes of `count` numbers.
     pub fn bytes(self, count: usize) -> usize {
         match self {
@@ -91,6 +103,13 @@ impl WeightFormat {
         });
     }
 
+    /// The numbers as this format holds them.
+    pub fn rounded(self, values: &[f32]) -> Vec<f32> {
+        let mut bytes = Vec::new();
+        self.encode(values, &mut bytes);
+        self.decode(&bytes)
+    }
+
     /// The numbers in `bytes`; what is left over at the end of `bytes` is not read.
     pub fn decode(self, bytes: &[u8]) -> Vec<f32> {
         match self {
@@ -98,6 +117,42 @@ impl WeightFormat {
             Self::F16 => bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
             Self::Bf16 => bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
         }
+    }
+}
+
+/// The format of each tensor of a checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TensorFormats {
+    /// The format of most numbers, which `config.json` names.
+    pub usual: WeightFormat,
+    /// Tensors with another format, by name.
+    pub others: BTreeMap<String, WeightFormat>,
+}
+
+impl TensorFormats {
+    /// The formats of the tensors as a checkpoint stores them; f32 for those that are stored in any other.
+    pub fn stored_in(checkpoint: &Checkpoint) -> Self {
+        let infos = || checkpoint.names().filter_map(|name| Some((name, checkpoint.info(name)?)));
+        let mut formats: BTreeMap<String, WeightFormat> =
+            infos().map(|(name, info)| (name.to_owned(), WeightFormat::nearest(info.dtype))).collect();
+        let count = |format: &WeightFormat| -> usize {
+            let of_format = infos().filter(|(_, info)| WeightFormat::nearest(info.dtype) == *format);
+            of_format.map(|(_, info)| info.shape.iter().product::<usize>()).sum()
+        };
+        let usual = WeightFormat::ALL.into_iter().max_by_key(count).unwrap_or(WeightFormat::F32);
+        formats.retain(|_, format| *format != usual);
+        Self { usual, others: formats }
+    }
+
+    /// The format of the tensor `name`.
+    pub fn of(&self, name: &str) -> WeightFormat {
+        self.others.get(name).copied().unwrap_or(self.usual)
+    }
+}
+
+impl From<WeightFormat> for TensorFormats {
+    fn from(usual: WeightFormat) -> Self {
+        Self { usual, others: BTreeMap::new() }
     }
 }
 

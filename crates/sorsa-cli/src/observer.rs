@@ -13,6 +13,7 @@ use sorsa_train::metrics::Metric;
 
 use crate::format::tell;
 use crate::progress::{Progress, Style};
+use crate::session::Warnings;
 use crate::signals;
 
 /// Prints events as they come.
@@ -156,6 +157,7 @@ impl Observer for TerminalObserver {
                 self.run = Some(run.path().to_owned());
                 self.announce(recipe, data, shape, run);
             }
+            Event::AdapterDoubted { .. } => Warnings.on_event(event),
             Event::Decomposing { done, total } => self.advance("decomposing weights", done, total, ""),
             Event::Attached { modules } => {
                 self.finish();

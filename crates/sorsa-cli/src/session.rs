@@ -3,20 +3,22 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use burn::prelude::Device;
 use sorsa_checkpoint::hub::{HubOptions, HubProgress};
+use sorsa_experiment::adapter::{BaseModel, LoadedAdapter};
 use sorsa_experiment::embedded::EmbeddedFiles;
 use sorsa_experiment::sandbox::CodeExecution;
-use sorsa_experiment::{Host, RunFacts, Sources};
+use sorsa_experiment::{Event, Host, Observer, RunFacts, Sources};
+use sorsa_models::{CausalLm, ModelConfig, WeightFormat};
 
 use crate::args::DeviceArgs;
 use crate::device;
+use crate::exit::OrBadInput;
 use crate::format::tell;
 use crate::progress::{Progress, Style};
 
 pub use sorsa_experiment::create_folder;
-pub use sorsa_experiment::model::{
-    attach_adapter as attach_saved, check_tied, load_adapter as load_saved, model_of_run,
-};
+pub use sorsa_experiment::model::model_of_run;
 
 /// The embedded files of this process, once somebody asked for them.
 static EMBEDDED_FILES: Mutex<Option<Arc<EmbeddedFiles>>> = Mutex::new(None);
@@ -88,6 +90,60 @@ pub fn run_facts(adapter: Option<&Path>) -> Option<RunFacts> {
         tell(format_args!("note: {error}; template, lengths and dtype are the usual ones"));
         None
     })
+}
+
+/// A model with its name and its files.
+pub struct NamedModel {
+    /// The name that the user gave.
+    pub name: String,
+    /// Its files.
+    pub folder: PathBuf,
+    /// The plain model, f32.
+    pub model: CausalLm,
+}
+
+impl NamedModel {
+    /// Loads a model by its name.
+    pub fn load(name: &str, device: &Device) -> anyhow::Result<Self> {
+        let folder = model_folder(name, Style::choose(false))?;
+        let model = CausalLm::load(&folder, WeightFormat::F32, device).or_bad_input()?;
+        warn_of_separate_head(&folder, &model)?;
+        Ok(Self { name: name.to_owned(), folder, model })
+    }
+
+    /// Reads an adapter for the model, and warns of whatever is odd about it.
+    pub fn adapter(self, adapter: &Path) -> anyhow::Result<LoadedAdapter> {
+        let base = BaseModel { name: &self.name, folder: &self.folder };
+        Ok(LoadedAdapter::read(self.model, base, adapter, &mut Warnings)?)
+    }
+}
+
+/// Says if a model has a head of its own although its configuration does not.
+pub fn warn_of_separate_head(folder: &Path, model: &CausalLm) -> anyhow::Result<()> {
+    if ModelConfig::read(folder).or_bad_input()?.tie_word_embeddings && !model.config().tie_word_embeddings {
+        warn(format_args!(
+            "{}: the head is not the embedding, although config.json says so (`tie_word_embeddings`): both are used as they \
+             are, like in Transformers 5; Transformers 4 takes the embedding for both",
+            folder.display()
+        ));
+    }
+    Ok(())
+}
+
+/// Prints a warning on standard error.
+pub fn warn(message: impl std::fmt::Display) {
+    tell(format_args!("warning: {message}"));
+}
+
+/// Prints the doubts about adapters that commands without other events load.
+pub struct Warnings;
+
+impl Observer for Warnings {
+    fn on_event(&mut self, event: Event<'_>) {
+        if let Event::AdapterDoubted { folder, doubt } = event {
+            warn(format_args!("{}: {doubt}", folder.display()));
+        }
+    }
 }
 
 /// How programs are run that a model writes, with the temporary folder and the search path of this process.

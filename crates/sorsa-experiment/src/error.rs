@@ -100,12 +100,27 @@ pub enum ExperimentError {
     #[error(transparent)]
     Adapter(#[from] AdapterError),
     /// A folder without an adapter.
-    #[error("{} holds no adapter: adapter.json or {config} should be there, or in adapter/", folder.display())]
+    #[error(
+        "{} holds no adapter: adapter.json or {config} should be there, or in adapter/{}",
+        folder.display(),
+        shown_inside(inside)
+    )]
     NoAdapter {
         /// The folder.
         folder: PathBuf,
         /// PEFT's file.
         config: &'static str,
+        /// Folders inside that hold one.
+        inside: Vec<PathBuf>,
+    },
+    /// A folder of an adapter where a model's should be.
+    #[error(
+        "{} holds an adapter and no model: name it with --adapter, and with --model the model that it was made for",
+        folder.display()
+    )]
+    AdapterAsModel {
+        /// The folder.
+        folder: PathBuf,
     },
     /// An adapter with NaN or infinite numbers.
     #[error("{}: `{name}` holds numbers that are not finite", folder.display())]
@@ -482,6 +497,18 @@ impl ExperimentError {
                 | Self::ListFolder { .. }
                 | Self::Sandbox { .. }
         )
+    }
+}
+
+/// The first five folders that hold an adapter.
+fn shown_inside(folders: &[PathBuf]) -> String {
+    if folders.is_empty() {
+        return String::new();
+    }
+    let shown: Vec<String> = folders.iter().take(5).map(|folder| folder.display().to_string()).collect();
+    match folders.len().saturating_sub(5) {
+        0 => format!("; an adapter is in {}: name that folder", shown.join(", ")),
+        more => format!("; adapters are in {} and {more} more folders: name one of them", shown.join(", ")),
     }
 }
 

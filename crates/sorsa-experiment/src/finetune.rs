@@ -4,20 +4,21 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-use sorsa_adapter::{AdapterConfig, AttachOptions, Attached, SavedAdapter};
+use sorsa_adapter::{AdapterConfig, AdapterState, AttachOptions, Attached, SavedAdapter};
 use sorsa_files::peak_memory_bytes;
 use sorsa_models::CausalLm;
 use sorsa_report::report::{self, RunReport, Sample};
 use sorsa_train::metrics::Metric;
 use sorsa_train::{Optimizer, RunOutcome, TrainError, Trainer};
 
+use crate::adapter::{BaseModel, LoadedAdapter, with_head_for};
 use crate::answer_log::AnswerLog;
 use crate::content;
 use crate::curves::training_curves;
 use crate::error::ExperimentError;
 use crate::host::Host;
 use crate::inputs::{Inputs, Test};
-use crate::model::{LoadedModel, load_adapter};
+use crate::model::LoadedModel;
 use crate::observer::{Event, Observer};
 use crate::recipe::Recipe;
 use crate::run_dir::{RunDir, json_lines};
@@ -87,15 +88,16 @@ impl<'a> PreparedRun<'a> {
     ///
     /// All that can be wrong with the input.
     pub fn new(recipe: &Recipe, host: &'a Host, observer: &mut dyn Observer) -> Result<Self, ExperimentError> {
-        let (model, inputs, files) = read(recipe, host, observer)?;
+        let (loaded, inputs, files) = read(recipe, host, observer)?;
         let mut recipe = recipe.clone();
-        let start = match &recipe.model.adapter {
+        let (model, start) = match &recipe.model.adapter {
             Some(folder) => {
-                let saved = load_adapter(&model, Path::new(folder))?;
-                recipe.start_from(&saved)?;
-                Start::Adapter(Box::new(saved))
+                let base = BaseModel { name: &loaded.name, folder: &loaded.folder };
+                let adapter = LoadedAdapter::read(loaded.model, base, Path::new(folder), observer)?;
+                recipe.start_from(&adapter.saved)?;
+                (adapter.model, Start::Adapter(Box::new(adapter.saved)))
             }
-            None => Start::Fresh,
+            None => (loaded.model, Start::Fresh),
         };
         let shape = TrainingShape::new(&recipe, model.config(), host)?;
         Ok(Self { recipe, host, model, inputs, files, start, shape })
@@ -116,7 +118,7 @@ impl<'a> PreparedRun<'a> {
         if let Some(begun) = &begun {
             check_recipe(begun, &recipe, run, observer)?;
         }
-        let (model, inputs, files) = read(&recipe, host, observer)?;
+        let (LoadedModel { model, .. }, inputs, files) = read(&recipe, host, observer)?;
         if let Some(begun) = &begun {
             let changes = begun.file_changes(&files, &recipe);
             if !changes.is_empty() {
@@ -124,6 +126,11 @@ impl<'a> PreparedRun<'a> {
             }
         }
         let start = Start::Resumed { content: begun.and_then(|begun| begun.start) };
+        // A start that cannot be read is reported when it is attached.
+        let model = match AdapterState::load(&run.file(RunDir::START)) {
+            Ok(state) => with_head_for(model, &state),
+            Err(_) => model,
+        };
         let shape = TrainingShape::new(&recipe, model.config(), host)?;
         Ok(Self { recipe, host, model, inputs, files, start, shape })
     }
@@ -270,11 +277,11 @@ fn read(
     recipe: &Recipe,
     host: &Host,
     observer: &mut dyn Observer,
-) -> Result<(CausalLm, Inputs, RunInputs), ExperimentError> {
+) -> Result<(LoadedModel, Inputs, RunInputs), ExperimentError> {
     let loaded = LoadedModel::load(&recipe.model.path, recipe.model.dtype, host)?;
     let inputs = Inputs::read(recipe, &loaded.tokenizer, loaded.model.config(), host, observer)?;
     let files = RunInputs::new(recipe, &loaded.folder, &host.sources)?;
-    Ok((loaded.model, inputs, files))
+    Ok((loaded, inputs, files))
 }
 
 /// Tells the observer what was changed in the recipe of a run. The adapter cannot be changed any more.

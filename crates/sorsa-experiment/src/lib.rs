@@ -14,6 +14,7 @@
 //! Nothing here prints, reads the environment or picks a device. [`Host`] says where an experiment runs, an [`Observer`] is told
 //! what happens, and [`ExperimentError`] tells bad input from failures.
 
+pub mod adapter;
 pub mod analysis;
 pub mod answer;
 pub mod answer_log;
@@ -21,6 +22,7 @@ pub mod comparison;
 pub mod content;
 pub mod continuation;
 mod curves;
+mod doubt;
 pub mod embedded;
 mod error;
 pub mod estimate;
@@ -40,6 +42,7 @@ pub mod tasks;
 mod training_shape;
 
 pub use answer::Answer;
+pub use doubt::Doubt;
 pub use error::{ExperimentError, MeasureError};
 pub use finetune::{PreparedRun, finetune, resume};
 pub use host::{Host, Sources};

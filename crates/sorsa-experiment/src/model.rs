@@ -3,21 +3,22 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use burn::tensor::FloatDType;
-use sorsa_adapter::peft::{CONFIG_FILE, PeftAdapter};
-use sorsa_adapter::{Attached, SavedAdapter};
 use sorsa_checkpoint::{WeightFormat, hub};
 use sorsa_data::{EncodeOptions, Encoder, PromptTemplate, TemplateName, TextTokenizer, TurnEnd};
 use sorsa_models::{CausalLm, ModelConfig, float_dtype};
 
+use crate::adapter::{BaseModel, LoadedAdapter, holds_adapter, recipe_of_run};
 use crate::embedded::EMBEDDED;
 use crate::error::ExperimentError;
 use crate::host::{Host, Sources};
+use crate::observer::Observer;
 use crate::recipe::Recipe;
 use crate::run_dir::RunDir;
 
 /// A model and its tokenizer.
 pub struct LoadedModel {
+    /// The name that it was asked for by.
+    pub name: String,
     /// Where both came from.
     pub folder: PathBuf,
     /// The model, on a device without autodiff.
@@ -36,16 +37,6 @@ pub fn weight_format(name: &str) -> Result<WeightFormat, ExperimentError> {
     format.ok_or_else(|| ExperimentError::UnknownName(format!("unknown dtype `{name}`, expected f32 or bf16")))
 }
 
-/// The dtype of weights in memory that are kept in `format`.
-///
-/// # Errors
-///
-/// [`ExperimentError::UnknownName`] if models do not compute with weights in this format.
-pub fn computed_dtype(format: WeightFormat) -> Result<FloatDType, ExperimentError> {
-    let fault = || ExperimentError::UnknownName(format!("unknown dtype `{format}`, expected f32 or bf16"));
-    float_dtype(format).ok_or_else(fault)
-}
-
 impl LoadedModel {
     /// Loads a model by its name.
     ///
@@ -55,17 +46,18 @@ impl LoadedModel {
     pub fn load(name: &str, format: WeightFormat, host: &Host) -> Result<Self, ExperimentError> {
         let folder = model_folder(name, &host.sources)?;
         let tokenizer = Arc::new(TextTokenizer::from_dir(&folder)?);
-        let model = CausalLm::load(&folder, computed_dtype(format)?, &host.device)?;
-        Ok(Self { folder, model, tokenizer })
+        let model = CausalLm::load(&folder, format, &host.device)?;
+        Ok(Self { name: name.to_owned(), folder, model, tokenizer })
     }
 
-    /// Attaches the adapter in `folder`, or in the run at `folder`.
+    /// Attaches the adapter in `folder`, or in the run at `folder`. Whatever is odd about it is told to the observer.
     ///
     /// # Errors
     ///
-    /// See [`load_adapter`].
-    pub fn with_adapter(self, folder: &Path) -> Result<Self, ExperimentError> {
-        let attached = attach_adapter(self.model, folder)?;
+    /// See [`LoadedAdapter::read`].
+    pub fn with_adapter(self, folder: &Path, observer: &mut dyn Observer) -> Result<Self, ExperimentError> {
+        let base = BaseModel { name: &self.name, folder: &self.folder };
+        let attached = LoadedAdapter::read(self.model, base, folder, observer)?.attach()?;
         Ok(Self { model: attached.model, ..self })
     }
 
@@ -85,9 +77,18 @@ impl LoadedModel {
 ///
 /// # Errors
 ///
-/// [`ExperimentError::Unpack`], [`ExperimentError::Hub`].
+/// [`ExperimentError::Unpack`], [`ExperimentError::Hub`]; [`ExperimentError::AdapterAsModel`] for the folder of an adapter or
+/// of its run.
 pub fn model_folder(name: &str, sources: &Sources) -> Result<PathBuf, ExperimentError> {
-    if name == EMBEDDED { sources.embedded.model() } else { Ok(hub::resolve(name, &sources.hub)?) }
+    if name == EMBEDDED {
+        return sources.embedded.model();
+    }
+    let folder = hub::resolve(name, &sources.hub)?;
+    let is_adapter = holds_adapter(&folder) || holds_adapter(&folder.join(RunDir::ADAPTER));
+    match is_adapter && !folder.join("config.json").exists() {
+        true => Err(ExperimentError::AdapterAsModel { folder }),
+        false => Ok(folder),
+    }
 }
 
 /// What ends an answer of a model.
@@ -132,63 +133,6 @@ impl Stops {
     }
 }
 
-/// The folder of an adapter, this program's or PEFT's: `folder` itself, or `folder/adapter` of a run.
-///
-/// # Errors
-///
-/// [`ExperimentError::NoAdapter`].
-pub fn adapter_folder(folder: &Path) -> Result<PathBuf, ExperimentError> {
-    let holds_one = |folder: &Path| folder.join("adapter.json").is_file() || PeftAdapter::is_in(folder);
-    let inside = folder.join(RunDir::ADAPTER);
-    match [folder.to_owned(), inside].into_iter().find(|folder| holds_one(folder)) {
-        Some(found) => Ok(found),
-        None => Err(ExperimentError::NoAdapter { folder: folder.to_owned(), config: CONFIG_FILE }),
-    }
-}
-
-/// Reads an adapter for `model`.
-///
-/// # Errors
-///
-/// [`ExperimentError::NoAdapter`], [`ExperimentError::Adapter`], [`ExperimentError::AdapterNotFinite`],
-/// [`ExperimentError::TiedEmbedding`].
-pub fn load_adapter(model: &CausalLm, folder: &Path) -> Result<SavedAdapter, ExperimentError> {
-    let folder = adapter_folder(folder)?;
-    let saved = SavedAdapter::load_any(&folder, model)?;
-    let finite = |values: &[f32]| values.iter().all(|value| value.is_finite());
-    let mut tensors = saved.trained.iter().chain(&saved.state.initial);
-    if let Some((name, _)) = tensors.find(|(_, tensor)| !finite(&tensor.values)) {
-        return Err(ExperimentError::AdapterNotFinite { folder, name: name.clone() });
-    }
-    if PeftAdapter::is_in(&folder) {
-        check_tied(model, &saved)?;
-    }
-    Ok(saved)
-}
-
-/// Reads an adapter and attaches it.
-///
-/// # Errors
-///
-/// See [`load_adapter`].
-pub fn attach_adapter(model: CausalLm, folder: &Path) -> Result<Attached<CausalLm>, ExperimentError> {
-    Ok(load_adapter(&model, folder)?.attach(model)?)
-}
-
-/// Refuses an adapter that trains a tied embedding whole. PEFT trains a copy of it that is read at the input alone; this program
-/// trains the one matrix. So neither can take over the other's.
-///
-/// # Errors
-///
-/// [`ExperimentError::TiedEmbedding`].
-pub fn check_tied(model: &CausalLm, saved: &SavedAdapter) -> Result<(), ExperimentError> {
-    let embedding = saved.trained.keys().find(|name| name.ends_with("embed_tokens.weight"));
-    match embedding {
-        Some(name) if model.config().tie_word_embeddings => Err(ExperimentError::TiedEmbedding { name: name.clone() }),
-        _ => Ok(()),
-    }
-}
-
 /// The model that the recipe of the adapter's run names.
 ///
 /// # Errors
@@ -224,9 +168,4 @@ pub fn model_or_of_run(model: Option<&str>, adapter: Option<&Path>) -> Result<St
         (None, Some(adapter)) => model_of_run_or_embedded(adapter),
         (None, None) => Ok(EMBEDDED.to_owned()),
     }
-}
-
-/// The recipe of the run that the adapter is in.
-pub(crate) fn recipe_of_run(adapter: &Path) -> Option<PathBuf> {
-    [adapter.join(RunDir::RECIPE), adapter.join("..").join(RunDir::RECIPE)].into_iter().find(|path| path.exists())
 }

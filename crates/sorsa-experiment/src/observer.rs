@@ -8,6 +8,7 @@ use sorsa_grading::grade::Score;
 use sorsa_train::Best;
 use sorsa_train::metrics::Metric;
 
+use crate::doubt::Doubt;
 use crate::inputs::DataReport;
 use crate::recipe::Recipe;
 use crate::run_dir::RunDir;
@@ -41,6 +42,13 @@ pub enum Event<'a> {
     Note {
         /// A sentence without a full stop.
         text: &'a str,
+    },
+    /// Something is odd about an adapter that is loaded.
+    AdapterDoubted {
+        /// Folder of the adapter.
+        folder: &'a Path,
+        /// What is odd.
+        doubt: &'a Doubt,
     },
     /// Everything is read, nothing is trained.
     Planned {

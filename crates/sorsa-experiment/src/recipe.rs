@@ -12,9 +12,10 @@ use sorsa_models::float_dtype;
 use sorsa_train::{OptimizerKind, TrainConfig, steps_of_equal_epochs};
 use toml::{Table, Value};
 
+use crate::adapter::adapter_folder;
 use crate::embedded::EMBEDDED;
 use crate::error::ExperimentError;
-use crate::model::{adapter_folder, model_of_run_or_embedded};
+use crate::model::model_of_run_or_embedded;
 
 /// Everything that decides what a run does.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

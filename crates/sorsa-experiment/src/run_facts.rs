@@ -5,8 +5,8 @@ use std::path::Path;
 use sorsa_checkpoint::WeightFormat;
 use sorsa_data::TemplateName;
 
+use crate::adapter::recipe_of_run;
 use crate::error::ExperimentError;
-use crate::model::recipe_of_run;
 use crate::recipe::Recipe;
 
 /// What the recipe of a run decides about its model's use.

@@ -6,6 +6,7 @@ mod cpu_time;
 mod hash;
 mod lock;
 mod memory;
+mod owned_folder;
 mod temporary;
 mod tensors;
 
@@ -14,6 +15,7 @@ pub use cpu_time::cpu_seconds;
 pub use hash::ContentHash;
 pub use lock::{FileLock, LockError};
 pub use memory::peak_memory_bytes;
+pub use owned_folder::{FolderError, FolderKind, OwnedFolder};
 pub use temporary::{ProvisionalFolder, recover, remove_temporaries};
 pub use tensors::{
     HostTensor, NamedTensors, TensorError, TensorFile, not_finite, read_float_tensors, read_tensors, write_tensors,

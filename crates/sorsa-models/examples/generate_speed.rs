@@ -14,7 +14,7 @@ use burn::module::{Module, ModuleMapper, Param};
 use burn::prelude::*;
 use burn::tensor::FloatDType;
 use serde_json::json;
-use sorsa_models::{CausalLm, GenerateOptions, ModelConfig, Sampling};
+use sorsa_models::{CausalLm, GenerateOptions, ModelConfig, Sampling, WeightFormat, float_dtype};
 
 /// What the binary allocates with.
 #[global_allocator]
@@ -31,10 +31,10 @@ impl ModuleMapper for Cast {
     }
 }
 
-fn model(name: &str, dtype: FloatDType) -> CausalLm {
+fn model(name: &str, format: WeightFormat) -> CausalLm {
     let device = Device::flex();
     if name != "S" {
-        return CausalLm::load(Path::new(name), dtype, &device).expect("a model");
+        return CausalLm::load(Path::new(name), format, &device).expect("a model");
     }
     let config = json!({
         "model_type": "llama",
@@ -48,7 +48,7 @@ fn model(name: &str, dtype: FloatDType) -> CausalLm {
     });
     let config = ModelConfig::parse(config.as_object().expect("an object").clone()).expect("a configuration");
     device.seed(1);
-    CausalLm::init(&config, &device).map(&mut Cast(dtype))
+    CausalLm::init(&config, &device).map(&mut Cast(float_dtype(format).expect("a format that models compute with")))
 }
 
 /// CPU seconds of this process so far: fields 14 and 15, in hundredths of a second.
@@ -63,13 +63,13 @@ fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let argument = |index: usize, default: &'static str| arguments.get(index).map_or(default, String::as_str);
     let number = |index: usize, default| argument(index, default).parse::<usize>().expect("a number");
-    let dtype = match argument(2, "f32") {
-        "f32" => FloatDType::F32,
-        "bf16" => FloatDType::BF16,
+    let format = match argument(2, "f32") {
+        "f32" => WeightFormat::F32,
+        "bf16" => WeightFormat::Bf16,
         other => panic!("unknown dtype {other}: f32 or bf16"),
     };
     let (batch, new, prompt) = (number(1, "1"), number(3, "128"), number(4, "32"));
-    let model = model(argument(0, "S"), dtype);
+    let model = model(argument(0, "S"), format);
     let vocabulary = model.config().vocab_size;
     let prompts: Vec<Vec<u32>> = (0..batch)
         .map(|row| (0..prompt).map(|i| ((row * 31 + i * 7 + 1) * 7919 % vocabulary) as u32).collect())

@@ -11,7 +11,6 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use burn::prelude::*;
-use burn::tensor::FloatDType;
 use sorsa_checkpoint::WeightFormat;
 use sorsa_checkpoint::weights::{Checkpoint, CheckpointWriter, Expected, WeightsError};
 use sorsa_models::CausalLm;
@@ -33,7 +32,7 @@ fn whole(folder: &Path, what: &str) -> Result<(), Box<dyn std::error::Error>> {
     let start = Instant::now();
     let result: Box<dyn std::any::Any> = match what {
         "file" => Box::new(std::fs::read(folder.join("model.safetensors"))?),
-        "model" => Box::new(CausalLm::load(folder, FloatDType::F32, &Device::flex())?),
+        "model" => Box::new(CausalLm::load(folder, WeightFormat::F32, &Device::flex())?),
         other => return Err(format!("`{other}` is neither file nor model").into()),
     };
     println!("{what} {:.3} s", start.elapsed().as_secs_f64());

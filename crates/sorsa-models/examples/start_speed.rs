@@ -13,10 +13,9 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use burn::prelude::*;
-use burn::tensor::FloatDType;
 use serde_json::{Value, json};
 use sorsa_adapter::{AdapterConfig, AttachOptions, Method};
-use sorsa_models::CausalLm;
+use sorsa_models::{CausalLm, WeightFormat};
 
 /// What the binary allocates with.
 #[global_allocator]
@@ -85,7 +84,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (bytes, reading) = timed(|| read(folder));
     let (whole, reading_whole) = timed(|| read_whole(folder));
     whole?;
-    let (model, loading) = timed(|| CausalLm::load(folder, FloatDType::F32, &Device::flex()));
+    let (model, loading) = timed(|| CausalLm::load(folder, WeightFormat::F32, &Device::flex()));
     let config = AdapterConfig::new(Method::Sorsa, rank, &TARGETS);
     let model = model?;
     let (attached, attaching) = timed(|| config.attach(model, &options));

@@ -45,6 +45,6 @@ pub use model_files::{ModelError, float_dtype};
 pub use rwkv::{ChannelMix, ChannelMix4, ChannelMix6, Rwkv, RwkvBlock, RwkvModel, TimeMix, TimeMix4, TimeMix6};
 pub use schedule::Requests;
 // The two types of sorsa-checkpoint that `CausalLm` is made of and saved as.
-pub use sorsa_checkpoint::{ModelConfig, WeightFormat};
+pub use sorsa_checkpoint::{ModelConfig, TensorFormats, WeightFormat};
 pub use training::{Pass, mixed_seed};
 pub use transformer::{Block, Decoder, Transformer};

@@ -1,5 +1,6 @@
 //! A language model of any architecture: tokens in, scores of the next token out.
 
+use burn::module::Param;
 use burn::nn::{Embedding, Linear};
 use burn::prelude::*;
 use sorsa_adapter::project;
@@ -165,6 +166,48 @@ impl CausalLm {
             Some(cap) => soft_capped_head_loss_sum(hidden, weight, targets, cap),
             None => head_loss_sum(hidden, weight, targets),
         })
+    }
+
+    /// The path of the output head.
+    pub fn head_path(&self) -> &'static str {
+        match self {
+            Self::Transformer(_) => "lm_head",
+            Self::Rwkv(_) => "head",
+        }
+    }
+
+    /// The path of the embedding.
+    pub fn embedding_path(&self) -> &'static str {
+        match self {
+            Self::Transformer(_) => "model.embed_tokens",
+            Self::Rwkv(_) => "rwkv.embeddings",
+        }
+    }
+
+    /// The same model with a head of its own, which starts as a copy of the embedding, if it was the embedding.
+    pub fn with_own_head(mut self) -> Self {
+        if self.head().is_some() {
+            return self;
+        }
+        let weight = self.embedding().weight.val().transpose();
+        let head = Some(Linear { weight: Param::from_tensor(weight), bias: None });
+        let config = match &mut self {
+            Self::Transformer(model) => {
+                model.lm_head = head;
+                &mut model.config
+            }
+            Self::Rwkv(model) => {
+                model.head = head;
+                &mut model.config
+            }
+        };
+        config.tie_word_embeddings = false;
+        self
+    }
+
+    /// The embedding `[vocab_size, hidden_size]`.
+    pub fn embedding_weight(&self) -> Tensor<2> {
+        self.embedding().weight.val()
     }
 
     fn embedding(&self) -> &Embedding {

@@ -10,9 +10,8 @@ use rayon::prelude::*;
 use sorsa_files::write_atomic;
 
 use crate::model::CausalLm;
-use sorsa_checkpoint::WeightFormat;
 use sorsa_checkpoint::weights::{Checkpoint, CheckpointWriter, Expected, Number, WeightsError, ignorable};
-use sorsa_checkpoint::{ConfigError, ModelConfig};
+use sorsa_checkpoint::{ConfigError, ModelConfig, TensorFormats, WeightFormat};
 
 /// The dtype in memory of frozen weights that are kept in `format`; nothing if models do not compute with such weights.
 pub fn float_dtype(format: WeightFormat) -> Option<FloatDType> {
@@ -33,6 +32,12 @@ pub enum ModelError {
     /// The weights.
     #[error(transparent)]
     Weights(#[from] WeightsError),
+    /// A format that models do not compute with.
+    #[error("unknown dtype `{format}`, expected f32 or bf16")]
+    NotComputed {
+        /// The format.
+        format: WeightFormat,
+    },
     /// Weights that are not numbers.
     #[error("{}: weights that are not finite: {}", folder.display(), faults.join("; "))]
     NotFinite {
@@ -44,17 +49,19 @@ pub enum ModelError {
 }
 
 impl CausalLm {
-    /// Reads a model in the Hugging Face layout. Linear layers and embeddings are kept as `weights` (f32 or bf16),
+    /// Reads a model in the Hugging Face layout. Linear layers and embeddings are kept in `format` (f32 or bf16),
     /// norms and other vectors as f32. A few tensors at a time are converted, in parallel: the model is never in memory
     /// twice.
     ///
     /// # Errors
     ///
-    /// [`ModelError`]: unsupported fields, and missing, extra, misshapen or non-finite tensors, are each listed in
+    /// [`ModelError`]: a format that models do not compute with; unsupported fields, and missing, extra, misshapen or non-finite tensors, are each listed in
     /// one error.
-    pub fn load(folder: &Path, weights: FloatDType, device: &Device) -> Result<Self, ModelError> {
+    pub fn load(folder: &Path, format: WeightFormat, device: &Device) -> Result<Self, ModelError> {
+        let weights = float_dtype(format).ok_or(ModelError::NotComputed { format })?;
         let config = ModelConfig::read(folder)?;
         let checkpoint = Checkpoint::open(folder)?;
+        let config = config.with_head_of(&checkpoint)?;
         let model = Self::init(&config, device);
         let parameters = Parameter::all(&model);
         let expected: Vec<Expected> = parameters.iter().map(Parameter::expected).collect();
@@ -81,14 +88,33 @@ impl CausalLm {
     /// # Errors
     ///
     /// [`WeightsError`] with the file.
-    pub fn save(&self, folder: &Path, format: WeightFormat) -> Result<(), WeightsError> {
+    pub fn save(&self, folder: &Path, formats: impl Into<TensorFormats>) -> Result<(), WeightsError> {
+        self.save_watched(folder, formats, |_, _| Ok(()))
+    }
+
+    /// [`save`](Self::save), and shows each tensor's name and f32 numbers, in the order of its file, before they are
+    /// written.
+    ///
+    /// # Errors
+    ///
+    /// [`WeightsError`] with the file, and those of `watch`.
+    pub fn save_watched(
+        &self,
+        folder: &Path,
+        formats: impl Into<TensorFormats>,
+        mut watch: impl FnMut(&str, &[f32]) -> Result<(), WeightsError>,
+    ) -> Result<(), WeightsError> {
+        let formats = formats.into();
+        let mut config = self.config().to_json();
+        config["torch_dtype"] = formats.usual.torch_name().into();
         let mut handles = Handles { walk: Walk::default(), found: BTreeMap::new() };
         self.visit(&mut handles);
         let expected: Vec<Expected> = Parameter::all(self).iter().map(Parameter::expected).collect();
-        CheckpointWriter::new(folder, format)
-            .write(&expected, |tensor| Ok::<_, WeightsError>(handles.found[&tensor.name].values()))?;
-        let mut config = self.config().to_json();
-        config["torch_dtype"] = format.torch_name().into();
+        CheckpointWriter::new(folder, formats).write(&expected, |tensor| {
+            let values = handles.found[&tensor.name].values();
+            watch(&tensor.name, &values)?;
+            Ok::<_, WeightsError>(values)
+        })?;
         Ok(write_atomic(folder.join("config.json"), format!("{config:#}"))?)
     }
 }

@@ -12,10 +12,9 @@ use std::path::{Path, PathBuf};
 
 use burn::module::Module;
 use burn::prelude::*;
-use burn::tensor::FloatDType;
 use safetensors::{Dtype, SafeTensors};
 use sorsa_adapter::{AdapterConfig, Method};
-use sorsa_models::{CausalLm, GenerateOptions, ModelInput, Sampling};
+use sorsa_models::{CausalLm, GenerateOptions, ModelInput, Sampling, WeightFormat};
 
 use larger::larger;
 
@@ -85,7 +84,7 @@ fn check(folder: &Path) {
     let name = folder.display();
     let io = std::fs::read(folder.parent().unwrap().join("io.safetensors")).unwrap();
     let io = SafeTensors::deserialize(&io).unwrap();
-    let model = CausalLm::load(folder, FloatDType::F32, &Device::flex()).unwrap();
+    let model = CausalLm::load(folder, WeightFormat::F32, &Device::flex()).unwrap();
 
     let batch = Batch::read(&io);
     let (input, mask) = (batch.input(), &batch.mask);
@@ -161,7 +160,7 @@ fn a_checkpoint_in_shards_is_the_one_in_a_single_file() {
 fn loss_gradients(folder: &Path) -> BTreeMap<String, Vec<f32>> {
     let io = std::fs::read(folder.join("io.safetensors")).unwrap();
     let io = SafeTensors::deserialize(&io).unwrap();
-    let model = CausalLm::load(&folder.join("checkpoint"), FloatDType::F32, &Device::flex()).unwrap();
+    let model = CausalLm::load(&folder.join("checkpoint"), WeightFormat::F32, &Device::flex()).unwrap();
     let mut attached = AdapterConfig::new(Method::Full, 1, &[]).attach(model, &Default::default()).unwrap();
     attached.model = attached.model.train();
     let batch = Batch::read(&io);
@@ -217,11 +216,11 @@ fn a_model_that_computes_in_bf16_has_the_loss_of_one_that_does_not_to_two_per_ce
             continue;
         }
         let batch = Batch::read(&io);
-        let loss = |dtype| {
-            let model = CausalLm::load(&folder.join("checkpoint"), dtype, &Device::flex()).unwrap();
+        let loss = |format| {
+            let model = CausalLm::load(&folder.join("checkpoint"), format, &Device::flex()).unwrap();
             model.loss_sum(&batch.input(), &batch.targets).unwrap().into_scalar::<f32>()
         };
-        let ratio = loss(FloatDType::BF16) / loss(FloatDType::F32);
+        let ratio = loss(WeightFormat::Bf16) / loss(WeightFormat::F32);
         assert!((ratio - 1.0).abs() < 0.02, "{}: {ratio}", folder.display());
         assert!(ratio != 1.0 || !processor::rounds_activations(), "nothing was rounded");
         count += 1;

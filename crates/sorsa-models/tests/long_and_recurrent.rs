@@ -8,9 +8,8 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use burn::prelude::*;
-use burn::tensor::FloatDType;
 use safetensors::{Dtype, SafeTensors};
-use sorsa_models::{CausalLm, GenerateOptions, ModelInput, Requests, Sampling};
+use sorsa_models::{CausalLm, GenerateOptions, ModelInput, Requests, Sampling, WeightFormat};
 
 use larger::larger;
 
@@ -26,7 +25,7 @@ struct Case {
 impl Case {
     fn open(name: &str) -> Self {
         let folder: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(name);
-        let model = CausalLm::load(&folder.join("checkpoint"), FloatDType::F32, &Device::flex()).unwrap();
+        let model = CausalLm::load(&folder.join("checkpoint"), WeightFormat::F32, &Device::flex()).unwrap();
         let text = std::fs::read_to_string(folder.join("io.json")).unwrap();
         let meta: serde_json::Value = serde_json::from_str(&text).unwrap();
         // Where the two best tokens are this far apart, the greedy choice is no accident of rounding.

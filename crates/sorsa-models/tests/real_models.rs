@@ -7,9 +7,9 @@ use std::path::PathBuf;
 
 use burn::module::{Module, ModuleMapper, Param, ParamId};
 use burn::prelude::*;
-use burn::tensor::{Distribution, FloatDType};
+use burn::tensor::Distribution;
 use sorsa_adapter::{AdapterConfig, Method};
-use sorsa_models::{CausalLm, GenerateOptions, ModelInput, Sampling};
+use sorsa_models::{CausalLm, GenerateOptions, ModelInput, Sampling, WeightFormat};
 use tokenizers::Tokenizer;
 
 use larger::larger;
@@ -25,7 +25,7 @@ fn models() -> Option<PathBuf> {
 }
 
 fn load(folder: PathBuf) -> CausalLm {
-    CausalLm::load(&folder, FloatDType::F32, &Device::flex()).unwrap()
+    CausalLm::load(&folder, WeightFormat::F32, &Device::flex()).unwrap()
 }
 
 /// Logits of two rows of arbitrary tokens.

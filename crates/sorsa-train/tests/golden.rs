@@ -9,7 +9,6 @@ use burn::module::{ModuleVisitor, Param};
 use burn::nn::{Linear, LinearConfig};
 use burn::optim::GradientsParams;
 use burn::prelude::*;
-use burn::tensor::FloatDType;
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 use serde_json::Value;
@@ -18,7 +17,7 @@ use sorsa_adapter::{
     NamedTensors, RegularizerForm, SavedAdapter, SorsaConfig, Target, add_regularizer, export_trainable, project,
 };
 use sorsa_data::{BatchOptions, Batcher, Example};
-use sorsa_models::CausalLm;
+use sorsa_models::{CausalLm, WeightFormat};
 use sorsa_train::metrics::{self, Metric, StepMetrics};
 use sorsa_train::{
     Coupling, Decoupled, LossNormalization, Optimizer, OptimizerConfig, RegularizerConfig, RunOutcome, TrainConfig,
@@ -102,7 +101,7 @@ fn examples(file: &SafeTensors<'_>) -> Vec<Example> {
 
 /// The base model with factors `trained`, where those of `initial` have left its weights.
 fn attach(base: &Path, config: AdapterConfig, initial: NamedTensors, trained: NamedTensors) -> Attached<CausalLm> {
-    let model = CausalLm::load(base, FloatDType::F32, &Device::flex()).unwrap();
+    let model = CausalLm::load(base, WeightFormat::F32, &Device::flex()).unwrap();
     if config.method() == Method::Full {
         return config.attach(model, &Default::default()).unwrap();
     }

@@ -5,15 +5,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use burn::prelude::*;
-use burn::tensor::FloatDType;
 use sorsa_data::{BatchOptions, Batcher, Example, TextTokenizer};
-use sorsa_models::CausalLm;
+use sorsa_models::{CausalLm, WeightFormat};
 use sorsa_train::mean_loss;
 
 /// Per token over the first stories, each after the begin token and cut to the context. The known numbers are of 200.
 fn perplexity(data: &Path, name: &str, stories: usize) -> f64 {
     let folder = data.join("models").join(name);
-    let model = CausalLm::load(&folder, FloatDType::F32, &Device::flex()).unwrap();
+    let model = CausalLm::load(&folder, WeightFormat::F32, &Device::flex()).unwrap();
     let tokenizer = TextTokenizer::from_dir(&folder).unwrap();
     let text = std::fs::read_to_string(data.join("text/tinystories_sample.jsonl")).unwrap();
     let example = |(row, line): (usize, &str)| {

@@ -4,7 +4,6 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use burn::prelude::*;
-use burn::tensor::FloatDType;
 use sorsa_adapter::{AdapterConfig, Attached, Method, NamedTensors};
 use sorsa_data::{BatchOptions, Batcher, Example};
 use sorsa_models::WeightFormat;
@@ -30,7 +29,7 @@ fn model() -> CausalLm {
         CausalLm::init(&config, &Device::flex()).save(folder.path(), WeightFormat::F32).unwrap();
         folder
     });
-    CausalLm::load(folder.path(), FloatDType::F32, &Device::flex()).unwrap()
+    CausalLm::load(folder.path(), WeightFormat::F32, &Device::flex()).unwrap()
 }
 
 fn attach(method: Method) -> Attached<CausalLm> {

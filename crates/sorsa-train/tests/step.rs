@@ -9,7 +9,7 @@ use burn::prelude::*;
 use sorsa_adapter::{AdapterConfig, Attached, Method};
 use sorsa_data::{Batch, BatchOptions, Batcher, Example};
 use sorsa_files::{read_tensors, write_tensors};
-use sorsa_models::{CausalLm, ModelConfig};
+use sorsa_models::{CausalLm, ModelConfig, WeightFormat};
 use sorsa_train::metrics::{self, Metric};
 use sorsa_train::{
     Checkpoints, Coupling, Decoupled, LossNormalization, Optimizer, OptimizerConfig, RunOutcome, TrainConfig,
@@ -30,7 +30,7 @@ fn model() -> CausalLm {
         fresh.save(folder.path(), sorsa_models::WeightFormat::F32).unwrap();
         folder
     });
-    CausalLm::load(folder.path(), burn::tensor::FloatDType::F32, &Device::flex()).unwrap()
+    CausalLm::load(folder.path(), WeightFormat::F32, &Device::flex()).unwrap()
 }
 
 /// Sequences of unequal length, with unequal numbers of targets.

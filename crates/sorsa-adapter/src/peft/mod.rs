@@ -13,18 +13,22 @@
 
 mod config;
 mod difference;
+mod doubts;
+mod pattern;
 mod read;
+mod start;
 mod write;
 
 use std::path::{Path, PathBuf};
 
 pub(crate) use config::PeftVariant;
-pub use config::{PeftConfig, PeftInit};
+pub use config::{PeftConfig, PeftInit, PeftSelection};
 pub use read::method_of;
-use sorsa_files::{HostTensor, NamedTensors, read_float_tensors, write_atomic, write_tensors_with};
+use sorsa_files::{HostTensor, NamedTensors, OwnedFolder, read_float_tensors, write_atomic, write_tensors_with};
 pub use write::{PeftExport, PeftForm, Truncation};
 
 use crate::error::AdapterError;
+use crate::state::ADAPTER_FOLDER;
 
 /// Name of the configuration in an adapter's folder.
 pub const CONFIG_FILE: &str = "adapter_config.json";
@@ -36,6 +40,8 @@ const PREFIX: &str = "base_model.model.";
 const A: &str = ".lora_A.weight";
 const B: &str = ".lora_B.weight";
 const MAGNITUDE: &str = ".lora_magnitude_vector";
+/// Between the path of an adapted module and its own parameters.
+const BASE_LAYER: &str = ".base_layer.";
 
 /// An adapter in PEFT's form.
 #[derive(Debug, Clone, PartialEq)]
@@ -84,16 +90,27 @@ impl PeftAdapter {
         Ok(Self { config, tensors: read_float_tensors(&path)?, source: folder.to_owned() })
     }
 
-    /// Writes the adapter's folder, which is created. Each file is replaced atomically, the configuration last.
+    /// Checks that an adapter may take the place of `folder`: nothing is there, or an adapter's files alone.
     ///
     /// # Errors
     ///
-    /// [`AdapterError::Io`] with the file.
+    /// [`AdapterError::Folder`].
+    pub fn check_folder(folder: &Path) -> Result<(), AdapterError> {
+        Ok(OwnedFolder::check(folder, ADAPTER_FOLDER)?)
+    }
+
+    /// Writes the adapter's folder. An older adapter there is replaced as a whole: at no moment is the configuration of one
+    /// beside the tensors of another.
+    ///
+    /// # Errors
+    ///
+    /// [`AdapterError::Io`] with the file; [`AdapterError::Folder`] if the folder holds more than an adapter.
     pub fn save(&self, folder: &Path) -> Result<(), AdapterError> {
-        std::fs::create_dir_all(folder).map_err(|source| AdapterError::Io { path: folder.to_owned(), source })?;
+        let new = OwnedFolder::create(folder, ADAPTER_FOLDER)?;
         // PEFT reads only files whose metadata says that they are PyTorch's.
-        write_tensors_with(&folder.join(TENSORS_FILE), &self.tensors, &[("format", "pt")])?;
-        Ok(write_atomic(folder.join(CONFIG_FILE), format!("{:#}\n", self.config.to_json()))?)
+        write_tensors_with(&new.path().join(TENSORS_FILE), &self.tensors, &[("format", "pt")])?;
+        write_atomic(new.path().join(CONFIG_FILE), format!("{:#}\n", self.config.to_json()))?;
+        Ok(new.commit()?)
     }
 
     /// The matrices of each module by its path, in PEFT's layout, with the scale. Exports to other formats use them.

@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use burn::prelude::*;
 
 use super::difference::truncated;
-use super::{A, B, MAGNITUDE, PREFIX, PeftAdapter, PeftConfig, PeftInit, PeftVariant};
+use super::read::saves;
+use super::{A, B, MAGNITUDE, PREFIX, PeftAdapter, PeftConfig, PeftInit, PeftSelection, PeftVariant};
 use sorsa_files::{HostTensor, NamedTensors};
 
 use crate::Init;
@@ -39,6 +40,8 @@ pub struct PeftExport {
     pub rank: Option<usize>,
     /// `base_model_name_or_path`.
     pub base_model: Option<String>,
+    /// Revision of the base on the hub.
+    pub revision: Option<String>,
 }
 
 /// The error of an approximation of lower rank in the change of one weight.
@@ -122,6 +125,8 @@ impl PeftAdapter {
             alpha_pattern: Vec::new(),
             modules_to_save,
             base_model: options.base_model.clone(),
+            revision: options.revision.clone(),
+            selection: PeftSelection::default(),
         };
         for (path, (rank, scale)) in &scales {
             if *rank != peft.rank {
@@ -208,9 +213,11 @@ fn approximated<M: Module>(
     if faults.is_empty() { Ok((pairs, truncations)) } else { Err(AdapterError::Decomposition { faults }) }
 }
 
-/// Adds the parameters that were trained whole, and returns `modules_to_save` for PEFT, which matches the ends of paths.
+/// Adds the parameters that were trained whole, and returns `modules_to_save` for PEFT. It takes these names for the ends of
+/// any names: `norm` is `input_layernorm` too. So a name that reaches more than was trained gives way to the paths.
 fn add_whole_modules<M: Module>(saved: &SavedAdapter, model: &M, tensors: &mut NamedTensors) -> Vec<String> {
-    if saved.state.config.modules_to_save.is_empty() {
+    let given = &saved.state.config.modules_to_save;
+    if given.is_empty() {
         return Vec::new();
     }
     let all: BTreeMap<String, Parameter> = parameters(model).into_iter().map(|p| (p.path.clone(), p)).collect();
@@ -221,7 +228,14 @@ fn add_whole_modules<M: Module>(saved: &SavedAdapter, model: &M, tensors: &mut N
         let tensor = if all[&path].linear { tensor.transposed() } else { HostTensor::clone(tensor) };
         tensors.insert(format!("{PREFIX}{path}"), tensor);
     }
-    names_or(&saved.state.config.modules_to_save, modules)
+    let reaches_more = |name: &String| {
+        let reached = all.keys().filter_map(|path| path.rsplit_once('.')).map(|(module, _)| module);
+        reached.filter(|module| saves(name, module)).any(|module| !modules.contains(module))
+    };
+    match given.iter().any(reaches_more) {
+        true => modules.into_iter().collect(),
+        false => names_or(given, modules),
+    }
 }
 
 /// The alpha that gives a module of this rank the scale `scale`.

@@ -10,6 +10,7 @@ use super::model::Report;
 use super::tensors::{Change, Linear, linears};
 use super::translation::Translation;
 use super::{GgufError, GgufTensor, GgufType, GgufWriter};
+use crate::weights::Checkpoint;
 
 /// The low-rank update `(alpha / r) B A` of one linear layer.
 #[derive(Debug, Clone, PartialEq)]
@@ -52,7 +53,11 @@ struct Placed<'a> {
 /// [`GgufError::Unsupported`] for the model, [`GgufError::Adapter`] with every module that does not fit it, and what
 /// [`GgufWriter::write`] returns.
 pub fn export_adapter(folder: &Path, modules: &[LoraModule], out: &Path, dtype: GgufType) -> Result<Report, GgufError> {
-    let translation = Translation::read(folder)?;
+    let mut translation = Translation::read(folder)?;
+    // Configurations alone are enough, but for a head that was trained on its own.
+    if let Ok(checkpoint) = Checkpoint::open(folder) {
+        translation.config = translation.config.with_head_of(&checkpoint)?;
+    }
     let placed = place(&translation, modules, dtype).map_err(|faults| GgufError::Adapter { faults })?;
     let alpha = modules.first().map_or(1.0, |module| module.alpha);
 
@@ -109,7 +114,14 @@ fn place<'a>(
     for module in modules {
         let LoraModule { path, rank, a, b, alpha } = module;
         let Some((name, [d_out, d_in], change)) = find(translation, &layers, path) else {
-            faults.push(format!("`{path}` is no linear layer that llama.cpp applies an adapter to"));
+            faults.push(match path == "lm_head" {
+                true => {
+                    "`lm_head` is the embedding in this model: an adapter of the head alone needs a head of its own, \
+                         which the merged model has"
+                        .to_owned()
+                }
+                false => format!("`{path}` is no linear layer that llama.cpp applies an adapter to"),
+            });
             continue;
         };
         if *rank == 0 || a.len() != rank * d_in || b.len() != d_out * rank {

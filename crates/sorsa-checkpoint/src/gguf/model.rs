@@ -76,12 +76,13 @@ pub struct Report {
 /// missing, extra and misshapen tensor, and what [`GgufWriter::write`] returns.
 pub fn export_model(folder: &Path, out: &Path, options: impl Into<ExportOptions>) -> Result<Report, GgufError> {
     let options = options.into();
-    let translation = Translation::read(folder)?;
+    let mut translation = Translation::read(folder)?;
+    let checkpoint = Checkpoint::open(folder)?;
+    translation.config = translation.config.with_head_of(&checkpoint)?;
     let tokenizer = match options.tokenizer {
         true => tokenizer::read(folder, translation.config.vocab_size)?,
         false => tokenizer::without_tokenizer(),
     };
-    let checkpoint = Checkpoint::open(folder)?;
     let plan = plan(&translation);
     let of_files = |planned: &&Planned| !matches!(planned.change, Change::Values(_));
     let expected: Vec<Expected> = plan.iter().filter(of_files).map(|planned| planned.source.clone()).collect();

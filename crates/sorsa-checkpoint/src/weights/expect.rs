@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use super::{Checkpoint, Misshapen, WeightsError};
+use crate::ModelConfig;
 
 /// Name and shape of a tensor in a checkpoint, as PyTorch has them: a linear layer is `[d_out, d_in]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,6 +57,33 @@ impl Checkpoint {
             return Ok(());
         }
         Err(WeightsError::Mismatch { dir: self.dir().to_owned(), missing, extra, misshapen })
+    }
+}
+
+/// Names of the output head and of the embedding that it may be tied to.
+const HEADS: [(&str, &str); 2] =
+    [("lm_head.weight", "model.embed_tokens.weight"), ("head.weight", "rwkv.embeddings.weight")];
+
+impl ModelConfig {
+    /// The configuration of the model whose weights are in `checkpoint`. If the embeddings should be tied and the checkpoint has
+    /// a head with other numbers, they are not: the head was trained on its own, and whoever saved it left
+    /// `tie_word_embeddings` as it was.
+    ///
+    /// # Errors
+    /// [`WeightsError`] of a tensor that cannot be read.
+    pub fn with_head_of(mut self, checkpoint: &Checkpoint) -> Result<Self, WeightsError> {
+        for (head, embedding) in HEADS {
+            let (Some(a), Some(b)) = (checkpoint.info(head), checkpoint.info(embedding)) else { continue };
+            if !self.tie_word_embeddings || a.shape != b.shape {
+                continue;
+            }
+            let is_same = match a.dtype == b.dtype {
+                true => checkpoint.raw(head)? == checkpoint.raw(embedding)?,
+                false => checkpoint.to_f32(head)? == checkpoint.to_f32(embedding)?,
+            };
+            self.tie_word_embeddings = is_same;
+        }
+        Ok(self)
     }
 }
 

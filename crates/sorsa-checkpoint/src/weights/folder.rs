@@ -1,8 +1,8 @@
-//! A model's folder that takes the place of an older one as a whole.
+//! Which files belong to a model's folder. A new model takes the place of an older one as a whole.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use sorsa_files::{AtomicDir, FileError, at};
+use sorsa_files::{FileError, FolderError, FolderKind, OwnedFolder};
 
 use super::{INDEX_FILE, SINGLE_FILE};
 
@@ -24,70 +24,28 @@ const MODEL_FILES: [&str; 14] = [
     INDEX_FILE,
 ];
 
-/// Why a model's folder could not be written.
-#[derive(Debug, thiserror::Error)]
-pub enum ModelFolderError {
-    /// The folder holds what does not belong to a model, and a new model would remove it.
-    #[error(
-        "{} holds more than a model: {}; name a new or an empty folder, or one that holds a model alone",
-        folder.display(),
-        found.join(", ")
-    )]
-    HoldsOtherFiles {
-        /// The folder.
-        folder: PathBuf,
-        /// Names of what is no file of a model.
-        found: Vec<String>,
-    },
-    /// A file or folder could not be read or written.
-    #[error(transparent)]
-    File(#[from] FileError),
-}
+const KIND: FolderKind = FolderKind { name: "a model", owns: is_model_file };
 
 /// A model's folder under construction. [`commit`](Self::commit) gives it its name; the older model of that name is then
-/// gone with all its files. Links in the older folder are removed, and what they point to stays.
+/// gone with all its files.
 #[derive(Debug)]
-pub struct ModelFolder(AtomicDir);
+pub struct ModelFolder(OwnedFolder);
 
 impl ModelFolder {
-    /// Starts a folder that will be called `target`, or will take the place of the folder that the link `target` points
-    /// to.
+    /// Starts a folder that will be called `target`.
     ///
     /// # Errors
     /// As [`check`](Self::check).
-    pub fn create(target: &Path) -> Result<Self, ModelFolderError> {
-        Self::check(target)?;
-        let target = match target.canonicalize() {
-            Ok(existing) => existing,
-            Err(_) => target.to_owned(),
-        };
-        Ok(Self(AtomicDir::create(target)?))
+    pub fn create(target: &Path) -> Result<Self, FolderError> {
+        Ok(Self(OwnedFolder::create(target, KIND)?))
     }
 
     /// Checks that a model may take the place of `target`: nothing is there, or a folder that holds a model's files alone.
     ///
     /// # Errors
-    /// [`ModelFolderError`].
-    pub fn check(target: &Path) -> Result<(), ModelFolderError> {
-        let entries = match std::fs::read_dir(target) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-            entries => entries.map_err(at("list", target))?,
-        };
-        let mut found = Vec::new();
-        for entry in entries {
-            let entry = entry.map_err(at("list", target))?;
-            let name = entry.file_name().to_string_lossy().into_owned();
-            // A link to a folder is no folder: the link is removed, and not what it points to.
-            let is_folder = entry.file_type().map_err(at("list", target))?.is_dir();
-            if is_folder || !is_model_file(&name) {
-                found.push(name);
-            }
-        }
-        if found.is_empty() {
-            return Ok(());
-        }
-        found.sort();
-        Err(ModelFolderError::HoldsOtherFiles { folder: target.to_owned(), found })
+    /// [`FolderError`].
+    pub fn check(target: &Path) -> Result<(), FolderError> {
+        OwnedFolder::check(target, KIND)
     }
 
     /// Where to write the files until the folder is committed.

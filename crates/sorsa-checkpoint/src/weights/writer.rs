@@ -10,22 +10,23 @@ use serde_json::json;
 use sorsa_files::AtomicFile;
 
 use super::{Expected, INDEX_FILE, Index, SINGLE_FILE, WeightsError};
-use crate::WeightFormat;
+use crate::TensorFormats;
 
 /// The shard size of Transformers' `save_pretrained`, in bytes.
 const MAX_SHARD_BYTES: u64 = 5_000_000_000;
+
 /// Writes `model.safetensors`, or shards and their index if the weights are larger than one shard may be.
 #[derive(Debug, Clone)]
 pub struct CheckpointWriter {
     dir: PathBuf,
-    format: WeightFormat,
+    formats: TensorFormats,
     max_shard_bytes: u64,
 }
 
 impl CheckpointWriter {
-    /// Writes into `dir`, which is made if need be, all tensors as `format`, in shards of at most 5 GB.
-    pub fn new(dir: impl Into<PathBuf>, format: WeightFormat) -> Self {
-        Self { dir: dir.into(), format, max_shard_bytes: MAX_SHARD_BYTES }
+    /// Writes into `dir`, which is made if need be, each tensor in its format, in shards of at most 5 GB.
+    pub fn new(dir: impl Into<PathBuf>, formats: impl Into<TensorFormats>) -> Self {
+        Self { dir: dir.into(), formats: formats.into(), max_shard_bytes: MAX_SHARD_BYTES }
     }
 
     /// Starts a new shard before the tensors of one exceed `bytes`. A tensor larger than that has a shard to itself.
@@ -71,7 +72,7 @@ impl CheckpointWriter {
                 let produced = produce(tensor)
                     .map_err(|source| WeightsError::Produce { name: tensor.name.clone(), source: source.into() })?;
                 self.check(tensor, &produced)?;
-                self.format.encode(&produced, &mut buffer);
+                self.formats.of(&tensor.name).encode(&produced, &mut buffer);
                 drop(produced);
                 file.write(&buffer)?;
             }
@@ -99,7 +100,7 @@ impl CheckpointWriter {
     }
 
     fn bytes(&self, tensor: &Expected) -> u64 {
-        self.format.bytes(tensor.shape.iter().product()) as u64
+        self.formats.of(&tensor.name).bytes(tensor.shape.iter().product()) as u64
     }
 
     /// Consecutive tensors that share a file; always at least one file.
@@ -122,8 +123,11 @@ impl CheckpointWriter {
         let infos = tensors.iter().map(|tensor| {
             let start = end;
             end += self.bytes(tensor) as usize;
-            let info =
-                TensorInfo { dtype: self.format.into(), shape: tensor.shape.clone(), data_offsets: (start, end) };
+            let info = TensorInfo {
+                dtype: self.formats.of(&tensor.name).into(),
+                shape: tensor.shape.clone(),
+                data_offsets: (start, end),
+            };
             (tensor.name.clone(), info)
         });
         let format = HashMap::from([("format".to_owned(), "pt".to_owned())]);
@@ -147,14 +151,15 @@ impl CheckpointWriter {
         if values.len() != tensor.shape.iter().product::<usize>() {
             return Err(WeightsError::WrongLength { tensor: tensor.clone(), found: values.len() });
         }
-        let limit = self.format.overflow();
+        let format = self.formats.of(&tensor.name);
+        let limit = format.overflow();
         match values.par_iter().position_first(|value| value.is_finite() && value.abs() >= limit) {
             None => Ok(()),
             Some(index) => Err(WeightsError::TooLarge {
                 name: tensor.name.clone(),
                 index,
                 value: values[index],
-                dtype: self.format.into(),
+                dtype: format.into(),
             }),
         }
     }

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use sorsa_checkpoint::WeightFormat;
+use sorsa_checkpoint::gguf::GgufType;
 
 use super::DeviceArgs;
 
@@ -19,7 +21,7 @@ pub struct MergeArgs {
     pub out: PathBuf,
     /// Storage dtype of the merged model: f32, f16 or bf16 [default: the base model's]
     #[arg(long)]
-    pub dtype: Option<String>,
+    pub dtype: Option<WeightFormat>,
     #[command(flatten)]
     pub device: DeviceArgs,
 }
@@ -56,7 +58,7 @@ pub struct ExportArgs {
     /// Storage dtype: f32, f16 or bf16; also q8_0 for gguf [default: the base model's for hf, f16 for gguf, f32 for
     /// gguf-lora]
     #[arg(long)]
-    pub dtype: Option<String>,
+    pub dtype: Option<GgufType>,
     /// Approximate the trained change of the weights by a LoRA of this rank, and print the error (peft, gguf-lora)
     /// [default: exact]
     #[arg(long)]

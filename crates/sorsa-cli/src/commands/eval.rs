@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value, json};
 use sorsa_checkpoint::WeightFormat;
 use sorsa_data::{AnswerStyle, EncodeOptions, LoadOptions, TemplateName};
+use sorsa_experiment::adapter::adapter_folder;
 use sorsa_experiment::answer_log::AnswerLog;
 use sorsa_experiment::continuation::AnswerOptions;
-use sorsa_experiment::model::{LoadedModel, Stops, adapter_folder, model_or_of_run, weight_format};
+use sorsa_experiment::model::{LoadedModel, Stops, model_or_of_run, weight_format};
 use sorsa_experiment::tasks::{
     HUMANEVAL, PERPLEXITY, ProblemSource, Problems, Scores, Task, evaluate, of_data_set, recognise,
 };
@@ -36,8 +37,9 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<()> {
     let name = model_or_of_run(args.model.as_deref(), args.adapter.as_deref())?;
     let settings = ModelSettings::of(args, task)?;
     let mut loaded = LoadedModel::load(&name, settings.dtype, &host)?;
+    session::warn_of_separate_head(&loaded.folder, &loaded.model)?;
     if let Some(adapter) = &args.adapter {
-        loaded = loaded.with_adapter(adapter)?;
+        loaded = loaded.with_adapter(adapter, &mut session::Warnings)?;
     }
     let encode = EncodeOptions {
         max_length: usize::MAX,

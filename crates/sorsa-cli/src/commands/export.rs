@@ -1,33 +1,43 @@
 //! `sorsa export`: a model or an adapter in the form of another program.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use burn::prelude::Device;
-use burn::tensor::FloatDType;
+use clap::ValueEnum;
+use sorsa_adapter::HostTensor;
 use sorsa_adapter::author::AuthorExport;
 use sorsa_adapter::peft::{PeftAdapter, PeftExport, PeftForm};
-use sorsa_adapter::{HostTensor, SavedAdapter};
 use sorsa_checkpoint::WeightFormat;
 use sorsa_checkpoint::gguf::{ExportOptions, GgufType, LoraModule, export_adapter, export_model};
 use sorsa_checkpoint::weights::{Checkpoint, CheckpointWriter, Expected, ModelFolder};
+use sorsa_experiment::adapter::{LoadedAdapter, check_tied};
+use sorsa_experiment::embedded::EMBEDDED;
 use sorsa_files::{AtomicDir, write_atomic};
-use sorsa_models::CausalLm;
 use sorsa_report::report::bytes;
 
 use crate::args::{ExportArgs, ExportFormat};
-use crate::commands::merge::{load_merged, save_with_companions, write_merged};
+use crate::commands::merge::{Merged, warn_of_loss, write_merged};
 use crate::device;
 use crate::exit::{OrBadInput, bad_input};
 use crate::format::print;
 use crate::progress::Style;
-use crate::session::{check_tied, load_saved, model_folder, model_of_run};
+use crate::session::{NamedModel, model_folder, model_of_run, warn};
 
-/// A model, its name and an adapter of it.
+/// A model, its name, its files and an adapter of it.
 struct Trained {
     name: String,
-    model: CausalLm,
-    saved: SavedAdapter,
+    folder: PathBuf,
+    adapter: LoadedAdapter,
+}
+
+impl Trained {
+    fn load(name: &str, args: &ExportArgs, device: &Device) -> anyhow::Result<Self> {
+        let adapter = args.adapter.as_deref().context("the form asks for an adapter")?;
+        let named = NamedModel::load(name, device)?;
+        let folder = named.folder.clone();
+        Ok(Self { name: name.to_owned(), folder, adapter: named.adapter(adapter)? })
+    }
 }
 
 pub fn run(args: &ExportArgs) -> anyhow::Result<()> {
@@ -38,40 +48,54 @@ pub fn run(args: &ExportArgs) -> anyhow::Result<()> {
         (None, Some(adapter)) => model_of_run(adapter)?,
         (None, None) => return Err(bad_input("name the model with --model")),
     };
-    let folder = model_folder(&name, Style::choose(false))?;
-    let trained = || -> anyhow::Result<Trained> {
-        let model = CausalLm::load(&folder, FloatDType::F32, &device).or_bad_input()?;
-        let adapter = args.adapter.as_deref().context("the form asks for an adapter")?;
-        let saved = load_saved(&model, adapter)?;
-        Ok(Trained { name: name.clone(), model, saved })
-    };
     match args.format {
         ExportFormat::Hf => {
-            write_merged(&folder, args.adapter.as_deref(), &args.out, args.dtype.as_deref(), &device)?;
+            let dtype = args.dtype.map(|dtype| weight_format(dtype, args.format)).transpose()?;
+            write_merged(&name, args.adapter.as_deref(), &args.out, dtype, &device)?;
             print(format_args!("model in {}", args.out.display()))
         }
         ExportFormat::Peft => {
-            let peft = peft(&trained()?, args)?;
+            // Before the work.
+            PeftAdapter::check_folder(&args.out).or_bad_input()?;
+            let trained = Trained::load(&name, args, &device)?;
+            let peft = peft(&trained, args)?;
             peft.save(&args.out)?;
             print(format_args!(
                 "adapter of rank {} on {} modules in {}",
                 peft.config.rank,
                 peft.matrices().count(),
                 args.out.display()
-            ))
+            ))?;
+            if peft.config.base_model.is_none() {
+                warn(
+                    "other programs cannot find the embedded model by name, so `base_model_name_or_path` is null: write it \
+                     with `sorsa export --format hf --model embedded --out DIR`, and give DIR to PEFT as the base",
+                );
+            }
+            Ok(())
         }
-        ExportFormat::Gguf => gguf(&folder, args, &device),
+        ExportFormat::Gguf => gguf(&name, args, &device),
         ExportFormat::GgufLora => {
-            let peft = peft(&trained()?, args)?;
-            let dtype = gguf_type(args.dtype.as_deref().unwrap_or("f32"))?;
-            gguf_lora(&folder, &peft, &args.out, dtype)?;
+            let trained = Trained::load(&name, args, &device)?;
+            gguf_lora(&trained.folder, &peft(&trained, args)?, &args.out, args.dtype.unwrap_or(GgufType::F32))?;
             print(format_args!("adapter in {}", args.out.display()))
         }
         ExportFormat::Author => {
-            author(&folder, &trained()?, &args.out)?;
+            ModelFolder::check(&args.out).or_bad_input()?;
+            author(&Trained::load(&name, args, &device)?, &args.out)?;
             print(format_args!("author's checkpoint in {}", args.out.display()))
         }
     }
+}
+
+/// The dtype of a Hugging Face folder.
+fn weight_format(dtype: GgufType, format: ExportFormat) -> anyhow::Result<WeightFormat> {
+    let found = dtype.to_string().parse();
+    found.map_err(|_| bad_input(format!("--dtype {dtype} says nothing for --format {}", name_of(format))))
+}
+
+fn name_of(format: ExportFormat) -> String {
+    format.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
 }
 
 /// Options that the form does not have are an error, before anything is read.
@@ -88,10 +112,12 @@ fn check(args: &ExportArgs) -> anyhow::Result<()> {
 
 /// The adapter in PEFT's form; what an approximation leaves out is said.
 fn peft(trained: &Trained, args: &ExportArgs) -> anyhow::Result<PeftAdapter> {
-    check_tied(&trained.model, &trained.saved)?;
+    let LoadedAdapter { model, saved } = &trained.adapter;
+    check_tied(model, saved)?;
     let form = if args.as_trained { PeftForm::AsTrained } else { PeftForm::Difference };
-    let options = PeftExport { form, rank: args.rank, base_model: Some(trained.name.clone()) };
-    let (peft, truncations) = PeftAdapter::from_saved(&trained.saved, &trained.model, &options).or_bad_input()?;
+    let (base_model, revision) = base_for_others(&trained.name, &trained.folder);
+    let options = PeftExport { form, rank: args.rank, base_model, revision };
+    let (peft, truncations) = PeftAdapter::from_saved(saved, model, &options).or_bad_input()?;
     if let Some(worst) = truncations.iter().max_by(|a, b| a.relative_error.total_cmp(&b.relative_error)) {
         let squares: f64 = truncations.iter().map(|one| one.relative_error.powi(2)).sum();
         print(format_args!(
@@ -106,22 +132,44 @@ fn peft(trained: &Trained, args: &ExportArgs) -> anyhow::Result<PeftAdapter> {
     Ok(peft)
 }
 
-fn gguf_type(name: &str) -> anyhow::Result<GgufType> {
-    name.parse().map_err(|_| bad_input(format!("unknown dtype `{name}`, expected f32, f16, bf16 or q8_0")))
+/// The name and the revision by which other programs find the base: a repository of the hub, or the whole path of a folder.
+/// They do not know the embedded model.
+fn base_for_others(name: &str, folder: &Path) -> (Option<String>, Option<String>) {
+    if name == EMBEDDED {
+        return (None, None);
+    }
+    if Path::new(name).is_dir() {
+        let path = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
+        return (Some(path.display().to_string()), None);
+    }
+    match name.split_once('@') {
+        Some((id, revision)) => (Some(id.to_owned()), Some(revision.to_owned())),
+        None => (Some(name.to_owned()), None),
+    }
 }
 
-/// Writes the GGUF file: of the model in `folder`, or, with an adapter, of a temporary folder with the merged model.
-fn gguf(folder: &Path, args: &ExportArgs, device: &Device) -> anyhow::Result<()> {
-    let dtype = gguf_type(args.dtype.as_deref().unwrap_or("f16"))?;
+/// Writes the GGUF file: of the model's folder, or, with an adapter, of a temporary folder with the merged model.
+fn gguf(name: &str, args: &ExportArgs, device: &Device) -> anyhow::Result<()> {
+    let dtype = args.dtype.unwrap_or(GgufType::F16);
     let report = match &args.adapter {
-        None => export_model(folder, &args.out, dtype).or_bad_input()?,
+        None => {
+            let folder = model_folder(name, Style::choose(false))?;
+            export_model(&folder, &args.out, dtype).or_bad_input()?
+        }
         Some(adapter) => {
-            let model = load_merged(folder, Some(adapter), device)?;
+            let merged = Merged::of(NamedModel::load(name, device)?, Some(adapter))?;
             // Beside the file, and dropped without a commit, which removes it.
-            let merged = AtomicDir::create(&args.out)?;
-            save_with_companions(&model, folder, merged.path(), WeightFormat::F32)?;
+            let folder = AtomicDir::create(&args.out)?;
+            let round = |_: &str, values: &[f32], shape: &[usize]| match dtype {
+                GgufType::F32 => None,
+                dtype => dtype.rounded(values, shape),
+            };
+            let loss = merged.save(folder.path(), &WeightFormat::F32.into(), round)?;
             let name = args.out.file_stem().unwrap_or_default().to_string_lossy();
-            export_model(merged.path(), &args.out, ExportOptions::new(dtype).with_name(name)).or_bad_input()?
+            let report =
+                export_model(folder.path(), &args.out, ExportOptions::new(dtype).with_name(name)).or_bad_input()?;
+            warn_of_loss(loss, &dtype.to_string());
+            report
         }
     };
     for note in report.notes.iter() {
@@ -155,9 +203,10 @@ fn gguf_lora(folder: &Path, peft: &PeftAdapter, out: &Path, dtype: GgufType) -> 
 }
 
 /// Writes the author's checkpoint tensor by tensor, from the files of the original model.
-fn author(folder: &Path, trained: &Trained, out: &Path) -> anyhow::Result<()> {
-    let export = AuthorExport::new(&trained.saved, &trained.model, Some(trained.name.clone())).or_bad_input()?;
-    let base = Checkpoint::open(folder).or_bad_input()?;
+fn author(trained: &Trained, out: &Path) -> anyhow::Result<()> {
+    let LoadedAdapter { model, saved } = &trained.adapter;
+    let export = AuthorExport::new(saved, model, Some(trained.name.clone())).or_bad_input()?;
+    let base = Checkpoint::open(&trained.folder).or_bad_input()?;
     let mut expected = Vec::new();
     for name in base.names() {
         let shape = base.info(name).map(|info| info.shape.clone()).unwrap_or_default();

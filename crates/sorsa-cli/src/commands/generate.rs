@@ -40,8 +40,9 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
         (None, None) => session::ANSWER_TOKENS,
     };
     let mut loaded = LoadedModel::load(&name, dtype, &host)?;
+    session::warn_of_separate_head(&loaded.folder, &loaded.model)?;
     if let Some(adapter) = &args.adapter {
-        loaded = loaded.with_adapter(adapter)?;
+        loaded = loaded.with_adapter(adapter, &mut session::Warnings)?;
     }
     let options = EncodeOptions { max_length: usize::MAX, ..EncodeOptions::default() };
     let encoder = loaded.encoder(template, options)?;

@@ -2,11 +2,11 @@
 
 use std::path::Path;
 
-use burn::tensor::FloatDType;
 use sorsa_adapter::author::{self, AuthorConfig};
 use sorsa_adapter::peft::PeftAdapter;
-use sorsa_adapter::{AdapterError, AttachOptions, HostTensor, SavedAdapter};
+use sorsa_adapter::{AdapterError, HostTensor, SavedAdapter};
 use sorsa_checkpoint::weights::Checkpoint;
+use sorsa_experiment::adapter::{BaseModel, LoadedAdapter};
 use sorsa_experiment::estimate::grouped;
 use sorsa_models::CausalLm;
 
@@ -14,26 +14,22 @@ use crate::args::ImportArgs;
 use crate::device;
 use crate::exit::{OrBadInput, bad_input};
 use crate::format::print;
-use crate::progress::Style;
-use crate::session::{check_tied, create_folder, load_saved, model_folder};
+use crate::session::{NamedModel, Warnings};
 
 pub fn run(args: &ImportArgs) -> anyhow::Result<()> {
     let device = device::open(args.device.backend, args.device.device)?;
-    let folder = model_folder(&args.model, Style::choose(false))?;
-    let model = CausalLm::load(&folder, FloatDType::F32, &device).or_bad_input()?;
+    // Before the work.
+    PeftAdapter::check_folder(&args.out).or_bad_input()?;
+    let named = NamedModel::load(&args.model, &device)?;
     let saved = match (PeftAdapter::is_in(&args.from), &args.start) {
-        (true, None) => load_saved(&model, &args.from)?,
+        (true, None) => named.adapter(&args.from)?.saved,
         (true, Some(start)) => {
-            let (adapter, start) =
-                (PeftAdapter::load(&args.from).or_bad_input()?, PeftAdapter::load(start).or_bad_input()?);
-            let saved = adapter.attachable_from(&start, &model, &AttachOptions::default()).or_bad_input()?;
-            check_tied(&model, &saved)?;
-            saved
+            let base = BaseModel { name: &named.name, folder: &named.folder };
+            LoadedAdapter::read_with_start(named.model, base, &args.from, start, &mut Warnings)?.saved
         }
-        (false, None) => of_author(&args.from, &model)?,
+        (false, None) => of_author(&args.from, &named.model)?,
         (false, Some(_)) => return Err(bad_input("--start goes with a folder of PEFT's")),
     };
-    create_folder(&args.out)?;
     saved.save(&args.out)?;
     let trained: usize = saved.trained.values().map(|tensor| tensor.values.len()).sum();
     let (method, modules) = (saved.state.config.method(), saved.state.modules.len());

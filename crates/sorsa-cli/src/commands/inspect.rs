@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use sorsa_experiment::model::{computed_dtype, load_adapter, model_folder};
+use sorsa_experiment::adapter::{BaseModel, LoadedAdapter};
+use sorsa_experiment::model::model_folder;
 use sorsa_experiment::{Recipe, TrainingShape};
 use sorsa_models::{CausalLm, ModelConfig};
 
@@ -28,8 +29,10 @@ pub fn shape(recipe: &Recipe, args: &FinetuneArgs) -> anyhow::Result<TrainingSha
     let config = ModelConfig::read(&folder).or_bad_input()?;
     let Some(adapter) = &recipe.model.adapter else { return Ok(TrainingShape::new(recipe, &config, &host)?) };
     // Only a decomposition would need weights.
-    let model = CausalLm::load(&folder, computed_dtype(recipe.model.dtype)?, &host.device).or_bad_input()?;
+    let model = CausalLm::load(&folder, recipe.model.dtype, &host.device).or_bad_input()?;
     let mut recipe = recipe.clone();
-    recipe.start_from(&load_adapter(&model, Path::new(adapter))?)?;
-    Ok(TrainingShape::new(&recipe, &config, &host)?)
+    let base = BaseModel { name: &recipe.model.path, folder: &folder };
+    let loaded = LoadedAdapter::read(model, base, Path::new(adapter), &mut session::Warnings)?;
+    recipe.start_from(&loaded.saved)?;
+    Ok(TrainingShape::new(&recipe, loaded.model.config(), &host)?)
 }

@@ -1,20 +1,19 @@
 //! `sorsa merge`: writes a model with its adapter merged, as a Hugging Face folder.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use anyhow::Context;
 use burn::prelude::Device;
-use burn::tensor::FloatDType;
-use sorsa_checkpoint::WeightFormat;
-use sorsa_checkpoint::weights::{Checkpoint, Dtype, ModelFolder};
+use sorsa_checkpoint::weights::{Checkpoint, ModelFolder, WeightsError};
+use sorsa_checkpoint::{TensorFormats, WeightFormat};
 use sorsa_models::CausalLm;
 
 use crate::args::MergeArgs;
 use crate::device;
 use crate::exit::{OrBadInput, bad_input};
 use crate::format::print;
-use crate::progress::Style;
-use crate::session::{attach_saved, model_folder, model_of_run};
+use crate::session::{NamedModel, model_of_run, warn};
 
 /// Files beside the weights that a runtime needs.
 const COMPANIONS: [&str; 6] = [
@@ -26,74 +25,116 @@ const COMPANIONS: [&str; 6] = [
     "chat_template.jinja",
 ];
 
+/// The part of an adapter's change that may be lost in rounding without a word.
+const UNNOTICED_LOSS: f64 = 0.3;
+
 pub fn run(args: &MergeArgs) -> anyhow::Result<()> {
     let device = device::open(args.device.backend, args.device.device)?;
     let model = match &args.model {
         Some(model) => model.clone(),
         None => model_of_run(&args.adapter)?,
     };
-    let folder = model_folder(&model, Style::choose(false))?;
-    write_merged(&folder, Some(&args.adapter), &args.out, args.dtype.as_deref(), &device)?;
+    write_merged(&model, Some(&args.adapter), &args.out, args.dtype, &device)?;
     print(format_args!("merged model in {}", args.out.display()))
 }
 
-/// Writes the model in `folder`, merged with `adapter` if there is one, and the files that a runtime needs beside it, as the
-/// folder `out`. An older model there is replaced as a whole.
+/// Writes the model `name`, merged with `adapter` if there is one, and the files that a runtime needs beside it, as the folder
+/// `out`. Without a `dtype`, each tensor is stored like in the model's files. An older model there is replaced as a whole.
 pub fn write_merged(
-    folder: &Path,
+    name: &str,
     adapter: Option<&Path>,
     out: &Path,
-    dtype: Option<&str>,
+    dtype: Option<WeightFormat>,
     device: &Device,
 ) -> anyhow::Result<()> {
-    let format = match dtype {
-        Some(name) => name.parse().or_bad_input()?,
-        None => stored_format(folder)?,
-    };
-    if is_same_folder(folder, out) {
-        return Err(bad_input(format!("--out {} is the model's own folder", out.display())));
-    }
     // Before the work, and again after it.
     ModelFolder::check(out).or_bad_input()?;
-    let model = load_merged(folder, adapter, device)?;
+    let named = NamedModel::load(name, device)?;
+    if is_same_folder(&named.folder, out) {
+        return Err(bad_input(format!("--out {} is the model's own folder", out.display())));
+    }
+    let formats = match dtype {
+        Some(format) => format.into(),
+        None => TensorFormats::stored_in(&Checkpoint::open(&named.folder).or_bad_input()?),
+    };
+    let merged = Merged::of(named, adapter)?;
     let new = ModelFolder::create(out).or_bad_input()?;
-    save_with_companions(&model, folder, new.path(), format)?;
-    Ok(new.commit()?)
-}
-
-/// Loads the model in `folder`, merged with `adapter` if there is one, in f32.
-pub fn load_merged(folder: &Path, adapter: Option<&Path>, device: &Device) -> anyhow::Result<CausalLm> {
-    let base = CausalLm::load(folder, FloatDType::F32, device).or_bad_input()?;
-    match adapter {
-        Some(adapter) => Ok(attach_saved(base, adapter)?.merge().0),
-        None => Ok(base),
-    }
-}
-
-/// Writes `model` into the folder `out`, and copies of the files beside the weights in `folder` that a runtime needs.
-pub fn save_with_companions(model: &CausalLm, folder: &Path, out: &Path, format: WeightFormat) -> anyhow::Result<()> {
-    model.save(out, format)?;
-    for name in COMPANIONS {
-        let from = folder.join(name);
-        if from.exists() {
-            std::fs::copy(&from, out.join(name)).with_context(|| format!("cannot copy {}", from.display()))?;
-        }
-    }
+    let loss = merged.save(new.path(), &formats, |name, values, _| match formats.of(name) {
+        WeightFormat::F32 => None,
+        format => Some(format.rounded(values)),
+    })?;
+    new.commit()?;
+    warn_of_loss(loss, formats.usual.name());
     Ok(())
 }
 
-/// The format of the largest tensor of a checkpoint.
-fn stored_format(folder: &Path) -> anyhow::Result<WeightFormat> {
-    let checkpoint = Checkpoint::open(folder).or_bad_input()?;
-    let largest = checkpoint
-        .names()
-        .filter_map(|name| checkpoint.info(name))
-        .max_by_key(|info| info.shape.iter().product::<usize>());
-    Ok(match largest.map(|info| info.dtype) {
-        Some(Dtype::BF16) => WeightFormat::Bf16,
-        Some(Dtype::F16) => WeightFormat::F16,
-        _ => WeightFormat::F32,
-    })
+/// A model with its adapter merged.
+pub struct Merged {
+    /// The original, by its files.
+    base: Checkpoint,
+    /// The plain model.
+    model: CausalLm,
+    /// The tensors that the adapter changed.
+    changed: BTreeSet<String>,
+}
+
+impl Merged {
+    /// Merges `adapter` into the model, if there is one.
+    pub fn of(named: NamedModel, adapter: Option<&Path>) -> anyhow::Result<Self> {
+        let base = Checkpoint::open(&named.folder).or_bad_input()?;
+        let Some(adapter) = adapter else {
+            return Ok(Self { base, model: named.model, changed: BTreeSet::new() });
+        };
+        let attached = named.adapter(adapter)?.attach()?;
+        let adapted = attached.state.modules.iter().map(|module| format!("{}.weight", module.path));
+        let whole = attached.trainable.iter().map(|parameter| parameter.name.clone());
+        let changed = adapted.chain(whole).collect();
+        Ok(Self { base, model: attached.merge().0, changed })
+    }
+
+    /// Writes the model into the folder `out`, with copies of the files that a runtime needs. `round` gives the numbers of a
+    /// tensor, by its name and shape, as they are stored in the end, if that is not f32. Returns which part of the adapter's
+    /// change is lost by that, in the Frobenius norm.
+    pub fn save(
+        &self,
+        out: &Path,
+        formats: &TensorFormats,
+        round: impl Fn(&str, &[f32], &[usize]) -> Option<Vec<f32>>,
+    ) -> anyhow::Result<f64> {
+        let (mut lost, mut change) = (0.0, 0.0);
+        self.model.save_watched(out, formats.clone(), |name, merged| -> Result<(), WeightsError> {
+            let Some(info) = self.base.info(name).filter(|_| self.changed.contains(name)) else { return Ok(()) };
+            let Some(rounded) = round(name, merged, &info.shape) else { return Ok(()) };
+            let before = self.base.to_f32(name)?;
+            lost += squares(&rounded, merged);
+            change += squares(merged, &before);
+            Ok(())
+        })?;
+        let folder = self.base.dir();
+        for name in COMPANIONS {
+            let from = folder.join(name);
+            if from.exists() {
+                std::fs::copy(&from, out.join(name)).with_context(|| format!("cannot copy {}", from.display()))?;
+            }
+        }
+        Ok(if change == 0.0 { 0.0 } else { (lost / change).sqrt() })
+    }
+}
+
+/// `||a - b||^2`.
+fn squares(a: &[f32], b: &[f32]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum()
+}
+
+/// Says if the change by the adapter was too small for the numbers that are stored.
+pub fn warn_of_loss(loss: f64, format: &str) {
+    if loss >= UNNOTICED_LOSS {
+        warn(format_args!(
+            "rounding the merged weights to {format} loses {:.0} % of what the adapter changes, because the change is small \
+             beside the steps of these numbers: --dtype f32 keeps it",
+            100.0 * loss
+        ));
+    }
 }
 
 fn is_same_folder(a: &Path, b: &Path) -> bool {

@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use burn::tensor::FloatDType;
 use safetensors::{Dtype, SafeTensors};
 use serde::Serialize;
 use sorsa_models::{CausalLm, GenerateOptions, ModelInput, Sampling};
@@ -11,8 +10,7 @@ use crate::args::VerifyArgs;
 use crate::device;
 use crate::exit::{OrBadInput, bad_input};
 use crate::format::{Format, print, print_json};
-use crate::progress::Style;
-use crate::session::{attach_saved, model_folder};
+use crate::session::NamedModel;
 
 /// One comparison.
 #[derive(Debug, Serialize)]
@@ -60,11 +58,11 @@ pub fn run(args: &VerifyArgs) -> anyhow::Result<()> {
         std::fs::read(&args.golden).map_err(|error| bad_input(format!("{}: {error}", args.golden.display())))?;
     let golden = Golden::open(&args.golden, &bytes)?;
     let device = device::open(args.device.backend, args.device.device)?;
-    let folder = model_folder(&args.model, Style::choose(false))?;
-    let mut model = CausalLm::load(&folder, FloatDType::F32, &device).or_bad_input()?;
-    if let Some(adapter) = &args.adapter {
-        model = attach_saved(model, adapter)?.model;
-    }
+    let named = NamedModel::load(&args.model, &device)?;
+    let model = match &args.adapter {
+        Some(adapter) => named.adapter(adapter)?.attach()?.model,
+        None => named.model,
+    };
     let mut checks = Vec::new();
     golden.check_batch(&model, args.tolerance, &mut checks)?;
     golden.check_generation(&model, &mut checks)?;

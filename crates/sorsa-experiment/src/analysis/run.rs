@@ -15,7 +15,7 @@ use sorsa_train::Checkpoints;
 use super::{Measured, StartingWeight};
 use crate::error::{ExperimentError, MeasureError};
 use crate::host::Host;
-use crate::model::{computed_dtype, model_folder};
+use crate::model::model_folder;
 use crate::observer::{Event, Observer};
 use crate::recipe::Recipe;
 use crate::run_dir::RunDir;
@@ -98,7 +98,7 @@ impl<'a> RunToAnalyze<'a> {
             Some(base) if base.path == model.path && base.dtype == model.dtype => Ok(base),
             _ => {
                 let folder = model_folder(&model.path, &host.sources)?;
-                let loaded = CausalLm::load(&folder, computed_dtype(model.dtype)?, &host.device)?;
+                let loaded = CausalLm::load(&folder, model.dtype, &host.device)?;
                 Ok(BaseModel { path: model.path.clone(), dtype: model.dtype, model: loaded })
             }
         }

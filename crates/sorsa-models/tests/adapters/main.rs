@@ -11,12 +11,11 @@ use std::path::{Path, PathBuf};
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::prelude::*;
-use burn::tensor::FloatDType;
 use sorsa_adapter::{
     AdapterConfig, AlphaConvention, Attached, HostTensor, HostTensorExt, Method, NamedTensors, RegularizerForm,
     SavedAdapter, SorsaConfig, regularizer_gradients,
 };
-use sorsa_models::CausalLm;
+use sorsa_models::{CausalLm, WeightFormat};
 
 use reference::*;
 
@@ -144,7 +143,7 @@ fn logits_losses_and_gradients_of_every_method_are_those_of_peft() {
 fn a_lora_adapter_is_merged_into_the_weights_that_peft_writes() {
     let Some(golden) = golden() else { return };
     let (place, folder) = (place(&golden), golden.join("adapters/tiny_llama/lora"));
-    let merged = CausalLm::load(&folder.join("merged"), FloatDType::F32, &Device::flex()).unwrap();
+    let merged = CausalLm::load(&folder.join("merged"), WeightFormat::F32, &Device::flex()).unwrap();
     let config = peft_config(&json(&folder.join("adapter/adapter_config.json")));
     let trained = factors(&tensors(&folder.join("adapter/adapter_model.safetensors")), Method::Lora);
     let (ours, _) = place.attach(place.model(), config, &NamedTensors::new(), trained).merge();

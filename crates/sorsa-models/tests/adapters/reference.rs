@@ -7,14 +7,13 @@ use crate::larger::larger;
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::optim::GradientsParams;
 use burn::prelude::*;
-use burn::tensor::FloatDType;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 use sorsa_adapter::{
     AdapterConfig, AdapterState, Attached, HostTensor, HostTensorExt, Init, LoraConfig, Method, MethodConfig,
     ModuleState, NamedTensors, SavedAdapter, Scaling, Target,
 };
-use sorsa_models::{CausalLm, ModelInput};
+use sorsa_models::{CausalLm, ModelInput, WeightFormat};
 
 /// Where one model and what was computed with it lie.
 pub struct Place {
@@ -95,7 +94,7 @@ pub fn peft_config(settings: &Value) -> AdapterConfig {
 
 impl Place {
     pub fn model(&self) -> CausalLm {
-        CausalLm::load(&self.checkpoint, FloatDType::F32, &Device::flex()).unwrap()
+        CausalLm::load(&self.checkpoint, WeightFormat::F32, &Device::flex()).unwrap()
     }
 
     /// `model` with the factors `trained`, where those of `initial` have left a weight that is split.

@@ -5,7 +5,7 @@ use std::path::Path;
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
 use burn::prelude::*;
-use burn::tensor::{DType, FloatDType};
+use burn::tensor::DType;
 use serde_json::json;
 use sorsa_adapter::{AdapterConfig, Method};
 use sorsa_checkpoint::WeightFormat;
@@ -53,8 +53,8 @@ fn first_norm(model: &CausalLm) -> Tensor<1> {
 fn weights_kept_as_bf16_are_those_of_the_file_and_norms_stay_f32() {
     let folder = tempdir().unwrap();
     model(json!({})).save(folder.path(), WeightFormat::Bf16).unwrap();
-    let load = |dtype| CausalLm::load(folder.path(), dtype, &Device::flex()).unwrap();
-    let (narrow, wide) = (load(FloatDType::BF16), load(FloatDType::F32));
+    let load = |format| CausalLm::load(folder.path(), format, &Device::flex()).unwrap();
+    let (narrow, wide) = (load(WeightFormat::Bf16), load(WeightFormat::F32));
     let (narrow_weights, narrow_norm) = (up_proj(&narrow), first_norm(&narrow));
     assert_eq!(narrow_weights.dtype(), DType::BF16);
     assert_eq!(narrow_norm.dtype(), DType::F32);
@@ -78,11 +78,11 @@ fn every_family_computes_in_bf16_what_it_computes_in_f32_to_its_precision() {
     for family in families() {
         let folder = tempdir().unwrap();
         model(family).save(folder.path(), WeightFormat::Bf16).unwrap();
-        let loss = |dtype| {
-            let model = CausalLm::load(folder.path(), dtype, &Device::flex()).unwrap();
+        let loss = |format| {
+            let model = CausalLm::load(folder.path(), format, &Device::flex()).unwrap();
             Rows::new(&[&[A], &[B]]).loss(&model)
         };
-        let (narrow, wide) = (loss(FloatDType::BF16), loss(FloatDType::F32));
+        let (narrow, wide) = (loss(WeightFormat::Bf16), loss(WeightFormat::F32));
         assert!((narrow / wide - 1.0).abs() < 0.03, "{}: {narrow} {wide}", folder.path().display());
         assert!(narrow != wide || !rounds_activations(), "{}: {narrow}", folder.path().display());
     }
@@ -93,7 +93,7 @@ fn prompts_of_a_batch_in_bf16_are_continued_as_if_alone() {
     for family in families() {
         let folder = tempdir().unwrap();
         repeatable(model(family)).save(folder.path(), WeightFormat::Bf16).unwrap();
-        let model = CausalLm::load(folder.path(), FloatDType::BF16, &Device::flex()).unwrap();
+        let model = CausalLm::load(folder.path(), WeightFormat::Bf16, &Device::flex()).unwrap();
         let together = generate(&model, &prompts(), &greedy(12, &[]));
         for (prompt, together) in prompts().iter().zip(&together) {
             assert_eq!(
@@ -109,8 +109,8 @@ fn gradients_of_an_adapter_beside_weights_in_bf16_are_those_beside_f32_to_its_pr
     let folder = tempdir().unwrap();
     repeatable(model(json!({}))).save(folder.path(), WeightFormat::Bf16).unwrap();
     for method in [Method::Lora, Method::Sorsa, Method::Dora] {
-        let gradients = |dtype| {
-            let base = CausalLm::load(folder.path(), dtype, &Device::flex().autodiff()).unwrap();
+        let gradients = |format| {
+            let base = CausalLm::load(folder.path(), format, &Device::flex().autodiff()).unwrap();
             let attached = AdapterConfig::new(method, 4, &["all-linear"]).attach(base, &Default::default()).unwrap();
             let loss = attached.model.loss_sum(&Rows::new(&[&[A], &[B]]).input(), &Rows::new(&[&[A], &[B]]).targets());
             let gradients = GradientsParams::from_grads(loss.unwrap().backward(), &attached.model);
@@ -118,7 +118,7 @@ fn gradients_of_an_adapter_beside_weights_in_bf16_are_those_beside_f32_to_its_pr
             assert!(!of_factors.is_empty(), "{method}: no gradients");
             of_factors
         };
-        let (narrow, wide) = (gradients(FloatDType::BF16), gradients(FloatDType::F32));
+        let (narrow, wide) = (gradients(WeightFormat::Bf16), gradients(WeightFormat::F32));
         assert_eq!(narrow.len(), wide.len());
         let norm = |values: &[f32]| values.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
         let difference: Vec<f32> = narrow.iter().zip(&wide).map(|(n, w)| n - w).collect();

@@ -13,7 +13,7 @@ use std::path::Path;
 
 use burn::module::{Module, ModuleMapper, Param, ParamId};
 use burn::prelude::*;
-use burn::tensor::{Distribution, FloatDType};
+use burn::tensor::Distribution;
 use serde_json::{Value, json};
 use sorsa_adapter::{AdapterConfig, Method};
 use sorsa_checkpoint::WeightFormat;
@@ -177,7 +177,7 @@ fn a_window_as_long_as_the_sequence_is_none() {
     model(window(Value::Null)).save(folder.path(), WeightFormat::F32).unwrap();
     let with = |length: Value| {
         write_config(folder.path(), &config(window(length)));
-        logits(&CausalLm::load(folder.path(), FloatDType::F32, &Device::flex()).unwrap(), A)
+        logits(&CausalLm::load(folder.path(), WeightFormat::F32, &Device::flex()).unwrap(), A)
     };
     let without = with(Value::Null);
     assert_close(&with(A.len().into()), &without);
@@ -267,7 +267,7 @@ fn dynamic_frequencies_change_only_past_the_context_of_the_pretraining() {
     let dynamic = model(json!({"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}));
     dynamic.save(folder.path(), WeightFormat::F32).unwrap();
     write_config(folder.path(), &config(json!({})));
-    let plain = CausalLm::load(folder.path(), FloatDType::F32, &Device::flex()).unwrap();
+    let plain = CausalLm::load(folder.path(), WeightFormat::F32, &Device::flex()).unwrap();
     let ids: Vec<i32> = (0..41).map(|i| i * 7 % 50).collect();
     assert_eq!(logits(&dynamic, &ids[..40]), logits(&plain, &ids[..40]));
     assert_ne!(logits(&dynamic, &ids), logits(&plain, &ids));
@@ -323,7 +323,9 @@ fn logits_that_are_not_finite_are_an_error_that_names_the_prompt() {
                 let error = model.generate(&prompts, &options, |_, _| ()).unwrap_err();
                 assert!(matches!(error, GenerateError::NotFinite { row: 1 }), "{changes} {error}");
                 let requests = Requests { prompts: &prompts, streams: &[0, 1], slots: 2 };
-                let error = model.generate_queue(requests, &options, |_, _| ControlFlow::Continue(())).unwrap_err();
+                let go_on = |_: usize, _: &[u32]| ControlFlow::Continue(());
+                let error =
+                    model.generate_queue(requests, &options, go_on, |_, _| ControlFlow::Continue(())).unwrap_err();
                 assert!(matches!(error, GenerateError::NotFinite { row: 1 }), "{changes} {error}");
             }
         }
@@ -357,7 +359,7 @@ fn what_is_saved_and_loaded_gives_the_same_logits_to_the_bit() {
         let saved = model(changes.clone());
         let expected = logits(&saved, A);
         saved.save(folder.path(), WeightFormat::F32).unwrap();
-        let loaded = CausalLm::load(folder.path(), FloatDType::F32, &Device::flex()).unwrap();
+        let loaded = CausalLm::load(folder.path(), WeightFormat::F32, &Device::flex()).unwrap();
         assert_eq!(loaded.config(), saved.config(), "{changes}");
         assert_eq!(logits(&loaded, A), expected, "{changes}");
         assert_eq!(loaded.num_params(), loaded.config().num_parameters(), "{changes}");
@@ -433,7 +435,7 @@ fn linear_scaling_is_a_division_of_the_positions() {
     let plain = {
         scaled.save(folder.path(), WeightFormat::F32).unwrap();
         write_config(folder.path(), &config(json!({})));
-        CausalLm::load(folder.path(), FloatDType::F32, &Device::flex()).unwrap()
+        CausalLm::load(folder.path(), WeightFormat::F32, &Device::flex()).unwrap()
     };
     let mut rows = Rows::new(&[&[A]]);
     rows.positions.iter_mut().for_each(|position| *position *= 2);
@@ -449,7 +451,7 @@ fn every_tensor_that_does_not_fit_is_named_in_one_error() {
     let folder = tempdir().unwrap();
     model(json!({"mlp_bias": true})).save(folder.path(), WeightFormat::F32).unwrap();
     write_config(folder.path(), &config(json!({"attention_bias": true, "vocab_size": 51})));
-    let error = CausalLm::load(folder.path(), FloatDType::F32, &Device::flex()).unwrap_err();
+    let error = CausalLm::load(folder.path(), WeightFormat::F32, &Device::flex()).unwrap_err();
     let ModelError::Weights(WeightsError::Mismatch { missing, extra, misshapen, .. }) = &error else {
         panic!("{error}")
     };
@@ -479,8 +481,8 @@ fn weights_that_are_not_numbers_are_named_in_one_error() {
         .write(&expected, |tensor| Ok::<_, WeightsError>(tensors[&tensor.name].1.clone()))
         .unwrap();
     write_config(poisoned.path(), &config(json!({})));
-    for dtype in [FloatDType::F32, FloatDType::BF16] {
-        let error = CausalLm::load(poisoned.path(), dtype, &Device::flex()).unwrap_err();
+    for format in [WeightFormat::F32, WeightFormat::Bf16] {
+        let error = CausalLm::load(poisoned.path(), format, &Device::flex()).unwrap_err();
         let ModelError::NotFinite { faults, .. } = &error else { panic!("{error}") };
         assert_eq!(faults.len(), 2, "{error}");
         assert!(error.to_string().contains("`model.norm.weight` element 3 is NaN"), "{error}");
