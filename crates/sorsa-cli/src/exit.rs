@@ -78,7 +78,34 @@ fn one_line(error: &anyhow::Error) -> String {
             told.push(text);
         }
     }
-    told.join(": ")
+    let experiment = error.chain().find_map(|cause| cause.downcast_ref::<ExperimentError>());
+    let option = experiment.and_then(option_for).map_or_else(String::new, |option| format!(" ({option})"));
+    shortened(told.join(": ")) + &option
+}
+
+/// The option of the command line that the cure of an error is given with, as no library names one.
+fn option_for(error: &ExperimentError) -> Option<&'static str> {
+    match error {
+        ExperimentError::UnknownModel { .. } => Some("--model"),
+        ExperimentError::CodeNotAllowed => Some("--allow-code-execution"),
+        ExperimentError::RunExists { .. } => Some("--resume"),
+        _ => None,
+    }
+}
+
+/// Characters of an error that are printed from its beginning and from its end, if it is longer than both.
+const SHOWN: [usize; 2] = [2400, 600];
+
+/// A long text without its middle: an error may hold names from a file, whatever their number and length.
+fn shortened(text: String) -> String {
+    let count = text.chars().count();
+    let [first, last] = SHOWN;
+    if count <= first + last {
+        return text;
+    }
+    let beginning: String = text.chars().take(first).collect();
+    let end: String = text.chars().skip(count - last).collect();
+    format!("{beginning} .. ({} characters left out) .. {end}", count - first - last)
 }
 
 /// Prints the error in one line, if there is one, and chooses the exit code.
@@ -112,4 +139,22 @@ pub fn usage(error: &clap::Error) -> ExitCode {
         eprintln!("{}", joined(lines));
     }
     ExitCode::from(2)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_of_any_length_is_printed_in_a_few_lines() {
+        let short = anyhow::anyhow!("a\nb").context("file");
+        assert_eq!(one_line(&short), "file: a; b");
+        let names: Vec<String> = (0..2_000_000).map(|n| format!("k{n}")).collect();
+        let long = one_line(&anyhow::anyhow!("unknown fields {}; rename them", names.join(", ")));
+        assert!(
+            long.len() < 3100 && long.starts_with("unknown fields k0, k1") && long.ends_with("; rename them"),
+            "{long}"
+        );
+        assert!(long.contains("characters left out"));
+    }
 }

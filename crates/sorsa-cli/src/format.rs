@@ -1,11 +1,12 @@
 //! Results for people and for programs.
 
 use std::fmt::Display;
-use std::io::{self, Write};
 
 use clap::ValueEnum;
 use serde::Serialize;
 use sorsa_report::table;
+
+use crate::terminal;
 
 /// How a command prints its result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
@@ -48,7 +49,7 @@ impl TableFormat {
 
 /// Prints a result. Unlike `println!`, a closed pipe is an error and no panic.
 pub fn print(text: impl Display) -> anyhow::Result<()> {
-    Ok(writeln!(io::stdout().lock(), "{text}")?)
+    Ok(terminal::write(&format!("{text}\n"))?)
 }
 
 /// Prints a result as JSON.

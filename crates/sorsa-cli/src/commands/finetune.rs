@@ -16,6 +16,7 @@ use crate::observer::TerminalObserver;
 use crate::progress::Style;
 use crate::recipe;
 use crate::session;
+use crate::terminal::shell_word;
 
 /// Limits of a program that the model writes, as `sorsa eval` has them.
 pub const PROGRAM_SECONDS: u64 = 5;
@@ -48,7 +49,7 @@ pub fn run(args: &FinetuneArgs) -> anyhow::Result<()> {
     match prepared.train(&run, &mut observer) {
         Ok(summary) => conclude(&summary, &run, &recipe, args.format),
         Err(ExperimentError::Interrupted { step }) => {
-            let folder = run.path().display();
+            let folder = shell_word(&run.path().display().to_string());
             eprintln!("interrupted at step {step}; go on with: cargo xtask finetune --resume {folder}");
             Err(Interrupted.into())
         }
@@ -105,11 +106,11 @@ fn conclude(summary: &Summary, run: &RunDir, recipe: &Recipe, format: Format) ->
         let (problems, before) = (summary.problems, 100.0 * before);
         print(format_args!("accuracy on {problems} held-out problems: {before:.1} % before, {after} {of}"))?;
     }
-    let folder = run.path().display();
-    print(format_args!("results: {folder} (report.html, summary.json, metrics.jsonl, adapter/)"))?;
+    print(format_args!("results: {} (report.html, summary.json, metrics.jsonl, adapter/)", run.path().display()))?;
+    let folder = shell_word(&run.path().display().to_string());
     let model = match recipe.model.path.as_str() {
         EMBEDDED => String::new(),
-        model => format!(" --model {model}"),
+        model => format!(" --model {}", shell_word(model)),
     };
     print(format_args!(
         "next:    cargo xtask generate --adapter {folder}{model} --template {} \"Tom has 12 apples. He buys 7 more apples. How many apples does Tom have now?\"",

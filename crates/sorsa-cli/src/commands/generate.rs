@@ -1,15 +1,15 @@
 //! `sorsa generate`: continues a prompt, and prints token by token.
 
-use std::io::Write;
-
 use sorsa_data::{EncodeOptions, Record};
 use sorsa_experiment::model::{LoadedModel, model_or_of_run, weight_format};
 use sorsa_models::{GenerateOptions, Sampling};
 
 use crate::args::GenerateArgs;
 use crate::exit::{OrBadInput, bad_input};
+use crate::format::print;
 use crate::progress::Style;
 use crate::session;
+use crate::terminal;
 
 pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     if !(args.temperature >= 0.0 && args.temperature.is_finite()) {
@@ -35,22 +35,18 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     };
     let options = GenerateOptions { max_new_tokens: args.max_new_tokens, sampling, stop: loaded.stop_tokens() };
     let mut stream = loaded.tokenizer.decode_stream();
-    let mut out = std::io::stdout().lock();
     let mut failure = None;
     loaded
         .model
         .generate(&[prompt], &options, |_, token| {
             // A closed pipe: nobody wants the rest.
-            let written = stream.push(token).map_err(anyhow::Error::from).and_then(|text| {
-                out.write_all(text.as_bytes())?;
-                Ok(out.flush()?)
-            });
+            let text = stream.push(token).map_err(anyhow::Error::from);
+            let written = text.and_then(|text| Ok(terminal::write(&text)?));
             failure = failure.take().or(written.err());
         })
         .or_bad_input()?;
     if let Some(error) = failure {
         return Err(error);
     }
-    writeln!(out, "{}", stream.finish()?)?;
-    Ok(())
+    print(stream.finish()?)
 }

@@ -1,6 +1,5 @@
 //! Measures one configuration in this process: the trainer's step on a random Llama and random tokens.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -75,24 +74,6 @@ pub struct StepMeasurement {
     pub peak_rss_mb_steps: Option<f64>,
 }
 
-/// A temporary folder for the trainer. Dropping it deletes the folder.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new() -> anyhow::Result<Self> {
-        let folder = std::env::temp_dir().join(format!("sorsa-speed-{}", std::process::id()));
-        std::fs::create_dir_all(&folder)?;
-        Ok(Self(folder))
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        // If the folder cannot be deleted, there is nothing to do about it.
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
 /// Measures `method` at the sizes of `args` on `device`.
 ///
 /// # Errors
@@ -164,7 +145,8 @@ fn materialized(model: CausalLm, format: WeightFormat) -> CausalLm {
 }
 
 fn steps(args: &SpeedArgs, sizes: &Sizes, attached: Attached<CausalLm>) -> anyhow::Result<StepMeasurement> {
-    let scratch = Scratch::new()?;
+    // Of a random name, and for this user alone: another one may have prepared links under any name that can be guessed.
+    let scratch = tempfile::Builder::new().prefix("sorsa-speed-").tempdir()?;
     let count = args.warmup + args.steps;
     let batcher = batcher(sizes, count, args.seed)?;
     let (method, attached_parameters) = (attached.state.config.method(), attached.trainable.clone());
@@ -176,7 +158,7 @@ fn steps(args: &SpeedArgs, sizes: &Sizes, attached: Attached<CausalLm>) -> anyho
         ..TrainConfig::default()
     };
     let form = config.regularizer.form;
-    let mut trainer = Trainer::start(attached, batcher, None, config, &scratch.0)?;
+    let mut trainer = Trainer::start(attached, batcher, None, config, scratch.path())?;
     let (mut seconds, mut cpu, mut losses) = (Vec::new(), Vec::new(), Vec::new());
     for step in 0..count {
         if step == args.warmup {
