@@ -20,8 +20,8 @@ pub struct EvalArgs {
     /// Storage dtype of the weights: f32 or bf16
     #[arg(long, default_value = "f32")]
     pub dtype: String,
-    /// File of problems: GSM8K, MATH, SVAMP, HumanEval, MetaMathQA or any prompts with answers [default: the embedded test
-    /// problems]
+    /// File of problems: GSM8K, MATH, SVAMP, HumanEval, ARC, MetaMathQA, or rows with a prompt and its answer [default: the
+    /// embedded test problems]
     #[arg(long, value_name = "FILE")]
     pub data: Option<String>,
     /// Kind of the problems [default: recognised by the fields of the file]
@@ -33,17 +33,18 @@ pub struct EvalArgs {
     /// Use the first rows only [default: all rows]
     #[arg(long, value_name = "ROWS")]
     pub limit: Option<usize>,
-    /// Prompt template: alpaca, code, question, raw or chat [default: raw for HumanEval, alpaca for other problems]
+    /// Prompt template: alpaca, code, question, raw or chat [default: raw for HumanEval and ARC, alpaca
+    /// for other problems]
     #[arg(long)]
     pub template: Option<String>,
-    /// Text to append to every prompt
-    #[arg(long, default_value = "")]
+    /// Text to append to every prompt, for example " Let's think step by step."
+    #[arg(long, value_name = "TEXT", default_value = "")]
     pub prompt_suffix: String,
     /// Maximum length of an answer, in tokens
-    #[arg(long, default_value_t = 128)]
+    #[arg(long, value_name = "TOKENS", default_value_t = 128)]
     pub max_new_tokens: usize,
     /// Number of prompts that the model continues at once
-    #[arg(long, default_value_t = 64)]
+    #[arg(long, value_name = "PROMPTS", default_value_t = 64)]
     pub batch_size: usize,
     /// Number of generations for each prompt
     #[arg(long, value_name = "N", default_value_t = 1)]
@@ -66,13 +67,13 @@ pub struct EvalArgs {
     /// Write the answers that the graders disagree on to this file (JSONL)
     #[arg(long, value_name = "FILE")]
     pub disagreements: Option<PathBuf>,
-    /// Run the programs that the model writes, in a child process with limits. HumanEval requires it
+    /// Allow HumanEval to run the programs that the model writes, in child processes with limits
     #[arg(long)]
     pub allow_code_execution: bool,
     /// Time limit of a program, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub code_timeout: u64,
-    /// Memory limit of a program, in MiB
+    /// Memory limit of a program with all its processes, in MiB
     #[arg(long, value_name = "MIB", default_value_t = 1024, value_parser = clap::value_parser!(u64).range(64..=1 << 20))]
     pub code_memory: u64,
     /// Skip malformed rows and count them. If absent, a malformed row is an error
@@ -100,16 +101,16 @@ pub enum GradeTask {
 
 #[derive(Debug, Args)]
 pub struct GradeArgs {
-    /// File of generations (JSONL)
+    /// File of generations: JSONL rows with the generated text and the right answer
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
-    /// Kind of the problems. `sorsa eval` grades HumanEval
+    /// Kind of the problems, which decides what counts as the answer. HumanEval needs `sorsa eval`
     #[arg(long, value_enum, default_value = "gsm8k")]
     pub task: GradeTask,
     /// Field of the generated text [default: the first of prediction, generation, generated, output, completion, response]
     #[arg(long, value_name = "FIELD")]
     pub prediction_field: Option<String>,
-    /// Field of the gold answer or solution [default: the first of gold, answer, expected, solution, target]
+    /// Field of the right answer or solution [default: the first of gold, answer, expected, solution, target]
     #[arg(long, value_name = "FIELD")]
     pub gold_field: Option<String>,
     /// Write every verdict to this file (JSONL)
@@ -125,7 +126,7 @@ pub struct GradeArgs {
 
 #[derive(Debug, Args)]
 pub struct GenerateArgs {
-    /// Prompt to continue
+    /// Text that the model continues
     #[arg(default_value = "")]
     pub prompt: String,
     /// Model: a Hugging Face folder, a hub id, or `embedded` [default: embedded, or the model of the adapter's run]
@@ -141,7 +142,7 @@ pub struct GenerateArgs {
     #[arg(long, default_value = "raw")]
     pub template: String,
     /// Maximum length of the continuation, in tokens
-    #[arg(long, default_value_t = 128)]
+    #[arg(long, value_name = "TOKENS", default_value_t = 128)]
     pub max_new_tokens: usize,
     /// Temperature of the sampling; 0 is greedy decoding
     #[arg(long, default_value_t = 0.0)]

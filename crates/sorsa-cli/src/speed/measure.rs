@@ -10,6 +10,7 @@ use burn::tensor::FloatDType;
 use serde::Serialize;
 use sorsa_adapter::{AdapterConfig, AttachOptions, Attached, Method, add_regularizer};
 use sorsa_data::{BatchOptions, Batcher, Example};
+use sorsa_experiment::private_folder;
 use sorsa_files::{cpu_seconds, peak_memory_bytes};
 use sorsa_models::{CausalLm, WeightFormat, float_dtype};
 use sorsa_train::{OptimizerConfig, TrainConfig, Trainer};
@@ -145,8 +146,7 @@ fn materialized(model: CausalLm, format: WeightFormat) -> CausalLm {
 }
 
 fn steps(args: &SpeedArgs, sizes: &Sizes, attached: Attached<CausalLm>) -> anyhow::Result<StepMeasurement> {
-    // Of a random name, and for this user alone: another one may have prepared links under any name that can be guessed.
-    let scratch = tempfile::Builder::new().prefix("sorsa-speed-").tempdir()?;
+    let scratch = private_folder(&std::env::temp_dir(), "sorsa-speed-")?;
     let count = args.warmup + args.steps;
     let batcher = batcher(sizes, count, args.seed)?;
     let (method, attached_parameters) = (attached.state.config.method(), attached.trainable.clone());

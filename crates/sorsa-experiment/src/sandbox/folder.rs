@@ -5,6 +5,8 @@ use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use crate::private_folder;
+
 /// More bytes than this are too many.
 pub const BYTES: u64 = 64 << 20;
 /// More files and folders than this are too many.
@@ -19,7 +21,7 @@ pub struct WorkFolder(PathBuf);
 impl WorkFolder {
     /// Makes a folder of a random name that the user alone may enter.
     pub fn create(parent: &Path) -> io::Result<Self> {
-        Ok(Self(tempfile::Builder::new().prefix("sorsa-program-").tempdir_in(parent)?.keep()))
+        Ok(Self(private_folder(parent, "sorsa-program-")?.keep()))
     }
 
     /// Its path.
