@@ -32,25 +32,24 @@ def imported(prompt, wanted):
     return {name: given[name] for name in wanted if name in given}
 
 
-def load(descriptor, source, wanted):
+def load(link, source, wanted):
     """Has the other side of a line run a source, and returns the names that are wanted and defined there."""
-    link = Link(take(descriptor), False)
     link.ask({'load': source})
     theirs = link.ask({'names': wanted})
     return {name: theirs[name] for name in wanted if name in theirs}
 
 
-def judge(work):
+def judge(work, links):
     """Raises if the tests fail."""
     entry = work['entry_point']
     code = compile(f"{work['test']}\n\ncheck({entry})\n", 'tests.py', 'exec')
     wanted = sorted(name for name in global_names(code) if not hasattr(builtins, name))
-    names = load(0, work['program'], [*wanted, entry])
+    names = load(links[0], work['program'], [*wanted, entry])
     if entry not in names:
         raise NameError(f'name {entry!r} is not defined')
     function = names[entry]
     if work['definitions']:
-        names.update(load(1, work['definitions'], wanted))
+        names.update(load(links[1], work['definitions'], wanted))
     names.update(imported(work['prompt'], wanted))
     exec(code, {**names, entry: function, '__name__': '__main__'})
 
@@ -61,7 +60,11 @@ def main():
         work = json.loads(reader.readline())
     verdict = {'passed': False, 'error': ''}
     try:
-        judge(work)
+        links = [Link(take(descriptor), False) for descriptor in ((0, 1) if work['definitions'] else (0,))]
+        for link in links:
+            link.ask({'names': []})
+        os.write(parent, b'started\n')
+        judge(work, links)
         verdict = {'passed': True, 'error': ''}
     except Ended as end:
         verdict['error'] = str(end)

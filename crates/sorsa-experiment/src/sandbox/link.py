@@ -154,6 +154,8 @@ class Link:
         kind = getattr(builtins, str(message['error']), None)
         if not (isinstance(kind, type) and issubclass(kind, Exception)):
             kind = Exception
+        if issubclass(kind, (StopIteration, StopAsyncIteration)):
+            kind = RuntimeError  # Or `all(map(f, inputs))` would end there, and hold.
         try:
             error = kind(str(message.get('text')))
         except TypeError:

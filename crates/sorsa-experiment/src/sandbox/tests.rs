@@ -100,6 +100,10 @@ fn a_program_cannot_write_its_own_verdict() {
             let error = error(sandbox.run(&trial).unwrap());
             assert!(!error.contains("secret"), "{error}");
         }
+        // An exception that ends iterations ends no test.
+        let source = "def f(x):\n    raise StopIteration";
+        let test = "def check(f):\n    assert all(map(f, [1, 2]))";
+        error(sandbox.run(&Trial { prompt: "", source, test, entry_point: "f" }).unwrap());
         // A built-in function of the tests stays what it is.
         let source = "def abs(x):\n    return 0\ndef f():\n    return 4";
         let test = "def check(f):\n    assert abs(f() - 5) < 1e-6";
