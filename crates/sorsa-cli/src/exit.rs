@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use sorsa_experiment::ExperimentError;
 
-/// Marks an error as the caller's: a wrong file, field or name.
+/// Marks an error of the input: a wrong file, field or name.
 #[derive(Debug)]
 pub struct BadInput(anyhow::Error);
 
@@ -19,7 +19,7 @@ impl std::fmt::Display for BadInput {
 
 impl std::error::Error for BadInput {}
 
-/// Marks the run as ended by the user.
+/// Marks a run that the user has ended.
 #[derive(Debug)]
 pub struct Interrupted;
 
@@ -69,7 +69,7 @@ fn joined<'a>(lines: impl Iterator<Item = &'a str>) -> String {
     text
 }
 
-/// An error with its causes in one line. A cause whose text is in its error already is left out.
+/// Joins an error and its causes into one line. A cause is left out if the error before it repeats its text.
 fn one_line(error: &anyhow::Error) -> String {
     let mut told: Vec<String> = Vec::new();
     for cause in error.chain() {
@@ -83,7 +83,7 @@ fn one_line(error: &anyhow::Error) -> String {
     shortened(told.join(": ")) + &option
 }
 
-/// The option of the command line that the cure of an error is given with, as no library names one.
+/// The option that helps against an error. Libraries name no options.
 fn option_for(error: &ExperimentError) -> Option<&'static str> {
     match error {
         ExperimentError::UnknownModel { .. } => Some("--model"),
@@ -116,7 +116,7 @@ pub fn report(result: anyhow::Result<()>) -> ExitCode {
         return ExitCode::from(130);
     }
     if error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == BrokenPipe) {
-        // Whoever read the output has what they wanted, like `| head`.
+        // The reader of the output wants no more, like `| head`.
         return ExitCode::SUCCESS;
     }
     eprintln!("error: {}", one_line(&error));

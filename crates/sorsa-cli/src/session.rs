@@ -17,7 +17,7 @@ pub use sorsa_experiment::model::{
     attach_adapter as attach_saved, check_tied, load_adapter as load_saved, model_of_run,
 };
 
-/// The embedded files of this process, once somebody asked for them.
+/// The embedded files of this process, after their first use.
 static EMBEDDED_FILES: Mutex<Option<Arc<EmbeddedFiles>>> = Mutex::new(None);
 
 /// The device of the arguments, with hub and caches of the environment.
@@ -70,7 +70,7 @@ pub fn remove_temporary() {
     EMBEDDED_FILES.lock().unwrap_or_else(PoisonError::into_inner).take();
 }
 
-/// The folder of a model: the embedded one, a folder, or a repository that is fetched from the hub.
+/// The folder of a model: the embedded one, the user's, or one that is downloaded from the hub.
 pub fn model_folder(name: &str, style: Style) -> anyhow::Result<PathBuf> {
     Ok(sorsa_experiment::model::model_folder(name, &sources(style))?)
 }
@@ -85,7 +85,7 @@ pub fn code_execution(seconds: u64, memory_bytes: u64) -> CodeExecution {
     }
 }
 
-/// A bar for each file that is fetched.
+/// Shows a bar for each file that is downloaded.
 fn download_progress(style: Style) -> impl Fn(HubProgress<'_>) + Send + Sync {
     let current = Mutex::new(None::<(String, Progress)>);
     move |progress| {

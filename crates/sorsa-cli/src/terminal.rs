@@ -1,5 +1,5 @@
-//! The one place where texts leave for standard output and standard error. On a terminal, control characters in them are shown as escapes:
-//! generated text, names in files and file names may hold sequences that set a title, fill the clipboard or hide what follows.
+//! Writes to standard output and standard error; no other file does. If the stream is a terminal, control characters are written as
+//! escapes: generated text, names in files and file names may hold sequences that set a title, fill the clipboard or hide text.
 //!
 //! `eprintln!` means [`say`] in this crate (see `main.rs`).
 
@@ -15,7 +15,7 @@ pub fn write(text: &str) -> io::Result<()> {
     out.flush()
 }
 
-/// Writes a line to standard error. Unlike with the standard `eprintln!`, a closed pipe is no panic: nobody is there to read it.
+/// Writes a line to standard error. Unlike with the standard `eprintln!`, a closed pipe is no panic.
 pub fn say(line: impl Display) {
     let mut err = io::stderr().lock();
     let line = line.to_string();

@@ -86,7 +86,7 @@ fn check(args: &ExportArgs) -> anyhow::Result<()> {
     takes("--dtype", args.dtype.is_some(), &[Hf, Gguf, GgufLora])
 }
 
-/// The adapter in PEFT's form; what an approximation leaves out is said.
+/// The adapter in PEFT's form. If it is approximated, prints the error.
 fn peft(trained: &Trained, args: &ExportArgs) -> anyhow::Result<PeftAdapter> {
     check_tied(&trained.model, &trained.saved)?;
     let form = if args.as_trained { PeftForm::AsTrained } else { PeftForm::Difference };

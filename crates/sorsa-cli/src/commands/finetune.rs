@@ -1,4 +1,4 @@
-//! `sorsa finetune`: split, train, evaluate, and leave a run directory that somebody can use.
+//! `sorsa finetune`: splits the data, trains, evaluates, and writes a run directory.
 
 use std::path::Path;
 
@@ -18,7 +18,7 @@ use crate::recipe;
 use crate::session;
 use crate::terminal::shell_word;
 
-/// Limits of a program that the model writes, as `sorsa eval` has them.
+/// Limits of a program that the model writes; `sorsa eval` has the same defaults.
 pub const PROGRAM_SECONDS: u64 = 5;
 pub const PROGRAM_MEMORY: u64 = 1 << 30;
 
@@ -80,7 +80,7 @@ fn run_name(recipe: &Recipe) -> String {
     }
 }
 
-/// Prints what the run came to and what to do next.
+/// Prints the results of the run and the next command.
 fn conclude(summary: &Summary, run: &RunDir, recipe: &Recipe, format: Format) -> anyhow::Result<()> {
     if format == Format::Json {
         return print_json(summary);
@@ -119,7 +119,7 @@ fn conclude(summary: &Summary, run: &RunDir, recipe: &Recipe, format: Format) ->
     Ok(())
 }
 
-/// What is said of a run whose every evaluation was worse than the one before training.
+/// The warning about a run in which no evaluation was better than the one before training.
 fn not_improved(summary: &Summary, recipe: &Recipe, metrics: &[Metric]) -> String {
     let evaluations = metrics.iter().filter_map(|metric| match metric {
         Metric::Eval(eval) if eval.step > 0 => Some(eval.loss),

@@ -35,7 +35,7 @@ pub fn run(args: &PretrainArgs) -> anyhow::Result<()> {
         return generate(folder, args);
     }
     let device = device::open(args.device.backend, args.device.device)?;
-    // Beside the model: what training needs and leaves behind.
+    // Corpus, tokenizer, logs and checkpoints lie beside the model.
     let work = args.out.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     create_folder(work)?;
     // Before hours of training, not after them.

@@ -19,7 +19,7 @@ pub enum Role {
     Program,
 }
 
-/// Namespaces of the user's own, with a first process whose end is the end of all.
+/// New namespaces. If their first process ends, the kernel ends all others in them.
 const NAMESPACES: [&str; 7] = ["--user", "--map-root-user", "--net", "--ipc", "--pid", "--fork", "--kill-child"];
 
 /// A process that runs; it ends when this is dropped.

@@ -32,7 +32,7 @@ use crate::error::ExperimentError;
 #[cfg(unix)]
 pub use trial::Sandbox;
 
-/// How programs are run that a model writes. Whoever makes one allows it.
+/// Limits of programs that a model writes. Whoever makes one allows such programs to run.
 #[derive(Debug, Clone)]
 pub struct CodeExecution {
     /// Seconds that a program may take.

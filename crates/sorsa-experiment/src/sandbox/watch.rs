@@ -1,5 +1,5 @@
-//! What the processes of a program take together, which no limit of a single process bounds. By Linux's `/proc`: elsewhere nothing is
-//! seen.
+//! Counts the processes of a program and adds up their memory, which limits of single processes do not bound. Reads Linux's `/proc`;
+//! elsewhere it finds nothing.
 
 use std::collections::BTreeMap;
 use std::fs;
