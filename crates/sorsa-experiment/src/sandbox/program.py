@@ -39,6 +39,8 @@ def serve(link):
 
 
 if __name__ == '__main__':
+    if sys.argv[1] != 'limits':
+        os.setsid()  # Or the process that has made the namespaces would be of its group, and could be killed from inside.
     if sys.platform == 'linux' and sys.argv[1] != 'container' and os.geteuid() == 0:
         drop_capabilities()
     limit(*map(int, sys.argv[2:]))
