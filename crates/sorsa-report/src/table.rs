@@ -174,6 +174,6 @@ mod tests {
 
     #[test]
     fn an_aligned_row_stays_one_line() {
-        assert_eq!(aligned(&table("a\nb\u{1b}[8m")), "group   n\na b [8m  1\n");
+        assert_eq!(aligned(&table("a\nb\u{1b}[8m")), "group    n\na b [8m  1\n");
     }
 }

@@ -71,7 +71,9 @@ pub fn notes(comparison: &Comparison, plan: &ComparisonPlan) -> Vec<String> {
     }
     let resumed = comparison.runs.iter().filter(|run| run.resumed).count();
     if resumed > 0 {
-        notes.push(format!("Runs that were interrupted and gone on with: {resumed}. The time of their start is left out."));
+        notes.push(format!(
+            "Runs that were interrupted and gone on with: {resumed}. The time of their start is left out."
+        ));
     }
     let unequal: Vec<&str> =
         plan.compared_fields.iter().map(String::as_str).filter(|field| decides_steps(field)).collect();

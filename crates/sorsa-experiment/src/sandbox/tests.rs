@@ -146,7 +146,11 @@ fn all_processes_and_files_of_a_program_are_limited_together() {
         );
         assert!(error_of(&sandbox, daemon).contains("ended early"));
         if sandbox.isolation() != Isolation::Limits {
-            assert_eq!(run(&sandbox, "import os\nos.kill(os.getppid(), 9)"), TestResult::Passed, "it killed its parent");
+            assert_eq!(
+                run(&sandbox, "import os\nos.kill(os.getppid(), 9)"),
+                TestResult::Passed,
+                "it killed its parent"
+            );
         }
         assert!(started.elapsed() < Duration::from_secs(25), "the parent waits");
     }
