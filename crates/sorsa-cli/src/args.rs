@@ -36,11 +36,11 @@ pub enum Command {
     Pretrain(Box<PretrainArgs>),
     /// Measure accuracy on a task, or the perplexity of a text
     Eval(Box<EvalArgs>),
-    /// Compare methods under equal conditions; without arguments, on the embedded model and task
+    /// Compare methods over learning rates and seeds; without arguments, on the embedded model and task
     Bench(Box<BenchArgs>),
-    /// Grade generations of any program
+    /// Grade a file of answers that any program has generated
     Grade(GradeArgs),
-    /// Continue a prompt
+    /// Generate text after a prompt, with or without an adapter
     Generate(Box<GenerateArgs>),
     /// Merge an adapter into its model and write a Hugging Face folder
     Merge(MergeArgs),
@@ -50,14 +50,14 @@ pub enum Command {
     Import(ImportArgs),
     /// Compare a model's outputs with those of another framework
     Verify(VerifyArgs),
-    /// Show how training changes singular values and vectors, over the checkpoints of runs
+    /// Show how training changes the singular values and vectors of weights, checkpoint by checkpoint
     Analyze(AnalyzeArgs),
-    /// Show what a run would train: modules, shapes, parameters, memory
+    /// Show what `finetune` would train with the same options: modules, shapes, parameters, memory
     Inspect(Box<FinetuneArgs>),
     /// Measure the training step of a random model: seconds, CPU seconds, memory
     #[command(name = BENCH_SPEED, override_usage = "sorsa bench --speed [OPTIONS]", hide = true)]
     BenchSpeed(Box<BenchSpeedArgs>),
-    /// List the devices of this build, and test each
+    /// List the devices that this build can compute on, and test each
     Devices(DevicesArgs),
 }
 

@@ -29,7 +29,7 @@ pub enum Backend {
     Cuda,
 }
 
-/// Whether it is the CPU backend, whose operations have fused forms.
+/// Whether a device is of the CPU backend. Only this backend has fused operations.
 pub fn is_flex(device: &Device) -> bool {
     matches!(device.clone().without_autodiff().as_dispatch(), burn::backend::DispatchDevice::Flex(_))
 }

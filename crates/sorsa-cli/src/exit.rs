@@ -7,12 +7,10 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use sorsa_experiment::ExperimentError;
 
-use crate::format::tell;
-
 /// The exit code of a command that a signal ended.
 pub const INTERRUPTED: u8 = 130;
 
-/// Marks an error as the caller's: a wrong file, field or name.
+/// Marks an error of the input: a wrong file, field or name.
 #[derive(Debug)]
 pub struct BadInput(anyhow::Error);
 
@@ -24,7 +22,7 @@ impl std::fmt::Display for BadInput {
 
 impl std::error::Error for BadInput {}
 
-/// Marks the run as ended by the user.
+/// Marks a run that the user has ended.
 #[derive(Debug)]
 pub struct Interrupted;
 
@@ -74,7 +72,7 @@ fn joined<'a>(lines: impl Iterator<Item = &'a str>) -> String {
     text
 }
 
-/// An error with its causes in one line. A cause whose text is in its error already is left out.
+/// Joins an error and its causes into one line. A cause is left out if the error before it repeats its text.
 fn one_line(error: &anyhow::Error) -> String {
     let mut told: Vec<String> = Vec::new();
     for cause in error.chain() {
@@ -83,7 +81,34 @@ fn one_line(error: &anyhow::Error) -> String {
             told.push(text);
         }
     }
-    told.join(": ")
+    let experiment = error.chain().find_map(|cause| cause.downcast_ref::<ExperimentError>());
+    let option = experiment.and_then(option_for).map_or_else(String::new, |option| format!(" ({option})"));
+    shortened(told.join(": ")) + &option
+}
+
+/// The option that helps against an error. Libraries name no options.
+fn option_for(error: &ExperimentError) -> Option<&'static str> {
+    match error {
+        ExperimentError::UnknownModel { .. } => Some("--model"),
+        ExperimentError::CodeNotAllowed => Some("--allow-code-execution"),
+        ExperimentError::RunExists { .. } => Some("--resume"),
+        _ => None,
+    }
+}
+
+/// Characters of an error that are printed from its beginning and from its end, if it is longer than both.
+const SHOWN: [usize; 2] = [2400, 600];
+
+/// A long text without its middle: an error may hold names from a file, whatever their number and length.
+fn shortened(text: String) -> String {
+    let count = text.chars().count();
+    let [first, last] = SHOWN;
+    if count <= first + last {
+        return text;
+    }
+    let beginning: String = text.chars().take(first).collect();
+    let end: String = text.chars().skip(count - last).collect();
+    format!("{beginning} .. ({} characters left out) .. {end}", count - first - last)
 }
 
 /// Prints the error in one line, if there is one, and chooses the exit code.
@@ -94,10 +119,10 @@ pub fn report(result: anyhow::Result<()>) -> ExitCode {
         return ExitCode::from(INTERRUPTED);
     }
     if error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == BrokenPipe) {
-        // Whoever read the output has what they wanted, like `| head`.
+        // The reader of the output wants no more, like `| head`.
         return ExitCode::SUCCESS;
     }
-    tell(format_args!("error: {}", one_line(&error)));
+    eprintln!("error: {}", one_line(&error));
     let bad_input = error.is::<BadInput>() || of_experiment.is_some_and(ExperimentError::is_bad_input);
     ExitCode::from(if bad_input { 2 } else { 1 })
 }
@@ -110,11 +135,29 @@ pub fn usage(error: &clap::Error) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
-        tell("error: which command? `sorsa --help` lists them");
+        eprintln!("error: which command? `sorsa --help` lists them");
     } else {
         let text = error.to_string();
         let lines = text.lines().take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"));
-        tell(joined(lines));
+        eprintln!("{}", joined(lines));
     }
     ExitCode::from(2)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_of_any_length_is_printed_in_a_few_lines() {
+        let short = anyhow::anyhow!("a\nb").context("file");
+        assert_eq!(one_line(&short), "file: a; b");
+        let names: Vec<String> = (0..2_000_000).map(|n| format!("k{n}")).collect();
+        let long = one_line(&anyhow::anyhow!("unknown fields {}; rename them", names.join(", ")));
+        assert!(
+            long.len() < 3100 && long.starts_with("unknown fields k0, k1") && long.ends_with("; rename them"),
+            "{long}"
+        );
+        assert!(long.contains("characters left out"));
+    }
 }

@@ -1,11 +1,13 @@
 //! Results for people and for programs.
 
 use std::fmt::Display;
-use std::io::{self, Write};
+use std::io::ErrorKind;
 
 use clap::ValueEnum;
 use serde::Serialize;
 use sorsa_report::table;
+
+use crate::terminal;
 
 /// How a command prints its result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
@@ -48,16 +50,10 @@ impl TableFormat {
 
 /// Prints a result. If nobody reads it any more, like after `| head`, the command goes on: it may have files to write.
 pub fn print(text: impl Display) -> anyhow::Result<()> {
-    match writeln!(io::stdout().lock(), "{text}") {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+    match terminal::write(&format!("{text}\n")) {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
         written => Ok(written?),
     }
-}
-
-/// Prints a line on standard error. Unlike `eprintln!`, it does not panic if nobody reads there.
-pub fn tell(text: impl Display) {
-    // There is no other place to tell of it.
-    let _ = writeln!(io::stderr().lock(), "{text}");
 }
 
 /// Prints a result as JSON.

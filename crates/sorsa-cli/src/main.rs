@@ -1,5 +1,10 @@
 //! The `sorsa` binary.
 
+/// The standard `eprintln!` for this crate, through [`terminal::say`].
+macro_rules! eprintln {
+    ($($argument:tt)*) => { $crate::terminal::say(format_args!($($argument)*)) };
+}
+
 mod args;
 mod bench;
 mod commands;
@@ -12,6 +17,7 @@ mod recipe;
 mod session;
 mod signals;
 mod speed;
+mod terminal;
 
 use std::process::ExitCode;
 

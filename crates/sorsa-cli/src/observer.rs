@@ -11,7 +11,6 @@ use sorsa_experiment::{DataReport, Event, Observer, Recipe, RunDir, TrainingShap
 use sorsa_train::Best;
 use sorsa_train::metrics::Metric;
 
-use crate::format::tell;
 use crate::progress::{Progress, Style};
 use crate::session::Warnings;
 use crate::signals;
@@ -72,13 +71,13 @@ impl TerminalObserver {
     fn note(&self, text: &str) {
         match &self.progress {
             Some(progress) if self.style == Style::Bar => progress.line(text),
-            _ => tell(format_args!("note: {text}")),
+            _ => eprintln!("note: {text}"),
         }
     }
 
     fn say(&self, text: &str) {
         if self.style != Style::Quiet {
-            tell(text);
+            eprintln!("{text}");
         }
     }
 
@@ -149,7 +148,7 @@ impl Observer for TerminalObserver {
                 let text = format!("{}: {} rows left out: {}", path.display(), rows.count, rows.in_a_line());
                 match &self.progress {
                     Some(progress) => progress.line(&text),
-                    None => tell(format_args!("{text}")),
+                    None => eprintln!("{text}"),
                 }
             }
             Event::Note { text } => self.note(text),

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::format::tell;
+use crate::terminal::visible;
 
 /// How progress is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,7 +32,13 @@ pub struct Progress {
     style: Style,
     bar: ProgressBar,
     started: Instant,
-    last_line: std::sync::Mutex<Instant>,
+    last_line: std::sync::Mutex<LastLine>,
+}
+
+/// The last plain line: when it came, and what was done then.
+struct LastLine {
+    at: Instant,
+    done: u64,
 }
 
 /// Plain lines come at most this often.
@@ -45,7 +51,8 @@ impl Progress {
         bar.set_style(ProgressStyle::with_template(template).expect("a constant template"));
         bar.set_message(what);
         let now = Instant::now();
-        Self { what, total, style, bar, started: now, last_line: std::sync::Mutex::new(now) }
+        let last_line = std::sync::Mutex::new(LastLine { at: now, done: 0 });
+        Self { what, total, style, bar, started: now, last_line }
     }
 
     /// Shows that `done` is done; `note` says more.
@@ -53,15 +60,16 @@ impl Progress {
         match self.style {
             Style::Bar => {
                 self.bar.set_position(done);
-                self.bar.set_message(if note.is_empty() { self.what.to_owned() } else { note.to_owned() });
+                self.bar.set_message(if note.is_empty() { self.what.to_owned() } else { visible(note).into_owned() });
             }
             Style::Lines => {
                 let mut last = self.last_line.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-                if last.elapsed() >= LINE_EVERY || done == self.total {
-                    *last = Instant::now();
+                let ends = done == self.total && last.done != done;
+                if last.at.elapsed() >= LINE_EVERY || ends {
+                    *last = LastLine { at: Instant::now(), done };
                     let left = self.started.elapsed().as_secs_f64() / done.max(1) as f64 * (self.total - done) as f64;
                     let note = if note.is_empty() { String::new() } else { format!(", {note}") };
-                    tell(format_args!("{} {done}/{}{note}, {left:.0} s left", self.what, self.total));
+                    eprintln!("{} {done}/{}{note}, {left:.0} s left", self.what, self.total);
                 }
             }
             Style::Quiet => {}
@@ -75,8 +83,8 @@ impl Progress {
     /// A line beside the bar.
     pub fn line(&self, text: &str) {
         match self.style {
-            Style::Bar => self.bar.println(text),
-            Style::Lines => tell(text),
+            Style::Bar => self.bar.println(visible(text)),
+            Style::Lines => eprintln!("{text}"),
             Style::Quiet => {}
         }
     }

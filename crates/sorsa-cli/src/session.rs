@@ -14,13 +14,12 @@ use sorsa_models::{CausalLm, ModelConfig, WeightFormat};
 use crate::args::DeviceArgs;
 use crate::device;
 use crate::exit::OrBadInput;
-use crate::format::tell;
 use crate::progress::{Progress, Style};
 
 pub use sorsa_experiment::create_folder;
 pub use sorsa_experiment::model::model_of_run;
 
-/// The embedded files of this process, once somebody asked for them.
+/// The embedded files of this process, after their first use.
 static EMBEDDED_FILES: Mutex<Option<Arc<EmbeddedFiles>>> = Mutex::new(None);
 
 /// The device of the arguments, with hub and caches of the environment.
@@ -75,7 +74,7 @@ pub fn remove_temporary() {
     }
 }
 
-/// The folder of a model: the embedded one, a folder, or a repository that is fetched from the hub.
+/// The folder of a model: the embedded one, the user's, or one that is downloaded from the hub.
 pub fn model_folder(name: &str, style: Style) -> anyhow::Result<PathBuf> {
     Ok(sorsa_experiment::model::model_folder(name, &sources(style))?)
 }
@@ -87,7 +86,7 @@ pub const ANSWER_TOKENS: usize = 128;
 /// cannot be read stops nobody who names the model: it is said.
 pub fn run_facts(adapter: Option<&Path>) -> Option<RunFacts> {
     RunFacts::of(adapter?).unwrap_or_else(|error| {
-        tell(format_args!("note: {error}; template, lengths and dtype are the usual ones"));
+        eprintln!("note: {error}; template, lengths and dtype are the usual ones");
         None
     })
 }
@@ -132,7 +131,7 @@ pub fn warn_of_separate_head(folder: &Path, model: &CausalLm) -> anyhow::Result<
 
 /// Prints a warning on standard error.
 pub fn warn(message: impl std::fmt::Display) {
-    tell(format_args!("warning: {message}"));
+    eprintln!("warning: {message}");
 }
 
 /// Prints the doubts about adapters that commands without other events load.
@@ -156,7 +155,7 @@ pub fn code_execution(seconds: u64, memory_bytes: u64) -> CodeExecution {
     }
 }
 
-/// A bar for each file that is fetched.
+/// Shows a bar for each file that is downloaded.
 fn download_progress(style: Style) -> impl Fn(HubProgress<'_>) + Send + Sync {
     let current = Mutex::new(None::<(String, Progress)>);
     move |progress| {

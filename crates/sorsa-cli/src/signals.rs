@@ -9,7 +9,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 
 use crate::exit::INTERRUPTED;
-use crate::format::tell;
 use crate::session;
 
 /// What the next signal does.
@@ -59,7 +58,7 @@ fn handle(signal: i32) {
         match &listening.stop {
             Some(flag) if is_first => {
                 if !flag.swap(true, Ordering::SeqCst) {
-                    tell("\nstopping after this step, with a checkpoint (again: at once)");
+                    eprintln!("\nstopping after this step, with a checkpoint (again: at once)");
                 }
                 return;
             }
@@ -68,10 +67,13 @@ fn handle(signal: i32) {
     };
     sorsa_files::remove_temporaries();
     session::remove_temporary();
-    tell(match advice {
-        Some(advice) => format!("\ninterrupted; {advice}"),
-        None => "\ninterrupted".to_owned(),
-    });
+    eprintln!(
+        "{}",
+        match advice {
+            Some(advice) => format!("\ninterrupted; {advice}"),
+            None => "\ninterrupted".to_owned(),
+        }
+    );
     std::process::exit(i32::from(INTERRUPTED));
 }
 

@@ -10,6 +10,7 @@ use sorsa_files::{AtomicDir, ContentHash};
 use tempfile::TempDir;
 
 use crate::error::ExperimentError;
+use crate::private_folder;
 
 /// The name that stands for this model and this task in a recipe.
 pub const EMBEDDED: &str = "embedded";
@@ -102,7 +103,7 @@ fn unpack(cache: Option<&Path>) -> Result<Unpacked, ExperimentError> {
             return Ok(Unpacked { folder, _temporary: None });
         }
     }
-    let temporary = tempfile::Builder::new().prefix("sorsa-").tempdir();
+    let temporary = private_folder(&tempfile::env::temp_dir(), "sorsa-");
     let temporary =
         temporary.map_err(|source| ExperimentError::Unpack { path: PathBuf::from("a temporary folder"), source })?;
     let folder = temporary.path().join(&*NAME);

@@ -153,7 +153,7 @@ pub enum ExperimentError {
         name: String,
     },
     /// An adapter outside a run, whose model is not known.
-    #[error("{} is not in a run's folder: name its model with --model", adapter.display())]
+    #[error("{} is not in a run's folder, so its model must be named", adapter.display())]
     UnknownModel {
         /// The adapter.
         adapter: PathBuf,
@@ -235,8 +235,7 @@ pub enum ExperimentError {
     },
     /// The task runs programs that the model writes, and nobody allowed that.
     #[error(
-        "HumanEval runs programs that the model writes: allow it with --allow-code-execution, or eval.allow_code_execution in a \
-         recipe, if that can do no harm"
+        "HumanEval runs programs that the model writes: allow it by eval.allow_code_execution in a recipe, if that can do no harm"
     )]
     CodeNotAllowed,
     /// Generated programs run on Unix only.
@@ -272,7 +271,7 @@ pub enum ExperimentError {
     },
 
     /// The folder holds a run already.
-    #[error("{} holds a run already; go on with it by --resume, or name another folder", path.display())]
+    #[error("{} holds a run already; resume it, or name another folder", path.display())]
     RunExists {
         /// The folder.
         path: PathBuf,

@@ -3,7 +3,7 @@
 /// What ends a function's body, when a model writes on after it.
 const ENDS: [&str; 7] = ["\nclass ", "\ndef ", "\n#", "\nif ", "\nprint(", "\n@", "\n```"];
 
-/// The program that tests a completion: the function, the problem's tests, and the call `check(entry_point)`.
+/// The source that defines `entry_point`, by a prompt and its completion.
 ///
 /// A completion whose first line is indented continues the body that `prompt` begins, and ends with it: a base model may write
 /// more, the same problem again say, which does not count. Of any other completion the first fenced block counts, if there is
@@ -11,10 +11,10 @@ const ENDS: [&str; 7] = ["\nclass ", "\ndef ", "\n#", "\nif ", "\nprint(", "\n@"
 /// functions.
 ///
 /// ```
-/// let program = sorsa_grading::code::program("def one():\n", "    return 1\nprint(one())", "def check(f):\n    assert f() == 1", "one");
-/// assert_eq!(program, "def one():\n    return 1\n\ndef check(f):\n    assert f() == 1\n\ncheck(one)\n");
+/// let source = sorsa_grading::code::function("def one():\n", "    return 1\nprint(one())", "one");
+/// assert_eq!(source, "def one():\n    return 1");
 /// ```
-pub fn program(prompt: &str, completion: &str, test: &str, entry_point: &str) -> String {
+pub fn function(prompt: &str, completion: &str, entry_point: &str) -> String {
     let code = if is_body(completion) { completion } else { fenced(completion).unwrap_or(completion) };
     let function = if !is_body(code) && defines(code, entry_point) {
         // The prompt's own function may have no body yet.
@@ -23,7 +23,17 @@ pub fn program(prompt: &str, completion: &str, test: &str, entry_point: &str) ->
         let end = ENDS.iter().filter_map(|end| code.find(end)).min().unwrap_or(code.len());
         format!("{prompt}{}", &code[..end])
     };
-    format!("{}\n\n{}\n\ncheck({entry_point})\n", function.trim_end(), test.trim())
+    function.trim_end().to_owned()
+}
+
+/// The program that tests a completion in one process: the [`function`], the problem's tests, and the call `check(entry_point)`.
+///
+/// ```
+/// let program = sorsa_grading::code::program("def one():\n", "    return 1\nprint(one())", "def check(f):\n    assert f() == 1", "one");
+/// assert_eq!(program, "def one():\n    return 1\n\ndef check(f):\n    assert f() == 1\n\ncheck(one)\n");
+/// ```
+pub fn program(prompt: &str, completion: &str, test: &str, entry_point: &str) -> String {
+    format!("{}\n\n{}\n\ncheck({entry_point})\n", function(prompt, completion, entry_point), test.trim())
 }
 
 /// Whether the first line is indented, and no fence.

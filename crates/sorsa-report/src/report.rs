@@ -104,7 +104,7 @@ fn comparison(before: &LossAndScores, after: &LossAndScores) -> String {
         row("Loss <small>nats per target token</small>", both(before.loss, after.loss, 4));
         row("Perplexity", both(before.loss.map(f64::exp), after.loss.map(f64::exp), 3));
     }
-    // The graders of texts in their usual order, then what else there is.
+    // The graders of texts in their usual order, then all others.
     let mut names: Vec<&str> = Grader::ALL.map(Grader::name).to_vec();
     for (name, _) in before.scores.iter().chain(&after.scores) {
         if !names.contains(&name.as_str()) {
@@ -164,7 +164,7 @@ fn summary(summary: &Map<String, Value>) -> String {
     nonempty("<dl>\n", &entries, "</dl>\n")
 }
 
-/// A field of a summary as people read it: its label and its value.
+/// A field of a summary: its label and its value, in words.
 fn readable(key: &str, value: &Value) -> (String, String) {
     let (name, value) = match (key, value) {
         (_, Value::String(text)) => (key, text.clone()),

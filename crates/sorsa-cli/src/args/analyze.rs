@@ -32,10 +32,10 @@ pub struct VerifyArgs {
 /// Singular triplets that the analysis compares.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum Triplets {
-    /// All triplets of the weight, like the figure of the paper
+    /// All of the weight, like the figure of the paper
     #[default]
     All,
-    /// The leading r triplets, r being the rank of the run
+    /// The r largest, r being the run's rank
     R,
 }
 
@@ -48,7 +48,7 @@ pub struct AnalyzeArgs {
     /// modules that the runs train]
     #[arg(long, value_delimiter = ',', value_name = "PATTERN,..")]
     pub modules: Vec<String>,
-    /// Singular triplets over which the changes of values and directions are averaged
+    /// Singular values, with their vectors, over which the changes are averaged
     #[arg(long, value_enum, default_value_t)]
     pub triplets: Triplets,
     /// Folder of tables, figures and analysis.html [default: analysis/ in the folder of the run; ./analysis/ for several

@@ -7,12 +7,12 @@ use clap::{Args, ValueEnum};
 use super::{DeviceArgs, MAX_SEED, RecipeArgs};
 use crate::speed::SpeedArgs;
 
-/// A comparison. It sets method, learning rate and seed of each run itself, so that they are no options.
+/// A comparison. It sets method, learning rate and seed of each run itself, so these are not options.
 #[derive(Debug, Args)]
 #[command(mut_arg("method", |arg| arg.hide(true)), mut_arg("lr", |arg| arg.hide(true)))]
 #[command(mut_arg("seed", |arg| arg.hide(true)), mut_arg("adapter", |arg| arg.hide(true)))]
 pub struct BenchArgs {
-    /// Methods to compare, or arms by name [default: lora, pissa, sorsa, sorsa-noreg (gamma 0), partial, full]
+    /// Methods or named arms to compare [default: lora, pissa, sorsa, sorsa-noreg (gamma 0), partial, full]
     #[arg(long, value_delimiter = ',', value_name = "METHOD,..")]
     pub methods: Option<Vec<String>>,
     /// Add an arm: a name and the recipe fields in which it differs, for example
@@ -32,19 +32,19 @@ pub struct BenchArgs {
     /// Learning rates to try, for all arms or for one (lora=4e-3) [default: 0.5, 1, 2 and 4 times the default of the method]
     #[arg(long, value_delimiter = ',', value_name = "[ARM=]RATE,..")]
     pub lrs: Option<Vec<String>>,
-    /// How often a grid of learning rates may be extended if its best rate is at an end [default: 2, with --quick 0]
+    /// Number of learning rates that may be added if the best rate is the smallest or the largest [default: 2, with --quick 0]
     #[arg(long, value_name = "TIMES")]
     pub extend: Option<usize>,
-    /// Seeds to run each arm with at its best learning rate; the first seed chooses the rate [default: 42,43,44, with --quick
+    /// Seeds. The first one chooses the learning rate of each arm; all run at this rate [default: 42,43,44, with --quick
     /// 42,43]
     #[arg(long, value_delimiter = ',', value_name = "SEED,..", value_parser = clap::value_parser!(u64).range(..=MAX_SEED))]
     pub seeds: Option<Vec<u64>>,
     /// Ranks to compare, short for --sweep adapter.rank=RANK,..; each rank has learning rates and seeds of its own [default:
-    /// --rank]
+    /// the rank of --rank]
     #[arg(long, value_delimiter = ',', value_name = "RANK,..")]
     pub ranks: Option<Vec<usize>>,
-    /// Weights of the orthonormal regularizer to try, short for --sweep train.regularizer.gamma=GAMMA,..; or none [default:
-    /// 0,4e-5,4e-4,4e-3,4e-2; with --quick, --sweep or --suite none]
+    /// Weights of the orthonormal regularizer to try, short for --sweep train.regularizer.gamma=GAMMA,..; `none` tries no other
+    /// weight [default: 0,4e-5,4e-4,4e-3,4e-2; with --quick, --sweep or --suite `none`]
     #[arg(long, value_delimiter = ',', value_name = "GAMMA,..")]
     pub gammas: Option<Vec<String>>,
     /// Report the training time until the validation loss is this low [default: the lowest loss that all runs reach]
@@ -54,11 +54,11 @@ pub struct BenchArgs {
     /// pretraining texts for the embedded model, none for others]
     #[arg(long, value_name = "FILE")]
     pub forgetting_text: Option<PathBuf>,
-    /// Folder of runs and results. A second call with the same folder makes the missing runs only [default: runs/bench, with
+    /// Folder of runs and results. A second call with the same folder trains only the runs that are missing [default: runs/bench, with
     /// --quick runs/bench-quick]
     #[arg(long, value_name = "DIR")]
     pub bench_dir: Option<PathBuf>,
-    /// Number of runs at a time. With more than one, their times cannot be compared
+    /// Number of runs that train at the same time. If it is more than 1, their speeds cannot be compared
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=256))]
     pub jobs: u64,
     /// Compare LoRA, PiSSA and SORSA in minutes: 150 steps, two learning rates, two seeds
@@ -72,7 +72,7 @@ pub struct BenchArgs {
     speed: bool,
     #[command(flatten)]
     pub fields: RecipeArgs,
-    /// Print results only
+    /// Print results only, without progress
     #[arg(long, short)]
     pub quiet: bool,
     /// Output format. The folder has the results in all formats

@@ -79,8 +79,8 @@ pub struct ImportArgs {
     /// Base model of the adapter: a Hugging Face folder, a hub id, or `embedded`
     #[arg(long)]
     pub model: String,
-    /// PEFT's folder of the same adapter before training. For PiSSA and OLoRA it says exactly which part of the weights
-    /// the adapter replaced
+    /// PEFT's folder of the same adapter before training. PiSSA and OLoRA need it to know exactly which part of the weights the
+    /// adapter replaced
     #[arg(long, value_name = "DIR")]
     pub start: Option<PathBuf>,
     /// Folder to write the adapter into

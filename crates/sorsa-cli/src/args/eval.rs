@@ -20,8 +20,8 @@ pub struct EvalArgs {
     /// Storage dtype of the weights: f32 or bf16 [default: that of the adapter's run, or f32]
     #[arg(long)]
     pub dtype: Option<String>,
-    /// File of problems: GSM8K, MATH, SVAMP, HumanEval, MetaMathQA or any prompts with answers [default: the embedded test
-    /// problems]
+    /// File of problems: GSM8K, MATH, SVAMP, HumanEval, ARC, MetaMathQA, or rows with a prompt and its answer [default: the
+    /// embedded test problems]
     #[arg(long, value_name = "FILE")]
     pub data: Option<String>,
     /// Kind of the problems [default: recognised by the fields of the file]
@@ -33,21 +33,21 @@ pub struct EvalArgs {
     /// Use the first rows only [default: all rows]
     #[arg(long, value_name = "ROWS")]
     pub limit: Option<usize>,
-    /// Prompt template: alpaca, code, question, raw or chat [default: that of the adapter's run, or raw for HumanEval and
+    /// Prompt template: alpaca, code, question, raw or chat [default: that of the adapter's run, or raw for HumanEval and ARC,
     /// alpaca for other problems]
     #[arg(long)]
     pub template: Option<String>,
-    /// Text to append to every prompt [default: that of the adapter's run, or none]
-    #[arg(long)]
+    /// Text to append to every prompt, for example " Let's think step by step." [default: that of the adapter's run, or none]
+    #[arg(long, value_name = "TEXT")]
     pub prompt_suffix: Option<String>,
     /// Maximum length of an answer, in tokens [default: that of the adapter's run, or 128]
-    #[arg(long)]
+    #[arg(long, value_name = "TOKENS")]
     pub max_new_tokens: Option<usize>,
     /// Text that ends an answer and is no part of it, beside the end tokens; may be given several times
     #[arg(long, value_name = "TEXT", value_parser = NonEmptyStringValueParser::new(), allow_hyphen_values = true)]
     pub stop: Vec<String>,
     /// Number of prompts that the model continues at once
-    #[arg(long, default_value_t = 64)]
+    #[arg(long, value_name = "PROMPTS", default_value_t = 64)]
     pub batch_size: usize,
     /// Number of generations for each prompt
     #[arg(long, value_name = "N", default_value_t = 1)]
@@ -70,13 +70,13 @@ pub struct EvalArgs {
     /// Write the answers that the graders disagree on to this file (JSONL)
     #[arg(long, value_name = "FILE")]
     pub disagreements: Option<PathBuf>,
-    /// Run the programs that the model writes, in a child process with limits. HumanEval requires it
+    /// Allow HumanEval to run the programs that the model writes, in child processes with limits
     #[arg(long)]
     pub allow_code_execution: bool,
     /// Time limit of a program, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub code_timeout: u64,
-    /// Memory limit of a program, in MiB
+    /// Memory limit of a program with all its processes, in MiB
     #[arg(long, value_name = "MIB", default_value_t = 1024, value_parser = clap::value_parser!(u64).range(64..=1 << 20))]
     pub code_memory: u64,
     /// Skip rows that are malformed, too long, or refused by the template, and count them. If absent, such a row is an error
@@ -104,16 +104,16 @@ pub enum GradeTask {
 
 #[derive(Debug, Args)]
 pub struct GradeArgs {
-    /// File of generations: JSON lines, a JSON array or parquet
+    /// File of generations: JSONL, a JSON array or parquet, with the generated text and the right answer in each row
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
-    /// Kind of the problems. `sorsa eval` grades HumanEval
+    /// Kind of the problems, which decides what counts as the answer. HumanEval needs `sorsa eval`
     #[arg(long, value_enum, default_value = "gsm8k")]
     pub task: GradeTask,
     /// Field of the generated text [default: the first of prediction, generation, generated, output, completion, response]
     #[arg(long, value_name = "FIELD")]
     pub prediction_field: Option<String>,
-    /// Field of the gold answer or solution [default: the first of gold, answer, expected, solution, target]
+    /// Field of the right answer or solution [default: the first of gold, answer, expected, solution, target]
     #[arg(long, value_name = "FIELD")]
     pub gold_field: Option<String>,
     /// Write every verdict to this file (JSONL)
@@ -129,7 +129,7 @@ pub struct GradeArgs {
 
 #[derive(Debug, Args)]
 pub struct GenerateArgs {
-    /// Prompt to continue
+    /// Text that the model continues
     #[arg(default_value = "")]
     pub prompt: String,
     /// Model: a Hugging Face folder, a hub id, or `embedded` [default: embedded, or the model of the adapter's run]
@@ -145,7 +145,7 @@ pub struct GenerateArgs {
     #[arg(long)]
     pub template: Option<String>,
     /// Maximum length of the continuation, in tokens [default: that of the adapter's run, or 128]
-    #[arg(long)]
+    #[arg(long, value_name = "TOKENS")]
     pub max_new_tokens: Option<usize>,
     /// Text that ends the continuation and is no part of it, beside the end tokens; may be given several times
     #[arg(long, value_name = "TEXT", value_parser = NonEmptyStringValueParser::new(), allow_hyphen_values = true)]

@@ -88,7 +88,7 @@ pub struct RecipeArgs {
     /// 0 for the others]
     #[arg(long, value_parser = clap::value_parser!(u64).range(..=MAX_SEED))]
     pub seed: Option<u64>,
-    /// Set any field of the recipe, for example --set train.optimizer.beta2=0.95
+    /// Set any field of the recipe, for example --set train.optimizer.beta2=0.95. May be given several times
     #[arg(long, value_name = "FIELD=VALUE")]
     pub set: Vec<String>,
 }
@@ -121,7 +121,7 @@ pub struct PretrainArgs {
     /// Folder of the new model
     #[arg(long, value_name = "DIR", default_value = "runs/pretrain/model")]
     pub out: PathBuf,
-    /// Corpus: a file of {"text"} rows. If absent, the command generates the project's own corpus
+    /// Corpus: a file of rows with the field `text`. If absent, the command generates the project's own corpus
     #[arg(long, value_name = "FILE", requires = "tokenizer")]
     pub corpus: Option<PathBuf>,
     /// Folder of the tokenizer. If absent, the command trains the project's own tokenizer

@@ -9,7 +9,7 @@ mod options;
 use crate::args::{BenchArgs, BenchFormat};
 use crate::commands::finetune::{PROGRAM_MEMORY, PROGRAM_SECONDS};
 use crate::exit::{Interrupted, bad_input};
-use crate::format::{print, print_json, tell};
+use crate::format::{print, print_json};
 use crate::observer::TerminalObserver;
 use crate::progress::Style;
 use crate::session;
@@ -32,22 +32,20 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
         return show(&plan, args.format);
     }
     if style != Style::Quiet {
-        tell(plan.summary());
+        eprintln!("{}", plan.summary());
     }
     let runner = JobRunner::new(&plan.folder, usize::try_from(args.jobs)?, &args.device, style)?;
     let measurements = Measurements::new(&plan, args.forgetting_text.as_deref())?;
     let (runs, done_here) = match stages::run(&plan, &measurements, &runner) {
         Err(error) if error.is::<Interrupted>() => {
             let folder = plan.folder.display();
-            tell(format_args!("interrupted; the same command resumes the comparison in {folder}"));
+            eprintln!("interrupted; the same command resumes the comparison in {folder}");
             return Err(error);
         }
         result => result?,
     };
     if style != Style::Quiet {
-        tell(format_args!(
-            "this process did {done_here} of the jobs; the others were done before, or by other processes"
-        ));
+        eprintln!("this process did {done_here} of the jobs; the others were done before, or by other processes");
     }
     let comparison = Comparison::new(&plan, &runs, &measurements, args.target_loss)?;
     let report = Report::write(&comparison, &plan.folder)?;

@@ -110,7 +110,7 @@ fn check(args: &ExportArgs) -> anyhow::Result<()> {
     takes("--dtype", args.dtype.is_some(), &[Hf, Gguf, GgufLora])
 }
 
-/// The adapter in PEFT's form; what an approximation leaves out is said.
+/// The adapter in PEFT's form. If it is approximated, prints the error.
 fn peft(trained: &Trained, args: &ExportArgs) -> anyhow::Result<PeftAdapter> {
     let LoadedAdapter { model, saved } = &trained.adapter;
     check_tied(model, saved)?;

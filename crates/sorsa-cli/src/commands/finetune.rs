@@ -1,4 +1,4 @@
-//! `sorsa finetune`: split, train, evaluate, and leave a run directory that somebody can use.
+//! `sorsa finetune`: splits the data, trains, evaluates, and writes a run directory.
 
 use std::path::Path;
 
@@ -11,13 +11,14 @@ use sorsa_train::metrics::Metric;
 use crate::args::FinetuneArgs;
 use crate::commands::inspect;
 use crate::exit::Interrupted;
-use crate::format::{Format, print, print_json, tell};
+use crate::format::{Format, print, print_json};
 use crate::observer::TerminalObserver;
 use crate::progress::Style;
 use crate::recipe;
 use crate::session;
+use crate::terminal::shell_word;
 
-/// Limits of a program that the model writes, as `sorsa eval` has them.
+/// Limits of a program that the model writes; `sorsa eval` has the same defaults.
 pub const PROGRAM_SECONDS: u64 = 5;
 pub const PROGRAM_MEMORY: u64 = 1 << 30;
 
@@ -34,7 +35,7 @@ pub fn run(args: &FinetuneArgs) -> anyhow::Result<()> {
         Some(folder) => {
             let run = RunDir::new(folder);
             if let Some(summary) = run.ended() {
-                tell(format_args!(
+                eprintln!(
                     "note: {} has ended ({} at step {}), nothing is left to do",
                     folder.display(),
                     match summary.outcome {
@@ -42,7 +43,7 @@ pub fn run(args: &FinetuneArgs) -> anyhow::Result<()> {
                         RunEnd::EarlyStopped => "early stopped",
                     },
                     summary.steps
-                ));
+                );
                 return conclude(&summary, &run, &recipe, args.format);
             }
             (PreparedRun::resumed(&run, &host, &mut observer)?, run)
@@ -60,8 +61,8 @@ pub fn run(args: &FinetuneArgs) -> anyhow::Result<()> {
     match prepared.train(&run, &mut observer) {
         Ok(summary) => conclude(&summary, &run, &recipe, args.format),
         Err(ExperimentError::Interrupted { step }) => {
-            let folder = run.path().display();
-            tell(format_args!("interrupted at step {step}; go on with: cargo xtask finetune --resume {folder}"));
+            let folder = shell_word(&run.path().display().to_string());
+            eprintln!("interrupted at step {step}; go on with: cargo xtask finetune --resume {folder}");
             Err(Interrupted.into())
         }
         Err(error) => Err(error.into()),
@@ -91,7 +92,7 @@ fn run_name(recipe: &Recipe) -> String {
     }
 }
 
-/// Prints what the run came to and what to do next.
+/// Prints the results of the run and the next command.
 fn conclude(summary: &Summary, run: &RunDir, recipe: &Recipe, format: Format) -> anyhow::Result<()> {
     if format == Format::Json {
         return print_json(summary);
@@ -117,11 +118,11 @@ fn conclude(summary: &Summary, run: &RunDir, recipe: &Recipe, format: Format) ->
         let (problems, before) = (summary.problems, 100.0 * before);
         print(format_args!("accuracy on {problems} held-out problems: {before:.1} % before, {after} {of}"))?;
     }
-    let folder = run.path().display();
-    print(format_args!("results: {folder} (report.html, summary.json, metrics.jsonl, adapter/)"))?;
+    print(format_args!("results: {} (report.html, summary.json, metrics.jsonl, adapter/)", run.path().display()))?;
+    let folder = shell_word(&run.path().display().to_string());
     let model = match recipe.model.path.as_str() {
         EMBEDDED => String::new(),
-        model => format!(" --model {model}"),
+        model => format!(" --model {}", shell_word(model)),
     };
     print(format_args!(
         "next:    cargo xtask generate --adapter {folder}{model} --template {} \"Tom has 12 apples. He buys 7 more apples. How many apples does Tom have now?\"",
@@ -130,7 +131,7 @@ fn conclude(summary: &Summary, run: &RunDir, recipe: &Recipe, format: Format) ->
     Ok(())
 }
 
-/// What is said of a run whose every evaluation was worse than the one before training.
+/// The warning about a run in which no evaluation was better than the one before training.
 fn not_improved(summary: &Summary, recipe: &Recipe, metrics: &[Metric]) -> String {
     let evaluations = metrics.iter().filter_map(|metric| match metric {
         Metric::Eval(eval) if eval.step > 0 => Some(eval.loss),

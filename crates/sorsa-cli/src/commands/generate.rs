@@ -1,6 +1,5 @@
 //! `sorsa generate`: continues a prompt, and prints token by token.
 
-use std::io::Write;
 use std::ops::ControlFlow;
 
 use sorsa_checkpoint::WeightFormat;
@@ -10,9 +9,10 @@ use sorsa_models::{GenerateOptions, Requests, Sampling};
 
 use crate::args::GenerateArgs;
 use crate::exit::{OrBadInput, bad_input};
-use crate::format::tell;
+use crate::format::print;
 use crate::progress::Style;
 use crate::session;
+use crate::terminal;
 
 pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     if !(args.temperature >= 0.0 && args.temperature.is_finite()) {
@@ -56,19 +56,15 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     let mut stops = Stops::of(&encoder, loaded.model.config());
     stops.texts.extend(args.stop.iter().cloned());
     for note in loaded.tokenizer.notes() {
-        tell(format_args!("note: {note}"));
+        eprintln!("note: {note}");
     }
     let options = GenerateOptions { max_new_tokens, sampling, stop: stops.tokens };
     let mut stream = loaded.tokenizer.decode_stream(&prompt)?;
     let mut filter = StopFilter::new(&stops.texts);
-    let mut out = std::io::stdout().lock();
     let mut failure = None;
     let on_token = |_: usize, ids: &[u32]| {
         let written = ids.last().map_or(Ok(String::new()), |token| stream.push(*token)).map_err(anyhow::Error::from);
-        let written = written.and_then(|text| {
-            out.write_all(filter.push(&text).as_bytes())?;
-            Ok(out.flush()?)
-        });
+        let written = written.and_then(|text| Ok(terminal::write(&filter.push(&text))?));
         // A closed pipe: nobody wants the rest.
         failure = written.err();
         if failure.is_some() || filter.stopped() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
@@ -80,6 +76,5 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
         return Err(error);
     }
     let rest = filter.push(&stream.finish()?);
-    writeln!(out, "{rest}{}", filter.finish())?;
-    Ok(())
+    print(format_args!("{rest}{}", filter.finish()))
 }

@@ -12,7 +12,7 @@ use sorsa_grading::grade::AnswerKind;
 
 use crate::args::{GradeArgs, GradeTask};
 use crate::exit::{OrBadInput, bad_input};
-use crate::format::{TableFormat, print, print_json, tell};
+use crate::format::{TableFormat, print, print_json};
 
 /// The usual names of the generated text and of the gold answer, in the order in which they are tried.
 const PREDICTIONS: [&str; 6] = ["prediction", "generation", "generated", "output", "completion", "response"];
@@ -53,7 +53,7 @@ pub fn run(args: &GradeArgs) -> anyhow::Result<()> {
         return Err(bad_input(format!("{name}: {} {}s cannot be graded:\n{shown}{more}", faults.count, faults.unit)));
     }
     for (taken, other) in &ambiguous {
-        tell(format_args!("note: {name} has the fields `{taken}` and `{other}`: `{taken}` is graded"));
+        eprintln!("note: {name} has the fields `{taken}` and `{other}`: `{taken}` is graded");
     }
     let rows: Vec<Graded> = rows.into_iter().flatten().collect();
     if rows.is_empty() {

@@ -18,7 +18,7 @@ use sorsa_train::{Optimizer, OptimizerConfig, RunOutcome, ScheduleConfig, TrainC
 use crate::args::PretrainArgs;
 use crate::device;
 use crate::exit::{Interrupted, OrBadInput, bad_input};
-use crate::format::{print, tell};
+use crate::format::print;
 use crate::observer::TerminalObserver;
 use crate::progress::Style;
 use crate::session::create_folder;
@@ -135,7 +135,7 @@ pub fn run(args: &PretrainArgs) -> anyhow::Result<()> {
     };
     let attached = AdapterConfig::new(Method::Full, 0, &[]).attach(model, &Default::default())?;
     if style != Style::Quiet {
-        tell(format_args!("{} parameters, {} steps", config.num_parameters(), args.steps));
+        eprintln!("{} parameters, {} steps", config.num_parameters(), args.steps);
     }
     let optimizer = Optimizer::new(train_config.optimizer.clone(), &attached.trainable);
     let mut trainer = match args.resume {
@@ -143,14 +143,14 @@ pub fn run(args: &PretrainArgs) -> anyhow::Result<()> {
         false => Trainer::start(attached, optimizer, train, Some(validation), train_config, &work)?,
     };
     for repair in trainer.repairs() {
-        tell(format_args!("note: {repair}"));
+        eprintln!("note: {repair}");
     }
     observer.start_training(trainer.total_steps(), trainer.state().best);
     let outcome = trainer.run(&mut observer)?;
     observer.finish();
     signals::end_at_once();
     if outcome == RunOutcome::Interrupted {
-        tell("interrupted; the same command with --resume goes on");
+        eprintln!("interrupted; the same command with --resume goes on");
         return Err(Interrupted.into());
     }
     let state = trainer.state().clone();
@@ -240,7 +240,7 @@ fn encode(
     let loaded = load_records(path, &LoadOptions::default(), observer)?;
     let set = encoder.encode_all(&loaded.records).or_bad_input_in(path)?;
     if style != Style::Quiet {
-        tell(format_args!("{}: {} documents, {} tokens", path.display(), loaded.records.len(), set.tokens));
+        eprintln!("{}: {} documents, {} tokens", path.display(), loaded.records.len(), set.tokens);
     }
     Ok(set.examples)
 }

@@ -1,6 +1,5 @@
 //! Measures one configuration in this process: the trainer's step on a random Llama and random tokens.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -11,6 +10,7 @@ use burn::tensor::FloatDType;
 use serde::Serialize;
 use sorsa_adapter::{AdapterConfig, AttachOptions, Attached, Method, add_regularizer};
 use sorsa_data::{BatchOptions, Batcher, Example};
+use sorsa_experiment::private_folder;
 use sorsa_files::{cpu_seconds, peak_memory_bytes};
 use sorsa_models::{CausalLm, WeightFormat, float_dtype};
 use sorsa_train::{Optimizer, OptimizerConfig, TrainConfig, Trainer};
@@ -73,24 +73,6 @@ pub struct StepMeasurement {
     pub last_loss: f64,
     /// Peak of the measured steps alone, if the system can reset the peak.
     pub peak_rss_mb_steps: Option<f64>,
-}
-
-/// A temporary folder for the trainer. Dropping it deletes the folder.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new() -> anyhow::Result<Self> {
-        let folder = std::env::temp_dir().join(format!("sorsa-speed-{}", std::process::id()));
-        std::fs::create_dir_all(&folder)?;
-        Ok(Self(folder))
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        // If the folder cannot be deleted, there is nothing to do about it.
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
 }
 
 /// Measures `method` at the sizes of `args` on `device`.
@@ -164,7 +146,7 @@ fn materialized(model: CausalLm, format: WeightFormat) -> CausalLm {
 }
 
 fn steps(args: &SpeedArgs, sizes: &Sizes, attached: Attached<CausalLm>) -> anyhow::Result<StepMeasurement> {
-    let scratch = Scratch::new()?;
+    let scratch = private_folder(&std::env::temp_dir(), "sorsa-speed-")?;
     let count = args.warmup + args.steps;
     let batcher = batcher(sizes, count, args.seed)?;
     let (method, attached_parameters) = (attached.state.config.method(), attached.trainable.clone());
@@ -177,7 +159,7 @@ fn steps(args: &SpeedArgs, sizes: &Sizes, attached: Attached<CausalLm>) -> anyho
     };
     let form = config.regularizer.form;
     let optimizer = Optimizer::new(config.optimizer.clone(), &attached.trainable);
-    let mut trainer = Trainer::start(attached, optimizer, batcher, None, config, &scratch.0)?;
+    let mut trainer = Trainer::start(attached, optimizer, batcher, None, config, scratch.path())?;
     let (mut seconds, mut cpu, mut losses) = (Vec::new(), Vec::new(), Vec::new());
     for step in 0..count {
         if step == args.warmup {

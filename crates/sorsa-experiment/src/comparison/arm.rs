@@ -1,8 +1,8 @@
-//! What is compared: arms, which are named recipe fields, and the rows that sweeps make of them.
+//! Arms: names with recipe fields. Rows: arms at the values of sweeps.
 
 use super::fields::{FieldValue, METHOD, parse_value, reason_against, split_at_commas};
 
-/// A way to train: the recipe fields in which it differs from the other arms.
+/// One thing to compare: a name, and the recipe fields that set it apart from the other arms.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Arm {
     /// Name of the arm in tables, options and reports.
@@ -12,12 +12,16 @@ pub struct Arm {
 }
 
 impl Arm {
-    /// The arm of a method with its defaults, named like the method.
+    /// The arm of a method with the method's defaults and name.
     pub fn of_method(name: &str) -> Self {
         Self { name: name.to_owned(), fields: vec![FieldValue::new(METHOD, name)] }
     }
 
     /// Reads `NAME=field=value,field=value`.
+    ///
+    /// # Errors
+    ///
+    /// The part of the text that is no field with a value.
     pub fn parse(text: &str) -> Result<Self, String> {
         let Some((name, fields)) = text.split_once('=') else {
             return Err(format!("expected NAME=FIELD=VALUE,.., found `{text}`"));
@@ -39,10 +43,10 @@ impl Arm {
         self.fields.iter().any(|own| own.field == field)
     }
 
-    /// What is wrong with the arm by itself.
+    /// The first thing that is wrong with the arm alone.
     pub fn fault(&self) -> Option<String> {
         let name = &self.name;
-        // The name becomes a part of tables, file names and `--lrs NAME=RATE`.
+        // Tables, file names and options hold the name.
         if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.')) {
             return Some(format!("`{name}` is no name of an arm: letters, digits, `-`, `_` and `.` are"));
         }
@@ -58,12 +62,12 @@ impl Arm {
     }
 }
 
-/// A row of the comparison: an arm, at one value of each sweep that searches a rate for each of its values.
+/// A row of the comparison: an arm at one value of each sweep in the mode [`SweepMode::SearchEach`](super::SweepMode::SearchEach).
 #[derive(Debug, Clone, PartialEq)]
 pub struct ComparisonRow {
-    /// `sorsa-r16`.
+    /// Name of the row, like `sorsa-r16`.
     pub name: String,
-    /// The name without the rank, which has a column of its own.
+    /// The name without the rank: the rank has a column of its own.
     pub label: String,
     /// The arm's name.
     pub arm: String,
@@ -75,14 +79,14 @@ pub struct ComparisonRow {
     pub swept: Vec<FieldValue>,
 }
 
-/// The row that row `index` is compared with: the reference arm's at the same swept values, or else its first; without the
-/// reference arm the first row. `None` for that row itself.
+/// Index of the row that row `index` is compared with. It is the reference arm's row at the same swept values. If there is none, it is
+/// the reference arm's first row; if there is no reference arm, the first row of all. `None` for that row itself.
 pub fn compared_with(rows: &[ComparisonRow], reference: &str, index: usize) -> Option<usize> {
     let is_reference = |row: &ComparisonRow| row.arm == reference;
     let first = rows.iter().position(is_reference).unwrap_or(0);
     let same = rows.iter().position(|row| is_reference(row) && row.swept == rows[index].swept);
     let other = match same {
-        // A further row of the reference arm is compared with its first.
+        // Another row of the reference arm is compared with the first.
         Some(same) if same != index => same,
         _ => first,
     };

@@ -11,7 +11,7 @@ use crate::{ExperimentError, Recipe};
 pub struct BaseRecipe {
     /// Fields of all runs.
     pub fields: Table,
-    /// Fields of the runs that they have an effect on. In other runs they would change the key and nothing else.
+    /// Fields of only those runs in which they have an effect. In other runs they would change nothing but the key.
     pub fields_if_used: Vec<FieldValue>,
     /// Name of their source, for errors.
     pub source: String,
@@ -27,15 +27,23 @@ impl BaseRecipe {
         set_field(&mut self.fields, &field.field, field.value)
     }
 
-    /// The recipe without the fields of an arm.
+    /// Resolves the recipe without the fields of an arm.
+    ///
+    /// # Errors
+    ///
+    /// [`ExperimentError::NotATable`]; what [`Recipe::from_table`] says of the fields.
     pub fn common(&self) -> Result<Recipe, ExperimentError> {
         resolve(self.fields.clone(), &self.fields_if_used, &self.source)
     }
 
-    /// The recipe of a run: `fields` replace the settings of all runs, and later fields replace earlier ones.
+    /// Resolves the recipe of a run: `fields` replace the settings of all runs, and later fields replace earlier ones.
+    ///
+    /// # Errors
+    ///
+    /// Like [`common`](Self::common).
     pub fn with(&self, fields: &[FieldValue]) -> Result<Recipe, ExperimentError> {
         let mut base = self.fields.clone();
-        // The run has no test: a process of its own tests the chosen runs, so that its memory is not training's.
+        // The run has no test: another process tests the chosen runs, so the peak memory is that of training.
         if let Some(toml::Value::Table(data)) = base.get_mut("data") {
             data.remove("test");
         }

@@ -1,4 +1,4 @@
-//! The comparison that runs without arguments. No other file of the comparison names a method.
+//! The settings of a comparison that the user does not give, in full and in a quick form. No other file of the comparison names a method.
 
 use toml::Value;
 
@@ -6,38 +6,38 @@ use super::arm::Arm;
 use super::fields::{FieldValue, GAMMA, METHOD};
 use super::sweep::Sweep;
 
-/// The arm that differences are to, if it is among the arms.
+/// Name of the reference arm, to which reports give differences.
 pub const REFERENCE_ARM: &str = "lora";
 
 /// Multiples of a method's default learning rate.
 pub const RATE_FACTORS: [f64; 4] = [0.5, 1.0, 2.0, 4.0];
-/// The multiples of `--quick`.
+/// The multiples of the quick comparison.
 pub const QUICK_RATE_FACTORS: [f64; 2] = [1.0, 2.0];
 /// Seeds of the full comparison.
 pub const SEEDS: [u64; 3] = [42, 43, 44];
-/// Seeds of `--quick`.
+/// Seeds of the quick comparison.
 pub const QUICK_SEEDS: [u64; 2] = [42, 43];
 /// How often a grid of learning rates may be extended.
 pub const EXTENSIONS: usize = 2;
-/// How often `--quick` may extend a grid.
+/// How often the quick comparison may extend a grid.
 pub const QUICK_EXTENSIONS: usize = 0;
-/// Optimizer steps of each run of `--quick`.
+/// Optimizer steps of each run of the quick comparison.
 pub const QUICK_STEPS: u64 = 150;
 
-/// Settings of all runs, which the user's replace. The cache of decompositions is off, so that each run's start has a time of
-/// its own.
+/// Settings of all runs; the user's settings replace them. The cache of decompositions is off, so each run measures the whole time of its
+/// start.
 pub const SETTINGS: [&str; 2] = ["svd.cache=false", "eval.problems=400"];
-/// Settings of all runs of `--quick`.
+/// Settings of all runs of the quick comparison.
 pub const QUICK_SETTINGS: [&str; 2] = ["svd.cache=false", "eval.problems=200"];
 
-/// The arms of the full comparison. `--methods` knows them by name, besides the methods.
+/// The arms of the full comparison.
 pub fn arms() -> Vec<Arm> {
     let mut arms = quick_arms();
     arms.extend(["partial", "full"].map(Arm::of_method));
     arms
 }
 
-/// The arms of `--quick`.
+/// The arms of the quick comparison.
 pub fn quick_arms() -> Vec<Arm> {
     let mut arms: Vec<Arm> = ["lora", "pissa", "sorsa"].map(Arm::of_method).into();
     arms.push(Arm {
@@ -47,7 +47,7 @@ pub fn quick_arms() -> Vec<Arm> {
     arms
 }
 
-/// The sweeps of the full comparison; `--quick` has none.
+/// The sweeps of the full comparison; the quick one has none.
 pub fn sweeps() -> Vec<Sweep> {
     let gammas = [0.0, 4e-5, 4e-4, 4e-3, 4e-2].map(Value::Float).into();
     vec![Sweep { optional: true, ..Sweep::new(GAMMA, gammas) }]

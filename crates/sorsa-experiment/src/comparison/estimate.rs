@@ -7,12 +7,12 @@ use super::plan::ComparisonPlan;
 const EMBEDDED_TOKENS_PER_S: f64 = 20_000.0;
 const EMBEDDED_PARAMETERS: f64 = 836_736.0;
 const EMBEDDED_CORES: f64 = 2.0;
-/// Evaluations, starts and tests take a third of the training time.
+/// Factor for evaluations, starts and tests: they take a third of the training time.
 const BESIDE_TRAINING: f64 = 1.33;
 
 impl ComparisonPlan {
-    /// Runs without extensions of a grid: one for each rate, the other seeds at the best rates, and the values of sweeps that
-    /// are not the row's own.
+    /// Number of runs, if no grid is extended: one for each rate, the other seeds at the best rates, and one for each value of a sweep that
+    /// differs from the row's own.
     pub fn run_count(&self) -> usize {
         let rates: usize = self.grids.iter().map(|grid| grid.rates().len()).sum();
         let seeds = self.rows.len() * (self.seeds.len() - 1);

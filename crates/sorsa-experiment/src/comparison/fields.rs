@@ -1,4 +1,4 @@
-//! Recipe fields, the way arms and sweeps name them: dotted paths with TOML values.
+//! Recipe fields in the form that arms and sweeps use: dotted paths with TOML values.
 
 use std::fmt;
 
@@ -23,14 +23,14 @@ impl FieldValue {
     }
 }
 
-/// `field=value`, the way [`FieldValue`]s are given on the command line. The value is TOML.
+/// `field=value`, the form that the command line takes. The value is TOML.
 impl fmt::Display for FieldValue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}={}", self.field, self.value)
     }
 }
 
-/// A field that the reports know by a name of its own. Every other field goes by its path.
+/// A field with a short name in reports. Reports name every other field by its path.
 #[derive(Debug)]
 pub struct NamedField {
     /// The dotted path.
@@ -41,7 +41,7 @@ pub struct NamedField {
     pub short: &'static str,
     /// Its meaning, for captions.
     pub meaning: &'static str,
-    /// How a sweep runs its values, if the sweep does not say.
+    /// Mode of a sweep that names none.
     pub mode: SweepMode,
 }
 
@@ -60,7 +60,7 @@ pub const GAMMA: &str = "train.regularizer.gamma";
 /// The weight of the regularizer in methods that have none of their own.
 const ORTHOGONAL_GAMMA: &str = "train.regularizer.orthogonal_gamma";
 
-/// In the order of the names of runs.
+/// The named fields, in the order in which the names of runs hold them.
 pub const NAMED_FIELDS: [NamedField; 2] = [
     NamedField { field: RANK, label: "rank", short: "r", meaning: "rank", mode: SweepMode::SearchEach },
     NamedField {
@@ -72,10 +72,10 @@ pub const NAMED_FIELDS: [NamedField; 2] = [
     },
 ];
 
-/// Fields that must be equal in all runs of a comparison, with the reason. A name that ends in a dot means all below it.
+/// Fields that must be equal in all runs of a comparison, with the reason. A name that ends in a dot stands for all fields below it.
 const COMMON_FIELDS: [(&str, &str); 12] = [
-    (TRAIN_SEED, "--seeds gives the seeds of a comparison"),
-    (ADAPTER_SEED, "--seeds gives the seeds of a comparison"),
+    (TRAIN_SEED, "a comparison has seeds of its own, for all runs"),
+    (ADAPTER_SEED, "a comparison has seeds of its own, for all runs"),
     ("model.path", "all runs start from one model"),
     ("model.adapter", "all runs start from one model"),
     ("data.train", "all runs train on the same data"),
@@ -113,7 +113,7 @@ pub fn takes_effect(field: &str, recipe: &Recipe) -> bool {
     }
 }
 
-/// Whether a field decides how many steps a run makes, or of how many tokens.
+/// Whether a field decides the number of a run's steps, or of the tokens in a step.
 pub fn decides_steps(field: &str) -> bool {
     let steps = ["train.batch_size", "train.accumulation", "train.epochs", "train.max_steps", "train.early_stopping"];
     steps.contains(&field) || field.starts_with("data.")
@@ -124,7 +124,7 @@ pub fn named_field(field: &str) -> Option<&'static NamedField> {
     NAMED_FIELDS.iter().find(|named| named.field == field)
 }
 
-/// Names of the sweeps that results list even if there is no such sweep, because a named field has one.
+/// Names of the sweeps that the results always list, with no run if the comparison has no such sweep.
 pub fn listed_sweeps() -> Vec<String> {
     let at_best_rate = NAMED_FIELDS.iter().filter(|named| named.mode == SweepMode::AtBestRate);
     at_best_rate.map(|named| format!("{}s", named.label)).collect()
@@ -171,7 +171,7 @@ pub fn number_text(value: f64) -> String {
     if value == 0.0 { "0".to_owned() } else { format!("{value:e}") }
 }
 
-/// A value in the name of a folder: floats in scientific notation, other characters than letters, digits and `.-_` left out.
+/// A value in the name of a folder: floats in scientific notation; only letters, digits and `.-_` are kept.
 pub fn value_for_name(value: &Value) -> String {
     let text = match value {
         Value::Float(number) => format!("{number:e}"),
@@ -180,7 +180,7 @@ pub fn value_for_name(value: &Value) -> String {
     text.chars().filter(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_')).collect()
 }
 
-/// A TOML value; a text that is no TOML is a string, so that `linear` needs no quotes.
+/// Reads a TOML value. A text that is no TOML is a string, so `linear` needs no quotes.
 pub fn parse_value(text: &str) -> Value {
     let parsed = format!("value = {text}").parse::<Table>().ok().filter(|table| table.len() == 1);
     match parsed.and_then(|mut table| table.remove("value")) {

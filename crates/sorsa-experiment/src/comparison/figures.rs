@@ -97,8 +97,8 @@ fn rates(comparison: &Comparison) -> Figure {
     }
 }
 
-/// The first seed of each row at its best rate. The curves begin with the first evaluation after the start: the loss at the
-/// start is the same for all and would flatten the rest.
+/// Curves of the first seed of each row at its best rate. They begin with the first evaluation after the start: the loss at the start is
+/// the same for all and would flatten the rest.
 fn curves(comparison: &Comparison) -> Figure {
     let of = |row: &RowResult| {
         let run: &RunResult = comparison.runs.iter().find(|run| Some(&run.name) == row.runs.first())?;
@@ -113,7 +113,7 @@ fn curves(comparison: &Comparison) -> Figure {
     }
 }
 
-/// Loss, accuracy and defect by the swept value. The values are categories, because one may be 0, or a name.
+/// Loss, accuracy and defect by the swept value. The axis has categories: a value may be 0 or a name.
 fn swept(comparison: &Comparison, sweep: &SweepResult) -> Vec<NamedFigure> {
     let mut values: Vec<&Value> = Vec::new();
     for swept in sweep.rows.iter().flat_map(|row| &row.values) {

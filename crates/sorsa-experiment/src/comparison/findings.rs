@@ -6,7 +6,7 @@ use super::fields::value_text;
 use super::results::{Comparison, SweepResult, SweptRow};
 use super::row_result::RowResult;
 
-/// Sentences about the differences, one for each row, about rates and runs that need a warning, and about sweeps.
+/// Sentences: one for each row's difference, one for each doubtful rate or run, one for each sweep.
 pub fn findings(comparison: &Comparison) -> Vec<String> {
     let mut text: Vec<String> = comparison.rows.iter().filter_map(difference).collect();
     for row in &comparison.rows {
@@ -68,7 +68,7 @@ fn verdict(interval: &Interval) -> &'static str {
     }
 }
 
-/// The value with the lowest loss, and whether the spread between the values is larger than that between seeds.
+/// Names the value with the lowest loss, and compares the spread between values with the spread between seeds.
 fn swept(comparison: &Comparison, sweep: &SweepResult, row: &SweptRow) -> Option<String> {
     let mut losses = Vec::new();
     for swept in &row.values {

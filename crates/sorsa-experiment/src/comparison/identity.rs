@@ -1,6 +1,6 @@
-//! The identity of a run: its resolved recipe, the content of the files it reads, the backend and this program's version.
+//! The identity of a run: a hash of its resolved recipe, its input files, the backend and this program's version.
 //!
-//! The hash is that of everything else ([`ContentHash`]). What goes into it has an order and separators of its own, and large files
+//! It is the hash of everything else ([`ContentHash`]). What goes into it has an order and separators of its own, and large files
 //! are sampled: they are parts of the names of runs that earlier builds made, and `bench` has to find those.
 
 use std::collections::HashMap;
@@ -25,6 +25,10 @@ pub struct Fingerprints {
 
 impl Fingerprints {
     /// Hashes a file's content, or the files in a model's folder.
+    ///
+    /// # Errors
+    ///
+    /// [`ExperimentError::ListFolder`], [`ExperimentError::Read`].
     pub fn of(&mut self, path: &Path) -> Result<String, ExperimentError> {
         if let Some(known) = self.known.get(path) {
             return Ok(known.clone());
@@ -81,8 +85,11 @@ fn add(hasher: &mut ContentHash, path: &Path) -> Result<(), ExperimentError> {
     part(&mut file, u64::MAX)
 }
 
-/// The key of a run: a short hash of everything that decides the trained weights. The paths of files do not, nor do the
-/// settings of tests.
+/// The key of a run: a short hash of everything that decides the trained weights. Paths of files and settings of tests are not part of it.
+///
+/// # Errors
+///
+/// [`ExperimentError`] if the recipe cannot be written as TOML.
 pub fn run_key(recipe: &Recipe, files: &InputFiles, backend: &str) -> Result<String, ExperimentError> {
     let mut known = recipe.clone();
     known.model.path.clone_from(&files.model);

@@ -1,4 +1,4 @@
-//! What is measured of the models of a comparison, and the files of the results.
+//! The measurements of a comparison's models, and the files of their results.
 
 use std::path::{Path, PathBuf};
 
@@ -55,7 +55,7 @@ pub enum Subject {
 /// An evaluation, and the file of its result.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Measurement {
-    /// Unique in the comparison.
+    /// Name of the measurement, unique in the comparison.
     pub name: String,
     /// Folder of the result.
     pub folder: PathBuf,
@@ -74,7 +74,7 @@ pub enum MeasuredModel<'a> {
     Trained(&'a RunSpec),
 }
 
-/// Files of a model's results. Absent if nothing of the kind is measured.
+/// Files of a model's results. A file is absent if the comparison does not measure it.
 #[derive(Debug, Clone, Default)]
 pub struct ResultFiles {
     /// The scores of the test problems, and every answer.
@@ -98,8 +98,12 @@ pub struct Measurements {
 const KEY_LENGTH: usize = 10;
 
 impl Measurements {
-    /// The measurements of a plan. Forgetting is measured on the user's text; without one, on the pretraining texts of the
-    /// embedded model, which are written into the plan's folder.
+    /// The measurements of a plan. Forgetting is measured on the user's text. Without one, and for the embedded model only, it is measured on
+    /// held-out pretraining texts, which this call writes into the plan's folder.
+    ///
+    /// # Errors
+    ///
+    /// The errors of writing the pretraining texts, and of reading the texts.
     pub fn new(plan: &ComparisonPlan, forgetting_text: Option<&Path>) -> Result<Self, ExperimentError> {
         let text = match forgetting_text {
             Some(path) => Some(path.to_owned()),
@@ -199,7 +203,7 @@ impl Measurements {
         format!("{}answers-{key}.jsonl", self.prefix(model))
     }
 
-    /// A folder may hold the results of several base models.
+    /// Prefix of the files' names: a folder may hold the results of several base models.
     fn prefix(&self, model: MeasuredModel<'_>) -> String {
         match model {
             MeasuredModel::Base => format!("{}-", self.model_key),

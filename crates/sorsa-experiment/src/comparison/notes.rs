@@ -4,7 +4,7 @@ use super::fields::decides_steps;
 use super::plan::ComparisonPlan;
 use super::results::Comparison;
 
-/// How the numbers were made, and what a reader must mind.
+/// Says how the numbers were made and what limits their meaning.
 pub fn notes(comparison: &Comparison, plan: &ComparisonPlan) -> Vec<String> {
     let mut notes = vec![
         format!(
@@ -25,7 +25,7 @@ pub fn notes(comparison: &Comparison, plan: &ComparisonPlan) -> Vec<String> {
             comparison.problems
         ));
     } else {
-        notes.push("There are no test problems: the comparison is one of losses.".to_owned());
+        notes.push("There are no test problems: only losses are compared.".to_owned());
     }
     notes.push(match comparison.seeds.len() {
         1 => "One seed: intervals of accuracy do not cover what another seed would change, and losses have none.".to_owned(),

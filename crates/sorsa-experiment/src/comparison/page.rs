@@ -9,6 +9,10 @@ use super::results::Comparison;
 use super::tables::Table;
 
 /// The page: findings first, then tables and figures, and how the numbers were made.
+///
+/// # Errors
+///
+/// The errors of drawing a figure.
 pub fn html(comparison: &Comparison, tables: &[Table], figures: &[NamedFigure]) -> Result<String, ReportError> {
     let setting = format!(
         "model {} · data {} · backend {} · {} · sorsa {}",

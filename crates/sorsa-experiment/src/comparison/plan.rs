@@ -1,5 +1,5 @@
-//! A comparison that was checked: its rows, sweeps, rates and seeds, and the recipe of each run. Everything that can be wrong
-//! with the input is found here, before anything is written.
+//! The plan of a comparison: its rows, sweeps, rates and seeds, and the recipe of each run. Making a plan checks the whole input before
+//! anything is written.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -24,10 +24,10 @@ use crate::embedded::EMBEDDED;
 use crate::model::model_folder;
 use crate::{ExperimentError, Host, Inputs, Observer, Recipe, TrainingShape, data_file};
 
-/// Evaluations in a run: enough to see when it reaches a loss, for a few percent of its time.
+/// Evaluations in a run: they show when the run reaches a loss, and take a few percent of its time.
 const EVALUATIONS: u64 = 10;
 
-/// A comparison, checked.
+/// A checked comparison.
 #[derive(Debug)]
 pub struct ComparisonPlan {
     /// Folder of the runs and results.
@@ -36,7 +36,7 @@ pub struct ComparisonPlan {
     pub rows: Vec<ComparisonRow>,
     /// The rates to begin with, one grid for each row.
     pub grids: Vec<RateGrid>,
-    /// Name of the arm that differences are to.
+    /// Name of the reference arm.
     pub reference: String,
     /// The seeds; the first one searches the learning rates.
     pub seeds: Vec<u64>,
@@ -86,7 +86,11 @@ impl PlannedSweep {
 }
 
 impl ComparisonPlan {
-    /// Checks a request. Reads everything that the runs will read, except for the weights.
+    /// Checks a request. Reads everything that the runs will read, except the weights.
+    ///
+    /// # Errors
+    ///
+    /// [`ExperimentError::Comparison`] if the request contradicts itself; the errors of recipes, model, tokenizer and data.
     pub fn new(request: ComparisonRequest, host: &Host, observer: &mut dyn Observer) -> Result<Self, ExperimentError> {
         if let Some(fault) = request.fault() {
             return Err(ExperimentError::Comparison(fault));
@@ -128,8 +132,8 @@ impl ComparisonPlan {
         Ok(plan)
     }
 
-    /// Makes a row of each arm at each value of the sweeps that search each value. The rank is always swept: if nobody asks
-    /// for several, at the rank of the recipe.
+    /// Makes a row of each arm at each value of the sweeps in the mode [`SweepMode::SearchEach`]. The rank is always such a sweep: without
+    /// a sweep of ranks, its only value is the rank of the recipe.
     fn add_rows(&mut self, arms: &[Arm], sweeps: &[Sweep]) -> Result<(), ExperimentError> {
         let mut searched: Vec<Sweep> =
             sweeps.iter().filter(|sweep| sweep.mode == SweepMode::SearchEach).cloned().collect();
@@ -192,7 +196,8 @@ impl ComparisonPlan {
         Ok(())
     }
 
-    /// The grid of a row: the rates given for its arm, or its own, or those given for all, or multiples of its default.
+    /// The grid of a row: the request's rates for its arm, or the rate that the arm sets, or the request's rates for all arms, or multiples
+    /// of the method's default.
     fn grid(&self, row: &ComparisonRow, rates: &RequestedRates) -> Result<RateGrid, ExperimentError> {
         let named: Vec<f64> = rates.by_arm.iter().filter(|(name, _)| *name == row.arm).map(|(_, rate)| *rate).collect();
         if !named.is_empty() {
@@ -254,8 +259,12 @@ impl ComparisonPlan {
         Ok(())
     }
 
-    /// A run of a row; `fields` replace the row's. Its folder is the one that an earlier call made for the same run, under
-    /// whatever name, or else a new one.
+    /// A run of a row; `fields` replace the row's. If an earlier comparison in this folder made the same run, under any name, the run has
+    /// that folder. Otherwise it has a new one.
+    ///
+    /// # Errors
+    ///
+    /// The errors of the recipe with these fields.
     pub fn run(
         &self,
         row: &ComparisonRow,
@@ -383,7 +392,7 @@ fn sweeps_arm(sweep: &Sweep, arm: &Arm, recipe: &Recipe) -> Result<bool, Experim
     if named && !effect {
         let (field, name) = (&sweep.field, &arm.name);
         return Err(ExperimentError::Comparison(format!(
-            "the sweep of {field} names {name}, where {field} has no effect"
+            "the sweep of {field} names {name}, in which {field} has no effect"
         )));
     }
     Ok(named)
@@ -392,7 +401,7 @@ fn sweeps_arm(sweep: &Sweep, arm: &Arm, recipe: &Recipe) -> Result<bool, Experim
 fn no_arm(sweep: &Sweep) -> ExperimentError {
     let field = &sweep.field;
     ExperimentError::Comparison(format!(
-        "the sweep of {field} has no arm: in each it has no effect, or the arm sets it itself"
+        "the sweep of {field} has no arm: the field has no effect in the arms, or they set it themselves"
     ))
 }
 

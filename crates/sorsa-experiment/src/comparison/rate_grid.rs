@@ -20,8 +20,8 @@ impl RateGrid {
         &self.rates
     }
 
-    /// Adds a rate one step beyond the end that the best rate is at, up to `limit` times. Returns whether there is a new rate
-    /// to try. `losses` has the loss of each rate, and none if its run diverged. If all diverged, the new rate is smaller.
+    /// If the best rate is at an end of the grid, adds a rate one step beyond this end, at most `limit` times. Returns whether there is a
+    /// new rate to try. `losses` holds the loss of each rate, `None` if its run diverged. If all diverged, the new rate is smaller.
     pub fn extend(&mut self, losses: &[Option<f64>], limit: usize) -> bool {
         let last = self.rates.len() - 1;
         if last == 0 || self.extensions >= limit {
@@ -38,7 +38,7 @@ impl RateGrid {
         true
     }
 
-    /// Whether the best rate is at an end, so that a better one may lie beyond it.
+    /// Whether the rate `index` is at an end of the grid, so that a better rate may lie beyond it.
     pub fn ends_at(&self, index: usize) -> bool {
         self.rates.len() > 1 && (index == 0 || index + 1 == self.rates.len())
     }

@@ -28,6 +28,10 @@ pub struct Report {
 
 impl Report {
     /// Writes the results in every format, the figures and the page into `folder`.
+    ///
+    /// # Errors
+    ///
+    /// The errors of drawing the figures and of writing the files.
     pub fn write(comparison: &Comparison, folder: &Path) -> Result<Self, ExperimentError> {
         let tables = tables(comparison);
         let report = Self {

@@ -1,4 +1,4 @@
-//! What the user asks to compare, before it is checked against a model and data.
+//! The request for a comparison, before it is checked against a model and data.
 
 use std::path::PathBuf;
 
@@ -6,16 +6,16 @@ use super::arm::Arm;
 use super::base_recipe::BaseRecipe;
 use super::sweep::Sweep;
 
-/// A comparison, as it is asked for.
+/// The request for a comparison.
 #[derive(Debug)]
 pub struct ComparisonRequest {
     /// Folder of the runs and results.
     pub folder: PathBuf,
-    /// What is compared.
+    /// The arms to compare.
     pub arms: Vec<Arm>,
-    /// Name of the arm that differences are to. Without such an arm they are to the first.
+    /// Name of the reference arm: reports give each row's difference to it. If no arm has this name, the first arm is the reference.
     pub reference: String,
-    /// Fields to try at several values.
+    /// The sweeps: fields that run at several values.
     pub sweeps: Vec<Sweep>,
     /// The learning rates to begin with.
     pub rates: RequestedRates,
@@ -25,7 +25,7 @@ pub struct ComparisonRequest {
     pub extend: usize,
     /// The settings of all runs.
     pub base: BaseRecipe,
-    /// Whether the user sets `train.eval_every`. Otherwise the plan does.
+    /// Whether the request sets `train.eval_every`. If not, the plan chooses it.
     pub sets_eval_every: bool,
 }
 
@@ -41,7 +41,7 @@ pub struct RequestedRates {
 }
 
 impl ComparisonRequest {
-    /// What is wrong with the arms and sweeps by themselves and together.
+    /// The first thing that is wrong with an arm or a sweep, or with two of them together.
     pub fn fault(&self) -> Option<String> {
         for (index, arm) in self.arms.iter().enumerate() {
             if let Some(fault) = arm.fault() {
@@ -66,6 +66,6 @@ impl ComparisonRequest {
         }
         let is_arm = |name: &str| self.arms.iter().any(|arm| arm.name == name);
         let stranger = self.rates.by_arm.iter().find(|(name, _)| !is_arm(name));
-        stranger.map(|(name, _)| format!("--lrs names {name}, which is not among the methods"))
+        stranger.map(|(name, _)| format!("learning rates are given for {name}, which is not among the methods"))
     }
 }

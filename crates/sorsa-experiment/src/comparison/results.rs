@@ -54,7 +54,7 @@ pub struct Comparison {
     pub sweep_runs: BTreeMap<String, Vec<RunResult>>,
     /// Every run once.
     pub runs: Vec<RunResult>,
-    /// Other fields that the arms and sweeps set; those of a column of their own are not among them.
+    /// Fields that the arms and sweeps set, except those with a column of their own.
     pub compared_fields: Vec<String>,
     /// Sentences about what the numbers show.
     pub findings: Vec<String>,
@@ -97,6 +97,10 @@ pub struct SweptValue {
 
 impl Comparison {
     /// Reads the finished runs of a plan. `target` is the validation loss for the times to a loss.
+    ///
+    /// # Errors
+    ///
+    /// The errors of reading the results of the runs.
     pub fn new(
         plan: &ComparisonPlan,
         runs: &ComparisonRuns,
@@ -163,7 +167,7 @@ fn find(results: &[RunResult], runs: &[RunSpec]) -> Vec<RunResult> {
     runs.iter().filter_map(|run| results.iter().find(|result| result.name == run.name)).cloned().collect()
 }
 
-/// The lowest loss that every chosen run reaches: the highest of their lowest losses.
+/// The lowest loss that all chosen runs reach: the maximum of their minima.
 fn loss_that_all_reach(results: &[RunResult], chosen: &[&RunSpec]) -> Option<f64> {
     let mut target: Option<f64> = None;
     for result in results.iter().filter(|result| !result.diverged) {

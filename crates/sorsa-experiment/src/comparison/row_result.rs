@@ -33,19 +33,19 @@ pub struct RowResult {
     pub loss: Option<Mean>,
     /// Share of right answers, over seeds and problems.
     pub accuracy: Option<AccuracyMean>,
-    /// Of every run of the row that was alone on the machine, at any rate; if none was, of every run.
+    /// Training speed of the row's runs that were alone on the machine, at any rate. If none was alone, of all its runs.
     pub tokens_per_s: Option<Spread>,
-    /// Of the seeds at the best rate.
+    /// Training time to the target loss, over the seeds at the best rate.
     pub seconds_to_target: Option<Spread>,
-    /// Of every run that was not resumed, at any rate.
+    /// Time of the start of all runs at any rate, except resumed ones.
     pub start_seconds: Option<Spread>,
-    /// The largest of all runs.
+    /// The largest peak memory of a run at the best rate.
     pub peak_memory_bytes: Option<u64>,
     /// Size of the saved adapter or weights.
     pub adapter_bytes: Option<u64>,
     /// Loss of the forgetting texts after training, minus the loss before, over seeds.
     pub forgetting: Option<Mean>,
-    /// Absent for the row that the others are compared with.
+    /// The difference to the row that this one is compared with. Absent for the reference row.
     pub difference: Option<Difference>,
 }
 
@@ -58,7 +58,7 @@ pub struct TriedRate {
     pub loss: Option<f64>,
 }
 
-/// Measured times or speeds. Their disturbances are not normal, so the report has the median and the extremes.
+/// Measured times or speeds. Their errors are not normally distributed, so reports give the median and the extremes.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Spread {
     /// The median.
@@ -96,14 +96,18 @@ pub struct Difference {
 }
 
 impl RowResult {
-    /// The results of a row. `chosen` are its runs at the best rate, `every` are all its runs, which tell what it costs.
+    /// Computes the results of a row. `chosen` are its runs at the best rate; `every` are all its runs, whose times are its cost.
+    ///
+    /// # Errors
+    ///
+    /// [`ExperimentError::Grading`] if the runs answered different numbers of problems.
     pub fn new(
         row: &ComparisonRow,
         chosen: &[RunResult],
         every: &[RunResult],
         base: &BaseResult,
     ) -> Result<Self, ExperimentError> {
-        // A mean over the seeds that did not diverge would flatter: if one diverged, there is no mean.
+        // If a seed diverged, there is no mean: a mean over the others would be too good.
         let mean = |of: &dyn Fn(&RunResult) -> Option<f64>| {
             let values: Option<Vec<f64>> = chosen.iter().map(of).collect();
             values.and_then(|values| Mean::of(&values))
@@ -149,7 +153,7 @@ impl RowResult {
     }
 }
 
-/// A row for each seed, with 1 for a right answer and 0 for a wrong one. No rows if a run was not tested.
+/// Answers of each seed: 1 if right, 0 if wrong. Empty if a run was not tested.
 fn answers(runs: &[RunResult]) -> Vec<Vec<f64>> {
     let row = |run: &RunResult| {
         let verdicts = run.verdicts.as_ref()?;
@@ -177,6 +181,10 @@ impl AccuracyMean {
 
 impl Difference {
     /// `after` minus `before`, whose row is named `to`.
+    ///
+    /// # Errors
+    ///
+    /// [`ExperimentError::Grading`] if the rows have different numbers of seeds or problems.
     pub fn new(to: String, before: &[RunResult], after: &[RunResult]) -> Result<Self, ExperimentError> {
         let losses = |runs: &[RunResult]| runs.iter().map(|run| run.loss_after).collect::<Option<Vec<_>>>();
         let loss = match (losses(before), losses(after)) {

@@ -1,4 +1,4 @@
-//! The conditions under which a run was made, which decide whether its times can be compared.
+//! The conditions of a run. They decide whether its times can be compared.
 
 use std::path::Path;
 
@@ -12,14 +12,14 @@ use crate::ExperimentError;
 pub struct RunConditions {
     /// The most jobs that were seen at work at the same time, this run included.
     pub concurrent: usize,
-    /// Whether the run was interrupted and resumed, so that the time of its start is not known.
+    /// Whether the run was interrupted and resumed. The time of its start is then unknown.
     pub resumed: bool,
 }
 
 const FILE: &str = "bench.json";
 
 impl RunConditions {
-    /// The conditions of the run in `folder`; the default if it has not begun.
+    /// Reads the conditions of the run in `folder`. A run that has not begun has the default.
     pub fn read(folder: &Path) -> Self {
         let Ok(text) = std::fs::read(folder.join(FILE)) else { return Self::default() };
         serde_json::from_slice(&text).unwrap_or_default()

@@ -13,7 +13,7 @@ use super::run_conditions::RunConditions;
 use super::run_spec::RunSpec;
 use crate::{Answer, ExperimentError, RunDir};
 
-/// A run, as the reports show it. A field is absent if nothing was measured.
+/// The results of a run. A field is absent if it was not measured.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct RunResult {
     /// Name of its folder.
@@ -24,7 +24,7 @@ pub struct RunResult {
     pub rank: Option<usize>,
     /// The peak learning rate.
     pub learning_rate: f64,
-    /// Values of the named fields besides the rank; none if a field has no effect.
+    /// Values of the named fields except the rank; `None` if a field has no effect.
     #[serde(flatten)]
     pub named: BTreeMap<&'static str, Option<f64>>,
     /// Values of the other fields that the arms and sweeps set.
@@ -32,7 +32,7 @@ pub struct RunResult {
     pub fields: BTreeMap<String, Value>,
     /// The seed of the data's order and of the random start.
     pub seed: u64,
-    /// Whether the loss was no number any more.
+    /// Whether the run diverged: its loss became infinite or not a number.
     pub diverged: bool,
     /// Optimizer steps done.
     pub steps: u64,
@@ -64,7 +64,7 @@ pub struct RunResult {
     pub peak_memory_bytes: Option<u64>,
     /// Size of the saved adapter or weights.
     pub adapter_bytes: Option<u64>,
-    /// The most jobs that were at work at the same time, this run included.
+    /// The largest number of jobs that ran at the same time, including this run.
     pub concurrent: usize,
     /// Whether the run was interrupted and resumed.
     pub resumed: bool,
@@ -97,13 +97,17 @@ pub struct BaseResult {
     pub text_loss: Option<f64>,
 }
 
-/// The validation loss of a finished run; none if it diverged.
+/// The validation loss of a finished run; `None` if it diverged.
 pub fn validation_loss(folder: &Path) -> Option<f64> {
     RunDir::new(folder).summary().ok()?.loss_after
 }
 
 impl RunResult {
-    /// Reads a finished run. `compared_fields` are those to report by their paths.
+    /// Reads a finished run. `compared_fields` are the fields that reports name by their paths.
+    ///
+    /// # Errors
+    ///
+    /// The errors of reading the files of the run and of its measurements.
     pub fn read(
         run: &RunSpec,
         compared_fields: &[String],
@@ -192,6 +196,10 @@ impl RunResult {
 
 impl BaseResult {
     /// Reads the results of the model before training.
+    ///
+    /// # Errors
+    ///
+    /// The errors of reading the result files.
     pub fn read(measurements: &Measurements) -> Result<Self, ExperimentError> {
         let files = measurements.files(MeasuredModel::Base);
         let accuracy = verdicts(&files)?.as_deref().and_then(accuracy);

@@ -1,4 +1,4 @@
-//! The runs of a comparison: which there are, where they lie, and what the search for learning rates asks for next.
+//! The runs of a comparison, their folders, and the runs that the search for learning rates needs next.
 
 use std::path::PathBuf;
 
@@ -63,7 +63,11 @@ pub struct ComparisonRuns {
 }
 
 impl ComparisonRuns {
-    /// The runs that come first: the first seed at each rate.
+    /// The first runs: the first seed at each rate.
+    ///
+    /// # Errors
+    ///
+    /// The errors of the recipes.
     pub fn new(plan: &ComparisonPlan) -> Result<Self, ExperimentError> {
         let mut rows = Vec::new();
         for (row, grid) in plan.rows.iter().zip(&plan.grids) {
@@ -78,8 +82,11 @@ impl ComparisonRuns {
         self.rows.iter().flat_map(|row| &row.tried).collect()
     }
 
-    /// Reads the losses of the tried runs, which are finished. Returns whether a grid was extended, so that there is a new
-    /// rate to try.
+    /// Reads the losses of the tried runs, which must be finished. Returns whether it extended a grid, so that a new rate is to be tried.
+    ///
+    /// # Errors
+    ///
+    /// The errors of the recipes.
     pub fn extend_grids(&mut self, plan: &ComparisonPlan) -> Result<bool, ExperimentError> {
         let mut extended = false;
         for row in &mut self.rows {
@@ -94,6 +101,10 @@ impl ComparisonRuns {
     }
 
     /// Adds the runs of every seed at the best rates.
+    ///
+    /// # Errors
+    ///
+    /// The errors of the recipes.
     pub fn choose(&mut self, plan: &ComparisonPlan) -> Result<(), ExperimentError> {
         for row in &mut self.rows {
             let Some(best) = row.best else { continue };
@@ -111,10 +122,14 @@ impl ComparisonRuns {
     }
 
     /// Adds the runs of the sweeps: the first seed at the best rate of each swept row.
+    ///
+    /// # Errors
+    ///
+    /// The errors of the recipes.
     pub fn sweep(&mut self, plan: &ComparisonPlan) -> Result<(), ExperimentError> {
         for (index, planned) in plan.sweeps.iter().enumerate() {
             for &row in &planned.rows {
-                // There is no best rate if every rate diverged.
+                // If every rate diverged, there is no best rate.
                 let Some(first) = self.rows[row].chosen.first() else { continue };
                 let mut runs = Vec::new();
                 for field in planned.fields() {

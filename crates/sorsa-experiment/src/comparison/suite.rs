@@ -56,7 +56,11 @@ struct SuiteSweep {
 }
 
 impl Suite {
-    /// Reads the text of a suite file. An error is one line.
+    /// Reads the text of a suite file.
+    ///
+    /// # Errors
+    ///
+    /// The line, and what is wrong in it.
     pub fn parse(text: &str) -> Result<Self, String> {
         let file: SuiteFile = toml::from_str(text).map_err(|error| {
             let line = error.span().map_or(1, |span| text[..span.start].matches('\n').count() + 1);

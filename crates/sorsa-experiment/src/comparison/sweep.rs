@@ -26,9 +26,9 @@ pub struct Sweep {
     pub values: Vec<Value>,
     /// How the values are run.
     pub mode: SweepMode,
-    /// Names of the arms to sweep. Empty: every arm that the field has an effect on and that does not set the field itself.
+    /// Names of the arms to sweep. If empty, every arm on which the field has an effect, unless the arm sets the field itself.
     pub arms: Vec<String>,
-    /// Whether the comparison does without the sweep if it has no arm. Otherwise that is an error.
+    /// Whether a sweep without an arm is left out. Otherwise it is an error.
     pub optional: bool,
 }
 
@@ -43,6 +43,10 @@ impl Sweep {
     }
 
     /// Reads `field=value,value,..`.
+    ///
+    /// # Errors
+    ///
+    /// What was expected, and the text.
     pub fn parse(text: &str) -> Result<Self, String> {
         match text.split_once('=') {
             Some((field, values)) if !field.is_empty() && !values.is_empty() => {
@@ -62,17 +66,17 @@ impl Sweep {
         format!("{}s", self.label())
     }
 
-    /// What is wrong with the sweep by itself.
+    /// The first thing that is wrong with the sweep alone.
     pub fn fault(&self) -> Option<String> {
         let field = &self.field;
         if let Some(reason) = reason_against(field) {
             return Some(format!("a sweep of {field} makes no comparison: {reason}"));
         }
         if field == LEARNING_RATE {
-            return Some(format!("a comparison searches {field} itself: --lrs gives the rates to try"));
+            return Some(format!("a comparison searches {field} itself: name the learning rates to try instead"));
         }
         if field == METHOD {
-            return Some(format!("each method is an arm: --methods takes the place of a sweep of {field}"));
+            return Some(format!("each method is an arm: name the methods to compare instead of a sweep of {field}"));
         }
         if self.values.is_empty() {
             return Some(format!("the sweep of {field} has no values"));
@@ -103,7 +107,7 @@ mod tests {
         let fault = |text: &str| Sweep::parse(text).unwrap().fault();
         assert_eq!(fault("adapter.alpha=8,16"), None);
         assert_eq!(fault("adapter.alpha=8,8").unwrap(), "the sweep of adapter.alpha has 8 twice");
-        assert!(fault("train.seed=1,2").unwrap().contains("--seeds"));
-        assert!(fault("train.optimizer.learning_rate=1e-3").unwrap().contains("--lrs"));
+        assert!(fault("train.seed=1,2").unwrap().contains("seeds of its own"));
+        assert!(fault("train.optimizer.learning_rate=1e-3").unwrap().contains("learning rates to try"));
     }
 }

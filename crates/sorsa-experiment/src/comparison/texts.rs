@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::results::Comparison;
 use super::tables::Table;
-use sorsa_report::table::{aligned, latex_text, markdown as markdown_table};
+use sorsa_report::table::{aligned, latex_row, latex_text, markdown as markdown_table, markdown_text, one_line};
 
 /// Tables with aligned columns, then the findings, and the folder of the files.
 pub fn plain(comparison: &Comparison, tables: &[Table], folder: &Path) -> String {
@@ -25,14 +25,14 @@ pub fn plain(comparison: &Comparison, tables: &[Table], folder: &Path) -> String
 
 /// Tables in Markdown, then the findings and notes.
 pub fn markdown(comparison: &Comparison, tables: &[Table]) -> String {
-    let mut text = format!("# {}\n\n", comparison.title());
+    let mut text = format!("# {}\n\n", markdown_text(&comparison.title()));
     for table in tables {
         let rows = markdown_table(&table.rows);
-        text.push_str(&format!("{}.\n\n{rows}\n", table.caption));
+        text.push_str(&format!("{}.\n\n{rows}\n", markdown_text(&table.caption)));
     }
     for (heading, lines) in [("What is shown", &comparison.findings), ("How it was made", &comparison.notes)] {
         if !lines.is_empty() {
-            let items: String = lines.iter().map(|line| format!("- {line}\n")).collect();
+            let items: String = lines.iter().map(|line| format!("- {}\n", markdown_text(line))).collect();
             text.push_str(&format!("## {heading}\n\n{items}\n"));
         }
     }
@@ -41,9 +41,9 @@ pub fn markdown(comparison: &Comparison, tables: &[Table]) -> String {
 
 /// A `table` environment for each table, for a paper that loads booktabs. The findings and notes come first, in comments.
 pub fn latex(comparison: &Comparison, tables: &[Table]) -> String {
-    let mut text = format!("% {}\n", comparison.title());
+    let mut text = format!("% {}\n", one_line(&comparison.title()));
     for line in comparison.findings.iter().chain(&comparison.notes) {
-        text.push_str(&format!("% {line}\n"));
+        text.push_str(&format!("% {}\n", one_line(line)));
     }
     for table in tables {
         let columns = table.rows.first().map_or(0, Vec::len);
@@ -55,7 +55,7 @@ pub fn latex(comparison: &Comparison, tables: &[Table]) -> String {
         ));
         for (index, row) in table.rows.iter().enumerate() {
             let cells: Vec<String> = row.iter().map(|cell| math(cell)).collect();
-            text.push_str(&format!("{} \\\\\n", cells.join(" & ")));
+            text.push_str(&latex_row(&cells));
             if index == 0 {
                 text.push_str("\\midrule\n");
             }
@@ -67,7 +67,7 @@ pub fn latex(comparison: &Comparison, tables: &[Table]) -> String {
 
 /// A cell with its special characters escaped and the minus signs of its numbers in math mode.
 fn math(cell: &str) -> String {
-    let mut text = latex_text(cell).replace('^', "\\^{}");
+    let mut text = latex_text(cell);
     for (before, after) in [(" -", " $-$"), ("[-", "[$-$")] {
         text = text.replace(before, after);
     }

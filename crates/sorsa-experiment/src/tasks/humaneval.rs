@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use sorsa_data::{Encoder, Record, TemplateName};
-use sorsa_grading::code::program;
+use sorsa_grading::code::function;
 use sorsa_grading::grade::Score;
 use sorsa_grading::stats::Proportion;
 use sorsa_models::CausalLm;
@@ -17,7 +17,7 @@ use crate::continuation::{AnswerOptions, Continuation, Prompts};
 use crate::error::ExperimentError;
 use crate::inputs::encode_problems;
 use crate::observer::Observer;
-use crate::sandbox::{CodeExecution, Isolation, Sandbox, TestResult};
+use crate::sandbox::{CodeExecution, Isolation, Sandbox, TestResult, Trial};
 use crate::scoreboard::{PassRate, reported};
 
 /// The task.
@@ -75,6 +75,13 @@ struct Problem {
     test: String,
 }
 
+impl Problem {
+    /// The test of a completion's source.
+    fn trial<'a>(&'a self, source: &'a str) -> Trial<'a> {
+        Trial { prompt: &self.prompt, source, test: &self.test, entry_point: &self.entry_point }
+    }
+}
+
 /// Problems in tokens, and the sandbox that runs completions.
 struct Functions {
     problems: Vec<Problem>,
@@ -87,8 +94,8 @@ impl Functions {
     /// Runs the tests of a completion.
     fn judge(&self, completion: Continuation) -> Result<Answer, ExperimentError> {
         let problem = &self.problems[completion.index];
-        let program = program(&problem.prompt, &completion.text, &problem.test, &problem.entry_point);
-        let (passed, error) = match self.sandbox.run(&program)? {
+        let source = function(&problem.prompt, &completion.text, &problem.entry_point);
+        let (passed, error) = match self.sandbox.run(&problem.trial(&source))? {
             TestResult::Passed => (true, None),
             TestResult::Failed(error) => (false, Some(error)),
             TestResult::TimedOut => (false, Some("timed out".to_owned())),
@@ -140,9 +147,11 @@ impl Problems for Functions {
         }
         let pass = |k: u64| PassRate::of(counts.values().copied(), k);
         let (total, passed) = (answers.len(), answers.iter().filter(|answer| answer.is_correct()).count());
-        let (isolation, held) = match self.sandbox.isolation() {
-            Isolation::Namespaces => ("namespaces", "without network"),
-            Isolation::Limits => ("limits", "within limits of time and memory, but with network"),
+        let isolation = self.sandbox.isolation();
+        let held = match isolation {
+            Isolation::Container => "without network and files",
+            Isolation::Namespaces => "without network",
+            Isolation::Limits => "within limits of time and memory, but with network",
         };
         let mut pass_at = Map::new();
         let mut table = vec![["programs", "problems", "passed"].map(str::to_owned).to_vec()];
@@ -163,7 +172,7 @@ impl Problems for Functions {
                 ("resumed", json!(effort.resumed)),
                 ("passed", json!(passed)),
                 ("pass_at", json!(pass_at)),
-                ("isolation", json!(isolation)),
+                ("isolation", json!(isolation.name())),
                 ("seconds", json!(effort.seconds)),
             ]
             .map(|(name, value)| (name.to_owned(), value)),
@@ -201,7 +210,8 @@ mod tests {
             let problem = &problems[index];
             let row: serde_json::Value = serde_json::from_str(lines[index]).unwrap();
             let run = |completion: &str| {
-                sandbox.run(&program(&problem.prompt, completion, &problem.test, &problem.entry_point)).unwrap()
+                let source = function(&problem.prompt, completion, &problem.entry_point);
+                sandbox.run(&problem.trial(&source)).unwrap()
             };
             let solution = row["canonical_solution"].as_str().unwrap();
             let begins_again = format!("{solution}\n\n{}    return None\n", problem.prompt);

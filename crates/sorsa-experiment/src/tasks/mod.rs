@@ -1,4 +1,4 @@
-//! What models are asked. A task recognises its files, reads problems, asks a model and counts what is right.
+//! Tasks. A task recognises its files, reads problems, has a model answer them, and scores the answers.
 //!
 //! [`TASKS`] is the list of all; a new task is a file here and a line in it.
 
@@ -96,7 +96,7 @@ pub struct ProblemSource<'a> {
     pub config: &'a ModelConfig,
     /// Tokens that a prompt and its answer may have together.
     pub context: usize,
-    /// How programs are run that the model writes; absent, that is not allowed.
+    /// Limits of programs that the model writes. If absent, no program may run.
     pub code: Option<&'a CodeExecution>,
 }
 

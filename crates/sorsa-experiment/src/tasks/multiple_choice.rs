@@ -355,4 +355,24 @@ mod tests {
             assert_eq!(text.trim(), choice.text);
         }
     }
+
+    #[test]
+    fn each_choice_is_as_likely_as_in_transformers() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/multiple_choice/questions.jsonl");
+        let host = Host::cpu(Device::flex());
+        let loaded = LoadedModel::load("embedded", WeightFormat::F32, &host).unwrap();
+        let options = EncodeOptions { max_length: usize::MAX, ..EncodeOptions::default() };
+        let encoder = loaded.encoder(TemplateName::Raw, options).unwrap();
+        for line in std::fs::read_to_string(path).unwrap().lines() {
+            let row: Value = serde_json::from_str(line).unwrap();
+            let question = Question::new(1, Row::checked(row.clone()).unwrap(), &encoder, 256).unwrap();
+            for (index, choice) in question.choices.iter().enumerate() {
+                let (mean, tokens) = choice.loss(&loaded.model);
+                assert_eq!(tokens as u64, row["tokens"][index], "{}", choice.text);
+                let expected = row["log_likelihoods"][index].as_f64().unwrap();
+                let found = -mean * tokens as f64;
+                assert!((found - expected).abs() < 1e-3, "{}: {found}, not {expected}", choice.text);
+            }
+        }
+    }
 }

@@ -83,7 +83,7 @@ impl Measure {
         }
     }
 
-    /// Ratios are averaged as ratios: one weight near singular would be all that an arithmetic mean shows.
+    /// The mean of ratios is geometric: in an arithmetic mean, one nearly singular weight would hide all others.
     fn is_ratio(self) -> bool {
         matches!(self, Self::Kappa | Self::KappaPart)
     }

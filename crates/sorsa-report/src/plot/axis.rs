@@ -1,4 +1,4 @@
-//! From values to places on an axis: the span that is shown and its labelled ticks.
+//! Maps values to places on an axis, and chooses its span and labelled ticks.
 
 use super::{Axis, Scale};
 
@@ -78,7 +78,7 @@ fn log_ticks(low: f64, high: f64) -> Vec<f64> {
         .flat_map(|exponent| factors.iter().map(move |factor| factor * 10f64.powi(exponent)))
         .filter(inside)
         .collect();
-    // A span shorter than from 1 to 2 is as good as linear.
+    // If the end is less than twice the start, a logarithmic axis looks linear.
     if ticks.len() < 2 { linear_ticks(10f64.powf(low), 10f64.powf(high)) } else { ticks }
 }
 

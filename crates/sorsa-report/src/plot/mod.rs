@@ -53,7 +53,7 @@ pub struct Axis {
 pub enum Scale {
     /// Equal differences are equal lengths; only the part with values is shown.
     Linear,
-    /// Linear from 0, as the axis of a quantity should be whose ratios are to be read.
+    /// Linear from 0: lengths of bars then have the ratio of their values.
     FromZero,
     /// Equal ratios are equal lengths. Values that are not positive are left out.
     Log,
@@ -108,7 +108,7 @@ impl Point {
 }
 
 impl Series {
-    /// A series of what can be made points.
+    /// A series of points.
     pub fn new<P: Into<Point>>(name: impl Into<String>, marks: Marks, points: impl IntoIterator<Item = P>) -> Self {
         Self { name: name.into(), marks, points: points.into_iter().map(Into::into).collect() }
     }

@@ -1,4 +1,4 @@
-//! Pixels: what the drawing library asks for, drawn with smooth edges and the embedded font.
+//! Draws pixels for the drawing library, with smooth edges and the embedded font.
 
 use std::convert::Infallible;
 

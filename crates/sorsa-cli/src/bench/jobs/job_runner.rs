@@ -45,7 +45,7 @@ impl JobRunner {
     }
 
     /// Does every job that is not done, and waits for the jobs that another process has begun. Returns how many jobs this
-    /// process did. `describe` says what came of a job.
+    /// process did. `describe` gives the line to print about a finished job.
     ///
     /// # Errors
     ///
@@ -109,7 +109,7 @@ impl JobRunner {
         }
     }
 
-    /// The lock of a job, if nobody holds it.
+    /// Takes the lock of a job. `None` if another process holds it.
     fn lock(&self, name: &str) -> anyhow::Result<Option<File>> {
         let path = self.locks.join(name);
         let fault = || format!("cannot lock {}", path.display());
