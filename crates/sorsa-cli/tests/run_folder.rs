@@ -22,6 +22,9 @@ const OPTIONS: [&str; 10] = [
     "data.template=question",
 ];
 
+/// A name, and what is done to a folder.
+type Damage<'a> = (&'a str, &'a dyn Fn(&Path));
+
 fn train(place: &Place, run: &str) {
     place.finetune(&OPTIONS).args(["--run-dir", run]).succeed();
 }
@@ -172,7 +175,7 @@ fn a_damaged_checkpoint_costs_the_steps_since_the_one_before() {
         bytes[last] ^= 1;
         std::fs::write(path, bytes).unwrap();
     };
-    let damages: [(&str, &dyn Fn(&Path)); 7] = [
+    let damages: [Damage; 7] = [
         ("flipped", &|folder| flip(&folder.join("parameters.safetensors"))),
         ("flipped-moments", &|folder| flip(&folder.join("optimizer.safetensors"))),
         ("other-state", &|folder| {
@@ -256,7 +259,7 @@ fn what_a_power_failure_leaves_of_a_log_is_cut_with_a_word() {
 fn a_run_whose_start_is_damaged_says_so_in_one_error() {
     let place = Place::new();
     train(&place, "whole");
-    let damages: [(&str, &dyn Fn(&Path)); 4] = [
+    let damages: [Damage; 4] = [
         ("cut", &|start| std::fs::write(start.join("adapter.safetensors"), "cut").unwrap()),
         ("gone", &|start| std::fs::remove_file(start.join("adapter.json")).unwrap()),
         ("none", &|start| std::fs::remove_dir_all(start).unwrap()),
