@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::prelude::Device;
+use sorsa_adapter::Attached;
 use sorsa_checkpoint::hub::{HubOptions, HubProgress};
 use sorsa_experiment::adapter::{BaseModel, LoadedAdapter};
 use sorsa_experiment::embedded::EmbeddedFiles;
@@ -110,10 +111,16 @@ impl NamedModel {
         Ok(Self { name: name.to_owned(), folder, model })
     }
 
-    /// Reads an adapter for the model, and warns of whatever is odd about it.
-    pub fn adapter(self, adapter: &Path) -> anyhow::Result<LoadedAdapter> {
+    /// Reads an adapter for the model. Whatever is odd about it is told to the observer.
+    pub fn adapter(self, adapter: &Path, observer: &mut dyn Observer) -> anyhow::Result<LoadedAdapter> {
         let base = BaseModel { name: &self.name, folder: &self.folder };
-        Ok(LoadedAdapter::read(self.model, base, adapter, &mut Warnings)?)
+        Ok(LoadedAdapter::read(self.model, base, adapter, observer)?)
+    }
+
+    /// Attaches an adapter to the model, and warns of whatever is odd about it.
+    pub fn with_adapter(self, adapter: &Path) -> anyhow::Result<Attached<CausalLm>> {
+        let base = BaseModel { name: &self.name, folder: &self.folder };
+        Ok(LoadedAdapter::read_and_attach(self.model, base, adapter, &mut Warnings)?)
     }
 }
 
@@ -141,6 +148,25 @@ impl Observer for Warnings {
     fn on_event(&mut self, event: Event<'_>) {
         if let Event::AdapterDoubted { folder, doubt } = event {
             warn(format_args!("{}: {doubt}", folder.display()));
+        }
+    }
+}
+
+/// Keeps the doubts about an adapter until it is known that there is no error.
+#[derive(Default)]
+pub struct DelayedWarnings(Vec<String>);
+
+impl DelayedWarnings {
+    /// Prints them.
+    pub fn print(self) {
+        self.0.iter().for_each(warn);
+    }
+}
+
+impl Observer for DelayedWarnings {
+    fn on_event(&mut self, event: Event<'_>) {
+        if let Event::AdapterDoubted { folder, doubt } = event {
+            self.0.push(format!("{}: {doubt}", folder.display()));
         }
     }
 }

@@ -88,13 +88,24 @@ impl LoadedAdapter {
         loaded
     }
 
-    /// Attaches the adapter to its model.
+    /// [`read`](Self::read), and attaches the adapter. What is odd about an adapter that does not fit is not told: the error
+    /// is enough.
     ///
     /// # Errors
     ///
-    /// [`ExperimentError::Adapter`].
-    pub fn attach(self) -> Result<Attached<CausalLm>, ExperimentError> {
-        Ok(self.saved.attach(self.model)?)
+    /// As [`read`](Self::read).
+    pub fn read_and_attach(
+        model: CausalLm,
+        base: BaseModel<'_>,
+        folder: &Path,
+        observer: &mut dyn Observer,
+    ) -> Result<Attached<CausalLm>, ExperimentError> {
+        let mut doubts = Vec::new();
+        let Self { model, saved } = Self::read(model, base, folder, &mut Collected(&mut doubts))?;
+        let attached = saved.attach(model)?;
+        let folder = adapter_folder(folder)?;
+        doubts.iter().for_each(|doubt| tell(doubt, &folder, observer));
+        Ok(attached)
     }
 }
 

@@ -57,7 +57,7 @@ impl LoadedModel {
     /// See [`LoadedAdapter::read`].
     pub fn with_adapter(self, folder: &Path, observer: &mut dyn Observer) -> Result<Self, ExperimentError> {
         let base = BaseModel { name: &self.name, folder: &self.folder };
-        let attached = LoadedAdapter::read(self.model, base, folder, observer)?.attach()?;
+        let attached = LoadedAdapter::read_and_attach(self.model, base, folder, observer)?;
         Ok(Self { model: attached.model, ..self })
     }
 

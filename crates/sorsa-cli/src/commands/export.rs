@@ -22,7 +22,7 @@ use crate::device;
 use crate::exit::{OrBadInput, bad_input};
 use crate::format::print;
 use crate::progress::Style;
-use crate::session::{NamedModel, model_folder, model_of_run, warn};
+use crate::session::{DelayedWarnings, NamedModel, model_folder, model_of_run, warn};
 
 /// A model, its name, its files and an adapter of it.
 struct Trained {
@@ -36,7 +36,13 @@ impl Trained {
         let adapter = args.adapter.as_deref().context("the form asks for an adapter")?;
         let named = NamedModel::load(name, device)?;
         let folder = named.folder.clone();
-        Ok(Self { name: name.to_owned(), folder, adapter: named.adapter(adapter)? })
+        let mut warnings = DelayedWarnings::default();
+        let adapter = named.adapter(adapter, &mut warnings)?;
+        if matches!(args.format, ExportFormat::Peft | ExportFormat::GgufLora) {
+            check_tied(&adapter.model, &adapter.saved)?;
+        }
+        warnings.print();
+        Ok(Self { name: name.to_owned(), folder, adapter })
     }
 }
 
@@ -113,7 +119,6 @@ fn check(args: &ExportArgs) -> anyhow::Result<()> {
 /// The adapter in PEFT's form. If it is approximated, prints the error.
 fn peft(trained: &Trained, args: &ExportArgs) -> anyhow::Result<PeftAdapter> {
     let LoadedAdapter { model, saved } = &trained.adapter;
-    check_tied(model, saved)?;
     let form = if args.as_trained { PeftForm::AsTrained } else { PeftForm::Difference };
     let (base_model, revision) = base_for_others(&trained.name, &trained.folder);
     let options = PeftExport { form, rank: args.rank, base_model, revision };

@@ -22,7 +22,7 @@ pub fn run(args: &ImportArgs) -> anyhow::Result<()> {
     PeftAdapter::check_folder(&args.out).or_bad_input()?;
     let named = NamedModel::load(&args.model, &device)?;
     let saved = match (PeftAdapter::is_in(&args.from), &args.start) {
-        (true, None) => named.adapter(&args.from)?.saved,
+        (true, None) => named.adapter(&args.from, &mut Warnings)?.saved,
         (true, Some(start)) => {
             let base = BaseModel { name: &named.name, folder: &named.folder };
             LoadedAdapter::read_with_start(named.model, base, &args.from, start, &mut Warnings)?.saved

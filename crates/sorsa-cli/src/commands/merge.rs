@@ -85,7 +85,7 @@ impl Merged {
         let Some(adapter) = adapter else {
             return Ok(Self { base, model: named.model, changed: BTreeSet::new() });
         };
-        let attached = named.adapter(adapter)?.attach()?;
+        let attached = named.with_adapter(adapter)?;
         let adapted = attached.state.modules.iter().map(|module| format!("{}.weight", module.path));
         let whole = attached.trainable.iter().map(|parameter| parameter.name.clone());
         let changed = adapted.chain(whole).collect();

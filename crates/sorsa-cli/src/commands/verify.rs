@@ -60,7 +60,7 @@ pub fn run(args: &VerifyArgs) -> anyhow::Result<()> {
     let device = device::open(args.device.backend, args.device.device)?;
     let named = NamedModel::load(&args.model, &device)?;
     let model = match &args.adapter {
-        Some(adapter) => named.adapter(adapter)?.attach()?.model,
+        Some(adapter) => named.with_adapter(adapter)?.model,
         None => named.model,
     };
     let mut checks = Vec::new();
