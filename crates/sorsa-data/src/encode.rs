@@ -271,13 +271,22 @@ impl Encoder {
         self.encode_continued(record, "", usize::MAX)
     }
 
+    /// The text of the prompt of a record, with the texts of its special tokens and the prompt suffix.
+    ///
+    /// # Errors
+    ///
+    /// If the template cannot render the record.
+    pub fn prompt_text(&self, record: &Record) -> Result<String, DataError> {
+        Ok(self.template.prompt(record)? + &self.options.prompt_suffix)
+    }
+
     /// Encodes the prompt of a record and a text after it, such as a choice whose likelihood is asked for.
     ///
     /// # Errors
     ///
     /// Those of [`encode_prompt`](Self::encode_prompt), and [`DataError::PromptTooLong`] for more than `longest` tokens.
     pub fn encode_continued(&self, record: &Record, continuation: &str, longest: usize) -> Result<Vec<u32>, DataError> {
-        let text = self.template.prompt(record)? + &self.options.prompt_suffix + continuation;
+        let text = self.prompt_text(record)? + continuation;
         let part = beginning(&self.tokenizer, &text, longest)?;
         let mut ids = match self.template {
             PromptTemplate::Chat(_) => Vec::new(),

@@ -52,7 +52,7 @@ impl GradedProblems {
             task_id: None,
             level: record.level.clone(),
             kind: record.kind.clone(),
-            prompt: self.encoder.tokenizer().decode(&self.prompts[continuation.index])?,
+            prompt: self.encoder.prompt_text(&self.records[continuation.index])?,
             expected: Some(expected.to_owned()),
             generated: continuation.text,
             tokens: continuation.tokens,
