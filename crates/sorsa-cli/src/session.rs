@@ -1,6 +1,6 @@
 //! Fills in a [`Host`] from the arguments and the environment: device, hub, caches.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use sorsa_checkpoint::hub::{HubOptions, HubProgress};
@@ -10,6 +10,7 @@ use sorsa_experiment::{Host, Sources};
 
 use crate::args::DeviceArgs;
 use crate::device;
+use crate::exit::OrBadInput;
 use crate::progress::{Progress, Style};
 
 pub use sorsa_experiment::create_folder;
@@ -29,7 +30,7 @@ pub fn host(args: &DeviceArgs, style: Style) -> anyhow::Result<Host> {
         fused_operations: device::is_flex(&device),
         placement: args.backend.svd_placement(),
         cache: cache_folder(),
-        sources: sources(style),
+        sources: sources(style)?,
         code: None,
         machine: format!("{} {}, {cores} cores", std::env::consts::OS, std::env::consts::ARCH),
         device,
@@ -37,20 +38,11 @@ pub fn host(args: &DeviceArgs, style: Style) -> anyhow::Result<Host> {
 }
 
 /// Where models and data come from, by the environment.
-pub fn sources(style: Style) -> Sources {
-    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-    let hub = HubOptions {
-        endpoint: variable("HF_ENDPOINT"),
-        cache_dir: variable("HF_HUB_CACHE")
-            .map(PathBuf::from)
-            .or_else(|| variable("HF_HOME").map(|home| Path::new(&home).join("hub")))
-            .or_else(|| variable("HOME").map(|home| Path::new(&home).join(".cache/huggingface/hub"))),
-        token: variable("HF_TOKEN"),
-        offline: variable("HF_HUB_OFFLINE").is_some_and(|value| value != "0"),
-        progress: (style != Style::Quiet).then(|| Arc::new(download_progress(style)) as _),
-        ..HubOptions::default()
-    };
-    Sources { embedded: embedded_files(), hub }
+pub fn sources(style: Style) -> anyhow::Result<Sources> {
+    let home = std::env::home_dir();
+    let mut hub = HubOptions::from_environment(|name| std::env::var(name).ok(), home.as_deref()).or_bad_input()?;
+    hub.progress = (style != Style::Quiet).then(|| Arc::new(download_progress(style)) as _);
+    Ok(Sources { embedded: embedded_files(), hub })
 }
 
 /// The embedded model and task.
@@ -72,7 +64,7 @@ pub fn remove_temporary() {
 
 /// The folder of a model: the embedded one, a folder, or a repository that is fetched from the hub.
 pub fn model_folder(name: &str, style: Style) -> anyhow::Result<PathBuf> {
-    Ok(sorsa_experiment::model::model_folder(name, &sources(style))?)
+    Ok(sorsa_experiment::model::model_folder(name, &sources(style)?)?)
 }
 
 /// How programs are run that a model writes, with the temporary folder and the search path of this process.
