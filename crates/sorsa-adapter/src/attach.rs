@@ -8,13 +8,14 @@ use burn::nn::DropoutConfig;
 use burn::prelude::*;
 use burn::tensor::{DType, FloatDType};
 use rayon::prelude::*;
+use sorsa_files::NamedTensors;
 use sorsa_linalg::SvdOptions;
 use sorsa_linalg::tensor::Placement;
 
 use crate::cache::{SvdCache, fingerprint};
 use crate::config::{AdapterConfig, RankAndScale};
 use crate::error::AdapterError;
-use crate::factors::{FactorSet, NamedTensors};
+use crate::factors::FactorSet;
 use crate::method::{FactoredDefinition, StartsFrom};
 use crate::parameters::{
     Parameter, Trainable, factor_path, has_adapter, linear_layers, module_of, parameters, trainable, weights,

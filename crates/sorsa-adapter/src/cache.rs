@@ -4,12 +4,11 @@ use std::path::{Path, PathBuf};
 
 use burn::prelude::*;
 use burn::tensor::{DType, FloatDType};
-use sorsa_files::ContentHash;
+use sorsa_files::{ContentHash, HostTensor, NamedTensors, read_tensors, write_tensors};
 use sorsa_linalg::SvdOptions;
 
 use crate::error::AdapterError;
-use crate::factors::{HostTensor, NamedTensors, Principal};
-use crate::files::{read_tensors, write_tensors};
+use crate::factors::Principal;
 
 /// A folder of decomposed weights. Entries are written atomically; one that cannot be read is computed again.
 pub(crate) struct SvdCache {
@@ -68,7 +67,7 @@ impl SvdCache {
             ("vt".to_owned(), vt.clone()),
             ("residual".to_owned(), HostTensor::new([1], vec![entry.residual as f32])),
         ]);
-        write_tensors(&self.file(fingerprint, rank, options), &tensors)
+        Ok(write_tensors(&self.file(fingerprint, rank, options), &tensors)?)
     }
 }
 

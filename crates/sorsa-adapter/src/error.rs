@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use sorsa_files::{FileError, TensorError};
+
 /// Why an adapter could not be attached, saved or loaded.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -48,6 +50,21 @@ pub enum AdapterError {
         /// The error of the operating system.
         source: std::io::Error,
     },
+}
+
+impl From<TensorError> for AdapterError {
+    fn from(error: TensorError) -> Self {
+        match error {
+            TensorError::Io { path, source } => Self::Io { path, source },
+            TensorError::Malformed { path, reason } => Self::Malformed { path, reason },
+        }
+    }
+}
+
+impl From<FileError> for AdapterError {
+    fn from(error: FileError) -> Self {
+        TensorError::from(error).into()
+    }
 }
 
 /// Joins the first faults and counts the rest.

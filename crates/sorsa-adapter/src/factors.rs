@@ -1,26 +1,12 @@
-//! Factors of a method: names, shapes and products; and the tensors on the host that are saved, loaded, cached and turned
-//! into parameters.
+//! Factors of a method: names, shapes and products.
 
 use std::collections::BTreeMap;
 
-use burn::module::Param;
-use burn::prelude::*;
-use burn::tensor::DType;
-use sorsa_linalg::faer::{Mat, MatRef, Scale};
+use sorsa_files::HostTensor;
+use sorsa_linalg::faer::{Mat, Scale};
 
+use crate::host_tensor::HostTensorExt;
 use crate::parameters::ParameterGroup;
-
-/// An f32 tensor in row-major order.
-#[derive(Debug, Clone, PartialEq)]
-pub struct HostTensor {
-    /// Axes.
-    pub shape: Vec<usize>,
-    /// Elements, row-major.
-    pub values: Vec<f32>,
-}
-
-/// Tensors by name.
-pub type NamedTensors = BTreeMap<String, HostTensor>;
 
 /// The factors of one module, by their short names.
 pub(crate) type FactorSet = BTreeMap<&'static str, HostTensor>;
@@ -108,73 +94,4 @@ pub(crate) struct Principal {
     pub u: HostTensor,
     pub s: Vec<f32>,
     pub vt: HostTensor,
-}
-
-impl HostTensor {
-    /// A tensor from its shape and elements.
-    ///
-    /// # Panics
-    ///
-    /// Panics where their number differs from the product of the shape.
-    pub fn new(shape: impl Into<Vec<usize>>, values: Vec<f32>) -> Self {
-        let shape = shape.into();
-        assert_eq!(shape.iter().product::<usize>(), values.len(), "elements of a tensor of shape {shape:?}");
-        Self { shape, values }
-    }
-
-    /// A copy of a burn tensor of any float dtype.
-    pub fn from_tensor<const D: usize>(tensor: Tensor<D>) -> Self {
-        let shape = tensor.dims().to_vec();
-        let values = tensor.into_data().convert::<f32>().try_into_vec::<f32>().expect("converted to f32");
-        Self { shape, values }
-    }
-
-    /// A tensor of two axes as faer sees it.
-    ///
-    /// # Panics
-    ///
-    /// Panics for any other number of axes.
-    pub fn matrix(&self) -> MatRef<'_, f32> {
-        let [rows, cols] = self.shape[..] else { panic!("a matrix has two axes, not {:?}", self.shape) };
-        MatRef::from_row_major_slice(&self.values, rows, cols)
-    }
-
-    /// A copy of a matrix of faer's.
-    pub(crate) fn from_matrix(matrix: MatRef<'_, f32>) -> Self {
-        let mut values = Vec::with_capacity(matrix.nrows() * matrix.ncols());
-        matrix.row_iter().for_each(|row| values.extend(row.iter()));
-        Self::new([matrix.nrows(), matrix.ncols()], values)
-    }
-
-    /// The transpose of a matrix.
-    pub(crate) fn transposed(&self) -> Self {
-        Self::from_matrix(self.matrix().transpose())
-    }
-
-    /// The tensor on a device, f32.
-    ///
-    /// # Panics
-    ///
-    /// Panics where `D` is not the number of axes.
-    pub fn to_tensor<const D: usize>(&self, device: &Device) -> Tensor<D> {
-        Tensor::from_data(TensorData::new::<f32, _>(self.values.clone(), self.shape.clone()), (device, DType::F32))
-    }
-
-    /// A trainable parameter on a device, f32.
-    pub(crate) fn param<const D: usize>(&self, device: &Device) -> Param<Tensor<D>> {
-        Param::from_tensor(self.to_tensor(device))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_transpose_exchanges_rows_and_columns() {
-        let matrix = HostTensor::new([2, 3], vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
-        let turned = matrix.transposed();
-        assert_eq!(turned, HostTensor::new([3, 2], vec![1.0, 4.0, 2.0, 5.0, 3.0, 6.0]));
-        assert_eq!(turned.transposed(), matrix);
-    }
 }

@@ -6,9 +6,11 @@ use std::path::Path;
 use burn::module::{ModuleMapper, ModuleVisitor, Param, ParamId, Reparameterization};
 use burn::prelude::*;
 use burn::tensor::FloatDType;
+use sorsa_files::{HostTensor, NamedTensors};
 
 use crate::error::AdapterError;
-use crate::factors::{Factor, HostTensor, NamedTensors, Orthonormal};
+use crate::factors::{Factor, Orthonormal};
+use crate::host_tensor::HostTensorExt;
 use crate::{Adapter, Method};
 
 /// The group of a trained parameter. Optimizers may treat each group in its own way.

@@ -4,12 +4,14 @@ use burn::prelude::*;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
+use sorsa_files::HostTensor;
 use sorsa_linalg::tensor::Placement;
 use sorsa_linalg::{LinalgError, SvdOptions};
 
 use crate::attach::Target;
 use crate::cache::{CacheEntry, SvdCache};
-use crate::factors::{FactorSet, HostTensor, Principal};
+use crate::factors::{FactorSet, Principal};
+use crate::host_tensor::HostTensorExt;
 
 /// What happens to the singular values if the scale is not 1, for methods that start from them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -13,13 +13,13 @@ use burn::nn::DropoutConfig;
 use burn::prelude::*;
 use burn::tensor::{DType, FloatDType};
 use serde::{Deserialize, Serialize};
+use sorsa_files::{NamedTensors, read_tensors, write_atomic, write_tensors};
 
 use crate::attach::{Attached, HAS_ADAPTER, Installation, Subtraction, install, rounded};
 use crate::cache::fingerprint;
 use crate::config::AdapterConfig;
 use crate::error::AdapterError;
-use crate::factors::{Factor, FactorSet, NamedTensors};
-use crate::files::{read_tensors, write_atomic, write_tensors};
+use crate::factors::{Factor, FactorSet};
 use crate::parameters::{
     check_fits, export_trainable, factor_path, has_adapter, import_trainable, linear_layers, parameters, tensor_faults,
     weights,
@@ -154,7 +154,7 @@ impl SavedAdapter {
         let path = folder.join(MANIFEST);
         let json = serde_json::to_vec_pretty(&manifest)
             .map_err(|error| AdapterError::Malformed { path: path.clone(), reason: error.to_string() })?;
-        write_atomic(&path, &json)
+        Ok(write_atomic(&path, &json)?)
     }
 
     /// Reads an adapter's folder.

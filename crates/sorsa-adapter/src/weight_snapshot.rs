@@ -6,10 +6,12 @@ use std::path::Path;
 use burn::nn::DropoutConfig;
 use burn::prelude::*;
 use burn::tensor::FloatDType;
+use sorsa_files::{HostTensor, NamedTensors};
 
 use crate::attach::{Target, residual};
 use crate::error::AdapterError;
-use crate::factors::{FactorSet, HostTensor, NamedTensors, Orthonormal};
+use crate::factors::{FactorSet, Orthonormal};
+use crate::host_tensor::HostTensorExt;
 use crate::method::{FactoredDefinition, LowRank};
 use crate::parameters::{check_fits, tensor_faults, weight_path, weights};
 use crate::state::{AdapterState, ModuleState};

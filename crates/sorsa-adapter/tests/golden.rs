@@ -9,8 +9,8 @@ use burn::prelude::*;
 use burn::tensor::FloatDType;
 use serde_json::Value;
 use sorsa_adapter::{
-    Adapter, AdapterConfig, AlphaConvention, Attached, HostTensor, Init, LoraConfig, Method, MethodConfig,
-    NamedTensors, RegularizerForm, Scaling, SorsaConfig, regularizer_gradients,
+    Adapter, AdapterConfig, AlphaConvention, Attached, HostTensor, HostTensorExt, Init, LoraConfig, Method,
+    MethodConfig, NamedTensors, RegularizerForm, Scaling, SorsaConfig, regularizer_gradients,
 };
 
 use common::reference::*;
@@ -22,8 +22,12 @@ fn folders(group: &str) -> Vec<PathBuf> {
         eprintln!("SORSA_GOLDEN is not set: nothing more to compare with");
         return Vec::new();
     };
-    let folders = ["linear_48x64", "linear_64x48", "linear_256x192"].map(|name| golden.join(group).join(name));
-    folders.into_iter().filter(|folder| folder.exists()).collect()
+    let entries = std::fs::read_dir(golden.join(group)).unwrap().map(|entry| entry.unwrap());
+    let layers = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with("linear_"));
+    let mut folders: Vec<PathBuf> = layers.map(|entry| entry.path()).collect();
+    folders.sort();
+    assert!(!folders.is_empty(), "no layers in {}", golden.join(group).display());
+    folders
 }
 
 /// The layer of `tests/golden`, and those of the reference results.

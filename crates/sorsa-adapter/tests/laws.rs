@@ -5,7 +5,9 @@ mod common;
 use burn::optim::GradientsParams;
 use burn::prelude::*;
 use burn::tensor::{DType, FloatDType};
-use sorsa_adapter::{Adapter, AdapterConfig, Attached, HostTensor, Init, LoraConfig, Method, Scaling, project};
+use sorsa_adapter::{
+    Adapter, AdapterConfig, Attached, HostTensor, HostTensorExt, Init, LoraConfig, Method, Scaling, project,
+};
 
 use common::*;
 

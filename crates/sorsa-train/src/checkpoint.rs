@@ -3,11 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use sorsa_adapter::{AdapterError, NamedTensors, Trainable, read_tensors, write_tensors};
+use sorsa_adapter::{AdapterError, NamedTensors, Trainable};
 use sorsa_data::DataPosition;
 
 use crate::optimizer::Optimizer;
-use sorsa_files::{AtomicDir, FileError, recover, remove_folder, write_atomic};
+use sorsa_files::{
+    AtomicDir, FileError, TensorError, read_tensors, recover, remove_folder, write_atomic, write_tensors,
+};
 
 /// The progress of a run. Dropout needs only `step`: the trainer seeds the device before each step.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -144,7 +146,10 @@ pub enum CheckpointError {
     /// A file.
     #[error(transparent)]
     File(#[from] FileError),
-    /// Tensors.
+    /// A file of tensors.
     #[error(transparent)]
-    Tensors(#[from] AdapterError),
+    Tensors(#[from] TensorError),
+    /// Tensors that do not fit the parameters.
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
 }

@@ -15,7 +15,10 @@ use serde::{Deserialize, Serialize};
 use sorsa_linalg::LinalgError;
 
 use super::lora::Init;
-use crate::factors::{Axes, Factor, FactorSet, HostTensor};
+use sorsa_files::HostTensor;
+
+use crate::factors::{Axes, Factor, FactorSet};
+use crate::host_tensor::HostTensorExt;
 use crate::method::{FactoredMethod, LowRank, StartsFrom};
 use crate::parameters::ParameterGroup;
 use crate::peft::{PeftInit, PeftVariant};

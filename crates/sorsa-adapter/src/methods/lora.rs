@@ -7,10 +7,12 @@ use burn::prelude::*;
 use rand::Rng;
 use rand_distr::{Distribution, StandardNormal};
 use serde::{Deserialize, Serialize};
+use sorsa_files::HostTensor;
 use sorsa_linalg::faer::Mat;
 use sorsa_linalg::{LinalgError, leading_qr};
 
-use crate::factors::{Axes, Factor, FactorSet, HostTensor};
+use crate::factors::{Axes, Factor, FactorSet};
+use crate::host_tensor::HostTensorExt;
 use crate::method::{FactoredMethod, LowRank, StartsFrom};
 use crate::peft::{PeftInit, PeftVariant};
 use crate::start::{StartingFactors, WeightToAdapt};

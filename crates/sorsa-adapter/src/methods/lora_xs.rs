@@ -15,11 +15,13 @@ use burn::prelude::*;
 use burn::tensor::FloatDType;
 use rand_distr::{Distribution, StandardNormal};
 use serde::{Deserialize, Serialize};
+use sorsa_files::HostTensor;
 use sorsa_linalg::LinalgError;
 use sorsa_ops::linear;
 
 use crate::Init;
-use crate::factors::{Axes, Factor, FactorPair, FactorSet, HostTensor};
+use crate::factors::{Axes, Factor, FactorPair, FactorSet};
+use crate::host_tensor::HostTensorExt;
 use crate::method::{FactoredMethod, LowRank, StartsFrom};
 use crate::peft::{PeftInit, PeftVariant};
 use crate::start::{StartingFactors, WeightToAdapt};

@@ -11,10 +11,12 @@ use burn::module::Param;
 use burn::nn::Dropout;
 use burn::prelude::*;
 use serde::{Deserialize, Serialize};
+use sorsa_files::HostTensor;
 use sorsa_linalg::faer::MatRef;
 use sorsa_linalg::{LeadingQr, LinalgError, leading_qr};
 
-use crate::factors::{Axes, Factor, FactorSet, HostTensor};
+use crate::factors::{Axes, Factor, FactorSet};
+use crate::host_tensor::HostTensorExt;
 use crate::method::{FactoredMethod, LowRank, StartsFrom};
 use crate::peft::{PeftInit, PeftVariant};
 use crate::start::{StartingFactors, WeightToAdapt};

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use sorsa_linalg::LinalgError;
 
 use crate::factors::{Axes, Factor, FactorSet};
+use crate::host_tensor::HostTensorExt;
 use crate::method::{FactoredMethod, LowRank, StartsFrom};
 use crate::peft::{PeftInit, PeftVariant};
 use crate::start::{AlphaConvention, StartingFactors, WeightToAdapt};

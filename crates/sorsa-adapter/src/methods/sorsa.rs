@@ -13,9 +13,11 @@ use burn::module::Param;
 use burn::nn::Dropout;
 use burn::prelude::*;
 use serde::{Deserialize, Serialize};
+use sorsa_files::HostTensor;
 use sorsa_linalg::LinalgError;
 
-use crate::factors::{Axes, Factor, FactorPair, FactorSet, HostTensor, Orthonormal};
+use crate::factors::{Axes, Factor, FactorPair, FactorSet, Orthonormal};
+use crate::host_tensor::HostTensorExt;
 use crate::method::{FactoredMethod, LowRank, StartsFrom};
 use crate::parameters::ParameterGroup;
 use crate::peft::{PeftInit, PeftVariant};

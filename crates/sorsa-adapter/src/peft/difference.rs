@@ -1,9 +1,10 @@
 //! The change of one weight, approximated by two factors.
 
+use sorsa_files::HostTensor;
 use sorsa_linalg::faer::{Mat, MatRef};
 use sorsa_linalg::{LinalgError, SvdOptions, truncated_svd};
 
-use crate::factors::{FactorPair, HostTensor};
+use crate::factors::FactorPair;
 
 /// The best approximation of rank `rank` of a difference `[d_in, d_out]`, with factors of equal norm, and its error
 /// `||D - A B||_F / ||D||_F`. A rank above the smaller side of the difference has no error.

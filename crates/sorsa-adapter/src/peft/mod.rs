@@ -21,11 +21,10 @@ use std::path::{Path, PathBuf};
 pub(crate) use config::PeftVariant;
 pub use config::{PeftConfig, PeftInit};
 pub use read::method_of;
+use sorsa_files::{HostTensor, NamedTensors, read_float_tensors, write_atomic, write_tensors_with};
 pub use write::{PeftExport, PeftForm, Truncation};
 
 use crate::error::AdapterError;
-use crate::factors::{HostTensor, NamedTensors};
-use crate::files::{read_float_tensors, write_atomic, write_tensors_with};
 
 /// Name of the configuration in an adapter's folder.
 pub const CONFIG_FILE: &str = "adapter_config.json";
@@ -94,7 +93,7 @@ impl PeftAdapter {
         std::fs::create_dir_all(folder).map_err(|source| AdapterError::Io { path: folder.to_owned(), source })?;
         // PEFT reads only files whose metadata says that they are PyTorch's.
         write_tensors_with(&folder.join(TENSORS_FILE), &self.tensors, &[("format", "pt")])?;
-        write_atomic(&folder.join(CONFIG_FILE), format!("{:#}\n", self.config.to_json()).as_bytes())
+        Ok(write_atomic(folder.join(CONFIG_FILE), format!("{:#}\n", self.config.to_json()))?)
     }
 
     /// The matrices of each module by its path, in PEFT's layout, with the scale. Exports to other formats use them.

@@ -6,11 +6,13 @@ use std::path::Path;
 use burn::prelude::*;
 
 use super::{A, B, MAGNITUDE, PREFIX, PeftAdapter, PeftConfig, PeftInit};
+use sorsa_files::{HostTensor, NamedTensors};
+
 use crate::Method;
 use crate::attach::AttachOptions;
 use crate::config::{AdapterConfig, Scaling};
 use crate::error::AdapterError;
-use crate::factors::{Axes, HostTensor, NamedTensors};
+use crate::factors::Axes;
 use crate::parameters::{Parameter, check_fits, factor_path, linear_layers, parameters};
 use crate::state::{AdapterState, SavedAdapter};
 

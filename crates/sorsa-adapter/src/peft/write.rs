@@ -7,11 +7,14 @@ use burn::prelude::*;
 
 use super::difference::truncated;
 use super::{A, B, MAGNITUDE, PREFIX, PeftAdapter, PeftConfig, PeftInit, PeftVariant};
+use sorsa_files::{HostTensor, NamedTensors};
+
 use crate::Init;
 use crate::attach::AttachOptions;
 use crate::config::{AdapterConfig, Scaling};
 use crate::error::AdapterError;
-use crate::factors::{Axes, FactorPair, HostTensor, NamedTensors};
+use crate::factors::{Axes, FactorPair};
+use crate::host_tensor::HostTensorExt;
 use crate::parameters::{Parameter, factor_path, parameters, weights};
 use crate::state::{ModuleState, SavedAdapter};
 use crate::target::Pattern;

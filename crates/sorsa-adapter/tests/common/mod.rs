@@ -9,7 +9,9 @@ use std::path::Path;
 use burn::module::{Module, Param};
 use burn::nn::{Linear, LinearConfig};
 use burn::prelude::*;
-use sorsa_adapter::{AdapterConfig, Attached, HostTensor, Method, NamedTensors, import_trainable, project};
+use sorsa_adapter::{
+    AdapterConfig, Attached, HostTensor, HostTensorExt, Method, NamedTensors, import_trainable, project,
+};
 
 /// Largest difference allowed, relative to the largest value: f32 products in another order.
 pub const TOLERANCE: f32 = 1e-4;

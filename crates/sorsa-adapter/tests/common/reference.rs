@@ -10,7 +10,8 @@ use burn::prelude::*;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 use sorsa_adapter::{
-    AdapterConfig, AdapterState, Attached, HostTensor, ModuleState, NamedTensors, SavedAdapter, Target, project,
+    AdapterConfig, AdapterState, Attached, HostTensor, HostTensorExt, ModuleState, NamedTensors, SavedAdapter, Target,
+    project,
 };
 
 use super::{assert_within, largest};

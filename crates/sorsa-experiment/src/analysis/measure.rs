@@ -1,6 +1,6 @@
 //! The measures of one weight.
 
-use sorsa_adapter::{HostTensor, TrainedFactors, WeightSnapshot};
+use sorsa_adapter::{HostTensor, HostTensorExt, TrainedFactors, WeightSnapshot};
 use sorsa_linalg::drift::{drift, product_singular_values};
 use sorsa_linalg::faer::{Mat, MatRef};
 use sorsa_linalg::spectral::{condition_number, effective_rank, principal_angles, relative_orthonormality_defect};

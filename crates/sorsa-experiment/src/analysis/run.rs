@@ -5,7 +5,9 @@ use std::sync::{Mutex, PoisonError};
 
 use burn::prelude::*;
 use rayon::prelude::*;
-use sorsa_adapter::{AdapterConfig, AdapterState, HostTensor, Method, ModuleState, TensorFile};
+use sorsa_adapter::{
+    AdapterConfig, AdapterError, AdapterState, HostTensor, HostTensorExt, Method, ModuleState, TensorFile,
+};
 use sorsa_models::{CausalLm, WeightFormat};
 use sorsa_report::analysis::{CheckpointAnalysis, RunAnalysis, Spectrum};
 use sorsa_train::Checkpoints;
@@ -120,7 +122,7 @@ impl<'a> RunToAnalyze<'a> {
         self.choose(&mut state, &base.model, modules)?;
         let originals = state.originals(&base.model);
         let files = self.steps.iter().map(|step| TensorFile::open(&self.checkpoints.parameters(*step)));
-        let files: Vec<TensorFile> = files.collect::<Result<_, _>>()?;
+        let files: Vec<TensorFile> = files.collect::<Result<_, _>>().map_err(AdapterError::from)?;
 
         let total = state.modules.len() * files.len();
         observer.on_event(Event::Measuring { run: &name, done: 0, total });

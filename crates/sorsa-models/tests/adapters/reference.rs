@@ -11,8 +11,8 @@ use burn::tensor::FloatDType;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 use sorsa_adapter::{
-    AdapterConfig, AdapterState, Attached, HostTensor, Init, LoraConfig, Method, MethodConfig, ModuleState,
-    NamedTensors, SavedAdapter, Scaling, Target,
+    AdapterConfig, AdapterState, Attached, HostTensor, HostTensorExt, Init, LoraConfig, Method, MethodConfig,
+    ModuleState, NamedTensors, SavedAdapter, Scaling, Target,
 };
 use sorsa_models::{CausalLm, ModelInput};
 

@@ -18,7 +18,8 @@ use burn::optim::GradientsParams;
 use burn::prelude::*;
 use burn::tensor::FloatDType;
 use serde::{Deserialize, Serialize};
-use sorsa_adapter::{AdapterError, HostTensor, NamedTensors, ParameterGroup, Trainable, read_tensors, write_tensors};
+use sorsa_adapter::{AdapterError, HostTensor, HostTensorExt, NamedTensors, ParameterGroup, Trainable};
+use sorsa_files::{read_tensors, write_tensors};
 
 use crate::config::OptimizerConfig;
 
@@ -171,7 +172,7 @@ impl Optimizer {
                 tensors.insert(format!("{}.{name}", parameter.name), HostTensor::from_tensor(buffer.clone()));
             }
         }
-        write_tensors(path, &tensors)
+        Ok(write_tensors(path, &tensors)?)
     }
 
     /// Reads the buffers back, as they were after `steps` updates.

@@ -16,11 +16,13 @@ use sorsa_linalg::faer::{Mat, Scale};
 use sorsa_linalg::{SvdOptions, truncated_svd};
 
 use super::SorsaConfig;
+use sorsa_files::{HostTensor, NamedTensors};
+
 use crate::Method;
 use crate::cache::fingerprint;
 use crate::config::AdapterConfig;
 use crate::error::AdapterError;
-use crate::factors::{HostTensor, NamedTensors};
+use crate::host_tensor::HostTensorExt;
 use crate::parameters::{check_fits, factor_path, weights};
 use crate::start::AlphaConvention;
 use crate::state::{AdapterState, ModuleState, SavedAdapter};
