@@ -17,6 +17,8 @@ mod families;
 mod fields;
 pub mod gguf;
 pub mod hub;
+mod message;
+mod nested;
 mod rope;
 mod weight_format;
 pub mod weights;
