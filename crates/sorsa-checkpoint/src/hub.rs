@@ -124,6 +124,12 @@ pub struct HubProgress<'a> {
 /// Every way in which this can fail is a variant of [`HubError`] that says what to do about it.
 pub fn resolve(model: &str, options: &HubOptions) -> Result<PathBuf, HubError> {
     if Path::new(model).is_dir() {
+        for file in SMALL_FILES {
+            let path = Path::new(model).join(file);
+            if path.exists() && !path.is_file() {
+                return Err(HubError::NotAFile { path });
+            }
+        }
         return Ok(model.into());
     }
     let (id, revision) = model.split_once('@').map_or((model, None), |(id, revision)| (id, Some(revision)));
@@ -156,6 +162,11 @@ pub fn resolve(model: &str, options: &HubOptions) -> Result<PathBuf, HubError> {
 pub fn is_local(model: &str, options: &HubOptions) -> bool {
     let offline = HubOptions { offline: true, ..options.clone() };
     resolve(model, &offline).is_ok_and(|folder| Path::new(model).is_dir() || has_tokenizer(&folder))
+}
+
+/// Whether this can be the name of a model on a hub, and is no folder.
+pub fn is_name(model: &str) -> bool {
+    !Path::new(model).exists() && is_model_id(model.split_once('@').map_or(model, |(id, _)| id))
 }
 
 fn has_tokenizer(folder: &Path) -> bool {

@@ -1,17 +1,21 @@
 //! Fills in a [`Host`] from the arguments and the environment: device, hub, caches.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use sorsa_checkpoint::hub::{HubOptions, HubProgress};
 use sorsa_experiment::embedded::EmbeddedFiles;
+use sorsa_experiment::model::{check_fetched, config_of_run};
+use sorsa_experiment::recipe::set_field;
 use sorsa_experiment::sandbox::CodeExecution;
-use sorsa_experiment::{Host, Sources};
+use sorsa_experiment::{ConfigOverrides, Host, Sources};
+use toml::Table;
 
-use crate::args::DeviceArgs;
+use crate::args::{ConfigArgs, DeviceArgs};
 use crate::device;
-use crate::exit::OrBadInput;
+use crate::exit::{OrBadInput, bad_input};
 use crate::progress::{Progress, Style};
+use crate::recipe;
 
 pub use sorsa_experiment::create_folder;
 pub use sorsa_experiment::model::{
@@ -20,6 +24,34 @@ pub use sorsa_experiment::model::{
 
 /// The embedded files of this process, once somebody asked for them.
 static EMBEDDED_FILES: Mutex<Option<Arc<EmbeddedFiles>>> = Mutex::new(None);
+
+/// Fields of `config.json` that the command line, or the adapter's run, wants otherwise.
+static CONFIG: Mutex<Option<ConfigOverrides>> = Mutex::new(None);
+
+/// Takes the options `--set model.config.FIELD=VALUE`, and before them the same fields of the run of an adapter, for every
+/// model that is read from here on.
+pub fn set_config(args: &ConfigArgs, adapter: Option<&Path>) -> anyhow::Result<()> {
+    let mut fields = match adapter {
+        Some(adapter) => config_of_run(adapter)?,
+        None => Table::new(),
+    };
+    for (field, value) in recipe::settings(&args.set)? {
+        let Some(field) = field.strip_prefix("model.config.") else {
+            return Err(bad_input(format!("--set {field}: expected model.config.FIELD=VALUE")));
+        };
+        set_field(&mut fields, field, value)?;
+    }
+    *CONFIG.lock().unwrap_or_else(PoisonError::into_inner) = Some(ConfigOverrides::new(fields));
+    Ok(())
+}
+
+/// Refuses a model that nobody asked for and that would be fetched: the one that an adapter's run names.
+pub fn check_asked(given: Option<&str>, model: &str) -> anyhow::Result<()> {
+    match given {
+        Some(_) => Ok(()),
+        None => Ok(check_fetched(model, &sources(Style::Quiet)?)?),
+    }
+}
 
 /// The device of the arguments, with hub and caches of the environment.
 pub fn host(args: &DeviceArgs, style: Style) -> anyhow::Result<Host> {
@@ -42,7 +74,8 @@ pub fn sources(style: Style) -> anyhow::Result<Sources> {
     let home = std::env::home_dir();
     let mut hub = HubOptions::from_environment(|name| std::env::var(name).ok(), home.as_deref()).or_bad_input()?;
     hub.progress = (style != Style::Quiet).then(|| Arc::new(download_progress(style)) as _);
-    Ok(Sources { embedded: embedded_files(), hub })
+    let config = CONFIG.lock().unwrap_or_else(PoisonError::into_inner).clone().unwrap_or_default();
+    Ok(Sources { embedded: embedded_files(), hub, config })
 }
 
 /// The embedded model and task.
@@ -57,9 +90,10 @@ pub fn embedded_files() -> Arc<EmbeddedFiles> {
     Arc::clone(files)
 }
 
-/// Removes the temporary folder of the embedded files, if there is one. To be called before the process ends.
+/// Removes the temporary folders of the embedded files and of models with another configuration, if there are any. To be called before the process ends.
 pub fn remove_temporary() {
     EMBEDDED_FILES.lock().unwrap_or_else(PoisonError::into_inner).take();
+    CONFIG.lock().unwrap_or_else(PoisonError::into_inner).take();
 }
 
 /// The folder of a model: the embedded one, a folder, or a repository that is fetched from the hub.

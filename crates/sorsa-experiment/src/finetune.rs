@@ -222,6 +222,7 @@ impl<'a> PreparedRun<'a> {
 
 /// Reads the model and the data of a recipe.
 fn read(recipe: &Recipe, host: &Host, observer: &mut dyn Observer) -> Result<(CausalLm, Inputs), ExperimentError> {
+    let host = &Host { sources: host.sources.with_config(&recipe.model.config), ..host.clone() };
     let loaded = LoadedModel::load(&recipe.model.path, recipe.model.dtype, host)?;
     let inputs = Inputs::read(recipe, &loaded.tokenizer, loaded.model.config(), host, observer)?;
     Ok((loaded.model, inputs))

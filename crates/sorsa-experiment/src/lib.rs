@@ -18,6 +18,7 @@ pub mod analysis;
 pub mod answer;
 pub mod answer_log;
 pub mod comparison;
+mod config_overrides;
 pub mod content;
 pub mod continuation;
 mod curves;
@@ -38,6 +39,7 @@ pub mod tasks;
 mod training_shape;
 
 pub use answer::Answer;
+pub use config_overrides::ConfigOverrides;
 pub use error::{ExperimentError, MeasureError};
 pub use finetune::{PreparedRun, finetune, resume};
 pub use host::{Host, Sources};

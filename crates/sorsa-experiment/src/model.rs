@@ -9,6 +9,7 @@ use sorsa_adapter::{Attached, SavedAdapter};
 use sorsa_checkpoint::{WeightFormat, hub};
 use sorsa_data::{EncodeOptions, Encoder, PromptTemplate, TemplateName, TextTokenizer};
 use sorsa_models::{CausalLm, ModelConfig, float_dtype};
+use toml::Table;
 
 use crate::embedded::EMBEDDED;
 use crate::error::ExperimentError;
@@ -92,7 +93,33 @@ impl LoadedModel {
 ///
 /// [`ExperimentError::Unpack`], [`ExperimentError::Hub`].
 pub fn model_folder(name: &str, sources: &Sources) -> Result<PathBuf, ExperimentError> {
-    if name == EMBEDDED { sources.embedded.model() } else { Ok(hub::resolve(name, &sources.hub)?) }
+    let folder = if name == EMBEDDED { sources.embedded.model()? } else { hub::resolve(name, &sources.hub)? };
+    sources.config.apply(&folder)
+}
+
+/// Refuses the model that an adapter's run names if it would have to be fetched: whoever gives away an adapter does not decide
+/// where this program connects to.
+///
+/// # Errors
+///
+/// [`ExperimentError::NotFetched`].
+pub fn check_fetched(model: &str, sources: &Sources) -> Result<(), ExperimentError> {
+    if model == EMBEDDED || hub::is_local(model, &sources.hub) || !hub::is_name(model) {
+        return Ok(());
+    }
+    Err(ExperimentError::NotFetched { model: model.to_owned() })
+}
+
+/// The fields of `config.json` that the run of the adapter changes.
+///
+/// # Errors
+///
+/// A recipe that cannot be read.
+pub fn config_of_run(adapter: &Path) -> Result<Table, ExperimentError> {
+    match recipe_of_run(adapter) {
+        Some(recipe) => Ok(Recipe::read(&recipe)?.model.config),
+        None => Ok(Table::new()),
+    }
 }
 
 /// Tokens that end an answer of a model.

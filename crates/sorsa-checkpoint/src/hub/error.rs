@@ -14,6 +14,12 @@ pub enum HubError {
         /// What was asked for.
         model: String,
     },
+    /// A file of a model's folder is a pipe, a device or a folder.
+    #[error("{}: expected a file, found a folder, a pipe, a socket or a device", path.display())]
+    NotAFile {
+        /// The file.
+        path: PathBuf,
+    },
     /// The cache does not hold the model, and the network is not to be used.
     #[error("`{model}` is no folder and not in the cache {cache}, and this is offline: give a folder or go online")]
     Offline {

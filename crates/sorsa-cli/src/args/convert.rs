@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use super::DeviceArgs;
+use super::{ConfigArgs, DeviceArgs};
 
 #[derive(Debug, Args)]
 pub struct MergeArgs {
@@ -20,6 +20,8 @@ pub struct MergeArgs {
     /// Storage dtype of the merged model: f32, f16 or bf16 [default: the base model's]
     #[arg(long)]
     pub dtype: Option<String>,
+    #[command(flatten)]
+    pub config: ConfigArgs,
     #[command(flatten)]
     pub device: DeviceArgs,
 }
@@ -66,6 +68,8 @@ pub struct ExportArgs {
     #[arg(long, conflicts_with = "rank")]
     pub as_trained: bool,
     #[command(flatten)]
+    pub config: ConfigArgs,
+    #[command(flatten)]
     pub device: DeviceArgs,
 }
 
@@ -84,6 +88,8 @@ pub struct ImportArgs {
     /// Folder to write the adapter into
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
+    #[command(flatten)]
+    pub config: ConfigArgs,
     #[command(flatten)]
     pub device: DeviceArgs,
 }

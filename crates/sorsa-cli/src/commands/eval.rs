@@ -31,8 +31,10 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<()> {
     // Before the model is loaded.
     task.check(code.as_ref())?;
     let style = Style::choose(args.quiet);
+    session::set_config(&args.config, args.adapter.as_deref())?;
     let host = session::host(&args.device, style)?;
     let name = model_or_of_run(args.model.as_deref(), args.adapter.as_deref())?;
+    session::check_asked(args.model.as_deref(), &name)?;
     let mut loaded = LoadedModel::load(&name, weight_format(&args.dtype)?, &host)?;
     if let Some(adapter) = &args.adapter {
         loaded = loaded.with_adapter(adapter)?;

@@ -21,7 +21,7 @@ use crate::device;
 use crate::exit::{OrBadInput, bad_input};
 use crate::format::print;
 use crate::progress::Style;
-use crate::session::{check_tied, load_saved, model_folder, model_of_run};
+use crate::session::{self, check_tied, load_saved, model_folder, model_of_run};
 
 /// A model, its name and an adapter of it.
 struct Trained {
@@ -38,6 +38,8 @@ pub fn run(args: &ExportArgs) -> anyhow::Result<()> {
         (None, Some(adapter)) => model_of_run(adapter)?,
         (None, None) => return Err(bad_input("name the model with --model")),
     };
+    session::set_config(&args.config, args.adapter.as_deref())?;
+    session::check_asked(args.model.as_deref(), &name)?;
     let folder = model_folder(&name, Style::choose(false))?;
     let trained = || -> anyhow::Result<Trained> {
         let model = CausalLm::load(&folder, FloatDType::F32, &device).or_bad_input()?;

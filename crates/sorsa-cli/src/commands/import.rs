@@ -15,10 +15,11 @@ use crate::device;
 use crate::exit::{OrBadInput, bad_input};
 use crate::format::print;
 use crate::progress::Style;
-use crate::session::{check_tied, create_folder, load_saved, model_folder};
+use crate::session::{self, check_tied, create_folder, load_saved, model_folder};
 
 pub fn run(args: &ImportArgs) -> anyhow::Result<()> {
     let device = device::open(args.device.backend, args.device.device)?;
+    session::set_config(&args.config, None)?;
     let folder = model_folder(&args.model, Style::choose(false))?;
     let model = CausalLm::load(&folder, FloatDType::F32, &device).or_bad_input()?;
     let saved = match (PeftAdapter::is_in(&args.from), &args.start) {

@@ -14,7 +14,7 @@ use crate::device;
 use crate::exit::{OrBadInput, bad_input};
 use crate::format::print;
 use crate::progress::Style;
-use crate::session::{attach_saved, model_folder, model_of_run};
+use crate::session::{self, attach_saved, model_folder, model_of_run};
 
 /// Files beside the weights that a runtime needs.
 const COMPANIONS: [&str; 6] = [
@@ -32,6 +32,8 @@ pub fn run(args: &MergeArgs) -> anyhow::Result<()> {
         Some(model) => model.clone(),
         None => model_of_run(&args.adapter)?,
     };
+    session::set_config(&args.config, Some(&args.adapter))?;
+    session::check_asked(args.model.as_deref(), &model)?;
     let folder = model_folder(&model, Style::choose(false))?;
     write_merged(&folder, Some(&args.adapter), &args.out, args.dtype.as_deref(), &device)?;
     print(format_args!("merged model in {}", args.out.display()))
@@ -97,5 +99,7 @@ fn stored_format(folder: &Path) -> anyhow::Result<WeightFormat> {
 }
 
 fn is_same_folder(a: &Path, b: &Path) -> bool {
-    matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
+    let is_same = |a: &Path| matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b);
+    // A model with another configuration is a folder of links.
+    is_same(a) || a.join("tokenizer.json").canonicalize().is_ok_and(|file| file.parent().is_some_and(is_same))
 }

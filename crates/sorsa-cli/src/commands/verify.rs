@@ -12,7 +12,7 @@ use crate::device;
 use crate::exit::{OrBadInput, bad_input};
 use crate::format::{Format, print, print_json};
 use crate::progress::Style;
-use crate::session::{attach_saved, model_folder};
+use crate::session::{self, attach_saved, model_folder};
 
 /// One comparison.
 #[derive(Debug, Serialize)]
@@ -60,6 +60,7 @@ pub fn run(args: &VerifyArgs) -> anyhow::Result<()> {
         std::fs::read(&args.golden).map_err(|error| bad_input(format!("{}: {error}", args.golden.display())))?;
     let golden = Golden::open(&args.golden, &bytes)?;
     let device = device::open(args.device.backend, args.device.device)?;
+    session::set_config(&args.config, args.adapter.as_deref())?;
     let folder = model_folder(&args.model, Style::choose(false))?;
     let mut model = CausalLm::load(&folder, FloatDType::F32, &device).or_bad_input()?;
     if let Some(adapter) = &args.adapter {
