@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 use sorsa_files::read_regular;
 
-use crate::families::{self, Family};
+use crate::families::{self, Family, nested};
 use crate::fields::Fields;
 use crate::message::{listed, quoted};
-use crate::nested;
+
 use crate::rope::Rope;
 
 /// Bytes of a `config.json` at most.

@@ -18,7 +18,6 @@ mod fields;
 pub mod gguf;
 pub mod hub;
 mod message;
-mod nested;
 mod rope;
 mod weight_format;
 pub mod weights;
