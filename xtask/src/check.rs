@@ -29,13 +29,19 @@ pub fn all() -> io::Result<u8> {
         ("clippy", step(&["clippy", "--locked", "--release", "--workspace", "--all-targets", "--", "-D", "warnings"])),
         ("tests", test_command(&[])),
         ("documentation", {
-            let mut doc = step(&["doc", "--release", "--workspace", "--no-deps"]);
+            let mut doc = step(&["doc", "--locked", "--release", "--workspace", "--no-deps"]);
             doc.env("RUSTDOCFLAGS", "-D warnings");
             doc
         }),
     ];
     if cargo().args(["deny", "--version"]).stdout(Stdio::null()).stderr(Stdio::null()).status()?.success() {
-        steps.push(("dependencies", step(&["deny", "check"])));
+        steps.push(("dependencies", step(&["deny", "check", "licenses", "bans", "sources"])));
+        // The list of known vulnerabilities comes from the network.
+        if step(&["deny", "fetch", "db"]).stdout(Stdio::null()).stderr(Stdio::null()).status()?.success() {
+            steps.push(("advisories", step(&["deny", "--offline", "check", "advisories"])));
+        } else {
+            println!("the list of advisories is out of reach: vulnerabilities are not checked");
+        }
     } else {
         println!("cargo-deny is not installed: dependencies are not checked");
     }
@@ -61,7 +67,7 @@ fn step(args: &[&str]) -> Command {
 }
 
 fn test_command(args: &[OsString]) -> Command {
-    let mut command = step(&["test", "--release"]);
+    let mut command = step(&["test", "--locked", "--release"]);
     for setting in ASSERTIONS {
         command.args(["--config", setting]);
     }

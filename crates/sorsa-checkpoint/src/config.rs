@@ -3,10 +3,16 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
+use sorsa_files::read_regular;
 
-use crate::families::{self, Family};
+use crate::families::{self, Family, nested};
 use crate::fields::Fields;
+use crate::message::{listed, quoted};
+
 use crate::rope::Rope;
+
+/// Bytes of a `config.json` at most.
+const LARGEST_FILE: u64 = 1 << 26;
 
 /// Why a `config.json` cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -29,7 +35,7 @@ pub enum ConfigError {
         reason: String,
     },
     /// Fields that are missing, wrong or not supported.
-    #[error("{}: {}", path.display(), faults.join("; "))]
+    #[error("{}: {}", path.display(), listed(faults))]
     Fields {
         /// The file.
         path: PathBuf,
@@ -189,7 +195,8 @@ impl ModelConfig {
     /// [`ConfigError`]; every missing, wrong and unsupported field is listed in one error.
     pub fn read(folder: &Path) -> Result<Self, ConfigError> {
         let path = folder.join("config.json");
-        let text = std::fs::read(&path).map_err(|source| ConfigError::Io { path: path.clone(), source })?;
+        let text =
+            read_regular(&path, LARGEST_FILE).map_err(|source| ConfigError::Io { path: path.clone(), source })?;
         let object = serde_json::from_slice::<Map<String, Value>>(&text)
             .map_err(|error| ConfigError::Json { path: path.clone(), reason: error.to_string() })?;
         Self::parse(object).map_err(|faults| ConfigError::Fields { path, faults })
@@ -207,15 +214,15 @@ impl ModelConfig {
     ///
     /// The fault, if the family is not known.
     pub(crate) fn parse_with_faults(object: Map<String, Value>) -> Result<(Self, Vec<String>), Vec<String>> {
-        let mut fields = Fields::new(object);
+        let mut fields = Fields::new(nested::text_part(object)?);
         let model_type = match fields.take("model_type") {
             Some(Value::String(name)) => name,
-            Some(found) => return Err(vec![format!("`model_type` should be a name, found {found}")]),
+            Some(found) => return Err(vec![format!("`model_type` should be a name, found {}", quoted(&found))]),
             None => return Err(vec!["`model_type` is missing".to_owned()]),
         };
         let family = families::named(&model_type).ok_or_else(|| {
             let names = families::names().join(", ");
-            vec![format!("`model_type` should be one of {names}, found \"{model_type}\"")]
+            vec![format!("`model_type` should be one of {names}, found {}", quoted(&model_type.as_str().into()))]
         })?;
         let config = family.read(&mut fields);
         if let Some(decoder) = config.transformer() {

@@ -1,102 +1,287 @@
-//! The fields of a `config.json`. Readers take them one by one and note their faults; fields that nobody took are faults too,
-//! unless they are known to change nothing.
+//! The fields of a `config.json`. Readers take them one by one and note their faults. A field that nobody took is a fault too,
+//! if it may change what the model computes.
 
 use serde_json::{Map, Value};
 
-/// Fields that do not change what a model computes: for the training, for the generation by Transformers, or about the
-/// file.
+use crate::message;
+
+/// Fields with a word of [`COMPUTATION`] in their names that do not change what a model computes: for the training, for the
+/// generation by Transformers, or about the file.
 const HARMLESS: &[&str] = &[
-    // About the file and the class.
-    "architectures",
     "attn_implementation",
-    "auto_map",
     "cache_implementation",
-    "dtype",
-    "finetuning_task",
-    "id2label",
-    "is_decoder",
-    "is_encoder_decoder",
-    "is_llama_config",
-    "label2id",
-    "license",
-    "max_sequence_length",
-    "name_or_path",
-    "num_labels",
-    "output_attentions",
-    "output_hidden_states",
-    "output_scores",
-    "problem_type",
-    "return_dict",
-    "return_dict_in_generate",
-    "task_specific_params",
-    "tokenizer_class",
-    "torch_dtype",
-    "torchscript",
-    "transformers_version",
-    "use_bfloat16",
-    "use_cache",
-    "use_return_dict",
-    // Of the training.
-    "attention_dropout",
-    "classifier_dropout",
-    "dropout",
-    "embd_pdrop",
-    "gradient_checkpointing",
-    "hidden_dropout",
-    "resid_pdrop",
-    // Tokens.
-    "decoder_start_token_id",
-    "sep_token_id",
-    "unk_token_id",
-    // Defaults of the generation, which older files have here.
-    "bad_words_ids",
-    "begin_suppress_tokens",
     "chunk_size_feed_forward",
     "diversity_penalty",
-    "do_sample",
-    "early_stopping",
     "encoder_no_repeat_ngram_size",
     "epsilon_cutoff",
     "eta_cutoff",
-    "exponential_decay_length_penalty",
-    "forced_bos_token_id",
-    "forced_eos_token_id",
+    "experts_implementation",
+    "finetuning_task",
+    "flash_attention",
+    "flash_attn",
+    "fused_attn",
+    "generation_config",
+    "gradient_checkpointing",
+    "initializer_cutoff_factor",
+    "is_decoder",
+    "is_encoder_decoder",
+    "is_llama_config",
     "length_penalty",
-    "max_length",
-    "max_new_tokens",
-    "min_length",
-    "min_new_tokens",
-    "min_p",
+    "max_sequence_length",
+    "model_parallel",
     "no_repeat_ngram_size",
     "num_beam_groups",
     "num_beams",
+    "num_labels",
     "num_return_sequences",
+    "output_attentions",
+    "output_hidden_states",
+    "output_router_logits",
+    "output_scores",
     "prefix",
-    "remove_invalid_values",
     "repetition_penalty",
-    "suppress_tokens",
-    "temperature",
+    "router_aux_loss_coef",
+    "sep_token_id",
+    "task_specific_params",
+    "transformers.js_config",
     "top_k",
-    "top_p",
-    "typical_p",
+    "use_cache",
+    "use_flash_attention",
+    "use_flash_attention_2",
+    "use_flash_attn",
+    "use_sdpa",
 ];
+
+/// Endings of the names of fields that count in training only.
+const OF_TRAINING: &[&str] = &["_dropout", "_dropout_prob", "_pdrop", "_loss", "_loss_coef"];
 
 /// Beginnings of the names of harmless fields: what Transformers keeps for itself (`_name_or_path`), and what other
 /// programs note (`transformers.js_config`, `unsloth_version`, `mergekit_version`).
-const HARMLESS_PREFIXES: &[&str] = &["_", "transformers.js", "unsloth_", "mergekit"];
+const HARMLESS_PREFIXES: &[&str] =
+    &["_", "transformers.js", "transformers_", "unsloth_", "mergekit", "tokenizer_", "training_"];
 
-/// Whether a field of `config.json` that nobody reads cannot change what the model computes: because of its name, or
-/// because its value is null, false or empty, which is what a field says that is not in use.
+/// Words of names that speak of the computation. A field with one of them that nobody reads is a fault, unless its value
+/// says that it is not in use.
+const COMPUTATION: &[&str] = &[
+    "act",
+    "activation",
+    "adapter",
+    "adapters",
+    "alibi",
+    "altup",
+    "arch",
+    "attention",
+    "attentions",
+    "attn",
+    "audio",
+    "base",
+    "beta",
+    "bias",
+    "biases",
+    "bidirectional",
+    "bits",
+    "block",
+    "blocks",
+    "cap",
+    "causal",
+    "chunk",
+    "clamp",
+    "clip",
+    "codebook",
+    "codebooks",
+    "compress",
+    "compression",
+    "config",
+    "context",
+    "conv",
+    "cross",
+    "decay",
+    "depth",
+    "dilation",
+    "dim",
+    "dims",
+    "embd",
+    "embed",
+    "embedding",
+    "embeddings",
+    "encoder",
+    "eps",
+    "epsilon",
+    "expert",
+    "experts",
+    "factor",
+    "feed",
+    "ffn",
+    "forward",
+    "freq",
+    "frequency",
+    "fused",
+    "gate",
+    "gated",
+    "gating",
+    "global",
+    "group",
+    "groups",
+    "head",
+    "heads",
+    "hidden",
+    "image",
+    "inner",
+    "interleave",
+    "interleaved",
+    "intermediate",
+    "interpolate",
+    "kernel",
+    "key",
+    "kv",
+    "latent",
+    "layer",
+    "layernorm",
+    "layers",
+    "linear",
+    "ln",
+    "local",
+    "logit",
+    "logits",
+    "lora",
+    "mamba",
+    "mask",
+    "mixture",
+    "mlp",
+    "mod",
+    "moe",
+    "mrope",
+    "mscale",
+    "mtp",
+    "mult",
+    "multi",
+    "multiplier",
+    "mup",
+    "neox",
+    "nope",
+    "norm",
+    "normalization",
+    "normalize",
+    "norms",
+    "ntk",
+    "offset",
+    "parallel",
+    "partial",
+    "patch",
+    "pattern",
+    "period",
+    "position",
+    "positional",
+    "positions",
+    "pre",
+    "predict",
+    "projection",
+    "projector",
+    "pruned",
+    "qk",
+    "qkv",
+    "quant",
+    "quantization",
+    "quantized",
+    "query",
+    "rank",
+    "ratio",
+    "recurrent",
+    "relative",
+    "residual",
+    "rms",
+    "rmsnorm",
+    "rope",
+    "rotary",
+    "router",
+    "routed",
+    "scalar",
+    "scale",
+    "scaled",
+    "scales",
+    "scaling",
+    "scalings",
+    "share",
+    "shared",
+    "sink",
+    "sinks",
+    "sliding",
+    "smoothing",
+    "soft",
+    "softcap",
+    "softcapping",
+    "softmax",
+    "sparse",
+    "sparsity",
+    "ssm",
+    "stage",
+    "state",
+    "step",
+    "stride",
+    "swa",
+    "text",
+    "theta",
+    "tie",
+    "tied",
+    "topk",
+    "untie",
+    "value",
+    "vision",
+    "width",
+    "window",
+    "yarn",
+];
+
+/// Computation fields with the value that stands for doing nothing.
+const NEUTRAL: &[(&str, f64)] = &[
+    ("embedding_multiplier", 1.0),
+    ("emb_scale", 1.0),
+    ("full_attn_mod", 1.0),
+    ("interpolate_factor", 1.0),
+    ("logit_scale", 1.0),
+    ("logits_scale", 1.0),
+    ("logits_scaling", 1.0),
+    ("lm_head_multiplier", 1.0),
+    ("partial_rotary_factor", 1.0),
+    ("pretraining_tp", 1.0),
+    ("residual_multiplier", 1.0),
+    ("rope_pct", 1.0),
+    ("rotary_pct", 1.0),
+];
+
+/// Whether a field of `config.json` that nobody reads cannot change what the model computes: because of its name, or because
+/// its value is null, false, zero or empty, which is what a field says that is not in use.
 pub(crate) fn is_harmless(name: &str, value: &Value) -> bool {
-    let is_unused = match value {
+    let is_known = HARMLESS.contains(&name)
+        || HARMLESS_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+        || OF_TRAINING.iter().any(|end| name.ends_with(end));
+    is_known || is_unused(name, value) || !speaks_of_computation(name)
+}
+
+/// Whether the value says that the field is not in use.
+pub(crate) fn is_unused(name: &str, value: &Value) -> bool {
+    match value {
         Value::Null | Value::Bool(false) => true,
         Value::String(text) => text.is_empty(),
         Value::Array(list) => list.is_empty(),
         // An empty configuration of a part of the model stands for that part with its defaults.
         Value::Object(object) => object.is_empty() && !name.ends_with("_config"),
-        Value::Bool(true) | Value::Number(_) => false,
-    };
-    is_unused || HARMLESS.contains(&name) || HARMLESS_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+        Value::Bool(true) => false,
+        Value::Number(number) => {
+            let number = number.as_f64();
+            number == Some(0.0) || NEUTRAL.iter().any(|(known, neutral)| *known == name && number == Some(*neutral))
+        }
+    }
+}
+
+fn speaks_of_computation(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    let mut words = name.split(|c: char| !c.is_ascii_alphabetic()).filter(|word| !word.is_empty());
+    // A vocabulary or a hidden size that nobody read: `n_embd`, `num_local_experts`, `d_model`.
+    words.any(|word| COMPUTATION.contains(&word))
+        || name.starts_with("n_")
+        || name.starts_with("d_")
+        || name.starts_with("num_")
 }
 
 /// Takes fields out of an object, collecting faults.
@@ -131,7 +316,7 @@ impl Fields {
     }
 
     pub fn wrong(&mut self, name: &str, expected: &str, found: &Value) {
-        self.faults.push(format!("`{name}` should be {expected}, found {found}"));
+        self.faults.push(format!("`{name}` should be {expected}, found {}", message::quoted(found)));
     }
 
     pub fn size(&mut self, name: &str, default: Option<usize>) -> usize {
@@ -279,14 +464,19 @@ impl Fields {
     pub fn finish(self) -> Vec<String> {
         let mut faults = self.faults;
         let left = self.object.iter().filter(|(name, value)| !is_harmless(name, value));
-        faults.extend(left.map(|(name, value)| format!("`{name}` = {value} is not supported")));
+        faults.extend(
+            left.map(|(name, value)| {
+                format!("`{}` = {} is not supported", message::name(name), message::quoted(value))
+            }),
+        );
         faults
     }
 
     /// As [`Self::finish`] for the object in `field`: the names of its fields follow that of `field`.
     pub fn finish_inner(self, field: &str) -> Vec<String> {
-        let left = self.object.iter().filter(|(name, value)| !is_harmless(name, value));
-        let mut faults: Vec<String> = left.map(|(name, _)| format!("`{field}.{name}` is not supported")).collect();
+        let left = self.object.iter().filter(|(name, value)| !is_unused(name, value));
+        let mut faults: Vec<String> =
+            left.map(|(name, _)| format!("`{field}.{}` is not supported", message::name(name))).collect();
         faults.extend(self.faults);
         faults
     }

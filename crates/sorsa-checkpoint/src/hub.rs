@@ -14,53 +14,93 @@
 //! # }
 //! ```
 
-use std::cell::Cell;
-use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Duration;
-
-use hf_hub::api::Progress;
-use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
-use hf_hub::{Cache, Repo, RepoType};
-
-use crate::weights::{INDEX_FILE, Index, SINGLE_FILE, WeightsError};
-
+mod cache;
+mod client;
+mod download;
+mod environment;
+mod error;
 #[cfg(test)]
 mod tests;
 
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::weights::{INDEX_FILE, Index, SINGLE_FILE};
+use cache::ModelCache;
+use client::{Client, FileList, without_credentials};
+use download::{Commit, ask};
+
+pub use client::{HubTimeouts, TransferError};
+pub use environment::HubEnvironmentError;
+pub use error::HubError;
+
 const PUBLIC_HUB: &str = "https://huggingface.co";
 const CONFIG: &str = "config.json";
-const TOKENIZER: &str = "tokenizer.json";
+/// A tokenizer is one of these.
+const TOKENIZERS: [&str; 2] = ["tokenizer.json", "tokenizer.model"];
 /// Everything but the weights. A model need not have all of them.
-const SMALL_FILES: [&str; 6] = [
+const SMALL_FILES: [&str; 9] = [
     CONFIG,
     "generation_config.json",
-    TOKENIZER,
+    TOKENIZERS[0],
+    TOKENIZERS[1],
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "added_tokens.json",
     "chat_template.jinja",
+    "chat_template.json",
 ];
-/// How often a file is tried again after its download broke off; each try goes on where the last one ended.
-const RETRIES: u32 = 4;
 
 /// How to reach a hub, and where to keep what comes from it.
 ///
-/// Nothing is read from the environment: a program fills in what `HF_ENDPOINT`, `HF_HOME` and `HF_TOKEN` say.
+/// Nothing is read from the environment: a program fills in what `HF_ENDPOINT`, `HF_HOME` and the others say, by
+/// [`from_environment`](Self::from_environment).
 #[derive(Clone, Default)]
 pub struct HubOptions {
     /// Address of the hub; `https://huggingface.co` if absent.
     pub endpoint: Option<String>,
     /// The cache: the folder `hub` in `HF_HOME`, by custom `~/.cache/huggingface/hub`. Needed unless the model is a folder.
     pub cache_dir: Option<PathBuf>,
-    /// An access token; if absent, that in the file `token` beside the cache, which `hf auth login` writes.
-    pub token: Option<String>,
+    /// The access token. It is sent to the hub, and to no other host that the hub redirects to.
+    pub token: TokenSource,
+    /// How long the hub is waited for.
+    pub timeouts: HubTimeouts,
     /// Branch, tag or commit of a model whose name has none; if absent, `main`.
     pub revision: Option<String>,
     /// Whether to take models from the cache only.
     pub offline: bool,
     /// Told how far each download has come.
     pub progress: Option<ProgressCallback>,
+}
+
+/// Where an access token comes from.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub enum TokenSource {
+    /// There is none.
+    #[default]
+    None,
+    /// The token itself.
+    Given(String),
+    /// The file that `hf auth login` writes, read if the hub is asked. It need not be there.
+    File(PathBuf),
+}
+
+impl TokenSource {
+    fn read(&self) -> Option<String> {
+        let text = match self {
+            Self::None => return None,
+            Self::Given(token) => token.clone(),
+            Self::File(path) => std::fs::read_to_string(path).ok()?,
+        };
+        clean_token(&text)
+    }
+}
+
+/// A token without line ends, and without blanks around it; nothing if nothing is left.
+fn clean_token(text: &str) -> Option<String> {
+    let text = text.replace(['\r', '\n'], "");
+    let token = text.trim();
+    (!token.is_empty()).then(|| token.to_owned())
 }
 
 /// Called for every few kilobytes that arrive, on the thread that called [`resolve`].
@@ -77,110 +117,6 @@ pub struct HubProgress<'a> {
     pub total: u64,
 }
 
-/// Why a model could not be had.
-#[derive(Debug, thiserror::Error)]
-pub enum HubError {
-    /// The name is neither a folder nor can it be a model on a hub.
-    #[error("`{model}` is neither a folder nor the name of a model: expected a path or `owner/name[@revision]`")]
-    NotAModel {
-        /// What was asked for.
-        model: String,
-    },
-    /// The cache does not hold the model, and the network is not to be used.
-    #[error("`{model}` is no folder and not in the cache {cache}, and this is offline: give a folder or go online")]
-    Offline {
-        /// What was asked for.
-        model: String,
-        /// The cache that was looked in.
-        cache: PathBuf,
-    },
-    /// The hub could not be reached, or broke off again and again.
-    #[error(
-        "cannot get {asked} of `{model}` from {endpoint}: give a folder, or the address of a mirror in HF_ENDPOINT"
-    )]
-    Unreachable {
-        /// What was asked for.
-        model: String,
-        /// The part of it that could not be had.
-        asked: String,
-        /// The hub.
-        endpoint: String,
-        /// What went wrong.
-        source: Box<ApiError>,
-    },
-    /// The hub has no such model, or not in this revision.
-    #[error("no {asked} of `{model}` in revision `{revision}` on {endpoint}, and no folder of that name")]
-    NotFound {
-        /// What was asked for.
-        model: String,
-        /// The part of it that is not there.
-        asked: String,
-        /// The revision that was asked for.
-        revision: String,
-        /// The hub.
-        endpoint: String,
-    },
-    /// The hub does not give the model to everybody.
-    #[error(
-        "{endpoint} refuses {asked} of `{model}` (status {status}): the name is wrong, or the model is private or \
-         gated; accept its terms on its page and {}",
-        if *.with_token { "check that the token given may read it" } else { "give a token in HF_TOKEN" }
-    )]
-    Refused {
-        /// What was asked for.
-        model: String,
-        /// The part of it that was refused.
-        asked: String,
-        /// The hub.
-        endpoint: String,
-        /// HTTP status: 401 or 403.
-        status: u16,
-        /// Whether a token was sent.
-        with_token: bool,
-    },
-    /// The model has no weights that are safe to read.
-    #[error(
-        "`{model}` has no weights as safetensors, and pickled ones can run any code when they are read: look for a \
-         revision or a copy of it with model.safetensors"
-    )]
-    NoSafetensors {
-        /// What was asked for.
-        model: String,
-    },
-    /// A file arrived with another size than the hub said.
-    #[error("{file} of `{model}` arrived with {found} bytes: expected {expected}; it was removed, try again")]
-    WrongSize {
-        /// What was asked for.
-        model: String,
-        /// The file.
-        file: String,
-        /// Size in bytes that the hub named.
-        expected: u64,
-        /// Size in bytes of what arrived.
-        found: u64,
-    },
-    /// Another process is downloading the same file.
-    #[error("another process is downloading the same file: wait for it (lock {path})")]
-    Locked {
-        /// The lock.
-        path: PathBuf,
-    },
-    /// The cache cannot be written.
-    #[error("cannot write to the cache {path}")]
-    Cache {
-        /// The cache.
-        path: PathBuf,
-        /// What the operating system said.
-        source: std::io::Error,
-    },
-    /// No cache was given.
-    #[error("no folder to keep a cache in: name one in HF_HOME")]
-    NoHome,
-    /// The list of shards that the hub sent is damaged.
-    #[error(transparent)]
-    Index(#[from] WeightsError),
-}
-
 /// The folder with the files of `model`: `model` itself if it is a folder, otherwise a snapshot in the cache of the
 /// model `owner/name` or `owner/name@revision`, fetched unless it is there already.
 ///
@@ -188,6 +124,12 @@ pub enum HubError {
 /// Every way in which this can fail is a variant of [`HubError`] that says what to do about it.
 pub fn resolve(model: &str, options: &HubOptions) -> Result<PathBuf, HubError> {
     if Path::new(model).is_dir() {
+        for file in SMALL_FILES {
+            let path = Path::new(model).join(file);
+            if path.exists() && !path.is_file() {
+                return Err(HubError::NotAFile { path });
+            }
+        }
         return Ok(model.into());
     }
     let (id, revision) = model.split_once('@').map_or((model, None), |(id, revision)| (id, Some(revision)));
@@ -196,18 +138,18 @@ pub fn resolve(model: &str, options: &HubOptions) -> Result<PathBuf, HubError> {
         return Err(HubError::NotAModel { model: model.to_owned() });
     }
     let cache = match &options.cache_dir {
-        Some(dir) => Cache::new(std::path::absolute(dir).unwrap_or_else(|_| dir.clone())),
+        Some(dir) => ModelCache::new(&std::path::absolute(dir).unwrap_or_else(|_| dir.clone()), id),
         None => return Err(HubError::NoHome),
     };
     let wanted = Wanted { model, id, revision, cache, options };
 
     let snapshot = wanted.cached();
     match snapshot {
-        // Where there is no tokenizer, another program may have fetched the weights alone.
-        Some(folder) if folder.join(TOKENIZER).exists() => Ok(folder),
+        // If there is no tokenizer, another program may have fetched the weights alone.
+        Some(folder) if has_tokenizer(&folder) => Ok(folder),
         Some(folder) if options.offline => Ok(folder),
         None if options.offline => {
-            Err(HubError::Offline { model: model.to_owned(), cache: wanted.cache.path().clone() })
+            Err(HubError::Offline { model: model.to_owned(), cache: wanted.cache.path().to_owned() })
         }
         snapshot => match (wanted.fetch(), snapshot) {
             (Err(HubError::Unreachable { .. }), Some(folder)) => Ok(folder),
@@ -216,31 +158,34 @@ pub fn resolve(model: &str, options: &HubOptions) -> Result<PathBuf, HubError> {
     }
 }
 
+/// Whether [`resolve`] finds `model` without a request to the hub.
+pub fn is_local(model: &str, options: &HubOptions) -> bool {
+    let offline = HubOptions { offline: true, ..options.clone() };
+    resolve(model, &offline).is_ok_and(|folder| Path::new(model).is_dir() || has_tokenizer(&folder))
+}
+
+/// Whether this can be the name of a model on a hub, and is no folder.
+pub fn is_name(model: &str) -> bool {
+    !Path::new(model).exists() && is_model_id(model.split_once('@').map_or(model, |(id, _)| id))
+}
+
+fn has_tokenizer(folder: &Path) -> bool {
+    TOKENIZERS.iter().any(|file| folder.join(file).exists())
+}
+
 /// One model in one revision, and where to look for it.
 struct Wanted<'a> {
     model: &'a str,
     id: &'a str,
     revision: &'a str,
-    cache: Cache,
+    cache: ModelCache,
     options: &'a HubOptions,
 }
 
 impl Wanted<'_> {
-    fn repo(&self, revision: &str) -> Repo {
-        Repo::with_revision(self.id.to_owned(), RepoType::Model, revision.to_owned())
-    }
-
-    fn snapshot(&self, commit: &str) -> PathBuf {
-        self.cache.repo(self.repo(self.revision)).pointer_path(commit)
-    }
-
     /// The folder in the cache that holds configuration and weights in full.
     fn cached(&self) -> Option<PathBuf> {
-        let folder = match self.cache.repo(self.repo(self.revision)).get(CONFIG) {
-            Some(config) => config.parent()?.to_owned(),
-            // A commit is a folder of its own; only branches and tags are references.
-            None => self.snapshot(self.revision),
-        };
+        let folder = self.cache.snapshot(&self.cache.commit(self.revision)?);
         let complete = folder.join(CONFIG).exists()
             && (folder.join(SINGLE_FILE).exists()
                 || Index::read(&folder).is_ok_and(|index| index.shards().iter().all(|f| folder.join(f).exists())));
@@ -248,23 +193,22 @@ impl Wanted<'_> {
     }
 
     fn fetch(&self) -> Result<PathBuf, HubError> {
-        let mut builder = ApiBuilder::from_cache(self.cache.clone()).with_endpoint(self.endpoint().to_owned());
-        if self.options.token.is_some() {
-            builder = builder.with_token(self.options.token.clone());
-        }
-        let api = builder.build().map_err(|error| self.explain("the list of files", error))?;
-        let info = api.repo(self.repo(self.revision)).info().map_err(|e| self.explain("the list of files", e))?;
-        let has = |file: &str| info.siblings.iter().any(|sibling| sibling.rfilename == file);
+        const ASKED: &str = "the list of files";
+        let client = Client::new(self.endpoint(), self.options.token.read(), self.options.timeouts);
+        let client = client.map_err(|error| self.unreachable(ASKED, error))?;
+        let list = ask(|| client.list(self.id, self.revision)).map_err(|error| self.explain(&client, ASKED, error))?;
 
         // From here on by commit, so that a push in between does not mix two versions.
-        let commit = Commit { wanted: self, repo: api.repo(self.repo(&info.sha)), api, sha: &info.sha };
-        for file in SMALL_FILES.into_iter().filter(|file| has(file)) {
-            commit.get(file)?;
+        let commit = Commit { wanted: self, client: &client, sha: &list.sha };
+        for file in SMALL_FILES {
+            if list.has(file) {
+                commit.get(file)?;
+            }
         }
-        let folder = self.snapshot(&info.sha);
-        if has(SINGLE_FILE) {
+        let folder = self.cache.snapshot(&list.sha);
+        if list.has(SINGLE_FILE) {
             commit.get(SINGLE_FILE)?;
-        } else if has(INDEX_FILE) {
+        } else if list.has(INDEX_FILE) {
             commit.get(INDEX_FILE)?;
             for shard in Index::read(&folder)?.shards() {
                 commit.get(shard)?;
@@ -272,8 +216,18 @@ impl Wanted<'_> {
         } else {
             return Err(HubError::NoSafetensors { model: self.model.to_owned() });
         }
-        self.cache.repo(self.repo(self.revision)).create_ref(&info.sha).map_err(|source| self.disk(source))?;
+        self.note(&list).map_err(|source| self.disk(source))?;
         Ok(folder)
+    }
+
+    /// Notes in the cache which commit the revision is at, and which files the commit lacks.
+    fn note(&self, list: &FileList) -> std::io::Result<()> {
+        for file in SMALL_FILES {
+            if !list.has(file) {
+                self.cache.set_absent(&list.sha, file)?;
+            }
+        }
+        self.cache.set_commit(self.revision, &list.sha)
     }
 
     fn endpoint(&self) -> &str {
@@ -281,134 +235,28 @@ impl Wanted<'_> {
     }
 
     fn disk(&self, source: std::io::Error) -> HubError {
-        HubError::Cache { path: self.cache.path().clone(), source }
+        HubError::Cache { path: self.cache.path().to_owned(), source }
     }
 
-    fn explain(&self, asked: &str, error: ApiError) -> HubError {
-        let (model, asked, endpoint) = (self.model.to_owned(), asked.to_owned(), self.endpoint().to_owned());
+    fn unreachable(&self, asked: &str, error: TransferError) -> HubError {
+        let (model, asked, endpoint) = (self.model.to_owned(), asked.to_owned(), without_credentials(self.endpoint()));
+        HubError::Unreachable { model, asked, endpoint, source: Box::new(error) }
+    }
+
+    fn explain(&self, client: &Client, what: &str, error: TransferError) -> HubError {
+        let (model, asked, endpoint) = (self.model.to_owned(), what.to_owned(), without_credentials(self.endpoint()));
         match error {
-            ApiError::IoError(source) if is_disk(&source) => self.disk(source),
-            ApiError::LockAcquisition(path) => HubError::Locked { path },
-            error => match status(&error) {
-                Some(404) => HubError::NotFound { model, asked, revision: self.revision.to_owned(), endpoint },
-                Some(status @ (401 | 403)) => {
-                    let with_token = self.options.token.is_some() || self.cache.token().is_some();
-                    HubError::Refused { model, asked, endpoint, status, with_token }
-                }
-                _ => HubError::Unreachable { model, asked, endpoint, source: Box::new(error) },
-            },
-        }
-    }
-}
-
-/// One commit of a model on a hub.
-struct Commit<'a> {
-    wanted: &'a Wanted<'a>,
-    api: Api,
-    repo: ApiRepo,
-    sha: &'a str,
-}
-
-impl Commit<'_> {
-    /// Fetches `file` into the cache, unless it is there.
-    fn get(&self, file: &str) -> Result<(), HubError> {
-        let target = self.wanted.snapshot(self.sha).join(file);
-        if target.exists() {
-            return Ok(());
-        }
-        let total = Cell::new(0);
-        let mut tries = 0;
-        let path = loop {
-            let reporter = Reporter { file, received: 0, total: &total, options: self.wanted.options };
-            match self.repo.download_with_progress(file, reporter) {
-                Ok(path) => break path,
-                Err(error) if tries < RETRIES && self.is_worth_another_try(file, &error) => {
-                    std::thread::sleep(Duration::from_millis(250) * 2u32.pow(tries));
-                    tries += 1;
-                }
-                Err(error) => return Err(self.wanted.explain(file, error)),
+            TransferError::Disk(source) => self.disk(source),
+            TransferError::BadAnswer(reason) => HubError::BadAnswer { model, asked, endpoint, reason },
+            TransferError::Status(404) => {
+                HubError::NotFound { model, asked, revision: self.revision.to_owned(), endpoint }
             }
-        };
-        self.check_size(file, &path, total.get())
-    }
-
-    /// Whether the connection broke; what cannot be resumed is removed, so that the next try starts afresh.
-    fn is_worth_another_try(&self, file: &str, error: &ApiError) -> bool {
-        match (error, status(error)) {
-            (ApiError::InvalidResume, _) | (_, Some(416)) => {
-                let Ok(metadata) = self.api.metadata(&self.repo.url(file)) else { return false };
-                let blob = self.wanted.cache.repo(self.wanted.repo(self.sha)).blob_path(metadata.etag());
-                std::fs::remove_file(blob.with_extension("part")).is_ok()
+            TransferError::Status(status @ (401 | 403)) => {
+                HubError::Refused { model, asked, endpoint, status, with_token: client.has_token() }
             }
-            (ApiError::IoError(source), _) => !is_disk(source),
-            (ApiError::RequestError(_), status) => status.is_none_or(|status| status >= 500),
-            _ => false,
+            error => self.unreachable(what, error),
         }
     }
-
-    fn check_size(&self, file: &str, path: &Path, expected: u64) -> Result<(), HubError> {
-        let found = std::fs::metadata(path).map_err(|source| self.wanted.disk(source))?.len();
-        if found == expected {
-            return Ok(());
-        }
-        // The snapshot holds a link: what it points to has to go as well.
-        for path in [std::fs::canonicalize(path).as_deref().unwrap_or(path), path] {
-            let _ = std::fs::remove_file(path);
-        }
-        Err(HubError::WrongSize { model: self.wanted.model.to_owned(), file: file.to_owned(), expected, found })
-    }
-}
-
-/// Passes on what `hf-hub` says of a download.
-struct Reporter<'a> {
-    file: &'a str,
-    received: u64,
-    total: &'a Cell<u64>,
-    options: &'a HubOptions,
-}
-
-impl Reporter<'_> {
-    fn report(&self) {
-        if let Some(progress) = &self.options.progress {
-            progress(HubProgress { file: self.file, received: self.received, total: self.total.get() });
-        }
-    }
-}
-
-impl Progress for Reporter<'_> {
-    /// Called twice for each attempt; what an earlier attempt left follows as the first update.
-    fn init(&mut self, size: usize, _file: &str) {
-        self.received = 0;
-        self.total.set(size as u64);
-    }
-
-    fn update(&mut self, size: usize) {
-        self.received += size as u64;
-        self.report();
-    }
-
-    fn finish(&mut self) {
-        self.report();
-    }
-}
-
-fn status(error: &ApiError) -> Option<u16> {
-    match error {
-        ApiError::RequestError(error) => match **error {
-            ureq::Error::StatusCode(status) => Some(status),
-            _ => None,
-        },
-        _ => None,
-    }
-}
-
-/// Whether an error is the disk's; those of the network look alike while a body is read.
-fn is_disk(error: &std::io::Error) -> bool {
-    use ErrorKind::{NotADirectory, PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
-    matches!(
-        error.kind(),
-        StorageFull | QuotaExceeded | PermissionDenied | ReadOnlyFilesystem | NotADirectory | ErrorKind::NotFound
-    )
 }
 
 /// `owner/name`, of the characters that the hub allows.
@@ -416,6 +264,7 @@ fn is_model_id(id: &str) -> bool {
     let is_part = |part: &str| {
         part.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_')
             && !part.contains("..")
+            && !part.contains("--")
             && part.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
     };
     id.split_once('/').is_some_and(|(owner, name)| is_part(owner) && is_part(name))

@@ -17,6 +17,7 @@ mod families;
 mod fields;
 pub mod gguf;
 pub mod hub;
+mod message;
 mod rope;
 mod weight_format;
 pub mod weights;

@@ -94,6 +94,14 @@ pub struct DeviceArgs {
     pub device: usize,
 }
 
+/// Fields of the model's `config.json`, for commands without a recipe.
+#[derive(Debug, Clone, Default, Args)]
+pub struct ConfigArgs {
+    /// Read the model as if its config.json said this, as in model.config.rope_theta=5e5; repeatable
+    #[arg(long, value_name = "FIELD=VALUE")]
+    pub set: Vec<String>,
+}
+
 #[derive(Debug, Args)]
 pub struct DevicesArgs {
     /// Format of the list

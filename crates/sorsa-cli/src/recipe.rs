@@ -6,6 +6,7 @@ use toml::{Table, Value};
 
 use crate::args::{FinetuneArgs, RecipeArgs};
 use crate::exit::bad_input;
+use crate::session;
 
 /// The recipe that `args` mean: that of the run to resume, or a new one.
 pub fn of(args: &FinetuneArgs) -> anyhow::Result<Recipe> {
@@ -16,7 +17,13 @@ pub fn of(args: &FinetuneArgs) -> anyhow::Result<Recipe> {
                 .recipe()
                 .map_err(|error| bad_input(format!("{} holds no run to go on with: {error}", run.display())))
         }
-        None => resolve(&args.fields),
+        None => {
+            let recipe = resolve(&args.fields)?;
+            if args.fields.model.is_none() && recipe.model.adapter.is_some() && args.fields.recipe.is_none() {
+                session::check_asked(None, &recipe.model.path)?;
+            }
+            Ok(recipe)
+        }
     }
 }
 
@@ -44,6 +51,21 @@ pub fn given_fields(args: &RecipeArgs) -> anyhow::Result<(Table, String)> {
         set_field(&mut typed, &field, value)?;
     }
     Ok((typed, name))
+}
+
+/// The fields and values of options `--set FIELD=VALUE`.
+pub fn settings(set: &[String]) -> anyhow::Result<Vec<(String, Value)>> {
+    let mut fields = Vec::new();
+    for text in set {
+        let Some((field, value)) = text.split_once('=') else {
+            return Err(bad_input(format!("--set {text}: expected FIELD=VALUE")));
+        };
+        // A value that is not TOML is a string: `--set data.template=raw` needs no quotes.
+        let value = format!("value = {value}").parse::<Table>().ok().and_then(|mut table| table.remove("value"));
+        let value = value.unwrap_or_else(|| Value::String(text[field.len() + 1..].to_owned()));
+        fields.push((field.to_owned(), value));
+    }
+    Ok(fields)
 }
 
 /// The options of the command line as fields of a recipe.
@@ -86,14 +108,6 @@ fn overrides(args: &RecipeArgs) -> anyhow::Result<Vec<(String, Value)>> {
     ];
     let mut fields: Vec<(String, Value)> =
         named.into_iter().filter_map(|(field, value)| Some((field.to_owned(), value?))).collect();
-    for text in &args.set {
-        let Some((field, value)) = text.split_once('=') else {
-            return Err(bad_input(format!("--set {text}: expected FIELD=VALUE")));
-        };
-        // A value that is not TOML is a string: `--set data.template=raw` needs no quotes.
-        let value = format!("value = {value}").parse::<Table>().ok().and_then(|mut table| table.remove("value"));
-        let value = value.unwrap_or_else(|| Value::String(text[field.len() + 1..].to_owned()));
-        fields.push((field.to_owned(), value));
-    }
+    fields.extend(settings(&args.set)?);
     Ok(fields)
 }

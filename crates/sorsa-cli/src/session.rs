@@ -8,20 +8,52 @@ use sorsa_adapter::Attached;
 use sorsa_checkpoint::hub::{HubOptions, HubProgress};
 use sorsa_experiment::adapter::{BaseModel, LoadedAdapter};
 use sorsa_experiment::embedded::EmbeddedFiles;
+use sorsa_experiment::model::{check_fetched, config_of_run};
+use sorsa_experiment::recipe::set_field;
 use sorsa_experiment::sandbox::CodeExecution;
-use sorsa_experiment::{Event, Host, Observer, RunFacts, Sources};
+use sorsa_experiment::{ConfigOverrides, Event, Host, Observer, RunFacts, Sources};
 use sorsa_models::{CausalLm, ModelConfig, WeightFormat};
+use toml::Table;
 
-use crate::args::DeviceArgs;
+use crate::args::{ConfigArgs, DeviceArgs};
 use crate::device;
-use crate::exit::OrBadInput;
+use crate::exit::{OrBadInput, bad_input};
 use crate::progress::{Progress, Style};
+use crate::recipe;
 
 pub use sorsa_experiment::create_folder;
 pub use sorsa_experiment::model::model_of_run;
 
 /// The embedded files of this process, after their first use.
 static EMBEDDED_FILES: Mutex<Option<Arc<EmbeddedFiles>>> = Mutex::new(None);
+
+/// Fields of `config.json` that the command line, or the adapter's run, wants otherwise.
+static CONFIG: Mutex<Option<ConfigOverrides>> = Mutex::new(None);
+
+/// Takes the options `--set model.config.FIELD=VALUE`, and before them the same fields of the run of an adapter, for every
+/// model that is read from here on.
+pub fn set_config(args: &ConfigArgs, adapter: Option<&Path>) -> anyhow::Result<()> {
+    let mut fields = match adapter {
+        Some(adapter) => config_of_run(adapter)?,
+        None => Table::new(),
+    };
+    for (field, value) in recipe::settings(&args.set)? {
+        let Some(field) = field.strip_prefix("model.config.") else {
+            return Err(bad_input(format!("--set {field}: expected model.config.FIELD=VALUE")));
+        };
+        set_field(&mut fields, field, value)?;
+    }
+    *CONFIG.lock().unwrap_or_else(PoisonError::into_inner) = Some(ConfigOverrides::new(fields));
+    Ok(())
+}
+
+/// Refuses a model that nobody asked for and that would be fetched: the one that an adapter's run names.
+pub fn check_asked(given: Option<&str>, model: &str) -> anyhow::Result<()> {
+    match given {
+        Some(_) => Ok(()),
+        None => Ok(check_fetched(model, &sources(Style::Quiet)?)?),
+    }
+}
 
 /// The device of the arguments, with hub and caches of the environment.
 pub fn host(args: &DeviceArgs, style: Style) -> anyhow::Result<Host> {
@@ -32,7 +64,7 @@ pub fn host(args: &DeviceArgs, style: Style) -> anyhow::Result<Host> {
         fused_operations: device::is_flex(&device),
         placement: args.backend.svd_placement(),
         cache: cache_folder(),
-        sources: sources(style),
+        sources: sources(style)?,
         code: None,
         machine: format!("{} {}, {cores} cores", std::env::consts::OS, std::env::consts::ARCH),
         device,
@@ -40,20 +72,12 @@ pub fn host(args: &DeviceArgs, style: Style) -> anyhow::Result<Host> {
 }
 
 /// Where models and data come from, by the environment.
-pub fn sources(style: Style) -> Sources {
-    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-    let hub = HubOptions {
-        endpoint: variable("HF_ENDPOINT"),
-        cache_dir: variable("HF_HUB_CACHE")
-            .map(PathBuf::from)
-            .or_else(|| variable("HF_HOME").map(|home| Path::new(&home).join("hub")))
-            .or_else(|| variable("HOME").map(|home| Path::new(&home).join(".cache/huggingface/hub"))),
-        token: variable("HF_TOKEN"),
-        offline: variable("HF_HUB_OFFLINE").is_some_and(|value| value != "0"),
-        progress: (style != Style::Quiet).then(|| Arc::new(download_progress(style)) as _),
-        ..HubOptions::default()
-    };
-    Sources { embedded: embedded_files(), hub }
+pub fn sources(style: Style) -> anyhow::Result<Sources> {
+    let home = std::env::home_dir();
+    let mut hub = HubOptions::from_environment(|name| std::env::var(name).ok(), home.as_deref()).or_bad_input()?;
+    hub.progress = (style != Style::Quiet).then(|| Arc::new(download_progress(style)) as _);
+    let config = CONFIG.lock().unwrap_or_else(PoisonError::into_inner).clone().unwrap_or_default();
+    Ok(Sources { embedded: embedded_files(), hub, config })
 }
 
 /// The embedded model and task.
@@ -68,16 +92,17 @@ pub fn embedded_files() -> Arc<EmbeddedFiles> {
     Arc::clone(files)
 }
 
-/// Removes the temporary folder of the embedded files, if there is one. To be called before the process ends.
+/// Removes the temporary folders of the embedded files and of models with another configuration, if there are any. To be called before the process ends.
 pub fn remove_temporary() {
     if let Some(files) = EMBEDDED_FILES.lock().unwrap_or_else(PoisonError::into_inner).take() {
         files.remove_temporary();
     }
+    CONFIG.lock().unwrap_or_else(PoisonError::into_inner).take();
 }
 
 /// The folder of a model: the embedded one, the user's, or one that is downloaded from the hub.
 pub fn model_folder(name: &str, style: Style) -> anyhow::Result<PathBuf> {
-    Ok(sorsa_experiment::model::model_folder(name, &sources(style))?)
+    Ok(sorsa_experiment::model::model_folder(name, &sources(style)?)?)
 }
 
 /// Most tokens of an answer, if neither an option nor a run says otherwise.

@@ -159,6 +159,15 @@ pub enum ExperimentError {
         adapter: PathBuf,
     },
 
+    /// The model of an adapter's run, which is on a hub and not on this machine.
+    #[error(
+        "the adapter's run was made with `{model}`, which is not on this machine: name it with --model to have it fetched"
+    )]
+    NotFetched {
+        /// The model.
+        model: String,
+    },
+
     /// Data, templates, tokenizers.
     #[error(transparent)]
     Data(#[from] DataError),

@@ -278,6 +278,7 @@ fn read(
     host: &Host,
     observer: &mut dyn Observer,
 ) -> Result<(LoadedModel, Inputs, RunInputs), ExperimentError> {
+    let host = &Host { sources: host.sources.with_config(&recipe.model.config), ..host.clone() };
     let loaded = LoadedModel::load(&recipe.model.path, recipe.model.dtype, host)?;
     let inputs = Inputs::read(recipe, &loaded.tokenizer, loaded.model.config(), host, observer)?;
     let files = RunInputs::new(recipe, &loaded.folder, &host.sources)?;

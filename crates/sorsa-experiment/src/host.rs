@@ -6,7 +6,9 @@ use std::sync::Arc;
 use burn::prelude::Device;
 use sorsa_adapter::Placement;
 use sorsa_checkpoint::hub::HubOptions;
+use toml::Table;
 
+use crate::config_overrides::ConfigOverrides;
 use crate::embedded::EmbeddedFiles;
 use crate::sandbox::CodeExecution;
 
@@ -39,6 +41,15 @@ pub struct Sources {
     pub embedded: Arc<EmbeddedFiles>,
     /// The Hugging Face Hub.
     pub hub: HubOptions,
+    /// Fields of the `config.json` of every model that is read.
+    pub config: ConfigOverrides,
+}
+
+impl Sources {
+    /// The same, with the fields that a recipe gives its model.
+    pub fn with_config(&self, fields: &Table) -> Self {
+        Self { config: self.config.with_fields(fields), ..self.clone() }
+    }
 }
 
 impl Host {

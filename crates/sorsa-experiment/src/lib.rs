@@ -19,6 +19,7 @@ pub mod analysis;
 pub mod answer;
 pub mod answer_log;
 pub mod comparison;
+mod config_overrides;
 pub mod content;
 pub mod continuation;
 mod curves;
@@ -43,6 +44,7 @@ pub mod tasks;
 mod training_shape;
 
 pub use answer::Answer;
+pub use config_overrides::ConfigOverrides;
 pub use doubt::Doubt;
 pub use error::{ExperimentError, MeasureError};
 pub use finetune::{PreparedRun, finetune, resume};

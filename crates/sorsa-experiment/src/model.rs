@@ -6,6 +6,7 @@ use std::sync::Arc;
 use sorsa_checkpoint::{WeightFormat, hub};
 use sorsa_data::{EncodeOptions, Encoder, PromptTemplate, TemplateName, TextTokenizer, TurnEnd};
 use sorsa_models::{CausalLm, ModelConfig, float_dtype};
+use toml::Table;
 
 use crate::adapter::{BaseModel, LoadedAdapter, holds_adapter, recipe_of_run};
 use crate::embedded::EMBEDDED;
@@ -81,13 +82,38 @@ impl LoadedModel {
 /// of its run.
 pub fn model_folder(name: &str, sources: &Sources) -> Result<PathBuf, ExperimentError> {
     if name == EMBEDDED {
-        return sources.embedded.model();
+        return sources.config.apply(&sources.embedded.model()?);
     }
     let folder = hub::resolve(name, &sources.hub)?;
     let is_adapter = holds_adapter(&folder) || holds_adapter(&folder.join(RunDir::ADAPTER));
     match is_adapter && !folder.join("config.json").exists() {
         true => Err(ExperimentError::AdapterAsModel { folder }),
-        false => Ok(folder),
+        false => sources.config.apply(&folder),
+    }
+}
+
+/// Refuses the model that an adapter's run names if it would have to be fetched: whoever gives away an adapter does not decide
+/// where this program connects to.
+///
+/// # Errors
+///
+/// [`ExperimentError::NotFetched`].
+pub fn check_fetched(model: &str, sources: &Sources) -> Result<(), ExperimentError> {
+    if model == EMBEDDED || hub::is_local(model, &sources.hub) || !hub::is_name(model) {
+        return Ok(());
+    }
+    Err(ExperimentError::NotFetched { model: model.to_owned() })
+}
+
+/// The fields of `config.json` that the run of the adapter changes.
+///
+/// # Errors
+///
+/// A recipe that cannot be read.
+pub fn config_of_run(adapter: &Path) -> Result<Table, ExperimentError> {
+    match recipe_of_run(adapter) {
+        Some(recipe) => Ok(Recipe::read(&recipe)?.model.config),
+        None => Ok(Table::new()),
     }
 }
 

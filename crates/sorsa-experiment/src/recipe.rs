@@ -47,6 +47,9 @@ pub struct ModelRecipe {
     /// Folder of an adapter to start from; it decides all of `[adapter]` but the dropout.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub adapter: Option<String>,
+    /// Fields of the model's `config.json` that are to have other values.
+    #[serde(skip_serializing_if = "Table::is_empty")]
+    pub config: Table,
 }
 
 /// `[data]`
@@ -124,7 +127,7 @@ impl Default for Recipe {
 
 impl Default for ModelRecipe {
     fn default() -> Self {
-        Self { path: EMBEDDED.to_owned(), dtype: WeightFormat::F32, adapter: None }
+        Self { path: EMBEDDED.to_owned(), dtype: WeightFormat::F32, adapter: None, config: Table::new() }
     }
 }
 

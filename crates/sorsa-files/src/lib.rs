@@ -7,6 +7,7 @@ mod hash;
 mod lock;
 mod memory;
 mod owned_folder;
+mod regular;
 mod temporary;
 mod tensors;
 
@@ -16,6 +17,7 @@ pub use hash::ContentHash;
 pub use lock::{FileLock, LockError};
 pub use memory::peak_memory_bytes;
 pub use owned_folder::{FolderError, FolderKind, OwnedFolder};
+pub use regular::{open_regular, read_regular};
 pub use temporary::{ProvisionalFolder, recover, remove_temporaries};
 pub use tensors::{
     HostTensor, NamedTensors, TensorError, TensorFile, not_finite, read_float_tensors, read_tensors, write_tensors,

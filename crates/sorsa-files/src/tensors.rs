@@ -10,6 +10,7 @@ use half::{bf16, f16};
 use safetensors::tensor::{Dtype, Metadata, SafeTensorError, TensorInfo, View, serialize_to_file};
 
 use crate::atomic::{AtomicFile, FileError};
+use crate::regular::open_regular;
 
 /// Bytes that hold the length of the header, in front of it.
 const LENGTH_BYTES: u64 = 8;
@@ -159,7 +160,7 @@ impl TensorFile {
     /// [`TensorError::Io`]; [`TensorError::Malformed`] if the tensors do not fill the file exactly.
     pub fn open(path: &Path) -> Result<Self, TensorError> {
         let io = |source| TensorError::Io { path: path.to_owned(), source };
-        let mut file = File::open(path).map_err(io)?;
+        let mut file = open_regular(path).map_err(io)?;
         let size = file.metadata().map_err(io)?.len();
         let malformed = |error: SafeTensorError| TensorError::Malformed {
             path: path.to_owned(),

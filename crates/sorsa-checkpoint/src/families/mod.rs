@@ -7,6 +7,7 @@ mod gemma2;
 mod gemma3;
 mod llama;
 mod mistral;
+pub(crate) mod nested;
 mod phi3;
 mod qwen2;
 mod qwen3;

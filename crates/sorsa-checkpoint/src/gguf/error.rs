@@ -1,5 +1,6 @@
 //! What can be wrong while a GGUF file is written or read.
 
+use crate::message::listed;
 use std::path::PathBuf;
 
 use super::GgufType;
@@ -32,7 +33,7 @@ pub enum GgufError {
         source: serde_json::Error,
     },
     /// The model is of a kind that llama.cpp, or this exporter, does not know.
-    #[error("{} cannot be written as GGUF: {}", folder.display(), faults.join("; "))]
+    #[error("{} cannot be written as GGUF: {}", folder.display(), listed(faults))]
     Unsupported {
         /// The model's folder.
         folder: PathBuf,
@@ -40,7 +41,7 @@ pub enum GgufError {
         faults: Vec<String>,
     },
     /// Low-rank modules that do not fit the model.
-    #[error("the adapter cannot be written as GGUF: {}", faults.join("; "))]
+    #[error("the adapter cannot be written as GGUF: {}", listed(faults))]
     Adapter {
         /// Everything found wrong.
         faults: Vec<String>,

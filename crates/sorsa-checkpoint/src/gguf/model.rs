@@ -84,7 +84,7 @@ pub fn export_model(folder: &Path, out: &Path, options: impl Into<ExportOptions>
         false => tokenizer::without_tokenizer(),
     };
     let plan = plan(&translation);
-    let of_files = |planned: &&Planned| !matches!(planned.change, Change::Values(_));
+    let of_files = |planned: &&Planned| !matches!(planned.change, Change::Values(_) | Change::Llama3Divisors);
     let expected: Vec<Expected> = plan.iter().filter(of_files).map(|planned| planned.source.clone()).collect();
     checkpoint.check(&expected, ignorable(translation.config.tie_word_embeddings))?;
 
@@ -101,10 +101,11 @@ pub fn export_model(folder: &Path, out: &Path, options: impl Into<ExportOptions>
     let produce = |_: &GgufTensor| -> Result<Vec<f32>, GgufError> {
         // The writer asks for the tensors in the order of the list, which is that of the plan.
         let Some(Planned { source, change, .. }) = planned.next() else { return Ok(Vec::new()) };
-        if let Change::Values(values) = change {
-            return Ok(values.clone());
-        }
-        Ok(change.apply(checkpoint.to_f32(&source.name)?, source.shape[0]))
+        Ok(match change {
+            Change::Values(values) => values.clone(),
+            Change::Llama3Divisors => translation.llama3_divisors().unwrap_or_default(),
+            change => change.apply(checkpoint.to_f32(&source.name)?, source.shape[0]),
+        })
     };
     let name = options.name.or_else(|| Some(folder.canonicalize().ok()?.file_name()?.to_string_lossy().into_owned()));
     let bytes = GgufWriter::new()

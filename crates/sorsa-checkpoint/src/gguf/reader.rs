@@ -1,20 +1,23 @@
 //! Reading a GGUF file: metadata, the list of tensors, and the tensors of the types that are written here.
 //!
 //! The file is not trusted. Every length is compared with what is left of the file before anything is allocated, so a
-//! file cannot ask for more memory than a small multiple of its own size.
+//! file cannot ask for more memory than a small multiple of its own size. It is read, not mapped: a file that becomes shorter
+//! is an error then.
 
 use std::collections::HashSet;
 use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use memmap2::Mmap;
+use sorsa_files::open_regular;
 
 use super::value::ARRAY;
 use super::writer::{ALIGNMENT, MAGIC, MAX_AXES, VERSION};
 use super::{Array, GgufError, GgufType, Value};
-use crate::weights::map_file;
 
+/// Bytes that are read first; twice as many each time, while what is said before the tensors is longer.
+const FIRST_READ: u64 = 1 << 20;
 /// Arrays within arrays are read to this depth; no tool writes any.
 const MAX_DEPTH: usize = 4;
 
@@ -38,11 +41,11 @@ impl GgufTensorInfo {
     }
 }
 
-/// A mapped GGUF file of version 3, or 2, which differs in nothing that is read here.
+/// A GGUF file of version 3, or 2, which differs in nothing that is read here.
 #[derive(Debug)]
 pub struct GgufFile {
     path: PathBuf,
-    map: Mmap,
+    file: File,
     contents: Contents,
 }
 
@@ -54,19 +57,30 @@ pub(super) struct Contents {
 }
 
 impl GgufFile {
-    /// Maps a file and reads what is said before the tensors; their places are checked against the file's size.
+    /// Opens a file and reads what is said before the tensors; their places are checked against the file's size.
     ///
     /// # Errors
     ///
     /// [`GgufError::Io`] and [`GgufError::Malformed`].
     pub fn open(path: &Path) -> Result<Self, GgufError> {
-        let map = File::open(path).and_then(|file| map_file(&file)).map_err(GgufError::io(path))?;
-        let contents = parse(&map).map_err(|fault| GgufError::Malformed {
+        let file = open_regular(path).map_err(GgufError::io(path))?;
+        let size = file.metadata().map_err(GgufError::io(path))?.len();
+        let mut bytes = Vec::new();
+        let contents = loop {
+            let wanted = (2 * bytes.len() as u64).max(FIRST_READ) - bytes.len() as u64;
+            let read = (&file).take(wanted).read_to_end(&mut bytes).map_err(GgufError::io(path))?;
+            let missing = size.saturating_sub(bytes.len() as u64);
+            match parse_start(&bytes, size) {
+                Err(fault) if fault.is_end && missing > 0 && read > 0 => {}
+                contents => break contents,
+            }
+        };
+        let contents = contents.map_err(|fault| GgufError::Malformed {
             path: path.to_owned(),
             offset: fault.offset,
             reason: fault.reason,
         })?;
-        Ok(Self { path: path.to_owned(), map, contents })
+        Ok(Self { path: path.to_owned(), file, contents })
     }
 
     /// All metadata, in the file's order.
@@ -93,22 +107,26 @@ impl GgufFile {
     ///
     /// # Errors
     ///
-    /// [`GgufError::NoTensor`], also for a type whose size is not known here.
-    pub fn raw(&self, name: &str) -> Result<&[u8], GgufError> {
-        let range = self.info(name).and_then(range);
+    /// [`GgufError::NoTensor`], also for a type whose size is not known here; [`GgufError::Io`].
+    pub fn raw(&self, name: &str) -> Result<Vec<u8>, GgufError> {
         let missing = || GgufError::NoTensor { path: self.path.clone(), name: name.to_owned() };
-        range.and_then(|range| self.map.get(range)).ok_or_else(missing)
+        let range = self.info(name).and_then(range).ok_or_else(missing)?;
+        let mut bytes = vec![0; range.len()];
+        let mut file = &self.file;
+        let read = file.seek(SeekFrom::Start(range.start as u64)).and_then(|_| file.read_exact(&mut bytes));
+        read.map_err(GgufError::io(&self.path))?;
+        Ok(bytes)
     }
 
     /// The values of a tensor, row-major.
     ///
     /// # Errors
     ///
-    /// [`GgufError::NoTensor`].
+    /// [`GgufError::NoTensor`], [`GgufError::Io`].
     pub fn to_f32(&self, name: &str) -> Result<Vec<f32>, GgufError> {
         let bytes = self.raw(name)?;
         let dtype = self.info(name).and_then(GgufTensorInfo::dtype);
-        Ok(dtype.map(|dtype| dtype.decode(bytes)).unwrap_or_default())
+        Ok(dtype.map(|dtype| dtype.decode(&bytes)).unwrap_or_default())
     }
 }
 
@@ -123,11 +141,20 @@ fn range(tensor: &GgufTensorInfo) -> Option<Range<usize>> {
 pub(super) struct Fault {
     offset: usize,
     reason: String,
+    /// Whether more bytes are needed, and nothing else is wrong.
+    is_end: bool,
 }
 
 /// Reads everything before the first tensor of a whole file.
+#[cfg(test)]
 pub(super) fn parse(bytes: &[u8]) -> Result<Contents, Fault> {
-    let mut cursor = Cursor { bytes, at: 0 };
+    parse_start(bytes, bytes.len() as u64)
+}
+
+/// Reads everything before the first tensor of a file of `size` bytes, of which `bytes` are the first.
+fn parse_start(bytes: &[u8], size: u64) -> Result<Contents, Fault> {
+    let size = usize::try_from(size).unwrap_or(usize::MAX);
+    let mut cursor = Cursor { bytes, size, at: 0 };
     let magic = cursor.take::<4>("the magic number")?;
     if magic != MAGIC {
         return Err(cursor.fault(format!("expected a file that begins with GGUF, found {magic:?}")));
@@ -176,7 +203,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Contents, Fault> {
         let place = start.checked_add(relative).filter(|_| relative.is_multiple_of(alignment));
         tensor.offset = place.unwrap_or(usize::MAX);
         let end = if tensor.dtype().is_some() { range(tensor).map(|range| range.end) } else { place };
-        if end.is_none_or(|end| end > bytes.len()) || place.is_none() {
+        if end.is_none_or(|end| end > size) || place.is_none() {
             let GgufTensorInfo { name, shape, type_id, .. } = tensor;
             return Err(cursor.fault(format!(
                 "tensor `{name}` {shape:?} of type {type_id} at {relative} is not aligned or not within the file"
@@ -189,6 +216,8 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Contents, Fault> {
 /// A place in the file.
 struct Cursor<'a> {
     bytes: &'a [u8],
+    /// Of the whole file.
+    size: usize,
     at: usize,
 }
 
@@ -202,7 +231,11 @@ macro_rules! numbers {
 
 impl<'a> Cursor<'a> {
     fn fault(&self, reason: String) -> Fault {
-        Fault { offset: self.at, reason }
+        Fault { offset: self.at, reason, is_end: false }
+    }
+
+    fn end(&self, what: &str) -> Fault {
+        Fault { is_end: true, ..self.fault(format!("the file ends within {what}")) }
     }
 
     fn rest(&self) -> &'a [u8] {
@@ -211,7 +244,7 @@ impl<'a> Cursor<'a> {
 
     fn take<const N: usize>(&mut self, what: &str) -> Result<[u8; N], Fault> {
         let taken = self.rest().first_chunk::<N>().copied();
-        let taken = taken.ok_or_else(|| self.fault(format!("the file ends within {what}")))?;
+        let taken = taken.ok_or_else(|| self.end(what))?;
         self.at += N;
         Ok(taken)
     }
@@ -220,7 +253,7 @@ impl<'a> Cursor<'a> {
 
     /// Checks that `count` things of at least `least` bytes can still come.
     fn fits(&self, count: u64, least: usize, what: &str) -> Result<usize, Fault> {
-        let left = self.rest().len() / least;
+        let left = self.size.saturating_sub(self.at) / least;
         match usize::try_from(count).ok().filter(|count| *count <= left) {
             Some(count) => Ok(count),
             None => Err(self.fault(format!("{count} {what} are announced, the rest of the file can hold {left}"))),
@@ -238,7 +271,8 @@ impl<'a> Cursor<'a> {
     fn string(&mut self) -> Result<String, Fault> {
         let length = self.u64("the length of a text")?;
         let length = self.fits(length, 1, "bytes of text")?;
-        let text = std::str::from_utf8(&self.rest()[..length]).map_err(|error| self.fault(error.to_string()))?;
+        let text = self.rest().get(..length).ok_or_else(|| self.end("a text"))?;
+        let text = std::str::from_utf8(text).map_err(|error| self.fault(error.to_string()))?;
         self.at += length;
         Ok(text.to_owned())
     }

@@ -16,6 +16,9 @@ pub(super) enum Change {
     PlusOne,
     /// The tensor follows from the configuration.
     Values(Vec<f32>),
+    /// The divisors of Llama 3's scaling. They are computed when they are written: the configuration may say that there are
+    /// more of them than memory holds.
+    Llama3Divisors,
 }
 
 /// One tensor of the GGUF file.
@@ -42,12 +45,12 @@ pub(super) fn plan(translation: &Translation) -> Vec<Planned> {
         &[config.vocab_size, config.hidden_size],
         &Change::None,
     );
+    if let RopeScaling::Llama3 { .. } = decoder.rope.scaling {
+        add("rope_freqs.weight".into(), String::new(), &[decoder.rotary_dim() / 2], &Change::Llama3Divisors);
+    }
     let mut divisors = |name: &str, values: Vec<f32>| {
         add(format!("{name}.weight"), String::new(), &[values.len()], &Change::Values(values));
     };
-    if let Some(values) = translation.llama3_divisors() {
-        divisors("rope_freqs", values);
-    }
     if let RopeScaling::LongRope(long) = &decoder.rope.scaling {
         let as_f32 = |factors: &[f64]| factors.iter().map(|factor| *factor as f32).collect();
         divisors("rope_factors_long", as_f32(&long.long_factor));
@@ -162,7 +165,7 @@ impl Change {
     /// Changes the values of a tensor whose first axis has `rows` entries.
     pub fn apply(&self, values: Vec<f32>, rows: usize) -> Vec<f32> {
         match self {
-            Self::None => values,
+            Self::None | Self::Llama3Divisors => values,
             Self::Heads(heads) => interleave(&values, rows, *heads),
             Self::PlusOne => values.into_iter().map(|value| value + 1.0).collect(),
             Self::Values(values) => values.clone(),

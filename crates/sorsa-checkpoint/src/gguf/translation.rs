@@ -4,12 +4,15 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value as Json};
+use sorsa_files::read_regular;
 
 use super::{GgufError, Value};
 use crate::config::{Activation, Architecture, LayerType, ModelConfig, TransformerConfig};
 use crate::families;
 use crate::rope::RopeScaling;
 
+/// Bytes of a JSON file at most.
+const LARGEST_JSON: u64 = 1 << 28;
 /// llama.cpp keeps sizes in 32 bits with a sign.
 const LARGEST_SIZE: usize = (1 << 31) - 1;
 
@@ -70,7 +73,7 @@ impl Limits<'_> {
     /// The heads divide the width of the model.
     pub fn heads_divide_width(&mut self) {
         let (width, heads, found) = (self.config.hidden_size, self.decoder.num_attention_heads, self.decoder.head_dim);
-        if heads * found != width {
+        if heads.saturating_mul(found) != width {
             self.fault(format!("llama.cpp's {} needs heads of {} values, found {found}", self.name, width / heads));
         }
     }
@@ -259,7 +262,7 @@ impl Translation {
 
 /// Reads a JSON file; nothing if it is missing, unless it is `config.json`.
 pub(super) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>, GgufError> {
-    let bytes = match std::fs::read(path) {
+    let bytes = match read_regular(path, LARGEST_JSON) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound && !path.ends_with("config.json") => {
             return Ok(None);

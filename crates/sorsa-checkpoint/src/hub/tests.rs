@@ -1,112 +1,14 @@
-//! Against a hub on the loopback interface that answers as the public one does: a list of files, small files
-//! directly, weights by way of a redirect, all of them by ranges.
+//! Against a hub on the loopback interface.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::io::{BufRead, BufReader, Write};
-use std::net::{TcpListener, TcpStream};
+mod server;
+
+use std::net::TcpListener;
 use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use server::{SHA, TestHub};
 
 use super::*;
-
-const SHA: &str = "0123456789abcdef0123456789abcdef01234567";
-
-#[derive(Default)]
-struct State {
-    address: String,
-    files: BTreeMap<String, Vec<u8>>,
-    /// The token without which everything is refused.
-    token: Option<String>,
-    /// Files whose next download breaks off halfway.
-    breaks: Mutex<HashSet<String>>,
-    /// Path and range of each request.
-    log: Mutex<Vec<String>>,
-}
-
-struct TestHub(Arc<State>);
-
-impl TestHub {
-    fn start(files: &[(&str, &[u8])], configure: impl FnOnce(&mut State)) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let mut state = State {
-            address: format!("http://{}", listener.local_addr().unwrap()),
-            files: files.iter().map(|(name, bytes)| (name.to_string(), bytes.to_vec())).collect(),
-            ..State::default()
-        };
-        configure(&mut state);
-        let state = Arc::new(state);
-        let served = state.clone();
-        std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                let state = served.clone();
-                std::thread::spawn(move || answer(stream, &state));
-            }
-        });
-        Self(state)
-    }
-
-    fn options(&self, cache: &Path) -> HubOptions {
-        HubOptions {
-            endpoint: Some(self.0.address.clone()),
-            cache_dir: Some(cache.join("hub")),
-            ..HubOptions::default()
-        }
-    }
-
-    fn log(&self) -> Vec<String> {
-        self.0.log.lock().unwrap().clone()
-    }
-}
-
-fn answer(stream: TcpStream, state: &State) -> Option<()> {
-    let mut lines = BufReader::new(stream.try_clone().ok()?).lines().map_while(Result::ok);
-    let path = lines.next()?.split(' ').nth(1)?.to_owned();
-    let headers: HashMap<_, _> = lines
-        .take_while(|line| !line.is_empty())
-        .filter_map(|line| line.split_once(": ").map(|(name, value)| (name.to_lowercase(), value.to_owned())))
-        .collect();
-    let range = headers.get("range").cloned().unwrap_or_default();
-    state.log.lock().unwrap().push(format!("{path} {range}").trim().to_owned());
-
-    let reply = |status: &str, extra: &str, length: usize, body: &[u8]| {
-        let mut stream = &stream;
-        let head = format!("HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {length}\r\n{extra}\r\n");
-        stream.write_all(&[head.as_bytes(), body].concat()).ok()
-    };
-    if state.token.as_ref().is_some_and(|token| headers.get("authorization") != Some(&format!("Bearer {token}"))) {
-        return reply("401 Unauthorized", "", 0, b"");
-    }
-    if path == "/api/models/owner/name/revision/main" {
-        let siblings: Vec<_> = state.files.keys().map(|file| serde_json::json!({ "rfilename": file })).collect();
-        let json = serde_json::json!({ "sha": SHA, "siblings": siblings }).to_string();
-        return reply("200 OK", "Content-Type: application/json\r\n", json.len(), json.as_bytes());
-    }
-    let of_commit = path.strip_prefix(&format!("/owner/name/resolve/{SHA}/"));
-    let Some((file, bytes)) = of_commit.or(path.strip_prefix("/cdn/")).and_then(|file| state.files.get_key_value(file))
-    else {
-        return reply("404 Not Found", "", 0, b"");
-    };
-    if of_commit.is_some() && file.ends_with(".safetensors") {
-        let location = format!("Location: {}/cdn/{file}\r\n", state.address);
-        return reply(
-            "302 Found",
-            &format!("{location}X-Linked-Etag: \"e-{file}\"\r\nX-Repo-Commit: {SHA}\r\n"),
-            0,
-            b"",
-        );
-    }
-    let (first, last) = range.strip_prefix("bytes=")?.split_once('-')?;
-    let (first, last) = (first.parse::<usize>().ok()?, last.parse().unwrap_or(bytes.len() - 1));
-    if first > last {
-        return reply("416 Range Not Satisfiable", "", 0, b"");
-    }
-    let body = &bytes[first..=last];
-    let breaks = range.ends_with('-') && state.breaks.lock().unwrap().remove(file);
-    let headers = format!(
-        "ETag: \"e-{file}\"\r\nX-Repo-Commit: {SHA}\r\nContent-Range: bytes {first}-{last}/{}\r\n",
-        bytes.len()
-    );
-    reply("206 Partial Content", &headers, body.len(), if breaks { &body[..body.len() / 2] } else { body })
-}
 
 const SMALL: [(&str, &[u8]); 5] = [
     ("config.json", b"{\"a\": 1}"),
@@ -203,7 +105,7 @@ fn leftovers_that_cannot_be_resumed_are_replaced() {
         let (hub, cache) = (TestHub::start(&SMALL, |_| {}), tempfile::tempdir().unwrap());
         let blobs = cache.path().join("hub/models--owner--name/blobs");
         std::fs::create_dir_all(&blobs).unwrap();
-        std::fs::write(blobs.join("e-model.part"), leftover).unwrap();
+        std::fs::write(blobs.join("e-model.safetensors.incomplete"), leftover).unwrap();
         let folder = resolve("owner/name", &hub.options(cache.path())).unwrap();
         assert_eq!(std::fs::read(folder.join("model.safetensors")).unwrap(), SMALL[2].1);
     }
@@ -217,14 +119,15 @@ fn a_gated_model_asks_for_a_token_and_comes_with_it() {
     assert!(matches!(error, HubError::Refused { status: 401, with_token: false, .. }));
     assert!(error.to_string().contains("HF_TOKEN"), "{error}");
 
-    let wrong = HubOptions { token: Some("guess".to_owned()), ..hub.options(cache.path()) };
+    let wrong = HubOptions { token: TokenSource::Given("guess".to_owned()), ..hub.options(cache.path()) };
     let error = resolve("owner/name", &wrong).unwrap_err();
     assert!(matches!(error, HubError::Refused { with_token: true, .. }));
     assert!(!error.to_string().contains("guess"), "{error}");
 
     // Where the login tools leave it.
     std::fs::write(cache.path().join("token"), "secret\n").unwrap();
-    resolve("owner/name", &hub.options(cache.path())).unwrap();
+    let token = TokenSource::File(cache.path().join("token"));
+    resolve("owner/name", &HubOptions { token, ..hub.options(cache.path()) }).unwrap();
 }
 
 #[test]
@@ -276,4 +179,247 @@ fn a_cache_that_cannot_be_written_is_named() {
     std::fs::write(cache.path().join("hub"), "a file in the way").unwrap();
     let error = resolve("owner/name", &hub.options(cache.path())).unwrap_err();
     assert!(matches!(&error, HubError::Cache { path, .. } if path.ends_with("hub")), "{error}");
+}
+
+fn with_token(hub: &TestHub, cache: &Path) -> HubOptions {
+    HubOptions { token: TokenSource::Given("hf_secret".to_owned()), ..hub.options(cache) }
+}
+
+#[test]
+fn the_token_goes_to_the_hub_and_to_nobody_that_it_redirects_to() {
+    for knows_head in [true, false] {
+        let hub = TestHub::start(&SMALL, |state| {
+            state.token = Some("hf_secret".to_owned());
+            state.knows_head = knows_head;
+        });
+        let cache = tempfile::tempdir().unwrap();
+        let folder = resolve("owner/name", &with_token(&hub, cache.path())).unwrap();
+        assert_eq!(std::fs::read(folder.join("model.safetensors")).unwrap(), SMALL[2].1);
+        let tokens = hub.0.tokens.lock().unwrap();
+        assert!(tokens.iter().any(|(to, token)| *to == "hub" && token.as_deref() == Some("Bearer hf_secret")));
+        let elsewhere: Vec<_> = tokens.iter().filter(|(to, _)| *to == "storage").collect();
+        assert!(!elsewhere.is_empty() && elsewhere.iter().all(|(_, token)| token.is_none()), "{tokens:?}");
+    }
+}
+
+#[test]
+fn a_list_or_a_small_file_that_moved_to_another_host_is_asked_for_without_the_token() {
+    let list = "/api/models/owner/name/revision/main";
+    let config = format!("/owner/name/resolve/{SHA}/config.json");
+    for path in [list, config.as_str()] {
+        let hub = TestHub::start(&SMALL, |state| {
+            let target = format!("{}/elsewhere", state.storage);
+            state.redirects.insert(path.to_owned(), target);
+        });
+        let cache = tempfile::tempdir().unwrap();
+        resolve("owner/name", &with_token(&hub, cache.path())).unwrap_err();
+        let tokens = hub.0.tokens.lock().unwrap();
+        assert!(tokens.iter().all(|(to, token)| *to == "hub" || token.is_none()), "{path}: {tokens:?}");
+    }
+}
+
+#[test]
+fn a_model_with_a_new_name_is_found_by_its_old_one() {
+    let old = format!("/owner/old/resolve/{SHA}");
+    let hub = TestHub::start(&SMALL, |state| {
+        state.token = Some("hf_secret".to_owned());
+        state
+            .redirects
+            .insert("/api/models/owner/old/revision/main".into(), "/api/models/owner/name/revision/main".into());
+        for (file, _) in SMALL {
+            state.redirects.insert(format!("{old}/{file}"), format!("/owner/name/resolve/{SHA}/{file}"));
+        }
+    });
+    let cache = tempfile::tempdir().unwrap();
+    let folder = resolve("owner/old", &with_token(&hub, cache.path())).unwrap();
+    assert_eq!(std::fs::read(folder.join("model.safetensors")).unwrap(), SMALL[2].1);
+}
+
+/// All files and links under a folder.
+fn all_below(folder: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
+    let paths = entries.map(|entry| entry.unwrap().path());
+    paths.flat_map(|path| if path.is_dir() && !path.is_symlink() { all_below(&path) } else { vec![path] }).collect()
+}
+
+#[test]
+fn nothing_of_an_answer_becomes_a_path_that_leads_out_of_the_cache() {
+    let place = tempfile::tempdir().unwrap();
+    let victim = place.path().join("victim");
+    std::fs::write(&victim, "original").unwrap();
+    let victim = victim.to_str().unwrap();
+    for name in [victim, "../../../../victim", "..", "a/b", "a\\b", "", ".hidden", "x:y"] {
+        for what in ["etag of a small file", "etag of weights", "commit", "sha"] {
+            let hub = TestHub::start(&SMALL, |state| match what {
+                "etag of a small file" => drop(state.etags.insert("config.json".to_owned(), name.to_owned())),
+                "etag of weights" => drop(state.etags.insert("model.safetensors".to_owned(), name.to_owned())),
+                "commit" => state.commit = name.to_owned(),
+                _ => state.sha = name.to_owned(),
+            });
+            let cache = place.path().join("cache");
+            let error = resolve("owner/name", &hub.options(&cache)).unwrap_err();
+            assert!(matches!(error, HubError::BadAnswer { .. }), "{what} {name}: {error:?}");
+            assert_eq!(std::fs::read_to_string(victim).unwrap(), "original", "{what} {name}");
+            let written = all_below(place.path());
+            let is_inside = |path: &PathBuf| path.starts_with(cache.join("hub")) || path.ends_with("victim");
+            assert!(written.iter().all(is_inside), "{what} {name}: {written:?}");
+            let _ = std::fs::remove_dir_all(cache);
+        }
+    }
+}
+
+#[test]
+fn control_characters_of_an_answer_are_escaped_in_the_message() {
+    let hub =
+        TestHub::start(&SMALL, |state| drop(state.etags.insert("config.json".to_owned(), "\u{9b}0;x\t".to_owned())));
+    let cache = tempfile::tempdir().unwrap();
+    let error = resolve("owner/name", &hub.options(cache.path())).unwrap_err().to_string();
+    assert!(error.chars().all(|c| !c.is_control()), "{error:?}");
+}
+
+#[test]
+fn a_hub_that_does_not_answer_is_given_up() {
+    let timeouts = HubTimeouts { metadata: Duration::from_millis(200), download: Duration::from_millis(200) };
+    let config = format!("/owner/name/resolve/{SHA}/config.json");
+    for silent in ["/api/models/owner/name/revision/main", config.as_str(), "/cdn/model.safetensors"] {
+        let hub = TestHub::start(&SMALL, |state| state.silent.extend([silent.to_owned()]));
+        let cache = tempfile::tempdir().unwrap();
+        let begin = Instant::now();
+        let error = resolve("owner/name", &HubOptions { timeouts, ..hub.options(cache.path()) }).unwrap_err();
+        assert!(matches!(error, HubError::Unreachable { .. }), "{silent}: {error}");
+        assert!(begin.elapsed() < Duration::from_secs(20), "{silent}");
+    }
+    let hub = TestHub::start(&SMALL, |state| state.stalls.extend(["model.safetensors".to_owned()]));
+    let cache = tempfile::tempdir().unwrap();
+    // Each try brings half of what is missing, until a single byte is: nothing arrives of its half.
+    let error = resolve("owner/name", &HubOptions { timeouts, ..hub.options(cache.path()) }).unwrap_err();
+    assert!(matches!(error, HubError::Unreachable { .. }), "{error}");
+    let incomplete = cache.path().join("hub/models--owner--name/blobs/e-model.safetensors.incomplete");
+    assert_eq!(std::fs::read(incomplete).unwrap(), SMALL[2].1[..27]);
+}
+
+#[test]
+fn an_overloaded_hub_is_asked_again() {
+    let hub = TestHub::start(&SMALL, |state| state.overloaded = Mutex::new(2));
+    let cache = tempfile::tempdir().unwrap();
+    resolve("owner/name", &hub.options(cache.path())).unwrap();
+    let hub = TestHub::start(&SMALL, |state| state.overloaded = Mutex::new(99));
+    let cache = tempfile::tempdir().unwrap();
+    let error = resolve("owner/name", &hub.options(cache.path())).unwrap_err();
+    assert!(matches!(error, HubError::Unreachable { .. }), "{error}");
+}
+
+#[test]
+fn a_host_that_knows_no_ranges_sends_a_file_anew() {
+    let weights: Vec<u8> = (0..300_000u32).map(|i| (i % 251) as u8).collect();
+    let hub =
+        TestHub::start(&[("config.json", b"{}"), ("model.safetensors", &weights)], |state| state.knows_ranges = false);
+    let cache = tempfile::tempdir().unwrap();
+    let blobs = cache.path().join("hub/models--owner--name/blobs");
+    std::fs::create_dir_all(&blobs).unwrap();
+    std::fs::write(blobs.join("e-model.safetensors.incomplete"), &weights[..1000]).unwrap();
+    let folder = resolve("owner/name", &hub.options(cache.path())).unwrap();
+    assert!(std::fs::read(folder.join("model.safetensors")).unwrap() == weights);
+}
+
+/// `printf 'some weights, twenty-eight b' | sha256sum`, and `printf '{"a": 1}' | git hash-object --stdin`.
+const HASHES: [(&str, &str); 2] = [
+    ("model.safetensors", "7ba8769441450ab111912f01c848fd989763ce40c368fed8e8fd38fbe4fb98fc"),
+    ("config.json", "4a036f56bb619924ec4189bd84ed716c766971ae"),
+];
+
+#[test]
+fn the_content_is_compared_with_the_hash_that_the_hub_names() {
+    let with_hashes = |files: &[(&str, &[u8])]| {
+        TestHub::start(files, |state| {
+            state.etags = HASHES.iter().map(|(file, hash)| (file.to_string(), hash.to_string())).collect();
+        })
+    };
+    let cache = tempfile::tempdir().unwrap();
+    let folder = resolve("owner/name", &with_hashes(&SMALL).options(cache.path())).unwrap();
+    // The layout of huggingface_hub: links into blobs, which have their hashes for names.
+    #[cfg(unix)]
+    for (file, hash) in HASHES {
+        let expected = Path::new("../../blobs").join(hash);
+        assert_eq!(std::fs::read_link(folder.join(file)).unwrap(), expected);
+    }
+    for (damaged, (_, hash)) in [("model.safetensors", HASHES[0]), ("config.json", HASHES[1])] {
+        let mut files = SMALL.map(|(file, bytes)| (file, bytes.to_vec()));
+        files.iter_mut().filter(|(file, _)| *file == damaged).for_each(|(_, bytes)| bytes[3] ^= 1);
+        let files: Vec<(&str, &[u8])> = files.iter().map(|(file, bytes)| (*file, bytes.as_slice())).collect();
+        let cache = tempfile::tempdir().unwrap();
+        let error = resolve("owner/name", &with_hashes(&files).options(cache.path())).unwrap_err();
+        assert!(
+            matches!(&error, HubError::WrongHash { file, expected, .. } if file == damaged && expected == hash),
+            "{error}"
+        );
+        let left = all_below(cache.path());
+        assert!(
+            left.iter()
+                .all(|path| !path.to_str().unwrap().contains(&hash[..40]) || path.ends_with(format!("{hash}.lock"))),
+            "{left:?}"
+        );
+    }
+}
+
+#[test]
+fn a_file_of_another_size_than_the_hub_says_is_refused() {
+    for size in [27, 29] {
+        let hub = TestHub::start(&SMALL, |state| state.linked_size = Some(size));
+        let cache = tempfile::tempdir().unwrap();
+        let error = resolve("owner/name", &hub.options(cache.path())).unwrap_err();
+        assert!(matches!(error, HubError::BadAnswer { .. } | HubError::Unreachable { .. }), "{error:?}");
+        assert!(!cache.path().join(format!("hub/models--owner--name/snapshots/{SHA}/model.safetensors")).exists());
+    }
+}
+
+#[test]
+fn two_at_once_download_each_file_once() {
+    let weights: Vec<u8> = (0..3_000_000u32).map(|i| (i % 251) as u8).collect();
+    let hub =
+        TestHub::start(&[("config.json", b"{}"), ("tokenizer.json", b"{}"), ("model.safetensors", &weights)], |_| {});
+    let cache = tempfile::tempdir().unwrap();
+    let folders: Vec<PathBuf> = std::thread::scope(|scope| {
+        let resolve = || resolve("owner/name", &hub.options(cache.path())).unwrap();
+        let threads: Vec<_> = (0..4).map(|_| scope.spawn(resolve)).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    assert!(folders.iter().all(|folder| std::fs::read(folder.join("model.safetensors")).unwrap() == weights));
+    assert_eq!(hub.log().iter().filter(|request| request.starts_with("/cdn")).count(), 1);
+}
+
+#[test]
+fn a_reference_written_by_hand_may_end_with_a_line_feed() {
+    let (hub, cache) = (TestHub::start(&SMALL, |_| {}), tempfile::tempdir().unwrap());
+    let folder = resolve("owner/name", &hub.options(cache.path())).unwrap();
+    let reference = cache.path().join("hub/models--owner--name/refs/main");
+    assert_eq!(std::fs::read_to_string(&reference).unwrap(), SHA);
+    let offline = HubOptions { offline: true, ..hub.options(cache.path()) };
+    std::fs::write(&reference, format!("{SHA}\n")).unwrap();
+    assert_eq!(resolve("owner/name", &offline).unwrap(), folder);
+    assert!(is_local("owner/name", &hub.options(cache.path())) && !is_local("owner/other", &offline));
+    std::fs::write(&reference, "../../../elsewhere").unwrap();
+    assert!(matches!(resolve("owner/name", &offline), Err(HubError::Offline { .. })));
+}
+
+#[test]
+fn files_that_a_model_lacks_are_noted_for_other_programs() {
+    let (hub, cache) = (TestHub::start(&SMALL, |_| {}), tempfile::tempdir().unwrap());
+    resolve("owner/name", &hub.options(cache.path())).unwrap();
+    let noted = names(&cache.path().join("hub/models--owner--name/.no_exist").join(SHA));
+    assert!(
+        noted.contains(&"chat_template.jinja".to_owned()) && !noted.contains(&"config.json".to_owned()),
+        "{noted:?}"
+    );
+}
+
+#[test]
+fn a_password_in_the_address_is_not_in_the_error() {
+    let cache = tempfile::tempdir().unwrap();
+    let endpoint = nowhere().replace("http://", "http://user:password@");
+    let options =
+        HubOptions { endpoint: Some(endpoint), cache_dir: Some(cache.path().into()), ..HubOptions::default() };
+    let error = resolve("owner/name", &options).unwrap_err();
+    let text = format!("{error} {error:?}");
+    assert!(!text.contains("password") && text.contains("127.0.0.1"), "{text}");
 }

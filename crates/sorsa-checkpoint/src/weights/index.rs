@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path};
 
 use serde::{Deserialize, Serialize};
+use sorsa_files::read_regular;
 
 use super::header::MAX_HEADER_BYTES;
 use super::{INDEX_FILE, Problem, WeightsError};
@@ -26,7 +27,8 @@ impl Index {
     pub fn read(dir: &Path) -> Result<Self, WeightsError> {
         let path = dir.join(INDEX_FILE);
         let damaged = |problems| WeightsError::Damaged { dir: dir.to_owned(), problems };
-        let size = std::fs::metadata(&path).map_err(WeightsError::io(&path))?.len();
+        let file = sorsa_files::open_regular(&path).map_err(WeightsError::io(&path))?;
+        let size = file.metadata().map_err(WeightsError::io(&path))?.len();
         if size > MAX_HEADER_BYTES {
             return Err(damaged(vec![Problem::HeaderTooLarge {
                 file: INDEX_FILE.to_owned(),
@@ -34,7 +36,7 @@ impl Index {
                 limit: MAX_HEADER_BYTES,
             }]));
         }
-        let bytes = std::fs::read(&path).map_err(WeightsError::io(&path))?;
+        let bytes = read_regular(&path, MAX_HEADER_BYTES).map_err(WeightsError::io(&path))?;
         let index: Self = serde_json::from_slice(&bytes)
             .map_err(|source| damaged(vec![Problem::Json { file: INDEX_FILE.to_owned(), source }]))?;
         let problems: Vec<_> = index

@@ -42,7 +42,6 @@ pub use reader::{Checkpoint, TensorInfo};
 pub use safetensors::Dtype;
 pub use writer::CheckpointWriter;
 
-pub(crate) use header::map as map_file;
 pub(crate) use index::Index;
 
 /// Name of a checkpoint that is one file.

@@ -6,15 +6,24 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use half::bf16;
-use memmap2::Mmap;
 use safetensors::Dtype;
 
-use super::decode::{Number, Numbers, Section, decode, decode_transposed};
-use super::header::MappedFile;
+use super::decode::{Number, Numbers, Section, decode, decode_transposed, read_exact_at};
+use super::header::OpenFile;
 use super::{INDEX_FILE, Index, Problem, SINGLE_FILE, WeightsError};
 
 /// Formats that `torch.load` unpickles, and that can therefore run code.
 const PICKLED: [&str; 5] = ["bin", "pt", "pth", "ckpt", "pkl"];
+
+/// Beginnings of the names of tensors that serve pictures alone.
+const OF_PICTURES: [&str; 6] = [
+    "vision_tower.",
+    "multi_modal_projector.",
+    "image_newline",
+    "model.vision_tower.",
+    "model.multi_modal_projector.",
+    "model.image_newline",
+];
 
 /// What a checkpoint says of one tensor.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,20 +41,14 @@ pub struct TensorInfo {
 #[derive(Debug)]
 pub struct Checkpoint {
     dir: PathBuf,
-    shards: Vec<Shard>,
+    files: Vec<File>,
     tensors: BTreeMap<String, Entry>,
-}
-
-#[derive(Debug)]
-struct Shard {
-    file: File,
-    map: Mmap,
 }
 
 #[derive(Debug)]
 struct Entry {
     info: TensorInfo,
-    /// Position in `Checkpoint::shards`.
+    /// Position in `Checkpoint::files`.
     shard: usize,
     bytes: Range<usize>,
 }
@@ -67,12 +70,12 @@ impl Checkpoint {
         };
         let files = listed.as_ref().map_or_else(|| vec![SINGLE_FILE], |index| index.shards().into_iter().collect());
 
-        let mut checkpoint = Self { dir: dir.to_owned(), shards: Vec::new(), tensors: BTreeMap::new() };
+        let mut checkpoint = Self { dir: dir.to_owned(), files: Vec::new(), tensors: BTreeMap::new() };
         let mut problems = Vec::new();
         let mut unusable = Vec::new();
         for file in files {
-            match MappedFile::open(dir, file) {
-                Ok(mapped) => checkpoint.add(file, mapped, &mut problems),
+            match OpenFile::open(dir, file) {
+                Ok(opened) => checkpoint.add(file, opened, &mut problems),
                 Err(problem) => {
                     unusable.push(file);
                     problems.push(missing_shard(problem, listed.as_ref()));
@@ -86,12 +89,28 @@ impl Checkpoint {
                 problems.push(Problem::Absent { file: file.clone(), tensor: tensor.clone() });
             }
         }
-        if problems.is_empty() { Ok(checkpoint) } else { Err(WeightsError::Damaged { dir: dir.to_owned(), problems }) }
+        if !problems.is_empty() {
+            return Err(WeightsError::Damaged { dir: dir.to_owned(), problems });
+        }
+        checkpoint.keep_text_part();
+        Ok(checkpoint)
     }
 
-    fn add(&mut self, file: &str, mapped: MappedFile, problems: &mut Vec<Problem>) {
+    /// Of a model of text and pictures, keeps the text part, under the names that it has alone.
+    fn keep_text_part(&mut self) {
+        if self.tensors.keys().all(|name| name_in_text_part(name).is_none()) {
+            return;
+        }
+        let tensors = std::mem::take(&mut self.tensors).into_iter();
+        self.tensors = tensors
+            .filter(|(name, _)| !OF_PICTURES.iter().any(|prefix| name.starts_with(prefix)))
+            .map(|(name, entry)| (name_in_text_part(&name).unwrap_or(name), entry))
+            .collect();
+    }
+
+    fn add(&mut self, file: &str, opened: OpenFile, problems: &mut Vec<Problem>) {
         let path = self.dir.join(file);
-        for (name, header) in mapped.metadata.tensors() {
+        for (name, header) in opened.metadata.tensors() {
             if let Some(other) = self.tensors.get(&name) {
                 let first = other.info.file.file_name().unwrap_or_default().to_string_lossy().into_owned();
                 problems.push(Problem::Duplicate { tensor: name, first, second: file.to_owned() });
@@ -99,10 +118,10 @@ impl Checkpoint {
             }
             let (start, end) = header.data_offsets;
             let info = TensorInfo { dtype: header.dtype, shape: header.shape.clone(), file: path.clone() };
-            let bytes = mapped.data_start + start..mapped.data_start + end;
-            self.tensors.insert(name, Entry { info, shard: self.shards.len(), bytes });
+            let bytes = opened.data_start + start..opened.data_start + end;
+            self.tensors.insert(name, Entry { info, shard: self.files.len(), bytes });
         }
-        self.shards.push(Shard { file: mapped.file, map: mapped.map });
+        self.files.push(opened.file);
     }
 
     /// The folder that was opened.
@@ -128,9 +147,30 @@ impl Checkpoint {
     /// The bytes of a tensor as they are in the file: little-endian, row-major, not aligned.
     ///
     /// # Errors
+    /// [`WeightsError::NoTensor`]; [`WeightsError::Io`] if the file cannot be read, or has become shorter.
+    pub fn raw(&self, name: &str) -> Result<Vec<u8>, WeightsError> {
+        self.raw_part(name, 0..self.size_in_bytes(name)?)
+    }
+
+    /// A part of the bytes of a tensor, which ends where the tensor does at the latest.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::raw`].
+    pub fn raw_part(&self, name: &str, part: Range<usize>) -> Result<Vec<u8>, WeightsError> {
+        let entry = self.entry(name)?;
+        let end = part.end.min(entry.bytes.len());
+        let mut bytes = vec![0; end.saturating_sub(part.start)];
+        let read = read_exact_at(&self.files[entry.shard], &mut bytes, (entry.bytes.start + part.start) as u64);
+        read.map_err(WeightsError::io(&entry.info.file))?;
+        Ok(bytes)
+    }
+
+    /// Number of bytes of a tensor.
+    ///
+    /// # Errors
     /// [`WeightsError::NoTensor`].
-    pub fn raw(&self, name: &str) -> Result<&[u8], WeightsError> {
-        self.entry(name).map(|entry| &self.shards[entry.shard].map[entry.bytes.clone()])
+    pub fn size_in_bytes(&self, name: &str) -> Result<usize, WeightsError> {
+        Ok(self.entry(name)?.bytes.len())
     }
 
     /// The tensor as f32, in the order stored.
@@ -176,7 +216,7 @@ impl Checkpoint {
         let TensorInfo { dtype, shape, file } = &entry.info;
         let read = T::decoder(*dtype).ok_or_else(|| not_float(name, &entry.info))?;
         let size = dtype.bitsize() / 8;
-        let section = Section { file: &self.shards[entry.shard].file, start: entry.bytes.start as u64, size };
+        let section = Section { file: &self.files[entry.shard], start: entry.bytes.start as u64, size };
         let numbers = match (transposed, shape.as_slice()) {
             (false, _) => decode(&section, entry.bytes.len() / size, read),
             (true, &[rows, cols]) => decode_transposed(&section, [rows, cols], read),
@@ -191,6 +231,14 @@ impl Checkpoint {
     fn entry(&self, name: &str) -> Result<&Entry, WeightsError> {
         let missing = || WeightsError::NoTensor { name: name.to_owned(), dir: self.dir.clone() };
         self.tensors.get(name).ok_or_else(missing)
+    }
+}
+
+/// The name that a tensor of the text part of a larger model has alone; nothing for a tensor of another part.
+fn name_in_text_part(name: &str) -> Option<String> {
+    match name.strip_prefix("model.language_model.") {
+        Some(rest) => Some(format!("model.{rest}")),
+        None => name.strip_prefix("language_model.").map(str::to_owned),
     }
 }
 

@@ -76,6 +76,42 @@ fn a_tensor_of_several_chunks_is_read_whole() {
 }
 
 #[test]
+fn of_a_model_of_text_and_pictures_the_text_part_is_kept_under_the_names_that_it_has_alone() {
+    let pictures = ["vision_tower.post_layernorm.weight", "multi_modal_projector.mm_input_projection_weight"];
+    let names = |names: &[&str]| {
+        let dir = tempdir().unwrap();
+        let tensors: Vec<_> = names.iter().map(|name| Expected::new(*name, [1])).collect();
+        let writer = CheckpointWriter::new(dir.path(), WeightFormat::F32);
+        writer.write(&tensors, |_| Ok::<_, WeightsError>(vec![1.0])).unwrap();
+        let checkpoint = Checkpoint::open(dir.path()).unwrap();
+        checkpoint.names().map(str::to_owned).collect::<Vec<_>>()
+    };
+    // Transformers before 4.52, and since.
+    let older = ["language_model.model.norm.weight", "language_model.lm_head.weight", pictures[0], pictures[1]];
+    assert_eq!(names(&older), ["lm_head.weight", "model.norm.weight"]);
+    let (vision, projector) = (format!("model.{}", pictures[0]), format!("model.{}", pictures[1]));
+    let newer = ["model.language_model.norm.weight", "lm_head.weight", &vision, &projector];
+    assert_eq!(names(&newer), ["lm_head.weight", "model.norm.weight"]);
+    // A model that is no such model keeps what it has.
+    assert_eq!(names(&["model.norm.weight", pictures[0]]), ["model.norm.weight", pictures[0]]);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_file_that_becomes_shorter_or_is_a_device_is_an_error() {
+    let values = small_integers(20_000);
+    let (dir, checkpoint) = single(Dtype::F32, &[values.len()], &bytes_of(&values, Dtype::F32));
+    let file = dir.path().join(SINGLE_FILE);
+    std::fs::File::options().write(true).open(&file).unwrap().set_len(1000).unwrap();
+    assert!(matches!(checkpoint.raw("w"), Err(WeightsError::Io { .. })));
+    assert!(matches!(checkpoint.to_f32("w"), Err(WeightsError::Io { .. })));
+    std::fs::remove_file(&file).unwrap();
+    std::os::unix::fs::symlink("/dev/zero", file).unwrap();
+    std::os::unix::fs::symlink("/dev/zero", dir.path().join(INDEX_FILE)).unwrap();
+    assert!(matches!(Checkpoint::open(dir.path()), Err(WeightsError::NoWeights { .. })));
+}
+
+#[test]
 fn what_cannot_be_read_as_asked_is_named() {
     let (dir, checkpoint) = single(Dtype::I64, &[1], &[0; 8]);
     assert!(matches!(checkpoint.to_f32("w"), Err(WeightsError::NotFloat { found: Dtype::I64, .. })));

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use super::DeviceArgs;
+use super::{ConfigArgs, DeviceArgs};
 use crate::format::{Format, TableFormat};
 
 #[derive(Debug, Args)]
@@ -25,6 +25,8 @@ pub struct VerifyArgs {
     /// Format of the printed table
     #[arg(long, value_enum, default_value_t)]
     pub format: Format,
+    #[command(flatten)]
+    pub config: ConfigArgs,
     #[command(flatten)]
     pub device: DeviceArgs,
 }

@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 use sorsa_checkpoint::WeightFormat;
 use sorsa_checkpoint::gguf::GgufType;
 
-use super::DeviceArgs;
+use super::{ConfigArgs, DeviceArgs};
 
 #[derive(Debug, Args)]
 pub struct MergeArgs {
@@ -22,6 +22,8 @@ pub struct MergeArgs {
     /// Storage dtype of the merged model: f32, f16 or bf16 [default: the base model's]
     #[arg(long)]
     pub dtype: Option<WeightFormat>,
+    #[command(flatten)]
+    pub config: ConfigArgs,
     #[command(flatten)]
     pub device: DeviceArgs,
 }
@@ -68,6 +70,8 @@ pub struct ExportArgs {
     #[arg(long, conflicts_with = "rank")]
     pub as_trained: bool,
     #[command(flatten)]
+    pub config: ConfigArgs,
+    #[command(flatten)]
     pub device: DeviceArgs,
 }
 
@@ -86,6 +90,8 @@ pub struct ImportArgs {
     /// Folder to write the adapter into
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
+    #[command(flatten)]
+    pub config: ConfigArgs,
     #[command(flatten)]
     pub device: DeviceArgs,
 }

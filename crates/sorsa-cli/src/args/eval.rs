@@ -6,7 +6,7 @@ use clap::builder::{NonEmptyStringValueParser, PossibleValuesParser};
 use clap::{Args, ValueEnum};
 use sorsa_experiment::tasks::data_sets;
 
-use super::{DeviceArgs, MAX_SEED};
+use super::{ConfigArgs, DeviceArgs, MAX_SEED};
 use crate::format::TableFormat;
 
 #[derive(Debug, Args)]
@@ -89,6 +89,8 @@ pub struct EvalArgs {
     #[arg(long, short)]
     pub quiet: bool,
     #[command(flatten)]
+    pub config: ConfigArgs,
+    #[command(flatten)]
     pub device: DeviceArgs,
 }
 
@@ -162,6 +164,8 @@ pub struct GenerateArgs {
     /// Seed of the sampling
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
+    #[command(flatten)]
+    pub config: ConfigArgs,
     #[command(flatten)]
     pub device: DeviceArgs,
 }

@@ -33,8 +33,10 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<()> {
     // Before the model is loaded.
     task.check(code.as_ref())?;
     let style = Style::choose(args.quiet);
+    session::set_config(&args.config, args.adapter.as_deref())?;
     let host = session::host(&args.device, style)?;
     let name = model_or_of_run(args.model.as_deref(), args.adapter.as_deref())?;
+    session::check_asked(args.model.as_deref(), &name)?;
     let settings = ModelSettings::of(args, task)?;
     let mut loaded = LoadedModel::load(&name, settings.dtype, &host)?;
     session::warn_of_separate_head(&loaded.folder, &loaded.model)?;

@@ -22,7 +22,7 @@ use crate::device;
 use crate::exit::{OrBadInput, bad_input};
 use crate::format::print;
 use crate::progress::Style;
-use crate::session::{DelayedWarnings, NamedModel, model_folder, model_of_run, warn};
+use crate::session::{self, DelayedWarnings, NamedModel, model_folder, model_of_run, warn};
 
 /// A model, its name, its files and an adapter of it.
 struct Trained {
@@ -54,6 +54,8 @@ pub fn run(args: &ExportArgs) -> anyhow::Result<()> {
         (None, Some(adapter)) => model_of_run(adapter)?,
         (None, None) => return Err(bad_input("name the model with --model")),
     };
+    session::set_config(&args.config, args.adapter.as_deref())?;
+    session::check_asked(args.model.as_deref(), &name)?;
     match args.format {
         ExportFormat::Hf => {
             let dtype = args.dtype.map(|dtype| weight_format(dtype, args.format)).transpose()?;

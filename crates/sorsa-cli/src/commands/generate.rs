@@ -21,8 +21,10 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     if args.top_p.is_some_and(|p| !(0.0..=1.0).contains(&p)) || args.top_k == Some(0) {
         return Err(bad_input("--top-p should be between 0 and 1, and --top-k at least 1"));
     }
+    session::set_config(&args.config, args.adapter.as_deref())?;
     let host = session::host(&args.device, Style::choose(false))?;
     let name = model_or_of_run(args.model.as_deref(), args.adapter.as_deref())?;
+    session::check_asked(args.model.as_deref(), &name)?;
     let run = session::run_facts(args.adapter.as_deref());
     let dtype = match (&args.dtype, &run) {
         (Some(dtype), _) => weight_format(dtype)?,

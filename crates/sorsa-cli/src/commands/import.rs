@@ -14,10 +14,11 @@ use crate::args::ImportArgs;
 use crate::device;
 use crate::exit::{OrBadInput, bad_input};
 use crate::format::print;
-use crate::session::{NamedModel, Warnings};
+use crate::session::{self, NamedModel, Warnings};
 
 pub fn run(args: &ImportArgs) -> anyhow::Result<()> {
     let device = device::open(args.device.backend, args.device.device)?;
+    session::set_config(&args.config, None)?;
     // Before the work.
     PeftAdapter::check_folder(&args.out).or_bad_input()?;
     let named = NamedModel::load(&args.model, &device)?;

@@ -25,7 +25,7 @@ pub fn run(args: &FinetuneArgs) -> anyhow::Result<()> {
 /// Modules, shapes, counts and memory of a recipe.
 pub fn shape(recipe: &Recipe, args: &FinetuneArgs) -> anyhow::Result<TrainingShape> {
     let host = session::host(&args.device, Style::choose(args.quiet))?;
-    let folder = model_folder(&recipe.model.path, &host.sources)?;
+    let folder = model_folder(&recipe.model.path, &host.sources.with_config(&recipe.model.config))?;
     let config = ModelConfig::read(&folder).or_bad_input()?;
     let Some(adapter) = &recipe.model.adapter else { return Ok(TrainingShape::new(recipe, &config, &host)?) };
     // Only a decomposition would need weights.

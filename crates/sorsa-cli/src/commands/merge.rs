@@ -13,7 +13,7 @@ use crate::args::MergeArgs;
 use crate::device;
 use crate::exit::{OrBadInput, bad_input};
 use crate::format::print;
-use crate::session::{NamedModel, model_of_run, warn};
+use crate::session::{self, NamedModel, model_of_run, warn};
 
 /// Files beside the weights that a runtime needs.
 const COMPANIONS: [&str; 6] = [
@@ -34,6 +34,8 @@ pub fn run(args: &MergeArgs) -> anyhow::Result<()> {
         Some(model) => model.clone(),
         None => model_of_run(&args.adapter)?,
     };
+    session::set_config(&args.config, Some(&args.adapter))?;
+    session::check_asked(args.model.as_deref(), &model)?;
     write_merged(&model, Some(&args.adapter), &args.out, args.dtype, &device)?;
     print(format_args!("merged model in {}", args.out.display()))
 }
@@ -138,5 +140,7 @@ pub fn warn_of_loss(loss: f64, format: &str) {
 }
 
 fn is_same_folder(a: &Path, b: &Path) -> bool {
-    matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
+    let is_same = |a: &Path| matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b);
+    // A model with another configuration is a folder of links.
+    is_same(a) || a.join("tokenizer.json").canonicalize().is_ok_and(|file| file.parent().is_some_and(is_same))
 }

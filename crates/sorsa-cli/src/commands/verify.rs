@@ -10,7 +10,7 @@ use crate::args::VerifyArgs;
 use crate::device;
 use crate::exit::{OrBadInput, bad_input};
 use crate::format::{Format, print, print_json};
-use crate::session::NamedModel;
+use crate::session::{self, NamedModel};
 
 /// One comparison.
 #[derive(Debug, Serialize)]
@@ -58,6 +58,7 @@ pub fn run(args: &VerifyArgs) -> anyhow::Result<()> {
         std::fs::read(&args.golden).map_err(|error| bad_input(format!("{}: {error}", args.golden.display())))?;
     let golden = Golden::open(&args.golden, &bytes)?;
     let device = device::open(args.device.backend, args.device.device)?;
+    session::set_config(&args.config, args.adapter.as_deref())?;
     let named = NamedModel::load(&args.model, &device)?;
     let model = match &args.adapter {
         Some(adapter) => named.with_adapter(adapter)?.model,

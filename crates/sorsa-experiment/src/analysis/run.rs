@@ -42,6 +42,7 @@ pub struct RunToAnalyze<'a> {
 pub struct BaseModel {
     path: String,
     dtype: WeightFormat,
+    config: toml::Table,
     model: CausalLm,
 }
 
@@ -95,11 +96,18 @@ impl<'a> RunToAnalyze<'a> {
     pub fn base(&self, kept: Option<BaseModel>, host: &Host) -> Result<BaseModel, ExperimentError> {
         let model = &self.recipe.model;
         match kept {
-            Some(base) if base.path == model.path && base.dtype == model.dtype => Ok(base),
+            Some(base) if base.path == model.path && base.dtype == model.dtype && base.config == model.config => {
+                Ok(base)
+            }
             _ => {
-                let folder = model_folder(&model.path, &host.sources)?;
+                let folder = model_folder(&model.path, &host.sources.with_config(&model.config))?;
                 let loaded = CausalLm::load(&folder, model.dtype, &host.device)?;
-                Ok(BaseModel { path: model.path.clone(), dtype: model.dtype, model: loaded })
+                Ok(BaseModel {
+                    path: model.path.clone(),
+                    dtype: model.dtype,
+                    config: model.config.clone(),
+                    model: loaded,
+                })
             }
         }
     }

@@ -1,36 +1,46 @@
 //! Letters for machines without fonts: the outlines and widths of DejaVu Sans, which is part of the binary.
 
+use skrifa::instance::{LocationRef, Size};
+use skrifa::outline::{DrawSettings, OutlinePen};
+use skrifa::{FontRef, MetadataProvider};
 use tiny_skia::{Path, PathBuilder, Transform};
-use ttf_parser::{Face, OutlineBuilder};
 
 /// The font, or none if its bytes are not one.
-fn face() -> Option<Face<'static>> {
-    Face::parse(dejavu::sans::regular(), 0).ok()
+fn font() -> Option<FontRef<'static>> {
+    FontRef::new(dejavu::sans::regular()).ok()
+}
+
+/// Units of the font that are as long as the size of its letters.
+fn units_per_em(font: &FontRef<'_>) -> f32 {
+    f32::from(font.metrics(Size::unscaled(), LocationRef::default()).units_per_em)
 }
 
 /// How wide a text is, in the unit of `size`. Kerning is left out.
 pub(super) fn width(text: &str, size: f64) -> f64 {
-    let Some(face) = face() else { return 0.6 * size * text.chars().count() as f64 };
-    let advance: u32 = text.chars().map(|c| advance(&face, c)).sum();
-    f64::from(advance) * size / f64::from(face.units_per_em())
+    let Some(font) = font() else { return 0.6 * size * text.chars().count() as f64 };
+    let advance: f32 = text.chars().map(|c| advance(&font, c)).sum();
+    f64::from(advance) * size / f64::from(units_per_em(&font))
 }
 
 /// The outline of a text that starts at the origin of its baseline, y downwards. `None` if there is nothing to draw.
 pub(super) fn outline(text: &str, size: f32) -> Option<Path> {
-    let face = face()?;
-    let scale = size / f32::from(face.units_per_em());
+    let font = font()?;
+    let scale = size / units_per_em(&font);
+    let (characters, outlines) = (font.charmap(), font.outline_glyphs());
     let (mut path, mut x) = (PathBuilder::new(), 0.0);
     for c in text.chars() {
-        if let Some(glyph) = face.glyph_index(c) {
-            face.outline_glyph(glyph, &mut Pen { path: &mut path, x });
+        if let Some(glyph) = characters.map(c).and_then(|glyph| outlines.get(glyph)) {
+            let settings = DrawSettings::unhinted(Size::unscaled(), LocationRef::default());
+            glyph.draw(settings, &mut Pen { path: &mut path, x }).ok()?;
         }
-        x += advance(&face, c) as f32;
+        x += advance(&font, c);
     }
     path.finish()?.transform(Transform::from_scale(scale, -scale))
 }
 
-fn advance(face: &Face, c: char) -> u32 {
-    face.glyph_index(c).and_then(|glyph| face.glyph_hor_advance(glyph)).map_or(0, u32::from)
+fn advance(font: &FontRef<'_>, c: char) -> f32 {
+    let metrics = font.glyph_metrics(Size::unscaled(), LocationRef::default());
+    font.charmap().map(c).and_then(|glyph| metrics.advance_width(glyph)).unwrap_or(0.0)
 }
 
 /// Draws a glyph into a path, moved to the right by `x` units of the font.
@@ -39,7 +49,7 @@ struct Pen<'a> {
     x: f32,
 }
 
-impl OutlineBuilder for Pen<'_> {
+impl OutlinePen for Pen<'_> {
     fn move_to(&mut self, x: f32, y: f32) {
         self.path.move_to(self.x + x, y);
     }
@@ -67,9 +77,9 @@ mod tests {
 
     #[test]
     fn the_font_has_the_letters_of_the_field() {
-        let face = face().unwrap();
+        let characters = font().unwrap().charmap();
         for c in "‖UᵀU − I‖ / √rank, ΔΣ ΔD σ γ κ η ₀ · 95 %".chars() {
-            assert!(face.glyph_index(c).is_some(), "{c}");
+            assert!(characters.map(c).is_some(), "{c}");
         }
     }
 
