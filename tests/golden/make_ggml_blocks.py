@@ -1,4 +1,4 @@
-"""Makes ggml_blocks/: values and blocks of ggml's packed formats, by the package gguf (0.17 or later).
+"""Makes ggml_blocks/: values and blocks of ggml's packed formats, by the package gguf 0.19.
 
     python make_ggml_blocks.py [LIBRARY]
 
