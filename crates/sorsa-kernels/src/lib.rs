@@ -12,6 +12,7 @@
 
 pub mod attention;
 pub mod factored;
+pub mod four_bit;
 pub mod gated;
 pub mod head_loss;
 pub mod linear;
