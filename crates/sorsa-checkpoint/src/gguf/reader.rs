@@ -69,6 +69,11 @@ impl GgufFile {
         Ok(Self { path: path.to_owned(), map, contents })
     }
 
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// All metadata, in the file's order.
     pub fn metadata(&self) -> &[(String, Value)] {
         &self.contents.metadata

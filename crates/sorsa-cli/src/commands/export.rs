@@ -107,7 +107,7 @@ fn peft(trained: &Trained, args: &ExportArgs) -> anyhow::Result<PeftAdapter> {
 }
 
 fn gguf_type(name: &str) -> anyhow::Result<GgufType> {
-    name.parse().map_err(|_| bad_input(format!("unknown dtype `{name}`, expected f32, f16, bf16 or q8_0")))
+    name.parse().map_err(bad_input)
 }
 
 /// Writes the GGUF file: of the model in `folder`, or, with an adapter, of a temporary folder with the merged model.
@@ -127,8 +127,8 @@ fn gguf(folder: &Path, args: &ExportArgs, device: &Device) -> anyhow::Result<()>
     for note in report.notes.iter() {
         print(format_args!("note: {note}"))?;
     }
-    for fallback in &report.fallbacks {
-        print(format_args!("note: {fallback}"))?;
+    for (name, found) in &report.fallbacks {
+        print(format_args!("note: {name} is {found}: its rows are not whole blocks of {dtype}"))?;
     }
     print(format_args!("{} tensors, {} in {}", report.tensors, bytes(report.bytes), args.out.display()))
 }
