@@ -4,11 +4,12 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use serde_json::{Value as Json, json};
-use sorsa_checkpoint::WeightFormat;
 use sorsa_checkpoint::gguf::{
-    Array, ExportOptions, GgufError, GgufFile, GgufType, LoraModule, Value, export_adapter, export_model,
+    Array, ExportOptions, GgufError, GgufFile, GgufModel, GgufTensor, GgufType, GgufWriter, LoraModule, Value,
+    export_adapter, export_model,
 };
-use sorsa_checkpoint::weights::{Checkpoint, CheckpointWriter, Expected, WeightsError};
+use sorsa_checkpoint::weights::{Checkpoint, CheckpointWriter, Expected, ModelFolder, WeightsError};
+use sorsa_checkpoint::{ModelConfig, WeightFormat};
 use tempfile::{TempDir, tempdir};
 
 const HIDDEN: usize = 48;
@@ -96,7 +97,7 @@ fn folder(config: &Json, tensors: &[Expected]) -> TempDir {
     dir
 }
 
-fn exported(folder: &Path, options: impl Into<ExportOptions>) -> (TempDir, GgufFile, Vec<String>) {
+fn exported(folder: &Path, options: impl Into<ExportOptions>) -> (TempDir, GgufFile, Vec<(String, GgufType)>) {
     let dir = tempdir().unwrap();
     let out = dir.path().join("model.gguf");
     let report = export_model(folder, &out, options).unwrap();
@@ -200,7 +201,7 @@ fn queries_and_keys_meet_as_before_when_pairs_are_rotated_instead_of_halves() {
 #[test]
 fn the_metadata_says_what_llama_cpp_needs_to_know() {
     let folder = folder(&config(), &tensors());
-    let (_dir, file, _) = exported(folder.path(), ExportOptions::new(GgufType::Bf16).with_name("small"));
+    let (_dir, file, _) = exported(folder.path(), ExportOptions::new(GgufType::BF16).with_name("small"));
     let text = |key: &str| file.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
     let number = |key: &str| file.get(key).and_then(Value::as_u64);
     assert_eq!((text("general.architecture"), text("general.name")), ("llama".to_owned(), "small".to_owned()));
@@ -244,7 +245,8 @@ fn q8_0_is_for_matrices_whose_rows_are_whole_blocks() {
             _ => GgufType::Q8_0,
         };
         assert_eq!(tensor.dtype(), Some(expected), "{}", tensor.name);
-        assert_eq!(fallbacks.contains(&tensor.name), expected == GgufType::F16, "{}", tensor.name);
+        let fallback = (tensor.name.clone(), GgufType::F16);
+        assert_eq!(fallbacks.contains(&fallback), expected == GgufType::F16, "{}", tensor.name);
     }
     let name = "model.layers.1.mlp.down_proj.weight";
     let found = file.to_f32(&renamed(name)).unwrap();
@@ -372,4 +374,58 @@ fn modules_that_the_model_does_not_have_are_all_named() {
     modules.clear();
     assert_eq!(refused(&modules).len(), 1);
     assert!(!out.exists());
+}
+
+#[test]
+fn a_model_comes_out_of_a_file_as_it_went_in() {
+    let mut config = config();
+    config["rope_scaling"]["original_max_position_embeddings"] = 8192.into();
+    let folder = folder(&config, &tensors());
+    let (dir, file, _) = exported(folder.path(), GgufType::F32);
+    let model = GgufModel::open(file.path()).unwrap();
+    assert_eq!(*model.config(), ModelConfig::read(folder.path()).unwrap());
+
+    let out = dir.path().join("model");
+    let unpacked = ModelFolder::create(&out).unwrap();
+    model.unpack(&unpacked, WeightFormat::F32).unwrap();
+    unpacked.commit().unwrap();
+    assert_eq!(ModelConfig::read(&out).unwrap(), *model.config());
+    let (before, after) = (Checkpoint::open(folder.path()).unwrap(), Checkpoint::open(&out).unwrap());
+    assert_eq!(before.names().collect::<Vec<_>>(), after.names().collect::<Vec<_>>());
+    for name in before.names() {
+        assert_eq!(before.to_f32(name).unwrap(), after.to_f32(name).unwrap(), "{name}");
+    }
+    let read = |name: &str| -> Json { serde_json::from_slice(&std::fs::read(out.join(name)).unwrap()).unwrap() };
+    let (written, found) = (tokenizer(), read("tokenizer.json"));
+    assert_eq!(found["model"]["vocab"], written["model"]["vocab"]);
+    assert_eq!(found["model"]["merges"], written["model"]["merges"]);
+    assert_eq!(found["added_tokens"][1]["content"], "</s>");
+    assert_eq!(found["post_processor"]["single"][0]["SpecialToken"]["id"], "<s>");
+    assert_eq!(read("tokenizer_config.json")["chat_template"], "{{ messages }}");
+}
+
+#[test]
+fn a_file_that_is_no_model_known_here_is_refused_with_all_reasons() {
+    let dir = tempdir().unwrap();
+    let path = dir.path().join("other.gguf");
+    let refused = |metadata: &[(&str, Value)], tensors: &[GgufTensor]| {
+        let metadata = metadata.iter().map(|(key, value)| ((*key).to_owned(), value.clone()));
+        let zeros = |tensor: &GgufTensor| Ok::<_, GgufError>(vec![0.0; tensor.shape.iter().product()]);
+        GgufWriter::new().with_all(metadata.collect::<Vec<_>>()).write(&path, tensors, zeros).unwrap();
+        GgufModel::open(&path).unwrap_err().to_string()
+    };
+    assert!(refused(&[], &[]).contains("`general.architecture` is missing"));
+    let mamba = refused(&[("general.architecture", "mamba".into())], &[]);
+    assert!(mamba.contains("gemma, gemma2, gemma3, llama, phi3, qwen2, qwen3, found \"mamba\""), "{mamba}");
+    let sizes = ["block_count", "context_length", "embedding_length", "feed_forward_length", "attention.head_count"];
+    let keys: Vec<String> = sizes.iter().map(|key| format!("llama.{key}")).collect();
+    let mut metadata = vec![("general.architecture", Value::from("llama"))];
+    metadata.extend(keys.iter().map(|key| (key.as_str(), Value::from(if key.ends_with("count") { 1u32 } else { 32 }))));
+    metadata.push(("llama.attention.layer_norm_rms_epsilon", 1e-5f32.into()));
+    let embedding = GgufTensor::new("token_embd.weight", [8, 32], GgufType::F32);
+    let missing = refused(&metadata, std::slice::from_ref(&embedding));
+    assert!(missing.contains("tensor `blk.0.attn_norm.weight` is missing") && missing.contains("more"), "{missing}");
+    metadata.push(("llama.expert_count", 8u32.into()));
+    let experts = refused(&metadata, &[embedding]);
+    assert!(experts.contains("`llama.expert_count` is not supported, found U32(8)"), "{experts}");
 }

@@ -12,6 +12,7 @@
 
 pub mod attention;
 pub mod factored;
+pub mod four_bit;
 pub mod gated;
 pub mod head_loss;
 pub mod linear;
@@ -21,6 +22,7 @@ pub mod rotary;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod bf16;
+mod blocks;
 mod few_rows;
 mod matrix;
 mod product;
@@ -31,6 +33,7 @@ mod testing;
 mod weight;
 
 pub use bf16::Bf16Matrix;
+pub use blocks::BlockFormat;
 pub use matrix::Matrix;
 pub use product::{Product, Threads, Update};
 pub use weight::Weight;

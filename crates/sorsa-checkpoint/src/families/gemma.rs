@@ -13,7 +13,8 @@ use crate::rope::RopeScaling;
 pub(super) static FAMILY: Family =
     Family { model_type: "gemma", class: "GemmaForCausalLM", read, write, llama_cpp: Some(LLAMA_CPP) };
 
-const LLAMA_CPP: LlamaCpp = LlamaCpp { name: "gemma", rotates_pairs: false, check, metadata: |_, _| Vec::new() };
+const LLAMA_CPP: LlamaCpp =
+    LlamaCpp { name: "gemma", rotates_pairs: false, check, metadata: |_, _| Vec::new(), import: |_| () };
 
 fn read(fields: &mut Fields) -> ModelConfig {
     let defaults = Defaults { num_key_value_heads: Some(16), ..defaults() };

@@ -7,13 +7,13 @@ use super::decoder::{self, Defaults};
 use super::{Family, gemma};
 use crate::config::{Activation, Architecture, BlockNorms, ModelConfig, TransformerConfig};
 use crate::fields::Fields;
-use crate::gguf::{self, Limits, LlamaCpp};
+use crate::gguf::{self, Import, Limits, LlamaCpp};
 use crate::rope::RopeScaling;
 
 pub(super) static FAMILY: Family =
     Family { model_type: "gemma2", class: "Gemma2ForCausalLM", read, write, llama_cpp: Some(LLAMA_CPP) };
 
-const LLAMA_CPP: LlamaCpp = LlamaCpp { name: "gemma2", rotates_pairs: false, check, metadata: window_metadata };
+const LLAMA_CPP: LlamaCpp = LlamaCpp { name: "gemma2", rotates_pairs: false, check, metadata: window_metadata, import };
 
 fn read(fields: &mut Fields) -> ModelConfig {
     let defaults = Defaults { num_key_value_heads: Some(4), ..gemma::defaults() };
@@ -81,6 +81,22 @@ pub(super) fn check_shared_with_gemma3(limits: &mut Limits<'_>, blocks_of_27b: u
     if found != scalar as f64 {
         limits.fault(format!("`query_pre_attn_scalar` should be {scalar} with {blocks} blocks, found {found}"));
     }
+}
+
+fn import(import: &mut Import<'_>) {
+    import_shared_with_gemma3(import, BLOCKS_OF_27B);
+}
+
+/// The window, and the scale of the scores, which llama.cpp derives from the number of blocks.
+pub(super) fn import_shared_with_gemma3(import: &mut Import<'_>, blocks_of_27b: usize) {
+    let window = import.size("attention.sliding_window");
+    import.put("sliding_window", window);
+    let is_27b = import.known_size("num_hidden_layers") == blocks_of_27b as u64;
+    let scalar = match import.known_size("hidden_size").checked_div(import.known_size("num_attention_heads")) {
+        Some(width) if is_27b => width,
+        _ => import.known_size("head_dim"),
+    };
+    import.put("query_pre_attn_scalar", Some(scalar));
 }
 
 pub(super) fn window_metadata(_: &ModelConfig, decoder: &TransformerConfig) -> Vec<(&'static str, gguf::Value)> {

@@ -7,13 +7,14 @@ use super::decoder::{self, Defaults};
 use super::{Family, gemma, gemma2};
 use crate::config::{Activation, Architecture, ModelConfig};
 use crate::fields::Fields;
-use crate::gguf::{Limits, LlamaCpp};
+use crate::gguf::{Import, Limits, LlamaCpp};
 use crate::rope::{Rope, RopeScaling};
 
 pub(super) static FAMILY: Family =
     Family { model_type: "gemma3_text", class: "Gemma3ForCausalLM", read, write, llama_cpp: Some(LLAMA_CPP) };
 
-const LLAMA_CPP: LlamaCpp = LlamaCpp { name: "gemma3", rotates_pairs: false, check, metadata: gemma2::window_metadata };
+const LLAMA_CPP: LlamaCpp =
+    LlamaCpp { name: "gemma3", rotates_pairs: false, check, metadata: gemma2::window_metadata, import };
 
 /// Base of the rotary embedding in the layers with a window, unless the file has another.
 const LOCAL_THETA: f64 = 10_000.0;
@@ -63,4 +64,10 @@ fn check(limits: &mut Limits<'_>) {
     gemma2::check_shared_with_gemma3(limits, BLOCKS_OF_27B);
     limits.full_layer_every(6);
     limits.rope_scaling(|scaling| matches!(scaling, RopeScaling::None | RopeScaling::Linear { .. }));
+}
+
+fn import(import: &mut Import<'_>) {
+    gemma2::import_shared_with_gemma3(import, BLOCKS_OF_27B);
+    let theta = import.number("rope.freq_base_swa");
+    import.put("rope_local_base_freq", theta);
 }

@@ -12,7 +12,8 @@ use crate::rope::RopeScaling;
 pub(super) static FAMILY: Family =
     Family { model_type: "mistral", class: "MistralForCausalLM", read, write, llama_cpp: Some(LLAMA_CPP) };
 
-const LLAMA_CPP: LlamaCpp = LlamaCpp { name: "llama", rotates_pairs: true, check, metadata: |_, _| Vec::new() };
+const LLAMA_CPP: LlamaCpp =
+    LlamaCpp { name: "llama", rotates_pairs: true, check, metadata: |_, _| Vec::new(), import: |_| () };
 
 fn read(fields: &mut Fields) -> ModelConfig {
     let mut defaults = Defaults { max_position_embeddings: 131_072, num_key_value_heads: Some(8), ..DEFAULTS };

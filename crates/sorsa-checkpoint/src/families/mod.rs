@@ -14,6 +14,7 @@ mod qwen3;
 mod rwkv4;
 mod rwkv6;
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use serde_json::{Map, Value, json};
@@ -116,6 +117,18 @@ pub(crate) fn names() -> Vec<&'static str> {
 pub(crate) fn names_in_llama_cpp() -> Vec<&'static str> {
     let exported = FAMILIES.iter().filter(|family| family.llama_cpp.is_some());
     exported.map(|family| family.model_type).collect()
+}
+
+/// The family that a llama.cpp architecture is read as: the first that is written as it.
+pub(crate) fn from_llama_cpp(name: &str) -> Option<(&'static Family, &'static LlamaCpp)> {
+    let named = FAMILIES.into_iter().filter_map(|family| Some((family, family.llama_cpp.as_ref()?)));
+    named.into_iter().find(|(_, llama_cpp)| llama_cpp.name == name)
+}
+
+/// llama.cpp's names of all architectures, in order.
+pub(crate) fn architectures_in_llama_cpp() -> Vec<&'static str> {
+    let names: BTreeSet<_> = FAMILIES.into_iter().filter_map(|family| Some(family.llama_cpp.as_ref()?.name)).collect();
+    names.into_iter().collect()
 }
 
 /// What all families have, whatever the architecture.

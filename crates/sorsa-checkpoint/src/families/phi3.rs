@@ -1,19 +1,19 @@
 //! Phi-3 and 4 (arXiv 2404.14219): a Llama whose queries, keys and values are one linear layer and whose gate and up
 //! are another; a part of each head may stay unrotated.
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::Family;
 use super::decoder::{self, DEFAULTS, Defaults};
 use crate::config::{Activation, Architecture, LayerType, ModelConfig, TransformerConfig};
 use crate::fields::Fields;
-use crate::gguf::{self, Limits, LlamaCpp};
+use crate::gguf::{self, Import, Limits, LlamaCpp};
 use crate::rope::{LongRope, RopeScaling};
 
 pub(super) static FAMILY: Family =
     Family { model_type: "phi3", class: "Phi3ForCausalLM", read, write, llama_cpp: Some(LLAMA_CPP) };
 
-const LLAMA_CPP: LlamaCpp = LlamaCpp { name: "phi3", rotates_pairs: false, check, metadata };
+const LLAMA_CPP: LlamaCpp = LlamaCpp { name: "phi3", rotates_pairs: false, check, metadata, import };
 
 fn read(fields: &mut Fields) -> ModelConfig {
     let defaults = Defaults { max_position_embeddings: 4096, rms_norm_eps: 1e-5, ..DEFAULTS };
@@ -83,5 +83,21 @@ fn original_context(config: &ModelConfig, decoder: &TransformerConfig) -> usize 
     match &decoder.rope.scaling {
         RopeScaling::LongRope(long) => long.original_max_position_embeddings,
         _ => config.max_position_embeddings,
+    }
+}
+
+fn import(import: &mut Import<'_>) {
+    let window = import.size("attention.sliding_window").filter(|window| *window > 0);
+    import.put("sliding_window", window);
+    let original = import.size("rope.scaling.original_context_length");
+    let attention_factor = import.number("rope.scaling.attn_factor");
+    let factors = (import.tensor("rope_factors_long.weight"), import.tensor("rope_factors_short.weight"));
+    if let (Some(long), Some(short)) = factors {
+        let mut scaling = json!({"rope_type": "longrope", "long_factor": long, "short_factor": short});
+        if let Some(factor) = attention_factor {
+            scaling["attention_factor"] = factor.into();
+        }
+        import.put("rope_scaling", Some(scaling));
+        import.put("original_max_position_embeddings", original);
     }
 }

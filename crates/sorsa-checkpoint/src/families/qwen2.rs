@@ -13,7 +13,8 @@ use crate::rope::RopeScaling;
 pub(super) static FAMILY: Family =
     Family { model_type: "qwen2", class: "Qwen2ForCausalLM", read, write, llama_cpp: Some(LLAMA_CPP) };
 
-const LLAMA_CPP: LlamaCpp = LlamaCpp { name: "qwen2", rotates_pairs: false, check, metadata: |_, _| Vec::new() };
+const LLAMA_CPP: LlamaCpp =
+    LlamaCpp { name: "qwen2", rotates_pairs: false, check, metadata: |_, _| Vec::new(), import: |_| () };
 
 fn read(fields: &mut Fields) -> ModelConfig {
     let defaults = defaults(fields);

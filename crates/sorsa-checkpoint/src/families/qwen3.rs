@@ -12,7 +12,8 @@ use crate::rope::RopeScaling;
 pub(super) static FAMILY: Family =
     Family { model_type: "qwen3", class: "Qwen3ForCausalLM", read, write, llama_cpp: Some(LLAMA_CPP) };
 
-const LLAMA_CPP: LlamaCpp = LlamaCpp { name: "qwen3", rotates_pairs: false, check, metadata: |_, _| Vec::new() };
+const LLAMA_CPP: LlamaCpp =
+    LlamaCpp { name: "qwen3", rotates_pairs: false, check, metadata: |_, _| Vec::new(), import: |_| () };
 
 fn read(fields: &mut Fields) -> ModelConfig {
     let head_dim = (!fields.is_null("head_dim")).then_some(128);

@@ -1,40 +1,30 @@
-//! The types tensors are stored in, and f32 values encoded in them.
-//!
-//! Q8_0 is ggml's: blocks of 32 values of one row, `d = max |x| / 127` as f16, then 32 bytes `q = round(x / d)`, halves
-//! away from zero; the value is `d q`. As in ggml, the quotient is the product with `1 / d` in f32, and `d` is rounded to
-//! f16 only after that.
+//! The types that tensors of a GGUF file are stored in, and f32 values encoded in them.
 
 use std::fmt;
 use std::str::FromStr;
 
-use half::f16;
 use rayon::prelude::*;
+use sorsa_kernels::BlockFormat;
 
 use crate::WeightFormat;
 
-/// Values that share a scale in Q8_0.
-pub const QK8_0: usize = 32;
-/// Numbers that one task encodes; a multiple of the block.
+/// Numbers that one task encodes or decodes; a multiple of every block.
 const CHUNK: usize = 1 << 16;
 
 /// A type that tensors are stored in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GgufType {
-    /// 32 bits, as they are.
-    F32,
-    /// IEEE half precision, rounded to nearest even.
-    F16,
-    /// The upper half of an f32, rounded to nearest even.
-    Bf16,
-    /// 8 bits a value and an f16 scale for each 32 values.
-    Q8_0,
+    /// Single numbers.
+    Plain(WeightFormat),
+    /// Blocks of numbers that share a scale.
+    Blocks(BlockFormat),
 }
 
 impl fmt::Display for GgufType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.plain() {
-            Some(format) => format.fmt(f),
-            None => f.write_str("q8_0"),
+        match self {
+            Self::Plain(format) => format.fmt(f),
+            Self::Blocks(format) => format.fmt(f),
         }
     }
 }
@@ -43,72 +33,93 @@ impl FromStr for GgufType {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let all = [Self::F32, Self::F16, Self::Bf16, Self::Q8_0];
-        let found = all.into_iter().find(|dtype| dtype.to_string() == text);
-        found.ok_or_else(|| format!("unknown type `{text}`, expected f32, f16, bf16 or q8_0"))
+        Self::all().find(|dtype| dtype.to_string() == text).ok_or_else(|| {
+            let names: Vec<String> = Self::all().map(|dtype| dtype.to_string()).collect();
+            format!("unknown type `{text}`, expected one of {}", names.join(", "))
+        })
     }
 }
 
 impl GgufType {
+    /// 32 bits, as they are.
+    pub const F32: Self = Self::Plain(WeightFormat::F32);
+    /// IEEE half precision, rounded to nearest even.
+    pub const F16: Self = Self::Plain(WeightFormat::F16);
+    /// The upper half of an f32, rounded to nearest even.
+    pub const BF16: Self = Self::Plain(WeightFormat::Bf16);
+    /// 8 bits a value and an f16 scale for each 32 values.
+    pub const Q8_0: Self = Self::Blocks(BlockFormat::Q8_0);
+
+    /// All types that are read and written here.
+    pub fn all() -> impl Iterator<Item = Self> {
+        let plain = WeightFormat::ALL.into_iter().map(Self::Plain);
+        plain.chain(BlockFormat::ALL.into_iter().map(Self::Blocks))
+    }
+
     /// ggml's number of the type.
     pub(super) fn id(self) -> u32 {
         match self {
-            Self::F32 => 0,
-            Self::F16 => 1,
-            Self::Q8_0 => 8,
-            Self::Bf16 => 30,
+            Self::Plain(WeightFormat::F32) => 0,
+            Self::Plain(WeightFormat::F16) => 1,
+            Self::Plain(WeightFormat::Bf16) => 30,
+            Self::Blocks(BlockFormat::Q4_0) => 2,
+            Self::Blocks(BlockFormat::Q4_1) => 3,
+            Self::Blocks(BlockFormat::Q5_0) => 6,
+            Self::Blocks(BlockFormat::Q5_1) => 7,
+            Self::Blocks(BlockFormat::Q8_0) => 8,
+            Self::Blocks(BlockFormat::Q4K) => 12,
+            Self::Blocks(BlockFormat::Q5K) => 13,
+            Self::Blocks(BlockFormat::Q6K) => 14,
         }
     }
 
     /// The type with ggml's number `id`.
     pub(super) fn from_id(id: u32) -> Option<Self> {
-        [Self::F32, Self::F16, Self::Bf16, Self::Q8_0].into_iter().find(|dtype| dtype.id() == id)
+        Self::all().find(|dtype| dtype.id() == id)
     }
 
     /// llama.cpp's number of a file whose matrices are of this type: `general.file_type`.
     pub(super) fn file_type(self) -> u32 {
         match self {
-            Self::F32 => 0,
-            Self::F16 => 1,
-            Self::Q8_0 => 7,
-            Self::Bf16 => 32,
-        }
-    }
-
-    /// The format of single numbers; nothing for one of blocks that share a scale.
-    fn plain(self) -> Option<WeightFormat> {
-        match self {
-            Self::F32 => Some(WeightFormat::F32),
-            Self::F16 => Some(WeightFormat::F16),
-            Self::Bf16 => Some(WeightFormat::Bf16),
-            Self::Q8_0 => None,
-        }
-    }
-
-    /// Values and bytes of a block.
-    fn block(self) -> (usize, usize) {
-        match self.plain() {
-            Some(format) => (1, format.bytes(1)),
-            None => (QK8_0, 2 + QK8_0),
+            Self::Plain(WeightFormat::F32) => 0,
+            Self::Plain(WeightFormat::F16) => 1,
+            Self::Plain(WeightFormat::Bf16) => 32,
+            Self::Blocks(BlockFormat::Q4_0) => 2,
+            Self::Blocks(BlockFormat::Q4_1) => 3,
+            Self::Blocks(BlockFormat::Q8_0) => 7,
+            Self::Blocks(BlockFormat::Q5_0) => 8,
+            Self::Blocks(BlockFormat::Q5_1) => 9,
+            // "S" of llama.cpp's files: all matrices are of one type.
+            Self::Blocks(BlockFormat::Q4K) => 14,
+            Self::Blocks(BlockFormat::Q5K) => 16,
+            Self::Blocks(BlockFormat::Q6K) => 18,
         }
     }
 
     /// Bytes of a tensor of this row-major shape; nothing if its rows are not whole blocks, or if the size overflows.
     pub fn bytes(self, shape: &[usize]) -> Option<usize> {
-        let (values, bytes) = self.block();
         let row = *shape.last()?;
         let count = shape.iter().try_fold(1usize, |product, axis| product.checked_mul(*axis))?;
-        if row.is_multiple_of(values) { (count / values).checked_mul(bytes) } else { None }
+        match self {
+            Self::Plain(format) => count.checked_mul(format.bytes(1)),
+            Self::Blocks(format) if row.is_multiple_of(format.block_values()) => format.bytes(count),
+            Self::Blocks(_) => None,
+        }
     }
 
     /// The type a tensor is stored in when a model is written as `self`: vectors stay f32, as llama.cpp's operations on
-    /// them expect, and rows that are not whole blocks fall back to f16.
+    /// them expect. Rows that are not whole blocks take the type that llama.cpp falls back to, or f16.
     pub(super) fn for_shape(self, shape: &[usize]) -> Self {
-        match self {
-            _ if shape.len() < 2 => Self::F32,
-            Self::Q8_0 if self.bytes(shape).is_none() => Self::F16,
-            other => other,
+        if shape.len() < 2 {
+            return Self::F32;
         }
+        let smaller_blocks = match self {
+            Self::Blocks(BlockFormat::Q4K) => Self::Blocks(BlockFormat::Q5_0),
+            Self::Blocks(BlockFormat::Q5K) => Self::Blocks(BlockFormat::Q5_1),
+            Self::Blocks(BlockFormat::Q6K) => Self::Q8_0,
+            _ => self,
+        };
+        [self, smaller_blocks].into_iter().find(|dtype| dtype.bytes(shape).is_some()).unwrap_or(Self::F16)
     }
 
     /// Fills `bytes` with `values`, which are finite and whole blocks.
@@ -121,28 +132,31 @@ impl GgufType {
         if let Some(index) = values.par_iter().position_first(|value| value.abs() >= limit) {
             return Err(index);
         }
-        if let Some(format) = self.plain() {
-            format.encode(values, bytes);
-            return Ok(());
-        }
-        let (block, size) = self.block();
-        bytes.clear();
-        bytes.resize(values.len() / block * size, 0);
-        let chunks = bytes.par_chunks_mut(CHUNK / block * size).zip(values.par_chunks(CHUNK));
-        chunks.for_each(|(bytes, values)| {
-            for (bytes, values) in bytes.as_chunks_mut().0.iter_mut().zip(values.as_chunks().0) {
-                *bytes = quantize(values);
+        match self {
+            Self::Plain(format) => format.encode(values, bytes),
+            Self::Blocks(format) => {
+                bytes.clear();
+                bytes.resize(format.bytes(values.len()).expect("whole blocks"), 0);
+                let size = CHUNK / format.block_values() * format.block_bytes();
+                let chunks = bytes.par_chunks_mut(size).zip(values.par_chunks(CHUNK));
+                chunks.for_each(|(bytes, values)| format.encode(values, bytes));
             }
-        });
+        }
         Ok(())
     }
 
-    /// The smallest f32 that becomes infinite.
+    /// The smallest f32 that becomes infinite: for blocks, one whose scale does.
     fn overflow(self) -> f32 {
-        match self.plain() {
-            Some(format) => format.overflow(),
-            // The scale becomes infinite.
-            None => WeightFormat::F16.overflow() * 127.0,
+        let half = WeightFormat::F16.overflow();
+        match self {
+            Self::Plain(format) => format.overflow(),
+            Self::Blocks(BlockFormat::Q8_0) => half * 127.0,
+            Self::Blocks(BlockFormat::Q4_0) => half * 8.0,
+            Self::Blocks(BlockFormat::Q5_0) => half * 16.0,
+            // The minimum is an f16 itself.
+            Self::Blocks(BlockFormat::Q4_1 | BlockFormat::Q5_1) => half,
+            Self::Blocks(BlockFormat::Q4K | BlockFormat::Q5K) => half * 63.0,
+            Self::Blocks(BlockFormat::Q6K) => half * 128.0 * 31.0,
         }
     }
 
@@ -156,30 +170,17 @@ impl GgufType {
 
     /// The values in `bytes`, which are whole blocks.
     pub(super) fn decode(self, bytes: &[u8]) -> Vec<f32> {
-        if let Some(format) = self.plain() {
-            return format.decode(bytes);
+        match self {
+            Self::Plain(format) => format.decode(bytes),
+            Self::Blocks(format) => {
+                let mut values = vec![0.0; bytes.len() / format.block_bytes() * format.block_values()];
+                let size = CHUNK / format.block_values() * format.block_bytes();
+                let chunks = values.par_chunks_mut(CHUNK).zip(bytes.par_chunks(size));
+                chunks.for_each(|(values, bytes)| format.decode(bytes, values));
+                values
+            }
         }
-        let blocks = bytes.chunks_exact(2 + QK8_0);
-        let values = blocks.flat_map(|block| {
-            let scale = f16::from_le_bytes([block[0], block[1]]).to_f32();
-            block[2..].iter().map(move |q| scale * f32::from(*q as i8))
-        });
-        values.collect()
     }
-}
-
-/// One block of Q8_0.
-fn quantize(values: &[f32; QK8_0]) -> [u8; 2 + QK8_0] {
-    let largest = values.iter().fold(0f32, |largest, value| largest.max(value.abs()));
-    let scale = largest / 127.0;
-    let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
-    let mut block = [0; 2 + QK8_0];
-    block[..2].copy_from_slice(&f16::from_f32(scale).to_le_bytes());
-    for (byte, value) in block[2..].iter_mut().zip(values) {
-        // `as` saturates, so a scale so small that its inverse is infinite is still harmless: it is stored as zero.
-        *byte = (value * inverse).round() as i8 as u8;
-    }
-    block
 }
 
 #[cfg(test)]
@@ -220,9 +221,16 @@ mod tests {
         let mut bytes = Vec::new();
         assert_eq!(GgufType::F16.encode(&[0.0, 65_520.0], &mut bytes), Err(1));
         assert_eq!(GgufType::F16.encode(&[65_519.0], &mut bytes), Ok(()));
-        assert_eq!(GgufType::Bf16.encode(&[3.38e38, -f32::MAX], &mut bytes), Err(1));
+        assert_eq!(GgufType::BF16.encode(&[3.38e38, -f32::MAX], &mut bytes), Err(1));
         assert_eq!(GgufType::Q8_0.encode(&[8.4e6; 32], &mut bytes), Err(0));
         assert_eq!(GgufType::Q8_0.encode(&[8.3e6; 32], &mut bytes), Ok(()));
+        for format in BlockFormat::ALL {
+            // Just below the limit, everything that was packed is finite.
+            let dtype = GgufType::Blocks(format);
+            let values = vec![dtype.overflow() * 0.99; format.block_values()];
+            assert_eq!(dtype.encode(&values, &mut bytes), Ok(()));
+            assert!(dtype.decode(&bytes).iter().all(|value| value.is_finite()), "{format}");
+        }
     }
 
     #[test]
@@ -230,16 +238,19 @@ mod tests {
         assert_eq!(GgufType::Q8_0.for_shape(&[64]), GgufType::F32);
         assert_eq!(GgufType::Q8_0.for_shape(&[3, 64]), GgufType::Q8_0);
         assert_eq!(GgufType::Q8_0.for_shape(&[32, 48]), GgufType::F16);
-        assert_eq!(GgufType::Bf16.for_shape(&[32, 48]), GgufType::Bf16);
+        assert_eq!(GgufType::BF16.for_shape(&[32, 48]), GgufType::BF16);
+        assert_eq!(GgufType::Blocks(BlockFormat::Q4K).for_shape(&[4, 512]), GgufType::Blocks(BlockFormat::Q4K));
+        assert_eq!(GgufType::Blocks(BlockFormat::Q4K).for_shape(&[4, 64]), GgufType::Blocks(BlockFormat::Q5_0));
+        assert_eq!(GgufType::Blocks(BlockFormat::Q6K).for_shape(&[4, 40]), GgufType::F16);
     }
 
     #[test]
     fn a_type_is_read_by_its_name() {
-        for dtype in [GgufType::F32, GgufType::F16, GgufType::Bf16, GgufType::Q8_0] {
+        for dtype in GgufType::all() {
             assert_eq!(dtype.to_string().parse(), Ok(dtype));
             assert_eq!(GgufType::from_id(dtype.id()), Some(dtype));
         }
-        assert!("q4_k".parse::<GgufType>().unwrap_err().contains("q4_k"));
+        assert!("q3_k".parse::<GgufType>().unwrap_err().contains("q6_k"));
     }
 
     proptest! {
@@ -257,7 +268,7 @@ mod tests {
         #[test]
         fn values_that_fit_are_kept(values in prop::collection::vec(any::<i8>(), 1..100)) {
             let values: Vec<f32> = values.into_iter().map(f32::from).collect();
-            for dtype in [GgufType::F32, GgufType::F16, GgufType::Bf16] {
+            for dtype in [GgufType::F32, GgufType::F16, GgufType::BF16] {
                 prop_assert_eq!(&dtype.decode(&encoded(dtype, &values)), &values);
             }
         }

@@ -40,6 +40,14 @@ pub enum GgufError {
         /// Everything that stands against it.
         faults: Vec<String>,
     },
+    /// The file is of a kind that is not known here.
+    #[error("{}: this model cannot be read: {}", path.display(), shorten(faults))]
+    NotImported {
+        /// The file.
+        path: PathBuf,
+        /// Everything that stands against it.
+        faults: Vec<String>,
+    },
     /// Low-rank modules that do not fit the model.
     #[error("the adapter cannot be written as GGUF: {}", listed(faults))]
     Adapter {
@@ -105,7 +113,7 @@ pub enum GgufError {
         reason: String,
     },
     /// A tensor was asked for that the file does not hold, or not in a type that can be decoded.
-    #[error("{}: no tensor `{name}` of type F32, F16, BF16 or Q8_0", path.display())]
+    #[error("{}: no tensor `{name}` of a type that can be read", path.display())]
     NoTensor {
         /// The file.
         path: PathBuf,
@@ -119,5 +127,14 @@ impl GgufError {
     pub(super) fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { path, source }
+    }
+}
+
+/// The first five faults and the number of the others.
+fn shorten(faults: &[String]) -> String {
+    let shown = faults.iter().take(5).map(String::as_str).collect::<Vec<_>>().join("; ");
+    match faults.len().saturating_sub(5) {
+        0 => shown,
+        more => format!("{shown}; and {more} more"),
     }
 }

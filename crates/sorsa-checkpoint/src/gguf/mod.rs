@@ -15,6 +15,7 @@
 mod adapter;
 mod dtype;
 mod error;
+mod import;
 mod model;
 mod reader;
 mod tensors;
@@ -26,11 +27,13 @@ mod value;
 mod writer;
 
 pub use adapter::{LoraModule, export_adapter};
-pub use dtype::{GgufType, QK8_0};
+pub use dtype::GgufType;
 pub use error::GgufError;
+pub use import::GgufModel;
 pub use model::{ExportOptions, Report, export_model};
 pub use reader::{GgufFile, GgufTensorInfo};
 pub use value::{Array, Value};
 pub use writer::{GgufTensor, GgufWriter};
 
+pub(crate) use import::Import;
 pub(crate) use translation::{Limits, LlamaCpp};

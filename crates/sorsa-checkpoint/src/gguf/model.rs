@@ -51,8 +51,8 @@ pub struct Report {
     pub tensors: usize,
     /// Size of the file.
     pub bytes: u64,
-    /// Matrices that are f16 instead of q8_0, because their rows are not multiples of 32 values.
-    pub fallbacks: Vec<String>,
+    /// Matrices of another type than asked for, because their rows are not whole blocks of it.
+    pub fallbacks: Vec<(String, GgufType)>,
     /// What llama.cpp computes in another way than Transformers, a sentence each.
     pub notes: Vec<String>,
 }
@@ -94,8 +94,9 @@ pub fn export_model(folder: &Path, out: &Path, options: impl Into<ExportOptions>
         GgufTensor::new(planned.name.clone(), shape, dtype)
     };
     let tensors: Vec<GgufTensor> = plan.iter().map(stored).collect();
-    let fell_back = |tensor: &&GgufTensor| options.dtype == GgufType::Q8_0 && tensor.dtype == GgufType::F16;
-    let fallbacks = tensors.iter().filter(fell_back).map(|tensor| tensor.name.clone()).collect();
+    let fell_back = |tensor: &&GgufTensor| tensor.shape.len() > 1 && tensor.dtype != options.dtype;
+    let fallback = |tensor: &GgufTensor| (tensor.name.clone(), tensor.dtype);
+    let fallbacks = tensors.iter().filter(fell_back).map(fallback).collect();
 
     let mut planned = plan.iter();
     let produce = |_: &GgufTensor| -> Result<Vec<f32>, GgufError> {

@@ -83,6 +83,11 @@ impl GgufFile {
         Ok(Self { path: path.to_owned(), file, contents })
     }
 
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// All metadata, in the file's order.
     pub fn metadata(&self) -> &[(String, Value)] {
         &self.contents.metadata

@@ -173,6 +173,29 @@ impl Change {
     }
 }
 
+impl Change {
+    /// The values that [`apply`](Self::apply) changed to `values`.
+    pub fn undo(&self, values: Vec<f32>, rows: usize) -> Vec<f32> {
+        match self {
+            Self::None | Self::Values(_) | Self::Llama3Divisors => values,
+            Self::Heads(heads) => separate(&values, rows, *heads),
+            Self::PlusOne => values.into_iter().map(|value| value - 1.0).collect(),
+        }
+    }
+}
+
+/// The inverse of [`interleave`].
+fn separate(values: &[f32], rows: usize, heads: usize) -> Vec<f32> {
+    let (width, dim) = (values.len() / rows, rows / heads);
+    let mut out = Vec::with_capacity(values.len());
+    for row in 0..rows {
+        let (head, within) = (row / dim, row % dim);
+        let from = head * dim + within % (dim / 2) * 2 + within / (dim / 2);
+        out.extend_from_slice(&values[from * width..(from + 1) * width]);
+    }
+    out
+}
+
 /// Row `h d + 2 i + s` of the result is row `h d + s d / 2 + i`, for heads `h` of `d` rows and halves `s`: what stood in
 /// two halves, stands in pairs.
 fn interleave(values: &[f32], rows: usize, heads: usize) -> Vec<f32> {
@@ -189,6 +212,16 @@ fn interleave(values: &[f32], rows: usize, heads: usize) -> Vec<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_interleaved_is_separated_again() {
+        let values: Vec<f32> = (0..48).map(|i| i as f32).collect();
+        let change = Change::Heads(2);
+        let changed = change.apply(values.clone(), 16);
+        assert_ne!(changed, values);
+        assert_eq!(change.undo(changed, 16), values);
+        assert_eq!(Change::PlusOne.undo(Change::PlusOne.apply(vec![0.25, -1.0], 2), 2), [0.25, -1.0]);
+    }
 
     fn planned(model_type: &str) -> Vec<Planned> {
         let config = serde_json::json!({"model_type": model_type, "hidden_size": 64, "intermediate_size": 96,

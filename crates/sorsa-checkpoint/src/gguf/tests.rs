@@ -48,7 +48,7 @@ fn values() -> impl Strategy<Value = Value> {
 }
 
 fn dtypes() -> impl Strategy<Value = GgufType> {
-    prop::sample::select(vec![GgufType::F32, GgufType::F16, GgufType::Bf16, GgufType::Q8_0])
+    prop::sample::select(vec![GgufType::F32, GgufType::F16, GgufType::BF16, GgufType::Q8_0])
 }
 
 /// Tensors of one to four axes, whose rows are whole blocks.

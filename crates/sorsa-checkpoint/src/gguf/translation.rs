@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value as Json};
 use sorsa_files::read_regular;
 
-use super::{GgufError, Value};
+use super::{GgufError, Import, Value};
 use crate::config::{Activation, Architecture, LayerType, ModelConfig, TransformerConfig};
 use crate::families;
 use crate::rope::RopeScaling;
@@ -27,6 +27,8 @@ pub(crate) struct LlamaCpp {
     pub check: fn(&mut Limits<'_>),
     /// Metadata beside what all architectures have; keys without the name of the architecture.
     pub metadata: fn(&ModelConfig, &TransformerConfig) -> Vec<(&'static str, Value)>,
+    /// Reads that metadata back, and sets the fields of `config.json` that llama.cpp has no key of.
+    pub import: fn(&mut Import<'_>),
 }
 
 /// What stands between a model and llama.cpp's architecture for it.
@@ -244,19 +246,22 @@ impl Translation {
             return None;
         };
         let (original, dim) = (original_max_position_embeddings as f64, self.decoder.rotary_dim());
-        let divisor = |plane: usize| {
-            let frequency = self.decoder.rope.theta.powf(-2.0 * plane as f64 / dim as f64);
-            let wavelength = std::f64::consts::TAU / frequency;
-            if wavelength < original / high_freq_factor {
-                1.0
-            } else if wavelength > original / low_freq_factor {
-                factor
-            } else {
-                let smooth = (original / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor);
-                1.0 / ((1.0 - smooth) / factor + smooth)
-            }
-        };
-        Some((0..dim / 2).map(|plane| divisor(plane) as f32).collect())
+        let scaling = [factor, low_freq_factor, high_freq_factor, original];
+        Some((0..dim / 2).map(|plane| llama3_divisor(plane, dim, self.decoder.rope.theta, scaling) as f32).collect())
+    }
+}
+
+/// What Llama 3's scaling divides the frequency of one of `dim / 2` planes by.
+pub(super) fn llama3_divisor(plane: usize, dim: usize, theta: f64, [factor, low, high, original]: [f64; 4]) -> f64 {
+    let frequency = theta.powf(-2.0 * plane as f64 / dim as f64);
+    let wavelength = std::f64::consts::TAU / frequency;
+    if wavelength < original / high {
+        1.0
+    } else if wavelength > original / low {
+        factor
+    } else {
+        let smooth = (original / wavelength - low) / (high - low);
+        1.0 / ((1.0 - smooth) / factor + smooth)
     }
 }
 

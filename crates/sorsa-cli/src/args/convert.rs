@@ -95,3 +95,16 @@ pub struct ImportArgs {
     #[command(flatten)]
     pub device: DeviceArgs,
 }
+
+#[derive(Debug, Args)]
+pub struct UnpackArgs {
+    /// GGUF file of a model
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// Folder to write the model into: config.json, weights, tokenizer and chat template
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Storage dtype of the weights: f32, f16 or bf16. Packed weights are widened; f32 loses nothing
+    #[arg(long, default_value = "f32")]
+    pub dtype: String,
+}

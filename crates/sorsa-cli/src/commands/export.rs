@@ -122,7 +122,7 @@ fn check(args: &ExportArgs) -> anyhow::Result<()> {
 fn peft(trained: &Trained, args: &ExportArgs) -> anyhow::Result<PeftAdapter> {
     let LoadedAdapter { model, saved } = &trained.adapter;
     let form = if args.as_trained { PeftForm::AsTrained } else { PeftForm::Difference };
-    let (base_model, revision) = base_for_others(&trained.name, &trained.folder);
+    let (base_model, revision) = base_for_others(&trained.name);
     let options = PeftExport { form, rank: args.rank, base_model, revision };
     let (peft, truncations) = PeftAdapter::from_saved(saved, model, &options).or_bad_input()?;
     if let Some(worst) = truncations.iter().max_by(|a, b| a.relative_error.total_cmp(&b.relative_error)) {
@@ -141,12 +141,13 @@ fn peft(trained: &Trained, args: &ExportArgs) -> anyhow::Result<PeftAdapter> {
 
 /// The name and the revision by which other programs find the base: a repository of the hub, or the whole path of a folder.
 /// They do not know the embedded model.
-fn base_for_others(name: &str, folder: &Path) -> (Option<String>, Option<String>) {
+fn base_for_others(name: &str) -> (Option<String>, Option<String>) {
     if name == EMBEDDED {
         return (None, None);
     }
+    // Not the folder that was read: with other fields of config.json, that is a temporary one.
     if Path::new(name).is_dir() {
-        let path = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
+        let path = Path::new(name).canonicalize().unwrap_or_else(|_| PathBuf::from(name));
         return (Some(path.display().to_string()), None);
     }
     match name.split_once('@') {
@@ -182,8 +183,8 @@ fn gguf(name: &str, args: &ExportArgs, device: &Device) -> anyhow::Result<()> {
     for note in report.notes.iter() {
         print(format_args!("note: {note}"))?;
     }
-    for fallback in &report.fallbacks {
-        print(format_args!("note: {fallback}"))?;
+    for (name, found) in &report.fallbacks {
+        print(format_args!("note: {name} is {found}: its rows are not whole blocks of {dtype}"))?;
     }
     print(format_args!("{} tensors, {} in {}", report.tensors, bytes(report.bytes), args.out.display()))
 }

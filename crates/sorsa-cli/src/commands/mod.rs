@@ -11,4 +11,5 @@ pub mod import;
 pub mod inspect;
 pub mod merge;
 pub mod pretrain;
+pub mod unpack;
 pub mod verify;

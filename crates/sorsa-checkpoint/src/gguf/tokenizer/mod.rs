@@ -13,6 +13,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value as Json};
 
+pub(super) use self::pre::pre_tokenizer;
 use self::special::Special;
 use super::translation::read_json;
 use super::{GgufError, Value};
@@ -20,7 +21,7 @@ use super::{GgufError, Value};
 /// The kinds of tokens, by llama.cpp's numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(i32)]
-enum Kind {
+pub(super) enum TokenKind {
     Normal = 1,
     Unknown = 2,
     /// Has no text: begin, end, turns of a chat.
@@ -31,6 +32,14 @@ enum Kind {
     Unused = 5,
     /// One byte of a character that has no token of its own.
     Byte = 6,
+}
+
+impl TokenKind {
+    /// The kind with llama.cpp's number; a number that is not known is a normal token's, as in llama.cpp.
+    pub fn from_number(number: i32) -> Self {
+        let all = [Self::Unknown, Self::Control, Self::UserDefined, Self::Unused, Self::Byte];
+        all.into_iter().find(|kind| *kind as i32 == number).unwrap_or(Self::Normal)
+    }
 }
 
 /// The metadata of a tokenizer, and what llama.cpp does in another way.
@@ -102,7 +111,7 @@ fn convert(json: &Json, special: &Special, rows: usize) -> Result<TokenizerMetad
 /// Tokens by id.
 struct Table {
     tokens: Vec<String>,
-    kinds: Vec<Kind>,
+    kinds: Vec<TokenKind>,
     /// Tokens whose id has no row in the embedding. No text of the model uses them.
     beyond: Vec<String>,
 }
@@ -110,9 +119,9 @@ struct Table {
 impl Table {
     /// The tokens of the vocabulary and those added to it; ids that no token has are filled up to `rows`.
     fn new(vocabulary: &Map<String, Json>, added: &Json, rows: usize) -> Result<Self, Vec<String>> {
-        let mut slots: Vec<Option<(String, Kind)>> = vec![None; rows];
+        let mut slots: Vec<Option<(String, TokenKind)>> = vec![None; rows];
         let (mut faults, mut beyond) = (Vec::new(), Vec::new());
-        let mut put = |token: &str, id: &Json, kind: Kind| {
+        let mut put = |token: &str, id: &Json, kind: TokenKind| {
             let Some(number) = id.as_u64() else {
                 return faults.push(format!("token `{token}` should have an id, found {id}"));
             };
@@ -130,10 +139,10 @@ impl Table {
             }
         };
         for (token, id) in vocabulary {
-            put(token, id, Kind::Normal);
+            put(token, id, TokenKind::Normal);
         }
         for token in added.as_array().into_iter().flatten() {
-            let kind = if token["special"] == true { Kind::Control } else { Kind::UserDefined };
+            let kind = if token["special"] == true { TokenKind::Control } else { TokenKind::UserDefined };
             put(token["content"].as_str().unwrap_or_default(), &token["id"], kind);
         }
         let mut seen: HashSet<String> = slots.iter().flatten().map(|(token, _)| token.clone()).collect();
@@ -151,7 +160,7 @@ impl Table {
                 while !seen.insert(name.clone()) {
                     name.insert(1, '_');
                 }
-                (name, Kind::Unused)
+                (name, TokenKind::Unused)
             };
             let (token, kind) = slot.unwrap_or_else(unused);
             table.tokens.push(token);

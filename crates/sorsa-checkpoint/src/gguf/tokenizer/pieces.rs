@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 
 use serde_json::Value as Json;
 
-use super::{Kind, Table, pre};
+use super::{Table, TokenKind, pre};
 
 /// SentencePiece's stand-in for a space.
 const SPACE: &str = "\u{2581}";
@@ -47,12 +47,12 @@ pub(super) fn mark(table: &mut Table, model: &Json) -> Vec<String> {
     let fallback = model["byte_fallback"] == true;
     for (token, kind) in table.tokens.iter().zip(&mut table.kinds) {
         if Some(token.as_str()) == unknown {
-            *kind = Kind::Unknown;
+            *kind = TokenKind::Unknown;
         } else if fallback && is_byte(token) {
-            *kind = Kind::Byte;
+            *kind = TokenKind::Byte;
         }
     }
-    if fallback && table.kinds.iter().filter(|kind| **kind == Kind::Byte).count() == 256 {
+    if fallback && table.kinds.iter().filter(|kind| **kind == TokenKind::Byte).count() == 256 {
         return Vec::new();
     }
     let note =

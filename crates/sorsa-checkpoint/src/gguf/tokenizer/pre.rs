@@ -1,6 +1,6 @@
 //! Which of llama.cpp's pre-tokenizers cuts a text as the one in `tokenizer.json` does.
 
-use serde_json::Value as Json;
+use serde_json::{Value as Json, json};
 
 const LLAMA_3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN_2: &str =
@@ -25,6 +25,23 @@ pub(super) fn steps(json: &Json) -> Vec<&Json> {
         Some(list) => list.iter().collect(),
         None if pre.is_null() => Vec::new(),
         None => vec![pre],
+    }
+}
+
+/// The pre-tokenizer of `tokenizer.json` that cuts like llama.cpp's of this name, and whether a word that is a token is taken whole.
+pub(in super::super) fn pre_tokenizer(name: &str) -> Option<(Json, bool)> {
+    let byte_level = |use_regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex});
+    let sequence = |first: Json, second: Json| json!({"type": "Sequence", "pretokenizers": [first, second]});
+    match name {
+        "gpt-2" | "default" => Some((byte_level(true), false)),
+        "smollm" => Some((sequence(json!({"type": "Digits", "individual_digits": true}), byte_level(true)), false)),
+        _ => {
+            let name = if matches!(name, "llama3" | "llama-v3") { "llama-bpe" } else { name };
+            let (pattern, whole, _) = KNOWN.iter().find(|known| known.2 == name)?;
+            let split =
+                json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false});
+            Some((sequence(split, byte_level(false)), *whole))
+        }
     }
 }
 
