@@ -416,6 +416,6 @@ mod tests {
     #[test]
     fn an_unknown_format_name_lists_the_names() {
         insta::assert_snapshot!("gsm".parse::<Format>().unwrap_err(),
-            @"unknown format `gsm`; expected one of messages, metamathqa, gsm8k, math, svamp, alpaca, prompt-completion, text");
+            @"unknown format `gsm`; expected one of messages, sharegpt, metamathqa, gsm8k, math, svamp, alpaca, prompt-completion, text");
     }
 }

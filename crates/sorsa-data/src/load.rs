@@ -274,12 +274,13 @@ mod tests {
         assert!(error("rows.parquet", "PAR1").starts_with("/rows.parquet is not valid parquet: "));
         insta::assert_snapshot!(error("rows.jsonl", r#"{"task_id": 1, "prompt": "p"}"#), @r"
         /rows.jsonl: no format has the fields of its first row (task_id, prompt); the formats are:
-          messages          messages [{role, content}, ..]
+          messages          messages [{role, content}, ..] [, tools, system]
+          sharegpt          conversations [{from, value}, ..] [, tools, system]
           metamathqa        query, response [, type]
           gsm8k             question, answer ending in `#### N`
           math              problem, solution [, answer, level, type]
           svamp             Body, Question, Answer [, Type]
-          alpaca            instruction, output [, input]
+          alpaca            instruction, output [, input, system, history]
           prompt-completion prompt, completion | prompt, response | query, answer | question, answer
           text              text
         ");

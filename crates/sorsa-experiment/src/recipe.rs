@@ -459,7 +459,7 @@ mod tests {
             [model]\ndtype = \"f8\"\n[train]\nepochs = 0.0\n";
         let error = Recipe::from_table(typed.parse().unwrap(), "r").unwrap_err().to_string();
         for fault in [
-            "r: train.epochs must be positive; unknown format `csv`, expected messages, metamathqa, gsm8k",
+            "r: train.epochs must be positive; unknown format `csv`, expected messages, sharegpt, metamathqa, gsm8k",
             "unknown data.truncation `maybe`, expected error, drop-row, keep-end or author-each",
             "unknown svd.algorithm `qr`, expected auto, exact, block-krylov or gram",
             "unknown dtype `f8`, expected f32 or bf16; svd.tolerance must be positive",

@@ -77,7 +77,8 @@ impl<'a> Lexer<'a> {
     /// Reads the text up to the next tag, and that tag.
     fn text_and_tag(&mut self) -> Result<(), Fault> {
         let rest = self.rest();
-        let begin = ["{{", "{%", "{#"].into_iter().filter_map(|open| rest.find(open)).min();
+        let opens = |at: &usize| matches!(rest.as_bytes().get(at + 1), Some(b'{' | b'%' | b'#'));
+        let begin = rest.match_indices('{').map(|(at, _)| at).find(opens);
         let Some(begin) = begin else {
             self.push(TokenKind::Text(rest.to_owned()));
             self.advance(rest.len());
