@@ -8,7 +8,7 @@ mod check;
 use std::process::ExitCode;
 
 /// The commands of the `sorsa` binary. A word that is not here is refused before anything is built.
-const SORSA: [(&str, &str); 13] = [
+const SORSA: [(&str, &str); 14] = [
     ("finetune", "train an adapter, or all weights; without arguments, on the embedded model and task"),
     ("pretrain", "train a small base model from scratch; without arguments, the embedded one"),
     ("eval", "accuracy on a task, or the perplexity of a text"),
@@ -19,6 +19,7 @@ const SORSA: [(&str, &str); 13] = [
     ("merge", "an adapter into its base, as a Hugging Face folder"),
     ("export", "a model or an adapter in the form of another program"),
     ("import", "an adapter that PEFT or SORSA's author wrote"),
+    ("unpack", "the model in a GGUF file, as a Hugging Face folder"),
     ("verify", "a model beside results of another framework"),
     ("inspect", "what would be trained: modules, shapes, parameters, memory"),
     ("devices", "what this build can run on, and whether it works"),

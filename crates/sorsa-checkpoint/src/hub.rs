@@ -25,7 +25,7 @@ mod tests;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::weights::{INDEX_FILE, Index, SINGLE_FILE};
+use crate::weights::{GENERATION_CONFIG, INDEX_FILE, Index, SINGLE_FILE, TOKENIZER_FILES};
 use cache::ModelCache;
 use client::{Client, FileList, without_credentials};
 use download::{Commit, ask};
@@ -37,19 +37,12 @@ pub use error::HubError;
 const PUBLIC_HUB: &str = "https://huggingface.co";
 const CONFIG: &str = "config.json";
 /// A tokenizer is one of these.
-const TOKENIZERS: [&str; 2] = ["tokenizer.json", "tokenizer.model"];
+const TOKENIZERS: [&str; 3] = ["tokenizer.json", "tokenizer.model", "vocab.json"];
+
 /// Everything but the weights. A model need not have all of them.
-const SMALL_FILES: [&str; 9] = [
-    CONFIG,
-    "generation_config.json",
-    TOKENIZERS[0],
-    TOKENIZERS[1],
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-];
+fn small_files() -> impl Iterator<Item = &'static str> {
+    [CONFIG, GENERATION_CONFIG].into_iter().chain(TOKENIZER_FILES)
+}
 
 /// How to reach a hub, and where to keep what comes from it.
 ///
@@ -124,7 +117,7 @@ pub struct HubProgress<'a> {
 /// Every way in which this can fail is a variant of [`HubError`] that says what to do about it.
 pub fn resolve(model: &str, options: &HubOptions) -> Result<PathBuf, HubError> {
     if Path::new(model).is_dir() {
-        for file in SMALL_FILES {
+        for file in small_files() {
             let path = Path::new(model).join(file);
             if path.exists() && !path.is_file() {
                 return Err(HubError::NotAFile { path });
@@ -200,7 +193,7 @@ impl Wanted<'_> {
 
         // From here on by commit, so that a push in between does not mix two versions.
         let commit = Commit { wanted: self, client: &client, sha: &list.sha };
-        for file in SMALL_FILES {
+        for file in small_files() {
             if list.has(file) {
                 commit.get(file)?;
             }
@@ -222,7 +215,7 @@ impl Wanted<'_> {
 
     /// Notes in the cache which commit the revision is at, and which files the commit lacks.
     fn note(&self, list: &FileList) -> std::io::Result<()> {
-        for file in SMALL_FILES {
+        for file in small_files() {
             if !list.has(file) {
                 self.cache.set_absent(&list.sha, file)?;
             }

@@ -257,11 +257,19 @@ fn q8_0_is_for_matrices_whose_rows_are_whole_blocks() {
 }
 
 #[test]
-fn a_tied_head_is_left_out() {
+fn a_tied_head_is_left_out_and_a_head_of_its_own_is_not() {
     let mut config = config();
     config["tie_word_embeddings"] = true.into();
-    // Some checkpoints hold the second copy all the same.
     let folder = folder(&config, &tensors());
+    let (_dir, file, _) = exported(folder.path(), GgufType::F16);
+    assert!(file.info("output.weight").is_some() && file.info("token_embd.weight").is_some());
+
+    // Some checkpoints hold a second copy of the embedding.
+    let values = |tensor: &Expected| {
+        let name = if tensor.name == "lm_head.weight" { "model.embed_tokens.weight" } else { &tensor.name };
+        Ok::<_, WeightsError>(random(name, tensor.shape.iter().product()))
+    };
+    CheckpointWriter::new(folder.path(), WeightFormat::F32).write(&tensors(), values).unwrap();
     let (_dir, file, _) = exported(folder.path(), GgufType::F16);
     assert!(file.info("output.weight").is_none() && file.info("token_embd.weight").is_some());
 }

@@ -34,7 +34,11 @@ static CONFIG: Mutex<Option<ConfigOverrides>> = Mutex::new(None);
 /// model that is read from here on.
 pub fn set_config(args: &ConfigArgs, adapter: Option<&Path>) -> anyhow::Result<()> {
     let mut fields = match adapter {
-        Some(adapter) => config_of_run(adapter)?,
+        // A recipe that belongs to something else stops nobody who names the model.
+        Some(adapter) => config_of_run(adapter).unwrap_or_else(|error| {
+            eprintln!("note: {error}; template, lengths, dtype and fields of config.json are the usual ones");
+            Table::new()
+        }),
         None => Table::new(),
     };
     for (field, value) in recipe::settings(&args.set)? {
@@ -108,13 +112,10 @@ pub fn model_folder(name: &str, style: Style) -> anyhow::Result<PathBuf> {
 /// Most tokens of an answer, if neither an option nor a run says otherwise.
 pub const ANSWER_TOKENS: usize = 128;
 
-/// What the run of an adapter says about the model's use; `None` without an adapter, and of one outside a run. A recipe that
-/// cannot be read stops nobody who names the model: it is said.
+/// What the run of an adapter says about the model's use; `None` without an adapter, of one outside a run, and if the recipe cannot
+/// be read, which [`set_config`] has told.
 pub fn run_facts(adapter: Option<&Path>) -> Option<RunFacts> {
-    RunFacts::of(adapter?).unwrap_or_else(|error| {
-        eprintln!("note: {error}; template, lengths and dtype are the usual ones");
-        None
-    })
+    RunFacts::of(adapter?).unwrap_or_default()
 }
 
 /// A model with its name and its files.

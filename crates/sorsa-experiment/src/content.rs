@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use sorsa_checkpoint::weights::Checkpoint;
+use sorsa_checkpoint::weights::{Checkpoint, TOKENIZER_FILES};
 use sorsa_files::ContentHash;
 
 use crate::error::ExperimentError;
@@ -10,19 +10,6 @@ use crate::error::ExperimentError;
 /// Bytes that are read in each of three places of a tensor. Training or merging changes a matrix everywhere, so that these
 /// bytes tell models apart.
 const SAMPLE: usize = 4096;
-
-/// Files of a model's folder that decide how text becomes tokens, and messages become text.
-const TOKENIZER_FILES: [&str; 9] = [
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "merges.txt",
-    "special_tokens_map.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "vocab.json",
-];
 
 /// Fingerprint of the model in `folder`: its configuration, its tokenizer, and of each tensor the name, dtype, shape and
 /// the values at the beginning, in the middle and at the end. Files of `eval --out` of earlier builds hold it.

@@ -197,7 +197,8 @@ impl<'a, T: Scalar, A: Operator<T>> Krylov<'a, T, A> {
             }
         }
         let extent = self.q.len() - known;
-        let outside = thin_svd(self.r.submatrix(known, known, extent, extent));
+        // All rows: where `q` met the kernel of `A^T`, `p` has random directions, which may hold a part of a missed vector.
+        let outside = thin_svd(self.r.submatrix(0, known, self.r.nrows(), extent));
         let clear = outside.is_some_and(|svd| svd.s[0] <= smallest * (1.0 + 1e-3));
         if !clear {
             self.widen(&pending);

@@ -308,3 +308,15 @@ fn every_algorithm_completes_the_triplets_of_a_matrix_of_smaller_rank() {
         }
     }
 }
+
+#[test]
+fn a_copy_of_the_leading_value_beyond_the_width_of_a_block_is_found() {
+    // Five copies of 1, blocks of four: the fifth is only in the complement of what the blocks reach. The blocks meet the kernel too.
+    let s: Vec<f64> = [(5, 1.0), (4, 0.5), (7, 0.25)].iter().flat_map(|(n, value)| vec![*value; *n]).collect();
+    for seed in 0..200 {
+        let a = with_spectrum(s.len() + 5, s.len() + 9, &s, seed);
+        let options = SvdOptions { block: 4, seed: seed + 1, max_blocks: 90, tolerance: 1e-9, ..krylov() };
+        let svd = truncated_svd("a", a.as_ref(), 5, &options).unwrap();
+        assert!((svd.s[4] - 1.0).abs() < 1e-9, "seed {seed}: {:?} {:?}", svd.s, svd.report);
+    }
+}

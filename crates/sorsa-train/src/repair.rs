@@ -74,14 +74,14 @@ pub(crate) fn newest_whole(
     let steps = checkpoints.steps();
     let (mut damaged, mut whole) = (Vec::new(), None);
     for step in steps.iter().rev() {
-        match checkpoints.verify(*step) {
-            Ok(()) => {
+        match checkpoints.verify(*step).and_then(|()| checkpoints.load(*step)) {
+            Ok(_) => {
                 whole = Some(*step);
                 break;
             }
-            Err(CheckpointError::Damaged { folder, reason }) => {
-                let reason = CheckpointError::Damaged { folder, reason }.to_string();
-                damaged.push((*step, reason));
+            // Earlier builds wrote parameters that are not finite.
+            Err(error @ (CheckpointError::Damaged { .. } | CheckpointError::NotFinite { .. })) => {
+                damaged.push((*step, error.to_string()));
             }
             Err(error) => return Err(error),
         }

@@ -6,13 +6,11 @@ use sorsa_files::{FileError, FolderError, FolderKind, OwnedFolder};
 
 use super::{INDEX_FILE, SINGLE_FILE};
 
-/// Files of a model's folder beside its weights.
-const MODEL_FILES: [&str; 14] = [
+/// Files of a tokenizer and its chat template in a model's folder.
+pub const TOKENIZER_FILES: [&str; 11] = [
     "added_tokens.json",
     "chat_template.jinja",
     "chat_template.json",
-    "config.json",
-    "generation_config.json",
     "merges.txt",
     "special_tokens_map.json",
     "spiece.model",
@@ -21,8 +19,11 @@ const MODEL_FILES: [&str; 14] = [
     "tokenizer_config.json",
     "vocab.json",
     "vocab.txt",
-    INDEX_FILE,
 ];
+/// The settings that a model is published with for generating text.
+pub const GENERATION_CONFIG: &str = "generation_config.json";
+/// Other files of a model's folder beside its weights.
+const MODEL_FILES: [&str; 3] = ["config.json", GENERATION_CONFIG, INDEX_FILE];
 
 const KIND: FolderKind = FolderKind { name: "a model", owns: is_model_file };
 
@@ -65,7 +66,7 @@ impl ModelFolder {
 /// Whether a file of this name belongs to a model: configuration, tokenizer, weights.
 fn is_model_file(name: &str) -> bool {
     let is_shard = name.starts_with("model-") && name.ends_with(".safetensors");
-    is_shard || name == SINGLE_FILE || MODEL_FILES.contains(&name)
+    is_shard || name == SINGLE_FILE || MODEL_FILES.contains(&name) || TOKENIZER_FILES.contains(&name)
 }
 
 #[cfg(test)]

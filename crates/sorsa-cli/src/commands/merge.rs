@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::Context;
 use burn::prelude::Device;
-use sorsa_checkpoint::weights::{Checkpoint, ModelFolder, WeightsError};
+use sorsa_checkpoint::weights::{Checkpoint, GENERATION_CONFIG, ModelFolder, TOKENIZER_FILES, WeightsError};
 use sorsa_checkpoint::{TensorFormats, WeightFormat};
 use sorsa_models::CausalLm;
 
@@ -14,16 +14,6 @@ use crate::device;
 use crate::exit::{OrBadInput, bad_input};
 use crate::format::print;
 use crate::session::{self, NamedModel, model_of_run, warn};
-
-/// Files beside the weights that a runtime needs.
-const COMPANIONS: [&str; 6] = [
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "tokenizer.model",
-    "chat_template.jinja",
-];
 
 /// The part of an adapter's change that may be lost in rounding without a word.
 const UNNOTICED_LOSS: f64 = 0.3;
@@ -113,7 +103,7 @@ impl Merged {
             Ok(())
         })?;
         let folder = self.base.dir();
-        for name in COMPANIONS {
+        for name in [GENERATION_CONFIG].into_iter().chain(TOKENIZER_FILES) {
             let from = folder.join(name);
             if from.exists() {
                 std::fs::copy(&from, out.join(name)).with_context(|| format!("cannot copy {}", from.display()))?;

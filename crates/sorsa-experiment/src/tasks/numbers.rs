@@ -25,7 +25,7 @@ impl Task for Numbers {
 
     fn formats(&self) -> &'static [Format] {
         use Format::*;
-        &[Gsm8k, Svamp, MetaMathQa, Alpaca, PromptCompletion, Messages]
+        &[Gsm8k, Svamp, MetaMathQa, Alpaca, PromptCompletion, Messages, ShareGpt]
     }
 
     fn load(

@@ -206,7 +206,7 @@ fn read_tokens(import: &mut Import<'_>) {
 }
 
 /// A whole number of any width.
-pub(super) fn whole(value: &Value) -> Option<u64> {
+pub(in super::super) fn whole(value: &Value) -> Option<u64> {
     match value {
         Value::U8(number) => Some((*number).into()),
         Value::U16(number) => Some((*number).into()),

@@ -3,7 +3,6 @@
 //! The plan by which a folder becomes a GGUF file is read the other way: names are exchanged and the changes of the values undone.
 
 mod config;
-mod tokenizer;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -16,6 +15,7 @@ use crate::config::ModelConfig;
 use crate::weights::{CheckpointWriter, Expected, ModelFolder};
 
 pub(crate) use config::Import;
+pub(super) use config::whole;
 
 /// A model in a GGUF file.
 #[derive(Debug)]
@@ -84,7 +84,7 @@ impl GgufModel {
     /// [`GgufError::NotImported`] if the file has a tokenizer that is not known here; [`GgufError`] of files that cannot be written.
     pub fn unpack(&self, folder: &ModelFolder, format: WeightFormat) -> Result<(), GgufError> {
         let not_imported = |faults| GgufError::NotImported { path: self.file.path().to_owned(), faults };
-        let files = tokenizer::files(&self.file).map_err(not_imported)?;
+        let files = super::tokenizer::files(&self.file).map_err(not_imported)?;
         for (name, json) in files {
             sorsa_files::write_atomic(folder.path().join(name), format!("{json:#}\n"))?;
         }

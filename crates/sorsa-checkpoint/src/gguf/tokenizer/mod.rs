@@ -4,6 +4,7 @@
 //! on bytes and is given the merges, and `llama`, which works on characters as SentencePiece does and is given a score
 //! for each token.
 
+mod import;
 mod pieces;
 mod pre;
 mod special;
@@ -13,7 +14,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value as Json};
 
-pub(super) use self::pre::pre_tokenizer;
+pub(super) use self::import::files;
 use self::special::Special;
 use super::translation::read_json;
 use super::{GgufError, Value};

@@ -4,15 +4,16 @@ use std::collections::HashMap;
 
 use serde_json::{Map, Value as Json, json};
 
-use super::super::tokenizer::{self, TokenKind};
+use super::super::import::whole;
 use super::super::{Array, GgufFile, Value};
-use super::config::whole;
+use super::TokenKind;
+use super::pre::pre_tokenizer;
 
 /// SentencePiece's stand-in for a space.
 const SPACE: &str = "\u{2581}";
 
 /// Names and contents of the tokenizer's files; none if the file has no tokenizer. The error lists every fault.
-pub(super) fn files(file: &GgufFile) -> Result<Vec<(&'static str, Json)>, Vec<String>> {
+pub(in super::super) fn files(file: &GgufFile) -> Result<Vec<(&'static str, Json)>, Vec<String>> {
     let text = |key: &str| match file.get(&format!("tokenizer.{key}")) {
         Some(Value::String(text)) => Some(text.as_str()),
         _ => None,
@@ -107,7 +108,7 @@ fn byte_level(file: &GgufFile, vocabulary: &Vocabulary<'_>, pre: &str) -> Result
     let pair = |merge: &String| merge.split_once(' ').map(|(left, right)| json!([left, right]));
     let merges: Option<Vec<Json>> = merges.iter().map(pair).collect();
     let merges = merges.ok_or_else(|| vec!["a merge should be two tokens with a space between".to_owned()])?;
-    let Some((steps, whole_words)) = tokenizer::pre_tokenizer(pre) else {
+    let Some((steps, whole_words)) = pre_tokenizer(pre) else {
         return Err(vec![format!("the pre-tokenizer `{pre}` is not known")]);
     };
     let normalizer = if pre == "qwen2" { json!({"type": "NFC"}) } else { Json::Null };
