@@ -56,7 +56,10 @@ pub fn read_rows(path: impl AsRef<Path>, limit: usize) -> Result<Rows, DataError
 mod tests {
     use super::*;
 
-    fn numbers(name: &str, text: &str, limit: usize) -> Result<Vec<(usize, Result<u64, String>)>, String> {
+    /// A row's number, and what it holds or why it cannot be read.
+    type NumberedRow = (usize, Result<u64, String>);
+
+    fn numbers(name: &str, text: &str, limit: usize) -> Result<Vec<NumberedRow>, String> {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(name);
         std::fs::write(&path, text).unwrap();

@@ -103,10 +103,9 @@ fn with_counts<T: Display>(fields: &[(T, usize)]) -> String {
 }
 
 /// Tells the observer which fields of messages the chat template leaves out.
-fn note_unwritten_fields(path: &Path, encoder: &Encoder, records: &[Record], observer: &mut dyn Observer) {
-    let fields = encoder.unwritten_fields(records);
+fn note_unwritten_fields(path: &Path, fields: &[(String, usize)], observer: &mut dyn Observer) {
     if !fields.is_empty() {
-        let text = format!("{}: the chat template leaves out {}", path.display(), with_counts(&fields));
+        let text = format!("{}: the chat template leaves out {}", path.display(), with_counts(fields));
         observer.on_event(Event::Note { text: &text });
     }
 }
@@ -122,7 +121,10 @@ pub(crate) fn encode_problems(
     observer: &mut dyn Observer,
 ) -> Result<Vec<(Record, Vec<u32>)>, ExperimentError> {
     let rows = records.len();
-    note_unwritten_fields(source.path, source.encoder, &records, observer);
+    let mut unwritten = source.encoder.unwritten_fields(&records);
+    // A prompt has no answer in it: contents are looked for in training data alone.
+    unwritten.retain(|(field, _)| !field.starts_with("content"));
+    note_unwritten_fields(source.path, &unwritten, observer);
     let EncodedPrompts { usable, too_long, bad } = source.encoder.encode_prompts(records, source.context);
     let unusable = UnusablePrompts { rows, too_long, bad };
     unusable.leave_out(source, observer)?;
@@ -208,7 +210,7 @@ impl Inputs {
         let path = data_file(&recipe.data.train, "train", &host.sources)?;
         let options = LoadOptions { limit: recipe.data.limit, ..recipe.load_options() };
         let loaded = load_records(&path, &options, observer)?;
-        note_unwritten_fields(&path, &encoder, &loaded.records, observer);
+        note_unwritten_fields(&path, &encoder.unwritten_fields(&loaded.records), observer);
         let (format, mut skipped) = (loaded.format.to_string(), loaded.skipped.count);
         let file = EncodedFile { path: &path, encoder: &encoder, max_length, skip_bad_rows: recipe.data.skip_bad_rows };
         let (train, validation_set) = match &recipe.data.validation {

@@ -302,7 +302,6 @@ impl Recipe {
             skip_bad_rows: self.data.skip_bad_rows,
             limit: None,
             answer_style: if self.data.the_answer_is { AnswerStyle::TheAnswerIs } else { AnswerStyle::AsIs },
-            ..LoadOptions::default()
         }
     }
 

@@ -166,7 +166,7 @@ pub fn dynamic_book() -> [f32; 256] {
         // As in PyTorch's `linspace` of f32: from the nearer end.
         let step = 0.9f32 / parts as f32;
         let edge = |i: usize| {
-            if i < parts.div_ceil(2) + usize::from(parts % 2 == 0) {
+            if i < parts.div_ceil(2) + usize::from(parts.is_multiple_of(2)) {
                 0.1 + step * i as f32
             } else {
                 1.0 - step * (parts - i) as f32

@@ -25,8 +25,7 @@ pub(super) fn convert(
     let lines: Vec<&str> = match class {
         TokenizerClass::Qwen2 => {
             let lines = merges.lines().map(str::trim).enumerate();
-            let kept =
-                lines.filter(|(index, line)| !line.is_empty() && !(*index == 0 && line.starts_with("#version:")));
+            let kept = lines.filter(|(index, line)| !(line.is_empty() || *index == 0 && line.starts_with("#version:")));
             kept.map(|(_, line)| line).collect()
         }
         TokenizerClass::Gpt2 => {

@@ -200,10 +200,11 @@ impl Converter<'_> {
         for (id, piece) in self.model.pieces.iter().enumerate() {
             ids.insert(&piece.text, id);
         }
-        if self.class == TokenizerClass::Gemma && !ids.contains_key("\t") {
-            if let Some(id) = ids.get("<0x09>").copied() {
-                ids.insert("\t", id);
-            }
+        if self.class == TokenizerClass::Gemma
+            && !ids.contains_key("\t")
+            && let Some(id) = ids.get("<0x09>").copied()
+        {
+            ids.insert("\t", id);
         }
         // A text that stands twice has its last score and its first place.
         let mut scores: HashMap<&str, f32> = HashMap::new();

@@ -113,8 +113,8 @@ mod tests {
         fs::write(folder.path().join(".moved-0"), "a name that is taken").unwrap();
         std::os::unix::fs::symlink(&outside, deep.join("link")).unwrap();
         fs::create_dir_all(folder.path().join("shut/in")).unwrap();
-        fs::set_permissions(folder.path().join("shut/in"), fs::Permissions::from_mode(0)).unwrap();
-        fs::set_permissions(folder.path().join("shut"), fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(folder.path().join("shut/in"), fs::Permissions::from_mode(0o000)).unwrap();
+        fs::set_permissions(folder.path().join("shut"), fs::Permissions::from_mode(0o000)).unwrap();
         assert!(folder.is_full());
         drop(folder);
         let left: Vec<_> = fs::read_dir(parent.path()).unwrap().flatten().map(|entry| entry.path()).collect();
