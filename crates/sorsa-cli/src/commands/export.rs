@@ -183,8 +183,20 @@ fn gguf(name: &str, args: &ExportArgs, device: &Device) -> anyhow::Result<()> {
     for note in report.notes.iter() {
         print(format_args!("note: {note}"))?;
     }
+    let mut counts: Vec<(String, &str, usize)> = Vec::new();
     for (name, found) in &report.fallbacks {
-        print(format_args!("note: {name} is {found}: its rows are not whole blocks of {dtype}"))?;
+        let found = found.to_string();
+        match counts.iter_mut().find(|(known, ..)| *known == found) {
+            Some((.., count)) => *count += 1,
+            None => counts.push((found, name, 1)),
+        }
+    }
+    for (found, first, count) in counts {
+        let rows = "rows are not whole blocks";
+        print(match count {
+            1 => format!("note: {first} is {found}: its {rows} of {dtype}"),
+            _ => format!("note: {count} tensors, {first} among them, are {found}: their {rows} of {dtype}"),
+        })?;
     }
     print(format_args!("{} tensors, {} in {}", report.tensors, bytes(report.bytes), args.out.display()))
 }

@@ -120,7 +120,12 @@ fn squares(a: &[f32], b: &[f32]) -> f64 {
 
 /// Says if the change by the adapter was too small for the numbers that are stored.
 pub fn warn_of_loss(loss: f64, format: &str) {
-    if loss >= UNNOTICED_LOSS {
+    if loss > 1.0 {
+        warn(format_args!(
+            "rounding the merged weights to {format} changes them {loss:.1} times as much as the adapter does: --dtype f32 keeps \
+             what was trained"
+        ));
+    } else if loss >= UNNOTICED_LOSS {
         warn(format_args!(
             "rounding the merged weights to {format} loses {:.0} % of what the adapter changes, because the change is small \
              beside the steps of these numbers: --dtype f32 keeps it",
