@@ -1,5 +1,7 @@
 //! Runs that are interrupted, end early or fail: their checkpoints, and the runs that resume from them.
 
+mod common;
+
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -9,7 +11,9 @@ use sorsa_data::{BatchOptions, Batcher, Example};
 use sorsa_models::WeightFormat;
 use sorsa_models::{CausalLm, ModelConfig};
 use sorsa_train::metrics::{self, Metric};
-use sorsa_train::{Checkpoints, Observer, Optimizer, RunOutcome, TrainConfig, TrainError, Trainer};
+use sorsa_train::{Checkpoints, Observer, RunOutcome, TrainConfig, TrainError};
+
+use common::{resume, start};
 
 /// The generator behind dropout is one for the whole process: no two runs at a time.
 fn alone() -> MutexGuard<'static, ()> {
@@ -60,30 +64,6 @@ fn config() -> TrainConfig {
     config.optimizer.learning_rate = 0.02;
     config.regularizer.gamma = 0.01;
     config
-}
-
-/// Starts a run with the optimizer of its configuration.
-fn start(
-    attached: Attached<CausalLm>,
-    train: Batcher,
-    validation: Option<Batcher>,
-    config: TrainConfig,
-    run: &Path,
-) -> Result<Trainer, TrainError> {
-    let optimizer = Optimizer::new(config.optimizer.clone(), &attached.trainable);
-    Trainer::start(attached, optimizer, train, validation, config, run)
-}
-
-/// Resumes a run with the optimizer of its configuration.
-fn resume(
-    attached: Attached<CausalLm>,
-    train: Batcher,
-    validation: Option<Batcher>,
-    config: TrainConfig,
-    run: &Path,
-) -> Result<Trainer, TrainError> {
-    let optimizer = Optimizer::new(config.optimizer.clone(), &attached.trainable);
-    Trainer::resume(attached, optimizer, train, validation, config, run)
 }
 
 /// Asks to stop after some steps of one process.

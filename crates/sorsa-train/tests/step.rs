@@ -1,6 +1,7 @@
 //! Laws of one optimizer step: the optimizer's formula, accumulation, runs that end early.
 
-use std::path::Path;
+mod common;
+
 use std::sync::Arc;
 
 use burn::module::{Module, Param};
@@ -15,6 +16,8 @@ use sorsa_train::{
     Checkpoints, Coupling, Decoupled, LossNormalization, Optimizer, OptimizerConfig, RunOutcome, TrainConfig,
     TrainError, TrainableModel, Trainer,
 };
+
+use common::{resume, start};
 
 fn model() -> CausalLm {
     let config = serde_json::json!({
@@ -70,30 +73,6 @@ fn losses(run: &std::path::Path) -> Vec<(f64, f64)> {
         Metric::Eval(_) => None,
     };
     steps.iter().filter_map(step).collect()
-}
-
-/// Starts a run with the optimizer of its configuration.
-fn start(
-    attached: Attached<CausalLm>,
-    train: Batcher,
-    validation: Option<Batcher>,
-    config: TrainConfig,
-    run: &Path,
-) -> Result<Trainer, TrainError> {
-    let optimizer = Optimizer::new(config.optimizer.clone(), &attached.trainable);
-    Trainer::start(attached, optimizer, train, validation, config, run)
-}
-
-/// Resumes a run with the optimizer of its configuration.
-fn resume(
-    attached: Attached<CausalLm>,
-    train: Batcher,
-    validation: Option<Batcher>,
-    config: TrainConfig,
-    run: &Path,
-) -> Result<Trainer, TrainError> {
-    let optimizer = Optimizer::new(config.optimizer.clone(), &attached.trainable);
-    Trainer::resume(attached, optimizer, train, validation, config, run)
 }
 
 #[test]
