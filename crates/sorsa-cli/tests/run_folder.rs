@@ -102,12 +102,12 @@ fn a_folder_is_one_process_s_from_before_the_first_evaluation() {
     refused(&place.finetune(&long).output().unwrap(), &["run is in use by another process (", "name another folder"]);
     wait_for(&mut first, || place.path("run/checkpoints/step-0").exists());
     refused(&resume(&place, "run"), &["run is in use by another process ("]);
-    let second = place.finetune(&long).output().unwrap();
-    refused(&second, &["run holds a run already"]);
+    refused(&place.finetune(&long).output().unwrap(), &["run is in use by another process ("]);
     // A process that is killed holds nothing, though its lock file stays.
     first.kill().unwrap();
     first.wait().unwrap();
     assert!(place.path("run/.lock").exists());
+    refused(&place.finetune(&long).output().unwrap(), &["run holds a run already", "--resume"]);
     let recipe = std::fs::read_to_string(place.path("run/recipe.toml")).unwrap();
     place.write("run/recipe.toml", recipe.replace("max_steps = 400", "max_steps = 20"));
     let output = resume(&place, "run");

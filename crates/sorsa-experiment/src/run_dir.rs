@@ -73,15 +73,11 @@ impl RunDir {
     ///
     /// [`ExperimentError::RunExists`], [`ExperimentError::RunInUse`], [`ExperimentError::CreateFolder`].
     pub fn begin(&self) -> Result<NewRun, ExperimentError> {
-        let exists = || ExperimentError::RunExists { path: self.path.clone() };
-        if self.file(Self::RECIPE).exists() {
-            return Err(exists());
-        }
         create_folder(&self.path)?;
+        // Before the look at the recipe: a run that another process still trains cannot be resumed.
         let lock = self.lock()?;
-        // Another process may have begun and ended a run in between.
         if self.file(Self::RECIPE).exists() {
-            return Err(exists());
+            return Err(ExperimentError::RunExists { path: self.path.clone() });
         }
         self.recover()?;
         let mut entries = std::fs::read_dir(&self.path)
