@@ -5,6 +5,7 @@
 use crate::bf16::{self, Bf16Matrix};
 use crate::few_rows;
 use crate::matrix::Matrix;
+use crate::packed::{self, PackedView};
 use crate::product::{Product, Update};
 
 /// A view of a weight `[d_in, d_out]`.
@@ -14,6 +15,8 @@ pub enum Weight<'a> {
     F32(Matrix<'a>),
     /// bf16.
     Bf16(Bf16Matrix<'a>),
+    /// A packed format; the product widens it in parts.
+    Packed(PackedView<'a>),
 }
 
 /// Evaluates the same expression for every format.
@@ -22,6 +25,7 @@ macro_rules! for_each_format {
         match $weight {
             Weight::F32($matrix) => $body,
             Weight::Bf16($matrix) => $body,
+            Weight::Packed($matrix) => $body,
         }
     };
 }
@@ -50,6 +54,7 @@ impl Weight<'_> {
         match self {
             Self::F32(matrix) => Self::F32(matrix.transposed()),
             Self::Bf16(matrix) => Self::Bf16(matrix.transposed()),
+            Self::Packed(matrix) => Self::Packed(matrix.transposed()),
         }
     }
 
@@ -62,6 +67,7 @@ impl Weight<'_> {
         match self {
             Self::F32(matrix) => Self::F32(matrix.column_range(start, end)),
             Self::Bf16(matrix) => Self::Bf16(matrix.column_range(start, end)),
+            Self::Packed(matrix) => Self::Packed(matrix.column_range(start, end)),
         }
     }
 
@@ -80,6 +86,7 @@ impl Weight<'_> {
         assert_eq!(x.len(), rows * self.rows(), "the rows of x have another width than the weight has rows");
         match self {
             Self::Bf16(matrix) => bf16::multiply(out, x, matrix, update),
+            Self::Packed(matrix) => packed::multiply(out, x, matrix, update),
             Self::F32(matrix) if rows > 0 && rows <= few_rows::most_rows() && matrix.has_contiguous_axis() => {
                 few_rows::multiply(out, x, matrix, update);
             }

@@ -1,0 +1,73 @@
+use super::*;
+use crate::matrix::Matrix;
+use crate::product::Update;
+use crate::testing::values;
+use crate::weight::Weight;
+
+#[test]
+fn a_format_is_written_and_read_by_its_name() {
+    for format in PackedFormat::all() {
+        assert_eq!(format.to_string().parse(), Ok(format));
+    }
+    let error = "q3".parse::<PackedFormat>().unwrap_err().to_string();
+    assert!(error.starts_with("unknown packed format `q3`, expected one of nf4, nf4-single, fp4,"), "{error}");
+}
+
+#[test]
+fn any_part_is_a_part_of_the_whole() {
+    let shape = [5, 512];
+    let dense = values(5 * 512, 1);
+    for format in PackedFormat::all() {
+        let packed = PackedMatrix::pack(format, shape, &dense).unwrap();
+        assert_eq!((packed.format(), packed.shape()), (format, shape));
+        assert_eq!(packed.byte_count(), format.bytes(shape).unwrap(), "{format}");
+        let whole = packed.to_f32();
+        for (rows, columns) in [(0..5, 0..512), (1..2, 3..4), (2..5, 31..290), (4..5, 256..512)] {
+            let mut part = vec![0.0; rows.len() * columns.len()];
+            packed.widen(rows.clone(), columns.clone(), &mut part);
+            let expected: Vec<f32> = rows.flat_map(|row| whole[row * 512..][columns.clone()].to_vec()).collect();
+            assert_eq!(part, expected, "{format}");
+        }
+    }
+}
+
+#[test]
+fn products_equal_those_of_the_widened_weight() {
+    let [d_out, d_in] = [70, 512];
+    let dense = values(d_out * d_in, 1);
+    for format in PackedFormat::all() {
+        let packed = PackedMatrix::pack(format, [d_out, d_in], &dense).unwrap();
+        let widened = packed.to_f32();
+        let reference = Weight::F32(Matrix::new(&widened, d_out, d_in).transposed());
+        let weight = Weight::Packed(PackedView::new(&packed, Precision::F32));
+        for rows in [1, 3, 40] {
+            for (weight, reference) in [
+                (weight, reference),
+                (weight.transposed(), reference.transposed()),
+                (weight.column_range(7, 61), reference.column_range(7, 61)),
+                (weight.transposed().column_range(33, 290), reference.transposed().column_range(33, 290)),
+                (weight.column_range(7, 61).transposed(), reference.column_range(7, 61).transposed()),
+            ] {
+                assert_eq!([weight.rows(), weight.columns()], [reference.rows(), reference.columns()]);
+                assert_eq!(weight.at(3, 5), reference.at(3, 5));
+                let x = values(rows * weight.rows(), 2);
+                for update in [Update::Overwrite, Update::Add] {
+                    let mut found = values(rows * weight.columns(), 3);
+                    let mut expected = found.clone();
+                    weight.multiply(&mut found, &x, update);
+                    reference.multiply(&mut expected, &x, update);
+                    let far = found.iter().zip(&expected).fold(0f32, |far, (a, b)| far.max((a - b).abs()));
+                    assert!(far < 1e-4, "{format}, {rows} rows: {far}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_that_are_no_whole_blocks_and_parts_of_another_size_are_refused() {
+    let error = PackedMatrix::pack(PackedFormat::Blocks(BlockFormat::Q4K), [2, 100], &[0.0; 200]).unwrap_err();
+    assert_eq!(error.to_string(), "rows of 100 values are not whole blocks of q4_k, which have 256");
+    let error = PackedMatrix::from_blocks(BlockFormat::Q4_0, [2, 64], vec![0; 71]).unwrap_err();
+    assert_eq!(error.to_string(), "the bytes of a matrix of [2, 64] in q4_0 should be 72, found 71");
+}
