@@ -3,23 +3,25 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use burn::module::{Param, Reparameterizer};
+use burn::module::{ModuleMapper, Param, Reparameterizer};
 use burn::nn::DropoutConfig;
 use burn::prelude::*;
 use burn::tensor::{DType, FloatDType};
 use rayon::prelude::*;
-use sorsa_files::NamedTensors;
+use sorsa_files::{HostTensor, NamedTensors};
 use sorsa_linalg::SvdOptions;
 use sorsa_linalg::tensor::Placement;
-use sorsa_ops::{Form, OperationMemory};
+use sorsa_ops::{Form, OperationMemory, PackedMatrix, PackedWeight, WeightOperand};
 
 use crate::cache::{SvdCache, fingerprint};
 use crate::config::{AdapterConfig, RankAndScale};
 use crate::error::AdapterError;
 use crate::factors::FactorSet;
+use crate::host_tensor::HostTensorExt;
 use crate::method::{FactoredDefinition, StartsFrom};
 use crate::parameters::{
-    Parameter, Trainable, factor_path, has_adapter, linear_layers, module_of, parameters, trainable, weights,
+    Parameter, Trainable, factor_path, has_adapter, linear_layers, module_of, packed_module_of, parameters, trainable,
+    weights,
 };
 use crate::start::{StartingFactors, WeightToAdapt};
 use crate::state::{AdapterState, ModuleState};
@@ -270,7 +272,8 @@ impl AdapterConfig {
         let cache = options.cache.as_ref().map(|folder| SvdCache::new(folder.clone()));
         let done = std::sync::atomic::AtomicUsize::new(0);
         let one = |target: &Target| {
-            let weight = weights.get(&target.path).cloned();
+            // A packed weight is widened here, one on each thread.
+            let weight = weights.get(&target.path).cloned().map(WeightOperand::into_dense);
             let identity = weight.as_ref().filter(|_| method.decomposes()).map(WeightIdentity::of);
             let to_adapt = WeightToAdapt {
                 target,
@@ -353,6 +356,8 @@ pub(crate) fn install<M: Module>(
         dense: &'a BTreeSet<String>,
         installations: BTreeMap<String, Installation>,
         rounding: BTreeMap<String, f64>,
+        packed: BTreeMap<String, PackedWeight>,
+        packed_residuals: BTreeMap<String, PackedWeight>,
     }
     impl Reparameterizer for &mut Installer<'_> {
         type Reparam = Adapter;
@@ -388,21 +393,33 @@ pub(crate) fn install<M: Module>(
                         Some(factors) => adapter(&with_frozen(factors), 0.0, &plain_device),
                         None => adapter(&own, 0.0, &plain_device),
                     };
-                    param.map(|weight| {
-                        let autodiff = weight.is_autodiff();
-                        let (rest, rounding) = residual(weight.without_autodiff(), &part, &saved, dtype);
-                        if let Some(rounding) = rounding {
-                            self.rounding.insert(module, rounding);
+                    match self.packed.get(&module) {
+                        Some(weight) => {
+                            let (rest, rounding) = packed_residual(weight, &part, &saved);
+                            self.rounding.insert(module.clone(), rounding);
+                            self.packed_residuals.insert(module.clone(), rest);
+                            param
                         }
-                        if autodiff { Tensor::from_inner(rest) } else { rest }
-                    })
+                        None => param.map(|weight| {
+                            let autodiff = weight.is_autodiff();
+                            let (rest, rounding) = residual(weight.without_autodiff(), &part, &saved, dtype);
+                            if let Some(rounding) = rounding {
+                                self.rounding.insert(module.clone(), rounding);
+                            }
+                            if autodiff { Tensor::from_inner(rest) } else { rest }
+                        }),
+                    }
                 }
             };
             let base = base.set_require_grad(false);
-            let matrix = || {
-                let weight = base.base();
-                let shape = weight.shape();
-                weight.reshape([shape[0], shape[1]])
+            let packed = self.packed_residuals.get(&module).or_else(|| self.packed.get(&module)).cloned();
+            let matrix = || match packed {
+                Some(packed) => packed.to_dense(),
+                None => {
+                    let weight = base.base();
+                    let shape = weight.shape();
+                    weight.reshape([shape[0], shape[1]])
+                }
             };
             let adapter = adapter(&own, config.dropout, &device).with_frozen_weight(matrix);
             (base, Some(adapter))
@@ -411,9 +428,23 @@ pub(crate) fn install<M: Module>(
     let decompositions: BTreeMap<String, (f64, bool)> =
         installations.iter().filter_map(|(path, one)| Some((path.clone(), one.svd?))).collect();
     let dense: BTreeSet<String> = state.dense(&model).into_iter().map(|(path, _)| path).collect();
-    let mut installer = Installer { state: &state, dense: &dense, installations, rounding: BTreeMap::new() };
+    let adapted: BTreeSet<&str> = installations.keys().map(String::as_str).collect();
+    let packed = weights(&model, &adapted).into_iter().filter_map(|(path, weight)| match weight {
+        WeightOperand::Packed(weight) => Some((path, weight)),
+        WeightOperand::Dense(_) => None,
+    });
+    let packed = packed.collect();
+    let mut installer = Installer {
+        state: &state,
+        dense: &dense,
+        installations,
+        rounding: BTreeMap::new(),
+        packed,
+        packed_residuals: BTreeMap::new(),
+    };
     let model = model.apply_reparameterization(&mut installer);
-    let rounding = installer.rounding;
+    let Installer { rounding, packed_residuals, .. } = installer;
+    let model = with_packed_weights(model, packed_residuals);
     let method = state.config.method();
     let trainable = trainable(&model, method, |path| dense.contains(path));
     let modules = state
@@ -430,6 +461,54 @@ pub(crate) fn install<M: Module>(
         })
         .collect();
     Attached { model, state, trainable, modules }
+}
+
+/// The residual of a packed weight after `part` is subtracted from its values, packed in the same format; and the error of the packing
+/// relative to the residual's norm.
+fn packed_residual(weight: &PackedWeight, part: &Adapter, saved: &FactorSet) -> (PackedWeight, f64) {
+    let matrix = weight.matrix();
+    let rest = part.unmerge(weight.to_dense(), saved);
+    let values = HostTensor::from_tensor(rest.transpose());
+    let packed = PackedMatrix::pack(matrix.format(), matrix.shape(), &values.values)
+        .expect("the shape and the format of a packed matrix")
+        .with_precision(matrix.precision());
+    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>().sqrt();
+    let widened = packed.to_f32();
+    let lost = norm(&mut values.values.iter().zip(&widened).map(|(a, b)| f64::from(a - b)));
+    let whole = norm(&mut values.values.iter().map(|value| f64::from(*value)));
+    (PackedWeight::new(&packed, &weight.device()), lost / whole.max(f64::MIN_POSITIVE))
+}
+
+/// Replaces the packed weights of the modules at these paths.
+fn with_packed_weights<M: Module>(model: M, weights: BTreeMap<String, PackedWeight>) -> M {
+    struct Replace {
+        path: Vec<String>,
+        weights: BTreeMap<String, PackedWeight>,
+    }
+    impl ModuleMapper for Replace {
+        fn enter_module(&mut self, name: &str, _container_type: &str) {
+            self.path.push(name.to_owned());
+        }
+        fn exit_module(&mut self, _name: &str, _container_type: &str) {
+            self.path.pop();
+        }
+        fn map_int<const D: usize>(&mut self, param: Param<Tensor<D, Int>>) -> Param<Tensor<D, Int>> {
+            let path = self.path.join(".");
+            let Some(weight) = packed_module_of(&path).and_then(|module| self.weights.remove(module)) else {
+                return param;
+            };
+            param.map(|old| {
+                let words = weight.words();
+                let shape = std::array::from_fn(|_| words.dims()[0]);
+                let words = words.reshape::<D, _>(shape);
+                if old.is_autodiff() { Tensor::from_inner(words) } else { words }
+            })
+        }
+    }
+    if weights.is_empty() {
+        return model;
+    }
+    model.map(&mut Replace { path: Vec::new(), weights })
 }
 
 /// The residual of a weight after `part` is subtracted in f32, rounded to the weight's dtype; and the error of the rounding

@@ -14,6 +14,7 @@ use burn::prelude::*;
 use burn::tensor::{DType, FloatDType};
 use serde::{Deserialize, Serialize};
 use sorsa_files::{FolderKind, NamedTensors, OwnedFolder, not_finite, read_tensors, write_atomic, write_tensors};
+use sorsa_ops::WeightOperand;
 
 use crate::attach::{Attached, HAS_ADAPTER, Installation, Subtraction, install, rounded};
 use crate::cache::fingerprint;
@@ -260,7 +261,7 @@ impl SavedAdapter {
         };
         let weights = weights(model, &state.modules.iter().map(|module| module.path.as_str()).collect());
         let of = |module: &ModuleState| {
-            let weight = weights[&module.path].clone();
+            let weight = weights[&module.path].clone().into_dense();
             let dropout = DropoutConfig::new(0.0).init();
             let factors = state.all_factors(module, &self.trained);
             let adapter = (definition.new)(&factors, module.scale, dropout, &weight.device());
@@ -342,8 +343,9 @@ impl AdapterState {
         let known = |module: &&ModuleState| module.fingerprint.is_some();
         let known: BTreeMap<&str, &ModuleState> =
             self.modules.iter().filter(known).map(|module| (module.path.as_str(), module)).collect();
-        let fault = |(path, weight): (String, Tensor<2>)| {
+        let fault = |(path, weight): (String, WeightOperand)| {
             let module = known[path.as_str()];
+            let weight = weight.into_dense();
             let (dtype, other) = (weight.dtype(), weight.dims() != module.shape);
             if other || Some(fingerprint(&module.narrowed(weight))) == module.fingerprint {
                 return None;

@@ -242,7 +242,8 @@ impl PackedMatrix {
                     true => BlockScales::Nested(NestedScales::encode(&scales)),
                     false => BlockScales::Single(scales),
                 };
-                let parts = FourBitParts { book, values: book.values(), codes: codes.into(), block: four_bit::BLOCK, scales };
+                let parts =
+                    FourBitParts { book, values: book.values(), codes: codes.into(), block: four_bit::BLOCK, scales };
                 Self::from_four_bit(shape, parts)
             }
         }

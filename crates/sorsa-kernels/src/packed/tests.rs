@@ -23,9 +23,9 @@ fn any_part_is_a_part_of_the_whole() {
         assert_eq!(packed.byte_count(), format.bytes(shape).unwrap(), "{format}");
         let narrow = packed.clone().with_precision(Precision::Bf16);
         let bytes: Vec<u8> = narrow.to_words().into_iter().flat_map(i32::to_le_bytes).collect();
-        assert_eq!(PackedMatrix::from_words(bytes.clone().into()).unwrap(), narrow);
+        assert_eq!(PackedMatrix::from_words(bytes.clone()).unwrap(), narrow);
         for end in (0..bytes.len()).step_by(61) {
-            assert!(PackedMatrix::from_words(bytes[..end].to_vec().into()).is_err(), "{format}: {end} bytes");
+            assert!(PackedMatrix::from_words(bytes[..end].to_vec()).is_err(), "{format}: {end} bytes");
         }
         let whole = packed.to_f32();
         for (rows, columns) in [(0..5, 0..512), (1..2, 3..4), (2..5, 31..290), (4..5, 256..512)] {

@@ -41,13 +41,13 @@ impl PackedMatrix {
         words.0
     }
 
-    /// The matrix of the little-endian bytes of [`to_words`](Self::to_words). It shares the bytes.
+    /// The matrix of the little-endian bytes of [`to_words`](Self::to_words), which it shares with the `owner`.
     ///
     /// # Errors
     ///
     /// [`PackedError::Words`] if the bytes are no packed matrix.
-    pub fn from_words(bytes: Bytes) -> Result<Self, PackedError> {
-        let mut words = Reader { bytes, position: 0 };
+    pub fn from_words(owner: impl AsRef<[u8]> + Send + 'static) -> Result<Self, PackedError> {
+        let mut words = Reader { bytes: Bytes::from_owner(owner), position: 0 };
         if words.number()? != MAGIC {
             return Err(PackedError::Words);
         }
