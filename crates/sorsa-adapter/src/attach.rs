@@ -3,25 +3,24 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use burn::module::{ModuleMapper, Param, Reparameterizer};
+use burn::module::{Param, Reparameterizer};
 use burn::nn::DropoutConfig;
 use burn::prelude::*;
 use burn::tensor::{DType, FloatDType};
 use rayon::prelude::*;
-use sorsa_files::{HostTensor, NamedTensors};
+use sorsa_files::NamedTensors;
 use sorsa_linalg::SvdOptions;
 use sorsa_linalg::tensor::Placement;
-use sorsa_ops::{Form, OperationMemory, PackedMatrix, PackedWeight, WeightOperand};
+use sorsa_ops::{Form, OperationMemory, PackedWeight, WeightOperand};
 
 use crate::cache::{SvdCache, fingerprint};
 use crate::config::{AdapterConfig, RankAndScale};
 use crate::error::AdapterError;
 use crate::factors::FactorSet;
-use crate::host_tensor::HostTensorExt;
 use crate::method::{FactoredDefinition, StartsFrom};
+use crate::packed::{packed_residual, packed_weights, with_packed_weights};
 use crate::parameters::{
-    Parameter, Trainable, factor_path, has_adapter, linear_layers, module_of, packed_module_of, parameters, trainable,
-    weights,
+    Parameter, Trainable, factor_path, has_adapter, linear_layers, module_of, parameters, trainable, weights,
 };
 use crate::start::{StartingFactors, WeightToAdapt};
 use crate::state::{AdapterState, ModuleState};
@@ -428,12 +427,7 @@ pub(crate) fn install<M: Module>(
     let decompositions: BTreeMap<String, (f64, bool)> =
         installations.iter().filter_map(|(path, one)| Some((path.clone(), one.svd?))).collect();
     let dense: BTreeSet<String> = state.dense(&model).into_iter().map(|(path, _)| path).collect();
-    let adapted: BTreeSet<&str> = installations.keys().map(String::as_str).collect();
-    let packed = weights(&model, &adapted).into_iter().filter_map(|(path, weight)| match weight {
-        WeightOperand::Packed(weight) => Some((path, weight)),
-        WeightOperand::Dense(_) => None,
-    });
-    let packed = packed.collect();
+    let packed = packed_weights(&model, installations.keys().map(String::as_str));
     let mut installer = Installer {
         state: &state,
         dense: &dense,
@@ -461,54 +455,6 @@ pub(crate) fn install<M: Module>(
         })
         .collect();
     Attached { model, state, trainable, modules }
-}
-
-/// The residual of a packed weight after `part` is subtracted from its values, packed in the same format; and the error of the packing
-/// relative to the residual's norm.
-fn packed_residual(weight: &PackedWeight, part: &Adapter, saved: &FactorSet) -> (PackedWeight, f64) {
-    let matrix = weight.matrix();
-    let rest = part.unmerge(weight.to_dense(), saved);
-    let values = HostTensor::from_tensor(rest.transpose());
-    let packed = PackedMatrix::pack(matrix.format(), matrix.shape(), &values.values)
-        .expect("the shape and the format of a packed matrix")
-        .with_precision(matrix.precision());
-    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>().sqrt();
-    let widened = packed.to_f32();
-    let lost = norm(&mut values.values.iter().zip(&widened).map(|(a, b)| f64::from(a - b)));
-    let whole = norm(&mut values.values.iter().map(|value| f64::from(*value)));
-    (PackedWeight::new(&packed, &weight.device()), lost / whole.max(f64::MIN_POSITIVE))
-}
-
-/// Replaces the packed weights of the modules at these paths.
-fn with_packed_weights<M: Module>(model: M, weights: BTreeMap<String, PackedWeight>) -> M {
-    struct Replace {
-        path: Vec<String>,
-        weights: BTreeMap<String, PackedWeight>,
-    }
-    impl ModuleMapper for Replace {
-        fn enter_module(&mut self, name: &str, _container_type: &str) {
-            self.path.push(name.to_owned());
-        }
-        fn exit_module(&mut self, _name: &str, _container_type: &str) {
-            self.path.pop();
-        }
-        fn map_int<const D: usize>(&mut self, param: Param<Tensor<D, Int>>) -> Param<Tensor<D, Int>> {
-            let path = self.path.join(".");
-            let Some(weight) = packed_module_of(&path).and_then(|module| self.weights.remove(module)) else {
-                return param;
-            };
-            param.map(|old| {
-                let words = weight.words();
-                let shape = std::array::from_fn(|_| words.dims()[0]);
-                let words = words.reshape::<D, _>(shape);
-                if old.is_autodiff() { Tensor::from_inner(words) } else { words }
-            })
-        }
-    }
-    if weights.is_empty() {
-        return model;
-    }
-    model.map(&mut Replace { path: Vec::new(), weights })
 }
 
 /// The residual of a weight after `part` is subtracted in f32, rounded to the weight's dtype; and the error of the rounding

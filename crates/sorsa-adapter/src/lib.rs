@@ -67,6 +67,7 @@ mod host_tensor;
 mod linear;
 mod method;
 mod methods;
+mod packed;
 mod parameters;
 pub mod peft;
 mod regularizer;

@@ -21,6 +21,7 @@ use crate::cache::fingerprint;
 use crate::config::AdapterConfig;
 use crate::error::AdapterError;
 use crate::factors::{Factor, FactorSet};
+use crate::packed::{packed_weights, widened};
 use crate::parameters::{
     check_fits, export_trainable, factor_path, has_adapter, import_trainable, linear_layers, parameters, tensor_faults,
     weights,
@@ -130,7 +131,9 @@ impl<M: Module> Attached<M> {
     pub fn merge(self) -> (M, SavedAdapter) {
         let mut adapter = self.snapshot();
         adapter.unmerge_tensors = adapter.unmerge_tensors_of(&self.model);
-        (self.model.valid().materialize(), adapter)
+        // The adapter is added to values.
+        let packed = packed_weights(&self.model, self.state.modules.iter().map(|module| module.path.as_str()));
+        (widened(self.model.valid(), packed).materialize(), adapter)
     }
 }
 

@@ -5,7 +5,9 @@ use burn::nn::LinearConfig;
 use burn::prelude::*;
 use burn::tensor::DType;
 use sorsa_adapter::Linear;
-use sorsa_ops::{PackedWeight, WeightOperand, activation_dtype, layer_norm, packed_embedding, rms_norm, rms_norm_offset};
+use sorsa_ops::{
+    PackedWeight, WeightOperand, activation_dtype, layer_norm, packed_embedding, rms_norm, rms_norm_offset,
+};
 
 use sorsa_checkpoint::ModelConfig;
 

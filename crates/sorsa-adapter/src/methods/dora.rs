@@ -243,7 +243,7 @@ mod tests {
             let expected = HostTensor::from_tensor(column_squares(dense).sqrt()).values;
             // With and without the squares of the weight that are computed once.
             for module in [dora.clone(), dora.clone().with_frozen_weight(|| weight.clone())] {
-                let found = HostTensor::from_tensor(module.norms(weight.clone())).values;
+                let found = HostTensor::from_tensor(module.norms(weight.clone().into())).values;
                 let near = found.iter().zip(&expected).all(|(f, e)| (f - e).abs() < 1e-5 * e);
                 assert!(near, "{dtype:?}: {found:?}, expected {expected:?}");
             }

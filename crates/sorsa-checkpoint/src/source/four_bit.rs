@@ -170,7 +170,7 @@ impl FourBitTensor {
             }),
         };
         let values = array(&floats(".quant_map")?);
-        let parts = FourBitParts { book: self.book, values, codes, block: self.block, scales };
+        let parts = FourBitParts { book: self.book, values, codes: codes.into(), block: self.block, scales };
         PackedMatrix::from_four_bit(self.shape, parts).map_err(|error| packed(checkpoint, format!("`{name}`: {error}")))
     }
 }
