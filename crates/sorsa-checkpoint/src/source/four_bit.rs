@@ -8,7 +8,7 @@
 use serde::Deserialize;
 use serde_json::Value;
 use sorsa_kernels::four_bit::{CodeBook, NESTED_BLOCK, NestedScales};
-use sorsa_kernels::packed::{BlockScales, FourBitParts, PackedFormat, PackedMatrix};
+use sorsa_kernels::packed::{BlockScales, FourBitParts, PackedFormat, PackedMatrix, RoundedTo};
 
 use super::SourceError;
 use crate::WeightFormat;
@@ -170,7 +170,13 @@ impl FourBitTensor {
             }),
         };
         let values = array(&floats(".quant_map")?);
-        let parts = FourBitParts { book: self.book, values, codes: codes.into(), block: self.block, scales };
+        let rounded_to = match self.dtype {
+            WeightFormat::F32 => RoundedTo::F32,
+            WeightFormat::F16 => RoundedTo::F16,
+            WeightFormat::Bf16 => RoundedTo::Bf16,
+        };
+        let (book, block, codes) = (self.book, self.block, codes.into());
+        let parts = FourBitParts { book, values, codes, block, scales, rounded_to };
         PackedMatrix::from_four_bit(self.shape, parts).map_err(|error| packed(checkpoint, format!("`{name}`: {error}")))
     }
 }

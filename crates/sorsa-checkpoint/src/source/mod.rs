@@ -5,8 +5,6 @@ mod folder;
 mod four_bit;
 mod place;
 mod quantization;
-#[cfg(test)]
-mod tests;
 
 use std::path::{Path, PathBuf};
 

@@ -16,8 +16,8 @@ use burn::prelude::*;
 use burn::tensor::Distribution;
 use serde_json::{Value, json};
 use sorsa_adapter::{AdapterConfig, Method};
-use sorsa_checkpoint::{SourceError, WeightFormat};
 use sorsa_checkpoint::weights::{Checkpoint, CheckpointWriter, Expected, WeightsError};
+use sorsa_checkpoint::{SourceError, WeightFormat};
 use sorsa_models::{
     CausalLm, Finish, GenerateError, GenerateOptions, Generation, ModelConfig, ModelError, ModelInput, Requests,
     Sampling,
