@@ -19,6 +19,7 @@ const SUB6: usize = 16;
 /// Bytes of the scales and minima.
 const SCALES: usize = 12;
 
+#[inline(always)]
 pub fn decode_q4_k(block: &[u8; 144], values: &mut [f32; VALUES]) {
     let (d, e) = (half_at(block, 0), half_at(block, 2));
     let (scales, minima) = unpack_scales(&block[4..4 + SCALES]);
@@ -32,6 +33,7 @@ pub fn decode_q4_k(block: &[u8; 144], values: &mut [f32; VALUES]) {
     }
 }
 
+#[inline(always)]
 pub fn decode_q5_k(block: &[u8; 176], values: &mut [f32; VALUES]) {
     let (d, e) = (half_at(block, 0), half_at(block, 2));
     let (scales, minima) = unpack_scales(&block[4..4 + SCALES]);
@@ -45,6 +47,7 @@ pub fn decode_q5_k(block: &[u8; 176], values: &mut [f32; VALUES]) {
     }
 }
 
+#[inline(always)]
 pub fn decode_q6_k(block: &[u8; 210], values: &mut [f32; VALUES]) {
     let (low, rest) = block.split_at(128);
     let (high, rest) = rest.split_at(64);
@@ -158,14 +161,17 @@ fn place_q6_k(index: usize) -> (usize, usize, usize, usize) {
 /// The eight scales and the eight minima.
 fn unpack_scales(bytes: &[u8]) -> ([u8; 8], [u8; 8]) {
     let (mut scales, mut minima) = ([0; 8], [0; 8]);
-    for j in 0..4 {
-        let (d, m, both) = (bytes[j], bytes[j + 4], bytes[j + 8]);
-        scales[j] = d & 63;
-        minima[j] = m & 63;
-        scales[j + 4] = both & 15 | d >> 2 & 48;
-        minima[j + 4] = both >> 4 | m >> 2 & 48;
+    for j in 0..8 {
+        (scales[j], minima[j]) = scale_and_minimum_at(bytes, j);
     }
     (scales, minima)
+}
+
+/// The scale and the minimum of sub-block `j`.
+#[inline(always)]
+pub fn scale_and_minimum_at(bytes: &[u8], j: usize) -> (u8, u8) {
+    let (d, m, both) = (bytes[j % 4], bytes[j % 4 + 4], bytes[j % 4 + 8]);
+    if j < 4 { (d & 63, m & 63) } else { (both & 15 | d >> 2 & 48, both >> 4 | m >> 2 & 48) }
 }
 
 fn pack_scales(scales: &[u8; 8], minima: &[u8; 8]) -> [u8; SCALES] {

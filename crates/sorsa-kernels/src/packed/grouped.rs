@@ -63,21 +63,21 @@ pub struct AwqParts {
 
 /// Codes, scales and zero points row by row.
 #[derive(Debug, PartialEq)]
-pub(super) struct Grouped {
-    pub(super) format: PackedFormat,
+pub(crate) struct Grouped {
+    pub(crate) format: PackedFormat,
     /// `[d_out, d_in]`. Of two codes of 4 bits in a byte, the first is in the lower half; each row starts a byte.
-    pub(super) codes: Vec<u8>,
+    pub(crate) codes: Vec<u8>,
     /// `[d_out, groups]`.
-    pub(super) scales: Vec<f32>,
+    pub(crate) scales: Vec<f32>,
     /// `[d_out, groups]`.
-    pub(super) zeros: Vec<u8>,
-    pub(super) groups: usize,
-    pub(super) columns: ColumnGroups,
+    pub(crate) zeros: Vec<u8>,
+    pub(crate) groups: usize,
+    pub(crate) columns: ColumnGroups,
 }
 
 /// The group of each column.
 #[derive(Debug, PartialEq)]
-pub(super) enum ColumnGroups {
+pub(crate) enum ColumnGroups {
     /// So many neighbours share a group.
     Neighbours(usize),
     /// The group of each.
@@ -184,15 +184,25 @@ impl Grouped {
         self.codes.len() + 4 * self.scales.len() + self.zeros.len() + columns
     }
 
-    /// Widens the values of a row from column `first` on; `rows` is the number of all rows.
-    pub(super) fn widen(&self, row: usize, rows: usize, first: usize, values: &mut [f32]) {
-        let row_bytes = self.codes.len() / rows;
+    /// Whether a code has a byte of its own.
+    pub(crate) fn has_bytes(&self) -> bool {
+        self.format == PackedFormat::Gptq8
+    }
+
+    /// Bytes of the codes of a row of `columns` values.
+    pub(crate) fn row_bytes(&self, columns: usize) -> usize {
+        if self.has_bytes() { columns } else { columns.div_ceil(2) }
+    }
+
+    /// Widens the values of a row from column `first` on; `columns` is the number of all columns.
+    pub(super) fn widen(&self, row: usize, columns: usize, first: usize, values: &mut [f32]) {
+        let row_bytes = self.row_bytes(columns);
         let codes = &self.codes[row * row_bytes..][..row_bytes];
         let (scales, zeros) = (&self.scales[row * self.groups..], &self.zeros[row * self.groups..]);
         for (column, value) in (first..).zip(values) {
-            let code = match self.format {
-                PackedFormat::Gptq8 => codes[column],
-                _ => codes[column / 2] >> (4 * (column % 2)) & 15,
+            let code = match self.has_bytes() {
+                true => codes[column],
+                false => codes[column / 2] >> (4 * (column % 2)) & 15,
             };
             let group = match &self.columns {
                 ColumnGroups::Neighbours(group) => column / group,
