@@ -1,7 +1,8 @@
 //! Widens packed weights, in pieces of 32 values that are neighbours in a stored row. Values are those of the portable code to the bit:
 //! products and sums are rounded to f32 in the same order.
 //!
-//! Codes of 4 bits are looked up in a register that holds the values of all 16 codes in the block.
+//! Codes of 4 bits are looked up in a register that holds the values of all 16 codes in the block. The code has no `map` over arrays, as
+//! the compiler does not inline functions that need instructions into it.
 
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -89,11 +90,11 @@ macro_rules! with_pieces {
                     let values = &values[row * $columns + index * PIECE..][..PIECE];
                     // SAFETY: 32 numbers of 16 bits.
                     #[allow(unsafe_code, reason = "two loads of 32 bytes from 64 bytes")]
-                    let halves = unsafe {
+                    unsafe {
                         let first: *const __m256i = values.as_ptr().cast();
-                        [_mm256_loadu_si256(first), _mm256_loadu_si256(first.add(1))]
-                    };
-                    halves.map(|halves| _mm512_cvtph_ps(halves))
+                        let second = first.add(1);
+                        [_mm512_cvtph_ps(_mm256_loadu_si256(first)), _mm512_cvtph_ps(_mm256_loadu_si256(second))]
+                    }
                 };
                 $body
             }
@@ -103,10 +104,13 @@ macro_rules! with_pieces {
                     true => {
                         let $piece = |row: usize, index: usize| {
                             let [scale, zero] = scale_and_zero(grouped, row, index);
-                            [0, 16].map(|half| {
-                                let codes = bytes(&grouped.codes, row * row_bytes + index * PIECE + half);
-                                _mm512_mul_ps(scale, _mm512_sub_ps(_mm512_cvtepi32_ps(codes), zero))
-                            })
+                            let at = row * row_bytes + index * PIECE;
+                            let first = _mm512_cvtepi32_ps(bytes(&grouped.codes, at));
+                            let second = _mm512_cvtepi32_ps(bytes(&grouped.codes, at + 16));
+                            [
+                                _mm512_mul_ps(scale, _mm512_sub_ps(first, zero)),
+                                _mm512_mul_ps(scale, _mm512_sub_ps(second, zero)),
+                            ]
                         };
                         $body
                     }
@@ -188,27 +192,24 @@ fn q4_1(block: &[u8; 20], _: usize) -> [__m512; 2] {
 fn q5_0(block: &[u8; 22], _: usize) -> [__m512; 2] {
     let d = half(block, 0);
     let tables = [_mm512_mul_ps(d, _mm512_sub_ps(levels(), _mm512_set1_ps(16.0))), _mm512_mul_ps(d, levels())];
-    let codes = bytes(block, 6);
-    let high = [[block[2], block[3]], [block[4], block[5]]].map(u16::from_le_bytes);
-    [lookup_five(codes, high[0], tables), lookup_five(_mm512_srli_epi32::<4>(codes), high[1], tables)]
+    five_bits(bytes(block, 6), &block[2..6], tables)
 }
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 fn q5_1(block: &[u8; 24], _: usize) -> [__m512; 2] {
     let (d, m) = (half(block, 0), half(block, 2));
-    let upper = _mm512_add_ps(levels(), _mm512_set1_ps(16.0));
-    let tables = [levels(), upper].map(|levels| _mm512_add_ps(_mm512_mul_ps(d, levels), m));
-    let codes = bytes(block, 8);
-    let high = [[block[4], block[5]], [block[6], block[7]]].map(u16::from_le_bytes);
-    [lookup_five(codes, high[0], tables), lookup_five(_mm512_srli_epi32::<4>(codes), high[1], tables)]
+    let lower = _mm512_add_ps(_mm512_mul_ps(d, levels()), m);
+    let upper = _mm512_add_ps(_mm512_mul_ps(d, upper_levels()), m);
+    five_bits(bytes(block, 8), &block[4..8], [lower, upper])
 }
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 fn q8_0(block: &[u8; 34], _: usize) -> [__m512; 2] {
     let d = half(block, 0);
-    [2, 18].map(|at| _mm512_mul_ps(_mm512_cvtepi32_ps(signed_bytes(block, at)), d))
+    let (first, second) = (_mm512_cvtepi32_ps(signed_bytes(block, 2)), _mm512_cvtepi32_ps(signed_bytes(block, 18)));
+    [_mm512_mul_ps(first, d), _mm512_mul_ps(second, d)]
 }
 
 #[inline]
@@ -217,23 +218,25 @@ fn q4_k(block: &[u8; 144], sub_block: usize) -> [__m512; 2] {
     let [scale, minimum] = scale_and_minimum(&block[..16], sub_block);
     let table = _mm512_sub_ps(_mm512_mul_ps(scale, levels()), minimum);
     let shift = _mm512_set1_epi32(4 * (sub_block % 2) as i32);
-    let first = 16 + 32 * (sub_block / 2);
-    [first, first + 16].map(|at| lookup(_mm512_srlv_epi32(bytes(block, at), shift), table))
+    let at = 16 + 32 * (sub_block / 2);
+    let (first, second) = (bytes(block, at), bytes(block, at + 16));
+    [lookup(_mm512_srlv_epi32(first, shift), table), lookup(_mm512_srlv_epi32(second, shift), table)]
 }
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 fn q5_k(block: &[u8; 176], sub_block: usize) -> [__m512; 2] {
     let [scale, minimum] = scale_and_minimum(&block[..16], sub_block);
-    let upper = _mm512_add_ps(levels(), _mm512_set1_ps(16.0));
-    let tables = [levels(), upper].map(|levels| _mm512_sub_ps(_mm512_mul_ps(scale, levels), minimum));
+    let lower = _mm512_sub_ps(_mm512_mul_ps(scale, levels()), minimum);
+    let upper = _mm512_sub_ps(_mm512_mul_ps(scale, upper_levels()), minimum);
     let shift = _mm512_set1_epi32(4 * (sub_block % 2) as i32);
     let bit = _mm512_set1_epi32(1 << sub_block);
-    [0, 16].map(|half| {
-        let high = _mm512_test_epi32_mask(bytes(block, 16 + half), bit);
-        let codes = _mm512_srlv_epi32(bytes(block, 48 + 32 * (sub_block / 2) + half), shift);
-        lookup_five(codes, high, tables)
-    })
+    let at = 48 + 32 * (sub_block / 2);
+    let first = _mm512_srlv_epi32(bytes(block, at), shift);
+    let second = _mm512_srlv_epi32(bytes(block, at + 16), shift);
+    let high = [bytes(block, 16), bytes(block, 32)];
+    let (first_high, second_high) = (_mm512_test_epi32_mask(high[0], bit), _mm512_test_epi32_mask(high[1], bit));
+    [lookup_five(first, first_high, [lower, upper]), lookup_five(second, second_high, [lower, upper])]
 }
 
 /// Two sub-blocks of 16 values.
@@ -241,18 +244,22 @@ fn q5_k(block: &[u8; 176], sub_block: usize) -> [__m512; 2] {
 #[target_feature(enable = "avx512f,avx512bw")]
 fn q6_k(block: &[u8; 210], piece: usize) -> [__m512; 2] {
     let (part, quarter) = (piece / 4, piece % 4);
-    let low_shift = _mm512_set1_epi32(4 * (quarter / 2) as i32);
-    let high_shift = _mm512_set1_epi32(2 * quarter as i32);
+    let low = thirty_two(block, 64 * part + 32 * (quarter % 2));
+    let high = thirty_two(block, 128 + 32 * part);
+    // Shifts of 16 bits move bits from byte to byte; the masks exclude them.
+    let low = _mm256_srl_epi16(low, _mm_cvtsi32_si128(4 * (quarter / 2) as i32));
+    let high = _mm256_slli_epi16::<4>(_mm256_srl_epi16(high, _mm_cvtsi32_si128(2 * quarter as i32)));
+    let low = _mm256_and_si256(low, _mm256_set1_epi8(15));
+    let high = _mm256_and_si256(high, _mm256_set1_epi8(48));
+    let q = _mm256_sub_epi8(_mm256_or_si256(low, high), _mm256_set1_epi8(32));
     let d = half(block, 208);
-    [0, 1].map(|sub_block| {
-        let low = _mm512_srlv_epi32(bytes(block, 64 * part + 32 * (quarter % 2) + 16 * sub_block), low_shift);
-        let high = _mm512_srlv_epi32(bytes(block, 128 + 32 * part + 16 * sub_block), high_shift);
-        let low = _mm512_and_si512(low, _mm512_set1_epi32(15));
-        let high = _mm512_slli_epi32::<4>(_mm512_and_si512(high, _mm512_set1_epi32(3)));
-        let q = _mm512_sub_epi32(_mm512_or_si512(low, high), _mm512_set1_epi32(32));
+    let scale = |sub_block: usize| {
         let scale = f32::from(block[192 + 2 * piece + sub_block].cast_signed());
-        _mm512_mul_ps(_mm512_mul_ps(d, _mm512_set1_ps(scale)), _mm512_cvtepi32_ps(q))
-    })
+        _mm512_mul_ps(d, _mm512_set1_ps(scale))
+    };
+    let first = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_castsi256_si128(q)));
+    let second = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_extracti128_si256::<1>(q)));
+    [_mm512_mul_ps(scale(0), first), _mm512_mul_ps(scale(1), second)]
 }
 
 /// Scale and minimum of a sub-block of Q4_K or Q5_K.
@@ -260,7 +267,8 @@ fn q6_k(block: &[u8; 210], piece: usize) -> [__m512; 2] {
 #[target_feature(enable = "avx512f,avx512bw")]
 fn scale_and_minimum(header: &[u8], sub_block: usize) -> [__m512; 2] {
     let (scale, minimum) = scale_and_minimum_at(&header[4..], sub_block);
-    [(0, scale), (2, minimum)].map(|(at, steps)| _mm512_mul_ps(half(header, at), _mm512_set1_ps(f32::from(steps))))
+    let (scale, minimum) = (_mm512_set1_ps(f32::from(scale)), _mm512_set1_ps(f32::from(minimum)));
+    [_mm512_mul_ps(half(header, 0), scale), _mm512_mul_ps(half(header, 2), minimum)]
 }
 
 /// Scale and zero point of a piece, which lies in one group.
@@ -280,6 +288,13 @@ fn scale_and_zero(grouped: &Grouped, row: usize, index: usize) -> [__m512; 2] {
 #[target_feature(enable = "avx512f")]
 fn levels() -> __m512 {
     floats(&[0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0])
+}
+
+/// 16 to 31.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn upper_levels() -> __m512 {
+    _mm512_add_ps(levels(), _mm512_set1_ps(16.0))
 }
 
 #[inline]
@@ -320,6 +335,15 @@ fn sixteen(block: &[u8], at: usize) -> __m128i {
     unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) }
 }
 
+#[inline]
+#[target_feature(enable = "avx512f")]
+#[allow(unsafe_code, reason = "a load of 32 bytes from a slice of 32 bytes")]
+fn thirty_two(block: &[u8], at: usize) -> __m256i {
+    let bytes = &block[at..at + 32];
+    // SAFETY: 32 bytes.
+    unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) }
+}
+
 /// The values of codes, which are the lower four bits of each lane.
 #[inline]
 #[target_feature(enable = "avx512f")]
@@ -339,6 +363,14 @@ fn lookup_five(codes: __m512i, high: __mmask16, tables: [__m512; 2]) -> __m512 {
 #[target_feature(enable = "avx512f")]
 fn low_then_high(codes: __m512i, table: __m512) -> [__m512; 2] {
     [lookup(codes, table), lookup(_mm512_srli_epi32::<4>(codes), table)]
+}
+
+/// The values of the lower halves of 16 bytes, then those of the upper halves; bit `i` of `high` is the highest of value `i`.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn five_bits(codes: __m512i, high: &[u8], tables: [__m512; 2]) -> [__m512; 2] {
+    let (first, second) = (u16::from_le_bytes([high[0], high[1]]), u16::from_le_bytes([high[2], high[3]]));
+    [lookup_five(codes, first, tables), lookup_five(_mm512_srli_epi32::<4>(codes), second, tables)]
 }
 
 /// The numbers of two registers by turns.
