@@ -26,7 +26,7 @@ pub fn decode_q4_k(block: &[u8; 144], values: &mut [f32; VALUES]) {
     let bytes = &block[4 + SCALES..];
     for (s, values) in values.as_chunks_mut::<SUB>().0.iter_mut().enumerate() {
         let (scale, minimum) = (d * f32::from(scales[s]), e * f32::from(minima[s]));
-        for (value, byte) in values.iter_mut().zip(&bytes[SUB * (s / 2)..]) {
+        for (value, byte) in values.iter_mut().zip(&bytes[SUB * (s / 2)..][..SUB]) {
             let q = if s % 2 == 0 { byte & 15 } else { byte >> 4 };
             *value = scale * f32::from(q) - minimum;
         }
@@ -40,7 +40,7 @@ pub fn decode_q5_k(block: &[u8; 176], values: &mut [f32; VALUES]) {
     let (high, bytes) = block[4 + SCALES..].split_at(SUB);
     for (s, values) in values.as_chunks_mut::<SUB>().0.iter_mut().enumerate() {
         let (scale, minimum) = (d * f32::from(scales[s]), e * f32::from(minima[s]));
-        for ((value, byte), high) in values.iter_mut().zip(&bytes[SUB * (s / 2)..]).zip(high) {
+        for ((value, byte), high) in values.iter_mut().zip(&bytes[SUB * (s / 2)..][..SUB]).zip(high) {
             let q = if s % 2 == 0 { byte & 15 } else { byte >> 4 };
             *value = scale * f32::from(q | (high >> s & 1) << 4) - minimum;
         }
@@ -55,9 +55,10 @@ pub fn decode_q6_k(block: &[u8; 210], values: &mut [f32; VALUES]) {
     let d = half_at(d, 0);
     for (s, values) in values.as_chunks_mut::<SUB6>().0.iter_mut().enumerate() {
         let scale = d * f32::from(scales[s].cast_signed());
-        for (i, value) in values.iter_mut().enumerate() {
-            let (low_at, low_shift, high_at, high_shift) = place_q6_k(SUB6 * s + i);
-            let q = low[low_at] >> low_shift & 15 | (high[high_at] >> high_shift & 3) << 4;
+        let (low_at, low_shift, high_at, high_shift) = place_q6_k(SUB6 * s);
+        let bytes = low[low_at..][..SUB6].iter().zip(&high[high_at..][..SUB6]);
+        for (value, (low, high)) in values.iter_mut().zip(bytes) {
+            let q = low >> low_shift & 15 | (high >> high_shift & 3) << 4;
             *value = scale * (f32::from(q) - 32.0);
         }
     }

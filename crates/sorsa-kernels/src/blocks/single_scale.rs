@@ -55,8 +55,8 @@ pub fn decode_q5_1(block: &[u8; 24], values: &mut [f32; VALUES]) {
 #[inline(always)]
 pub fn decode_q8_0(block: &[u8; 34], values: &mut [f32; VALUES]) {
     let d = half_at(block, 0);
-    for (value, byte) in values.iter_mut().zip(&block[2..]) {
-        *value = f32::from(byte.cast_signed()) * d;
+    for i in 0..VALUES {
+        values[i] = f32::from(block[2 + i].cast_signed()) * d;
     }
 }
 

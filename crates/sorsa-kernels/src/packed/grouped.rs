@@ -6,6 +6,7 @@
 use rayon::prelude::*;
 
 use super::error::check_size;
+use super::nibbles::{FirstCode, look_up};
 use super::{PackedError, PackedFormat};
 
 /// Where a word of AWQ holds the columns of `W^T`: number `n` of a word is column `AWQ_ORDER[n]` of its eight.
@@ -199,18 +200,39 @@ impl Grouped {
         let row_bytes = self.row_bytes(columns);
         let codes = &self.codes[row * row_bytes..][..row_bytes];
         let (scales, zeros) = (&self.scales[row * self.groups..], &self.zeros[row * self.groups..]);
-        for (column, value) in (first..).zip(values) {
-            let code = match self.has_bytes() {
-                true => codes[column],
-                false => codes[column / 2] >> (4 * (column % 2)) & 15,
-            };
-            let group = match &self.columns {
-                ColumnGroups::Neighbours(group) => column / group,
-                ColumnGroups::Each(groups) => groups[column] as usize,
-            };
-            *value = scales[group] * (f32::from(code) - f32::from(zeros[group]));
+        let value = |code: u8, group: usize| scales[group] * (f32::from(code) - f32::from(zeros[group]));
+        match (&self.columns, self.has_bytes()) {
+            (ColumnGroups::Neighbours(size), true) => {
+                let mut next = first;
+                for values in rest_of_groups(first, *size, values) {
+                    let codes = &codes[next..];
+                    values.iter_mut().zip(codes).for_each(|(out, code)| *out = value(*code, next / size));
+                    next += values.len();
+                }
+            }
+            (ColumnGroups::Neighbours(size), false) => {
+                let mut next = first;
+                for values in rest_of_groups(first, *size, values) {
+                    let table = std::array::from_fn(|code| value(code as u8, next / size));
+                    look_up(&table, codes, FirstCode::Lower, next, values);
+                    next += values.len();
+                }
+            }
+            (ColumnGroups::Each(groups), has_bytes) => {
+                let groups = groups[first..].iter().map(|group| *group as usize);
+                for ((column, out), group) in (first..).zip(values).zip(groups) {
+                    let code = if has_bytes { codes[column] } else { codes[column / 2] >> (4 * (column % 2)) & 15 };
+                    *out = value(code, group);
+                }
+            }
         }
     }
+}
+
+/// Cuts the values from column `first` on where a group of `size` columns ends.
+fn rest_of_groups(first: usize, size: usize, values: &mut [f32]) -> impl Iterator<Item = &mut [f32]> {
+    let (head, tail) = values.split_at_mut(values.len().min(size - first % size));
+    std::iter::once(head).chain(tail.chunks_mut(size))
 }
 
 /// The number of groups, if the shape can be one of this format.

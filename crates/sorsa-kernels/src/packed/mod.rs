@@ -8,6 +8,7 @@ mod few_rows;
 mod format;
 mod four_bit_parts;
 mod grouped;
+mod nibbles;
 mod product;
 #[cfg(test)]
 mod tests;

@@ -66,7 +66,7 @@ fn matrices(shape: [usize; 2]) -> Vec<PackedMatrix> {
 }
 
 /// `[d_out, d_in]`: ones; odd sizes; one more and one less than tiles, panels, parts and blocks.
-const SHAPES: [[usize; 2]; 8] = [[1, 1], [3, 45], [37, 32], [33, 288], [16, 96], [131, 256], [40, 800], [8, 1001]];
+const SHAPES: [[usize; 2]; 8] = [[1, 1], [3, 45], [37, 32], [33, 288], [16, 96], [131, 256], [8, 800], [2, 1001]];
 
 #[test]
 fn values_are_the_same_to_the_bit_with_and_without_vector_instructions() {
@@ -113,51 +113,42 @@ fn views(view: PackedView<'_>) -> Vec<PackedView<'_>> {
     let mut views = vec![view, view.transposed()];
     for whole in [view, view.transposed()] {
         let columns = whole.columns();
-        if columns > 64 {
-            views.extend([whole.column_range(32, 64), whole.column_range(7, columns - 1)]);
-            views.push(whole.column_range(33, columns).transposed());
+        if columns > 100 {
+            views.extend([whole.column_range(32, 64), whole.column_range(7, 72).transposed()]);
         }
     }
     views
 }
 
 fn agrees(multiply: Multiply, rows: &[usize], precision: Precision, activations: Activations) {
-    for shape in SHAPES {
-        for matrix in matrices(shape) {
-            let widened = matrix.to_f32();
-            for view in views(PackedView::new(&matrix, precision)) {
-                let (k, n) = (view.rows(), view.columns());
-                let rounded = |value: f32| bf16::from_f32(value).to_f32();
-                let weight = |row, column| match precision {
-                    Precision::F32 => view.at(row, column),
-                    Precision::Bf16 => rounded(view.at(row, column)),
-                };
-                let dense: Vec<f32> = (0..k * n).map(|index| weight(index / n, index % n)).collect();
-                assert!(k * n < widened.len() || dense.iter().map(|value| f64::from(value.abs())).sum::<f64>() > 0.0);
-                for (&rows, update) in rows.iter().zip([Update::Overwrite, Update::Add].into_iter().cycle()) {
-                    let (x, start) = (values(rows * k, 2), values(rows * n, 3));
-                    let mut out = start.clone();
-                    multiply(&mut out, &x, view, update);
-                    for (index, found) in out.iter().enumerate() {
-                        let (row, column) = (index / n, index % n);
-                        let before = if update == Update::Add { f64::from(start[index]) } else { 0.0 };
-                        let (mut exact, mut size) = (before, before.abs());
-                        for i in 0..k {
-                            let x = x[row * k + i];
-                            let x = if activations == Activations::Rounded { rounded(x) } else { x };
-                            let term = f64::from(x) * f64::from(dense[i * n + column]);
-                            exact += term;
-                            size += term.abs();
-                        }
-                        // Sums of k terms in f32, in some order: a few units of rounding, far below k of them.
-                        let bound = (2.0 + (k as f64).sqrt()) * size * f64::from(f32::EPSILON) + 1e-30;
-                        let far = (f64::from(*found) - exact).abs();
-                        assert!(
-                            far <= bound,
-                            "{} {shape:?} {view:?} {rows} rows: {found}, not {exact}",
-                            matrix.format()
-                        );
+    for matrix in SHAPES.into_iter().flat_map(matrices) {
+        for view in views(PackedView::new(&matrix, precision)) {
+            let (k, n) = (view.rows(), view.columns());
+            let mut columns = vec![0.0; k * n];
+            for (column, values) in columns.chunks_exact_mut(k).enumerate() {
+                view.column(column, values);
+            }
+            for (&rows, update) in rows.iter().zip([Update::Overwrite, Update::Add].into_iter().cycle()) {
+                let (mut x, start) = (values(rows * k, 2), values(rows * n, 3));
+                let mut out = start.clone();
+                multiply(&mut out, &x, view, update);
+                if activations == Activations::Rounded {
+                    x.iter_mut().for_each(|x| *x = bf16::from_f32(*x).to_f32());
+                }
+                // Every element of a small result, and some of a large one in every row and column.
+                for index in (0..rows * n).step_by(if rows * n > 1000 { 7 } else { 1 }) {
+                    let (row, column) = (index / n, index % n);
+                    let before = if update == Update::Add { f64::from(start[index]) } else { 0.0 };
+                    let (mut exact, mut size) = (before, before.abs());
+                    for (x, w) in x[row * k..][..k].iter().zip(&columns[column * k..][..k]) {
+                        let term = f64::from(*x) * f64::from(*w);
+                        (exact, size) = (exact + term, size + term.abs());
                     }
+                    // Sums of k terms in f32, in some order: a few units of rounding, far below k of them.
+                    let bound = (2.0 + (k as f64).sqrt()) * size * f64::from(f32::EPSILON) + 1e-30;
+                    let far = (f64::from(out[index]) - exact).abs();
+                    let format = matrix.format();
+                    assert!(far <= bound, "{format} {view:?} {rows} rows: {}, not {exact}", out[index]);
                 }
             }
         }
@@ -170,7 +161,7 @@ fn products_without_avx512_are_exact_to_the_sums_of_f32() {
         agrees(multiply_portable, &[1, 13], precision, Activations::Exact);
         let few: Multiply =
             |out, x, view, update| few_rows::multiply(out, view, update, &few_rows::F32Tiles::new(x, view));
-        agrees(few, &[1, 2, 7, 8], precision, Activations::Exact);
+        agrees(few, &[1, 7], precision, Activations::Exact);
     }
 }
 
@@ -181,9 +172,9 @@ fn products_in_f32_by_avx512_are_exact_to_the_sums_of_f32() {
         eprintln!("no AVX-512 on this processor: nothing tested");
         return;
     }
-    agrees(multiply, &[1, 4, 13, 30], Precision::F32, Activations::Exact);
+    agrees(multiply, &[1, 4, 13], Precision::F32, Activations::Exact);
     // On a processor without instructions for bf16, weights are rounded to it and activations are not.
-    agrees(avx512::multiply_packed_f32, &[2, 25], Precision::Bf16, Activations::Exact);
+    agrees(avx512::multiply_packed_f32, &[2, 13], Precision::Bf16, Activations::Exact);
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -193,9 +184,9 @@ fn products_in_bf16_by_avx512_are_those_of_rounded_activations() {
         eprintln!("no AVX-512 BF16 on this processor: nothing tested");
         return;
     }
-    agrees(multiply, &[1, 2, 3, 4, 5, 30], Precision::Bf16, Activations::Rounded);
+    agrees(multiply, &[1, 2, 3, 4, 13], Precision::Bf16, Activations::Rounded);
     // Few rows, too, by the kernel for many.
-    agrees(avx512::multiply_packed_bf16, &[1, 4], Precision::Bf16, Activations::Rounded);
+    agrees(avx512::multiply_packed_bf16, &[4], Precision::Bf16, Activations::Rounded);
 }
 
 #[test]
