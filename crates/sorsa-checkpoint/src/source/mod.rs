@@ -3,6 +3,7 @@
 mod error;
 mod folder;
 mod four_bit;
+mod grouped;
 mod place;
 mod quantization;
 
@@ -14,12 +15,12 @@ pub use self::error::SourceError;
 use self::folder::Folder;
 pub(crate) use self::place::ModelPlace;
 pub(crate) use self::quantization::Quantization;
-use crate::ModelConfig;
 use crate::config::read_folder;
 use crate::gguf::{GgufModel, GgufType};
-use crate::weights::{Differences, Dtype, Expected, HEADS, Number, Numbers};
+use crate::weights::{Checkpoint, Differences, Dtype, Expected, HEADS, Number, Numbers};
+use crate::{ModelConfig, WeightFormat};
 
-/// The files of a model: a folder in Hugging Face's layout, whose weights are dense or packed (the 4 bits of bitsandbytes), a GGUF file,
+/// The files of a model: a folder in Hugging Face's layout, whose weights are dense or packed (the 4 bits of bitsandbytes, GPTQ, AWQ), a GGUF file,
 /// or a folder whose only model is one GGUF file.
 ///
 /// Opening reads headers only. Tensors have Hugging Face's names, shapes and order of rows, and are read one at a time: packed ones as they
@@ -113,6 +114,7 @@ impl ModelSource {
         match &self.files {
             Files::Folder(folder) => folder.stored(name),
             Files::Gguf(model) => match (model.dtype(name)?, model.is_matrix(name)) {
+                (GgufType::Plain(WeightFormat::F16), true) => Some(Stored::Packed(PackedFormat::F16)),
                 (GgufType::Plain(format), _) => Some(Stored::Dense(format.into())),
                 (GgufType::Blocks(format), true) => Some(Stored::Packed(PackedFormat::Blocks(format))),
                 (GgufType::Blocks(_), false) => Some(Stored::Dense(Dtype::F32)),
@@ -173,4 +175,9 @@ impl ModelSource {
         let config = self.config.clone().with_head_of(&folder.checkpoint)?;
         Ok(config.tie_word_embeddings || !self.config.tie_word_embeddings)
     }
+}
+
+/// A fault of a packed tensor of a folder.
+fn packed_fault(checkpoint: &Checkpoint, fault: String) -> SourceError {
+    SourceError::Packed { folder: checkpoint.dir().to_owned(), faults: vec![fault] }
 }

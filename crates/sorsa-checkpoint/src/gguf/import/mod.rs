@@ -112,13 +112,25 @@ impl GgufModel {
     /// [`GgufError::NoTensor`], [`GgufError::Io`]; [`GgufError::NotFinite`] of scales that are no numbers.
     pub fn packed(&self, name: &str) -> Result<Option<PackedMatrix>, GgufError> {
         let planned = self.planned(name)?;
-        let (&[rows, columns], Some(GgufType::Blocks(format))) = (planned.source.shape.as_slice(), self.dtype(name))
-        else {
-            return Ok(None);
+        let &[rows, columns] = planned.source.shape.as_slice() else { return Ok(None) };
+        let shape = [rows, columns];
+        let matrix = match self.dtype(name) {
+            Some(GgufType::Blocks(format)) => {
+                let bytes = self.rows(planned)?;
+                check_scales(format, &bytes, &planned.name)?;
+                PackedMatrix::from_blocks(format, shape, bytes)
+            }
+            Some(GgufType::Plain(WeightFormat::F16)) => {
+                let bytes = self.rows(planned)?;
+                let values: Vec<f16> = bytes.as_chunks().0.iter().map(|bytes| f16::from_le_bytes(*bytes)).collect();
+                if let Some(index) = values.iter().position(|value| !value.is_finite()) {
+                    let (name, value) = (planned.name.clone(), values[index].to_f32());
+                    return Err(GgufError::NotFinite { name, index, value });
+                }
+                PackedMatrix::from_f16(shape, values)
+            }
+            Some(GgufType::Plain(_)) | None => return Ok(None),
         };
-        let bytes = self.rows(planned)?;
-        check_scales(format, &bytes, &planned.name)?;
-        let matrix = PackedMatrix::from_blocks(format, [rows, columns], bytes);
         // The size was compared with the shape while the file was opened.
         Ok(Some(matrix.map_err(|error| self.malformed(planned, &error))?))
     }
