@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use sorsa_checkpoint::{WeightFormat, hub};
+use sorsa_checkpoint::{ModelSource, WeightFormat, gguf_file_of, hub};
 use sorsa_data::{EncodeOptions, Encoder, PromptTemplate, TemplateName, TextTokenizer, TurnEnd};
 use sorsa_models::{CausalLm, ModelConfig, float_dtype};
 use toml::Table;
@@ -46,7 +46,7 @@ impl LoadedModel {
     /// See [`model_folder`]; whatever is wrong with the tokenizer's or the model's files.
     pub fn load(name: &str, format: WeightFormat, host: &Host) -> Result<Self, ExperimentError> {
         let folder = model_folder(name, &host.sources)?;
-        let tokenizer = Arc::new(TextTokenizer::from_dir(&folder)?);
+        let tokenizer = Arc::new(read_tokenizer(&folder)?);
         let model = CausalLm::load(&folder, format, &host.device)?;
         Ok(Self { name: name.to_owned(), folder, model, tokenizer })
     }
@@ -74,7 +74,20 @@ impl LoadedModel {
     }
 }
 
-/// The folder of a model: the embedded one, a folder, or a repository that is fetched from the hub.
+/// The tokenizer of the model at `path`: of its folder's files, or of a GGUF file's metadata.
+///
+/// # Errors
+///
+/// [`ExperimentError::Data`], [`ExperimentError::Source`].
+pub fn read_tokenizer(path: &Path) -> Result<TextTokenizer, ExperimentError> {
+    if gguf_file_of(path)?.is_none() {
+        return Ok(TextTokenizer::from_dir(path)?);
+    }
+    let files = ModelSource::open(path)?.tokenizer_files()?;
+    Ok(TextTokenizer::from_contents(path, &files.unwrap_or_default())?)
+}
+
+/// The place of a model: the embedded one, a folder, a GGUF file, or a repository that is fetched from the hub.
 ///
 /// # Errors
 ///
@@ -86,7 +99,7 @@ pub fn model_folder(name: &str, sources: &Sources) -> Result<PathBuf, Experiment
     }
     let folder = hub::resolve(name, &sources.hub)?;
     let is_adapter = holds_adapter(&folder) || holds_adapter(&folder.join(RunDir::ADAPTER));
-    match is_adapter && !folder.join("config.json").exists() {
+    match is_adapter && !folder.join("config.json").exists() && gguf_file_of(&folder)?.is_none() {
         true => Err(ExperimentError::AdapterAsModel { folder }),
         false => sources.config.apply(&folder),
     }

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sorsa_adapter::{AdapterConfig, Algorithm, Method, SavedAdapter, SvdOptions, method_of};
-use sorsa_checkpoint::WeightFormat;
+use sorsa_checkpoint::{ModelConfig, WeightFormat, gguf_file_of};
 use sorsa_data::{AnswerStyle, Format, LoadOptions, TemplateName, Truncation};
 use sorsa_models::float_dtype;
 use sorsa_train::{OptimizerKind, TrainConfig, steps_of_equal_epochs};
@@ -361,9 +361,12 @@ fn published_learning_rate(method: Method, rank: usize, width: Option<usize>) ->
     rounded.clamp(3e-5, 1e-4)
 }
 
-/// `hidden_size` of the model in a folder, if there is one that says it.
-fn hidden_size(folder: &Path) -> Option<usize> {
-    let config = std::fs::read(folder.join("config.json")).ok()?;
+/// `hidden_size` of the model in a folder or a GGUF file, if there is one that says it.
+fn hidden_size(path: &Path) -> Option<usize> {
+    if gguf_file_of(path).is_ok_and(|file| file.is_some()) {
+        return Some(ModelConfig::read(path).ok()?.hidden_size);
+    }
+    let config = std::fs::read(path.join("config.json")).ok()?;
     let config: serde_json::Value = serde_json::from_slice(&config).ok()?;
     config.get("hidden_size")?.as_u64().map(|width| width as usize)
 }

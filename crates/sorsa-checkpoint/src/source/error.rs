@@ -17,6 +17,9 @@ pub enum SourceError {
     /// The weights of a folder.
     #[error(transparent)]
     Weights(#[from] WeightsError),
+    /// A file that cannot be written.
+    #[error(transparent)]
+    File(#[from] sorsa_files::FileError),
     /// A GGUF file.
     #[error(transparent)]
     Gguf(#[from] GgufError),

@@ -13,12 +13,15 @@ use sorsa_kernels::packed::{PackedFormat, PackedMatrix};
 
 pub use self::error::SourceError;
 use self::folder::Folder;
+pub use self::place::GGUF_FILE;
 pub(crate) use self::place::ModelPlace;
 pub(crate) use self::quantization::Quantization;
-use crate::config::read_folder;
+use crate::config::{CONFIG_FILE, read_folder};
 use crate::gguf::{GgufModel, GgufType};
-use crate::weights::{Checkpoint, Differences, Dtype, Expected, HEADS, Number, Numbers};
-use crate::{ModelConfig, WeightFormat};
+use crate::weights::{
+    Checkpoint, Differences, Dtype, Expected, GENERATION_CONFIG, HEADS, Number, Numbers, TOKENIZER_FILES,
+};
+use crate::{ConfigError, ModelConfig, TensorFormats, WeightFormat};
 
 /// The files of a model: a folder in Hugging Face's layout, whose weights are dense or packed (the 4 bits of bitsandbytes, GPTQ, AWQ), a GGUF file,
 /// or a folder whose only model is one GGUF file.
@@ -162,6 +165,54 @@ impl ModelSource {
         }
     }
 
+    /// The tokenizer's files of a GGUF model by their names in a folder, and its `config.json`; nothing for a folder, which has them
+    /// itself.
+    ///
+    /// # Errors
+    ///
+    /// [`GgufError::NotImported`](crate::gguf::GgufError::NotImported) of a tokenizer that is not known here.
+    pub fn tokenizer_files(&self) -> Result<Option<Vec<(&'static str, Vec<u8>)>>, SourceError> {
+        let Files::Gguf(model) = &self.files else { return Ok(None) };
+        let mut files: Vec<(&str, Vec<u8>)> = Vec::new();
+        for (name, json) in model.tokenizer_files()? {
+            files.push((name, json.to_string().into_bytes()));
+        }
+        files.push((CONFIG_FILE, self.config.to_json().to_string().into_bytes()));
+        Ok(Some(files))
+    }
+
+    /// Writes into `folder` what a model has beside its weights and `config.json`: the tokenizer, the chat template, the settings for
+    /// generating text.
+    ///
+    /// # Errors
+    ///
+    /// [`SourceError::File`], and those of [`tokenizer_files`](Self::tokenizer_files).
+    pub fn copy_side_files(&self, folder: &Path) -> Result<(), SourceError> {
+        if let Files::Gguf(model) = &self.files {
+            for (name, json) in model.tokenizer_files()? {
+                sorsa_files::write_atomic(folder.join(name), format!("{json:#}\n"))?;
+            }
+            return Ok(());
+        }
+        for name in [GENERATION_CONFIG].into_iter().chain(TOKENIZER_FILES) {
+            let from = self.path.join(name);
+            if from.exists() {
+                std::fs::copy(&from, folder.join(name)).map_err(sorsa_files::at("copy", &from))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The formats in which a dense copy of the model is stored if nobody names one: each dense tensor's own, and for packed ones that of
+    /// most dense numbers.
+    pub fn dense_formats(&self) -> TensorFormats {
+        let dense = self.tensors().into_iter().filter_map(|tensor| match self.stored(&tensor.name)? {
+            Stored::Dense(dtype) => Some((tensor, dtype)),
+            Stored::Packed(_) => None,
+        });
+        TensorFormats::of_dense(dense)
+    }
+
     /// Whether the files have no head, or one with the numbers of the embedding.
     fn head_is_embedding(&self) -> Result<bool, SourceError> {
         let Files::Folder(folder) = &self.files else { return Ok(true) };
@@ -174,6 +225,18 @@ impl ModelSource {
         }
         let config = self.config.clone().with_head_of(&folder.checkpoint)?;
         Ok(config.tie_word_embeddings || !self.config.tie_word_embeddings)
+    }
+}
+
+/// The GGUF file of the model at `path`; nothing if it is a folder in Hugging Face's layout, or none at all.
+///
+/// # Errors
+///
+/// [`ConfigError::SeveralGgufFiles`]; [`ConfigError::Io`] of a folder that cannot be listed.
+pub fn gguf_file_of(path: &Path) -> Result<Option<PathBuf>, ConfigError> {
+    match ModelPlace::find(path)? {
+        ModelPlace::Gguf { file, .. } => Ok(Some(file)),
+        ModelPlace::Folder(_) => Ok(None),
     }
 }
 

@@ -4,7 +4,6 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use sorsa_data::TextTokenizer;
 use sorsa_models::ModelConfig;
 use sorsa_train::total_steps;
 use toml::Table;
@@ -21,7 +20,7 @@ use super::request::{ComparisonRequest, RequestedRates};
 use super::run_spec::RunSpec;
 use super::sweep::{Sweep, SweepMode};
 use crate::embedded::EMBEDDED;
-use crate::model::model_folder;
+use crate::model::{model_folder, read_tokenizer};
 use crate::{ExperimentError, Host, Inputs, Observer, Recipe, TrainingShape, data_file};
 
 /// Evaluations in a run: they show when the run reaches a loss, and take a few percent of its time.
@@ -230,7 +229,7 @@ impl ComparisonPlan {
                 }
             }
         }
-        let tokenizer = Arc::new(TextTokenizer::from_dir(&folder)?);
+        let tokenizer = Arc::new(read_tokenizer(&folder)?);
         let inputs = Inputs::read(&self.common, &tokenizer, &config, host, observer)?;
         if inputs.validation.is_none() {
             return Err(ExperimentError::Comparison(
