@@ -175,7 +175,7 @@ impl FourBitTensor {
             }),
         };
         let values = array(&floats(".quant_map")?);
-        let (book, block, rounded_to) = (self.book, self.block, self.rounded_to);
+        let (book, block, rounded_to, codes) = (self.book, self.block, self.rounded_to, codes.into());
         let parts = FourBitParts { book, values, codes, block, scales, rounded_to };
         PackedMatrix::from_four_bit(self.shape, parts)
             .map_err(|error| packed_fault(checkpoint, format!("`{name}`: {error}")))

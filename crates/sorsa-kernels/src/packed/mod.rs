@@ -11,10 +11,12 @@ mod product;
 #[cfg(test)]
 mod tests;
 mod view;
+mod words;
 
 use std::ops::Range;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use half::f16;
 
 pub use error::PackedError;
@@ -30,9 +32,13 @@ use crate::blocks::BlockFormat;
 
 #[derive(Debug, PartialEq)]
 enum Storage {
-    Blocks { format: BlockFormat, bytes: Vec<u8> },
+    Blocks {
+        format: BlockFormat,
+        bytes: Bytes,
+    },
     FourBit(FourBitParts),
-    F16(Vec<f16>),
+    /// Little-endian.
+    F16(Bytes),
     Grouped(Grouped),
 }
 
@@ -40,19 +46,25 @@ enum Storage {
 #[derive(Debug, Clone, PartialEq)]
 pub struct PackedMatrix {
     shape: [usize; 2],
+    precision: Precision,
     storage: Arc<Storage>,
 }
 
 impl PackedMatrix {
+    fn new(shape: [usize; 2], storage: Storage) -> Self {
+        Self { shape, precision: Precision::F32, storage: Arc::new(storage) }
+    }
+
     /// A matrix of whole blocks, row by row.
     ///
     /// # Errors
     ///
     /// [`PackedError`].
-    pub fn from_blocks(format: BlockFormat, shape: [usize; 2], bytes: Vec<u8>) -> Result<Self, PackedError> {
+    pub fn from_blocks(format: BlockFormat, shape: [usize; 2], bytes: impl Into<Bytes>) -> Result<Self, PackedError> {
+        let bytes = bytes.into();
         let packed = PackedFormat::Blocks(format);
         check_size(packed, "the bytes", shape, packed.bytes(shape)?, bytes.len())?;
-        Ok(Self { shape, storage: Arc::new(Storage::Blocks { format, bytes }) })
+        Ok(Self::new(shape, Storage::Blocks { format, bytes }))
     }
 
     /// A matrix of bitsandbytes.
@@ -62,7 +74,7 @@ impl PackedMatrix {
     /// [`PackedError`].
     pub fn from_four_bit(shape: [usize; 2], parts: FourBitParts) -> Result<Self, PackedError> {
         parts.check(shape)?;
-        Ok(Self { shape, storage: Arc::new(Storage::FourBit(parts)) })
+        Ok(Self::new(shape, Storage::FourBit(parts)))
     }
 
     /// A matrix of f16 numbers, row-major.
@@ -73,7 +85,7 @@ impl PackedMatrix {
     pub fn from_f16(shape: [usize; 2], values: Vec<f16>) -> Result<Self, PackedError> {
         let format = PackedFormat::F16;
         check_size(format, "the values", shape, format.values(shape)?, values.len())?;
-        Ok(Self { shape, storage: Arc::new(Storage::F16(values)) })
+        Ok(Self::new(shape, Storage::F16(values.iter().flat_map(|value| value.to_le_bytes()).collect())))
     }
 
     /// A matrix of GPTQ.
@@ -82,7 +94,7 @@ impl PackedMatrix {
     ///
     /// [`PackedError`].
     pub fn from_gptq(shape: [usize; 2], parts: GptqParts) -> Result<Self, PackedError> {
-        Ok(Self { shape, storage: Arc::new(Storage::Grouped(Grouped::from_gptq(shape, parts)?)) })
+        Ok(Self::new(shape, Storage::Grouped(Grouped::from_gptq(shape, parts)?)))
     }
 
     /// A matrix of AWQ.
@@ -91,7 +103,7 @@ impl PackedMatrix {
     ///
     /// [`PackedError`].
     pub fn from_awq(shape: [usize; 2], parts: AwqParts) -> Result<Self, PackedError> {
-        Ok(Self { shape, storage: Arc::new(Storage::Grouped(Grouped::from_awq(shape, parts)?)) })
+        Ok(Self::new(shape, Storage::Grouped(Grouped::from_awq(shape, parts)?)))
     }
 
     /// Packs finite values `[rows, columns]`, row-major.
@@ -115,6 +127,16 @@ impl PackedMatrix {
         }
     }
 
+    /// The same matrix, whose products widen it to `precision`. Without this, it is [`Precision::F32`].
+    pub fn with_precision(self, precision: Precision) -> Self {
+        Self { precision, ..self }
+    }
+
+    /// What products widen it to.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
     /// The format.
     pub fn format(&self) -> PackedFormat {
         match &*self.storage {
@@ -135,7 +157,7 @@ impl PackedMatrix {
         match &*self.storage {
             Storage::Blocks { bytes, .. } => bytes.len(),
             Storage::FourBit(parts) => parts.byte_count(),
-            Storage::F16(values) => 2 * values.len(),
+            Storage::F16(bytes) => bytes.len(),
             Storage::Grouped(grouped) => grouped.byte_count(),
         }
     }
@@ -165,9 +187,12 @@ impl PackedMatrix {
                     widen_blocks(*format, &bytes[row * row_bytes..][..row_bytes], columns.start, values);
                 }
                 Storage::FourBit(parts) => parts.widen(row * all_columns + columns.start, values),
-                Storage::F16(stored) => {
-                    let stored = &stored[row * all_columns + columns.start..];
-                    values.iter_mut().zip(stored).for_each(|(value, stored)| *value = stored.to_f32());
+                Storage::F16(bytes) => {
+                    let stored = bytes[2 * (row * all_columns + columns.start)..].as_chunks().0;
+                    values
+                        .iter_mut()
+                        .zip(stored)
+                        .for_each(|(value, bytes)| *value = f16::from_le_bytes(*bytes).to_f32());
                 }
                 Storage::Grouped(grouped) => grouped.widen(row, all_rows, columns.start, values),
             }
@@ -195,14 +220,6 @@ impl PackedMatrix {
         match &*self.storage {
             Storage::Blocks { format, bytes } => Some((*format, bytes)),
             Storage::FourBit(_) | Storage::F16(_) | Storage::Grouped(_) => None,
-        }
-    }
-
-    /// The values row by row, if the matrix is stored in f16.
-    pub fn f16(&self) -> Option<&[f16]> {
-        match &*self.storage {
-            Storage::F16(values) => Some(values),
-            Storage::Blocks { .. } | Storage::FourBit(_) | Storage::Grouped(_) => None,
         }
     }
 }
