@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use sorsa_adapter::PackedFormat;
 use sorsa_checkpoint::{ModelSource, WeightFormat, gguf_file_of, hub};
 use sorsa_data::{EncodeOptions, Encoder, PromptTemplate, TemplateName, TextTokenizer, TurnEnd};
 use sorsa_models::{CausalLm, ModelConfig, float_dtype};
@@ -26,6 +27,8 @@ pub struct LoadedModel {
     pub model: CausalLm,
     /// The tokenizer.
     pub tokenizer: Arc<TextTokenizer>,
+    /// What its user should know about its weights, a sentence each.
+    pub notes: Vec<String>,
 }
 
 /// The format of this name, if models compute with weights in it.
@@ -47,8 +50,9 @@ impl LoadedModel {
     pub fn load(name: &str, format: WeightFormat, host: &Host) -> Result<Self, ExperimentError> {
         let folder = model_folder(name, &host.sources)?;
         let tokenizer = Arc::new(read_tokenizer(&folder)?);
-        let model = CausalLm::load(&folder, format, &host.device)?;
-        Ok(Self { name: name.to_owned(), folder, model, tokenizer })
+        let source = host.sources.open(&folder)?;
+        let model = CausalLm::load_from(&source, format, &host.device)?;
+        Ok(Self { name: name.to_owned(), folder, model, tokenizer, notes: Vec::from_iter(source.packing_note()) })
     }
 
     /// Attaches the adapter in `folder`, or in the run at `folder`. Whatever is odd about it is told to the observer.
@@ -127,6 +131,18 @@ pub fn config_of_run(adapter: &Path) -> Result<Table, ExperimentError> {
     match recipe_of_run(adapter) {
         Some(recipe) => Ok(Recipe::read(&recipe)?.model.config),
         None => Ok(Table::new()),
+    }
+}
+
+/// The format that the run of the adapter packs its model in.
+///
+/// # Errors
+///
+/// A recipe that cannot be read.
+pub fn quantize_of_run(adapter: &Path) -> Result<Option<PackedFormat>, ExperimentError> {
+    match recipe_of_run(adapter) {
+        Some(recipe) => Ok(Recipe::read(&recipe)?.model.quantize),
+        None => Ok(None),
     }
 }
 

@@ -121,6 +121,13 @@ impl Folder {
         is_grouped && self.checkpoint.to_f32(name).is_ok_and(|values| values.iter().all(|value| *value == 0.0))
     }
 
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        match self.packed.get(name) {
+            Some(tensor) => Some(tensor.shape()),
+            None => self.checkpoint.info(name).map(|info| info.shape.as_slice()),
+        }
+    }
+
     pub fn stored(&self, name: &str) -> Option<Stored> {
         match self.packed.get(name) {
             Some(tensor) => Some(Stored::Packed(tensor.format())),

@@ -4,6 +4,7 @@ mod error;
 mod folder;
 mod four_bit;
 mod grouped;
+mod packing;
 mod place;
 mod quantization;
 
@@ -19,7 +20,8 @@ pub(crate) use self::quantization::Quantization;
 use crate::config::{CONFIG_FILE, read_folder};
 use crate::gguf::{GgufModel, GgufType};
 use crate::weights::{
-    Checkpoint, Differences, Dtype, Expected, GENERATION_CONFIG, HEADS, Number, Numbers, TOKENIZER_FILES,
+    Checkpoint, Differences, Dtype, Expected, GENERATION_CONFIG, HEADS, Number, Numbers, TOKENIZER_FILES, widened,
+    widened_transposed,
 };
 use crate::{ConfigError, ModelConfig, TensorFormats, WeightFormat};
 
@@ -52,6 +54,8 @@ pub struct ModelSource {
     path: PathBuf,
     config: ModelConfig,
     files: Files,
+    /// The format that dense linear layers are packed in.
+    packing: Option<PackedFormat>,
 }
 
 #[derive(Debug)]
@@ -89,7 +93,7 @@ impl ModelSource {
                 (config, Files::Folder(Folder::open(&folder, quantization.as_ref())?))
             }
         };
-        let mut source = Self { path: path.to_owned(), config, files };
+        let mut source = Self { path: path.to_owned(), config, files, packing: None };
         source.config.tie_word_embeddings &= source.head_is_embedding()?;
         Ok(source)
     }
@@ -112,11 +116,25 @@ impl ModelSource {
         }
     }
 
-    /// How a tensor is stored; nothing if there is no such tensor.
+    /// How a tensor is stored, or packed while it is read; nothing if there is no such tensor.
     pub fn stored(&self, name: &str) -> Option<Stored> {
+        let packing = self.packing.and_then(|_| self.packing_of(&self.tensor(name)?));
+        packing.map(Stored::Packed).or_else(|| self.stored_in_files(name))
+    }
+
+    /// Name and shape of a tensor, if it is there.
+    fn tensor(&self, name: &str) -> Option<Expected> {
+        let shape = match &self.files {
+            Files::Folder(folder) => folder.shape(name)?,
+            Files::Gguf(model) => model.shape(name)?,
+        };
+        Some(Expected::new(name, shape))
+    }
+
+    fn stored_in_files(&self, name: &str) -> Option<Stored> {
         match &self.files {
             Files::Folder(folder) => folder.stored(name),
-            Files::Gguf(model) => match (model.dtype(name)?, model.is_matrix(name)) {
+            Files::Gguf(model) => match (model.dtype(name)?, model.shape(name)?.len() == 2) {
                 (GgufType::Plain(WeightFormat::F16), true) => Some(Stored::Packed(PackedFormat::F16)),
                 (GgufType::Plain(format), _) => Some(Stored::Dense(format.into())),
                 (GgufType::Blocks(format), true) => Some(Stored::Packed(PackedFormat::Blocks(format))),
@@ -141,12 +159,17 @@ impl ModelSource {
         }
     }
 
-    /// The matrix `[d_out, d_in]` as it is packed in the files; nothing if the tensor is dense.
+    /// The matrix `[d_out, d_in]` as it is packed in the files, or by [`with_packing`](Self::with_packing); nothing if the tensor is dense.
     ///
     /// # Errors
     ///
     /// [`SourceError`] of a tensor that is not there or cannot be read, or whose scales are not finite.
     pub fn packed(&self, name: &str) -> Result<Option<PackedMatrix>, SourceError> {
+        if let Some(tensor) = self.packing.and_then(|_| self.tensor(name))
+            && let Some(format) = self.packing_of(&tensor)
+        {
+            return self.pack(&tensor, format).map(Some);
+        }
         match &self.files {
             Files::Folder(folder) => folder.packed(name),
             Files::Gguf(model) => Ok(model.packed(name)?),
@@ -159,6 +182,16 @@ impl ModelSource {
     ///
     /// [`SourceError`] of a tensor that is not there or cannot be read, or that is to be transposed and no matrix.
     pub fn numbers<T: Number>(&self, name: &str, transposed: bool) -> Result<Numbers<T>, SourceError> {
+        if let Some(tensor) = self.packing.and_then(|_| self.tensor(name))
+            && let Some(format) = self.packing_of(&tensor)
+        {
+            let matrix = self.pack(&tensor, format)?;
+            return Ok(if transposed { widened_transposed(&matrix) } else { widened(&matrix) });
+        }
+        self.numbers_in_files(name, transposed)
+    }
+
+    fn numbers_in_files<T: Number>(&self, name: &str, transposed: bool) -> Result<Numbers<T>, SourceError> {
         match &self.files {
             Files::Folder(folder) => folder.numbers(name, transposed),
             Files::Gguf(model) => Ok(model.numbers(name, transposed)?),
@@ -206,7 +239,7 @@ impl ModelSource {
     /// The formats in which a dense copy of the model is stored if nobody names one: each dense tensor's own, and for packed ones that of
     /// most dense numbers.
     pub fn dense_formats(&self) -> TensorFormats {
-        let dense = self.tensors().into_iter().filter_map(|tensor| match self.stored(&tensor.name)? {
+        let dense = self.tensors().into_iter().filter_map(|tensor| match self.stored_in_files(&tensor.name)? {
             Stored::Dense(dtype) => Some((tensor, dtype)),
             Stored::Packed(_) => None,
         });

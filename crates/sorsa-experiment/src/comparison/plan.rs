@@ -218,7 +218,7 @@ impl ComparisonPlan {
         observer: &mut dyn Observer,
         sets_eval_every: bool,
     ) -> Result<(), ExperimentError> {
-        let folder = model_folder(&self.common.model.path, &host.sources.with_config(&self.common.model.config))?;
+        let folder = model_folder(&self.common.model.path, &host.sources.for_model(&self.common.model))?;
         let config = ModelConfig::read(&folder)?;
         for (index, row) in self.rows.iter().enumerate() {
             self.parameters = TrainingShape::new(&self.base.with(&row.fields)?, &config, host)?.parameters;

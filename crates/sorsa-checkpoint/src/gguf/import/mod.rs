@@ -89,9 +89,9 @@ impl GgufModel {
         self.file.info(&self.tensors.get(name)?.name)?.dtype()
     }
 
-    /// Whether a tensor of the model's folder is a matrix.
-    pub(crate) fn is_matrix(&self, name: &str) -> bool {
-        self.tensors.get(name).is_some_and(|planned| planned.source.shape.len() == 2)
+    /// The shape of a tensor of the model's folder, if there is such a tensor.
+    pub(crate) fn shape(&self, name: &str) -> Option<&[usize]> {
+        Some(&self.tensors.get(name)?.source.shape)
     }
 
     /// The values of a tensor of the model's folder, row-major.
