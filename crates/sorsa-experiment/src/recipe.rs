@@ -450,6 +450,7 @@ fn take_unknown_names(table: &mut Table) -> Vec<String> {
     take("svd", "algorithm", "svd.algorithm", "auto, exact, block-krylov or gram", is_a::<Algorithm>);
     take("model", "dtype", "dtype", "f32 or bf16", is_computed_with);
     let packed = PackedFormat::packable().map(PackedFormat::name).collect::<Vec<_>>().join(", ");
+    let packed = format!("one of {packed}");
     take("model", "quantize", "format", &packed, is_packable);
     take("data", "template", "data.template", &templates, is_a::<TemplateName>);
     faults
