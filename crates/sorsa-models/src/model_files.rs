@@ -1,6 +1,6 @@
 //! A model's folder: `config.json`, weights; read tensor by tensor, written the same way.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use burn::module::{ModuleMapper, ModuleVisitor, Param};
@@ -82,6 +82,14 @@ impl CausalLm {
         }
     }
 
+    /// The tensors of the model as a checkpoint has them. The model must be plain.
+    pub fn tensors(&self) -> ModelTensors {
+        let mut handles = Handles { walk: Walk::default(), found: BTreeMap::new() };
+        self.visit(&mut handles);
+        let expected = Parameter::all(self).iter().map(Parameter::expected).collect();
+        ModelTensors { expected, handles: handles.found }
+    }
+
     /// Writes `model.safetensors` (or shards) and `config.json` into `folder`. The model must be plain: merged and
     /// without autodiff.
     ///
@@ -107,15 +115,39 @@ impl CausalLm {
         let formats = formats.into();
         let mut config = self.config().to_json();
         config["torch_dtype"] = formats.usual.torch_name().into();
-        let mut handles = Handles { walk: Walk::default(), found: BTreeMap::new() };
-        self.visit(&mut handles);
-        let expected: Vec<Expected> = Parameter::all(self).iter().map(Parameter::expected).collect();
-        CheckpointWriter::new(folder, formats).write(&expected, |tensor| {
-            let values = handles.found[&tensor.name].values();
-            watch(&tensor.name, &values)?;
+        let tensors = self.tensors();
+        let expected = tensors.expected();
+        if let Some(quantization) = formats.quantization_config(expected) {
+            config["quantization_config"] = quantization;
+        }
+        let mut watched = BTreeSet::new();
+        CheckpointWriter::new(folder, formats).write(expected, |tensor| {
+            let values = tensors.values(&tensor.name).expect("a tensor of the model");
+            // A packed tensor is asked for twice.
+            if watched.insert(tensor.name.clone()) {
+                watch(&tensor.name, &values)?;
+            }
             Ok::<_, WeightsError>(values)
         })?;
         Ok(write_atomic(folder.join("config.json"), format!("{config:#}"))?)
+    }
+}
+
+/// The tensors of a model as a checkpoint has them.
+pub struct ModelTensors {
+    expected: Vec<Expected>,
+    handles: BTreeMap<String, Handle>,
+}
+
+impl ModelTensors {
+    /// Names and shapes, in the order of a checkpoint.
+    pub fn expected(&self) -> &[Expected] {
+        &self.expected
+    }
+
+    /// The values of a tensor, row-major, f32; nothing if there is no such tensor.
+    pub fn values(&self, name: &str) -> Option<Vec<f32>> {
+        Some(self.handles.get(name)?.values())
     }
 }
 

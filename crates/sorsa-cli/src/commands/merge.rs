@@ -5,14 +5,18 @@ use std::path::Path;
 
 use anyhow::Context;
 use burn::prelude::Device;
-use sorsa_checkpoint::weights::{Checkpoint, GENERATION_CONFIG, ModelFolder, TOKENIZER_FILES, WeightsError};
-use sorsa_checkpoint::{TensorFormats, WeightFormat};
-use sorsa_models::CausalLm;
+use sorsa_checkpoint::gguf::{self, GgufError};
+use sorsa_checkpoint::weights::{Checkpoint, Expected, GENERATION_CONFIG, ModelFolder, TOKENIZER_FILES, WeightsError};
+use sorsa_checkpoint::{TensorContent, TensorFormats};
+use sorsa_kernels::BlockFormat;
+use sorsa_kernels::packed::PackedFormat;
+use sorsa_models::{CausalLm, ModelTensors};
 
 use crate::args::MergeArgs;
 use crate::device;
 use crate::exit::{OrBadInput, bad_input};
 use crate::format::print;
+use crate::output_type::{FolderType, OutputType};
 use crate::session::{self, NamedModel, model_of_run, warn};
 
 /// The part of an adapter's change that may be lost in rounding without a word.
@@ -26,7 +30,8 @@ pub fn run(args: &MergeArgs) -> anyhow::Result<()> {
     };
     session::set_config(&args.config, Some(&args.adapter))?;
     session::check_asked(args.model.as_deref(), &model)?;
-    write_merged(&model, Some(&args.adapter), &args.out, args.dtype, &device)?;
+    let dtype = args.dtype.map(OutputType::of_folder).transpose()?;
+    write_merged(&model, Some(&args.adapter), &args.out, dtype, &device)?;
     print(format_args!("merged model in {}", args.out.display()))
 }
 
@@ -36,7 +41,7 @@ pub fn write_merged(
     name: &str,
     adapter: Option<&Path>,
     out: &Path,
-    dtype: Option<WeightFormat>,
+    dtype: Option<FolderType>,
     device: &Device,
 ) -> anyhow::Result<()> {
     // Before the work, and again after it.
@@ -45,18 +50,25 @@ pub fn write_merged(
     if is_same_folder(&named.folder, out) {
         return Err(bad_input(format!("--out {} is the model's own folder", out.display())));
     }
+    let stored =
+        || Checkpoint::open(&named.folder).map(|checkpoint| TensorFormats::stored_in(&checkpoint)).or_bad_input();
     let formats = match dtype {
-        Some(format) => format.into(),
-        None => TensorFormats::stored_in(&Checkpoint::open(&named.folder).or_bad_input()?),
+        Some(FolderType::Plain(format)) => format.into(),
+        Some(FolderType::FourBit(format)) => {
+            let tensors = named.model.tensors().expected().to_vec();
+            stored()?.with_linear_layers_in_four_bit(tensors, format)
+        }
+        None => stored()?,
     };
     let merged = Merged::of(named, adapter)?;
     let new = ModelFolder::create(out).or_bad_input()?;
-    let loss = merged.save(new.path(), &formats, |name, values, _| match formats.of(name) {
-        WeightFormat::F32 => None,
-        format => Some(format.rounded(values)),
-    })?;
+    let loss = merged.save(new.path(), &formats)?;
     new.commit()?;
-    warn_of_loss(loss, formats.usual.name());
+    let format = match dtype {
+        Some(FolderType::FourBit(format)) => PackedFormat::from(format).name(),
+        Some(FolderType::Plain(_)) | None => formats.usual.name(),
+    };
+    warn_of_loss(loss, format);
     Ok(())
 }
 
@@ -84,19 +96,23 @@ impl Merged {
         Ok(Self { base, model: attached.merge().0, changed })
     }
 
-    /// Writes the model into the folder `out`, with copies of the files that a runtime needs. `round` gives the numbers of a
-    /// tensor, by its name and shape, as they are stored in the end, if that is not f32. Returns which part of the adapter's
-    /// change is lost by that, in the Frobenius norm.
-    pub fn save(
-        &self,
-        out: &Path,
-        formats: &TensorFormats,
-        round: impl Fn(&str, &[f32], &[usize]) -> Option<Vec<f32>>,
-    ) -> anyhow::Result<f64> {
+    /// Whether the adapter changes the tensor.
+    pub fn is_changed(&self, name: &str) -> bool {
+        self.changed.contains(name)
+    }
+
+    /// The merged tensors, which are compared with the original ones while they are read.
+    pub fn watched(&self) -> WatchedTensors<'_> {
+        WatchedTensors { merged: self, tensors: self.model.tensors(), change: 0.0 }
+    }
+
+    /// Writes the model into the folder `out`, with copies of the files that a runtime needs. Returns which part of the adapter's
+    /// change is lost by the formats, in the Frobenius norm.
+    pub fn save(&self, out: &Path, formats: &TensorFormats) -> anyhow::Result<f64> {
         let (mut lost, mut change) = (0.0, 0.0);
         self.model.save_watched(out, formats.clone(), |name, merged| -> Result<(), WeightsError> {
-            let Some(info) = self.base.info(name).filter(|_| self.changed.contains(name)) else { return Ok(()) };
-            let Some(rounded) = round(name, merged, &info.shape) else { return Ok(()) };
+            let Some(info) = self.base.info(name).filter(|_| self.is_changed(name)) else { return Ok(()) };
+            let Some(rounded) = formats.rounded(name, merged, &info.shape) else { return Ok(()) };
             let before = self.base.to_f32(name)?;
             lost += squares(&rounded, merged);
             change += squares(merged, &before);
@@ -109,8 +125,50 @@ impl Merged {
                 std::fs::copy(&from, out.join(name)).with_context(|| format!("cannot copy {}", from.display()))?;
             }
         }
-        Ok(if change == 0.0 { 0.0 } else { (lost / change).sqrt() })
+        Ok(part(lost, change))
     }
+}
+
+/// The tensors of a merged model, one at a time.
+pub struct WatchedTensors<'a> {
+    merged: &'a Merged,
+    tensors: ModelTensors,
+    /// `||merged - original||^2` of those that were read.
+    change: f64,
+}
+
+impl WatchedTensors<'_> {
+    /// Which part of the adapter's change is lost, if the squares of the errors of the changed tensors add up to `lost`.
+    pub fn loss(&self, lost: f64) -> f64 {
+        part(lost, self.change)
+    }
+}
+
+impl gguf::ModelTensors for WatchedTensors<'_> {
+    fn ties_embeddings(&self) -> bool {
+        self.merged.model.config().tie_word_embeddings
+    }
+
+    fn packed_format(&self, _name: &str) -> Option<BlockFormat> {
+        None
+    }
+
+    fn content(&mut self, tensor: &Expected) -> Result<TensorContent, GgufError> {
+        let name = &tensor.name;
+        let Some(values) = self.tensors.values(name) else {
+            let faults = vec![format!("there is no tensor `{name}`")];
+            return Err(GgufError::Unsupported { folder: self.merged.base.dir().to_owned(), faults });
+        };
+        if tensor.shape.len() > 1 && self.merged.is_changed(name) {
+            self.change += squares(&values, &self.merged.base.to_f32(name)?);
+        }
+        Ok(values.into())
+    }
+}
+
+/// `sqrt(lost / change)`; 0 if nothing changed.
+fn part(lost: f64, change: f64) -> f64 {
+    if change == 0.0 { 0.0 } else { (lost / change).sqrt() }
 }
 
 /// `||a - b||^2`.
