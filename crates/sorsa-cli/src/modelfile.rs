@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use sorsa_checkpoint::gguf::{GgufFile, Value};
 use sorsa_data::{Around, SystemPlace, TextTokenizer, TurnEnd, Turns};
 use sorsa_files::write_atomic;
 
@@ -26,15 +27,25 @@ pub fn write(folder: &Path, gguf: &Path) -> anyhow::Result<Written> {
     }
     let name = gguf.file_name().unwrap_or_default().to_string_lossy();
     let (text, notes) = match TextTokenizer::from_dir(folder) {
-        Ok(tokenizer) => text(&name, &tokenizer),
+        Ok(tokenizer) => text(&name, &tokenizer, &begin_token(gguf, &tokenizer)),
         Err(_) => (format!("{MARK}\nFROM ./{name}\n"), Vec::new()),
     };
     write_atomic(&file, text)?;
     Ok(Written { file: Some(file), notes })
 }
 
-/// The text of the file for the GGUF file `name`, and notes.
-fn text(name: &str, tokenizer: &TextTokenizer) -> (String, Vec<String>) {
+/// The token that programs put before every text by the word of the GGUF file; empty if they put none.
+fn begin_token(gguf: &Path, tokenizer: &TextTokenizer) -> String {
+    let Ok(file) = GgufFile::open(gguf) else { return String::new() };
+    let id = match file.get("tokenizer.ggml.add_bos_token") {
+        Some(Value::Bool(true)) => file.get("tokenizer.ggml.bos_token_id").and_then(Value::as_u64),
+        _ => None,
+    };
+    id.and_then(|id| tokenizer.token_text(u32::try_from(id).ok()?)).unwrap_or_default()
+}
+
+/// The text of the file for the GGUF file `name`, and notes. `begin` is the token that programs put before every text.
+fn text(name: &str, tokenizer: &TextTokenizer, begin: &str) -> (String, Vec<String>) {
     let mut text = format!("{MARK}\nFROM ./{name}\n");
     let mut notes = Vec::new();
     let mut stops: Vec<String> = tokenizer.stops().iter().filter_map(|id| tokenizer.token_text(*id)).collect();
@@ -44,8 +55,7 @@ fn text(name: &str, tokenizer: &TextTokenizer) -> (String, Vec<String>) {
             Some(TurnEnd::Text(end)) => stops.push(end),
             Some(TurnEnd::Nothing) | None => {}
         }
-        let begin = tokenizer.before().first().and_then(|id| tokenizer.token_text(*id)).unwrap_or_default();
-        let turns = Turns::of(template, &begin);
+        let turns = Turns::of(template, begin);
         match turns.as_ref().and_then(go_template) {
             Some(template) => {
                 text.push_str(&format!("TEMPLATE \"\"\"{template}\"\"\"\n"));
