@@ -19,6 +19,7 @@ pub mod gguf;
 pub mod hub;
 mod message;
 mod rope;
+mod source;
 mod tensor_content;
 mod weight_format;
 pub mod weights;
@@ -29,5 +30,6 @@ pub use config::{
 };
 pub use families::Family;
 pub use rope::{Frequencies, LongRope, Rope, RopeScaling, Yarn};
+pub use source::{ModelSource, SourceError, Stored};
 pub use tensor_content::TensorContent;
 pub use weight_format::{FourBitFormat, TensorFormats, UnknownFormat, WeightFormat};

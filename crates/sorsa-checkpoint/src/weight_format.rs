@@ -141,7 +141,7 @@ impl FourBitFormat {
             PackedFormat::FourBit { book, double_quantization } => {
                 Some(Self { book, double_quantization, block: four_bit::BLOCK })
             }
-            PackedFormat::Blocks(_) => None,
+            _ => None,
         }
     }
 
@@ -160,7 +160,7 @@ impl From<FourBitFormat> for PackedFormat {
 /// The format of each tensor of a checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TensorFormats {
-    /// The format of most numbers, which `config.json` names. Other programs widen packed matrices to it.
+    /// The format of most numbers, which `config.json` names.
     pub usual: WeightFormat,
     /// Tensors with another format, by name.
     pub others: BTreeMap<String, WeightFormat>,

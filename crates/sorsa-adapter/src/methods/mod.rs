@@ -6,6 +6,7 @@ use burn::tensor::FloatDType;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sorsa_linalg::LinalgError;
+use sorsa_ops::WeightOperand;
 
 use crate::factors::{Factor, FactorSet};
 use crate::method::{FactoredDefinition, FactoredMethod, LowRank, StartsFrom, WholeDefinition, WholeMethod};
@@ -204,7 +205,13 @@ macro_rules! methods {
             /// - base, the frozen weight: `[d_in, d_out]`
             /// - bias: `[d_out]`
             /// - result: `[.., d_out]`
-            pub fn forward<const D: usize>(&self, x: Tensor<D>, base: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<D> {
+            pub fn forward<const D: usize>(
+                &self,
+                x: Tensor<D>,
+                base: impl Into<WeightOperand>,
+                bias: Option<Tensor<1>>,
+            ) -> Tensor<D> {
+                let base = base.into();
                 match self {
                     $(Self::$name(inner) => inner.forward(x, base, bias),)+
                 }

@@ -3,7 +3,7 @@
 use safetensors::Dtype;
 use serde_json::json;
 use sorsa_kernels::four_bit::NESTED_BLOCK;
-use sorsa_kernels::packed::{BlockScales, PackedMatrix};
+use sorsa_kernels::packed::{BlockScales, PackedMatrix, RoundedTo};
 
 use super::Expected;
 use crate::weight_format::{FourBitFormat, WeightFormat};
@@ -57,11 +57,11 @@ pub(super) fn parts(tensor: &Expected, format: FourBitFormat) -> Vec<Part> {
 }
 
 impl Part {
-    /// Its bytes, for a matrix in 4 bits that other programs widen to `dtype`.
-    pub fn bytes(&self, matrix: &PackedMatrix, dtype: WeightFormat) -> Vec<u8> {
+    /// Its bytes, for a matrix in 4 bits.
+    pub fn bytes(&self, matrix: &PackedMatrix) -> Vec<u8> {
         let packed = matrix.four_bit().expect("a matrix in 4 bits");
         match (self.kind, &packed.scales) {
-            (Kind::Codes, _) => packed.codes.clone(),
+            (Kind::Codes, _) => packed.codes.to_vec(),
             (Kind::Book, _) => floats(&packed.values),
             (Kind::Scales, BlockScales::Single(scales)) => floats(scales),
             (Kind::Scales, BlockScales::Nested(nested)) => nested.codes.clone(),
@@ -69,6 +69,11 @@ impl Part {
             (Kind::NestedBook, BlockScales::Nested(nested)) => floats(&nested.book),
             (Kind::NestedScales | Kind::NestedBook, BlockScales::Single(_)) => Vec::new(),
             (Kind::State, scales) => {
+                let dtype = match packed.rounded_to {
+                    RoundedTo::F32 => WeightFormat::F32,
+                    RoundedTo::F16 => WeightFormat::F16,
+                    RoundedTo::Bf16 => WeightFormat::Bf16,
+                };
                 let mut state = json!({
                     "quant_type": packed.book.name(), "blocksize": packed.block, "dtype": dtype.torch_name(),
                     "shape": matrix.shape(),

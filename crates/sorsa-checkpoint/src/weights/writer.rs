@@ -88,7 +88,7 @@ impl CheckpointWriter {
                     Some(format) => {
                         let packed = packed(tensor, *format, content)?;
                         for part in parts.iter().filter_map(|entry| entry.part.as_ref()) {
-                            file.write(&part.bytes(&packed, self.formats.usual))?;
+                            file.write(&part.bytes(&packed))?;
                         }
                     }
                 }
