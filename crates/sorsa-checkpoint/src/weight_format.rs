@@ -12,7 +12,8 @@ use serde_json::{Value as Json, json};
 use sorsa_kernels::four_bit::{self, CodeBook};
 use sorsa_kernels::packed::{PackedFormat, PackedMatrix};
 
-use crate::weights::{Checkpoint, Expected};
+use crate::weights::Expected;
+use crate::{ModelSource, Stored};
 
 /// Numbers that one task encodes.
 const CHUNK: usize = 1 << 16;
@@ -169,16 +170,20 @@ pub struct TensorFormats {
 }
 
 impl TensorFormats {
-    /// The formats of the tensors as a checkpoint stores them; f32 for those that are stored in any other.
-    pub fn stored_in(checkpoint: &Checkpoint) -> Self {
-        let infos = || checkpoint.names().filter_map(|name| Some((name, checkpoint.info(name)?)));
-        let mut formats: BTreeMap<String, WeightFormat> =
-            infos().map(|(name, info)| (name.to_owned(), WeightFormat::nearest(info.dtype))).collect();
-        let count = |format: &WeightFormat| -> usize {
-            let of_format = infos().filter(|(_, info)| WeightFormat::nearest(info.dtype) == *format);
-            of_format.map(|(_, info)| info.shape.iter().product::<usize>()).sum()
-        };
-        let usual = WeightFormat::ALL.into_iter().max_by_key(count).unwrap_or(WeightFormat::F32);
+    /// The formats of the tensors as a model's files store them; f32 for those that are packed or stored in any other.
+    pub fn stored_in(source: &ModelSource) -> Self {
+        let mut formats = BTreeMap::new();
+        let mut counts = [0; WeightFormat::ALL.len()];
+        for Expected { name, shape } in source.tensors() {
+            let format = match source.stored(&name) {
+                Some(Stored::Dense(dtype)) => WeightFormat::nearest(dtype),
+                Some(Stored::Packed(_)) | None => WeightFormat::F32,
+            };
+            counts[format as usize] += shape.iter().product::<usize>();
+            formats.insert(name, format);
+        }
+        let usual = WeightFormat::ALL.into_iter().max_by_key(|format| counts[*format as usize]);
+        let usual = usual.unwrap_or(WeightFormat::F32);
         formats.retain(|_, format| *format != usual);
         Self { usual, others: formats, four_bit: BTreeMap::new() }
     }

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use serde_json::{Value as Json, json};
 use sorsa_checkpoint::gguf::{
-    Array, ExportOptions, Fallback, FileType, GgufError, GgufFile, GgufModel, GgufTensor, GgufType, GgufWriter, LoraModule,
-    Mixture, ModelTensors, Value, export_adapter, export_model, export_tensors,
+    Array, ExportOptions, Fallback, FileType, GgufError, GgufFile, GgufModel, GgufTensor, GgufType, GgufWriter,
+    LoraModule, Mixture, ModelTensors, Value, export_adapter, export_model, export_tensors,
 };
 use sorsa_checkpoint::weights::{Checkpoint, CheckpointWriter, Expected, ModelFolder, WeightsError};
 use sorsa_checkpoint::{ModelConfig, TensorContent, WeightFormat};
@@ -253,7 +253,8 @@ fn a_mixture_has_more_bits_in_some_blocks_and_says_what_it_loses() {
     assert_eq!(file.get("general.file_type").and_then(Value::as_u64), Some(15));
     let dtype = |name: &str| file.info(name).unwrap().dtype().unwrap().to_string();
     // The last of two blocks has more bits. Rows of 64 values, those of the feed-forward layers' outputs, are no blocks of 256.
-    let found = ["token_embd", "output", "blk.0.attn_v", "blk.1.attn_v", "blk.0.ffn_up", "blk.0.ffn_down", "blk.1.ffn_down"];
+    let found =
+        ["token_embd", "output", "blk.0.attn_v", "blk.1.attn_v", "blk.0.ffn_up", "blk.0.ffn_down", "blk.1.ffn_down"];
     let found = found.map(|name| dtype(&format!("{name}.weight")));
     assert_eq!(found, ["q4_k", "q6_k", "q4_k", "q6_k", "q4_k", "q5_0", "q8_0"]);
     let fallback = |tensor: &str, asked, stored| Fallback {
@@ -291,12 +292,12 @@ impl ModelTensors for Packed {
         false
     }
 
-    fn packed_format(&self, name: &str) -> Option<BlockFormat> {
+    fn packed_format(&self, name: &str, _asked: GgufType) -> Option<BlockFormat> {
         name.contains("_proj.weight").then_some(self.0).filter(|_| !name.contains("gate"))
     }
 
     fn content(&mut self, tensor: &Expected) -> Result<TensorContent, GgufError> {
-        Ok(match self.packed_format(&tensor.name) {
+        Ok(match self.packed_format(&tensor.name, GgufType::F16) {
             Some(_) => self.matrix(tensor).unwrap().into(),
             None => random(&tensor.name, tensor.shape.iter().product()).into(),
         })
@@ -319,13 +320,13 @@ fn packed_matrices_keep_their_blocks_whatever_type_is_asked_for() {
     assert!(report.errors.iter().all(|error| error.dtype == GgufType::F16));
     // The same values from a folder.
     let values = |tensor: &Expected| -> Result<Vec<f32>, WeightsError> {
-        let packed = source.packed_format(&tensor.name).and_then(|_| source.matrix(tensor));
+        let packed = source.packed_format(&tensor.name, GgufType::F16).and_then(|_| source.matrix(tensor));
         Ok(packed.map_or_else(|| random(&tensor.name, tensor.shape.iter().product()), |matrix| matrix.to_f32()))
     };
     CheckpointWriter::new(folder.path(), WeightFormat::F32).write(&tensors, values).unwrap();
     export_model(folder.path(), &widened, GgufType::F32).unwrap();
     let (packed, widened) = (GgufFile::open(&packed).unwrap(), GgufFile::open(&widened).unwrap());
-    for tensor in tensors.iter().filter(|tensor| source.packed_format(&tensor.name).is_some()) {
+    for tensor in tensors.iter().filter(|tensor| source.packed_format(&tensor.name, GgufType::F16).is_some()) {
         let name = renamed(&tensor.name);
         assert_eq!(packed.info(&name).unwrap().dtype(), Some(GgufType::Blocks(BlockFormat::Q4_1)), "{name}");
         assert_eq!(packed.to_f32(&name).unwrap(), widened.to_f32(&name).unwrap(), "{name}");

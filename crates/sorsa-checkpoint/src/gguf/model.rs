@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use sorsa_kernels::BlockFormat;
+use sorsa_kernels::packed::PackedMatrix;
 
 use super::packing_error::relative;
 use super::tensors::{Change, Planned, plan};
@@ -50,10 +51,10 @@ pub trait ModelTensors {
     /// Whether the head is the embedding, which says then whether there is a tensor of the head.
     fn ties_embeddings(&self) -> bool;
 
-    /// The blocks in which a matrix is packed. The file keeps them as they are, whatever type is asked for.
-    fn packed_format(&self, name: &str) -> Option<BlockFormat>;
+    /// The blocks of a matrix that is packed already and is to be kept as it is, in a file that would have it as `asked`.
+    fn packed_format(&self, name: &str, asked: GgufType) -> Option<BlockFormat>;
 
-    /// The content of a tensor: a packed matrix if [`packed_format`](Self::packed_format) has a format, its values otherwise.
+    /// The content of a tensor: a packed matrix if [`packed_format`](Self::packed_format) has a format; another is widened.
     ///
     /// # Errors
     ///
@@ -143,7 +144,7 @@ impl ModelTensors for OfFiles {
         self.ties_embeddings
     }
 
-    fn packed_format(&self, _name: &str) -> Option<BlockFormat> {
+    fn packed_format(&self, _name: &str, _asked: GgufType) -> Option<BlockFormat> {
         None
     }
 
@@ -174,10 +175,10 @@ pub fn export_tensors(
     let plan = plan(&translation);
     let (mut tensors, mut fallbacks) = (Vec::new(), Vec::new());
     for Planned { name, source: Expected { name: source_name, shape }, .. } in &plan {
-        let asked = match source.packed_format(source_name) {
-            Some(format) => GgufType::Blocks(format),
-            None => options.file_type.asked(name, &translation),
-        };
+        let mut asked = options.file_type.asked(name, &translation);
+        if let Some(format) = source.packed_format(source_name, asked) {
+            asked = GgufType::Blocks(format);
+        }
         let dtype = asked.for_shape(shape);
         if shape.len() > 1 && dtype != asked {
             fallbacks.push(Fallback { tensor: name.clone(), asked, stored: dtype });
@@ -197,6 +198,9 @@ pub fn export_tensors(
         };
         Ok(match content {
             TensorContent::Values(values) => change.apply(values, rows).into(),
+            TensorContent::Packed(matrix) if !is_stored_as_it_is(&matrix, tensor) => {
+                change.apply(matrix.to_f32(), rows).into()
+            }
             TensorContent::Packed(matrix) => match change.apply_to_rows(&matrix) {
                 Some(matrix) => TensorContent::Packed(matrix),
                 None => return Err(wrong_matrix(tensor, &matrix)),
@@ -229,4 +233,9 @@ pub fn export_tensors(
         errors,
         notes: [translation.notes.clone(), tokenizer.notes].concat(),
     })
+}
+
+/// Whether the matrix is in the type of the file.
+fn is_stored_as_it_is(matrix: &PackedMatrix, tensor: &GgufTensor) -> bool {
+    matrix.blocks().is_some_and(|(format, _)| tensor.dtype == GgufType::Blocks(format))
 }

@@ -3,6 +3,7 @@
 mod error;
 mod folder;
 mod four_bit;
+mod other_files;
 mod place;
 mod quantization;
 

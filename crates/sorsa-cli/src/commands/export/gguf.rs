@@ -28,7 +28,7 @@ pub fn model(name: &str, args: &ExportArgs, device: &Device) -> anyhow::Result<(
         Some(adapter) => {
             let merged = Merged::of(NamedModel::load(name, device)?, Some(adapter))?;
             let name = args.out.file_stem().unwrap_or_default().to_string_lossy();
-            let mut tensors = merged.watched();
+            let mut tensors = merged.tensors();
             let options = ExportOptions::new(file_type).with_name(name);
             let report = export_tensors(&folder, &mut tensors, &args.out, options).or_bad_input()?;
             let lost = report.errors.iter().filter(|error| merged.is_changed(&error.source));
