@@ -173,10 +173,11 @@ pub fn export_tensors(
         false => tokenizer::without_tokenizer(),
     };
     let plan = plan(&translation);
-    let (mut tensors, mut fallbacks) = (Vec::new(), Vec::new());
+    let (mut tensors, mut fallbacks, mut kept) = (Vec::new(), Vec::new(), 0);
     for Planned { name, source: Expected { name: source_name, shape }, .. } in &plan {
         let mut asked = options.file_type.asked(name, &translation);
         if let Some(format) = source.packed_format(source_name, asked) {
+            kept += 1;
             asked = GgufType::Blocks(format);
         }
         let dtype = asked.for_shape(shape);
@@ -207,6 +208,10 @@ pub fn export_tensors(
             },
         })
     };
+    let number = match usual_blocks(&tensors) {
+        Some(format) if kept > 0 => FileType::Uniform(GgufType::Blocks(format)).number(),
+        _ => options.file_type.number(),
+    };
     let mut errors = Vec::new();
     let watch = |tensor: &GgufTensor, values: &[f32], bytes: &[u8]| {
         let source = sources.by_ref().find(|planned| planned.name == tensor.name).map(|planned| &planned.source.name);
@@ -219,7 +224,7 @@ pub fn export_tensors(
         .with("general.architecture", translation.name)
         .with("general.type", "model")
         .with("general.name", name.unwrap_or_else(|| "model".to_owned()))
-        .with("general.file_type", options.file_type.number())
+        .with("general.file_type", number)
         .with("general.quantization_version", 2u32)
         .with_all(translation.metadata())
         .with_all(tokenizer.metadata)
@@ -233,6 +238,15 @@ pub fn export_tensors(
         errors,
         notes: [translation.notes.clone(), tokenizer.notes].concat(),
     })
+}
+
+/// The format of the blocks that hold most numbers.
+fn usual_blocks(tensors: &[GgufTensor]) -> Option<BlockFormat> {
+    let count = |format: &BlockFormat| -> usize {
+        let of_format = tensors.iter().filter(|tensor| tensor.dtype == GgufType::Blocks(*format));
+        of_format.map(|tensor| tensor.shape.iter().product::<usize>()).sum()
+    };
+    BlockFormat::ALL.into_iter().max_by_key(count)
 }
 
 /// Whether the matrix is in the type of the file.

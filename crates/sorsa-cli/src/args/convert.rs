@@ -70,6 +70,14 @@ pub struct ExportArgs {
     /// If absent, the adapter fits the original model
     #[arg(long, conflicts_with = "rank")]
     pub as_trained: bool,
+    /// Write the weights that the adapter is added to, without its part of them, as a model of their own (a folder for peft, a GGUF
+    /// file for gguf-lora), and the adapter for that model. Needed if the rest of the weights was packed again
+    #[arg(long, value_name = "PATH")]
+    pub residual: Option<PathBuf>,
+    /// Storage dtype of the residual, like --dtype [default: packed like it was trained beside; f32 if the files of that kind have no
+    /// such type]
+    #[arg(long, requires = "residual")]
+    pub residual_dtype: Option<OutputType>,
     #[command(flatten)]
     pub config: ConfigArgs,
     #[command(flatten)]

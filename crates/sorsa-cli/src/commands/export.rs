@@ -1,6 +1,8 @@
 //! `sorsa export`: a model or an adapter in the form of another program.
 
+mod described;
 mod gguf;
+mod residual;
 
 use std::path::{Path, PathBuf};
 
@@ -9,13 +11,15 @@ use burn::prelude::Device;
 use sorsa_adapter::HostTensor;
 use sorsa_adapter::author::AuthorExport;
 use sorsa_adapter::peft::{PeftAdapter, PeftExport, PeftForm};
-use sorsa_checkpoint::WeightFormat;
 use sorsa_checkpoint::gguf::GgufType;
 use sorsa_checkpoint::weights::{Checkpoint, CheckpointWriter, Expected, ModelFolder};
+use sorsa_checkpoint::{ModelSource, WeightFormat};
 use sorsa_experiment::adapter::{LoadedAdapter, check_tied};
 use sorsa_experiment::embedded::EMBEDDED;
 use sorsa_files::write_atomic;
 
+use self::described::is_dense_folder;
+use self::residual::{Residual, whole_path};
 use crate::args::{ExportArgs, ExportFormat};
 use crate::commands::merge::write_merged;
 use crate::device;
@@ -106,14 +110,22 @@ fn check(args: &ExportArgs) -> anyhow::Result<()> {
     use ExportFormat::{Gguf, GgufLora, Hf, Peft};
     takes("--rank", args.rank.is_some(), &[Peft, GgufLora])?;
     takes("--as-trained", args.as_trained, &[Peft])?;
+    takes("--residual", args.residual.is_some(), &[Peft, GgufLora])?;
     takes("--dtype", args.dtype.is_some(), &[Hf, Gguf, GgufLora])
 }
 
-/// The adapter in PEFT's form. If it is approximated, prints the error.
+/// The adapter in PEFT's form. Writes the residual that it belongs to if asked for. If the adapter is approximated, prints the error.
 fn peft(trained: &Trained, args: &ExportArgs) -> anyhow::Result<PeftAdapter> {
     let LoadedAdapter { model, saved } = &trained.adapter;
-    let form = if args.as_trained { PeftForm::AsTrained } else { PeftForm::Difference };
-    let (base_model, revision) = base_for_others(&trained.name);
+    let residual = Residual::of(trained)?;
+    Residual::check(residual.as_ref(), args)?;
+    let mut form = if args.as_trained { PeftForm::AsTrained } else { PeftForm::Difference };
+    let (mut base_model, mut revision) = base_for_others(&trained.name);
+    if let (Some(residual), Some(out)) = (residual, &args.residual) {
+        residual.write(out, args)?;
+        form = PeftForm::OfResidual;
+        (base_model, revision) = (Some(whole_path(out)?), None);
+    }
     let options = PeftExport { form, rank: args.rank, base_model, revision };
     let (peft, truncations) = PeftAdapter::from_saved(saved, model, &options).or_bad_input()?;
     if let Some(worst) = truncations.iter().max_by(|a, b| a.relative_error.total_cmp(&b.relative_error)) {
@@ -151,6 +163,11 @@ fn base_for_others(name: &str) -> (Option<String>, Option<String>) {
 fn author(trained: &Trained, out: &Path) -> anyhow::Result<()> {
     let LoadedAdapter { model, saved } = &trained.adapter;
     let export = AuthorExport::new(saved, model, Some(trained.name.clone())).or_bad_input()?;
+    if !is_dense_folder(&ModelSource::open(&trained.folder).or_bad_input()?) {
+        return Err(bad_input(
+            "the author's form has no packed weights: `sorsa merge` writes the model with the adapter",
+        ));
+    }
     let base = Checkpoint::open(&trained.folder).or_bad_input()?;
     let mut expected = Vec::new();
     for name in base.names() {

@@ -5,11 +5,13 @@ use std::path::Path;
 use burn::prelude::Device;
 use sorsa_adapter::HostTensor;
 use sorsa_adapter::peft::PeftAdapter;
+use sorsa_checkpoint::ModelSource;
 use sorsa_checkpoint::gguf::{
     ExportOptions, FileType, GgufType, LoraModule, Report, export_adapter, export_model, export_tensors,
 };
 use sorsa_report::report::bytes;
 
+use super::described::{DescribedFolder, is_dense_folder};
 use crate::args::ExportArgs;
 use crate::commands::merge::{Merged, warn_of_loss};
 use crate::exit::{OrBadInput, bad_input};
@@ -23,20 +25,22 @@ use crate::session::{NamedModel, model_folder};
 pub fn model(name: &str, args: &ExportArgs, device: &Device) -> anyhow::Result<()> {
     let file_type = args.dtype.map_or(Ok(GgufType::F16.into()), OutputType::of_gguf)?;
     let folder = model_folder(name, Style::choose(false))?;
+    let source = ModelSource::open(&folder).or_bad_input()?;
+    let described = DescribedFolder::of(&source, &args.out)?;
     let report = match &args.adapter {
-        None => export_model(&folder, &args.out, file_type).or_bad_input()?,
-        Some(adapter) => {
-            let merged = Merged::of(NamedModel::load(name, device)?, Some(adapter))?;
+        None if is_dense_folder(&source) => export_model(&folder, &args.out, file_type).or_bad_input()?,
+        adapter => {
+            let merged = Merged::of(NamedModel::load(name, device)?, adapter.as_deref())?;
             let name = args.out.file_stem().unwrap_or_default().to_string_lossy();
             let mut tensors = merged.tensors();
             let options = ExportOptions::new(file_type).with_name(name);
-            let report = export_tensors(&folder, &mut tensors, &args.out, options).or_bad_input()?;
+            let report = export_tensors(described.path(), &mut tensors, &args.out, options).or_bad_input()?;
             let lost = report.errors.iter().filter(|error| merged.is_changed(&error.source));
             warn_of_loss(tensors.loss(lost.map(|error| error.error_squares).sum()), &file_type.to_string());
             report
         }
     };
-    let modelfile = modelfile::write(&folder, &args.out)?;
+    let modelfile = modelfile::write(described.path(), &args.out)?;
     for note in report.notes.iter().chain(&modelfile.notes) {
         print(format_args!("note: {note}"))?;
     }
@@ -92,12 +96,14 @@ pub fn adapter(folder: &Path, peft: &PeftAdapter, out: &Path, file_type: FileTyp
             whole.join(", ")
         )));
     }
+    let source = ModelSource::open(folder).or_bad_input()?;
+    let described = DescribedFolder::of(&source, out)?;
     let module = |(path, a, b, scale): (&str, &HostTensor, &HostTensor, f64)| {
         let rank = a.shape[0];
         let alpha = scale * rank as f64;
         LoraModule { path: path.to_owned(), rank, a: a.values.clone(), b: b.values.clone(), alpha }
     };
     let modules: Vec<LoraModule> = peft.matrices().map(module).collect();
-    export_adapter(folder, &modules, out, dtype).or_bad_input()?;
+    export_adapter(described.path(), &modules, out, dtype).or_bad_input()?;
     Ok(())
 }
