@@ -186,6 +186,28 @@ fn arms_and_sweeps_compare_any_field_of_a_recipe() {
     assert!(std::fs::read_to_string(place.path("bench/report.html")).unwrap().contains("Sweep of adapter.alpha"));
 }
 
+#[test]
+fn a_result_that_a_power_failure_emptied_is_made_again() {
+    let place = Place::new();
+    let mut args = ONE_RUN.to_vec();
+    args.extend(["--quiet", "--max-steps", "3", "--test", "data.jsonl", "--set", "eval.problems=2"]);
+    args.extend(["--set", "eval.max_new_tokens=4"]);
+    bench(&place, &args).succeed();
+    let run = runs(&place).remove(0);
+    let measured = files(&run).into_keys().find(|path| {
+        path.file_name().unwrap().to_string_lossy().starts_with("test-") && path.extension().unwrap() == "json"
+    });
+    let measured = measured.unwrap();
+    let found = |results: Value| [results["arms"][0]["loss"].clone(), results["arms"][0]["accuracy"].clone()];
+    let before = found(results(&place));
+    for (path, content) in [(&measured, vec![]), (&run.join("summary.json"), vec![]), (&measured, vec![0; 500])] {
+        std::fs::write(path, content).unwrap();
+        bench(&place, &args).succeed();
+        serde_json::from_slice::<Value>(&std::fs::read(path).unwrap()).unwrap();
+        assert_eq!(found(results(&place)), before, "{}", path.display());
+    }
+}
+
 #[cfg(unix)]
 mod ended {
     use super::*;
