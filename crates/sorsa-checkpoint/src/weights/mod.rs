@@ -27,6 +27,7 @@ mod decode;
 mod error;
 mod expect;
 mod folder;
+mod four_bit;
 mod header;
 mod index;
 mod reader;
