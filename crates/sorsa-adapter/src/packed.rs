@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use burn::module::{ModuleMapper, Param};
 use burn::prelude::*;
+use burn::tensor::DType;
 use sorsa_files::HostTensor;
 use sorsa_ops::{PackedMatrix, PackedWeight, WeightOperand};
 
@@ -48,7 +49,7 @@ pub(crate) fn with_packed_weights<M: Module>(model: M, weights: BTreeMap<String,
 
 /// Replaces these packed weights by their values, f32.
 pub(crate) fn widened<M: Module>(model: M, weights: BTreeMap<String, PackedWeight>) -> M {
-    let no_words = |weight: &PackedWeight| weight.words().narrow(0, 0, 0);
+    let no_words = |weight: &PackedWeight| Tensor::empty([0], (&weight.device(), DType::I32));
     let words = weights.iter().map(|(path, weight)| (path.clone(), no_words(weight))).collect();
     replaced(model, weights, words)
 }

@@ -80,12 +80,13 @@ fn a_packed_net_computes_like_the_widened_one() {
 
 #[test]
 fn a_method_that_leaves_the_weight_whole_trains_beside_packed_weights_like_beside_their_values() {
-    let device = device().autodiff();
+    let device = device();
     for method in factored().filter(|method| !method.splits_weight()) {
         let run = |net: Net| {
             let attached = disturbed(attach(method, net));
-            let y = attached.model.forward(input(&device));
-            let gradients = GradientsParams::from_grads(y.clone().square().sum().backward(), &attached.model);
+            let model = attached.model.train();
+            let y = model.forward(input(&device).autodiff());
+            let gradients = GradientsParams::from_grads(y.clone().square().sum().backward(), &model);
             let gradients: Vec<Tensor<1>> = attached
                 .trainable
                 .iter()
