@@ -1,14 +1,24 @@
 //! What each start beside a packed weight loses of the weight: norms of `W - (widen(q) + L R)`.
 
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use burn::prelude::*;
+use burn::tensor::FloatDType;
+use rayon::prelude::*;
 use serde::Serialize;
 use sorsa_files::HostTensor;
 use sorsa_linalg::spectral::nuclear_norm;
 use sorsa_linalg::{LinalgError, SvdOptions};
 use sorsa_ops::{PackedFormat, PackedMatrix};
 
+use crate::attach::Target;
+use crate::config::AdapterConfig;
+use crate::error::AdapterError;
 use crate::factors::{FactorPair, Principal};
 use crate::host_tensor::HostTensorExt;
 use crate::packed_residual::{packing_error, subtract_product};
+use crate::parameters::weights;
 use crate::quantized_start::{FirstFactors, QuantizedStart, StartError};
 
 /// Two sizes of a matrix.
@@ -47,6 +57,39 @@ pub struct QuantizationErrors {
 }
 
 impl StartsToMeasure {
+    /// What each start loses of every weight that `config` chooses in the plain `model`, one weight on each thread at a time.
+    /// `progress` is called after each weight with the number of measured weights and the number of all.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`AdapterConfig::targets`]; [`AdapterError::Decomposition`] with a line for each weight that cannot be measured.
+    pub fn measure_model<M: Module>(
+        &self,
+        config: &AdapterConfig,
+        model: &M,
+        progress: &(dyn Fn(usize, usize) + Sync),
+    ) -> Result<Vec<(Target, QuantizationErrors)>, AdapterError> {
+        let targets = config.targets(model)?;
+        let paths: BTreeSet<&str> = targets.iter().map(|target| target.path.as_str()).collect();
+        let weights = weights(model, &paths);
+        let done = AtomicUsize::new(0);
+        let one = |target: &Target| {
+            let transposed = weights[&target.path].clone().cast(FloatDType::F32).transpose();
+            let measured = self.measure(&target.path, &HostTensor::from_tensor(transposed));
+            progress(done.fetch_add(1, Ordering::Relaxed) + 1, targets.len());
+            measured
+        };
+        let measured: Vec<_> = targets.par_iter().with_max_len(1).map(one).collect();
+        let (mut found, mut faults) = (Vec::new(), Vec::new());
+        for (target, measured) in targets.into_iter().zip(measured) {
+            match measured {
+                Ok(errors) => found.push((target, errors)),
+                Err(error) => faults.push(error.to_string()),
+            }
+        }
+        if faults.is_empty() { Ok(found) } else { Err(AdapterError::Decomposition { faults }) }
+    }
+
     /// What each start loses of `weight`, which is `W^T` `[d_out, d_in]`. Errors call it `name`.
     ///
     /// # Errors

@@ -33,6 +33,7 @@ mod inputs;
 pub mod model;
 mod observer;
 mod private_folder;
+pub mod quantization_error;
 pub mod recipe;
 mod run_dir;
 mod run_facts;
