@@ -7,6 +7,7 @@ mod product;
 #[cfg(test)]
 mod tests;
 mod view;
+mod words;
 
 use std::fmt;
 use std::ops::Range;
@@ -15,6 +16,8 @@ use std::sync::Arc;
 
 pub(crate) use product::multiply;
 pub use view::{PackedView, Precision};
+
+use bytes::Bytes;
 
 use crate::blocks::BlockFormat;
 use crate::four_bit::{self, CodeBook, NestedScales};
@@ -60,6 +63,9 @@ pub enum PackedError {
         /// The count of the part.
         found: usize,
     },
+    /// Words that are no packed matrix.
+    #[error("these words are no packed matrix")]
+    Words,
 }
 
 /// A name that is no packed format's.
@@ -153,7 +159,7 @@ pub struct FourBitParts {
     /// The value of each code; a file may bring its own.
     pub values: [f32; 16],
     /// Two codes a byte, the first in the upper half.
-    pub codes: Vec<u8>,
+    pub codes: Bytes,
     /// Values that share a scale.
     pub block: usize,
     /// The scale of each block.
@@ -171,7 +177,7 @@ pub enum BlockScales {
 
 #[derive(Debug, PartialEq)]
 enum Storage {
-    Blocks { format: BlockFormat, bytes: Vec<u8> },
+    Blocks { format: BlockFormat, bytes: Bytes },
     FourBit(FourBitParts),
 }
 
@@ -179,6 +185,7 @@ enum Storage {
 #[derive(Debug, Clone, PartialEq)]
 pub struct PackedMatrix {
     shape: [usize; 2],
+    precision: Precision,
     storage: Arc<Storage>,
 }
 
@@ -188,10 +195,11 @@ impl PackedMatrix {
     /// # Errors
     ///
     /// [`PackedError`].
-    pub fn from_blocks(format: BlockFormat, shape: [usize; 2], bytes: Vec<u8>) -> Result<Self, PackedError> {
+    pub fn from_blocks(format: BlockFormat, shape: [usize; 2], bytes: impl Into<Bytes>) -> Result<Self, PackedError> {
+        let bytes = bytes.into();
         let packed = PackedFormat::Blocks(format);
         check_size(packed, "the bytes", shape, packed.bytes(shape)?, bytes.len())?;
-        Ok(Self { shape, storage: Arc::new(Storage::Blocks { format, bytes }) })
+        Ok(Self { shape, precision: Precision::F32, storage: Arc::new(Storage::Blocks { format, bytes }) })
     }
 
     /// A matrix of bitsandbytes.
@@ -212,7 +220,7 @@ impl PackedMatrix {
                 check_size(format, "the scales of scales", shape, nested_scales, nested.scales.len())?;
             }
         }
-        Ok(Self { shape, storage: Arc::new(Storage::FourBit(parts)) })
+        Ok(Self { shape, precision: Precision::F32, storage: Arc::new(Storage::FourBit(parts)) })
     }
 
     /// Packs finite values `[rows, columns]`, row-major.
@@ -234,10 +242,20 @@ impl PackedMatrix {
                     true => BlockScales::Nested(NestedScales::encode(&scales)),
                     false => BlockScales::Single(scales),
                 };
-                let parts = FourBitParts { book, values: book.values(), codes, block: four_bit::BLOCK, scales };
+                let parts = FourBitParts { book, values: book.values(), codes: codes.into(), block: four_bit::BLOCK, scales };
                 Self::from_four_bit(shape, parts)
             }
         }
+    }
+
+    /// The same matrix, whose products widen it to `precision`. Without this, it is [`Precision::F32`].
+    pub fn with_precision(self, precision: Precision) -> Self {
+        Self { precision, ..self }
+    }
+
+    /// What products widen it to.
+    pub fn precision(&self) -> Precision {
+        self.precision
     }
 
     /// The format.

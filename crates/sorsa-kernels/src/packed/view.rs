@@ -22,7 +22,6 @@ pub struct PackedView<'a> {
     /// First and end of the columns as they are stored.
     columns: [usize; 2],
     orientation: Orientation,
-    precision: Precision,
 }
 
 /// Whether the rows of a view are the rows or the columns of its matrix.
@@ -34,9 +33,9 @@ pub(super) enum Orientation {
 
 impl<'a> PackedView<'a> {
     /// The transpose `[d_in, d_out]` of a matrix `[d_out, d_in]`.
-    pub fn new(matrix: &'a PackedMatrix, precision: Precision) -> Self {
+    pub fn new(matrix: &'a PackedMatrix) -> Self {
         let [rows, columns] = matrix.shape();
-        Self { matrix, rows: [0, rows], columns: [0, columns], orientation: Orientation::Transposed, precision }
+        Self { matrix, rows: [0, rows], columns: [0, columns], orientation: Orientation::Transposed }
     }
 
     /// The number of rows.
@@ -103,6 +102,6 @@ impl<'a> PackedView<'a> {
     }
 
     pub(super) fn precision(&self) -> Precision {
-        self.precision
+        self.matrix.precision()
     }
 }
