@@ -8,7 +8,8 @@ use burn::prelude::*;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sorsa_ops::{
-    FactoredLinearShape, Form, LowRankFactors, OperationMemory, add_product, factored_linear, factored_linear_memory,
+    FactoredLinearShape, Form, LowRankFactors, OperationMemory, WeightOperand, add_product, factored_linear,
+    factored_linear_memory,
 };
 
 use crate::factors::{Axes, Factor, FactorPair, FactorSet};
@@ -66,7 +67,7 @@ impl LowRank {
     pub fn forward<const D: usize>(
         self,
         x: Tensor<D>,
-        base: Tensor<2>,
+        base: WeightOperand,
         bias: Option<Tensor<1>>,
         input: Option<Tensor<D>>,
     ) -> Tensor<D> {
@@ -146,7 +147,7 @@ pub(crate) trait FactoredMethod: Module {
     /// - base: `[d_in, d_out]`
     /// - bias: `[d_out]`
     /// - result: `[.., d_out]`
-    fn forward<const D: usize>(&self, x: Tensor<D>, base: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<D> {
+    fn forward<const D: usize>(&self, x: Tensor<D>, base: WeightOperand, bias: Option<Tensor<1>>) -> Tensor<D> {
         let low_rank = self.low_rank();
         let input = self.drop_input(&x, &low_rank.a);
         low_rank.forward(x, base, bias, input)

@@ -16,9 +16,11 @@ impl AdapterConfig {
         let mut faults = Vec::new();
         let is_packed = |target: &Target| packed.contains_key(&target.path);
         if !targets.iter().any(is_packed) {
-            let settings = [("quantization_rounds", self.quantization_rounds.is_some()), ("residual", self.residual.is_some())];
+            let settings =
+                [("quantization_rounds", self.quantization_rounds.is_some()), ("residual", self.residual.is_some())];
             let set = settings.into_iter().filter(|(_, is_set)| *is_set);
-            faults.extend(set.map(|(name, _)| format!("{name} is a setting of packed weights, but no target is packed")));
+            faults
+                .extend(set.map(|(name, _)| format!("{name} is a setting of packed weights, but no target is packed")));
         }
         faults.extend(self.trained_and_packed(targets, packed));
         faults
@@ -32,18 +34,24 @@ impl AdapterConfig {
             Some(_) => true,
             None => self.saves(&weight_path(path)),
         };
-        let found: Vec<String> =
-            packed.iter().filter(|(path, _)| is_trained(path)).map(|(path, format)| format!("`{path}` ({format})")).collect();
+        let found: Vec<String> = packed
+            .iter()
+            .filter(|(path, _)| is_trained(path))
+            .map(|(path, format)| format!("`{path}` ({format})"))
+            .collect();
         let shown = match found.as_slice() {
             [] => return None,
             [first, second, third, _, ..] => format!("{first}, {second}, {third} and {} more", found.len() - 3),
             few => few.join(", "),
         };
-        let others = Method::ALL.into_iter().filter(|method| method.is_factored()).map(Method::name).collect::<Vec<_>>();
+        let others =
+            Method::ALL.into_iter().filter(|method| method.is_factored()).map(Method::name).collect::<Vec<_>>();
         let way_out = match method.is_factored() {
             true => "leave them out of modules_to_save".to_owned(),
             false => format!("take a method that trains factors beside them ({})", others.join(", ")),
         };
-        Some(format!("packed weights cannot be trained themselves: {shown}; {way_out}, or a model whose weights are dense"))
+        Some(format!(
+            "packed weights cannot be trained themselves: {shown}; {way_out}, or a model whose weights are dense"
+        ))
     }
 }

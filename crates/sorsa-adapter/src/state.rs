@@ -15,13 +15,14 @@ use burn::prelude::*;
 use burn::tensor::{DType, FloatDType};
 use serde::{Deserialize, Serialize};
 use sorsa_files::{FolderKind, NamedTensors, OwnedFolder, not_finite, read_tensors, write_atomic, write_tensors};
-use sorsa_ops::PackedFormat;
+use sorsa_ops::{PackedFormat, WeightOperand};
 
 use crate::attach::{Attached, HAS_ADAPTER, Installation, Subtraction, install, rounded};
 use crate::cache::fingerprint;
 use crate::config::AdapterConfig;
 use crate::error::AdapterError;
 use crate::factors::{Factor, FactorSet};
+use crate::packed::{packed_weights, widened};
 use crate::packed_residual::format_name;
 use crate::parameters::{
     check_fits, export_trainable, factor_path, has_adapter, import_trainable, linear_layers, parameters,
@@ -136,7 +137,9 @@ impl<M: Module> Attached<M> {
     pub fn merge(self) -> (M, SavedAdapter) {
         let mut adapter = self.snapshot();
         adapter.unmerge_tensors = adapter.unmerge_tensors_of(&self.model);
-        (self.model.valid().materialize(), adapter)
+        // The adapter is added to values.
+        let packed = packed_weights(&self.model, self.state.modules.iter().map(|module| module.path.as_str()));
+        (widened(self.model.valid(), packed).materialize(), adapter)
     }
 }
 
@@ -267,7 +270,7 @@ impl SavedAdapter {
         };
         let weights = weights(model, &state.modules.iter().map(|module| module.path.as_str()).collect());
         let of = |module: &ModuleState| {
-            let weight = weights[&module.path].clone();
+            let weight = weights[&module.path].clone().into_dense();
             let dropout = DropoutConfig::new(0.0).init();
             let factors = state.all_factors(module, &self.trained);
             let adapter = (definition.new)(&factors, module.scale, dropout, &weight.device());
@@ -355,8 +358,9 @@ impl AdapterState {
         let known = |module: &&ModuleState| module.fingerprint.is_some();
         let known: BTreeMap<&str, &ModuleState> =
             self.modules.iter().filter(known).map(|module| (module.path.as_str(), module)).collect();
-        let fault = |(path, weight): (String, Tensor<2>)| {
+        let fault = |(path, weight): (String, WeightOperand)| {
             let module = known[path.as_str()];
+            let weight = weight.into_dense();
             let (dtype, other) = (weight.dtype(), weight.dims() != module.shape);
             if other || Some(fingerprint(&module.narrowed(weight))) == module.fingerprint {
                 return None;

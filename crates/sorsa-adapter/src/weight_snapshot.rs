@@ -79,7 +79,10 @@ impl AdapterState {
     pub fn originals<M: Module>(&self, model: &M) -> Vec<Tensor<2>> {
         let wanted: BTreeSet<&str> = self.modules.iter().map(|module| module.path.as_str()).collect();
         let mut found = weights(model, &wanted);
-        self.modules.iter().filter_map(|module| Some(module.narrowed(found.remove(&module.path)?))).collect()
+        self.modules
+            .iter()
+            .filter_map(|module| Some(module.narrowed(found.remove(&module.path)?.into_dense())))
+            .collect()
     }
 
     /// The principal part that was subtracted from a weight before training, computed on `device`; absent for methods that

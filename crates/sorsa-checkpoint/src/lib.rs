@@ -19,6 +19,7 @@ pub mod gguf;
 pub mod hub;
 mod message;
 mod rope;
+mod source;
 mod weight_format;
 pub mod weights;
 
@@ -28,4 +29,5 @@ pub use config::{
 };
 pub use families::Family;
 pub use rope::{Frequencies, LongRope, Rope, RopeScaling, Yarn};
+pub use source::{ModelSource, SourceError, Stored};
 pub use weight_format::{TensorFormats, UnknownFormat, WeightFormat};

@@ -38,7 +38,7 @@ mod transparent;
 pub use attention::{Attention, FusedAttention, SeparateAttention};
 pub use generate::{Finish, GenerateError, GenerateOptions, Generation, Sampling};
 pub use input::ModelInput;
-pub use layers::{LayerNorm, RmsNorm};
+pub use layers::{Embedding, LayerNorm, RmsNorm};
 pub use mlp::{FusedMlp, Mlp, SeparateMlp};
 pub use model::CausalLm;
 pub use model_files::{ModelError, float_dtype};

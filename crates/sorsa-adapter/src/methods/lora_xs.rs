@@ -16,7 +16,7 @@ use burn::tensor::FloatDType;
 use rand_distr::{Distribution, StandardNormal};
 use serde::{Deserialize, Serialize};
 use sorsa_files::HostTensor;
-use sorsa_ops::{FactoredLinearShape, Form, OperationMemory, factored_linear_memory, linear};
+use sorsa_ops::{FactoredLinearShape, Form, OperationMemory, WeightOperand, factored_linear_memory, linear};
 
 use crate::factors::{Axes, Factor, FactorPair, FactorSet};
 use crate::host_tensor::HostTensorExt;
@@ -105,7 +105,7 @@ impl FactoredMethod for LoraXs {
     }
 
     /// `x A` is the input of a factored layer with the factors `R` and `B`: no product of the size of `A` is formed.
-    fn forward<const D: usize>(&self, x: Tensor<D>, base: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<D> {
+    fn forward<const D: usize>(&self, x: Tensor<D>, base: WeightOperand, bias: Option<Tensor<1>>) -> Tensor<D> {
         let r = self.r.val();
         let input = self.drop_input(&x, &r).unwrap_or_else(|| x.clone());
         let a = self.a.clone().cast(FloatDType::from(input.dtype()));

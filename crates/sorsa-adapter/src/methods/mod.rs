@@ -5,6 +5,7 @@ use burn::prelude::*;
 use burn::tensor::FloatDType;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use sorsa_ops::WeightOperand;
 
 use crate::AdapterConfig;
 use crate::factors::{Factor, FactorSet};
@@ -205,7 +206,13 @@ macro_rules! methods {
             /// - base, the frozen weight: `[d_in, d_out]`
             /// - bias: `[d_out]`
             /// - result: `[.., d_out]`
-            pub fn forward<const D: usize>(&self, x: Tensor<D>, base: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<D> {
+            pub fn forward<const D: usize>(
+                &self,
+                x: Tensor<D>,
+                base: impl Into<WeightOperand>,
+                bias: Option<Tensor<1>>,
+            ) -> Tensor<D> {
+                let base = base.into();
                 match self {
                     $(Self::$name(inner) => inner.forward(x, base, bias),)+
                 }

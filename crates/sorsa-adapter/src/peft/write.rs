@@ -9,6 +9,7 @@ use super::difference::truncated;
 use super::read::saves;
 use super::{A, B, MAGNITUDE, PREFIX, PeftAdapter, PeftConfig, PeftInit, PeftSelection, PeftVariant};
 use sorsa_files::{HostTensor, NamedTensors};
+use sorsa_ops::WeightOperand;
 
 use crate::Init;
 use crate::attach::AttachOptions;
@@ -197,7 +198,8 @@ fn approximated<M: Module>(
         let path = &module.path;
         let approximation = match &merged {
             Some((before, after)) => {
-                let difference = HostTensor::from_tensor(after[path].clone() - before[path].clone());
+                let dense = |weights: &BTreeMap<String, WeightOperand>| weights[path].clone().into_dense();
+                let difference = HostTensor::from_tensor(dense(after) - dense(before));
                 truncated(path, difference.matrix(), rank)
             }
             None => truncated(path, exact[path].dense(module.scale).as_ref(), rank),

@@ -184,8 +184,8 @@ impl Change {
     }
 }
 
-/// The inverse of [`interleave`].
-fn separate(values: &[f32], rows: usize, heads: usize) -> Vec<f32> {
+/// The inverse of [`interleave`], of numbers or of the bytes of packed rows.
+pub(super) fn separate<T: Copy>(values: &[T], rows: usize, heads: usize) -> Vec<T> {
     let (width, dim) = (values.len() / rows, rows / heads);
     let mut out = Vec::with_capacity(values.len());
     for row in 0..rows {

@@ -42,6 +42,8 @@ pub use reader::{Checkpoint, TensorInfo};
 pub use safetensors::Dtype;
 pub use writer::CheckpointWriter;
 
+pub(crate) use decode::{Bytes, Section, decode, decode_transposed, read_exact_at, widened, widened_transposed};
+pub(crate) use expect::{Differences, HEADS};
 pub(crate) use index::Index;
 
 /// Name of a checkpoint that is one file.

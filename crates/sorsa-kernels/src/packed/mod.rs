@@ -3,182 +3,43 @@
 //! A [`PackedMatrix`] has rows and columns like PyTorch's weight of a linear layer, `[d_out, d_in]`. A [`PackedView`] is its transpose
 //! `[d_in, d_out]`, like every other [`Weight`](crate::Weight), or a part of it.
 
+mod error;
+mod format;
+mod four_bit_parts;
+mod grouped;
 mod product;
 #[cfg(test)]
 mod tests;
 mod view;
 mod words;
 
-use std::fmt;
 use std::ops::Range;
-use std::str::FromStr;
 use std::sync::Arc;
 
+use bytes::Bytes;
+use half::f16;
+
+pub use error::PackedError;
+pub use format::{PackedFormat, UnknownPackedFormat};
+pub use four_bit_parts::{BlockScales, FourBitParts, RoundedTo};
+pub use grouped::{AwqParts, GptqBits, GptqParts, ZeroPoints};
 pub(crate) use product::multiply;
 pub use view::{PackedView, Precision};
 
-use bytes::Bytes;
-
+use self::error::check_size;
+use self::grouped::Grouped;
 use crate::blocks::BlockFormat;
-use crate::four_bit::{self, CodeBook, NestedScales};
-
-/// A format of packed weights.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum PackedFormat {
-    /// ggml's blocks. Each row is whole blocks.
-    Blocks(BlockFormat),
-    /// The 4 bits of bitsandbytes, in blocks of [`four_bit::BLOCK`] values that run over the ends of rows.
-    FourBit {
-        /// The values of the codes.
-        book: CodeBook,
-        /// Whether the scales are packed to 8 bits.
-        double_quantization: bool,
-    },
-}
-
-/// Why a matrix cannot be packed, or its parts are no packed matrix.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum PackedError {
-    /// Rows that are not whole blocks.
-    #[error("rows of {columns} values are not whole blocks of {format}, which have {block}")]
-    PartialBlocks {
-        /// The format.
-        format: PackedFormat,
-        /// Values of a row.
-        columns: usize,
-        /// Values of a block.
-        block: usize,
-    },
-    /// A part of another size than the shape needs.
-    #[error("{part} of a matrix of {shape:?} in {format} should be {expected}, found {found}")]
-    Size {
-        /// The format.
-        format: PackedFormat,
-        /// What is counted.
-        part: &'static str,
-        /// `[rows, columns]`.
-        shape: [usize; 2],
-        /// The count that the shape needs.
-        expected: usize,
-        /// The count of the part.
-        found: usize,
-    },
-    /// Words that are no packed matrix.
-    #[error("these words are no packed matrix")]
-    Words,
-}
-
-/// A name that is no packed format's.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("unknown packed format `{name}`, expected one of {}", PackedFormat::names().join(", "))]
-pub struct UnknownPackedFormat {
-    /// The name.
-    pub name: String,
-}
-
-impl PackedFormat {
-    /// NF4 with double quantization, the usual format of QLoRA (arXiv:2305.14314).
-    pub const NF4: Self = Self::FourBit { book: CodeBook::Nf4, double_quantization: true };
-
-    /// All of them.
-    pub fn all() -> impl Iterator<Item = Self> {
-        let four_bit = [CodeBook::Nf4, CodeBook::Fp4]
-            .into_iter()
-            .flat_map(|book| [true, false].map(|double_quantization| Self::FourBit { book, double_quantization }));
-        four_bit.chain(BlockFormat::ALL.map(Self::Blocks))
-    }
-
-    /// The names of all formats.
-    pub fn names() -> Vec<&'static str> {
-        Self::all().map(Self::name).collect()
-    }
-
-    /// The name in recipes and arguments.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Blocks(format) => format.name(),
-            Self::FourBit { book: CodeBook::Nf4, double_quantization: true } => "nf4",
-            Self::FourBit { book: CodeBook::Nf4, double_quantization: false } => "nf4-single",
-            Self::FourBit { book: CodeBook::Fp4, double_quantization: true } => "fp4",
-            Self::FourBit { book: CodeBook::Fp4, double_quantization: false } => "fp4-single",
-        }
-    }
-
-    /// Whether matrices with rows of `columns` values can have this format.
-    pub fn takes_columns(self, columns: usize) -> bool {
-        match self {
-            Self::Blocks(format) => columns.is_multiple_of(format.block_values()),
-            Self::FourBit { .. } => true,
-        }
-    }
-
-    /// Bytes of a matrix `[rows, columns]`.
-    ///
-    /// # Errors
-    ///
-    /// [`PackedError::PartialBlocks`].
-    pub fn bytes(self, shape: [usize; 2]) -> Result<usize, PackedError> {
-        let [rows, columns] = shape;
-        let values = rows * columns;
-        match self {
-            Self::Blocks(format) => match format.bytes(columns) {
-                Some(bytes) => Ok(rows * bytes),
-                None => Err(PackedError::PartialBlocks { format: self, columns, block: format.block_values() }),
-            },
-            Self::FourBit { double_quantization, .. } => {
-                let scales = values.div_ceil(four_bit::BLOCK);
-                let scale_bytes = match double_quantization {
-                    true => scales + 4 * scales.div_ceil(four_bit::NESTED_BLOCK) + 4 * 256 + 4,
-                    false => 4 * scales,
-                };
-                Ok(values.div_ceil(2) + scale_bytes)
-            }
-        }
-    }
-}
-
-impl fmt::Display for PackedFormat {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-impl FromStr for PackedFormat {
-    type Err = UnknownPackedFormat;
-
-    fn from_str(name: &str) -> Result<Self, UnknownPackedFormat> {
-        Self::all().find(|format| format.name() == name).ok_or_else(|| UnknownPackedFormat { name: name.to_owned() })
-    }
-}
-
-/// The parts of a matrix in the 4 bits of bitsandbytes.
-#[derive(Debug, Clone, PartialEq)]
-pub struct FourBitParts {
-    /// Whose book it is, to name the format.
-    pub book: CodeBook,
-    /// The value of each code; a file may bring its own.
-    pub values: [f32; 16],
-    /// Two codes a byte, the first in the upper half.
-    pub codes: Bytes,
-    /// Values that share a scale.
-    pub block: usize,
-    /// The scale of each block.
-    pub scales: BlockScales,
-}
-
-/// The scales of blocks.
-#[derive(Debug, Clone, PartialEq)]
-pub enum BlockScales {
-    /// f32.
-    Single(Vec<f32>),
-    /// Packed to 8 bits.
-    Nested(NestedScales),
-}
 
 #[derive(Debug, PartialEq)]
 enum Storage {
-    Blocks { format: BlockFormat, bytes: Bytes },
+    Blocks {
+        format: BlockFormat,
+        bytes: Bytes,
+    },
     FourBit(FourBitParts),
+    /// Little-endian.
+    F16(Bytes),
+    Grouped(Grouped),
 }
 
 /// A matrix `[rows, columns]` in a packed format. A clone shares the bytes.
@@ -190,6 +51,10 @@ pub struct PackedMatrix {
 }
 
 impl PackedMatrix {
+    fn new(shape: [usize; 2], storage: Storage) -> Self {
+        Self { shape, precision: Precision::F32, storage: Arc::new(storage) }
+    }
+
     /// A matrix of whole blocks, row by row.
     ///
     /// # Errors
@@ -199,7 +64,7 @@ impl PackedMatrix {
         let bytes = bytes.into();
         let packed = PackedFormat::Blocks(format);
         check_size(packed, "the bytes", shape, packed.bytes(shape)?, bytes.len())?;
-        Ok(Self { shape, precision: Precision::F32, storage: Arc::new(Storage::Blocks { format, bytes }) })
+        Ok(Self::new(shape, Storage::Blocks { format, bytes }))
     }
 
     /// A matrix of bitsandbytes.
@@ -208,28 +73,46 @@ impl PackedMatrix {
     ///
     /// [`PackedError`].
     pub fn from_four_bit(shape: [usize; 2], parts: FourBitParts) -> Result<Self, PackedError> {
-        let format = parts.format();
-        let values = shape[0] * shape[1];
-        check_size(format, "the codes", shape, values.div_ceil(2), parts.codes.len())?;
-        let scales = values.div_ceil(parts.block.max(1));
-        match &parts.scales {
-            BlockScales::Single(found) => check_size(format, "the scales", shape, scales, found.len())?,
-            BlockScales::Nested(nested) => {
-                check_size(format, "the scales", shape, scales, nested.codes.len())?;
-                let nested_scales = scales.div_ceil(four_bit::NESTED_BLOCK);
-                check_size(format, "the scales of scales", shape, nested_scales, nested.scales.len())?;
-            }
-        }
-        Ok(Self { shape, precision: Precision::F32, storage: Arc::new(Storage::FourBit(parts)) })
+        parts.check(shape)?;
+        Ok(Self::new(shape, Storage::FourBit(parts)))
+    }
+
+    /// A matrix of f16 numbers, row-major.
+    ///
+    /// # Errors
+    ///
+    /// [`PackedError`].
+    pub fn from_f16(shape: [usize; 2], values: Vec<f16>) -> Result<Self, PackedError> {
+        let format = PackedFormat::F16;
+        check_size(format, "the values", shape, format.values(shape)?, values.len())?;
+        Ok(Self::new(shape, Storage::F16(values.iter().flat_map(|value| value.to_le_bytes()).collect())))
+    }
+
+    /// A matrix of GPTQ.
+    ///
+    /// # Errors
+    ///
+    /// [`PackedError`].
+    pub fn from_gptq(shape: [usize; 2], parts: GptqParts) -> Result<Self, PackedError> {
+        Ok(Self::new(shape, Storage::Grouped(Grouped::from_gptq(shape, parts)?)))
+    }
+
+    /// A matrix of AWQ.
+    ///
+    /// # Errors
+    ///
+    /// [`PackedError`].
+    pub fn from_awq(shape: [usize; 2], parts: AwqParts) -> Result<Self, PackedError> {
+        Ok(Self::new(shape, Storage::Grouped(Grouped::from_awq(shape, parts)?)))
     }
 
     /// Packs finite values `[rows, columns]`, row-major.
     ///
     /// # Errors
     ///
-    /// [`PackedError`].
+    /// [`PackedError`]; [`PackedError::NotPackable`] of GPTQ and AWQ.
     pub fn pack(format: PackedFormat, shape: [usize; 2], values: &[f32]) -> Result<Self, PackedError> {
-        check_size(format, "the values", shape, shape[0] * shape[1], values.len())?;
+        check_size(format, "the values", shape, format.values(shape)?, values.len())?;
         match format {
             PackedFormat::Blocks(blocks) => {
                 let mut bytes = vec![0; format.bytes(shape)?];
@@ -237,14 +120,10 @@ impl PackedMatrix {
                 Self::from_blocks(blocks, shape, bytes)
             }
             PackedFormat::FourBit { book, double_quantization } => {
-                let (codes, scales) = four_bit::encode(values, book, four_bit::BLOCK);
-                let scales = match double_quantization {
-                    true => BlockScales::Nested(NestedScales::encode(&scales)),
-                    false => BlockScales::Single(scales),
-                };
-                let parts = FourBitParts { book, values: book.values(), codes: codes.into(), block: four_bit::BLOCK, scales };
-                Self::from_four_bit(shape, parts)
+                Self::from_four_bit(shape, FourBitParts::pack(book, double_quantization, values))
             }
+            PackedFormat::F16 => Self::from_f16(shape, values.iter().map(|value| f16::from_f32(*value)).collect()),
+            PackedFormat::Gptq4 | PackedFormat::Gptq8 | PackedFormat::Awq => Err(PackedError::NotPackable { format }),
         }
     }
 
@@ -263,6 +142,8 @@ impl PackedMatrix {
         match &*self.storage {
             Storage::Blocks { format, .. } => PackedFormat::Blocks(*format),
             Storage::FourBit(parts) => parts.format(),
+            Storage::F16(_) => PackedFormat::F16,
+            Storage::Grouped(grouped) => grouped.format,
         }
     }
 
@@ -275,13 +156,9 @@ impl PackedMatrix {
     pub fn byte_count(&self) -> usize {
         match &*self.storage {
             Storage::Blocks { bytes, .. } => bytes.len(),
-            Storage::FourBit(parts) => {
-                let scales = match &parts.scales {
-                    BlockScales::Single(scales) => 4 * scales.len(),
-                    BlockScales::Nested(nested) => nested.codes.len() + 4 * (nested.scales.len() + 256 + 1),
-                };
-                parts.codes.len() + scales
-            }
+            Storage::FourBit(parts) => parts.byte_count(),
+            Storage::F16(bytes) => bytes.len(),
+            Storage::Grouped(grouped) => grouped.byte_count(),
         }
     }
 
@@ -310,6 +187,14 @@ impl PackedMatrix {
                     widen_blocks(*format, &bytes[row * row_bytes..][..row_bytes], columns.start, values);
                 }
                 Storage::FourBit(parts) => parts.widen(row * all_columns + columns.start, values),
+                Storage::F16(bytes) => {
+                    let stored = bytes[2 * (row * all_columns + columns.start)..].as_chunks().0;
+                    values
+                        .iter_mut()
+                        .zip(stored)
+                        .for_each(|(value, bytes)| *value = f16::from_le_bytes(*bytes).to_f32());
+                }
+                Storage::Grouped(grouped) => grouped.widen(row, all_rows, columns.start, values),
             }
         }
     }
@@ -326,7 +211,7 @@ impl PackedMatrix {
     pub fn four_bit(&self) -> Option<&FourBitParts> {
         match &*self.storage {
             Storage::FourBit(parts) => Some(parts),
-            Storage::Blocks { .. } => None,
+            Storage::Blocks { .. } | Storage::F16(_) | Storage::Grouped(_) => None,
         }
     }
 
@@ -334,34 +219,7 @@ impl PackedMatrix {
     pub fn blocks(&self) -> Option<(BlockFormat, &[u8])> {
         match &*self.storage {
             Storage::Blocks { format, bytes } => Some((*format, bytes)),
-            Storage::FourBit(_) => None,
-        }
-    }
-}
-
-impl FourBitParts {
-    fn format(&self) -> PackedFormat {
-        let double_quantization = matches!(self.scales, BlockScales::Nested(_));
-        PackedFormat::FourBit { book: self.book, double_quantization }
-    }
-
-    fn widen(&self, first: usize, values: &mut [f32]) {
-        for (index, value) in (first..).zip(values) {
-            let byte = self.codes[index / 2];
-            let code = if index.is_multiple_of(2) { byte >> 4 } else { byte & 15 };
-            *value = self.values[usize::from(code)] * self.scales.scale(index / self.block);
-        }
-    }
-}
-
-impl BlockScales {
-    fn scale(&self, block: usize) -> f32 {
-        match self {
-            Self::Single(scales) => scales[block],
-            Self::Nested(nested) => {
-                let scale = nested.scales[block / four_bit::NESTED_BLOCK];
-                nested.book[usize::from(nested.codes[block])] * scale + nested.offset
-            }
+            Storage::FourBit(_) | Storage::F16(_) | Storage::Grouped(_) => None,
         }
     }
 }
@@ -384,14 +242,4 @@ fn widen_blocks(format: BlockFormat, row: &[u8], first: usize, values: &mut [f32
         }
         (next, done) = (next + count, done + count);
     }
-}
-
-fn check_size(
-    format: PackedFormat,
-    part: &'static str,
-    shape: [usize; 2],
-    expected: usize,
-    found: usize,
-) -> Result<(), PackedError> {
-    if expected == found { Ok(()) } else { Err(PackedError::Size { format, part, shape, expected, found }) }
 }

@@ -2,7 +2,9 @@
 
 use bytes::Bytes;
 
-use super::{BlockScales, FourBitParts, PackedError, PackedFormat, PackedMatrix, Precision, Storage};
+use super::error::check_size;
+use super::grouped::{ColumnGroups, Grouped};
+use super::{BlockScales, FourBitParts, PackedError, PackedFormat, PackedMatrix, Precision, RoundedTo, Storage};
 use crate::four_bit::{CodeBook, NestedScales};
 
 /// The first word: "spk1".
@@ -23,7 +25,29 @@ impl PackedMatrix {
         words.bytes(self.format().name().as_bytes());
         match &*self.storage {
             Storage::Blocks { bytes, .. } => words.bytes(bytes),
+            Storage::F16(bytes) => words.bytes(bytes),
+            Storage::Grouped(grouped) => {
+                words.bytes(&grouped.codes);
+                words.floats(&grouped.scales);
+                words.bytes(&grouped.zeros);
+                match &grouped.columns {
+                    ColumnGroups::Neighbours(group) => {
+                        words.length(*group);
+                        words.length(0);
+                    }
+                    ColumnGroups::Each(groups) => {
+                        words.length(0);
+                        words.length(groups.len());
+                        groups.iter().for_each(|group| words.number(*group));
+                    }
+                }
+            }
             Storage::FourBit(parts) => {
+                words.number(match parts.rounded_to {
+                    RoundedTo::F32 => 0,
+                    RoundedTo::F16 => 1,
+                    RoundedTo::Bf16 => 2,
+                });
                 words.length(parts.block);
                 words.floats(&parts.values);
                 words.bytes(&parts.codes);
@@ -41,13 +65,13 @@ impl PackedMatrix {
         words.0
     }
 
-    /// The matrix of the little-endian bytes of [`to_words`](Self::to_words). It shares the bytes.
+    /// The matrix of the little-endian bytes of [`to_words`](Self::to_words), which it shares with the `owner`.
     ///
     /// # Errors
     ///
     /// [`PackedError::Words`] if the bytes are no packed matrix.
-    pub fn from_words(bytes: Bytes) -> Result<Self, PackedError> {
-        let mut words = Reader { bytes, position: 0 };
+    pub fn from_words(owner: impl AsRef<[u8]> + Send + 'static) -> Result<Self, PackedError> {
+        let mut words = Reader { bytes: Bytes::from_owner(owner), position: 0 };
         if words.number()? != MAGIC {
             return Err(PackedError::Words);
         }
@@ -63,6 +87,14 @@ impl PackedMatrix {
             PackedFormat::Blocks(format) => Self::from_blocks(format, shape, words.bytes()?)?,
             PackedFormat::FourBit { book, double_quantization } => {
                 Self::from_four_bit(shape, words.four_bit(book, double_quantization)?)?
+            }
+            PackedFormat::F16 => {
+                let (bytes, values) = (words.bytes()?, PackedFormat::F16.values(shape)?);
+                check_size(PackedFormat::F16, "the bytes", shape, 2 * values, bytes.len())?;
+                Self::new(shape, Storage::F16(bytes))
+            }
+            format @ (PackedFormat::Gptq4 | PackedFormat::Gptq8 | PackedFormat::Awq) => {
+                Self::new(shape, Storage::Grouped(words.grouped(format, shape)?))
             }
         };
         Ok(matrix.with_precision(precision))
@@ -133,6 +165,12 @@ impl Reader {
     }
 
     fn four_bit(&mut self, book: CodeBook, double_quantization: bool) -> Result<FourBitParts, PackedError> {
+        let rounded_to = match self.number()? {
+            0 => RoundedTo::F32,
+            1 => RoundedTo::F16,
+            2 => RoundedTo::Bf16,
+            _ => return Err(PackedError::Words),
+        };
         let block = self.length()?;
         let values = self.floats()?.try_into().map_err(|_| PackedError::Words)?;
         let codes = self.bytes()?;
@@ -145,6 +183,34 @@ impl Reader {
                 offset: self.floats()?.first().copied().ok_or(PackedError::Words)?,
             }),
         };
-        Ok(FourBitParts { book, values, codes, block, scales })
+        Ok(FourBitParts { book, values, codes, block, scales, rounded_to })
+    }
+
+    fn grouped(&mut self, format: PackedFormat, [d_out, d_in]: [usize; 2]) -> Result<Grouped, PackedError> {
+        let (codes, scales, zeros) = (self.bytes()?, self.floats()?, self.bytes()?);
+        let (neighbours, each) = (self.length()?, self.length()?);
+        let columns = match each {
+            0 if neighbours > 0 => ColumnGroups::Neighbours(neighbours),
+            0 => return Err(PackedError::Words),
+            count => {
+                let bytes = self.take(count.checked_mul(4).ok_or(PackedError::Words)?)?;
+                ColumnGroups::Each(bytes.as_chunks().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect())
+            }
+        };
+        let groups = scales.len() / d_out.max(1);
+        let last_group = match &columns {
+            ColumnGroups::Neighbours(group) => d_in.saturating_sub(1) / group,
+            ColumnGroups::Each(groups) => groups.iter().max().map_or(0, |group| *group as usize),
+        };
+        let row_bytes = if format == PackedFormat::Gptq8 { d_in } else { d_in.div_ceil(2) };
+        let is_whole = Some(codes.len()) == row_bytes.checked_mul(d_out)
+            && scales.len() == groups * d_out
+            && zeros.len() == scales.len()
+            && last_group < groups
+            && (each == 0 || each == d_in);
+        if !is_whole {
+            return Err(PackedError::Words);
+        }
+        Ok(Grouped { format, codes, scales, zeros: zeros.to_vec(), groups, columns })
     }
 }
