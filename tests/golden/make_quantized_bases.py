@@ -65,7 +65,35 @@ def blocks(kind, shape):
     return packed.reshape(rows, -1)
 
 
-def gguf_model(name, architecture, kinds, sizes, more=()):
+def byte_pairs(writer):
+    """24 tokens of GPT-2's kind."""
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    tokens = ["<|end|>", "<|user|>", *"abcdeghilnorst", "\u0120", "\u010a", "he", "\u0120t", "\u0120the", "in", "er", "on"]
+    writer.add_token_list(tokens)
+    writer.add_token_types([3, 3] + [1] * 22)
+    writer.add_token_merges(["h e", "\u0120 t", "\u0120t he", "i n", "e r", "o n"])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(0)
+    writer.add_chat_template("{% for m in messages %}<|user|>{{ m.content }}<|end|>{% endfor %}")
+
+
+def sentence_piece(writer):
+    """24 tokens of SentencePiece's kind."""
+    writer.add_tokenizer_model("llama")
+    tokens = ["<pad>", "<eos>", "<bos>", "<unk>", "<0x0A>", "\u2581", *"abcdehinorst", "he", "\u2581t", "\u2581the", "in", "er", "on"]
+    writer.add_token_list(tokens)
+    writer.add_token_scores([0.0] * 6 + [-1000.0 - i for i in range(12)] + [-2.0, -1.0, -3.0, -4.0, -5.0, -6.0])
+    writer.add_token_types([3, 3, 3, 2, 6] + [1] * 19)
+    writer.add_bos_token_id(2)
+    writer.add_eos_token_id(1)
+    writer.add_unk_token_id(3)
+    writer.add_pad_token_id(0)
+    writer.add_add_bos_token(True)
+    writer.add_add_space_prefix(False)
+
+
+def gguf_model(name, architecture, kinds, sizes, tokenizer=None):
     """Writes a model of one block whose matrices have the `kinds` in turn."""
     hidden, inner, heads, kv_heads, head_dim, vocabulary = sizes
     writer = gguf.GGUFWriter(FOLDER / f"{name}.gguf", architecture)
@@ -86,6 +114,8 @@ def gguf_model(name, architecture, kinds, sizes, more=()):
     if architecture == "gemma2":
         writer.add_attn_logit_softcapping(50.0)
         writer.add_final_logit_softcapping(30.0)
+    if tokenizer:
+        tokenizer(writer)
     kinds = iter(kinds)
 
     def matrix(name, rows, columns):
@@ -250,7 +280,9 @@ def bitsandbytes(module, values):
         values.to(dtype), blocksize=64, compress_statistics=nested, quant_type=book, quant_storage=storage
     )
     files = {"weight": codes} | {f"weight.{key}": value for key, value in state.as_dict(packed=True).items()}
-    return files, bnb.dequantize_4bit(codes.clone(), state).float()
+    # The kernel of the CPU takes rows of 32 for whole blocks, those of GPUs do not: as one row, both agree.
+    shape, state.shape = values.shape, torch.Size([values.numel()])
+    return files, bnb.dequantize_4bit(codes, state).float().reshape(shape)
 
 
 def packed_words(codes, bits):
@@ -320,9 +352,10 @@ def main():
     for kind in (Type.Q4_K, Type.Q5_K, Type.Q6_K):
         gguf_model(f"llama-{kind.name.lower()}", "llama", [kind] * 9, wide)
     mixed = [Type.Q8_0, Type.F16, Type.F32, Type.Q5_0, Type.Q4_1, Type.Q4_0, Type.Q8_0, Type.Q5_1, Type.F16]
-    gguf_model("llama-mixed", "llama", mixed, small)
+    gguf_model("llama-mixed", "llama", mixed, small, byte_pairs)
     for architecture in ("qwen2", "qwen3", "gemma", "gemma2", "gemma3", "phi3"):
-        gguf_model(architecture, architecture, [Type.Q8_0, Type.Q4_0] * 5, small)
+        tokenizer = sentence_piece if architecture == "gemma3" else None
+        gguf_model(architecture, architecture, [Type.Q8_0, Type.Q4_0] * 5, small, tokenizer)
     bnb = {
         "quant_method": "bitsandbytes",
         "load_in_4bit": True,

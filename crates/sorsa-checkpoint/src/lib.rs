@@ -29,5 +29,5 @@ pub use config::{
 };
 pub use families::Family;
 pub use rope::{Frequencies, LongRope, Rope, RopeScaling, Yarn};
-pub use source::{ModelSource, SourceError, Stored};
+pub use source::{GGUF_FILE, ModelSource, SourceError, Stored, gguf_file_of};
 pub use weight_format::{TensorFormats, UnknownFormat, WeightFormat};

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 
-use crate::weights::Checkpoint;
+use crate::weights::{Checkpoint, Expected};
 
 /// Numbers that one task encodes.
 const CHUNK: usize = 1 << 16;
@@ -132,14 +132,24 @@ pub struct TensorFormats {
 impl TensorFormats {
     /// The formats of the tensors as a checkpoint stores them; f32 for those that are stored in any other.
     pub fn stored_in(checkpoint: &Checkpoint) -> Self {
-        let infos = || checkpoint.names().filter_map(|name| Some((name, checkpoint.info(name)?)));
-        let mut formats: BTreeMap<String, WeightFormat> =
-            infos().map(|(name, info)| (name.to_owned(), WeightFormat::nearest(info.dtype))).collect();
-        let count = |format: &WeightFormat| -> usize {
-            let of_format = infos().filter(|(_, info)| WeightFormat::nearest(info.dtype) == *format);
-            of_format.map(|(_, info)| info.shape.iter().product::<usize>()).sum()
-        };
-        let usual = WeightFormat::ALL.into_iter().max_by_key(count).unwrap_or(WeightFormat::F32);
+        let infos = checkpoint.names().filter_map(|name| {
+            let info = checkpoint.info(name)?;
+            Some((Expected::new(name, info.shape.clone()), info.dtype))
+        });
+        Self::of_dense(infos)
+    }
+
+    /// The formats of dense tensors; f32 for those that are stored in any other.
+    pub(crate) fn of_dense(tensors: impl Iterator<Item = (Expected, Dtype)>) -> Self {
+        let mut formats = BTreeMap::new();
+        let mut counts = [0usize; WeightFormat::ALL.len()];
+        for (tensor, dtype) in tensors {
+            let format = WeightFormat::nearest(dtype);
+            counts[format as usize] += tensor.shape.iter().product::<usize>();
+            formats.insert(tensor.name, format);
+        }
+        let usual = WeightFormat::ALL.into_iter().max_by_key(|format| counts[*format as usize]);
+        let usual = usual.unwrap_or(WeightFormat::F32);
         formats.retain(|_, format| *format != usual);
         Self { usual, others: formats }
     }

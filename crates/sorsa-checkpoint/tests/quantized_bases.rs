@@ -82,6 +82,16 @@ fn tensors_of_bitsandbytes_are_those_that_it_widens_to_the_bit() {
 }
 
 #[test]
+fn tensors_of_gptq_and_awq_are_those_of_their_definition_to_the_bit() {
+    for (name, format) in [("gptq-4-order", "gptq4"), ("gptq-4-v2", "gptq4"), ("gptq-8", "gptq8"), ("awq", "awq")] {
+        compare(name, &expected()[name]);
+        let source = ModelSource::open(&model(name)).unwrap();
+        let stored = source.stored("model.layers.0.self_attn.q_proj.weight");
+        assert_eq!(stored, Some(Stored::Packed(format.parse().unwrap())));
+    }
+}
+
+#[test]
 fn packed_formats_of_gguf_stay_packed_and_their_rows_are_in_the_order_of_transformers() {
     let source = ModelSource::open(&model("llama-mixed")).unwrap();
     let stored = |name: &str| source.stored(&format!("{name}.weight")).unwrap();
@@ -89,6 +99,7 @@ fn packed_formats_of_gguf_stay_packed_and_their_rows_are_in_the_order_of_transfo
     assert_eq!(stored("model.embed_tokens"), blocks("q8_0"));
     assert_eq!(stored("model.layers.0.self_attn.k_proj"), Stored::Dense(Dtype::F32));
     assert_eq!(stored("model.layers.0.mlp.gate_proj"), blocks("q4_0"));
+    assert_eq!(stored("model.layers.0.self_attn.q_proj"), blocks("f16"));
     assert_eq!(stored("model.norm"), Stored::Dense(Dtype::F32));
     let q4 = ModelSource::open(&model("llama-q4_0")).unwrap();
     assert_eq!(q4.stored("model.layers.0.self_attn.q_proj.weight"), Some(blocks("q4_0")));

@@ -32,6 +32,7 @@ mod host;
 mod inputs;
 pub mod model;
 mod observer;
+mod packed_format;
 mod private_folder;
 pub mod quantization_error;
 pub mod recipe;

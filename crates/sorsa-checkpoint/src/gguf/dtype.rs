@@ -183,6 +183,39 @@ impl GgufType {
     }
 }
 
+/// ggml's name of the type with its number, for messages.
+pub(super) fn name(id: u32) -> String {
+    const OTHERS: [(u32, &str); 22] = [
+        (9, "Q8_1"),
+        (10, "Q2_K"),
+        (11, "Q3_K"),
+        (15, "Q8_K"),
+        (16, "IQ2_XXS"),
+        (17, "IQ2_XS"),
+        (18, "IQ3_XXS"),
+        (19, "IQ1_S"),
+        (20, "IQ4_NL"),
+        (21, "IQ3_S"),
+        (22, "IQ2_S"),
+        (23, "IQ4_XS"),
+        (24, "I8"),
+        (25, "I16"),
+        (26, "I32"),
+        (27, "I64"),
+        (28, "F64"),
+        (29, "IQ1_M"),
+        (34, "TQ1_0"),
+        (35, "TQ2_0"),
+        (39, "MXFP4"),
+        (40, "NVFP4"),
+    ];
+    match (GgufType::from_id(id), OTHERS.iter().find(|(other, _)| *other == id)) {
+        (Some(dtype), _) => dtype.to_string().to_uppercase(),
+        (None, Some((_, name))) => (*name).to_owned(),
+        (None, None) => format!("of ggml's type {id}"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use sorsa_files::open_regular;
 
-use super::value::ARRAY;
+use super::value::{ARRAY, encode_string};
 use super::writer::{ALIGNMENT, MAGIC, MAX_AXES, VERSION};
 use super::{Array, GgufError, GgufType, Value};
 use crate::weights::read_exact_at;
@@ -101,6 +101,17 @@ impl GgufFile {
     /// The value of a key, if the file has it.
     pub fn get(&self, key: &str) -> Option<&Value> {
         self.contents.metadata.iter().find(|(found, _)| found == key).map(|(_, value)| value)
+    }
+
+    /// The metadata that `chosen` accepts by its key, as in the file.
+    pub fn metadata_bytes(&self, chosen: impl Fn(&str) -> bool) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for (key, value) in self.contents.metadata.iter().filter(|(key, _)| chosen(key)) {
+            encode_string(key, &mut bytes);
+            bytes.extend_from_slice(&value.id().to_le_bytes());
+            value.encode(&mut bytes);
+        }
+        bytes
     }
 
     /// All tensors, in the file's order.

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use sorsa_kernels::packed::PackedFormat;
+
 use crate::ConfigError;
 use crate::gguf::GgufError;
 use crate::message::listed;
@@ -17,6 +19,9 @@ pub enum SourceError {
     /// The weights of a folder.
     #[error(transparent)]
     Weights(#[from] WeightsError),
+    /// A file that cannot be written.
+    #[error(transparent)]
+    File(#[from] sorsa_files::FileError),
     /// A GGUF file.
     #[error(transparent)]
     Gguf(#[from] GgufError),
@@ -27,5 +32,14 @@ pub enum SourceError {
         folder: PathBuf,
         /// Everything that was found.
         faults: Vec<String>,
+    },
+    /// A format that dense weights cannot be packed in.
+    #[error(
+        "weights cannot be packed as {format}, expected one of {}",
+        PackedFormat::packable().map(PackedFormat::name).collect::<Vec<_>>().join(", ")
+    )]
+    NotPackable {
+        /// The format.
+        format: PackedFormat,
     },
 }

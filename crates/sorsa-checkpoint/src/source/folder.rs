@@ -6,6 +6,7 @@ use std::path::Path;
 use sorsa_kernels::packed::{PackedFormat, PackedMatrix};
 
 use super::four_bit::{self, FourBitTensor};
+use super::grouped::{self, GroupedTensor};
 use super::quantization::Quantization;
 use super::{SourceError, Stored};
 use crate::weights::{
@@ -26,18 +27,21 @@ pub(super) struct Folder {
 #[derive(Debug)]
 enum PackedTensor {
     FourBit(FourBitTensor),
+    Grouped(GroupedTensor),
 }
 
 impl PackedTensor {
     fn shape(&self) -> &[usize; 2] {
         match self {
             Self::FourBit(tensor) => &tensor.shape,
+            Self::Grouped(tensor) => &tensor.shape,
         }
     }
 
     fn format(&self) -> PackedFormat {
         match self {
             Self::FourBit(tensor) => tensor.format(),
+            Self::Grouped(tensor) => tensor.format(),
         }
     }
 }
@@ -47,7 +51,7 @@ impl Folder {
     /// configuration: mixed folders have dense ones too.
     pub fn open(path: &Path, quantization: Option<&Quantization>) -> Result<Self, SourceError> {
         let checkpoint = Checkpoint::open(path)?;
-        let (mut packed, mut parts, mut faults) = (BTreeMap::new(), BTreeSet::new(), Vec::new());
+        let (mut packed, mut faults) = (BTreeMap::new(), Vec::new());
         let states = checkpoint.names().filter_map(|name| Some((four_bit::packed_tensor_of(name)?.0, name)));
         for (name, state) in states {
             match FourBitTensor::open(&checkpoint, name, state) {
@@ -56,15 +60,25 @@ impl Folder {
                 Err(more) => faults.extend(more),
             }
         }
-        parts.extend(
-            checkpoint
-                .names()
-                .filter(|name| four_bit::whole_of(name).is_some_and(|whole| packed.contains_key(whole)))
-                .map(str::to_owned),
-        );
-        if matches!(quantization, Some(Quantization::Gptq(_) | Quantization::Awq)) {
-            faults.push("weights of gptq and awq are not supported".to_owned());
+        for module in checkpoint.names().filter_map(grouped::module_of_codes) {
+            let name = format!("{module}.weight");
+            match GroupedTensor::open(&checkpoint, module, quantization) {
+                Ok(_) if checkpoint.info(&name).is_some() => {
+                    faults.push(format!("`{name}` is there beside `{module}.qweight`"));
+                }
+                Ok(tensor) => drop(packed.insert(name, PackedTensor::Grouped(tensor))),
+                Err(more) => faults.extend(more),
+            }
         }
+        let is_part = |name: &&str| {
+            let module = grouped::module_of_part(name).map(|module| format!("{module}.weight"));
+            match (four_bit::whole_of(name), module) {
+                (Some(whole), _) => packed.contains_key(whole),
+                (None, Some(whole)) => matches!(packed.get(&whole), Some(PackedTensor::Grouped(_))),
+                (None, None) => false,
+            }
+        };
+        let parts = checkpoint.names().filter(is_part).map(str::to_owned).collect();
         if faults.is_empty() {
             Ok(Self { checkpoint, packed, parts })
         } else {
@@ -81,6 +95,7 @@ impl Folder {
     }
 
     pub fn check(&self, expected: &[Expected], ignorable: impl Fn(&str) -> bool) -> Result<(), SourceError> {
+        let ignorable = |name: &str| ignorable(name) || self.is_empty_bias(name);
         Differences::find(expected, self.tensors(), ignorable).into_result(self.checkpoint.dir())?;
         let faults: Vec<String> = expected
             .iter()
@@ -97,6 +112,22 @@ impl Folder {
         Err(SourceError::Packed { folder: self.checkpoint.dir().to_owned(), faults })
     }
 
+    /// Whether a tensor is a bias of zeros beside a packed weight: AutoGPTQ gave one to every layer.
+    fn is_empty_bias(&self, name: &str) -> bool {
+        let module = name.strip_suffix(".bias");
+        let is_grouped = module.is_some_and(|module| {
+            matches!(self.packed.get(&format!("{module}.weight")), Some(PackedTensor::Grouped(_)))
+        });
+        is_grouped && self.checkpoint.to_f32(name).is_ok_and(|values| values.iter().all(|value| *value == 0.0))
+    }
+
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        match self.packed.get(name) {
+            Some(tensor) => Some(tensor.shape()),
+            None => self.checkpoint.info(name).map(|info| info.shape.as_slice()),
+        }
+    }
+
     pub fn stored(&self, name: &str) -> Option<Stored> {
         match self.packed.get(name) {
             Some(tensor) => Some(Stored::Packed(tensor.format())),
@@ -107,6 +138,7 @@ impl Folder {
     pub fn packed(&self, name: &str) -> Result<Option<PackedMatrix>, SourceError> {
         match self.packed.get(name) {
             Some(PackedTensor::FourBit(tensor)) => tensor.read(&self.checkpoint, name).map(Some),
+            Some(PackedTensor::Grouped(tensor)) => tensor.read(&self.checkpoint).map(Some),
             None if self.checkpoint.info(name).is_some() => Ok(None),
             None => {
                 let dir = self.checkpoint.dir().to_owned();

@@ -10,8 +10,7 @@ use serde_json::Value;
 use sorsa_kernels::four_bit::{CodeBook, NESTED_BLOCK, NestedScales};
 use sorsa_kernels::packed::{BlockScales, FourBitParts, PackedFormat, PackedMatrix, RoundedTo};
 
-use super::SourceError;
-use crate::WeightFormat;
+use super::{SourceError, packed_fault};
 use crate::message::quoted;
 use crate::weights::{Checkpoint, Dtype, WeightsError};
 
@@ -29,8 +28,7 @@ pub(super) struct FourBitTensor {
     pub shape: [usize; 2],
     book: CodeBook,
     block: usize,
-    /// The dtype that values are rounded to.
-    dtype: WeightFormat,
+    rounded_to: RoundedTo,
     /// The mean of the scales, under double quantization.
     offset: Option<f32>,
 }
@@ -65,8 +63,13 @@ impl FourBitTensor {
     pub fn open(checkpoint: &Checkpoint, name: &str, state_name: &str) -> Result<Self, Vec<String>> {
         let (state, book) = read_state(checkpoint, name, state_name).map_err(|fault| vec![fault])?;
         let mut faults = Vec::new();
-        let dtype = WeightFormat::ALL.into_iter().find(|format| format.torch_name() == state.dtype);
-        if dtype.is_none() {
+        let rounded_to = match state.dtype.as_str() {
+            "float32" => Some(RoundedTo::F32),
+            "float16" => Some(RoundedTo::F16),
+            "bfloat16" => Some(RoundedTo::Bf16),
+            _ => None,
+        };
+        if rounded_to.is_none() {
             let found = quoted(&state.dtype.as_str().into());
             faults.push(format!("`{state_name}`: `dtype` should be float32, float16 or bfloat16, found {found}"));
         }
@@ -137,8 +140,10 @@ impl FourBitTensor {
             }
             _ => faults.push(format!("`{name}` is missing")),
         }
-        match dtype {
-            Some(dtype) if faults.is_empty() => Ok(Self { shape, book, block: state.blocksize, dtype, offset }),
+        match rounded_to {
+            Some(rounded_to) if faults.is_empty() => {
+                Ok(Self { shape, book, block: state.blocksize, rounded_to, offset })
+            }
             _ => Err(faults),
         }
     }
@@ -155,7 +160,7 @@ impl FourBitTensor {
             let numbers = checkpoint.numbers::<f32>(&part, false)?;
             match numbers.first_non_finite() {
                 None => Ok(numbers.values),
-                Some((index, value)) => Err(packed(checkpoint, format!("`{part}` element {index} is {value}"))),
+                Some((index, value)) => Err(packed_fault(checkpoint, format!("`{part}` element {index} is {value}"))),
             }
         };
         let [rows, columns] = self.shape;
@@ -170,19 +175,11 @@ impl FourBitTensor {
             }),
         };
         let values = array(&floats(".quant_map")?);
-        let rounded_to = match self.dtype {
-            WeightFormat::F32 => RoundedTo::F32,
-            WeightFormat::F16 => RoundedTo::F16,
-            WeightFormat::Bf16 => RoundedTo::Bf16,
-        };
-        let (book, block, codes) = (self.book, self.block, codes.into());
+        let (book, block, rounded_to, codes) = (self.book, self.block, self.rounded_to, codes.into());
         let parts = FourBitParts { book, values, codes, block, scales, rounded_to };
-        PackedMatrix::from_four_bit(self.shape, parts).map_err(|error| packed(checkpoint, format!("`{name}`: {error}")))
+        PackedMatrix::from_four_bit(self.shape, parts)
+            .map_err(|error| packed_fault(checkpoint, format!("`{name}`: {error}")))
     }
-}
-
-fn packed(checkpoint: &Checkpoint, fault: String) -> SourceError {
-    SourceError::Packed { folder: checkpoint.dir().to_owned(), faults: vec![fault] }
 }
 
 /// The first `N` values; those of a file were counted before.

@@ -9,7 +9,7 @@ use crate::config::{CONFIG_FILE, read_object};
 use crate::weights::{INDEX_FILE, SINGLE_FILE};
 
 /// The field of a `config.json` that names a GGUF file of the same folder. The other fields replace those of that file.
-const GGUF_FILE: &str = "gguf_file";
+pub const GGUF_FILE: &str = "gguf_file";
 
 /// The files of a model.
 #[derive(Debug, Clone, PartialEq)]

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use serde_json::{Map, Value};
+use sorsa_kernels::packed::{GptqBits, ZeroPoints};
 
 use crate::message::quoted;
 use crate::weights::{Checkpoint, Dtype};
@@ -28,12 +29,12 @@ pub(crate) enum Quantization {
 /// What the tensors of GPTQ do not say.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct GptqConfig {
-    /// Bits of a code: 4 or 8.
-    pub bits: usize,
-    /// Rows of a group, if there is more than one group.
+    /// The width of a code.
+    pub bits: GptqBits,
+    /// Columns of a group, if there is more than one group.
     pub group_size: Option<usize>,
-    /// Number that is added to a stored zero point: 1 in the first format.
-    pub zero_offset: u32,
+    /// How zero points are stored.
+    pub zero_points: ZeroPoints,
 }
 
 impl Quantization {
@@ -96,11 +97,12 @@ impl Quantization {
 impl GptqConfig {
     fn parse(found: &Map<String, Value>, field: &str, faults: &mut Vec<String>) -> Self {
         let bits = match found.get("bits").and_then(Value::as_u64) {
-            Some(bits @ (4 | 8)) => bits as usize,
+            Some(4) => GptqBits::Four,
+            Some(8) => GptqBits::Eight,
             _ => {
                 let other = found.get("bits").map_or_else(|| "none".to_owned(), quoted);
                 faults.push(format!("`{field}`: `bits` of gptq should be 4 or 8, found {other}"));
-                4
+                GptqBits::Four
             }
         };
         let group_size = match found.get("group_size").map(|value| (value.as_i64(), value)) {
@@ -114,13 +116,13 @@ impl GptqConfig {
                 None
             }
         };
-        let zero_offset = match found.get("checkpoint_format").map(|value| (value.as_str(), value)) {
-            None | Some((Some("gptq"), _) | (_, Value::Null)) => 1,
-            Some((Some("gptq_v2"), _)) => 0,
+        let zero_points = match found.get("checkpoint_format").map(|value| (value.as_str(), value)) {
+            None | Some((Some("gptq"), _) | (_, Value::Null)) => ZeroPoints::LessOne,
+            Some((Some("gptq_v2"), _)) => ZeroPoints::Plain,
             Some((_, other)) => {
                 let other = quoted(other);
                 faults.push(format!("`{field}`: `checkpoint_format` should be gptq or gptq_v2, found {other}"));
-                1
+                ZeroPoints::LessOne
             }
         };
         for (key, usual) in [("is_marlin_format", Value::Bool(false)), ("pack_dtype", "int32".into())] {
@@ -132,7 +134,15 @@ impl GptqConfig {
         if found.get("dynamic").is_some_and(|dynamic| dynamic.as_object().is_some_and(|rules| !rules.is_empty())) {
             faults.push(format!("`{field}`: `dynamic` is not supported"));
         }
-        Self { bits, group_size, zero_offset }
+        Self { bits, group_size, zero_points }
+    }
+
+    /// Codes of a word of 32 bits.
+    pub fn per_word(&self) -> usize {
+        match self.bits {
+            GptqBits::Four => 8,
+            GptqBits::Eight => 4,
+        }
     }
 }
 
@@ -212,9 +222,9 @@ mod tests {
             json!({"bits": 4, "checkpoint_format": format, "desc_act": true, "group_size": 128, "quant_method": "gptq",
                 "sym": true, "damp_percent": 0.1, "true_sequential": true})
         };
-        let expected = GptqConfig { bits: 4, group_size: Some(128), zero_offset: 1 };
+        let expected = GptqConfig { bits: GptqBits::Four, group_size: Some(128), zero_points: ZeroPoints::LessOne };
         assert_eq!(parse(gptq(json!("gptq"))), Ok(Some(Quantization::Gptq(expected.clone()))));
-        let second = GptqConfig { zero_offset: 0, ..expected };
+        let second = GptqConfig { zero_points: ZeroPoints::Plain, ..expected };
         assert_eq!(parse(gptq(json!("gptq_v2"))), Ok(Some(Quantization::Gptq(second))));
         let awq = json!({"bits": 4, "group_size": 128, "modules_to_not_convert": null, "quant_method": "awq",
             "version": "gemm", "zero_point": true});
@@ -243,7 +253,7 @@ mod tests {
         )
         .unwrap();
         let found = Quantization::take(folder.path(), &mut Map::new());
-        let expected = GptqConfig { bits: 8, group_size: None, zero_offset: 1 };
+        let expected = GptqConfig { bits: GptqBits::Eight, group_size: None, zero_points: ZeroPoints::LessOne };
         assert_eq!(found, Ok(Some(Quantization::Gptq(expected))));
     }
 }

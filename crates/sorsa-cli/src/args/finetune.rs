@@ -14,13 +14,17 @@ pub struct RecipeArgs {
     /// Recipe (TOML). The options below replace its fields
     #[arg(long, value_name = "FILE")]
     pub recipe: Option<PathBuf>,
-    /// Model: a Hugging Face folder, a hub id (owner/name or owner/name@revision), or `embedded` [default: embedded, or
+    /// Model: a Hugging Face folder, a GGUF file, a hub id (owner/name or owner/name@revision), or `embedded` [default: embedded, or
     /// the model of the adapter's run]
     #[arg(long)]
     pub model: Option<String>,
     /// Storage dtype of the frozen weights: f32 or bf16 [default: f32]
     #[arg(long)]
     pub dtype: Option<String>,
+    /// Pack the linear layers of a dense model while reading it: nf4, fp4, q8_0, q4_0 and others. The head, the embedding and
+    /// the norms stay dense [default: none are packed]
+    #[arg(long, value_name = "FORMAT")]
+    pub quantize: Option<String>,
     /// Start from the adapter in this folder: of sorsa, of PEFT, or of a run. It sets method, rank and target modules
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<String>,

@@ -32,11 +32,12 @@ pub fn run(args: &InspectArgs) -> anyhow::Result<()> {
 /// Modules, shapes, counts and memory of a recipe.
 pub fn shape(recipe: &Recipe, args: &FinetuneArgs) -> anyhow::Result<TrainingShape> {
     let host = session::host(&args.device, Style::choose(args.quiet))?;
-    let folder = model_folder(&recipe.model.path, &host.sources.with_config(&recipe.model.config))?;
+    let sources = host.sources.for_model(&recipe.model);
+    let folder = model_folder(&recipe.model.path, &sources)?;
     let config = ModelConfig::read(&folder).or_bad_input()?;
     let Some(adapter) = &recipe.model.adapter else { return Ok(TrainingShape::new(recipe, &config, &host)?) };
     // Only a decomposition would need weights.
-    let model = CausalLm::load(&folder, recipe.model.dtype, &host.device).or_bad_input()?;
+    let model = CausalLm::load_from(&sources.open(&folder)?, recipe.model.dtype, &host.device).or_bad_input()?;
     let mut recipe = recipe.clone();
     let base = BaseModel { name: &recipe.model.path, folder: &folder };
     let loaded = LoadedAdapter::read(model, base, Path::new(adapter), &mut session::Warnings)?;

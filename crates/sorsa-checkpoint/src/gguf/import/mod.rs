@@ -13,6 +13,7 @@ use serde_json::{Map, Value as Json};
 use sorsa_kernels::BlockFormat;
 use sorsa_kernels::packed::PackedMatrix;
 
+use super::dtype;
 use super::tensors::{Change, Planned, plan, separate};
 use super::translation::Translation;
 use super::{GgufError, GgufFile, GgufType};
@@ -88,9 +89,9 @@ impl GgufModel {
         self.file.info(&self.tensors.get(name)?.name)?.dtype()
     }
 
-    /// Whether a tensor of the model's folder is a matrix.
-    pub(crate) fn is_matrix(&self, name: &str) -> bool {
-        self.tensors.get(name).is_some_and(|planned| planned.source.shape.len() == 2)
+    /// The shape of a tensor of the model's folder, if there is such a tensor.
+    pub(crate) fn shape(&self, name: &str) -> Option<&[usize]> {
+        Some(&self.tensors.get(name)?.source.shape)
     }
 
     /// The values of a tensor of the model's folder, row-major.
@@ -109,16 +110,29 @@ impl GgufModel {
     ///
     /// # Errors
     ///
-    /// [`GgufError::NoTensor`], [`GgufError::Io`]; [`GgufError::NotFinite`] of scales that are no numbers.
+    /// [`GgufError::NoTensor`], [`GgufError::Io`]; [`GgufError::Malformed`] of scales that are not finite.
     pub fn packed(&self, name: &str) -> Result<Option<PackedMatrix>, GgufError> {
         let planned = self.planned(name)?;
-        let (&[rows, columns], Some(GgufType::Blocks(format))) = (planned.source.shape.as_slice(), self.dtype(name))
-        else {
-            return Ok(None);
+        let &[rows, columns] = planned.source.shape.as_slice() else { return Ok(None) };
+        let shape = [rows, columns];
+        let matrix = match self.dtype(name) {
+            Some(GgufType::Blocks(format)) => {
+                let bytes = self.rows(planned)?;
+                if let Some((block, scale)) = first_non_finite_scale(format, &bytes) {
+                    return Err(self.malformed(planned, &format!("block {block} has the scale {scale}")));
+                }
+                PackedMatrix::from_blocks(format, shape, bytes)
+            }
+            Some(GgufType::Plain(WeightFormat::F16)) => {
+                let bytes = self.rows(planned)?;
+                let values: Vec<f16> = bytes.as_chunks().0.iter().map(|bytes| f16::from_le_bytes(*bytes)).collect();
+                if let Some(index) = values.iter().position(|value| !value.is_finite()) {
+                    return Err(self.malformed(planned, &format!("element {index} is {}", values[index])));
+                }
+                PackedMatrix::from_f16(shape, values)
+            }
+            Some(GgufType::Plain(_)) | None => return Ok(None),
         };
-        let bytes = self.rows(planned)?;
-        check_scales(format, &bytes, &planned.name)?;
-        let matrix = PackedMatrix::from_blocks(format, [rows, columns], bytes);
         // The size was compared with the shape while the file was opened.
         Ok(Some(matrix.map_err(|error| self.malformed(planned, &error))?))
     }
@@ -220,8 +234,8 @@ fn replace(object: &mut Map<String, Json>, fields: &Map<String, Json>) {
     }
 }
 
-/// Checks that the scales of blocks are finite; then all values are.
-fn check_scales(format: BlockFormat, bytes: &[u8], name: &str) -> Result<(), GgufError> {
+/// The number of the first block with a scale that is not finite, and the scale. If there is none, all values are finite.
+fn first_non_finite_scale(format: BlockFormat, bytes: &[u8]) -> Option<(usize, f16)> {
     let places: &[usize] = match format {
         BlockFormat::Q4_0 | BlockFormat::Q5_0 | BlockFormat::Q8_0 => &[0],
         BlockFormat::Q4_1 | BlockFormat::Q5_1 | BlockFormat::Q4K | BlockFormat::Q5K => &[0, 2],
@@ -231,12 +245,11 @@ fn check_scales(format: BlockFormat, bytes: &[u8], name: &str) -> Result<(), Ggu
         for place in places {
             let scale = f16::from_le_bytes([block[*place], block[place + 1]]);
             if !scale.is_finite() {
-                let (name, index) = (name.to_owned(), number * format.block_values());
-                return Err(GgufError::NotFinite { name, index, value: scale.to_f32() });
+                return Some((number, scale));
             }
         }
     }
-    Ok(())
+    None
 }
 
 /// What is wrong with the list of tensors.
@@ -252,10 +265,8 @@ fn tensor_faults(file: &GgufFile, planned: &[Planned]) -> Vec<String> {
                 ));
             }
             Some(found) if found.dtype().is_none() => {
-                faults.push(format!(
-                    "tensor `{}` is of ggml's type {}, which is not supported",
-                    planned.name, found.type_id
-                ));
+                let dtype = dtype::name(found.type_id);
+                faults.push(format!("tensor `{}` is {dtype}, which is not supported", planned.name));
             }
             Some(_) => {}
         }
