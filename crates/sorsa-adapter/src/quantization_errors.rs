@@ -74,7 +74,7 @@ impl StartsToMeasure {
         let weights = weights(model, &paths);
         let done = AtomicUsize::new(0);
         let one = |target: &Target| {
-            let transposed = weights[&target.path].clone().cast(FloatDType::F32).transpose();
+            let transposed = weights[&target.path].clone().into_dense().cast(FloatDType::F32).transpose();
             let measured = self.measure(&target.path, &HostTensor::from_tensor(transposed));
             progress(done.fetch_add(1, Ordering::Relaxed) + 1, targets.len());
             measured
