@@ -11,13 +11,14 @@ use rayon::prelude::*;
 use sorsa_files::NamedTensors;
 use sorsa_linalg::SvdOptions;
 use sorsa_linalg::tensor::Placement;
-use sorsa_ops::{Form, OperationMemory};
+use sorsa_ops::{Form, OperationMemory, PackedWeight, WeightOperand};
 
 use crate::cache::{SvdCache, fingerprint};
 use crate::config::{AdapterConfig, RankAndScale};
 use crate::error::AdapterError;
 use crate::factors::FactorSet;
 use crate::method::{FactoredDefinition, StartsFrom};
+use crate::packed::{packed_residual, packed_weights, with_packed_weights};
 use crate::parameters::{
     Parameter, Trainable, factor_path, has_adapter, linear_layers, module_of, parameters, trainable, weights,
 };
@@ -229,8 +230,9 @@ impl AdapterConfig {
         for target in targets {
             let start = starts.remove(&target.path);
             let Target { path, shape, rank, scale } = target;
-            let mut module = ModuleState { path: path.clone(), shape, rank, scale, fingerprint: None, dtype: None };
-            if let Some((StartingFactors { mut factors, svd }, identity)) = start {
+            let mut module =
+                ModuleState { path: path.clone(), shape, rank, scale, fingerprint: None, dtype: None, residual: None };
+            if let Some((StartingFactors { mut factors, svd, .. }, identity)) = start {
                 for name in &saved {
                     if let Some(tensor) = factors.remove(name) {
                         initial.insert(factor_path(&path, self.method(), name), tensor);
@@ -270,11 +272,14 @@ impl AdapterConfig {
         let cache = options.cache.as_ref().map(|folder| SvdCache::new(folder.clone()));
         let done = std::sync::atomic::AtomicUsize::new(0);
         let one = |target: &Target| {
-            let weight = weights.get(&target.path).cloned();
+            // A packed weight is widened here, one on each thread.
+            let weight = weights.get(&target.path).cloned().map(WeightOperand::into_dense);
             let identity = weight.as_ref().filter(|_| method.decomposes()).map(WeightIdentity::of);
             let to_adapt = WeightToAdapt {
                 target,
+                method: self.method(),
                 weight,
+                packing: None,
                 fingerprint: identity.as_ref().map(|identity| identity.fingerprint.as_str()),
                 seed: self.seed,
                 svd: &options.svd,
@@ -353,6 +358,8 @@ pub(crate) fn install<M: Module>(
         dense: &'a BTreeSet<String>,
         installations: BTreeMap<String, Installation>,
         rounding: BTreeMap<String, f64>,
+        packed: BTreeMap<String, PackedWeight>,
+        packed_residuals: BTreeMap<String, PackedWeight>,
     }
     impl Reparameterizer for &mut Installer<'_> {
         type Reparam = Adapter;
@@ -388,21 +395,33 @@ pub(crate) fn install<M: Module>(
                         Some(factors) => adapter(&with_frozen(factors), 0.0, &plain_device),
                         None => adapter(&own, 0.0, &plain_device),
                     };
-                    param.map(|weight| {
-                        let autodiff = weight.is_autodiff();
-                        let (rest, rounding) = residual(weight.without_autodiff(), &part, &saved, dtype);
-                        if let Some(rounding) = rounding {
-                            self.rounding.insert(module, rounding);
+                    match self.packed.get(&module) {
+                        Some(weight) => {
+                            let (rest, rounding) = packed_residual(weight, &part, &saved);
+                            self.rounding.insert(module.clone(), rounding);
+                            self.packed_residuals.insert(module.clone(), rest);
+                            param
                         }
-                        if autodiff { Tensor::from_inner(rest) } else { rest }
-                    })
+                        None => param.map(|weight| {
+                            let autodiff = weight.is_autodiff();
+                            let (rest, rounding) = residual(weight.without_autodiff(), &part, &saved, dtype);
+                            if let Some(rounding) = rounding {
+                                self.rounding.insert(module.clone(), rounding);
+                            }
+                            if autodiff { Tensor::from_inner(rest) } else { rest }
+                        }),
+                    }
                 }
             };
             let base = base.set_require_grad(false);
-            let matrix = || {
-                let weight = base.base();
-                let shape = weight.shape();
-                weight.reshape([shape[0], shape[1]])
+            let packed = self.packed_residuals.get(&module).or_else(|| self.packed.get(&module)).cloned();
+            let matrix = || match packed {
+                Some(packed) => packed.to_dense(),
+                None => {
+                    let weight = base.base();
+                    let shape = weight.shape();
+                    weight.reshape([shape[0], shape[1]])
+                }
             };
             let adapter = adapter(&own, config.dropout, &device).with_frozen_weight(matrix);
             (base, Some(adapter))
@@ -411,9 +430,18 @@ pub(crate) fn install<M: Module>(
     let decompositions: BTreeMap<String, (f64, bool)> =
         installations.iter().filter_map(|(path, one)| Some((path.clone(), one.svd?))).collect();
     let dense: BTreeSet<String> = state.dense(&model).into_iter().map(|(path, _)| path).collect();
-    let mut installer = Installer { state: &state, dense: &dense, installations, rounding: BTreeMap::new() };
+    let packed = packed_weights(&model, installations.keys().map(String::as_str));
+    let mut installer = Installer {
+        state: &state,
+        dense: &dense,
+        installations,
+        rounding: BTreeMap::new(),
+        packed,
+        packed_residuals: BTreeMap::new(),
+    };
     let model = model.apply_reparameterization(&mut installer);
-    let rounding = installer.rounding;
+    let Installer { rounding, packed_residuals, .. } = installer;
+    let model = with_packed_weights(model, packed_residuals);
     let method = state.config.method();
     let trainable = trainable(&model, method, |path| dense.contains(path));
     let modules = state

@@ -69,6 +69,7 @@ impl AdapterState {
             scale: target.scale,
             fingerprint: None,
             dtype: None,
+            residual: None,
         };
         let modules = config.linear_layers(patterns, model)?.into_iter().map(module).collect();
         Ok(Self { config: config.clone(), modules, initial: NamedTensors::new() })
@@ -78,7 +79,10 @@ impl AdapterState {
     pub fn originals<M: Module>(&self, model: &M) -> Vec<Tensor<2>> {
         let wanted: BTreeSet<&str> = self.modules.iter().map(|module| module.path.as_str()).collect();
         let mut found = weights(model, &wanted);
-        self.modules.iter().filter_map(|module| Some(module.narrowed(found.remove(&module.path)?))).collect()
+        self.modules
+            .iter()
+            .filter_map(|module| Some(module.narrowed(found.remove(&module.path)?.into_dense())))
+            .collect()
     }
 
     /// The principal part that was subtracted from a weight before training, computed on `device`; absent for methods that

@@ -278,8 +278,11 @@ fn read(
     host: &Host,
     observer: &mut dyn Observer,
 ) -> Result<(LoadedModel, Inputs, RunInputs), ExperimentError> {
-    let host = &Host { sources: host.sources.with_config(&recipe.model.config), ..host.clone() };
+    let host = &Host { sources: host.sources.for_model(&recipe.model), ..host.clone() };
     let loaded = LoadedModel::load(&recipe.model.path, recipe.model.dtype, host)?;
+    for text in &loaded.notes {
+        observer.on_event(Event::Note { text });
+    }
     let inputs = Inputs::read(recipe, &loaded.tokenizer, loaded.model.config(), host, observer)?;
     let files = RunInputs::new(recipe, &loaded.folder, &host.sources)?;
     Ok((loaded, inputs, files))

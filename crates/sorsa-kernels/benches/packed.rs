@@ -74,11 +74,11 @@ impl Case {
         let mut packed = PACKED.lock().expect("no bench panics");
         let known = packed.iter().find(|(shape, matrix)| *shape == self.shape && matrix.format() == format);
         if let Some((_, matrix)) = known {
-            return Stored::Packed(matrix.clone());
+            return Stored::Packed(matrix.clone().with_precision(self.precision));
         }
         let matrix = PackedMatrix::pack(format, self.shape, &values()).expect("whole blocks");
         packed.push((self.shape, matrix.clone()));
-        Stored::Packed(matrix)
+        Stored::Packed(matrix.with_precision(self.precision))
     }
 
     /// A view `[d_in, d_out]`.
@@ -87,7 +87,7 @@ impl Case {
         match stored {
             Stored::F32(values) => Weight::F32(Matrix::new(values, rows, columns).transposed()),
             Stored::Bf16(values) => Weight::Bf16(Bf16Matrix::new(values, rows, columns).transposed()),
-            Stored::Packed(matrix) => Weight::Packed(PackedView::new(matrix, self.precision)),
+            Stored::Packed(matrix) => Weight::Packed(PackedView::new(matrix)),
         }
     }
 }
@@ -158,18 +158,10 @@ impl Stored {
     /// A copy with bytes of its own.
     fn deep_clone(&self) -> Self {
         match self {
-            Self::Packed(matrix) => match (matrix.blocks(), matrix.four_bit(), matrix.f16()) {
-                (Some((format, bytes)), _, _) => {
-                    Self::Packed(PackedMatrix::from_blocks(format, matrix.shape(), bytes.to_vec()).expect("its parts"))
-                }
-                (_, Some(parts), _) => {
-                    Self::Packed(PackedMatrix::from_four_bit(matrix.shape(), parts.clone()).expect("its parts"))
-                }
-                (_, _, Some(values)) => {
-                    Self::Packed(PackedMatrix::from_f16(matrix.shape(), values.to_vec()).expect("its parts"))
-                }
-                _ => unreachable!("formats of files are not timed"),
-            },
+            Self::Packed(matrix) => {
+                let bytes: Vec<u8> = matrix.to_words().into_iter().flat_map(i32::to_le_bytes).collect();
+                Self::Packed(PackedMatrix::from_words(bytes).expect("its words"))
+            }
             dense => dense.clone(),
         }
     }

@@ -75,7 +75,7 @@ macro_rules! with_pieces {
                 let book = floats(&parts.values);
                 let rounded_to = $rounding(parts.rounded_to);
                 let shift = parts.block.trailing_zeros();
-                let codes = parts.codes.as_slice();
+                let codes = &parts.codes[..];
                 let $piece = |row: usize, index: usize| {
                     let first = row * $columns + index * PIECE;
                     let scale = _mm512_set1_ps(parts.scales.scale(first >> shift));
@@ -85,10 +85,10 @@ macro_rules! with_pieces {
                 };
                 $body
             }
-            Storage::F16(values) => {
+            Storage::F16(halves) => {
                 let $piece = |row: usize, index: usize| {
-                    let values = &values[row * $columns + index * PIECE..][..PIECE];
-                    // SAFETY: 32 numbers of 16 bits.
+                    let values = &halves[2 * (row * $columns + index * PIECE)..][..2 * PIECE];
+                    // SAFETY: 64 bytes.
                     #[allow(unsafe_code, reason = "two loads of 32 bytes from 64 bytes")]
                     unsafe {
                         let first: *const __m256i = values.as_ptr().cast();

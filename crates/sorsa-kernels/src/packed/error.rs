@@ -64,6 +64,9 @@ pub enum PackedError {
         /// Numbers of a word.
         per_word: usize,
     },
+    /// Words that are no packed matrix.
+    #[error("these words are no packed matrix")]
+    Words,
     /// Columns of a group that does not exist.
     #[error("column {column} of a matrix in {format} is of group {group}, expected 0 to {}; {count} such columns", groups - 1)]
     Group {

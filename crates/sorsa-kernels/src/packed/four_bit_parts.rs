@@ -1,5 +1,6 @@
 //! A matrix in the 4 bits of bitsandbytes, as its parts.
 
+use bytes::Bytes;
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 
@@ -17,7 +18,7 @@ pub struct FourBitParts {
     /// The value of each code; a file may bring its own.
     pub values: [f32; 16],
     /// Two codes a byte, the first in the upper half.
-    pub codes: Vec<u8>,
+    pub codes: Bytes,
     /// Values that share a scale.
     pub block: usize,
     /// The scale of each block.
@@ -54,7 +55,7 @@ impl FourBitParts {
             true => BlockScales::Nested(NestedScales::encode(&scales)),
             false => BlockScales::Single(scales),
         };
-        let (values, block, rounded_to) = (book.values(), four_bit::BLOCK, RoundedTo::F32);
+        let (values, codes, block, rounded_to) = (book.values(), codes.into(), four_bit::BLOCK, RoundedTo::F32);
         Self { book, values, codes, block, scales, rounded_to }
     }
 

@@ -3,6 +3,7 @@
 //! The value at row `o` and column `i` is `scale[o][g] (code[o][i] - zero[o][g])` in f32, for the group `g` of column `i`. Files hold the
 //! transposed matrix in words of 32 bits; see [`GptqParts`] and [`AwqParts`]. Here codes are row by row, like every other packed format's.
 
+use bytes::Bytes;
 use rayon::prelude::*;
 
 use super::error::check_size;
@@ -67,7 +68,7 @@ pub struct AwqParts {
 pub(crate) struct Grouped {
     pub(crate) format: PackedFormat,
     /// `[d_out, d_in]`. Of two codes of 4 bits in a byte, the first is in the lower half; each row starts a byte.
-    pub(crate) codes: Vec<u8>,
+    pub(crate) codes: Bytes,
     /// `[d_out, groups]`.
     pub(crate) scales: Vec<f32>,
     /// `[d_out, groups]`.
@@ -144,7 +145,7 @@ impl Grouped {
             }
         };
         let (scales, zeros) = by_row(shape, groups, &parts.scales, zero);
-        Ok(Self { format, codes, scales, zeros, groups, columns })
+        Ok(Self { format, codes: codes.into(), scales, zeros, groups, columns })
     }
 
     /// # Errors
@@ -174,7 +175,7 @@ impl Grouped {
         });
         let zero = |group: usize, row: usize| number(&parts.zeros[group * words..], row);
         let (scales, zeros) = by_row(shape, groups, &parts.scales, zero);
-        Ok(Self { format, codes, scales, zeros, groups, columns: ColumnGroups::Neighbours(parts.group) })
+        Ok(Self { format, codes: codes.into(), scales, zeros, groups, columns: ColumnGroups::Neighbours(parts.group) })
     }
 
     pub(super) fn byte_count(&self) -> usize {

@@ -13,10 +13,12 @@ mod product;
 #[cfg(test)]
 mod tests;
 mod view;
+mod words;
 
 use std::ops::Range;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use rayon::prelude::*;
@@ -44,9 +46,13 @@ const ROWS_OF_A_TASK: usize = 8;
 
 #[derive(Debug, PartialEq)]
 pub(crate) enum Storage {
-    Blocks { format: BlockFormat, bytes: Vec<u8> },
+    Blocks {
+        format: BlockFormat,
+        bytes: Bytes,
+    },
     FourBit(FourBitParts),
-    F16(Vec<f16>),
+    /// Little-endian.
+    F16(Bytes),
     Grouped(Grouped),
 }
 
@@ -54,19 +60,25 @@ pub(crate) enum Storage {
 #[derive(Debug, Clone, PartialEq)]
 pub struct PackedMatrix {
     shape: [usize; 2],
+    precision: Precision,
     storage: Arc<Storage>,
 }
 
 impl PackedMatrix {
+    fn new(shape: [usize; 2], storage: Storage) -> Self {
+        Self { shape, precision: Precision::F32, storage: Arc::new(storage) }
+    }
+
     /// A matrix of whole blocks, row by row.
     ///
     /// # Errors
     ///
     /// [`PackedError`].
-    pub fn from_blocks(format: BlockFormat, shape: [usize; 2], bytes: Vec<u8>) -> Result<Self, PackedError> {
+    pub fn from_blocks(format: BlockFormat, shape: [usize; 2], bytes: impl Into<Bytes>) -> Result<Self, PackedError> {
+        let bytes = bytes.into();
         let packed = PackedFormat::Blocks(format);
         check_size(packed, "the bytes", shape, packed.bytes(shape)?, bytes.len())?;
-        Ok(Self { shape, storage: Arc::new(Storage::Blocks { format, bytes }) })
+        Ok(Self::new(shape, Storage::Blocks { format, bytes }))
     }
 
     /// A matrix of bitsandbytes.
@@ -76,7 +88,7 @@ impl PackedMatrix {
     /// [`PackedError`].
     pub fn from_four_bit(shape: [usize; 2], parts: FourBitParts) -> Result<Self, PackedError> {
         parts.check(shape)?;
-        Ok(Self { shape, storage: Arc::new(Storage::FourBit(parts)) })
+        Ok(Self::new(shape, Storage::FourBit(parts)))
     }
 
     /// A matrix of f16 numbers, row-major.
@@ -87,7 +99,7 @@ impl PackedMatrix {
     pub fn from_f16(shape: [usize; 2], values: Vec<f16>) -> Result<Self, PackedError> {
         let format = PackedFormat::F16;
         check_size(format, "the values", shape, format.values(shape)?, values.len())?;
-        Ok(Self { shape, storage: Arc::new(Storage::F16(values)) })
+        Ok(Self::new(shape, Storage::F16(values.iter().flat_map(|value| value.to_le_bytes()).collect())))
     }
 
     /// A matrix of GPTQ.
@@ -96,7 +108,7 @@ impl PackedMatrix {
     ///
     /// [`PackedError`].
     pub fn from_gptq(shape: [usize; 2], parts: GptqParts) -> Result<Self, PackedError> {
-        Ok(Self { shape, storage: Arc::new(Storage::Grouped(Grouped::from_gptq(shape, parts)?)) })
+        Ok(Self::new(shape, Storage::Grouped(Grouped::from_gptq(shape, parts)?)))
     }
 
     /// A matrix of AWQ.
@@ -105,7 +117,7 @@ impl PackedMatrix {
     ///
     /// [`PackedError`].
     pub fn from_awq(shape: [usize; 2], parts: AwqParts) -> Result<Self, PackedError> {
-        Ok(Self { shape, storage: Arc::new(Storage::Grouped(Grouped::from_awq(shape, parts)?)) })
+        Ok(Self::new(shape, Storage::Grouped(Grouped::from_awq(shape, parts)?)))
     }
 
     /// Packs finite values `[rows, columns]`, row-major.
@@ -129,6 +141,16 @@ impl PackedMatrix {
         }
     }
 
+    /// The same matrix, whose products widen it to `precision`. Without this, it is [`Precision::F32`].
+    pub fn with_precision(self, precision: Precision) -> Self {
+        Self { precision, ..self }
+    }
+
+    /// What products widen it to.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
     /// The format.
     pub fn format(&self) -> PackedFormat {
         match &*self.storage {
@@ -149,7 +171,7 @@ impl PackedMatrix {
         match &*self.storage {
             Storage::Blocks { bytes, .. } => bytes.len(),
             Storage::FourBit(parts) => parts.byte_count(),
-            Storage::F16(values) => 2 * values.len(),
+            Storage::F16(bytes) => bytes.len(),
             Storage::Grouped(grouped) => grouped.byte_count(),
         }
     }
@@ -235,7 +257,7 @@ impl PackedMatrix {
         match &*self.storage {
             Storage::Blocks { format, bytes } => &bytes[index / format.block_values() * format.block_bytes()],
             Storage::FourBit(parts) => &parts.codes[index / 2],
-            Storage::F16(values) => std::ptr::from_ref(&values[index]).cast(),
+            Storage::F16(bytes) => &bytes[2 * index],
             Storage::Grouped(grouped) => {
                 let column = if grouped.has_bytes() { column } else { column / 2 };
                 &grouped.codes[row * grouped.row_bytes(self.shape[1]) + column]
@@ -261,8 +283,8 @@ impl PackedMatrix {
             }
             Storage::F16(stored) => {
                 for (row, values) in by_row {
-                    let stored = &stored[row * all_columns + columns.start..][..columns.len()];
-                    stored.convert_to_f32_slice(values);
+                    let first = 2 * (row * all_columns + columns.start);
+                    widen_f16(&stored[first..][..2 * columns.len()], values);
                 }
             }
             Storage::Grouped(grouped) => {
@@ -300,12 +322,14 @@ impl PackedMatrix {
             Storage::FourBit(_) | Storage::F16(_) | Storage::Grouped(_) => None,
         }
     }
+}
 
-    /// The values row by row, if the matrix is stored in f16.
-    pub fn f16(&self) -> Option<&[f16]> {
-        match &*self.storage {
-            Storage::F16(values) => Some(values),
-            Storage::Blocks { .. } | Storage::FourBit(_) | Storage::Grouped(_) => None,
-        }
+/// Widens little-endian f16 numbers.
+fn widen_f16(bytes: &[u8], values: &mut [f32]) {
+    let mut halves = [f16::ZERO; PIECE];
+    for (bytes, values) in bytes.chunks(2 * PIECE).zip(values.chunks_mut(PIECE)) {
+        let halves = &mut halves[..values.len()];
+        halves.iter_mut().zip(bytes.as_chunks().0).for_each(|(half, bytes)| *half = f16::from_le_bytes(*bytes));
+        halves.convert_to_f32_slice(values);
     }
 }

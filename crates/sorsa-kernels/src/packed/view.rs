@@ -26,7 +26,6 @@ pub struct PackedView<'a> {
     /// First and end of the columns as they are stored.
     columns: [usize; 2],
     orientation: Orientation,
-    precision: Precision,
 }
 
 /// Whether the rows of a view are the rows or the columns of its matrix.
@@ -38,9 +37,9 @@ pub(crate) enum Orientation {
 
 impl<'a> PackedView<'a> {
     /// The transpose `[d_in, d_out]` of a matrix `[d_out, d_in]`.
-    pub fn new(matrix: &'a PackedMatrix, precision: Precision) -> Self {
+    pub fn new(matrix: &'a PackedMatrix) -> Self {
         let [rows, columns] = matrix.shape();
-        Self { matrix, rows: [0, rows], columns: [0, columns], orientation: Orientation::Transposed, precision }
+        Self { matrix, rows: [0, rows], columns: [0, columns], orientation: Orientation::Transposed }
     }
 
     /// The number of rows.
@@ -103,7 +102,7 @@ impl<'a> PackedView<'a> {
     pub(crate) fn widen_f32(&self, rows: Range<usize>, columns: Range<usize>, values: &mut [f32]) {
         let [stored_rows, stored_columns] = self.stored(rows, columns);
         self.matrix.widen(stored_rows, stored_columns, values);
-        if self.precision == Precision::Bf16 {
+        if self.precision() == Precision::Bf16 {
             wide(
                 #[inline(always)]
                 || values.iter_mut().for_each(|value| *value = f32::from_bits(u32::from(round(*value)) << 16)),
@@ -130,7 +129,7 @@ impl<'a> PackedView<'a> {
     }
 
     pub(super) fn precision(&self) -> Precision {
-        self.precision
+        self.matrix.precision()
     }
 
     /// Rows and columns of the matrix that are these rows and columns of the view.

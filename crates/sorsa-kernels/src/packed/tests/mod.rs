@@ -26,6 +26,12 @@ fn any_part_is_a_part_of_the_whole() {
         let packed = PackedMatrix::pack(format, shape, &dense).unwrap();
         assert_eq!((packed.format(), packed.shape()), (format, shape));
         assert_eq!(packed.byte_count(), format.bytes(shape).unwrap(), "{format}");
+        let narrow = packed.clone().with_precision(Precision::Bf16);
+        let bytes: Vec<u8> = narrow.to_words().into_iter().flat_map(i32::to_le_bytes).collect();
+        assert_eq!(PackedMatrix::from_words(bytes.clone()).unwrap(), narrow);
+        for end in (0..bytes.len()).step_by(61) {
+            assert!(PackedMatrix::from_words(bytes[..end].to_vec()).is_err(), "{format}: {end} bytes");
+        }
         let whole = packed.to_f32();
         for (rows, columns) in [(0..5, 0..512), (1..2, 3..4), (2..5, 31..290), (4..5, 256..512)] {
             let mut part = vec![0.0; rows.len() * columns.len()];
@@ -44,7 +50,7 @@ fn products_equal_those_of_the_widened_weight() {
         let packed = PackedMatrix::pack(format, [d_out, d_in], &dense).unwrap();
         let widened = packed.to_f32();
         let reference = Weight::F32(Matrix::new(&widened, d_out, d_in).transposed());
-        let weight = Weight::Packed(PackedView::new(&packed, Precision::F32));
+        let weight = Weight::Packed(PackedView::new(&packed));
         for rows in [1, 3, 40] {
             for (weight, reference) in [
                 (weight, reference),
@@ -90,7 +96,7 @@ fn the_loss_of_a_packed_head_is_that_of_the_widened_head() {
             let wanted = WantedGradients { hidden: true, weight: false };
             HeadLoss { hidden: &hidden, weight, targets: &targets }.compute(wanted)
         };
-        let found = output(Weight::Packed(PackedView::new(&packed, Precision::F32)));
+        let found = output(Weight::Packed(PackedView::new(&packed)));
         let expected = output(Weight::F32(Matrix::new(&widened, vocabulary, width).transposed()));
         assert!((found.loss - expected.loss).abs() < 1e-5 * expected.loss, "{format}");
         let far = found.d_hidden.iter().zip(&expected.d_hidden).fold(0f32, |far, (a, b)| far.max((a - b).abs()));

@@ -60,6 +60,11 @@ fn values_of_gptq_and_awq_are_those_of_their_packages() {
         let expected = floats("grouped", &format!("{name}.f32"));
         assert_eq!(matrix.to_f32(), expected, "{name}");
         assert_eq!(matrix.format().name(), name.trim_end_matches("_scattered"));
+        let bytes: Vec<u8> = matrix.to_words().into_iter().flat_map(i32::to_le_bytes).collect();
+        for end in (0..bytes.len()).step_by(61) {
+            assert!(PackedMatrix::from_words(bytes[..end].to_vec()).is_err(), "{name}: {end} bytes");
+        }
+        assert_eq!(PackedMatrix::from_words(bytes).unwrap(), matrix, "{name}");
         let mut part = vec![0.0; 2 * 31];
         matrix.widen(3..5, 21..52, &mut part);
         let columns = |row: usize| expected[row * columns + 21..row * columns + 52].to_vec();
@@ -104,7 +109,7 @@ fn values_of_bitsandbytes_are_rounded_to_the_dtype_of_the_packed_matrix() {
         let parts = FourBitParts {
             book,
             values: book.values(),
-            codes: golden("four_bit", &format!("{name}.codes")),
+            codes: golden("four_bit", &format!("{name}.codes")).into(),
             block: 64,
             scales: BlockScales::Single(floats("four_bit", &format!("{name}.scales"))),
             rounded_to: RoundedTo::F32,
