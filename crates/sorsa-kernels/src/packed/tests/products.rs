@@ -136,7 +136,7 @@ fn agrees(multiply: Multiply, rows: &[usize], precision: Precision, activations:
                     x.iter_mut().for_each(|x| *x = bf16::from_f32(*x).to_f32());
                 }
                 // Every element of a small result, and some of a large one in every row and column.
-                for index in (0..rows * n).step_by(if rows * n > 1000 { 7 } else { 1 }) {
+                for index in (0..rows * n).step_by(if rows * n > 1000 { 17 } else { 1 }) {
                     let (row, column) = (index / n, index % n);
                     let before = if update == Update::Add { f64::from(start[index]) } else { 0.0 };
                     let (mut exact, mut size) = (before, before.abs());
