@@ -23,7 +23,10 @@ from llama_cpp import Llama
 SORSA = "target/release/sorsa"
 NEW_TOKENS = 24
 FIRST = 8
-PROMPTS = ["Question: Tom has 12 apples and eats 5. How many are left?\nAnswer:", "The capital of France is"]
+# Texts between these make prompts in the form of SmolLM2's chat template.
+CHAT = "<|im_start|>system\nYou are a helpful AI assistant.<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+QUESTIONS = ["What is the capital of France?", "Tom has 12 apples and eats 5. How many are left?", "Name three colours.",
+             "Why is the sky blue?"]
 
 
 def sorsa(*arguments, check=True):
@@ -118,4 +121,4 @@ def main(file, adapter, prompts):
 if __name__ == "__main__":
     print(f"llama-cpp-python {version('llama-cpp-python')}, numpy {np.__version__}")
     file, adapter, *prompts = sys.argv[1:]
-    sys.exit(0 if main(Path(file), Path(adapter), prompts or PROMPTS) else 1)
+    sys.exit(0 if main(Path(file), Path(adapter), prompts or [CHAT.format(question) for question in QUESTIONS]) else 1)

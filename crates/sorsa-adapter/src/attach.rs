@@ -230,8 +230,9 @@ impl AdapterConfig {
         for target in targets {
             let start = starts.remove(&target.path);
             let Target { path, shape, rank, scale } = target;
-            let mut module = ModuleState { path: path.clone(), shape, rank, scale, fingerprint: None, dtype: None };
-            if let Some((StartingFactors { mut factors, svd }, identity)) = start {
+            let mut module =
+                ModuleState { path: path.clone(), shape, rank, scale, fingerprint: None, dtype: None, residual: None };
+            if let Some((StartingFactors { mut factors, svd, .. }, identity)) = start {
                 for name in &saved {
                     if let Some(tensor) = factors.remove(name) {
                         initial.insert(factor_path(&path, self.method(), name), tensor);
@@ -276,7 +277,9 @@ impl AdapterConfig {
             let identity = weight.as_ref().filter(|_| method.decomposes()).map(WeightIdentity::of);
             let to_adapt = WeightToAdapt {
                 target,
+                method: self.method(),
                 weight,
+                packing: None,
                 fingerprint: identity.as_ref().map(|identity| identity.fingerprint.as_str()),
                 seed: self.seed,
                 svd: &options.svd,

@@ -85,6 +85,11 @@ pub(crate) fn factor_path(module: &str, method: Method, factor: &str) -> String 
     format!("{module}.{method}.{factor}")
 }
 
+/// The name of a factor that was subtracted before the last packing of the module's residual.
+pub(crate) fn subtracted_path(module: &str, method: Method, factor: &str) -> String {
+    format!("{module}.{method}.subtracted.{factor}")
+}
+
 /// Walks every float parameter of a model with its path, without touching values.
 pub(crate) fn parameters<M: Module>(model: &M) -> Vec<Parameter> {
     struct Walk {

@@ -3,7 +3,8 @@
 //! The folder holds `adapter.json` (configuration and modules) and `adapter.safetensors` (the trained values).
 //! `initial.safetensors` holds, for methods that split the weight, the factors at the start, whose product was subtracted
 //! from the base: with them the residual is rebuilt exactly, without a second decomposition. It holds the frozen factors of
-//! methods that have such. `kept.safetensors` holds, for an adapter that was merged, the tensors that its method needs to
+//! methods that have such; and for packed residuals the factors that were subtracted before the last packing, with which the
+//! residual is packed again to the same bits. `kept.safetensors` holds, for an adapter that was merged, the tensors that its method needs to
 //! unmerge it.
 
 use std::collections::BTreeMap;
@@ -14,7 +15,7 @@ use burn::prelude::*;
 use burn::tensor::{DType, FloatDType};
 use serde::{Deserialize, Serialize};
 use sorsa_files::{FolderKind, NamedTensors, OwnedFolder, not_finite, read_tensors, write_atomic, write_tensors};
-use sorsa_ops::WeightOperand;
+use sorsa_ops::{PackedFormat, WeightOperand};
 
 use crate::attach::{Attached, HAS_ADAPTER, Installation, Subtraction, install, rounded};
 use crate::cache::fingerprint;
@@ -22,9 +23,10 @@ use crate::config::AdapterConfig;
 use crate::error::AdapterError;
 use crate::factors::{Factor, FactorSet};
 use crate::packed::{packed_weights, widened};
+use crate::packed_residual::format_name;
 use crate::parameters::{
-    check_fits, export_trainable, factor_path, has_adapter, import_trainable, linear_layers, parameters, tensor_faults,
-    weights,
+    check_fits, export_trainable, factor_path, has_adapter, import_trainable, linear_layers, parameters,
+    subtracted_path, tensor_faults, weights,
 };
 use crate::peft::{CONFIG_FILE, TENSORS_FILE};
 
@@ -46,6 +48,9 @@ pub struct ModuleState {
     /// Storage dtype of the base weight, if narrower than f32. The residual is rounded to it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dtype: Option<FloatDType>,
+    /// Format of the residual, if it is packed again after factors were subtracted from the weight.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "format_name")]
+    pub residual: Option<PackedFormat>,
 }
 
 impl ModuleState {
@@ -65,7 +70,8 @@ pub struct AdapterState {
     pub config: AdapterConfig,
     /// The modules, in the model's order.
     pub modules: Vec<ModuleState>,
-    /// The factors at the start, for methods that split the weight, and the frozen factors; empty for other methods.
+    /// The factors at the start, for methods that split the weight, and the frozen factors; for packed residuals the subtracted
+    /// factors too. Empty for other methods.
     pub initial: NamedTensors,
 }
 
@@ -311,20 +317,26 @@ impl AdapterState {
             return Err(malformed(format!("format should be {FORMAT}, found {}", manifest.format)));
         }
         manifest.config.validate().map_err(|error| malformed(error.to_string()))?;
-        let initial = match manifest.config.method().saved_with_start().is_empty() {
-            true => NamedTensors::new(),
-            false => read_tensors(&folder.join(INITIAL))?,
+        let packed = manifest.modules.iter().any(|module| module.residual.is_some());
+        let initial = match packed || !manifest.config.method().saved_with_start().is_empty() {
+            true => read_tensors(&folder.join(INITIAL))?,
+            false => NamedTensors::new(),
         };
         Ok(Self { config: manifest.config, modules: manifest.modules, initial })
     }
 
     /// A line for each tensor of the start that is missing, misshapen or not expected.
     pub(crate) fn start_faults(&self) -> Vec<String> {
-        let factors = self.config.method().saved_with_start();
-        if factors.is_empty() {
+        let method = self.config.method();
+        let mut expected = self.tensor_shapes(&method.saved_with_start());
+        for module in self.modules.iter().filter(|module| module.residual.is_some()) {
+            let one = |f: &Factor| (subtracted_path(&module.path, method, f.name), f.shape(module.shape, module.rank));
+            expected.extend(method.factors().iter().map(one));
+        }
+        if expected.is_empty() {
             return Vec::new();
         }
-        let faults = tensor_faults(self.tensor_shapes(&factors), &self.initial);
+        let faults = tensor_faults(expected, &self.initial);
         faults.into_iter().map(|fault| format!("at the start, {fault}")).collect()
     }
 
@@ -402,6 +414,20 @@ impl AdapterState {
     /// The trained factors of the module at `path` at the start.
     pub(crate) fn factors_at_start(&self, path: &str) -> FactorSet {
         self.initial_set(path, self.config.method().factors())
+    }
+
+    /// The trained factors whose product is subtracted from the weight of `module`: those at the start, or those before the last
+    /// packing if the residual is packed.
+    pub(crate) fn subtracted_factors(&self, module: &ModuleState) -> FactorSet {
+        let method = self.config.method();
+        if module.residual.is_none() {
+            return self.factor_set(module, method.factors(), &self.initial);
+        }
+        let named = |factor: &Factor| {
+            let tensor = self.initial.get(&subtracted_path(&module.path, method, factor.name))?;
+            Some((factor.name, tensor.clone()))
+        };
+        method.factors().iter().filter_map(named).collect()
     }
 
     /// The frozen factors of the module at `path`.

@@ -69,6 +69,7 @@ impl AdapterState {
             scale: target.scale,
             fingerprint: None,
             dtype: None,
+            residual: None,
         };
         let modules = config.linear_layers(patterns, model)?.into_iter().map(module).collect();
         Ok(Self { config: config.clone(), modules, initial: NamedTensors::new() })

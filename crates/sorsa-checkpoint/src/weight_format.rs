@@ -13,7 +13,6 @@ use sorsa_kernels::four_bit::{self, CodeBook};
 use sorsa_kernels::packed::{PackedFormat, PackedMatrix};
 
 use crate::weights::Expected;
-use crate::{ModelSource, Stored};
 
 /// Numbers that one task encodes.
 const CHUNK: usize = 1 << 16;
@@ -170,17 +169,14 @@ pub struct TensorFormats {
 }
 
 impl TensorFormats {
-    /// The formats of the tensors as a model's files store them; f32 for those that are packed or stored in any other.
-    pub fn stored_in(source: &ModelSource) -> Self {
+    /// The formats of dense tensors; f32 for those that are stored in any other.
+    pub(crate) fn of_dense(tensors: impl Iterator<Item = (Expected, Dtype)>) -> Self {
         let mut formats = BTreeMap::new();
-        let mut counts = [0; WeightFormat::ALL.len()];
-        for Expected { name, shape } in source.tensors() {
-            let format = match source.stored(&name) {
-                Some(Stored::Dense(dtype)) => WeightFormat::nearest(dtype),
-                Some(Stored::Packed(_)) | None => WeightFormat::F32,
-            };
-            counts[format as usize] += shape.iter().product::<usize>();
-            formats.insert(name, format);
+        let mut counts = [0usize; WeightFormat::ALL.len()];
+        for (tensor, dtype) in tensors {
+            let format = WeightFormat::nearest(dtype);
+            counts[format as usize] += tensor.shape.iter().product::<usize>();
+            formats.insert(tensor.name, format);
         }
         let usual = WeightFormat::ALL.into_iter().max_by_key(|format| counts[*format as usize]);
         let usual = usual.unwrap_or(WeightFormat::F32);

@@ -16,7 +16,7 @@ fn golden() -> PathBuf {
 
 /// The formats of the tensors of a model's folder, those of 4 bits among them.
 fn formats_of(source: &ModelSource) -> TensorFormats {
-    let mut formats = TensorFormats::stored_in(source);
+    let mut formats = source.dense_formats();
     formats.four_bit = source.tensors().iter().filter_map(|tensor| format_of(source, &tensor.name)).collect();
     formats
 }

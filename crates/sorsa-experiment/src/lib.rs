@@ -34,6 +34,7 @@ pub mod model;
 mod observer;
 mod packed_format;
 mod private_folder;
+pub mod quantization_error;
 pub mod recipe;
 mod run_dir;
 mod run_facts;

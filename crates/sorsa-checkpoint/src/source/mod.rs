@@ -4,7 +4,6 @@ mod error;
 mod folder;
 mod four_bit;
 mod grouped;
-mod other_files;
 mod packing;
 mod place;
 mod quantization;
@@ -20,8 +19,11 @@ pub(crate) use self::place::ModelPlace;
 pub(crate) use self::quantization::Quantization;
 use crate::config::{CONFIG_FILE, read_folder};
 use crate::gguf::{GgufModel, GgufType};
-use crate::weights::{Checkpoint, Differences, Dtype, Expected, HEADS, Number, Numbers, widened, widened_transposed};
-use crate::{ConfigError, ModelConfig, WeightFormat};
+use crate::weights::{
+    Checkpoint, Differences, Dtype, Expected, GENERATION_CONFIG, HEADS, Number, Numbers, TOKENIZER_FILES, widened,
+    widened_transposed,
+};
+use crate::{ConfigError, ModelConfig, TensorFormats, WeightFormat};
 
 /// The files of a model: a folder in Hugging Face's layout, whose weights are dense or packed (the 4 bits of bitsandbytes, GPTQ, AWQ), a GGUF file,
 /// or a folder whose only model is one GGUF file.
@@ -210,6 +212,38 @@ impl ModelSource {
         }
         files.push((CONFIG_FILE, self.config.to_json().to_string().into_bytes()));
         Ok(Some(files))
+    }
+
+    /// Writes into `folder` what a model has beside its weights and `config.json`: the tokenizer, the chat template, the settings for
+    /// generating text.
+    ///
+    /// # Errors
+    ///
+    /// [`SourceError::File`], and those of [`tokenizer_files`](Self::tokenizer_files).
+    pub fn copy_side_files(&self, folder: &Path) -> Result<(), SourceError> {
+        if let Files::Gguf(model) = &self.files {
+            for (name, json) in model.tokenizer_files()? {
+                sorsa_files::write_atomic(folder.join(name), format!("{json:#}\n"))?;
+            }
+            return Ok(());
+        }
+        for name in [GENERATION_CONFIG].into_iter().chain(TOKENIZER_FILES) {
+            let from = self.path.join(name);
+            if from.exists() {
+                std::fs::copy(&from, folder.join(name)).map_err(sorsa_files::at("copy", &from))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The formats in which a dense copy of the model is stored if nobody names one: each dense tensor's own, and for packed ones that of
+    /// most dense numbers.
+    pub fn dense_formats(&self) -> TensorFormats {
+        let dense = self.tensors().into_iter().filter_map(|tensor| match self.stored_in_files(&tensor.name)? {
+            Stored::Dense(dtype) => Some((tensor, dtype)),
+            Stored::Packed(_) => None,
+        });
+        TensorFormats::of_dense(dense)
     }
 
     /// Whether the files have no head, or one with the numbers of the embedding.

@@ -51,7 +51,7 @@ pub fn write_merged(
         return Err(bad_input(format!("--out {} is the model's own folder", out.display())));
     }
     let merged = Merged::of(named, adapter)?;
-    let stored = TensorFormats::stored_in(&merged.base);
+    let stored = merged.base.dense_formats();
     let formats = match dtype {
         Some(FolderType::Plain(format)) => format.into(),
         Some(FolderType::FourBit(format)) => stored.with_linear_layers_in_four_bit(merged.expected.clone(), format),
@@ -143,7 +143,7 @@ impl Merged {
             }
             Ok(content)
         })?;
-        self.base.write_tokenizer(out).or_bad_input()?;
+        self.base.copy_side_files(out).or_bad_input()?;
         Ok(part(lost, tensors.change))
     }
 }

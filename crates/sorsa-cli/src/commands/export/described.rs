@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use sorsa_checkpoint::{ModelSource, Stored};
+use sorsa_checkpoint::{ModelSource, Stored, gguf_file_of};
 use sorsa_files::{AtomicDir, write_atomic};
 
 use crate::exit::OrBadInput;
@@ -22,7 +22,7 @@ impl DescribedFolder {
             return Ok(Self::Own(source.path().to_owned()));
         }
         let folder = AtomicDir::create(out)?;
-        source.write_tokenizer(folder.path()).or_bad_input()?;
+        source.copy_side_files(folder.path()).or_bad_input()?;
         write_atomic(folder.path().join("config.json"), format!("{:#}\n", source.config().to_json()))?;
         Ok(Self::Temporary(folder))
     }
@@ -39,5 +39,6 @@ impl DescribedFolder {
 /// Whether the model is a folder in Hugging Face's layout without packed weights.
 pub fn is_dense_folder(source: &ModelSource) -> bool {
     let is_packed = |name: &str| matches!(source.stored(name), Some(Stored::Packed(_)));
-    source.is_folder() && !source.tensors().iter().any(|tensor| is_packed(&tensor.name))
+    let is_folder = gguf_file_of(source.path()).is_ok_and(|file| file.is_none());
+    is_folder && !source.tensors().iter().any(|tensor| is_packed(&tensor.name))
 }

@@ -28,7 +28,9 @@ pub fn model(name: &str, args: &ExportArgs, device: &Device) -> anyhow::Result<(
     let source = ModelSource::open(&folder).or_bad_input()?;
     let described = DescribedFolder::of(&source, &args.out)?;
     let report = match &args.adapter {
-        None if is_dense_folder(&source) => export_model(&folder, &args.out, file_type).or_bad_input()?,
+        None if is_dense_folder(&source) && args.config.quantize.is_none() => {
+            export_model(&folder, &args.out, file_type).or_bad_input()?
+        }
         adapter => {
             let merged = Merged::of(NamedModel::load(name, device)?, adapter.as_deref())?;
             let name = args.out.file_stem().unwrap_or_default().to_string_lossy();

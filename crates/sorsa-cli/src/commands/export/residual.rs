@@ -100,7 +100,7 @@ impl Residual {
             let missing = || WeightsError::NoTensor { dir: out.to_owned(), name: tensor.name.clone() };
             tensors.content(&tensor.name).ok_or_else(missing)
         })?;
-        self.source.write_tokenizer(new.path()).or_bad_input()?;
+        self.source.copy_side_files(new.path()).or_bad_input()?;
         new.commit()?;
         let dtype = match formats.four_bit.values().next() {
             Some(format) => PackedFormat::from(*format).to_string(),
@@ -112,7 +112,7 @@ impl Residual {
     /// The formats of the residual: 4 bits as they are, other numbers as they were stored, and f32 for what was split or is packed
     /// otherwise.
     fn formats(&self, four_bit: Vec<FourBit>) -> TensorFormats {
-        let mut formats = TensorFormats::stored_in(&self.source);
+        let mut formats = self.source.dense_formats();
         for module in &self.attached.state.modules {
             let name = format!("{}.weight", module.path);
             if formats.of(&name) != WeightFormat::F32 {

