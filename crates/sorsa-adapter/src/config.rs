@@ -151,14 +151,14 @@ impl AdapterConfig {
         self.rank_pattern.values().copied().chain([self.rank]).collect()
     }
 
-    /// How often the factors are fitted to the error of the packing.
-    pub(crate) fn rounds(&self) -> usize {
-        self.quantization_rounds.or(self.method().quantization_rounds()).unwrap_or(0)
-    }
-
     /// How the residual of a weight in this format is packed; absent if it is dense, or if the packed weight stays what it is.
     pub(crate) fn residual_packing(&self, format: PackedFormat) -> Option<ResidualPacking> {
-        let (rounds, splits) = (self.rounds(), self.method().splits_weight());
+        let rounds = match (self.quantization_rounds, format) {
+            // There is next to nothing that factors could take up.
+            (None, PackedFormat::F16) => 0,
+            (rounds, _) => rounds.or(self.method().quantization_rounds()).unwrap_or(0),
+        };
+        let splits = self.method().splits_weight();
         let dense = self.residual == Some(ResidualStorage::Dense);
         ((splits && !dense) || (!splits && rounds > 0)).then_some(ResidualPacking { format, rounds })
     }

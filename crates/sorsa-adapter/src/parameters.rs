@@ -69,7 +69,7 @@ pub(crate) fn packed_module_of(path: &str) -> Option<&str> {
 }
 
 /// The packed weight whose words a parameter holds, if it holds any.
-fn packed_weight<const D: usize>(words: &Param<Tensor<D, Int>>) -> Option<PackedWeight> {
+pub(crate) fn packed_weight<const D: usize>(words: &Param<Tensor<D, Int>>) -> Option<PackedWeight> {
     let words = words.val();
     let count = words.dims().iter().product::<usize>();
     PackedWeight::from_words(words.reshape([count]))

@@ -4,19 +4,19 @@ use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use burn::prelude::*;
-use burn::tensor::FloatDType;
 use rayon::prelude::*;
 use serde::Serialize;
 use sorsa_files::HostTensor;
 use sorsa_linalg::spectral::nuclear_norm;
 use sorsa_linalg::{LinalgError, SvdOptions};
-use sorsa_ops::{PackedFormat, PackedMatrix};
+use sorsa_ops::{PackedFormat, PackedMatrix, WeightOperand};
 
 use crate::attach::Target;
 use crate::config::AdapterConfig;
 use crate::error::AdapterError;
 use crate::factors::{FactorPair, Principal};
 use crate::host_tensor::HostTensorExt;
+use crate::packed::{NothingPacked, transposed};
 use crate::packed_residual::{packing_error, subtract_product};
 use crate::parameters::weights;
 use crate::quantized_start::{FirstFactors, QuantizedStart, StartError};
@@ -46,6 +46,8 @@ pub struct StartsToMeasure {
 /// What each start loses of one weight.
 #[derive(Debug, Clone, PartialEq)]
 pub struct QuantizationErrors {
+    /// Format that the weight has in the model. If it is packed, its widened values are measured.
+    pub stored: Option<PackedFormat>,
     /// The weight itself.
     pub weight: ErrorNorms,
     /// QLoRA, whatever its rank: `W - widen(pack(W))`.
@@ -74,8 +76,18 @@ impl StartsToMeasure {
         let weights = weights(model, &paths);
         let done = AtomicUsize::new(0);
         let one = |target: &Target| {
-            let transposed = weights[&target.path].clone().into_dense().cast(FloatDType::F32).transpose();
-            let measured = self.measure(&target.path, &HostTensor::from_tensor(transposed));
+            let weight = weights[&target.path].clone();
+            let stored = match &weight {
+                WeightOperand::Dense(_) => None,
+                WeightOperand::Packed(packed) => Some(packed.matrix().format()),
+            };
+            let measured = match transposed(&target.path, weight, &NothingPacked) {
+                Ok(weight) => match self.measure(&target.path, &weight) {
+                    Ok(errors) => Ok(QuantizationErrors { stored, ..errors }),
+                    Err(error) => Err(error.to_string()),
+                },
+                Err(error) => Err(error.to_string()),
+            };
             progress(done.fetch_add(1, Ordering::Relaxed) + 1, targets.len());
             measured
         };
@@ -84,7 +96,7 @@ impl StartsToMeasure {
         for (target, measured) in targets.into_iter().zip(measured) {
             match measured {
                 Ok(errors) => found.push((target, errors)),
-                Err(error) => faults.push(error.to_string()),
+                Err(fault) => faults.push(fault),
             }
         }
         if faults.is_empty() { Ok(found) } else { Err(AdapterError::Decomposition { faults }) }
@@ -106,6 +118,7 @@ impl StartsToMeasure {
         let by_rank =
             |first| self.ranks.iter().map(|rank| of(first, *rank, self.rounds)).collect::<Result<Vec<_>, _>>();
         Ok(QuantizationErrors {
+            stored: None,
             weight: norms(name, weight)?,
             qlora: of(FirstFactors::Nothing, 1, 0)?,
             loftq: by_rank(FirstFactors::Nothing)?,

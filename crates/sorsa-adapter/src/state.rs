@@ -15,14 +15,15 @@ use burn::prelude::*;
 use burn::tensor::{DType, FloatDType};
 use serde::{Deserialize, Serialize};
 use sorsa_files::{FolderKind, NamedTensors, OwnedFolder, not_finite, read_tensors, write_atomic, write_tensors};
-use sorsa_ops::{PackedFormat, WeightOperand};
+use sorsa_ops::PackedFormat;
 
-use crate::attach::{Attached, HAS_ADAPTER, Installation, Subtraction, install, rounded};
+use crate::attach::{Attached, HAS_ADAPTER};
 use crate::cache::fingerprint;
 use crate::config::AdapterConfig;
 use crate::error::AdapterError;
 use crate::factors::{Factor, FactorSet};
-use crate::packed::{packed_weights, widened};
+use crate::install::{Installation, Subtraction, install, rounded};
+use crate::packed::{NothingPacked, OriginalWeights, original_or_widened, packed_weights, widened};
 use crate::packed_residual::format_name;
 use crate::parameters::{
     check_fits, export_trainable, factor_path, has_adapter, import_trainable, linear_layers, parameters,
@@ -90,9 +91,7 @@ pub struct SavedAdapter {
 /// The weights to which a saved adapter is attached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum WeightsBefore {
-    /// They do not contain the adapter.
-    WithoutAdapter,
-    /// They contain the adapter at its start, which was a part of the original weight.
+    /// They are those that the adapter was made for.
     Original,
     /// They contain the trained adapter.
     Merged,
@@ -201,14 +200,23 @@ impl SavedAdapter {
     /// [`AdapterError::Mismatch`] with everything that does not fit: modules, shapes, tensors, and the content of base
     /// weights.
     pub fn attach<M: Module>(&self, model: M) -> Result<Attached<M>, AdapterError> {
+        self.attach_with(model, &NothingPacked)
+    }
+
+    /// [`attach`](Self::attach) to a model whose weights were packed while it was read.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`attach`](Self::attach), and of `originals`.
+    pub fn attach_with<M: Module>(
+        &self,
+        model: M,
+        originals: &dyn OriginalWeights,
+    ) -> Result<Attached<M>, AdapterError> {
         let mut faults = self.faults(&model);
-        faults.extend(self.state.content_faults(&model));
+        faults.extend(self.state.content_faults(&model, originals)?);
         check_fits(faults, &self.source)?;
-        let before = match self.state.config.method().splits_weight() {
-            true => WeightsBefore::Original,
-            false => WeightsBefore::WithoutAdapter,
-        };
-        self.install(model, before)
+        self.install(model, WeightsBefore::Original, originals)
     }
 
     /// The inverse of [`Attached::merge`]: subtracts the adapter from merged weights and attaches it. The base is the
@@ -226,11 +234,16 @@ impl SavedAdapter {
         let found = tensor_faults(expected, &self.unmerge_tensors);
         faults.extend(found.into_iter().map(|fault| format!("of the merge, {fault}")));
         check_fits(faults, &self.source)?;
-        self.install(merged, WeightsBefore::Merged)
+        self.install(merged, WeightsBefore::Merged, &NothingPacked)
     }
 
     /// Attaches the adapter to weights, from which the adapter that they contain is subtracted first.
-    fn install<M: Module>(&self, model: M, before: WeightsBefore) -> Result<Attached<M>, AdapterError> {
+    fn install<M: Module>(
+        &self,
+        model: M,
+        before: WeightsBefore,
+        originals: &dyn OriginalWeights,
+    ) -> Result<Attached<M>, AdapterError> {
         let state = &self.state;
         let method = state.config.method();
         let mut installations = BTreeMap::new();
@@ -238,23 +251,20 @@ impl SavedAdapter {
             for module in &state.modules {
                 let factors = state.factor_set(module, method.factors(), &self.trained);
                 let subtract = match before {
-                    WeightsBefore::WithoutAdapter => None,
-                    WeightsBefore::Original => Some(Subtraction {
-                        factors: Some(state.factor_set(module, method.factors(), &state.initial)),
-                        saved: FactorSet::new(),
-                        dtype: module.dtype,
-                    }),
-                    WeightsBefore::Merged => Some(Subtraction {
-                        factors: None,
+                    WeightsBefore::Original if method.splits_weight() || module.residual.is_some() => {
+                        Some(Subtraction::Start)
+                    }
+                    WeightsBefore::Original => None,
+                    WeightsBefore::Merged => Some(Subtraction::Merged {
+                        factors: factors.clone(),
                         saved: state.factor_set(module, method.unmerge_factors(), &self.unmerge_tensors),
-                        dtype: None,
                     }),
                 };
                 let installation = Installation { factors: Some(factors), subtract, scale: module.scale, svd: None };
                 installations.insert(module.path.clone(), installation);
             }
         }
-        let mut attached = install(model, state.clone(), installations);
+        let mut attached = install(model, state.clone(), installations, originals)?;
         if !method.is_factored() || !state.config.modules_to_save.is_empty() {
             attached.model = import_trainable(attached.model, &attached.trainable, &self.trained, &self.source)?;
         }
@@ -354,24 +364,29 @@ impl AdapterState {
     }
 
     /// A line for each weight of the right shape whose content in `model` differs from the fingerprint.
-    pub(crate) fn content_faults<M: Module>(&self, model: &M) -> Vec<String> {
+    pub(crate) fn content_faults<M: Module>(
+        &self,
+        model: &M,
+        originals: &dyn OriginalWeights,
+    ) -> Result<Vec<String>, AdapterError> {
         let known = |module: &&ModuleState| module.fingerprint.is_some();
         let known: BTreeMap<&str, &ModuleState> =
             self.modules.iter().filter(known).map(|module| (module.path.as_str(), module)).collect();
-        let fault = |(path, weight): (String, WeightOperand)| {
+        let mut faults = Vec::new();
+        for (path, weight) in weights(model, &known.keys().copied().collect()) {
             let module = known[path.as_str()];
-            let weight = weight.into_dense();
+            let weight = original_or_widened(&path, weight, originals)?;
             let (dtype, other) = (weight.dtype(), weight.dims() != module.shape);
             if other || Some(fingerprint(&module.narrowed(weight))) == module.fingerprint {
-                return None;
+                continue;
             }
             let rounded = match module.dtype {
                 None if dtype != DType::F32 => format!(", or was rounded to {dtype:?}, which it was not then"),
                 _ => String::new(),
             };
-            Some(format!("`{path}.weight` is not the weight that the adapter was made for{rounded}"))
-        };
-        weights(model, &known.keys().copied().collect()).into_iter().filter_map(fault).collect()
+            faults.push(format!("`{path}.weight` is not the weight that the adapter was made for{rounded}"));
+        }
+        Ok(faults)
     }
 
     /// Names and shapes of the trained tensors.

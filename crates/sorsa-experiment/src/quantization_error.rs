@@ -1,6 +1,8 @@
 //! What packing loses of a model's weights, and how much of it the factors of each start take up: the table of PiSSA's paper
 //! (arXiv 2404.02948, table 3).
 
+use std::collections::BTreeSet;
+
 use serde::Serialize;
 use sorsa_adapter::{ErrorNorms, QuantizationErrors, StartsToMeasure, Target};
 use sorsa_models::CausalLm;
@@ -95,6 +97,15 @@ impl QuantizationErrorTable {
              the product of their factors is the same."
                 .to_owned(),
         ];
+        let stored: BTreeSet<&str> = measured.iter().filter_map(|(_, errors)| Some(errors.stored?.name())).collect();
+        if !stored.is_empty() {
+            notes.push(format!(
+                "The files have these weights packed already ({}): W is their widened value, and QLoRA's error that of packing W again, \
+                 to {}. QLoRA on the files as they are loses nothing of W.",
+                stored.into_iter().collect::<Vec<_>>().join(", "),
+                starts.format
+            ));
+        }
         for rank in &starts.ranks {
             let small = measured.iter().filter(|(target, _)| target.shape.iter().any(|side| side < rank)).count();
             if small > 0 {
@@ -208,6 +219,7 @@ mod tests {
     fn errors(qlora: f64, start: f64) -> QuantizationErrors {
         let norms = |value: f64| ErrorNorms { nuclear: value, frobenius: value / 2.0 };
         QuantizationErrors {
+            stored: None,
             weight: norms(100.0),
             qlora: norms(qlora),
             loftq: vec![norms(start)],

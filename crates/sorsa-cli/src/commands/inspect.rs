@@ -2,11 +2,11 @@
 
 use std::path::Path;
 
-use sorsa_adapter::StartsToMeasure;
+use sorsa_adapter::{PackedFormat, StartsToMeasure};
 use sorsa_experiment::adapter::{BaseModel, LoadedAdapter};
 use sorsa_experiment::model::model_folder;
 use sorsa_experiment::quantization_error::QuantizationErrorTable;
-use sorsa_experiment::{Recipe, Sources, TrainingShape};
+use sorsa_experiment::{Recipe, TrainingShape};
 use sorsa_models::{CausalLm, ModelConfig, WeightFormat};
 
 use crate::args::{DeviceArgs, FinetuneArgs, InspectArgs};
@@ -39,7 +39,7 @@ pub fn shape(recipe: &Recipe, args: &FinetuneArgs) -> anyhow::Result<TrainingSha
     // Only a decomposition would need weights.
     let model = CausalLm::load_from(&sources.open(&folder)?, recipe.model.dtype, &host.device).or_bad_input()?;
     let mut recipe = recipe.clone();
-    let base = BaseModel { name: &recipe.model.path, folder: &folder };
+    let base = BaseModel { name: &recipe.model.path, folder: &folder, quantize: recipe.model.quantize };
     let loaded = LoadedAdapter::read(model, base, Path::new(adapter), &mut session::Warnings)?;
     recipe.start_from(&loaded.saved)?;
     Ok(TrainingShape::new(&recipe, loaded.model.config(), &host)?)
@@ -50,16 +50,17 @@ const ROUNDS: usize = 5;
 
 /// Prints the errors of packing.
 fn quantization_error(args: &InspectArgs) -> anyhow::Result<()> {
-    let InspectArgs { training, quantize, ranks, .. } = args;
-    let (recipe, style) = (recipe::of(training)?, Style::choose(training.quiet));
+    let InspectArgs { training, ranks, .. } = args;
+    let (mut recipe, style) = (recipe::of(training)?, Style::choose(training.quiet));
+    // The weights are measured as they are in their files.
+    let format = recipe.model.quantize.take().unwrap_or(PackedFormat::NF4);
     // The CPU decomposes, whichever device would train.
     let host = session::host(&DeviceArgs { backend: Backend::Flex, device: 0 }, style)?;
-    // The starts are measured on the weights before they are packed.
-    let sources = Sources { quantize: None, ..host.sources.for_model(&recipe.model) };
-    let folder = model_folder(&recipe.model.path, &sources)?;
-    let model = CausalLm::load_from(&sources.open(&folder)?, WeightFormat::F32, &host.device).or_bad_input()?;
+    let sources = host.sources.for_model(&recipe.model);
+    let source = sources.open(&model_folder(&recipe.model.path, &sources)?)?;
+    let model = CausalLm::load_from(&source, WeightFormat::F32, &host.device).or_bad_input()?;
     let starts = StartsToMeasure {
-        format: *quantize,
+        format,
         ranks: ranks.iter().map(|rank| *rank as usize).collect(),
         rounds: recipe.adapter.quantization_rounds.unwrap_or(ROUNDS),
         svd: recipe.svd_options(),
