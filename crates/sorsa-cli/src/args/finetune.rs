@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use sorsa_ops::PackedFormat;
 
 use super::{DeviceArgs, MAX_SEED, method_names};
 use crate::format::Format;
@@ -126,12 +125,9 @@ pub struct InspectArgs {
     #[command(flatten)]
     pub training: FinetuneArgs,
     /// Measure what packing loses of each kind of weight, and how much of it LoftQ, QPiSSA and QSORSA take up (PiSSA's table 3).
-    /// Reads and decomposes the weights
+    /// Packs in the format of --quantize, or in nf4. Reads and decomposes the weights
     #[arg(long)]
     pub quantization_error: bool,
-    /// Format that weights are packed to for this measurement [default: nf4]
-    #[arg(long, value_name = "FORMAT", requires = "quantization_error", default_value_t = PackedFormat::NF4, hide_default_value = true)]
-    pub quantize: PackedFormat,
     /// Ranks for this measurement
     #[arg(long, value_name = "RANK,..", requires = "quantization_error", value_delimiter = ',', default_value = "8,32,128", value_parser = clap::value_parser!(u32).range(1..))]
     pub ranks: Vec<u32>,

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use sorsa_adapter::StartsToMeasure;
+use sorsa_adapter::{PackedFormat, StartsToMeasure};
 use sorsa_experiment::adapter::{BaseModel, LoadedAdapter};
 use sorsa_experiment::model::model_folder;
 use sorsa_experiment::quantization_error::QuantizationErrorTable;
@@ -50,14 +50,14 @@ const ROUNDS: usize = 5;
 
 /// Prints the errors of packing.
 fn quantization_error(args: &InspectArgs) -> anyhow::Result<()> {
-    let InspectArgs { training, quantize, ranks, .. } = args;
+    let InspectArgs { training, ranks, .. } = args;
     let (recipe, style) = (recipe::of(training)?, Style::choose(training.quiet));
     // The CPU decomposes, whichever device would train.
     let host = session::host(&DeviceArgs { backend: Backend::Flex, device: 0 }, style)?;
-    let folder = model_folder(&recipe.model.path, &host.sources.with_config(&recipe.model.config))?;
+    let folder = model_folder(&recipe.model.path, &host.sources.for_model(&recipe.model))?;
     let model = CausalLm::load(&folder, WeightFormat::F32, &host.device).or_bad_input()?;
     let starts = StartsToMeasure {
-        format: *quantize,
+        format: recipe.model.quantize.unwrap_or(PackedFormat::NF4),
         ranks: ranks.iter().map(|rank| *rank as usize).collect(),
         rounds: recipe.adapter.quantization_rounds.unwrap_or(ROUNDS),
         svd: recipe.svd_options(),
