@@ -6,7 +6,7 @@ use sorsa_adapter::{PackedFormat, StartsToMeasure};
 use sorsa_experiment::adapter::{BaseModel, LoadedAdapter};
 use sorsa_experiment::model::model_folder;
 use sorsa_experiment::quantization_error::QuantizationErrorTable;
-use sorsa_experiment::{Recipe, TrainingShape};
+use sorsa_experiment::{Recipe, Sources, TrainingShape};
 use sorsa_models::{CausalLm, ModelConfig, WeightFormat};
 
 use crate::args::{DeviceArgs, FinetuneArgs, InspectArgs};
@@ -54,8 +54,10 @@ fn quantization_error(args: &InspectArgs) -> anyhow::Result<()> {
     let (recipe, style) = (recipe::of(training)?, Style::choose(training.quiet));
     // The CPU decomposes, whichever device would train.
     let host = session::host(&DeviceArgs { backend: Backend::Flex, device: 0 }, style)?;
-    let folder = model_folder(&recipe.model.path, &host.sources.for_model(&recipe.model))?;
-    let model = CausalLm::load(&folder, WeightFormat::F32, &host.device).or_bad_input()?;
+    // The starts are measured on the weights before they are packed.
+    let sources = Sources { quantize: None, ..host.sources.for_model(&recipe.model) };
+    let folder = model_folder(&recipe.model.path, &sources)?;
+    let model = CausalLm::load_from(&sources.open(&folder)?, WeightFormat::F32, &host.device).or_bad_input()?;
     let starts = StartsToMeasure {
         format: recipe.model.quantize.unwrap_or(PackedFormat::NF4),
         ranks: ranks.iter().map(|rank| *rank as usize).collect(),
