@@ -124,8 +124,8 @@ pub struct FinetuneArgs {
 pub struct InspectArgs {
     #[command(flatten)]
     pub training: FinetuneArgs,
-    /// Measure what packing to the format of --quantize (nf4 if absent) loses of each kind of weight, and how much of it LoftQ, QPiSSA
-    /// and QSORSA take up, like PiSSA's table 3. Reads and decomposes the weights
+    /// Measure what packing loses of each kind of weight, and how much of it LoftQ, QPiSSA and QSORSA take up (PiSSA's table 3).
+    /// Packs in the format of --quantize, or in nf4. Reads and decomposes the weights
     #[arg(long)]
     pub quantization_error: bool,
     /// Ranks for this measurement
