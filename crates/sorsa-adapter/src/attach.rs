@@ -9,15 +9,16 @@ use rayon::prelude::*;
 use sorsa_files::NamedTensors;
 use sorsa_linalg::SvdOptions;
 use sorsa_linalg::tensor::Placement;
-use sorsa_ops::{Form, OperationMemory, PackedFormat};
+use sorsa_ops::{Form, OperationMemory, PackedFormat, WeightOperand};
 
 use crate::Method;
 use crate::cache::{SvdCache, fingerprint};
 use crate::config::{AdapterConfig, RankAndScale};
 use crate::error::AdapterError;
+use crate::host_tensor::HostTensorExt;
 use crate::install::{Installation, Subtraction, install};
 use crate::method::{FactoredDefinition, StartsFrom};
-use crate::packed::{NothingPacked, OriginalWeights, original_or_widened, packed_formats};
+use crate::packed::{NothingPacked, OriginalWeights, packed_formats};
 use crate::packed_residual::ResidualPacking;
 use crate::parameters::{
     Parameter, Trainable, factor_path, has_adapter, linear_layers, parameters, subtracted_path, weights,
@@ -268,6 +269,32 @@ impl AdapterConfig {
         Ok((AdapterState { config: self.clone(), modules, initial }, installations))
     }
 
+    /// The values of a weight that factors start from.
+    fn weight_at_start(
+        &self,
+        target: &Target,
+        weight: WeightOperand,
+        originals: &dyn OriginalWeights,
+    ) -> Result<Tensor<2>, String> {
+        let packed = match weight {
+            WeightOperand::Dense(weight) => return Ok(weight),
+            WeightOperand::Packed(packed) => packed,
+        };
+        match originals.read(&target.path) {
+            Ok(Some(original)) => Ok(original.to_tensor::<2>(&packed.device()).transpose()),
+            Ok(None) if self.quantization_rounds.is_some_and(|rounds| rounds > 0) && !self.method().splits_weight() => {
+                Err(format!(
+                    "`{}` is packed in its file, and what that lost is not known: quantization_rounds of {} need dense weights \
+                     that are packed while they are read",
+                    target.path,
+                    self.method()
+                ))
+            }
+            Ok(None) => Ok(packed.to_dense()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
     /// How the residual of the module at `path` is packed, if that of a packed weight is. `packed` has the formats of such weights.
     fn packing_of(&self, path: &str, packed: &BTreeMap<String, PackedFormat>) -> Option<ResidualPacking> {
         let format = *packed.get(path)?;
@@ -296,9 +323,9 @@ impl AdapterConfig {
             let decomposes = method.decomposes() || packing.is_some();
             // A packed weight is widened, or read again, here: one on each thread.
             let weight = match weights.get(&target.path).cloned() {
-                Some(weight) => match original_or_widened(&target.path, weight, originals) {
+                Some(weight) => match self.weight_at_start(target, weight, originals) {
                     Ok(weight) => Some(weight),
-                    Err(error) => return (target.path.clone(), Err(error.to_string())),
+                    Err(fault) => return (target.path.clone(), Err(fault)),
                 },
                 None => None,
             };
