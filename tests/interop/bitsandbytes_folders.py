@@ -1,11 +1,16 @@
 """Folders in bitsandbytes' 4 bits that `sorsa` writes, read by Transformers and bitsandbytes.
 
     python bitsandbytes_folders.py MODEL_FOLDER
+    python bitsandbytes_folders.py residual RUN
 
 For each format: `sorsa export --format hf --dtype FORMAT`, loaded by `from_pretrained` in 4 bits. Compares
 - every packed matrix, widened by `bitsandbytes.functional.dequantize_4bit`, with the one that bitsandbytes makes of the original weight
   (its own packing), and with the matrix that `sorsa` reads from the folder (`sorsa export --format hf --dtype f32`), to the bit,
 - the logits of Transformers with these values with those of `sorsa verify` on the folder.
+
+RUN is a run of SORSA or PiSSA on such a folder (`sorsa finetune --model FOLDER --method sorsa`). `sorsa export --format peft --residual`
+writes the residual in 4 bits and the adapter for it; PEFT loads the adapter on the residual, and residual and adapter together are compared
+with the weights of `sorsa merge`.
 
 Run at the root of the repository, after `cargo build --release --workspace --bin sorsa`; needs bitsandbytes with its CPU library.
 """
@@ -76,10 +81,34 @@ def check(base, name, dir):
     return same and other_codes == 0 and far < 0.02 and difference < 1e-3
 
 
+def residual(run, dir):
+    from peft import PeftModel
+
+    rest, peft, merged = dir / "rest", dir / "peft", dir / "merged"
+    sorsa("export", "--format", "peft", "--adapter", run, "--residual", rest, "--out", peft)
+    sorsa("merge", "--adapter", run, "--dtype", "f32", "--out", merged)
+    base = AutoModelForCausalLM.from_pretrained(rest, dtype=torch.float32, device_map="cpu")
+    layers = [path for path, module in base.named_modules() if isinstance(module, bitsandbytes.nn.Linear4bit)]
+    model, merged = PeftModel.from_pretrained(base, peft), load_file(merged / "model.safetensors")
+    far = change = 0
+    for path in layers:
+        layer = model.base_model.model.get_submodule(path)
+        weight = layer.base_layer.weight
+        delta, whole = layer.get_delta_weight("default"), merged[f"{path}.weight"]
+        far = max(far, float((dequantize_4bit(weight.data, weight.quant_state) + delta - whole).abs().max() / whole.abs().max()))
+        change = max(change, float(delta.abs().max() / whole.abs().max()))
+    print(f"residual: {len(layers)} matrices of 4 bits with PEFT's adapter on them are sorsa's merged ones, but for {far:.1e} of the largest "
+          f"value; the adapter is {change:.1e} of it")
+    return far < 1e-5 and len(layers) > 0
+
+
 if __name__ == "__main__":
     print(", ".join(f"{name} {version(name)}" for name in ["torch", "transformers", "bitsandbytes", "safetensors"]))
     good = True
     with tempfile.TemporaryDirectory() as dir:
-        for name in FORMATS:
-            good &= check(sys.argv[1], name, Path(dir))
+        if sys.argv[1] == "residual":
+            good = residual(sys.argv[2], Path(dir))
+        else:
+            for name in FORMATS:
+                good &= check(sys.argv[1], name, Path(dir))
     sys.exit(0 if good else 1)
