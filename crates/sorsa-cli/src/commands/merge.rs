@@ -5,7 +5,9 @@ use std::path::Path;
 
 use anyhow::Context;
 use burn::prelude::Device;
-use sorsa_checkpoint::weights::{Checkpoint, GENERATION_CONFIG, ModelFolder, TOKENIZER_FILES, WeightsError};
+use sorsa_checkpoint::weights::{
+    CHAT_TEMPLATES, Checkpoint, GENERATION_CONFIG, ModelFolder, TOKENIZER_FILES, WeightsError,
+};
 use sorsa_checkpoint::{TensorFormats, WeightFormat};
 use sorsa_models::CausalLm;
 
@@ -109,8 +111,25 @@ impl Merged {
                 std::fs::copy(&from, out.join(name)).with_context(|| format!("cannot copy {}", from.display()))?;
             }
         }
+        copy_chat_templates(&folder.join(CHAT_TEMPLATES), &out.join(CHAT_TEMPLATES))?;
         Ok(if change == 0.0 { 0.0 } else { (lost / change).sqrt() })
     }
+}
+
+/// Copies the templates of a model that has more than one.
+fn copy_chat_templates(from: &Path, to: &Path) -> anyhow::Result<()> {
+    let Ok(entries) = std::fs::read_dir(from) else { return Ok(()) };
+    std::fs::create_dir(to).with_context(|| format!("cannot create {}", to.display()))?;
+    for entry in entries {
+        let path = entry.with_context(|| format!("cannot list {}", from.display()))?.path();
+        if let Some(name) = path.file_name()
+            && path.extension().is_some_and(|extension| extension == "jinja")
+            && path.is_file()
+        {
+            std::fs::copy(&path, to.join(name)).with_context(|| format!("cannot copy {}", path.display()))?;
+        }
+    }
+    Ok(())
 }
 
 /// `||a - b||^2`.
