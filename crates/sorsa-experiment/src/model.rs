@@ -75,8 +75,21 @@ impl LoadedModel {
     ///
     /// [`ExperimentError::Data`].
     pub fn encoder(&self, template: TemplateName, options: EncodeOptions) -> Result<Encoder, ExperimentError> {
-        let encoder =
-            Encoder::new(Arc::clone(&self.tokenizer), PromptTemplate::new(template, &self.tokenizer)?, options)?;
+        self.encoder_of(PromptTemplate::new(template, &self.tokenizer)?, options)
+    }
+
+    /// An encoder with the chat template of this name.
+    ///
+    /// # Errors
+    ///
+    /// [`ExperimentError::Data`].
+    pub fn chat_encoder(&self, chat_template: &str, options: EncodeOptions) -> Result<Encoder, ExperimentError> {
+        let template = PromptTemplate::Chat(self.tokenizer.chat_template_named(chat_template)?.clone());
+        self.encoder_of(template, options)
+    }
+
+    fn encoder_of(&self, template: PromptTemplate, options: EncodeOptions) -> Result<Encoder, ExperimentError> {
+        let encoder = Encoder::new(Arc::clone(&self.tokenizer), template, options)?;
         Ok(encoder.for_vocabulary(self.model.config().vocab_size))
     }
 }

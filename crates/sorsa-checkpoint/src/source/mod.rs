@@ -20,8 +20,8 @@ pub(crate) use self::quantization::Quantization;
 use crate::config::{CONFIG_FILE, read_folder};
 use crate::gguf::{GgufModel, GgufType};
 use crate::weights::{
-    Checkpoint, Differences, Dtype, Expected, GENERATION_CONFIG, HEADS, Number, Numbers, TOKENIZER_FILES, widened,
-    widened_transposed,
+    CHAT_TEMPLATES, Checkpoint, Differences, Dtype, Expected, GENERATION_CONFIG, HEADS, Number, Numbers,
+    TOKENIZER_FILES, widened, widened_transposed,
 };
 use crate::{ConfigError, ModelConfig, TensorFormats, WeightFormat};
 
@@ -231,6 +231,23 @@ impl ModelSource {
             let from = self.path.join(name);
             if from.exists() {
                 std::fs::copy(&from, folder.join(name)).map_err(sorsa_files::at("copy", &from))?;
+            }
+        }
+        self.copy_chat_templates(&folder.join(CHAT_TEMPLATES))
+    }
+
+    /// Copies the templates of a model that has more than one.
+    fn copy_chat_templates(&self, to: &Path) -> Result<(), SourceError> {
+        let from = self.path.join(CHAT_TEMPLATES);
+        let Ok(entries) = std::fs::read_dir(&from) else { return Ok(()) };
+        std::fs::create_dir(to).map_err(sorsa_files::at("create", to))?;
+        for entry in entries {
+            let path = entry.map_err(sorsa_files::at("list", &from))?.path();
+            if let Some(name) = path.file_name()
+                && path.extension().is_some_and(|extension| extension == "jinja")
+                && path.is_file()
+            {
+                std::fs::copy(&path, to.join(name)).map_err(sorsa_files::at("copy", &path))?;
             }
         }
         Ok(())

@@ -20,6 +20,8 @@ pub const TOKENIZER_FILES: [&str; 11] = [
     "vocab.json",
     "vocab.txt",
 ];
+/// Folder of further chat templates, each a file of its name.
+pub const CHAT_TEMPLATES: &str = "additional_chat_templates";
 /// The settings that a model is published with for generating text.
 pub const GENERATION_CONFIG: &str = "generation_config.json";
 /// Other files of a model's folder beside its weights.
@@ -66,7 +68,11 @@ impl ModelFolder {
 /// Whether a file of this name belongs to a model: configuration, tokenizer, weights.
 fn is_model_file(name: &str) -> bool {
     let is_shard = name.starts_with("model-") && name.ends_with(".safetensors");
-    is_shard || name == SINGLE_FILE || MODEL_FILES.contains(&name) || TOKENIZER_FILES.contains(&name)
+    is_shard
+        || name == SINGLE_FILE
+        || name == CHAT_TEMPLATES
+        || MODEL_FILES.contains(&name)
+        || TOKENIZER_FILES.contains(&name)
 }
 
 #[cfg(test)]

@@ -38,7 +38,7 @@ mod writer;
 pub use decode::{Decode, Number, Numbers, first_non_finite};
 pub use error::{Misshapen, Problem, WeightsError};
 pub use expect::{Expected, ignorable};
-pub use folder::{GENERATION_CONFIG, ModelFolder, TOKENIZER_FILES};
+pub use folder::{CHAT_TEMPLATES, GENERATION_CONFIG, ModelFolder, TOKENIZER_FILES};
 pub use reader::{Checkpoint, TensorInfo};
 pub use safetensors::Dtype;
 pub use writer::CheckpointWriter;

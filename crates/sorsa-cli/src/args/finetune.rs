@@ -46,6 +46,10 @@ pub struct RecipeArgs {
     /// Prompt template: alpaca, code, question, raw or chat [default: alpaca]
     #[arg(long)]
     pub template: Option<String>,
+    /// Chat template of this name, if the tokenizer's folder has several, for example tool_use. The template is then chat
+    /// [default: default]
+    #[arg(long, value_name = "NAME")]
+    pub chat_template: Option<String>,
     /// Text to append to every prompt that the model answers, but not in training [default: none]
     #[arg(long, value_name = "TEXT")]
     pub prompt_suffix: Option<String>,

@@ -72,6 +72,13 @@ pub fn run(args: &ExportArgs) -> anyhow::Result<()> {
             let trained = Trained::load(&name, args, &device)?;
             let peft = peft(&trained, args)?;
             peft.save(&args.out)?;
+            if is_part_of_a_larger_model(&trained.folder) {
+                warn(format_args!(
+                    "{name} is a text model within a larger one, in which PEFT would look for `model.language_model.layers`; this adapter \
+                     names the modules of the text model alone: write that with `sorsa export --format hf --model {name} --out DIR`, and \
+                     give DIR to PEFT as the base"
+                ));
+            }
             print(format_args!(
                 "adapter of rank {} on {} modules in {}",
                 peft.config.rank,
@@ -99,6 +106,12 @@ pub fn run(args: &ExportArgs) -> anyhow::Result<()> {
             print(format_args!("author's checkpoint in {}", args.out.display()))
         }
     }
+}
+
+/// Whether the folder holds the model of text and pictures that the text model is a part of.
+fn is_part_of_a_larger_model(folder: &Path) -> bool {
+    let Ok(config) = std::fs::read(folder.join("config.json")) else { return false };
+    serde_json::from_slice::<serde_json::Value>(&config).is_ok_and(|config| config.get("text_config").is_some())
 }
 
 /// Options that the form does not have are an error, before anything is read.

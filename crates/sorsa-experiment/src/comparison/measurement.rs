@@ -41,6 +41,8 @@ pub enum Subject {
         batch_size: usize,
         /// Template of the prompts.
         template: String,
+        /// Name of the chat template, if it is not the default one.
+        chat_template: Option<String>,
         /// Text at the end of each prompt.
         prompt_suffix: String,
         /// Run the programs that the model writes.
@@ -189,6 +191,7 @@ impl Measurements {
             max_new_tokens: eval.max_new_tokens,
             batch_size: eval.batch_size,
             template: data.template.to_string(),
+            chat_template: data.chat_template.clone(),
             prompt_suffix: eval.prompt_suffix.clone(),
             allow_code_execution: eval.allow_code_execution,
             answers: self.folder(model).join(self.answers(model, key)),

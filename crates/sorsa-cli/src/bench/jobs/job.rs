@@ -99,6 +99,7 @@ fn eval_arguments(evaluation: &Evaluation) -> Vec<String> {
             max_new_tokens,
             batch_size,
             template,
+            chat_template,
             prompt_suffix,
             allow_code_execution,
             answers,
@@ -109,6 +110,9 @@ fn eval_arguments(evaluation: &Evaluation) -> Vec<String> {
             option("template", template);
             option("prompt-suffix", prompt_suffix);
             option("out", &path(answers));
+            if let Some(name) = chat_template {
+                option("chat-template", name);
+            }
             if let Some(data) = data {
                 option("data", data);
             }
