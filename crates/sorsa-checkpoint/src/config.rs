@@ -314,7 +314,7 @@ impl ModelConfig {
             let found = width.map_or("more than 2^64".to_owned(), |width| width.to_string());
             fields.faults.push(format!("`{name}` should be at most {MOST_WIDTH}, found {found}"));
         }
-        if widths.is_empty() && self.parameters() > MOST_PARAMETERS {
+        if widths.is_empty() && fields.faults.is_empty() && self.parameters() > MOST_PARAMETERS {
             let found = self.parameters();
             fields.faults.push(format!("its sizes make {found} parameters, at most {MOST_PARAMETERS} are read"));
         }
