@@ -29,6 +29,8 @@ pub struct LoadedModel {
     pub tokenizer: Arc<TextTokenizer>,
     /// Format that its linear layers were packed in while it was read, if any.
     pub quantize: Option<PackedFormat>,
+    /// Bytes of all its weights if some are packed.
+    pub packed_bytes: Option<u64>,
     /// What its user should know about its weights, a sentence each.
     pub notes: Vec<String>,
 }
@@ -55,7 +57,8 @@ impl LoadedModel {
         let source = host.sources.open(&folder)?;
         let model = CausalLm::load_from(&source, format, &host.device)?;
         let (quantize, notes) = (host.sources.quantize, Vec::from_iter(source.packing_note()));
-        Ok(Self { name: name.to_owned(), folder, model, tokenizer, quantize, notes })
+        let packed_bytes = source.packed_bytes(format);
+        Ok(Self { name: name.to_owned(), folder, model, tokenizer, quantize, packed_bytes, notes })
     }
 
     /// Attaches the adapter in `folder`, or in the run at `folder`. Whatever is odd about it is told to the observer.

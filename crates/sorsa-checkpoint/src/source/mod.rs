@@ -263,6 +263,31 @@ impl ModelSource {
         TensorFormats::of_dense(dense)
     }
 
+    /// Bytes of all weights in memory if packed ones stay packed, dense matrices are kept in `format`, and vectors in f32; nothing if
+    /// nothing is packed. What GPTQ and AWQ take is known to a few parts in a hundred.
+    pub fn packed_bytes(&self, format: WeightFormat) -> Option<u64> {
+        let mut any_packed = false;
+        let mut bytes = 0;
+        for tensor in self.tensors() {
+            let values = tensor.shape.iter().product::<usize>();
+            let is_unused_head = self.config.tie_word_embeddings && HEADS.iter().any(|(head, _)| *head == tensor.name);
+            bytes += match (self.stored(&tensor.name), tensor.shape.as_slice()) {
+                _ if is_unused_head => 0,
+                (Some(Stored::Packed(packed)), &[rows, columns]) => {
+                    any_packed = true;
+                    let of_group = |bits: usize| values * bits / 8 + values / 128 * 5;
+                    packed.bytes([rows, columns]).unwrap_or_else(|_| match packed {
+                        PackedFormat::Gptq8 => of_group(8),
+                        _ => of_group(4),
+                    })
+                }
+                (_, [_, _]) => format.bytes(values),
+                _ => 4 * values,
+            } as u64;
+        }
+        any_packed.then_some(bytes)
+    }
+
     /// Whether the files have no head, or one with the numbers of the embedding.
     fn head_is_embedding(&self) -> Result<bool, SourceError> {
         let Files::Folder(folder) = &self.files else { return Ok(true) };
