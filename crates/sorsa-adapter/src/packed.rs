@@ -1,17 +1,42 @@
-//! Packed weights of a model: read, replaced by their residuals, widened for a merge.
+//! Packed weights of a model: read, replaced by their residuals, widened for a merge. And the weights that were packed while their
+//! model was read, as they were before.
 
 use std::collections::BTreeMap;
 
-use burn::module::{ModuleMapper, Param};
+use burn::module::{ModuleMapper, ModuleVisitor, Param};
 use burn::prelude::*;
-use burn::tensor::DType;
+use burn::tensor::{DType, FloatDType};
 use sorsa_files::HostTensor;
-use sorsa_ops::{PackedMatrix, PackedWeight, WeightOperand};
+use sorsa_ops::{PackedFormat, PackedWeight, WeightOperand};
 
-use crate::Adapter;
-use crate::factors::FactorSet;
+use crate::error::AdapterError;
 use crate::host_tensor::HostTensorExt;
-use crate::parameters::{module_of, packed_module_of, weights};
+use crate::parameters::{module_of, packed_module_of, packed_weight, weights};
+
+/// The formats of all packed weights of linear layers and embeddings, by the path of the module.
+pub(crate) fn packed_formats<M: Module>(model: &M) -> BTreeMap<String, PackedFormat> {
+    struct Formats {
+        path: Vec<String>,
+        found: BTreeMap<String, PackedFormat>,
+    }
+    impl ModuleVisitor for Formats {
+        fn enter_module(&mut self, name: &str, _container_type: &str) {
+            self.path.push(name.to_owned());
+        }
+        fn exit_module(&mut self, _name: &str, _container_type: &str) {
+            self.path.pop();
+        }
+        fn visit_int<const D: usize>(&mut self, param: &Param<Tensor<D, Int>>) {
+            let path = self.path.join(".");
+            if let (Some(module), Some(packed)) = (packed_module_of(&path), packed_weight(param)) {
+                self.found.insert(module.to_owned(), packed.matrix().format());
+            }
+        }
+    }
+    let mut formats = Formats { path: Vec::new(), found: BTreeMap::new() };
+    model.visit(&mut formats);
+    formats.found
+}
 
 /// The packed weights among those of the linear layers at `paths`.
 pub(crate) fn packed_weights<'a, M: Module>(
@@ -25,20 +50,56 @@ pub(crate) fn packed_weights<'a, M: Module>(
     found.collect()
 }
 
-/// The residual of a packed weight after `part` is subtracted from its values, packed in the same format; and the error of the packing
-/// relative to the residual's norm.
-pub(crate) fn packed_residual(weight: &PackedWeight, part: &Adapter, saved: &FactorSet) -> (PackedWeight, f64) {
-    let matrix = weight.matrix();
-    let rest = part.unmerge(weight.to_dense(), saved);
-    let values = HostTensor::from_tensor(rest.transpose());
-    let packed = PackedMatrix::pack(matrix.format(), matrix.shape(), &values.values)
-        .expect("the shape and the format of a packed matrix")
-        .with_precision(matrix.precision());
-    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>().sqrt();
-    let widened = packed.to_f32();
-    let lost = norm(&mut values.values.iter().zip(&widened).map(|(a, b)| f64::from(a - b)));
-    let whole = norm(&mut values.values.iter().map(|value| f64::from(*value)));
-    (PackedWeight::new(&packed, &weight.device()), lost / whole.max(f64::MIN_POSITIVE))
+/// Reads weights as they were before they were packed while the model was read.
+pub trait OriginalWeights: Sync {
+    /// The transpose `[d_out, d_in]` of the weight of the linear layer at the path `module`; absent if it is in the model as it is in
+    /// its files.
+    ///
+    /// # Errors
+    ///
+    /// [`AdapterError::Original`] if it cannot be read any more.
+    fn read(&self, module: &str) -> Result<Option<HostTensor>, AdapterError>;
+}
+
+/// The original weights of a model that has its weights as they are in its files: there are none.
+#[derive(Debug, Clone, Copy)]
+pub struct NothingPacked;
+
+impl OriginalWeights for NothingPacked {
+    fn read(&self, _module: &str) -> Result<Option<HostTensor>, AdapterError> {
+        Ok(None)
+    }
+}
+
+/// The transpose `[d_out, d_in]` of a weight, f32: before it was packed, or widened.
+pub(crate) fn transposed(
+    module: &str,
+    weight: WeightOperand,
+    originals: &dyn OriginalWeights,
+) -> Result<HostTensor, AdapterError> {
+    if let WeightOperand::Packed(packed) = &weight {
+        if let Some(original) = originals.read(module)? {
+            return Ok(original);
+        }
+        let matrix = packed.matrix();
+        return Ok(HostTensor::new(matrix.shape(), matrix.to_f32()));
+    }
+    Ok(HostTensor::from_tensor(weight.into_dense().cast(FloatDType::F32).transpose()))
+}
+
+/// The values `[d_in, d_out]` of a weight that a method decomposes: before it was packed, or widened.
+pub(crate) fn original_or_widened(
+    module: &str,
+    weight: WeightOperand,
+    originals: &dyn OriginalWeights,
+) -> Result<Tensor<2>, AdapterError> {
+    match weight {
+        WeightOperand::Dense(weight) => Ok(weight),
+        WeightOperand::Packed(packed) => match originals.read(module)? {
+            Some(original) => Ok(original.to_tensor::<2>(&packed.device()).transpose()),
+            None => Ok(packed.to_dense()),
+        },
+    }
 }
 
 /// Replaces the packed weights of the modules at these paths.
@@ -47,11 +108,20 @@ pub(crate) fn with_packed_weights<M: Module>(model: M, weights: BTreeMap<String,
     replaced(model, BTreeMap::new(), words)
 }
 
+/// Takes away the packed weights of the modules at these paths, which have dense weights.
+pub(crate) fn without_packed_weights<M: Module>(model: M, modules: BTreeMap<String, PackedWeight>) -> M {
+    let words = modules.into_iter().map(|(path, weight)| (path, no_words(&weight))).collect();
+    replaced(model, BTreeMap::new(), words)
+}
+
 /// Replaces these packed weights by their values, f32.
 pub(crate) fn widened<M: Module>(model: M, weights: BTreeMap<String, PackedWeight>) -> M {
-    let no_words = |weight: &PackedWeight| Tensor::empty([0], (&weight.device(), DType::I32));
     let words = weights.iter().map(|(path, weight)| (path.clone(), no_words(weight))).collect();
     replaced(model, weights, words)
+}
+
+fn no_words(weight: &PackedWeight) -> Tensor<1, Int> {
+    Tensor::empty([0], (&weight.device(), DType::I32))
 }
 
 /// The model whose modules at the paths `dense` have these values as weights, and those at the paths `words` these words.

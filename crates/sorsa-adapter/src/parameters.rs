@@ -69,7 +69,7 @@ pub(crate) fn packed_module_of(path: &str) -> Option<&str> {
 }
 
 /// The packed weight whose words a parameter holds, if it holds any.
-fn packed_weight<const D: usize>(words: &Param<Tensor<D, Int>>) -> Option<PackedWeight> {
+pub(crate) fn packed_weight<const D: usize>(words: &Param<Tensor<D, Int>>) -> Option<PackedWeight> {
     let words = words.val();
     let count = words.dims().iter().product::<usize>();
     PackedWeight::from_words(words.reshape([count]))
@@ -83,6 +83,11 @@ pub(crate) fn weight_path(module: &str) -> String {
 /// The name of a factor of the module at the path `module`.
 pub(crate) fn factor_path(module: &str, method: Method, factor: &str) -> String {
     format!("{module}.{method}.{factor}")
+}
+
+/// The name of a factor that was subtracted before the last packing of the module's residual.
+pub(crate) fn subtracted_path(module: &str, method: Method, factor: &str) -> String {
+    format!("{module}.{method}.subtracted.{factor}")
 }
 
 /// Walks every float parameter of a model with its path, without touching values.
@@ -191,10 +196,9 @@ pub(crate) fn weights<M: Module>(model: &M, wanted: &BTreeSet<&str>) -> BTreeMap
             if D != 2 || !in_linear(&self.container) {
                 return;
             }
-            // The lazy shape of a weight in column-major layout is transposed.
-            let weight = param.base().without_autodiff();
-            let shape = weight.shape();
-            self.found.insert(module.to_owned(), weight.reshape([shape[0], shape[1]]).into());
+            // The same tensor, which has two axes; a reshape would copy the placeholder of a packed weight to its whole size.
+            let weight = Tensor::<2>::from_dispatch(param.base().without_autodiff().into_dispatch());
+            self.found.insert(module.to_owned(), weight.into());
         }
         /// A packed weight is visited after its placeholder.
         fn visit_int<const D: usize>(&mut self, param: &Param<Tensor<D, Int>>) {

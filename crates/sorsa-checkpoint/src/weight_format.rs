@@ -12,7 +12,7 @@ use serde_json::{Value as Json, json};
 use sorsa_kernels::four_bit::{self, CodeBook};
 use sorsa_kernels::packed::{PackedFormat, PackedMatrix};
 
-use crate::weights::{Checkpoint, Expected};
+use crate::weights::Expected;
 
 /// Numbers that one task encodes.
 const CHUNK: usize = 1 << 16;
@@ -169,15 +169,6 @@ pub struct TensorFormats {
 }
 
 impl TensorFormats {
-    /// The formats of the tensors as a checkpoint stores them; f32 for those that are stored in any other.
-    pub fn stored_in(checkpoint: &Checkpoint) -> Self {
-        let infos = checkpoint.names().filter_map(|name| {
-            let info = checkpoint.info(name)?;
-            Some((Expected::new(name, info.shape.clone()), info.dtype))
-        });
-        Self::of_dense(infos)
-    }
-
     /// The formats of dense tensors; f32 for those that are stored in any other.
     pub(crate) fn of_dense(tensors: impl Iterator<Item = (Expected, Dtype)>) -> Self {
         let mut formats = BTreeMap::new();

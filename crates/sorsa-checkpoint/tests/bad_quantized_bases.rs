@@ -221,6 +221,33 @@ fn gguf_files_that_announce_more_than_they_hold_are_refused() {
 }
 
 #[test]
+fn gguf_tensors_that_share_bytes_are_refused() {
+    let error = refused_gguf("llama-q4_0.gguf", |bytes| {
+        // Name, number of axes, two axes, type, offset.
+        overwrite(bytes, "blk.0.attn_k.weight", 4 + 16 + 4, &0u64.to_le_bytes());
+    });
+    assert!(error.contains("share bytes") && error.contains("`token_embd.weight`"), "{error}");
+}
+
+#[test]
+fn a_gguf_tokenizer_that_would_take_minutes_is_refused() {
+    let path = golden("gemma3.gguf");
+    let source = ModelSource::open(&path).unwrap();
+    assert_eq!(source.tokenizer_files().unwrap().unwrap().len(), 3);
+    let mut file = std::fs::read(&path).unwrap();
+    // Tensors are aligned to 32 bytes.
+    let (token, length) = ("\u{2581}the", 6 + 32 * 9375);
+    let at = find(&file, token) - 8;
+    let long = (length as u64).to_le_bytes().into_iter().chain(std::iter::repeat_n(b'a', length));
+    file.splice(at..at + 8 + token.len(), long);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("long.gguf");
+    std::fs::write(&path, file).unwrap();
+    let error = ModelSource::open(&path).unwrap().tokenizer_files().unwrap_err().to_string();
+    assert!(error.ends_with("token 20 should have at most 256 bytes, found 300006"), "{error}");
+}
+
+#[test]
 fn gguf_tensors_of_types_that_are_not_read_are_named_with_their_types() {
     // Name, number of axes, two axes, type.
     let set_type = |bytes: &mut Vec<u8>, id: u32| overwrite(bytes, "blk.0.attn_q.weight", 4 + 16, &id.to_le_bytes());

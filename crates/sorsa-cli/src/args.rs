@@ -18,7 +18,7 @@ pub use analyze::{AnalyzeArgs, Triplets, VerifyArgs};
 pub use bench::{BenchArgs, BenchFormat, BenchSpeedArgs};
 pub use convert::{ExportArgs, ExportFormat, ImportArgs, MergeArgs, UnpackArgs};
 pub use eval::{EvalArgs, GenerateArgs, GradeArgs, GradeTask};
-pub use finetune::{FinetuneArgs, PretrainArgs, RecipeArgs};
+pub use finetune::{FinetuneArgs, InspectArgs, PretrainArgs, RecipeArgs};
 
 /// Fine-tunes language models with SVD-based adapters.
 #[derive(Debug, Parser)]
@@ -55,7 +55,7 @@ pub enum Command {
     /// Show how training changes the singular values and vectors of weights, checkpoint by checkpoint
     Analyze(AnalyzeArgs),
     /// Show what `finetune` would train with the same options: modules, shapes, parameters, memory
-    Inspect(Box<FinetuneArgs>),
+    Inspect(Box<InspectArgs>),
     /// Measure the training step of a random model: seconds, CPU seconds, memory
     #[command(name = BENCH_SPEED, override_usage = "sorsa bench --speed [OPTIONS]", hide = true)]
     BenchSpeed(Box<BenchSpeedArgs>),

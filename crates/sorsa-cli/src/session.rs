@@ -127,6 +127,8 @@ pub fn run_facts(adapter: Option<&Path>) -> Option<RunFacts> {
 
 /// A model with its name and its files.
 pub struct NamedModel {
+    /// Format that its linear layers were packed in while it was read, if any.
+    pub quantize: Option<PackedFormat>,
     /// The name that the user gave.
     pub name: String,
     /// Its files.
@@ -142,18 +144,18 @@ impl NamedModel {
         let folder = sorsa_experiment::model::model_folder(name, &sources)?;
         let model = CausalLm::load_from(&sources.open(&folder)?, WeightFormat::F32, device).or_bad_input()?;
         warn_of_separate_head(&folder, &model)?;
-        Ok(Self { name: name.to_owned(), folder, model })
+        Ok(Self { name: name.to_owned(), folder, quantize: sources.quantize, model })
     }
 
     /// Reads an adapter for the model. Whatever is odd about it is told to the observer.
     pub fn adapter(self, adapter: &Path, observer: &mut dyn Observer) -> anyhow::Result<LoadedAdapter> {
-        let base = BaseModel { name: &self.name, folder: &self.folder };
+        let base = BaseModel { name: &self.name, folder: &self.folder, quantize: self.quantize };
         Ok(LoadedAdapter::read(self.model, base, adapter, observer)?)
     }
 
     /// Attaches an adapter to the model, and warns of whatever is odd about it.
     pub fn with_adapter(self, adapter: &Path) -> anyhow::Result<Attached<CausalLm>> {
-        let base = BaseModel { name: &self.name, folder: &self.folder };
+        let base = BaseModel { name: &self.name, folder: &self.folder, quantize: self.quantize };
         Ok(LoadedAdapter::read_and_attach(self.model, base, adapter, &mut Warnings)?)
     }
 }

@@ -35,6 +35,7 @@ mod assistant_spans;
 mod batch;
 mod chat;
 mod conversation;
+mod csv_rows;
 mod data_file;
 mod encode;
 mod epoch_order;

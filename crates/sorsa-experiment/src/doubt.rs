@@ -174,7 +174,8 @@ mod tests {
         let cached = place.path().join("hub/models--owner--name/snapshots/0123");
         fs::create_dir_all(&cached).unwrap();
         let given = folder.to_string_lossy().into_owned();
-        let is_same = |named: &str, name: &str, folder: &Path| is_same_base(named, BaseModel { name, folder });
+        let is_same =
+            |named: &str, name: &str, folder: &Path| is_same_base(named, BaseModel { name, folder, quantize: None });
         for named in
             [given.as_str(), "models/tiny/checkpoint", "owner/original", "owner/Checkpoint", "elsewhere/checkpoint/"]
         {
@@ -197,7 +198,8 @@ mod tests {
         for folder in [&model, &adapter] {
             fs::create_dir(folder).unwrap();
         }
-        let doubts = || Doubt::of_files(&adapter, BaseModel { name: "model", folder: &model }, Some("model"));
+        let doubts =
+            || Doubt::of_files(&adapter, BaseModel { name: "model", folder: &model, quantize: None }, Some("model"));
         fs::write(model.join("tokenizer.json"), r#"{"model": {"vocab": {"a": 0}}, "padding": null}"#).unwrap();
         assert_eq!(doubts(), []);
         let saved_again = r#"{ "model": {"vocab": {"a": 0}}, "padding": {"length": 8}, "truncation": null }"#;

@@ -20,6 +20,7 @@ use crate::host::Host;
 use crate::inputs::{Inputs, Test};
 use crate::model::LoadedModel;
 use crate::observer::{Event, Observer};
+use crate::packed_on_read::PackedOnRead;
 use crate::recipe::Recipe;
 use crate::run_dir::{RunDir, json_lines};
 use crate::run_inputs::{RunInputs, field_changes};
@@ -62,10 +63,17 @@ pub struct PreparedRun<'a> {
     recipe: Recipe,
     host: &'a Host,
     model: CausalLm,
+    originals: PackedOnRead,
     inputs: Inputs,
     files: RunInputs,
     start: Start,
     shape: TrainingShape,
+}
+
+/// A model without an adapter.
+struct PlainModel {
+    model: CausalLm,
+    originals: PackedOnRead,
 }
 
 /// What training starts from.
@@ -90,9 +98,10 @@ impl<'a> PreparedRun<'a> {
     pub fn new(recipe: &Recipe, host: &'a Host, observer: &mut dyn Observer) -> Result<Self, ExperimentError> {
         let (loaded, inputs, files) = read(recipe, host, observer)?;
         let mut recipe = recipe.clone();
+        let originals = PackedOnRead::open(&loaded.folder, loaded.quantize)?;
         let (model, start) = match &recipe.model.adapter {
             Some(folder) => {
-                let base = BaseModel { name: &loaded.name, folder: &loaded.folder };
+                let base = BaseModel { name: &loaded.name, folder: &loaded.folder, quantize: loaded.quantize };
                 let adapter = LoadedAdapter::read(loaded.model, base, Path::new(folder), observer)?;
                 recipe.start_from(&adapter.saved)?;
                 (adapter.model, Start::Adapter(Box::new(adapter.saved)))
@@ -100,7 +109,7 @@ impl<'a> PreparedRun<'a> {
             None => (loaded.model, Start::Fresh),
         };
         let shape = TrainingShape::new(&recipe, model.config(), host)?;
-        Ok(Self { recipe, host, model, inputs, files, start, shape })
+        Ok(Self { recipe, host, model, originals, inputs, files, start, shape })
     }
 
     /// Reads the model and the data of an earlier run, and compares them with those that it was begun with. Tells the observer which
@@ -118,7 +127,8 @@ impl<'a> PreparedRun<'a> {
         if let Some(begun) = &begun {
             check_recipe(begun, &recipe, run, observer)?;
         }
-        let (LoadedModel { model, .. }, inputs, files) = read(&recipe, host, observer)?;
+        let (LoadedModel { model, folder, quantize, .. }, inputs, files) = read(&recipe, host, observer)?;
+        let originals = PackedOnRead::open(&folder, quantize)?;
         if let Some(begun) = &begun {
             let changes = begun.file_changes(&files, &recipe);
             if !changes.is_empty() {
@@ -132,7 +142,7 @@ impl<'a> PreparedRun<'a> {
             Err(_) => model,
         };
         let shape = TrainingShape::new(&recipe, model.config(), host)?;
-        Ok(Self { recipe, host, model, inputs, files, start, shape })
+        Ok(Self { recipe, host, model, originals, inputs, files, start, shape })
     }
 
     /// The recipe, with what the adapter to start from decides.
@@ -146,7 +156,7 @@ impl<'a> PreparedRun<'a> {
     ///
     /// [`ExperimentError::RunExists`] for a folder that holds a run; decompositions that fail; failures of training.
     pub fn train(self, run: &RunDir, observer: &mut dyn Observer) -> Result<Summary, ExperimentError> {
-        let Self { recipe, host, model, inputs, mut files, start, shape } = self;
+        let Self { recipe, host, model, originals, inputs, mut files, start, shape } = self;
         let Inputs { train, validation, test, data } = inputs;
         let resumed = matches!(start, Start::Resumed { .. });
         // The folder is this process's until the report is written.
@@ -156,7 +166,7 @@ impl<'a> PreparedRun<'a> {
         };
         observer.on_event(Event::Planned { recipe: &recipe, data: &data, shape: &shape, run });
         let started = Instant::now();
-        let attached = attach(&recipe, host, model, start, run, observer)?;
+        let attached = attach(&recipe, host, PlainModel { model, originals }, start, run, observer)?;
         let svd_largest_residual = attached.modules.iter().filter_map(|module| module.svd_residual).reduce(f64::max);
         let svd_seconds = started.elapsed().as_secs_f64();
 
@@ -336,7 +346,7 @@ fn read_start(recipe: &Recipe, run: &RunDir, content: Option<String>) -> Result<
 fn attach(
     recipe: &Recipe,
     host: &Host,
-    model: CausalLm,
+    PlainModel { model, originals }: PlainModel,
     start: Start,
     run: &RunDir,
     observer: &mut dyn Observer,
@@ -344,11 +354,13 @@ fn attach(
     let folder = run.file(RunDir::START);
     let factored = recipe.adapter.method().is_factored();
     match start {
-        Start::Resumed { content } if factored => return Ok(read_start(recipe, run, content)?.attach(model)?),
+        Start::Resumed { content } if factored => {
+            return Ok(read_start(recipe, run, content)?.attach_with(model, &originals)?);
+        }
         Start::Adapter(mut saved) => {
             saved.state.config.dropout = recipe.adapter.dropout;
             saved.save(&folder).map_err(ExperimentError::SaveAdapter)?;
-            return Ok(saved.attach(model)?);
+            return Ok(saved.attach_with(model, &originals)?);
         }
         Start::Fresh | Start::Resumed { .. } => {}
     }
@@ -366,6 +378,7 @@ fn attach(
                 (Some(cache), true) => Some(cache.join("svd")),
                 _ => None,
             },
+            originals: Some(&originals),
             progress: Some(&show),
         };
         recipe.adapter.attach(model, &options)?

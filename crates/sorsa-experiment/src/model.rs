@@ -27,6 +27,8 @@ pub struct LoadedModel {
     pub model: CausalLm,
     /// The tokenizer.
     pub tokenizer: Arc<TextTokenizer>,
+    /// Format that its linear layers were packed in while it was read, if any.
+    pub quantize: Option<PackedFormat>,
     /// What its user should know about its weights, a sentence each.
     pub notes: Vec<String>,
 }
@@ -52,7 +54,8 @@ impl LoadedModel {
         let tokenizer = Arc::new(read_tokenizer(&folder)?);
         let source = host.sources.open(&folder)?;
         let model = CausalLm::load_from(&source, format, &host.device)?;
-        Ok(Self { name: name.to_owned(), folder, model, tokenizer, notes: Vec::from_iter(source.packing_note()) })
+        let (quantize, notes) = (host.sources.quantize, Vec::from_iter(source.packing_note()));
+        Ok(Self { name: name.to_owned(), folder, model, tokenizer, quantize, notes })
     }
 
     /// Attaches the adapter in `folder`, or in the run at `folder`. Whatever is odd about it is told to the observer.
@@ -61,7 +64,7 @@ impl LoadedModel {
     ///
     /// See [`LoadedAdapter::read`].
     pub fn with_adapter(self, folder: &Path, observer: &mut dyn Observer) -> Result<Self, ExperimentError> {
-        let base = BaseModel { name: &self.name, folder: &self.folder };
+        let base = BaseModel { name: &self.name, folder: &self.folder, quantize: self.quantize };
         let attached = LoadedAdapter::read_and_attach(self.model, base, folder, observer)?;
         Ok(Self { model: attached.model, ..self })
     }

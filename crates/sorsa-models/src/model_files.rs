@@ -353,9 +353,7 @@ impl ModuleMapper for Fill<'_> {
             }
             Ok(Read::Packed(matrix)) => {
                 self.packed = Some(matrix);
-                let shape = param.lazy_shape();
-                let weight = placeholder([shape[0], shape[1]], &param.lazy_device());
-                Param::initialized(param.id, weight.reshape(shape))
+                Param::initialized(param.id, placeholder(param.lazy_shape().dims::<D>(), &param.lazy_device()))
             }
             Err(error) => {
                 self.error = Some(error);

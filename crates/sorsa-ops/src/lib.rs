@@ -53,6 +53,7 @@ pub use pool::on_pool;
 pub use rms_norm::{rms_norm, rms_norm_memory, rms_norm_offset};
 pub use rotary::{RotaryAngles, rotate_half, rotate_half_memory};
 pub use soft_cap::{soft_cap, soft_capped_head_loss_sum};
+pub use sorsa_kernels::packed::PackedError;
 pub use sum::add_product;
 pub use weight::{WeightStorage, activation_dtype};
 pub use wkv4::{Wkv4State, wkv4, wkv4_memory};

@@ -12,17 +12,18 @@ use burn::nn::Dropout;
 use burn::prelude::*;
 use burn::tensor::{DType, FloatDType};
 use serde::{Deserialize, Serialize};
-use sorsa_linalg::LinalgError;
 use sorsa_ops::{FactoredLinearShape, Form, OperationMemory, WeightOperand, factored_linear_memory};
 
 use super::lora::Init;
 use sorsa_files::HostTensor;
 
+use crate::AdapterConfig;
 use crate::factors::{Axes, Factor, FactorSet};
 use crate::host_tensor::HostTensorExt;
 use crate::method::{FactoredMethod, LowRank, StartsFrom};
 use crate::parameters::ParameterGroup;
 use crate::peft::{PeftInit, PeftVariant};
+use crate::quantized_start::StartError;
 use crate::start::{StartingFactors, WeightToAdapt};
 
 /// The settings of DoRA.
@@ -130,11 +131,11 @@ impl FactoredMethod for Dora {
         product + OperationMemory::keeping(tokens * d_out)
     }
 
-    fn faults(config: &DoraConfig, ranks: &[usize]) -> Vec<String> {
-        config.init.faults(ranks)
+    fn faults(config: &DoraConfig, adapter: &AdapterConfig) -> Vec<String> {
+        config.init.faults(&adapter.ranks())
     }
 
-    fn start(config: &DoraConfig, weight: &WeightToAdapt<'_>) -> Result<StartingFactors, LinalgError> {
+    fn start(config: &DoraConfig, weight: &WeightToAdapt<'_>) -> Result<StartingFactors, StartError> {
         let mut factors = config.init.factors(weight)?;
         factors.insert("magnitude", HostTensor::from_tensor(column_squares(weight.values()).sqrt()));
         Ok(factors.into())

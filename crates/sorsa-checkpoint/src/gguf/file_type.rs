@@ -87,7 +87,7 @@ fn has_more_bits(block: usize, blocks: usize) -> bool {
 fn has_few_wide_values(model: &Translation) -> bool {
     let decoder = &model.decoder;
     let is_grouped = decoder.num_attention_heads != decoder.num_key_value_heads;
-    model.config.num_hidden_layers == 80 && (model.name == "qwen2" || model.name == "llama" && is_grouped)
+    model.config.num_hidden_layers == 80 && is_grouped
 }
 
 impl FileType {

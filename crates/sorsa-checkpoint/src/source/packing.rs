@@ -5,7 +5,7 @@ use sorsa_kernels::packed::{PackedFormat, PackedMatrix};
 
 use super::{ModelSource, SourceError, Stored};
 use crate::message::quoted;
-use crate::weights::{Expected, HEADS};
+use crate::weights::{Expected, HEADS, Numbers};
 
 impl ModelSource {
     /// The same model, whose dense linear layers are packed in `format` while they are read. The head, the embedding and the norms stay
@@ -42,6 +42,19 @@ impl ModelSource {
         }
     }
 
+    /// Shape `[d_out, d_in]` and numbers of a matrix as they are in the files, if it is packed while it is read; nothing otherwise.
+    ///
+    /// # Errors
+    ///
+    /// [`SourceError`] of a tensor that cannot be read, or that is not finite.
+    pub fn before_packing(&self, name: &str) -> Result<Option<([usize; 2], Vec<f32>)>, SourceError> {
+        let Some(tensor) = self.packing.and_then(|_| self.tensor(name)) else { return Ok(None) };
+        match self.packing_of(&tensor) {
+            Some(_) => Ok(Some(([tensor.shape[0], tensor.shape[1]], self.finite(&tensor)?.values))),
+            None => Ok(None),
+        }
+    }
+
     /// The format that a dense tensor is packed in while it is read.
     pub(super) fn packing_of(&self, tensor: &Expected) -> Option<PackedFormat> {
         let format = self.packing?;
@@ -54,14 +67,23 @@ impl ModelSource {
 
     /// Reads a dense tensor and packs it.
     pub(super) fn pack(&self, tensor: &Expected, format: PackedFormat) -> Result<PackedMatrix, SourceError> {
-        let fault = |fault: String| SourceError::Packed { folder: self.path.clone(), faults: vec![fault] };
-        let name = &tensor.name;
-        let numbers = self.numbers_in_files::<f32>(name, false)?;
-        if let Some((index, value)) = numbers.first_non_finite() {
-            return Err(fault(format!("`{name}` element {index} is {value}")));
-        }
+        let numbers = self.finite(tensor)?;
         let shape = [tensor.shape[0], tensor.shape[1]];
-        PackedMatrix::pack(format, shape, &numbers.values).map_err(|error| fault(format!("`{name}`: {error}")))
+        PackedMatrix::pack(format, shape, &numbers.values)
+            .map_err(|error| self.packing_fault(format!("`{}`: {error}", tensor.name)))
+    }
+
+    /// The numbers of a tensor in the files, all of them finite.
+    fn finite(&self, tensor: &Expected) -> Result<Numbers<f32>, SourceError> {
+        let numbers = self.numbers_in_files::<f32>(&tensor.name, false)?;
+        match numbers.first_non_finite() {
+            Some((index, value)) => Err(self.packing_fault(format!("`{}` element {index} is {value}", tensor.name))),
+            None => Ok(numbers),
+        }
+    }
+
+    fn packing_fault(&self, fault: String) -> SourceError {
+        SourceError::Packed { folder: self.path.clone(), faults: vec![fault] }
     }
 }
 

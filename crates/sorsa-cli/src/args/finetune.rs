@@ -121,6 +121,19 @@ pub struct FinetuneArgs {
 }
 
 #[derive(Debug, Args)]
+pub struct InspectArgs {
+    #[command(flatten)]
+    pub training: FinetuneArgs,
+    /// Measure what packing to the format of --quantize (nf4 if absent) loses of each kind of weight, and how much of it LoftQ, QPiSSA
+    /// and QSORSA take up, like PiSSA's table 3. Reads and decomposes the weights
+    #[arg(long)]
+    pub quantization_error: bool,
+    /// Ranks for this measurement
+    #[arg(long, value_name = "RANK,..", requires = "quantization_error", value_delimiter = ',', default_value = "8,32,128", value_parser = clap::value_parser!(u32).range(1..))]
+    pub ranks: Vec<u32>,
+}
+
+#[derive(Debug, Args)]
 pub struct PretrainArgs {
     /// Folder of the new model
     #[arg(long, value_name = "DIR", default_value = "runs/pretrain/model")]

@@ -142,14 +142,14 @@ fn peft(trained: &Trained, args: &ExportArgs) -> anyhow::Result<PeftAdapter> {
     Ok(peft)
 }
 
-/// The name and the revision by which other programs find the base: a repository of the hub, or the whole path of a folder.
+/// The name and the revision by which other programs find the base: a repository of the hub, or the whole path of a folder or file.
 /// They do not know the embedded model.
 fn base_for_others(name: &str) -> (Option<String>, Option<String>) {
     if name == EMBEDDED {
         return (None, None);
     }
     // Not the folder that was read: with other fields of config.json, that is a temporary one.
-    if Path::new(name).is_dir() {
+    if Path::new(name).exists() {
         let path = Path::new(name).canonicalize().unwrap_or_else(|_| PathBuf::from(name));
         return (Some(path.display().to_string()), None);
     }

@@ -17,6 +17,7 @@ use crate::error::{ExperimentError, MeasureError};
 use crate::host::Host;
 use crate::model::model_folder;
 use crate::observer::{Event, Observer};
+use crate::packed_on_read::PackedOnRead;
 use crate::recipe::{ModelRecipe, Recipe};
 use crate::run_dir::RunDir;
 
@@ -45,6 +46,7 @@ pub struct BaseModel {
     quantize: Option<PackedFormat>,
     config: toml::Table,
     model: CausalLm,
+    originals: PackedOnRead,
 }
 
 impl BaseModel {
@@ -107,7 +109,8 @@ impl<'a> RunToAnalyze<'a> {
             Some(base) if base.is_of(model) => Ok(base),
             _ => {
                 let sources = host.sources.for_model(model);
-                let source = sources.open(&model_folder(&model.path, &sources)?)?;
+                let folder = model_folder(&model.path, &sources)?;
+                let source = sources.open(&folder)?;
                 let loaded = CausalLm::load_from(&source, model.dtype, &host.device)?;
                 Ok(BaseModel {
                     path: model.path.clone(),
@@ -115,6 +118,7 @@ impl<'a> RunToAnalyze<'a> {
                     quantize: model.quantize,
                     config: model.config.clone(),
                     model: loaded,
+                    originals: PackedOnRead::open(&folder, model.quantize)?,
                 })
             }
         }
@@ -135,9 +139,9 @@ impl<'a> RunToAnalyze<'a> {
         observer: &mut dyn Observer,
     ) -> Result<RunAnalysis, ExperimentError> {
         let start = self.folder.join(RunDir::START);
-        let mut state = AdapterState::of_run(&self.recipe.adapter, &start, &base.model)?;
+        let mut state = AdapterState::of_run(&self.recipe.adapter, &start, &base.model, &base.originals)?;
         self.choose(&mut state, &base.model, modules)?;
-        let originals = state.originals(&base.model);
+        let originals = state.originals(&base.model, &base.originals)?;
         let files = self.steps.iter().map(|step| TensorFile::open(&self.checkpoints.parameters(*step)));
         let files: Vec<TensorFile> = files.collect::<Result<_, _>>().map_err(AdapterError::from)?;
 

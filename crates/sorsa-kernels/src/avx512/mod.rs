@@ -164,7 +164,7 @@ unsafe fn multiply<R: Right>(out: &mut [f32], x: Left<'_, R::Unit>, right: &R, s
             // The task packs next the part below, or the top of the panel to the right.
             let (units_next, columns_next) = match units.end < depth {
                 true => (units.end..depth.min(units.end + height), columns.clone()),
-                false => (0..height, columns.end..right.shape()[1].min(columns.end + WIDTH)),
+                false => (0..depth.min(height), columns.end..right.shape()[1].min(columns.end + WIDTH)),
             };
             let prefetch = |share: usize, shares: usize| {
                 let at = |share: usize| units_next.start + units_next.len() * share / shares;

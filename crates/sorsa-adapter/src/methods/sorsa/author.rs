@@ -195,6 +195,7 @@ pub fn attachable<M: Module>(
             scale,
             fingerprint,
             dtype: None,
+            residual: None,
         });
     }
     check_fits(faults, source)?;

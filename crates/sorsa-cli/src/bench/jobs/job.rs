@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use serde::de::IgnoredAny;
 use sorsa_files::write_atomic;
 
 use sorsa_experiment::RunDir;
@@ -38,12 +39,13 @@ impl Job {
         Self { name, folder, kind: JobKind::Evaluate { evaluation, result } }
     }
 
+    /// Whether the result is there and whole. A file that a power failure left empty or full of zeros is none: the job is done again.
     pub fn is_done(&self) -> bool {
         match &self.kind {
             JobKind::FineTune { .. } => {
-                [RunDir::SUMMARY, RunDir::DIVERGED].iter().any(|name| self.folder.join(name).exists())
+                [RunDir::SUMMARY, RunDir::DIVERGED].iter().any(|name| is_json(&self.folder.join(name)))
             }
-            JobKind::Evaluate { result, .. } => self.folder.join(result).exists(),
+            JobKind::Evaluate { result, .. } => is_json(&self.folder.join(result)),
         }
     }
 
@@ -67,6 +69,10 @@ impl Job {
         let asked = asked.display().to_string();
         Ok(["finetune", "--quiet", "--recipe", &asked, "--run-dir", &folder].map(str::to_owned).to_vec())
     }
+}
+
+fn is_json(path: &Path) -> bool {
+    std::fs::read(path).is_ok_and(|bytes| serde_json::from_slice::<IgnoredAny>(&bytes).is_ok())
 }
 
 /// Texts evaluated together.
