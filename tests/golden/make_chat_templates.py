@@ -10,7 +10,7 @@ The second form is for templates that are not ours to keep; compare with
     SORSA_CHAT_TEMPLATES=OUT.json cargo test --release --workspace --test chat_templates -- --nocapture
 
 Who writes what comes from Transformers' `{% generation %}` marks: the template's own, or those of `NAME_training.jinja` if it
-renders the same text. Otherwise it comes from FAMILIES: the text that opens the assistant's turns, and what may open any
+renders the same text. The tokens of both are those of `datasets/base`. Otherwise it comes from FAMILIES: the text that opens the assistant's turns, and what may open any
 other turn, as expressions. What the generation prompt writes is not the assistant's. A template without either is compared by its text alone.
 """
 
@@ -20,9 +20,12 @@ import sys
 from pathlib import Path
 
 import jinja2
+from transformers import AutoTokenizer
 from transformers.utils import chat_template_utils
 
 HERE = Path(__file__).parent
+# The tokens of a text do not depend on the template: one tokenizer serves all.
+TOKENIZER = AutoTokenizer.from_pretrained(HERE.parent.parent / "datasets" / "base")
 
 WEATHER = {
     "type": "function",
@@ -138,6 +141,19 @@ def in_bytes(text, spans):
     return [[len(text[:at].encode()) for at in span] for span in spans]
 
 
+def tokens(text, spans):
+    """Token ids and `assistant_masks`, by the rule of Transformers' `apply_chat_template` with `return_assistant_tokens_mask`."""
+    encoded = TOKENIZER(text, add_special_tokens=False)
+    mask = [0] * len(encoded["input_ids"])
+    for start, end in spans:
+        first, last = encoded.char_to_token(start), encoded.char_to_token(end - 1)
+        if first is None:
+            break
+        for at in range(first, last + 1 if last else len(mask)):
+            mask[at] = 1
+    return {"ids": " ".join(map(str, encoded["input_ids"])), "mask": "".join(map(str, mask))}
+
+
 def family_spans(name, text):
     for pattern, opener, other in FAMILIES:
         if re.search(pattern, name):
@@ -205,7 +221,8 @@ def case(name, source, marked, conversation):
     if spans is not None:
         if by != "marks":
             spans = after_the_prompt(source, text, conversation, spans)
-        result |= {"spans": in_bytes(text, [span for span in spans if span[0] < span[1]]), "by": by}
+        spans = [span for span in spans if span[0] < span[1]]
+        result |= {"spans": in_bytes(text, spans), "by": by} | tokens(text, spans)
     return result
 
 

@@ -96,8 +96,8 @@ impl LinearLayer for Linear {
 }
 
 /// What stands in a parameter `[rows, columns]` whose values are packed elsewhere: one NaN that is seen at every place. Code that
-/// takes it for the weight computes NaN, and nothing that looks right.
-pub fn placeholder(shape: [usize; 2], device: &Device) -> Tensor<2> {
+/// takes it for the weight computes NaN, and nothing that looks right. A reshape would copy it to its whole size.
+pub fn placeholder<const D: usize>(shape: [usize; D], device: &Device) -> Tensor<D> {
     let device = device.clone().without_autodiff();
-    Tensor::<2>::full([1, 1], f32::NAN, (&device, DType::F32)).expand(shape)
+    Tensor::<D>::full([1; D], f32::NAN, (&device, DType::F32)).expand(shape)
 }

@@ -196,10 +196,9 @@ pub(crate) fn weights<M: Module>(model: &M, wanted: &BTreeSet<&str>) -> BTreeMap
             if D != 2 || !in_linear(&self.container) {
                 return;
             }
-            // The lazy shape of a weight in column-major layout is transposed.
-            let weight = param.base().without_autodiff();
-            let shape = weight.shape();
-            self.found.insert(module.to_owned(), weight.reshape([shape[0], shape[1]]).into());
+            // The same tensor, which has two axes; a reshape would copy the placeholder of a packed weight to its whole size.
+            let weight = Tensor::<2>::from_dispatch(param.base().without_autodiff().into_dispatch());
+            self.found.insert(module.to_owned(), weight.into());
         }
         /// A packed weight is visited after its placeholder.
         fn visit_int<const D: usize>(&mut self, param: &Param<Tensor<D, Int>>) {

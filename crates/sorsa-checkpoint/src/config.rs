@@ -15,6 +15,10 @@ use crate::rope::Rope;
 
 /// The file that a folder's configuration is in.
 pub(crate) const CONFIG_FILE: &str = "config.json";
+/// The widest matrix.
+const MOST_WIDTH: usize = i32::MAX as usize;
+/// Parameters of a model at most: a hundred times those of the largest one.
+const MOST_PARAMETERS: u128 = 1 << 48;
 /// Bytes of a `config.json` at most.
 const LARGEST_FILE: u64 = 1 << 26;
 
@@ -246,6 +250,7 @@ impl ModelConfig {
             vec![format!("`model_type` should be one of {names}, found {}", quoted(&model_type.as_str().into()))]
         })?;
         let config = family.read(&mut fields);
+        config.check_sizes(&mut fields);
         if let Some(decoder) = config.transformer() {
             // Families that can do otherwise have taken them.
             fields.only("layer_types", decoder.layer_types_json());
@@ -277,12 +282,42 @@ impl ModelConfig {
 
     /// Number of parameters, in closed form.
     pub fn num_parameters(&self) -> usize {
-        let embeddings = self.vocab_size * self.hidden_size * if self.tie_word_embeddings { 1 } else { 2 };
-        embeddings
-            + match &self.architecture {
-                Architecture::Transformer(config) => config.num_parameters(self),
-                Architecture::Rwkv(config) => config.num_parameters(self),
+        usize::try_from(self.parameters()).unwrap_or(usize::MAX)
+    }
+
+    fn parameters(&self) -> u128 {
+        let embeddings = self.vocab_size as u128 * self.hidden_size as u128;
+        let blocks = match &self.architecture {
+            Architecture::Transformer(config) => config.parameters(self),
+            Architecture::Rwkv(config) => config.parameters(self),
+        };
+        blocks + embeddings * if self.tie_word_embeddings { 1 } else { 2 }
+    }
+
+    /// Refuses sizes beyond those of any model, with which later sums of parameters and bytes would overflow.
+    fn check_sizes(&self, fields: &mut Fields) {
+        let mut widths = vec![
+            ("hidden_size", Some(self.hidden_size)),
+            ("intermediate_size", Some(self.intermediate_size)),
+            ("vocab_size", Some(self.vocab_size)),
+        ];
+        match &self.architecture {
+            Architecture::Transformer(config) => {
+                let of_heads = |heads: usize| heads.checked_mul(config.head_dim);
+                widths.push(("num_attention_heads` times `head_dim", of_heads(config.num_attention_heads)));
+                widths.push(("num_key_value_heads` times `head_dim", of_heads(config.num_key_value_heads)));
             }
+            Architecture::Rwkv(config) => widths.push(("attention_hidden_size", Some(config.attention_hidden_size))),
+        }
+        widths.retain(|(_, width)| width.is_none_or(|width| width > MOST_WIDTH));
+        for (name, width) in &widths {
+            let found = width.map_or("more than 2^64".to_owned(), |width| width.to_string());
+            fields.faults.push(format!("`{name}` should be at most {MOST_WIDTH}, found {found}"));
+        }
+        if widths.is_empty() && fields.faults.is_empty() && self.parameters() > MOST_PARAMETERS {
+            let found = self.parameters();
+            fields.faults.push(format!("its sizes make {found} parameters, at most {MOST_PARAMETERS} are read"));
+        }
     }
 }
 
@@ -331,34 +366,44 @@ impl TransformerConfig {
     }
 
     /// Parameters of the blocks and the final norm.
-    fn num_parameters(&self, sizes: &ModelConfig) -> usize {
-        let (d, ffn) = (sizes.hidden_size, sizes.intermediate_size);
-        let (q, kv) = (self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim);
-        let bias = |has: bool, width: usize| if has { width } else { 0 };
+    fn parameters(&self, sizes: &ModelConfig) -> u128 {
+        let [d, ffn, head, heads, key_value_heads, layers] = [
+            sizes.hidden_size,
+            sizes.intermediate_size,
+            self.head_dim,
+            self.num_attention_heads,
+            self.num_key_value_heads,
+            sizes.num_hidden_layers,
+        ]
+        .map(|size| size as u128);
+        let (q, kv) = (heads * head, key_value_heads * head);
+        let bias = |has: bool, width: u128| if has { width } else { 0 };
         let attention = d * (q + 2 * kv) + bias(self.qkv_bias, q + 2 * kv) + q * d + bias(self.output_bias, d);
         let mlp = 3 * d * ffn + bias(self.mlp_bias, 2 * ffn + d);
         let norms = match self.block_norms {
             BlockNorms::Before => 2 * d,
             BlockNorms::BeforeAndAfter => 4 * d,
-        } + bias(self.query_key_norm, 2 * self.head_dim);
-        sizes.num_hidden_layers * (attention + mlp + norms) + d
+        } + bias(self.query_key_norm, 2 * head);
+        layers * (attention + mlp + norms) + d
     }
 }
 
 impl RwkvConfig {
     /// Parameters of the blocks and the final norm.
-    fn num_parameters(&self, sizes: &ModelConfig) -> usize {
-        let (d, ffn, width) = (sizes.hidden_size, sizes.intermediate_size, self.attention_hidden_size);
+    fn parameters(&self, sizes: &ModelConfig) -> u128 {
+        let [d, ffn, width, layers] =
+            [sizes.hidden_size, sizes.intermediate_size, self.attention_hidden_size, sizes.num_hidden_layers]
+                .map(|size| size as u128);
         let attention = match self.version {
             RwkvVersion::V4 => 2 * width + 3 * d + 4 * d * width,
             RwkvVersion::V6 { .. } => {
-                let [mix, decay] = self.low_ranks(d);
+                let [mix, decay] = self.low_ranks(sizes.hidden_size).map(|rank| rank as u128);
                 // Shifts and their low-rank form, decay and its low-rank form, bonus and norm, five projections.
                 6 * d + 10 * mix * d + width + decay * (d + width) + 3 * width + 5 * d * width
             }
         };
         let feed_forward = 2 * d + 2 * d * ffn + d * d;
-        sizes.num_hidden_layers * (attention + feed_forward + 4 * d) + 2 * d + 2 * d
+        layers * (attention + feed_forward + 4 * d) + 2 * d + 2 * d
     }
 
     /// RWKV-6: ranks of what the token adds to the shifts and to the decay. They follow from the width in the

@@ -20,6 +20,7 @@ pub mod hub;
 mod message;
 mod rope;
 mod source;
+mod tensor_content;
 mod weight_format;
 pub mod weights;
 
@@ -30,4 +31,5 @@ pub use config::{
 pub use families::Family;
 pub use rope::{Frequencies, LongRope, Rope, RopeScaling, Yarn};
 pub use source::{GGUF_FILE, ModelSource, SourceError, Stored, gguf_file_of};
-pub use weight_format::{TensorFormats, UnknownFormat, WeightFormat};
+pub use tensor_content::TensorContent;
+pub use weight_format::{FourBitFormat, TensorFormats, UnknownFormat, WeightFormat};

@@ -133,7 +133,9 @@ fn formats_that_are_not_supported_are_named_with_tensors() {
     });
     let expected: Vec<Expected> = ModelSource::open(&golden("bitsandbytes")).unwrap().tensors();
     let source = ModelSource::open(folder.path()).unwrap();
-    assert!(source.check(&expected, ignorable(false)).is_err());
+    let error = source.check(&expected, ignorable(false)).unwrap_err().to_string();
+    let named = "`model.layers.0.self_attn.k_proj.weight` is U8, without the scales of a format that is read here";
+    assert!(error.contains(named), "{error}");
 }
 
 #[test]
@@ -218,6 +220,33 @@ fn gguf_files_that_announce_more_than_they_hold_are_refused() {
         overwrite(bytes, "llama.block_count", 4, &u32::MAX.to_le_bytes());
     });
     assert!(error.contains("`block_count` should be at most the number of tensors, which is 12"), "{error}");
+}
+
+#[test]
+fn gguf_tensors_that_share_bytes_are_refused() {
+    let error = refused_gguf("llama-q4_0.gguf", |bytes| {
+        // Name, number of axes, two axes, type, offset.
+        overwrite(bytes, "blk.0.attn_k.weight", 4 + 16 + 4, &0u64.to_le_bytes());
+    });
+    assert!(error.contains("share bytes") && error.contains("`token_embd.weight`"), "{error}");
+}
+
+#[test]
+fn a_gguf_tokenizer_that_would_take_minutes_is_refused() {
+    let path = golden("gemma3.gguf");
+    let source = ModelSource::open(&path).unwrap();
+    assert_eq!(source.tokenizer_files().unwrap().unwrap().len(), 3);
+    let mut file = std::fs::read(&path).unwrap();
+    // Tensors are aligned to 32 bytes.
+    let (token, length) = ("\u{2581}the", 6 + 32 * 9375);
+    let at = find(&file, token) - 8;
+    let long = (length as u64).to_le_bytes().into_iter().chain(std::iter::repeat_n(b'a', length));
+    file.splice(at..at + 8 + token.len(), long);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("long.gguf");
+    std::fs::write(&path, file).unwrap();
+    let error = ModelSource::open(&path).unwrap().tokenizer_files().unwrap_err().to_string();
+    assert!(error.ends_with("token 20 should have at most 256 bytes, found 300006"), "{error}");
 }
 
 #[test]

@@ -89,7 +89,11 @@ fn overrides(args: &RecipeArgs) -> anyhow::Result<Vec<(String, Value)>> {
         ("data.test", text(args.test.as_ref())),
         ("data.limit", size(args.limit)),
         ("data.skip_bad_rows", args.skip_bad_rows.then_some(Value::Boolean(true))),
-        ("data.template", text(args.template.as_ref())),
+        (
+            "data.template",
+            text(args.template.clone().or(args.chat_template.as_ref().map(|_| "chat".to_owned())).as_ref()),
+        ),
+        ("data.chat_template", text(args.chat_template.as_ref())),
         ("data.max_length", size(args.max_length)),
         ("eval.prompt_suffix", text(args.prompt_suffix.as_ref())),
         ("eval.max_new_tokens", size(args.max_new_tokens)),

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use burn::prelude::Device;
 use sorsa_adapter::{Attached, PackedFormat};
 use sorsa_checkpoint::hub::{HubOptions, HubProgress};
+use sorsa_data::TemplateName;
 use sorsa_experiment::adapter::{BaseModel, LoadedAdapter};
 use sorsa_experiment::embedded::EmbeddedFiles;
 use sorsa_experiment::model::{check_fetched, config_of_run, quantize_of_run};
@@ -123,6 +124,22 @@ pub const ANSWER_TOKENS: usize = 128;
 /// be read, which [`set_config`] has told.
 pub fn run_facts(adapter: Option<&Path>) -> Option<RunFacts> {
     RunFacts::of(adapter?).unwrap_or_default()
+}
+
+/// The name of the chat template: that of the option, else that of the adapter's run, if the template is `chat`.
+pub fn chat_template(
+    option: Option<&str>,
+    run: Option<&RunFacts>,
+    template: TemplateName,
+) -> anyhow::Result<Option<String>> {
+    match (option, template) {
+        (Some(name), TemplateName::Chat) => Ok(Some(name.to_owned())),
+        (Some(name), other) => {
+            Err(bad_input(format!("--chat-template {name} needs the template chat, and the template is {other}")))
+        }
+        (None, TemplateName::Chat) => Ok(run.and_then(|run| run.chat_template.clone())),
+        (None, _) => Ok(None),
+    }
 }
 
 /// A model with its name and its files.

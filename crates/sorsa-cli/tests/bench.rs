@@ -187,44 +187,72 @@ fn arms_and_sweeps_compare_any_field_of_a_recipe() {
 }
 
 #[test]
-fn two_processes_share_the_work() {
+fn a_result_that_a_power_failure_emptied_is_made_again() {
     let place = Place::new();
-    let args = ["--methods", "lora,pissa", "--lrs", "1e-3,2e-3", "--seeds", "1", "--max-steps", "20", "--epochs", "9"];
-    let start = |jobs: &str| {
-        let mut command = bench(&place, &args);
-        command.args(["--quiet", "--jobs", jobs]).stdout(std::process::Stdio::piped()).spawn().unwrap()
-    };
-    let (one, other) = (start("1"), start("2"));
-    let printed = [one, other].map(|child| child.wait_with_output().unwrap());
-    assert!(printed.iter().all(|output| output.status.success() && !output.stdout.is_empty()));
-    assert_eq!(runs(&place).len(), 4);
-    for run in runs(&place) {
-        assert_eq!(steps(&run), (1..=20).collect::<Vec<_>>(), "{}", run.display());
+    let mut args = ONE_RUN.to_vec();
+    args.extend(["--quiet", "--max-steps", "3", "--test", "data.jsonl", "--set", "eval.problems=2"]);
+    args.extend(["--set", "eval.max_new_tokens=4"]);
+    bench(&place, &args).succeed();
+    let run = runs(&place).remove(0);
+    let measured = files(&run).into_keys().find(|path| {
+        path.file_name().unwrap().to_string_lossy().starts_with("test-") && path.extension().unwrap() == "json"
+    });
+    let measured = measured.unwrap();
+    let found = |results: Value| [results["arms"][0]["loss"].clone(), results["arms"][0]["accuracy"].clone()];
+    let before = found(results(&place));
+    for (path, content) in [(&measured, vec![]), (&run.join("summary.json"), vec![]), (&measured, vec![0; 500])] {
+        std::fs::write(path, content).unwrap();
+        bench(&place, &args).succeed();
+        serde_json::from_slice::<Value>(&std::fs::read(path).unwrap()).unwrap();
+        assert_eq!(found(results(&place)), before, "{}", path.display());
     }
-    let concurrent = |run: &Value| run["concurrent"].as_u64().unwrap();
-    assert!(results(&place)["runs"].as_array().unwrap().iter().map(concurrent).max() >= Some(2));
-    assert_eq!(results(&place)["problems"], 0, "without problems the comparison is one of losses");
 }
 
 #[cfg(unix)]
 mod ended {
     use super::*;
+    use common::process::{send_to_group, wait_for};
+    use nix::sys::signal::Signal;
     use std::os::unix::process::CommandExt;
     use std::process::{Child, Stdio};
-    use std::time::{Duration, Instant};
 
-    const STEPS: u64 = 60;
+    const STEPS: u64 = 200;
 
-    /// A comparison of one run, in a process group of its own, once the run has made some steps.
-    fn under_way(place: &Place) -> Child {
-        let mut command = long(place);
-        let child = command.process_group(0).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        let limit = Instant::now() + Duration::from_secs(60);
-        while runs(place).first().is_none_or(|run| steps(run).len() < 3) {
-            assert!(Instant::now() < limit, "the run did not begin");
-            std::thread::sleep(Duration::from_millis(5));
-        }
+    /// A comparison in a process group of its own, stopped with its child once the first run has made some steps.
+    fn under_way(place: &Place, command: &mut Command) -> Child {
+        let mut child = command.process_group(0).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        wait_for(&mut child, || runs(place).first().is_some_and(|run| steps(run).len() >= 3));
+        send_to_group(&child, Signal::SIGSTOP);
+        assert!(!runs(place)[0].join("summary.json").exists(), "the run ended before it was stopped");
         child
+    }
+
+    #[test]
+    fn two_processes_share_the_work() {
+        let place = Place::new();
+        let args =
+            ["--methods", "lora,pissa", "--lrs", "1e-3,2e-3", "--seeds", "1", "--max-steps", "100", "--epochs", "9"];
+        let start = || {
+            let mut command = bench(&place, &args);
+            command.args(["--quiet", "--jobs", "1"]);
+            command
+        };
+        // As long as the first stands, the second does all the other runs.
+        let one = under_way(&place, &mut start());
+        let mut other = start().stdout(Stdio::piped()).spawn().unwrap();
+        let ended = || runs(&place).iter().filter(|run| run.join("summary.json").exists()).count();
+        wait_for(&mut other, || ended() == 3);
+        send_to_group(&one, Signal::SIGCONT);
+        let printed = [one, other].map(|child| child.wait_with_output().unwrap());
+        assert!(printed.iter().all(|output| output.status.success() && !output.stdout.is_empty()));
+        assert_eq!(runs(&place).len(), 4);
+        for run in runs(&place) {
+            assert_eq!(steps(&run), (1..=100).collect::<Vec<_>>(), "{}", run.display());
+        }
+        let results = results(&place);
+        let concurrent = results["runs"].as_array().unwrap().iter().map(|run| run["concurrent"].as_u64().unwrap());
+        assert_eq!(concurrent.filter(|count| *count == 2).count(), 3, "{results}");
+        assert_eq!(results["problems"], 0, "without problems the comparison is one of losses");
     }
 
     fn long(place: &Place) -> Command {
@@ -232,7 +260,7 @@ mod ended {
         command.args([
             "--quiet",
             "--epochs",
-            "99",
+            "999",
             "--max-steps",
             &STEPS.to_string(),
             "--set",
@@ -244,7 +272,9 @@ mod ended {
     #[test]
     fn a_killed_comparison_leaves_its_run_to_its_child_and_the_next_waits_for_it() {
         let place = Place::new();
-        let mut parent = under_way(&place);
+        let mut parent = under_way(&place, &mut long(&place));
+        // First, as the system tells a stopped group that nobody is left to let it go on.
+        send_to_group(&parent, Signal::SIGCONT);
         parent.kill().unwrap();
         parent.wait().unwrap();
         long(&place).succeed();
@@ -255,9 +285,9 @@ mod ended {
     #[test]
     fn an_interrupted_comparison_goes_on_where_it_stopped() {
         let place = Place::new();
-        let mut parent = under_way(&place);
-        let group = format!("-{}", parent.id());
-        assert!(Command::new("kill").args(["-INT", "--", &group]).status().unwrap().success());
+        let mut parent = under_way(&place, &mut long(&place));
+        send_to_group(&parent, Signal::SIGINT);
+        send_to_group(&parent, Signal::SIGCONT);
         assert_eq!(parent.wait().unwrap().code(), Some(130));
         let run = runs(&place).remove(0);
         assert!(!run.join("summary.json").exists() && !place.path("bench/results.json").exists());

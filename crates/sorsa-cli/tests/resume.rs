@@ -5,10 +5,11 @@
 mod common;
 
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Child, Stdio};
 
+use common::process::{send, stop_when};
 use common::{Place, Succeed};
+use nix::sys::signal::Signal;
 
 const OPTIONS: [&str; 8] = [
     "--max-steps",
@@ -35,18 +36,20 @@ fn losses(run: &Path) -> Vec<String> {
         .collect()
 }
 
-/// Waits until `reached` holds; whether it came to hold while the process was alive.
-fn wait_for(child: &mut Child, reached: impl Fn() -> bool) -> bool {
-    let limit = Instant::now() + Duration::from_secs(60);
-    while Instant::now() < limit {
-        if reached() {
-            return true;
+/// A run of the given name and a number, stopped at a moment at which `reached` holds of its folder. A try may come too late;
+/// several seldom do.
+fn stopped(place: &Place, name: &str, reached: impl Fn(&Path) -> bool) -> (String, Child) {
+    for number in 0..20 {
+        let run = format!("{name}-{number}");
+        let mut child = start(place, &run);
+        let folder = place.path(&run);
+        if stop_when(&child, || reached(&folder)) && !folder.join("summary.json").exists() {
+            return (run, child);
         }
-        if child.try_wait().unwrap().is_some() {
-            return false;
-        }
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
-    panic!("the run neither ended nor came to the moment waited for");
+    panic!("no try stopped the run in time: {name}");
 }
 
 fn lines(run: &Path) -> usize {
@@ -76,50 +79,42 @@ fn a_killed_run_goes_on_to_the_same_losses() {
     let place = Place::new();
     assert!(start(&place, "whole").wait().unwrap().success());
 
-    for (run, after) in [("early", 2), ("late", 30)] {
-        let mut child = start(&place, run);
-        let log = place.path(run);
-        assert!(wait_for(&mut child, || lines(&log) >= after), "the run ended before it was killed");
+    let [early, _] = [("early", 2), ("late", 30)].map(|(name, after)| {
+        let (run, mut child) = stopped(&place, name, |run| lines(run) >= after);
         child.kill().unwrap();
         child.wait().unwrap();
-        resume(&place, run);
-        same(&place, run);
-    }
-    // A run that is complete has nothing left to do, and stays what it is.
-    resume(&place, "whole");
-    same(&place, "early");
-
-    // During a checkpoint: its folder has a temporary name then. A try may come too late; several seldom do.
-    let caught = (0..20).any(|number| {
-        let run = format!("checkpoint-{number}");
-        let mut child = start(&place, &run);
-        let folder = place.path(&run).join("checkpoints");
-        wait_for(&mut child, || names(&folder).iter().any(|name| name.contains(".tmp")));
-        let _ = child.kill();
-        child.wait().unwrap();
-        let unfinished = names(&folder).iter().any(|name| name.contains(".tmp"));
         resume(&place, &run);
         same(&place, &run);
-        assert!(!names(&folder).iter().any(|name| name.contains(".tmp")), "leftovers stayed");
-        unfinished
+        run
     });
-    assert!(caught, "no try killed the run during a checkpoint");
+    // A run that is complete has nothing left to do, and stays what it is.
+    resume(&place, "whole");
+    same(&place, &early);
+
+    // During a checkpoint: its folder has a temporary name then.
+    let has_unfinished = |run: &Path| names(&run.join("checkpoints")).iter().any(|name| name.contains(".tmp"));
+    let (run, mut child) = stopped(&place, "checkpoint", has_unfinished);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(has_unfinished(&place.path(&run)));
+    resume(&place, &run);
+    same(&place, &run);
+    assert!(!has_unfinished(&place.path(&run)), "leftovers stayed");
 }
 
 #[test]
 fn an_interrupted_run_writes_a_checkpoint_and_exits_with_130() {
     let place = Place::new();
     assert!(start(&place, "whole").wait().unwrap().success());
-    let mut child = start(&place, "interrupted");
-    let run = place.path("interrupted");
-    assert!(wait_for(&mut child, || lines(&run) >= 4));
-    let signal = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
-    assert!(signal.success());
+    let (name, mut child) = stopped(&place, "interrupted", |run| lines(run) >= 4);
+    let run = place.path(&name);
+    send(&child, Signal::SIGINT);
+    send(&child, Signal::SIGCONT);
     let status = child.wait().unwrap();
     assert_eq!(status.code(), Some(130));
     let last = losses(&run).iter().filter(|line| line.starts_with("\"step\"")).count();
     assert!(run.join(format!("checkpoints/step-{last}/state.json")).exists(), "no checkpoint at step {last}");
-    resume(&place, "interrupted");
+    resume(&place, &name);
     // The checkpoint of the interruption may be the best one; the losses are the same in any case.
     assert_eq!(losses(&run), losses(&place.path("whole")));
 }

@@ -39,7 +39,7 @@ pub enum DataError {
         advice: &'static str,
     },
     /// Neither the name nor the first bytes tell what the file is.
-    #[error("{} is neither JSON lines, a JSON array, parquet nor .txt", path.display())]
+    #[error("{} is neither JSON lines, a JSON array, parquet, .csv, .tsv nor .txt", path.display())]
     UnknownFile {
         /// The file.
         path: PathBuf,

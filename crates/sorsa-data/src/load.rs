@@ -1,4 +1,4 @@
-//! Reads files into records: JSON lines, a JSON array, parquet, plain text.
+//! Reads files into records: JSON lines, a JSON array, parquet, CSV, plain text.
 
 use std::ops::ControlFlow::{self, Break, Continue};
 use std::path::Path;
@@ -38,7 +38,8 @@ pub struct Loaded {
 /// Reads one file of records.
 ///
 /// The content tells JSON: `[` opens an array; otherwise each line is one object, and blank lines are skipped. The first bytes
-/// tell parquet, gzip and zstd; compressed JSON is read like any other. A .txt or .md file is one [`Format::Text`] record.
+/// tell parquet, gzip and zstd; compressed JSON is read like any other. The first line of a .csv or .tsv file names its fields. A .txt
+/// or .md file is one [`Format::Text`] record.
 /// Texts are UTF-8, with or without a byte order mark.
 ///
 /// # Errors
@@ -261,6 +262,22 @@ mod tests {
     }
 
     #[test]
+    fn a_csv_file_gives_what_lines_give() {
+        let (_folder, path) = file("rows.csv", "\u{FEFF}question,answer\nq,\"a\n#### 1\"\nr,\"b\n#### 2\"\n");
+        let first = load(&path, &LoadOptions { limit: Some(1), ..LoadOptions::default() }).unwrap();
+        assert_eq!((first.format, first.records.len()), (Format::Gsm8k, 1));
+        let both = load(&path, &LoadOptions::default()).unwrap();
+        assert_eq!(both.records[1].answer(), Some("b\n#### 2"));
+        let (_folder, path) =
+            file("rows.tsv", "Body\tQuestion\tAnswer\nTom has 3.\tHow many?\t3\nNone.\tHow many?\t\n");
+        let options = LoadOptions { skip_bad_rows: true, ..LoadOptions::default() };
+        let loaded = load(&path, &options).unwrap();
+        assert_eq!((loaded.format, loaded.records[0].answer(), loaded.skipped.count), (Format::Svamp, Some("3"), 1));
+        let error = load(&path, &LoadOptions::default()).unwrap_err().to_string();
+        assert!(error.ends_with("line 3: `Answer` should be text, found null"), "{error}");
+    }
+
+    #[test]
     fn files_that_are_not_data_are_told_apart() {
         insta::assert_snapshot!(error("rows.json", "[{\"query\": \"q\""), @"/rows.json is not valid JSON: EOF while parsing an object at line 1 column 14");
         insta::assert_snapshot!(error("rows.jsonl", "question,answer\n1,2"), @r"
@@ -270,7 +287,7 @@ mod tests {
         ");
         insta::assert_snapshot!(error("rows.jsonl", "\n \n"), @"/rows.jsonl holds no data");
         insta::assert_snapshot!(error("rows.json", "[]"), @"/rows.json holds no data");
-        insta::assert_snapshot!(error("image.png", "\u{1}\u{2}"), @"/image.png is neither JSON lines, a JSON array, parquet nor .txt");
+        insta::assert_snapshot!(error("image.png", "\u{1}\u{2}"), @"/image.png is neither JSON lines, a JSON array, parquet, .csv, .tsv nor .txt");
         assert!(error("rows.parquet", "PAR1").starts_with("/rows.parquet is not valid parquet: "));
         insta::assert_snapshot!(error("rows.jsonl", r#"{"task_id": 1, "prompt": "p"}"#), @r"
         /rows.jsonl: no format has the fields of its first row (task_id, prompt); the formats are:

@@ -1,4 +1,4 @@
-//! Reads the rows of a file as JSON values: JSON lines, a JSON array or parquet.
+//! Reads the rows of a file as JSON values: JSON lines, a JSON array, parquet or CSV.
 
 use std::ops::ControlFlow::{self, Break, Continue};
 use std::path::{Path, PathBuf};
@@ -8,6 +8,7 @@ use serde::de::{SeqAccess, Visitor};
 use serde_json::{Value, json};
 
 use crate::DataError;
+use crate::csv_rows::for_each_csv_row;
 use crate::data_file::{DataFile, MARK, malformed};
 use crate::parquet_rows::for_each_parquet_row;
 
@@ -24,13 +25,15 @@ enum Content {
     Parquet(std::fs::File),
     Array(Vec<u8>),
     Lines(Vec<u8>),
+    /// Cells that this byte parts.
+    Cells(Vec<u8>, u8),
     /// One text.
     Text(Vec<u8>),
 }
 
 impl RowFile {
-    /// Opens a file. The first bytes tell parquet, compression and a JSON array. The name tells plain text, .txt or .md; what
-    /// is left is JSON lines, by its name or because its first character is a brace.
+    /// Opens a file. The first bytes tell parquet, compression and a JSON array. The name tells plain text, .txt or .md;
+    /// what is left is JSON lines, by its name or because its first character is a brace, or by its name CSV, .csv or .tsv.
     ///
     /// # Errors
     ///
@@ -49,6 +52,8 @@ impl RowFile {
                 ("txt" | "md", _) => Content::Text(bytes),
                 (_, Some(b'[')) => Content::Array(bytes),
                 ("jsonl" | "ndjson" | "json", _) | (_, Some(b'{')) => Content::Lines(bytes),
+                ("csv", _) => Content::Cells(bytes, b','),
+                ("tsv", _) => Content::Cells(bytes, b'\t'),
                 _ => return Err(DataError::UnknownFile { path: path.to_owned() }),
             },
         };
@@ -57,7 +62,10 @@ impl RowFile {
 
     /// What rows are called: `line` in files that are read by lines, otherwise `row`.
     pub fn unit(&self) -> &'static str {
-        if matches!(self.content, Content::Lines(_)) { "line" } else { "row" }
+        match self.content {
+            Content::Lines(_) | Content::Cells(..) => "line",
+            Content::Parquet(_) | Content::Array(_) | Content::Text(_) => "row",
+        }
     }
 
     /// Hands the rows to `take`, in order. A text is one row with the field `text`.
@@ -74,6 +82,9 @@ impl RowFile {
             Content::Lines(bytes) => {
                 for_each_line(&bytes, take);
                 Ok(())
+            }
+            Content::Cells(bytes, delimiter) => {
+                for_each_csv_row(&bytes, delimiter, take).map_err(|reason| malformed(&self.path, "CSV", reason))
             }
             Content::Text(bytes) => {
                 let _ = take(1, text(&bytes).map(|text| json!({ "text": text })));
@@ -95,7 +106,7 @@ fn extension(path: &Path) -> String {
 }
 
 /// The bytes as text, or which byte is none.
-fn text(bytes: &[u8]) -> Result<&str, String> {
+pub(crate) fn text(bytes: &[u8]) -> Result<&str, String> {
     std::str::from_utf8(bytes).map_err(|error| {
         let at = error.valid_up_to();
         let (line, column) = (bytes[..at].split(|&byte| byte == b'\n').count(), at_in_line(bytes, at));

@@ -2,10 +2,14 @@
 //! `SORSA_CHAT_TEMPLATES` if there is one. `make_chat_templates.py` makes both.
 
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, LazyLock};
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
-use sorsa_data::{ChatTemplate, Conversation, DataError, Message};
+use sorsa_data::{
+    ChatTemplate, Content, Conversation, DataError, EncodeOptions, Encoder, Message, PromptTemplate, Record,
+    TextTokenizer,
+};
 
 #[derive(Deserialize)]
 struct Cases {
@@ -32,6 +36,9 @@ struct Case {
     error: Option<String>,
     /// Bytes of the text that the assistant writes, if it is known.
     spans: Option<Vec<[usize; 2]>>,
+    /// Token ids of the text, and a digit for each: whether the assistant writes it.
+    ids: Option<String>,
+    mask: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -71,6 +78,7 @@ fn golden() -> Cases {
 struct Comparison {
     texts: [usize; 2],
     spans: [usize; 2],
+    tokens: [usize; 2],
     /// Cases in which the assistant's part cannot be told, and why.
     refused: Vec<String>,
     differences: Vec<String>,
@@ -89,6 +97,21 @@ impl Comparison {
 
 fn different<T: PartialEq + std::fmt::Debug>(found: T, expected: T) -> Option<String> {
     (found != expected).then(|| format!("found    {found:?}\n    expected {expected:?}"))
+}
+
+/// The tokens of a conversation and the mask of the targets, like the cases have them.
+fn encoded(template: &ChatTemplate, conversation: &Conversation) -> Result<(String, String), DataError> {
+    static TOKENIZER: LazyLock<Arc<TextTokenizer>> = LazyLock::new(|| {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../datasets/base");
+        Arc::new(TextTokenizer::from_dir(folder).unwrap())
+    });
+    let options = EncodeOptions { max_length: usize::MAX, append_eos: false, ..EncodeOptions::default() };
+    let encoder = Encoder::new(Arc::clone(&TOKENIZER), PromptTemplate::Chat(template.clone()), options)?;
+    let record = Record::new(1, Content::Chat(conversation.clone()));
+    // Nothing is encoded if the assistant says nothing.
+    let Some(example) = encoder.encode(&record)?.pop() else { return Ok(Default::default()) };
+    let ids: Vec<String> = example.ids.iter().map(u32::to_string).collect();
+    Ok((ids.join(" "), example.target_mask.iter().map(|target| if *target { '1' } else { '0' }).collect()))
 }
 
 fn compare(template: &Template, tokens: &Map<String, Value>) -> Comparison {
@@ -134,7 +157,15 @@ fn compare(template: &Template, tokens: &Map<String, Value>) -> Comparison {
             }
             Err(error) => Some(error.to_string()),
         };
+        let is_same = difference.is_none();
         comparison.count(&case.name, |counts| &mut counts.spans, difference);
+        if let (true, Some(ids), Some(mask)) = (is_same && !spans.is_empty(), &case.ids, &case.mask) {
+            let difference = match encoded(&compiled, &conversation) {
+                Ok(found) => different(found, (ids.clone(), mask.clone())),
+                Err(error) => Some(error.to_string()),
+            };
+            comparison.count(&case.name, |counts| &mut counts.tokens, difference);
+        }
     }
     comparison
 }
@@ -146,7 +177,7 @@ fn texts_and_what_the_assistant_says_are_those_of_transformers() {
     for template in &cases.templates {
         let comparison = compare(template, &cases.tokens);
         assert!(comparison.differences.is_empty(), "{}: {}", template.name, comparison.differences.join("\n"));
-        assert!(comparison.spans[1] >= 3, "{}", template.name);
+        assert!(comparison.spans[1] >= 3 && comparison.tokens[1] >= 3, "{}", template.name);
     }
 }
 
@@ -173,13 +204,15 @@ fn expressions_are_written_as_jinja2_writes_them_or_refused() {
 fn published_templates_are_as_in_transformers() {
     let Some(path) = std::env::var_os("SORSA_CHAT_TEMPLATES").map(PathBuf::from) else { return };
     let cases = read(&path);
-    let mut table = String::from("| template | text | assistant's part | refused |\n|---|---|---|---|\n");
+    let mut table =
+        String::from("| template | text | assistant's part | its tokens | refused |\n|---|---|---|---|---|\n");
     let (mut differences, mut refused) = (Vec::new(), Vec::new());
     for template in &cases.templates {
         let comparison = compare(template, &cases.tokens);
         let ([texts, of_texts], [spans, of_spans]) = (comparison.texts, comparison.spans);
+        let [tokens, of_tokens] = comparison.tokens;
         table += &format!(
-            "| {} | {texts} of {of_texts} | {spans} of {of_spans} | {} |\n",
+            "| {} | {texts} of {of_texts} | {spans} of {of_spans} | {tokens} of {of_tokens} | {} |\n",
             template.name,
             comparison.refused.len()
         );

@@ -57,6 +57,8 @@ pub enum Judgment {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         error: Option<String>,
     },
+    /// By the likelihood of given choices.
+    Chosen(ChoiceVerdicts),
     /// By the one rule of its task.
     Decided(Verdict),
     /// No right or wrong: how likely a text is.
@@ -75,6 +77,18 @@ pub struct Verdicts {
     pub faithful: Verdict,
     /// The rule of SORSA's author.
     pub author: Verdict,
+}
+
+/// Verdicts on a choice: the model's choice depends on how the likelihoods of the choices are compared.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChoiceVerdicts {
+    /// By the mean over the tokens: the one that counts.
+    #[serde(flatten)]
+    pub mean: Verdict,
+    /// Whether the choice by the sum over the tokens is right: `acc` of lm-evaluation-harness.
+    pub acc: bool,
+    /// Whether the choice by the sum per character is right: `acc_norm` of lm-evaluation-harness.
+    pub acc_norm: bool,
 }
 
 impl Verdicts {
@@ -109,6 +123,7 @@ impl Answer {
         match &self.judgment {
             Judgment::Graded(verdicts) => verdicts.faithful.clone(),
             Judgment::Tested { passed, .. } => Verdict { extracted: None, correct: *passed },
+            Judgment::Chosen(verdicts) => verdicts.mean.clone(),
             Judgment::Decided(verdict) => verdict.clone(),
             Judgment::Loss { .. } => Verdict { extracted: None, correct: false },
         }

@@ -108,7 +108,7 @@ impl<'a> PreparedRun<'a> {
             }
             None => (loaded.model, Start::Fresh),
         };
-        let shape = TrainingShape::new(&recipe, model.config(), host)?;
+        let shape = TrainingShape::with_packed_bytes(&recipe, model.config(), loaded.packed_bytes, host)?;
         Ok(Self { recipe, host, model, originals, inputs, files, start, shape })
     }
 
@@ -127,7 +127,7 @@ impl<'a> PreparedRun<'a> {
         if let Some(begun) = &begun {
             check_recipe(begun, &recipe, run, observer)?;
         }
-        let (LoadedModel { model, folder, quantize, .. }, inputs, files) = read(&recipe, host, observer)?;
+        let (LoadedModel { model, folder, quantize, packed_bytes, .. }, inputs, files) = read(&recipe, host, observer)?;
         let originals = PackedOnRead::open(&folder, quantize)?;
         if let Some(begun) = &begun {
             let changes = begun.file_changes(&files, &recipe);
@@ -141,7 +141,7 @@ impl<'a> PreparedRun<'a> {
             Ok(state) => with_head_for(model, &state),
             Err(_) => model,
         };
-        let shape = TrainingShape::new(&recipe, model.config(), host)?;
+        let shape = TrainingShape::with_packed_bytes(&recipe, model.config(), packed_bytes, host)?;
         Ok(Self { recipe, host, model, originals, inputs, files, start, shape })
     }
 

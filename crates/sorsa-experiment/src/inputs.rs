@@ -194,9 +194,11 @@ impl Inputs {
             append_eos: true,
             prompt_suffix: recipe.eval.prompt_suffix.clone(),
         };
-        let encoder =
-            Encoder::new(Arc::clone(tokenizer), PromptTemplate::new(recipe.data.template, tokenizer)?, options)?
-                .for_vocabulary(config.vocab_size);
+        let template = match &recipe.data.chat_template {
+            Some(name) => PromptTemplate::Chat(tokenizer.chat_template_named(name)?.clone()),
+            None => PromptTemplate::new(recipe.data.template, tokenizer)?,
+        };
+        let encoder = Encoder::new(Arc::clone(tokenizer), template, options)?.for_vocabulary(config.vocab_size);
 
         for text in tokenizer.notes() {
             observer.on_event(Event::Note { text });

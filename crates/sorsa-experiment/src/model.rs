@@ -29,6 +29,8 @@ pub struct LoadedModel {
     pub tokenizer: Arc<TextTokenizer>,
     /// Format that its linear layers were packed in while it was read, if any.
     pub quantize: Option<PackedFormat>,
+    /// Bytes of all its weights if some are packed.
+    pub packed_bytes: Option<u64>,
     /// What its user should know about its weights, a sentence each.
     pub notes: Vec<String>,
 }
@@ -55,7 +57,8 @@ impl LoadedModel {
         let source = host.sources.open(&folder)?;
         let model = CausalLm::load_from(&source, format, &host.device)?;
         let (quantize, notes) = (host.sources.quantize, Vec::from_iter(source.packing_note()));
-        Ok(Self { name: name.to_owned(), folder, model, tokenizer, quantize, notes })
+        let packed_bytes = source.packed_bytes(format);
+        Ok(Self { name: name.to_owned(), folder, model, tokenizer, quantize, packed_bytes, notes })
     }
 
     /// Attaches the adapter in `folder`, or in the run at `folder`. Whatever is odd about it is told to the observer.
@@ -75,8 +78,21 @@ impl LoadedModel {
     ///
     /// [`ExperimentError::Data`].
     pub fn encoder(&self, template: TemplateName, options: EncodeOptions) -> Result<Encoder, ExperimentError> {
-        let encoder =
-            Encoder::new(Arc::clone(&self.tokenizer), PromptTemplate::new(template, &self.tokenizer)?, options)?;
+        self.encoder_of(PromptTemplate::new(template, &self.tokenizer)?, options)
+    }
+
+    /// An encoder with the chat template of this name.
+    ///
+    /// # Errors
+    ///
+    /// [`ExperimentError::Data`].
+    pub fn chat_encoder(&self, chat_template: &str, options: EncodeOptions) -> Result<Encoder, ExperimentError> {
+        let template = PromptTemplate::Chat(self.tokenizer.chat_template_named(chat_template)?.clone());
+        self.encoder_of(template, options)
+    }
+
+    fn encoder_of(&self, template: PromptTemplate, options: EncodeOptions) -> Result<Encoder, ExperimentError> {
+        let encoder = Encoder::new(Arc::clone(&self.tokenizer), template, options)?;
         Ok(encoder.for_vocabulary(self.model.config().vocab_size))
     }
 }

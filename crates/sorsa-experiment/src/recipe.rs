@@ -81,6 +81,9 @@ pub struct DataRecipe {
     pub skip_bad_rows: bool,
     /// alpaca, code, question, raw or chat.
     pub template: TemplateName,
+    /// Name of the chat template, if the tokenizer's folder has several; absent: `default`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub chat_template: Option<String>,
     /// Longest sequence, in tokens.
     pub max_length: usize,
     /// error, drop-row, keep-end or author-each.
@@ -153,6 +156,7 @@ impl Default for DataRecipe {
             limit: None,
             skip_bad_rows: false,
             template: TemplateName::Alpaca,
+            chat_template: None,
             max_length: 512,
             truncation: Truncation::DropRow,
             train_on_prompt: false,
@@ -295,6 +299,14 @@ impl Recipe {
             && let Some(fault) = self.adapter.method().orthogonality_fault()
         {
             faults.push(format!("train.regularizer.orthogonal_gamma must be 0: {fault}"));
+        }
+        if let (Some(name), TemplateName::Alpaca | TemplateName::Code | TemplateName::Question | TemplateName::Raw) =
+            (&self.data.chat_template, self.data.template)
+        {
+            faults.push(format!(
+                "data.chat_template = \"{name}\" needs data.template = \"chat\", found {}",
+                self.data.template
+            ));
         }
         faults.extend(unknown);
         if !(self.svd.tolerance > 0.0 && self.svd.tolerance.is_finite()) {
@@ -450,6 +462,7 @@ fn take_unknown_names(table: &mut Table) -> Vec<String> {
     take("svd", "algorithm", "svd.algorithm", "auto, exact, block-krylov or gram", is_a::<Algorithm>);
     take("model", "dtype", "dtype", "f32 or bf16", is_computed_with);
     let packed = PackedFormat::packable().map(PackedFormat::name).collect::<Vec<_>>().join(", ");
+    let packed = format!("one of {packed}");
     take("model", "quantize", "format", &packed, is_packable);
     take("data", "template", "data.template", &templates, is_a::<TemplateName>);
     faults

@@ -18,6 +18,8 @@ pub struct RunFacts {
     pub dtype: WeightFormat,
     /// Template of the prompts that it was trained on.
     pub template: TemplateName,
+    /// Name of the chat template, if it is not the default one.
+    pub chat_template: Option<String>,
     /// Text at the end of each prompt of its test.
     pub prompt_suffix: String,
     /// Most tokens of an answer in its test.
@@ -37,6 +39,7 @@ impl RunFacts {
             model: recipe.model.path,
             dtype: recipe.model.dtype,
             template: recipe.data.template,
+            chat_template: recipe.data.chat_template,
             prompt_suffix: recipe.eval.prompt_suffix,
             max_new_tokens: recipe.eval.max_new_tokens,
         }))

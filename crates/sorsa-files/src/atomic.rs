@@ -144,6 +144,8 @@ impl AtomicDir {
     pub fn create(target: impl Into<PathBuf>) -> Result<Self, FileError> {
         let target = target.into();
         if let Some(parent) = target.parent() {
+            // A process that ends may have removed the parent just now.
+            let _live = live();
             fs::create_dir_all(parent).map_err(at("create", parent))?;
         }
         remove_leftovers(&target);

@@ -9,8 +9,24 @@ use crate::{AtomicDir, FileError, at};
 pub struct FolderKind {
     /// Its name in a sentence: `"a model"`.
     pub name: &'static str,
-    /// Whether a file of this name belongs to it.
+    /// Whether a file of this name belongs to it; a file in a folder within it is named `folder/file`.
     pub owns: fn(&str) -> bool,
+}
+
+impl FolderKind {
+    /// Whether a folder within it holds files that belong to it, and nothing else.
+    fn owns_all_in(&self, folder: &Path, name: &str) -> Result<bool, FileError> {
+        let mut count = 0;
+        for entry in std::fs::read_dir(folder).map_err(at("list", folder))? {
+            let entry = entry.map_err(at("list", folder))?;
+            let is_folder = entry.file_type().map_err(at("list", folder))?.is_dir();
+            if is_folder || !(self.owns)(&format!("{name}/{}", entry.file_name().to_string_lossy())) {
+                return Ok(false);
+            }
+            count += 1;
+        }
+        Ok(count > 0)
+    }
 }
 
 /// Why a folder could not be replaced.
@@ -80,7 +96,8 @@ impl OwnedFolder {
             let name = entry.file_name().to_string_lossy().into_owned();
             // A link to a folder is no folder: the link is removed, and not what it points to.
             let is_folder = entry.file_type().map_err(at("list", target))?.is_dir();
-            if is_folder || !(kind.owns)(&name) {
+            let is_owned = if is_folder { kind.owns_all_in(&entry.path(), &name)? } else { (kind.owns)(&name) };
+            if !is_owned {
                 found.push(name);
             }
         }

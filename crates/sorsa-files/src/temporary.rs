@@ -48,7 +48,7 @@ pub fn remove_temporaries() {
     let live = live();
     for path in live.iter() {
         // A thread may be writing into the folder just now.
-        for _ in 0..3 {
+        for _ in 0..100 {
             if remove_all(path).is_ok() {
                 break;
             }

@@ -49,6 +49,19 @@ impl Weight<'_> {
         for_each_format!(self, matrix => matrix.at(row, column))
     }
 
+    /// The elements of a column; those of a packed weight are rounded to its precision.
+    ///
+    /// # Panics
+    ///
+    /// Panics if `values` has another size than the column.
+    pub fn column(&self, column: usize, values: &mut [f32]) {
+        assert_eq!(values.len(), self.rows(), "the elements of a column");
+        if let Self::Packed(matrix) = self {
+            return matrix.column(column, values);
+        }
+        values.iter_mut().enumerate().for_each(|(row, value)| *value = self.at(row, column));
+    }
+
     /// `W^T`; nothing is copied.
     pub fn transposed(self) -> Self {
         match self {

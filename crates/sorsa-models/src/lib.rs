@@ -41,7 +41,7 @@ pub use input::ModelInput;
 pub use layers::{Embedding, LayerNorm, RmsNorm};
 pub use mlp::{FusedMlp, Mlp, SeparateMlp};
 pub use model::CausalLm;
-pub use model_files::{ModelError, float_dtype};
+pub use model_files::{ModelError, ModelTensors, float_dtype, save_tensors};
 pub use rwkv::{ChannelMix, ChannelMix4, ChannelMix6, Rwkv, RwkvBlock, RwkvModel, TimeMix, TimeMix4, TimeMix6};
 pub use schedule::Requests;
 // The two types of sorsa-checkpoint that `CausalLm` is made of and saved as.

@@ -9,7 +9,7 @@ use burn::tensor::{Element, FloatDType, bf16};
 use rayon::prelude::*;
 use sorsa_adapter::{PackedMatrix, PackedWeight, Precision, placeholder};
 use sorsa_checkpoint::weights::{CheckpointWriter, Expected, Number, WeightsError, ignorable};
-use sorsa_checkpoint::{ModelSource, SourceError, Stored, TensorFormats, WeightFormat};
+use sorsa_checkpoint::{ModelConfig, ModelSource, SourceError, Stored, TensorContent, TensorFormats, WeightFormat};
 use sorsa_files::write_atomic;
 
 use crate::layers::Packing;
@@ -102,6 +102,15 @@ impl CausalLm {
         }
     }
 
+    /// The tensors of the model as a checkpoint has them. Of a model with an adapter, they are those that the adapter is added to.
+    pub fn tensors(&self) -> ModelTensors {
+        let mut handles = Handles { walk: Walk::default(), found: BTreeMap::new() };
+        self.visit(&mut handles);
+        let all = Parameter::all(self);
+        let own = all.iter().filter(|parameter| parameter.is_of_checkpoint());
+        ModelTensors { expected: own.map(Parameter::expected).collect(), handles: handles.found }
+    }
+
     /// Writes `model.safetensors` (or shards) and `config.json` into `folder`. The model must be plain: merged and
     /// without autodiff.
     ///
@@ -109,33 +118,66 @@ impl CausalLm {
     ///
     /// [`WeightsError`] with the file.
     pub fn save(&self, folder: &Path, formats: impl Into<TensorFormats>) -> Result<(), WeightsError> {
-        self.save_watched(folder, formats, |_, _| Ok(()))
+        let tensors = self.tensors();
+        save_tensors(folder, self.config(), formats.into(), tensors.expected(), |tensor| {
+            Ok(tensors.content(&tensor.name).expect("a tensor of the model"))
+        })
+    }
+}
+
+/// Writes `model.safetensors` (or shards) and `config.json` into `folder`, with the content that `produce` gives each tensor, as
+/// [`CheckpointWriter::write`] asks for it.
+///
+/// # Errors
+///
+/// [`WeightsError`] with the file, and those of `produce`.
+pub fn save_tensors(
+    folder: &Path,
+    config: &ModelConfig,
+    formats: TensorFormats,
+    tensors: &[Expected],
+    produce: impl FnMut(&Expected) -> Result<TensorContent, WeightsError>,
+) -> Result<(), WeightsError> {
+    let mut config = config.to_json();
+    config["torch_dtype"] = formats.usual.torch_name().into();
+    if let Some(quantization) = formats.quantization_config(tensors) {
+        config["quantization_config"] = quantization;
+    }
+    CheckpointWriter::new(folder, formats).write(tensors, produce)?;
+    Ok(write_atomic(folder.join("config.json"), format!("{config:#}"))?)
+}
+
+/// The tensors of a model as a checkpoint has them.
+pub struct ModelTensors {
+    expected: Vec<Expected>,
+    handles: BTreeMap<String, Handle>,
+}
+
+impl ModelTensors {
+    /// Names and shapes, in the order of a checkpoint.
+    pub fn expected(&self) -> &[Expected] {
+        &self.expected
     }
 
-    /// [`save`](Self::save), and shows each tensor's name and f32 numbers, in the order of its file, before they are
-    /// written.
-    ///
-    /// # Errors
-    ///
-    /// [`WeightsError`] with the file, and those of `watch`.
-    pub fn save_watched(
-        &self,
-        folder: &Path,
-        formats: impl Into<TensorFormats>,
-        mut watch: impl FnMut(&str, &[f32]) -> Result<(), WeightsError>,
-    ) -> Result<(), WeightsError> {
-        let formats = formats.into();
-        let mut config = self.config().to_json();
-        config["torch_dtype"] = formats.usual.torch_name().into();
-        let mut handles = Handles { walk: Walk::default(), found: BTreeMap::new() };
-        self.visit(&mut handles);
-        let expected: Vec<Expected> = Parameter::all(self).iter().map(Parameter::expected).collect();
-        CheckpointWriter::new(folder, formats).write(&expected, |tensor| {
-            let values = handles.found[&tensor.name].values();
-            watch(&tensor.name, &values)?;
-            Ok::<_, WeightsError>(values)
-        })?;
-        Ok(write_atomic(folder.join("config.json"), format!("{config:#}"))?)
+    /// The values of a tensor, row-major, f32; nothing if there is no such tensor.
+    pub fn values(&self, name: &str) -> Option<Vec<f32>> {
+        Some(self.handles.get(name)?.values())
+    }
+
+    /// The matrix, if the tensor is packed.
+    pub fn packed(&self, name: &str) -> Option<PackedMatrix> {
+        match self.handles.get(name)? {
+            Handle::Packed(weight) => Some(weight.matrix()),
+            Handle::Flat(_) | Handle::Linear(_) => None,
+        }
+    }
+
+    /// The tensor as it is: packed, or its values; nothing if there is no such tensor.
+    pub fn content(&self, name: &str) -> Option<TensorContent> {
+        match self.packed(name) {
+            Some(matrix) => Some(matrix.into()),
+            None => Some(self.values(name)?.into()),
+        }
     }
 }
 
@@ -176,6 +218,11 @@ impl Parameter {
         let mut list = List { walk: Walk::default(), found: Vec::new() };
         model.visit(&mut list);
         list.found
+    }
+
+    /// Whether it is a tensor of a checkpoint, and not of an adapter: the weight of a layer has nothing below it.
+    fn is_of_checkpoint(&self) -> bool {
+        !self.name.contains(".weight.")
     }
 
     /// Name and shape in a checkpoint.
@@ -306,9 +353,7 @@ impl ModuleMapper for Fill<'_> {
             }
             Ok(Read::Packed(matrix)) => {
                 self.packed = Some(matrix);
-                let shape = param.lazy_shape();
-                let weight = placeholder([shape[0], shape[1]], &param.lazy_device());
-                Param::initialized(param.id, weight.reshape(shape))
+                Param::initialized(param.id, placeholder(param.lazy_shape().dims::<D>(), &param.lazy_device()))
             }
             Err(error) => {
                 self.error = Some(error);

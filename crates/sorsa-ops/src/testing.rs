@@ -44,7 +44,7 @@ pub(crate) fn flat<const D: usize>(tensor: Tensor<D>) -> Tensor<1> {
 
 /// A packed weight of the stored shape `[d_out, d_in]`, and its values `[d_in, d_out]`.
 pub(crate) fn packed(format: PackedFormat, stored: [usize; 2], device: &Device) -> (PackedWeight, Tensor<2>) {
-    let values = leaf(stored[0] * stored[1], 77, &Device::flex()).into_data().try_into_vec::<f32>().unwrap();
+    let values = leaf(stored[0] * stored[1], 77, device).into_data().try_into_vec::<f32>().unwrap();
     let matrix = PackedMatrix::pack(format, stored, &values).unwrap();
     let dense = Tensor::from_data(TensorData::new::<f32, _>(matrix.to_f32(), stored), device);
     (PackedWeight::new(&matrix, device), dense.transpose())

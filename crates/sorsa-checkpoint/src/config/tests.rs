@@ -67,6 +67,38 @@ fn a_number_of_layers_that_no_model_has_makes_no_list() {
 }
 
 #[test]
+fn sizes_that_no_model_has_are_refused_before_their_products_overflow() {
+    let fault = |family: &str, changes: &[(&str, u64)]| {
+        let mut json = match family {
+            "llama" => llama_2_7b(),
+            _ => {
+                serde_json::json!({"model_type": family, "hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 128})
+            }
+        };
+        changes.iter().for_each(|(name, size)| json[*name] = (*size).into());
+        parse(&json).unwrap_err().join("; ")
+    };
+    let refused = |name: &str, size: u64| format!("`{name}` should be at most 2147483647, found {size}");
+    for (family, name) in
+        [("llama", "hidden_size"), ("llama", "intermediate_size"), ("llama", "vocab_size"), ("rwkv", "vocab_size")]
+    {
+        assert!(fault(family, &[(name, 1 << 39)]).contains(&refused(name, 1 << 39)), "{family} {name}");
+    }
+    let most = (1 << 40) - 1;
+    let found = fault("llama", &[("head_dim", most), ("num_attention_heads", most), ("num_key_value_heads", most)]);
+    assert!(
+        found.contains("`num_attention_heads` times `head_dim` should be at most 2147483647, found more than 2^64"),
+        "{found}"
+    );
+    assert!(fault("rwkv6", &[("hidden_size", 1 << 36), ("head_size", 16)]).contains(&refused("hidden_size", 1 << 36)));
+    let found = fault("llama", &[("hidden_size", 1 << 30), ("head_dim", 128)]);
+    assert!(
+        found.starts_with("its sizes make ") && found.ends_with("parameters, at most 281474976710656 are read"),
+        "{found}"
+    );
+}
+
+#[test]
 fn a_window_in_a_llama_and_an_unknown_scaling_are_refused_in_one_error_that_names_them() {
     let mut json = llama_2_7b();
     json["rope_scaling"] = serde_json::json!({"rope_type": "longrope", "factor": 4.0, "long_factor": [1, 2]});

@@ -160,14 +160,6 @@ impl GgufType {
         }
     }
 
-    /// The numbers of a tensor of this shape as this type holds them; nothing if the type cannot hold them.
-    pub fn rounded(self, values: &[f32], shape: &[usize]) -> Option<Vec<f32>> {
-        let dtype = self.for_shape(shape);
-        let mut bytes = Vec::new();
-        dtype.encode(values, &mut bytes).ok()?;
-        Some(dtype.decode(&bytes))
-    }
-
     /// The values in `bytes`, which are whole blocks.
     pub(super) fn decode(self, bytes: &[u8]) -> Vec<f32> {
         match self {

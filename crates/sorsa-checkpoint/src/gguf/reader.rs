@@ -248,6 +248,13 @@ fn parse_start(bytes: &[u8], size: u64) -> Result<Contents, Fault> {
             )));
         }
     }
+    // What tensors share would be read again for each: a small file would fill the memory.
+    let mut ranges: Vec<(Range<usize>, &str)> =
+        tensors.iter().filter_map(|tensor| Some((range(tensor)?, tensor.name.as_str()))).collect();
+    ranges.sort_by_key(|(range, _)| (range.start, range.end));
+    if let Some(pair) = ranges.windows(2).find(|pair| pair[0].0.end > pair[1].0.start) {
+        return Err(cursor.fault(format!("tensors `{}` and `{}` share bytes", pair[0].1, pair[1].1)));
+    }
     Ok(Contents { metadata, tensors })
 }
 

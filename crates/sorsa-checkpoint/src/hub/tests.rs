@@ -2,7 +2,6 @@
 
 mod server;
 
-use std::net::TcpListener;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -18,10 +17,8 @@ const SMALL: [(&str, &[u8]); 5] = [
     ("README.md", b"text"),
 ];
 
-fn nowhere() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    format!("http://{}", listener.local_addr().unwrap())
-}
+/// Nobody listens there; a port that was free a moment ago may be another test's by now.
+const NOWHERE: &str = "http://127.0.0.1:1";
 
 fn names(folder: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(folder).unwrap();
@@ -47,7 +44,7 @@ fn the_files_of_a_model_are_fetched_once_and_nothing_pickled_among_them() {
     }
     assert!(folder.ends_with(Path::new("hub/models--owner--name/snapshots").join(SHA)));
 
-    let unreachable = HubOptions { endpoint: Some(nowhere()), ..hub.options(cache.path()) };
+    let unreachable = HubOptions { endpoint: Some(NOWHERE.to_owned()), ..hub.options(cache.path()) };
     assert_eq!(resolve("owner/name", &unreachable).unwrap(), folder);
     assert_eq!(resolve("owner/name@main", &HubOptions { offline: true, ..unreachable.clone() }).unwrap(), folder);
     assert_eq!(resolve(&format!("owner/name@{SHA}"), &unreachable).unwrap(), folder);
@@ -138,7 +135,7 @@ fn what_is_not_there_is_named_with_where_it_was_looked_for() {
         assert!(matches!(error, HubError::NotFound { .. }), "{error}");
         assert!(error.to_string().contains(model) && error.to_string().contains(&hub.0.address), "{error}");
     }
-    let unreachable = HubOptions { endpoint: Some(nowhere()), ..hub.options(cache.path()) };
+    let unreachable = HubOptions { endpoint: Some(NOWHERE.to_owned()), ..hub.options(cache.path()) };
     let error = resolve("owner/name", &unreachable).unwrap_err();
     assert!(matches!(error, HubError::Unreachable { .. }), "{error}");
     assert!(error.to_string().contains("HF_ENDPOINT") && !error.to_string().contains('\n'), "{error}");
@@ -279,7 +276,7 @@ fn control_characters_of_an_answer_are_escaped_in_the_message() {
 
 #[test]
 fn a_hub_that_does_not_answer_is_given_up() {
-    let timeouts = HubTimeouts { metadata: Duration::from_millis(200), download: Duration::from_millis(200) };
+    let timeouts = HubTimeouts { metadata: Duration::from_millis(500), download: Duration::from_millis(500) };
     let config = format!("/owner/name/resolve/{SHA}/config.json");
     for silent in ["/api/models/owner/name/revision/main", config.as_str(), "/cdn/model.safetensors"] {
         let hub = TestHub::start(&SMALL, |state| state.silent.extend([silent.to_owned()]));
@@ -287,11 +284,13 @@ fn a_hub_that_does_not_answer_is_given_up() {
         let begin = Instant::now();
         let error = resolve("owner/name", &HubOptions { timeouts, ..hub.options(cache.path()) }).unwrap_err();
         assert!(matches!(error, HubError::Unreachable { .. }), "{silent}: {error}");
-        assert!(begin.elapsed() < Duration::from_secs(20), "{silent}");
+        assert!(begin.elapsed() < Duration::from_secs(120), "{silent}");
     }
     let hub = TestHub::start(&SMALL, |state| state.stalls.extend(["model.safetensors".to_owned()]));
     let cache = tempfile::tempdir().unwrap();
-    // Each try brings half of what is missing, until a single byte is: nothing arrives of its half.
+    // Each try brings half of what is missing, until a single byte is: nothing arrives of its half. On a busy machine the half may
+    // take a moment.
+    let timeouts = HubTimeouts { metadata: Duration::from_secs(10), download: Duration::from_millis(1500) };
     let error = resolve("owner/name", &HubOptions { timeouts, ..hub.options(cache.path()) }).unwrap_err();
     assert!(matches!(error, HubError::Unreachable { .. }), "{error}");
     let incomplete = cache.path().join("hub/models--owner--name/blobs/e-model.safetensors.incomplete");
@@ -416,7 +415,7 @@ fn files_that_a_model_lacks_are_noted_for_other_programs() {
 #[test]
 fn a_password_in_the_address_is_not_in_the_error() {
     let cache = tempfile::tempdir().unwrap();
-    let endpoint = nowhere().replace("http://", "http://user:password@");
+    let endpoint = NOWHERE.replace("http://", "http://user:password@");
     let options =
         HubOptions { endpoint: Some(endpoint), cache_dir: Some(cache.path().into()), ..HubOptions::default() };
     let error = resolve("owner/name", &options).unwrap_err();

@@ -95,8 +95,7 @@ impl Folder {
     }
 
     pub fn check(&self, expected: &[Expected], ignorable: impl Fn(&str) -> bool) -> Result<(), SourceError> {
-        let ignorable = |name: &str| ignorable(name) || self.is_empty_bias(name);
-        Differences::find(expected, self.tensors(), ignorable).into_result(self.checkpoint.dir())?;
+        // Before the shapes: packed tensors have other shapes, and other tensors beside them.
         let faults: Vec<String> = expected
             .iter()
             .filter(|tensor| !self.packed.contains_key(&tensor.name))
@@ -106,10 +105,11 @@ impl Folder {
                 format!("`{name}` is {:?}, without the scales of a format that is read here", info.dtype)
             })
             .collect();
-        if faults.is_empty() {
-            return Ok(());
+        if !faults.is_empty() {
+            return Err(SourceError::Packed { folder: self.checkpoint.dir().to_owned(), faults });
         }
-        Err(SourceError::Packed { folder: self.checkpoint.dir().to_owned(), faults })
+        let ignorable = |name: &str| ignorable(name) || self.is_empty_bias(name);
+        Ok(Differences::find(expected, self.tensors(), ignorable).into_result(self.checkpoint.dir())?)
     }
 
     /// Whether a tensor is a bias of zeros beside a packed weight: AutoGPTQ gave one to every layer.

@@ -20,8 +20,8 @@ pub(crate) use self::quantization::Quantization;
 use crate::config::{CONFIG_FILE, read_folder};
 use crate::gguf::{GgufModel, GgufType};
 use crate::weights::{
-    Checkpoint, Differences, Dtype, Expected, GENERATION_CONFIG, HEADS, Number, Numbers, TOKENIZER_FILES, widened,
-    widened_transposed,
+    CHAT_TEMPLATES, Checkpoint, Differences, Dtype, Expected, GENERATION_CONFIG, HEADS, Number, Numbers,
+    TOKENIZER_FILES, widened, widened_transposed,
 };
 use crate::{ConfigError, ModelConfig, TensorFormats, WeightFormat};
 
@@ -233,6 +233,23 @@ impl ModelSource {
                 std::fs::copy(&from, folder.join(name)).map_err(sorsa_files::at("copy", &from))?;
             }
         }
+        self.copy_chat_templates(&folder.join(CHAT_TEMPLATES))
+    }
+
+    /// Copies the templates of a model that has more than one.
+    fn copy_chat_templates(&self, to: &Path) -> Result<(), SourceError> {
+        let from = self.path.join(CHAT_TEMPLATES);
+        let Ok(entries) = std::fs::read_dir(&from) else { return Ok(()) };
+        std::fs::create_dir(to).map_err(sorsa_files::at("create", to))?;
+        for entry in entries {
+            let path = entry.map_err(sorsa_files::at("list", &from))?.path();
+            if let Some(name) = path.file_name()
+                && path.extension().is_some_and(|extension| extension == "jinja")
+                && path.is_file()
+            {
+                std::fs::copy(&path, to.join(name)).map_err(sorsa_files::at("copy", &path))?;
+            }
+        }
         Ok(())
     }
 
@@ -244,6 +261,31 @@ impl ModelSource {
             Stored::Packed(_) => None,
         });
         TensorFormats::of_dense(dense)
+    }
+
+    /// Bytes of all weights in memory if packed ones stay packed, dense matrices are kept in `format`, and vectors in f32; nothing if
+    /// nothing is packed. What GPTQ and AWQ take is known to a few parts in a hundred.
+    pub fn packed_bytes(&self, format: WeightFormat) -> Option<u64> {
+        let mut any_packed = false;
+        let mut bytes = 0;
+        for tensor in self.tensors() {
+            let values = tensor.shape.iter().product::<usize>();
+            let is_unused_head = self.config.tie_word_embeddings && HEADS.iter().any(|(head, _)| *head == tensor.name);
+            bytes += match (self.stored(&tensor.name), tensor.shape.as_slice()) {
+                _ if is_unused_head => 0,
+                (Some(Stored::Packed(packed)), &[rows, columns]) => {
+                    any_packed = true;
+                    let of_group = |bits: usize| values * bits / 8 + values / 128 * 5;
+                    packed.bytes([rows, columns]).unwrap_or_else(|_| match packed {
+                        PackedFormat::Gptq8 => of_group(8),
+                        _ => of_group(4),
+                    })
+                }
+                (_, [_, _]) => format.bytes(values),
+                _ => 4 * values,
+            } as u64;
+        }
+        any_packed.then_some(bytes)
     }
 
     /// Whether the files have no head, or one with the numbers of the embedding.

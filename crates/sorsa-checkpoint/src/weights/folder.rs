@@ -20,6 +20,8 @@ pub const TOKENIZER_FILES: [&str; 11] = [
     "vocab.json",
     "vocab.txt",
 ];
+/// Folder of further chat templates, each a file of its name.
+pub const CHAT_TEMPLATES: &str = "additional_chat_templates";
 /// The settings that a model is published with for generating text.
 pub const GENERATION_CONFIG: &str = "generation_config.json";
 /// Other files of a model's folder beside its weights.
@@ -66,7 +68,16 @@ impl ModelFolder {
 /// Whether a file of this name belongs to a model: configuration, tokenizer, weights.
 fn is_model_file(name: &str) -> bool {
     let is_shard = name.starts_with("model-") && name.ends_with(".safetensors");
-    is_shard || name == SINGLE_FILE || MODEL_FILES.contains(&name) || TOKENIZER_FILES.contains(&name)
+    is_shard
+        || name == SINGLE_FILE
+        || is_chat_template(name)
+        || MODEL_FILES.contains(&name)
+        || TOKENIZER_FILES.contains(&name)
+}
+
+/// Whether this is a file of [`CHAT_TEMPLATES`].
+fn is_chat_template(name: &str) -> bool {
+    name.split_once('/').is_some_and(|(folder, file)| folder == CHAT_TEMPLATES && file.ends_with(".jinja"))
 }
 
 #[cfg(test)]
@@ -104,6 +115,19 @@ mod tests {
         assert_eq!(names(&out), ["config.json", "tokenizer.json"]);
         assert_eq!(names(place.path()), ["base", "out"]);
         assert_eq!(fs::read_to_string(base.join("tokenizer.json")).unwrap(), "tokens");
+    }
+
+    #[test]
+    fn further_chat_templates_belong_to_a_model_and_what_else_lies_beside_them_does_not() {
+        let place = tempfile::tempdir().unwrap();
+        let out = place.path().join("out");
+        fs::create_dir_all(out.join(CHAT_TEMPLATES)).unwrap();
+        assert!(ModelFolder::check(&out).is_err(), "an empty folder says nothing");
+        fs::write(out.join(CHAT_TEMPLATES).join("tool_use.jinja"), "T").unwrap();
+        ModelFolder::check(&out).unwrap();
+        fs::write(out.join(CHAT_TEMPLATES).join("notes.txt"), "mine").unwrap();
+        let error = ModelFolder::check(&out).unwrap_err().to_string();
+        assert!(error.contains("holds more than a model: additional_chat_templates"), "{error}");
     }
 
     #[cfg(unix)]

@@ -37,6 +37,10 @@ pub struct EvalArgs {
     /// alpaca for other problems]
     #[arg(long)]
     pub template: Option<String>,
+    /// Chat template of this name, if the tokenizer's folder has several, for example tool_use. The template is then chat
+    /// [default: that of the adapter's run, or default]
+    #[arg(long, value_name = "NAME")]
+    pub chat_template: Option<String>,
     /// Text to append to every prompt, for example " Let's think step by step." [default: that of the adapter's run, or none]
     #[arg(long, value_name = "TEXT")]
     pub prompt_suffix: Option<String>,
@@ -146,6 +150,10 @@ pub struct GenerateArgs {
     /// Prompt template: alpaca, code, question, raw or chat [default: that of the adapter's run, or raw]
     #[arg(long)]
     pub template: Option<String>,
+    /// Chat template of this name, if the tokenizer's folder has several, for example tool_use. The template is then chat
+    /// [default: that of the adapter's run, or default]
+    #[arg(long, value_name = "NAME")]
+    pub chat_template: Option<String>,
     /// Maximum length of the continuation, in tokens [default: that of the adapter's run, or 128]
     #[arg(long, value_name = "TOKENS")]
     pub max_new_tokens: Option<usize>,

@@ -46,6 +46,10 @@ pub struct RecipeArgs {
     /// Prompt template: alpaca, code, question, raw or chat [default: alpaca]
     #[arg(long)]
     pub template: Option<String>,
+    /// Chat template of this name, if the tokenizer's folder has several, for example tool_use. The template is then chat
+    /// [default: default]
+    #[arg(long, value_name = "NAME")]
+    pub chat_template: Option<String>,
     /// Text to append to every prompt that the model answers, but not in training [default: none]
     #[arg(long, value_name = "TEXT")]
     pub prompt_suffix: Option<String>,
@@ -124,8 +128,8 @@ pub struct FinetuneArgs {
 pub struct InspectArgs {
     #[command(flatten)]
     pub training: FinetuneArgs,
-    /// Measure what packing to the format of --quantize (nf4 if absent) loses of each kind of weight, and how much of it LoftQ, QPiSSA
-    /// and QSORSA take up, like PiSSA's table 3. Reads and decomposes the weights
+    /// Measure what packing loses of each kind of weight, and how much of it LoftQ, QPiSSA and QSORSA take up (PiSSA's table 3).
+    /// Packs in the format of --quantize, or in nf4. Reads and decomposes the weights
     #[arg(long)]
     pub quantization_error: bool,
     /// Ranks for this measurement

@@ -56,7 +56,10 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<()> {
         ..LoadOptions::default()
     };
     let config = loaded.model.config();
-    let encoder = loaded.encoder(settings.template, encode)?;
+    let encoder = match &settings.chat_template {
+        Some(name) => loaded.chat_encoder(name, encode)?,
+        None => loaded.encoder(settings.template, encode)?,
+    };
     let mut stops = Stops::of(&encoder, config);
     stops.texts.extend(args.stop.iter().cloned());
     let source = ProblemSource {
@@ -93,6 +96,7 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<()> {
 struct ModelSettings {
     dtype: WeightFormat,
     template: TemplateName,
+    chat_template: Option<String>,
     prompt_suffix: String,
     max_new_tokens: usize,
 }
@@ -101,17 +105,20 @@ impl ModelSettings {
     fn of(args: &EvalArgs, task: &dyn Task) -> anyhow::Result<Self> {
         let run = session::run_facts(args.adapter.as_deref());
         let run = run.as_ref();
+        let template = match (&args.template, run) {
+            _ if !task.has_accuracy() => task.template(),
+            (Some(template), _) => template.parse().or_bad_input()?,
+            _ if args.chat_template.is_some() => TemplateName::Chat,
+            (None, Some(run)) => run.template,
+            (None, None) => task.template(),
+        };
         Ok(Self {
             dtype: match &args.dtype {
                 Some(dtype) => weight_format(dtype)?,
                 None => run.map_or(WeightFormat::F32, |run| run.dtype),
             },
-            template: match (&args.template, run) {
-                _ if !task.has_accuracy() => task.template(),
-                (Some(template), _) => template.parse().or_bad_input()?,
-                (None, Some(run)) => run.template,
-                (None, None) => task.template(),
-            },
+            template,
+            chat_template: session::chat_template(args.chat_template.as_deref(), run, template)?,
             prompt_suffix: match (&args.prompt_suffix, run) {
                 (Some(suffix), _) => suffix.clone(),
                 (None, Some(run)) => run.prompt_suffix.clone(),

@@ -33,9 +33,11 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     };
     let template = match (&args.template, &run) {
         (Some(template), _) => template.parse().or_bad_input()?,
+        _ if args.chat_template.is_some() => TemplateName::Chat,
         (None, Some(run)) => run.template,
         (None, None) => TemplateName::Raw,
     };
+    let chat_template = session::chat_template(args.chat_template.as_deref(), run.as_ref(), template)?;
     let max_new_tokens = match (args.max_new_tokens, &run) {
         (Some(tokens), _) => tokens,
         (None, Some(run)) => run.max_new_tokens,
@@ -47,7 +49,10 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
         loaded = loaded.with_adapter(adapter, &mut session::Warnings)?;
     }
     let options = EncodeOptions { max_length: usize::MAX, ..EncodeOptions::default() };
-    let encoder = loaded.encoder(template, options)?;
+    let encoder = match &chat_template {
+        Some(name) => loaded.chat_encoder(name, options)?,
+        None => loaded.encoder(template, options)?,
+    };
     let prompt = encoder.encode_prompt(&Record::instruction(1, &args.prompt, "")).or_bad_input()?;
 
     let sampling = if args.temperature == 0.0 {

@@ -7,7 +7,7 @@ use sorsa_experiment::adapter::{BaseModel, LoadedAdapter};
 use sorsa_experiment::model::model_folder;
 use sorsa_experiment::quantization_error::QuantizationErrorTable;
 use sorsa_experiment::{Recipe, TrainingShape};
-use sorsa_models::{CausalLm, ModelConfig, WeightFormat};
+use sorsa_models::{CausalLm, WeightFormat};
 
 use crate::args::{DeviceArgs, FinetuneArgs, InspectArgs};
 use crate::device::Backend;
@@ -34,15 +34,17 @@ pub fn shape(recipe: &Recipe, args: &FinetuneArgs) -> anyhow::Result<TrainingSha
     let host = session::host(&args.device, Style::choose(args.quiet))?;
     let sources = host.sources.for_model(&recipe.model);
     let folder = model_folder(&recipe.model.path, &sources)?;
-    let config = ModelConfig::read(&folder).or_bad_input()?;
-    let Some(adapter) = &recipe.model.adapter else { return Ok(TrainingShape::new(recipe, &config, &host)?) };
+    let source = sources.open(&folder)?;
+    let Some(adapter) = &recipe.model.adapter else {
+        return Ok(TrainingShape::of_source(recipe, source.config(), &source, &host)?);
+    };
     // Only a decomposition would need weights.
-    let model = CausalLm::load_from(&sources.open(&folder)?, recipe.model.dtype, &host.device).or_bad_input()?;
+    let model = CausalLm::load_from(&source, recipe.model.dtype, &host.device).or_bad_input()?;
     let mut recipe = recipe.clone();
     let base = BaseModel { name: &recipe.model.path, folder: &folder, quantize: recipe.model.quantize };
     let loaded = LoadedAdapter::read(model, base, Path::new(adapter), &mut session::Warnings)?;
     recipe.start_from(&loaded.saved)?;
-    Ok(TrainingShape::new(&recipe, loaded.model.config(), &host)?)
+    Ok(TrainingShape::of_source(&recipe, loaded.model.config(), &source, &host)?)
 }
 
 /// Rounds of the measured starts if the recipe names none, like in PiSSA's table.

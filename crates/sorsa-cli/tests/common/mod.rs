@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "every file of tests uses a part of it")]
 
+pub mod process;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 

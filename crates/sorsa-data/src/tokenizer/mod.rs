@@ -128,6 +128,11 @@ impl TextTokenizer {
         DecodeStream::new(self, prompt)
     }
 
+    /// The text of a token as the vocabulary has it; of special tokens too.
+    pub fn token_text(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
     /// The begin-of-sequence token, if the model has one.
     pub fn bos(&self) -> Option<u32> {
         self.bos

@@ -73,7 +73,7 @@ pub const NAMED_FIELDS: [NamedField; 2] = [
 ];
 
 /// Fields that must be equal in all runs of a comparison, with the reason. A name that ends in a dot stands for all fields below it.
-const COMMON_FIELDS: [(&str, &str); 12] = [
+const COMMON_FIELDS: [(&str, &str); 13] = [
     (TRAIN_SEED, "a comparison has seeds of its own, for all runs"),
     (ADAPTER_SEED, "a comparison has seeds of its own, for all runs"),
     ("model.path", "all runs start from one model"),
@@ -84,6 +84,7 @@ const COMMON_FIELDS: [(&str, &str); 12] = [
     ("data.validation_rows", "all runs are validated on the same data"),
     ("data.test", "all runs answer the same problems"),
     ("data.template", "all runs answer the same prompts"),
+    ("data.chat_template", "all runs answer the same prompts"),
     ("data.skip_bad_rows", "all runs train on the same data"),
     ("eval.", "all runs are tested the same way"),
 ];

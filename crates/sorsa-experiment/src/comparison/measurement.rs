@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use sorsa_adapter::PackedFormat;
 use sorsa_data::synthetic;
 
 use super::identity::Fingerprints;
@@ -13,8 +14,10 @@ use crate::{ExperimentError, Recipe};
 /// One evaluation of one model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Evaluation {
-    /// Folder, hub id, or `embedded`.
+    /// Folder, GGUF file, hub id, or `embedded`.
     pub model: String,
+    /// Format that the base model is packed in while it is read.
+    pub quantize: Option<PackedFormat>,
     /// Folder of the run whose adapter is tested. Absent: the base model.
     pub adapter: Option<PathBuf>,
     /// Whether rows that cannot be read are skipped.
@@ -38,6 +41,8 @@ pub enum Subject {
         batch_size: usize,
         /// Template of the prompts.
         template: String,
+        /// Name of the chat template, if it is not the default one.
+        chat_template: Option<String>,
         /// Text at the end of each prompt.
         prompt_suffix: String,
         /// Run the programs that the model writes.
@@ -125,7 +130,10 @@ impl Measurements {
         };
         Ok(Self {
             recipe: plan.common.clone(),
-            model_key: plan.model_key().to_owned(),
+            model_key: match plan.common.model.quantize {
+                Some(format) => format!("{}-{format}", plan.model_key()),
+                None => plan.model_key().to_owned(),
+            },
             base_folder: plan.folder.join("base"),
             test_key: plan.test_key(),
             forgetting,
@@ -167,6 +175,7 @@ impl Measurements {
             result: self.result(model, kind, key),
             evaluation: Evaluation {
                 model: self.recipe.model.path.clone(),
+                quantize: self.recipe.model.quantize,
                 adapter,
                 skip_bad_rows: self.recipe.data.skip_bad_rows,
                 subject,
@@ -182,6 +191,7 @@ impl Measurements {
             max_new_tokens: eval.max_new_tokens,
             batch_size: eval.batch_size,
             template: data.template.to_string(),
+            chat_template: data.chat_template.clone(),
             prompt_suffix: eval.prompt_suffix.clone(),
             allow_code_execution: eval.allow_code_execution,
             answers: self.folder(model).join(self.answers(model, key)),

@@ -4,6 +4,8 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
 use crate::private_folder;
 
@@ -52,8 +54,14 @@ impl WorkFolder {
 
 impl Drop for WorkFolder {
     fn drop(&mut self) {
-        // What cannot be removed is left to the system.
-        let _ = remove(&self.0);
+        // A process that was killed in a namespace ends a moment later, and may still make a file in what is just removed. What
+        // cannot be removed is left to the system.
+        for _ in 0..200 {
+            if remove(&self.0).is_ok() {
+                return;
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
     }
 }
 

@@ -19,6 +19,8 @@ pub enum Role {
     Program,
 }
 
+/// What "soon" is: seconds on a busy machine, and the time is taken only by a process that lives on without its line.
+const SOON: Duration = Duration::from_secs(5);
 /// New namespaces. If their first process ends, the kernel ends all others in them.
 const NAMESPACES: [&str; 7] = ["--user", "--map-root-user", "--net", "--ipc", "--pid", "--fork", "--kill-child"];
 
@@ -80,7 +82,7 @@ impl Process {
 
     /// Its status, if it ends soon.
     pub fn status_soon(&mut self) -> Option<ExitStatus> {
-        let deadline = Instant::now() + Duration::from_millis(500);
+        let deadline = Instant::now() + SOON;
         loop {
             match self.child.try_wait() {
                 Ok(None) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(1)),

@@ -38,7 +38,7 @@ fn error(result: TestResult) -> String {
 #[test]
 fn a_program_passes_only_when_it_reaches_its_end() {
     let folder = tempfile::tempdir().unwrap();
-    for sandbox in sandboxes(folder.path(), 20) {
+    for sandbox in sandboxes(folder.path(), 60) {
         assert_eq!(run(&sandbox, "assert 1 + 1 == 2"), TestResult::Passed);
         for program in ["assert False", "import sys; sys.exit(0)", "import os; os._exit(0)", "def f(:"] {
             error(run(&sandbox, program));
@@ -56,10 +56,10 @@ fn time_memory_and_the_environment_are_limited() {
     for quick in sandboxes(folder.path(), 2) {
         let started = Instant::now();
         assert_eq!(run(&quick, "while True: pass"), TestResult::TimedOut);
-        assert_eq!(run(&quick, "import time\ntime.sleep(60)"), TestResult::TimedOut);
-        assert!(started.elapsed() < Duration::from_secs(20));
+        assert_eq!(run(&quick, "import time\ntime.sleep(600)"), TestResult::TimedOut);
+        assert!(started.elapsed() < Duration::from_secs(120));
     }
-    for sandbox in sandboxes(folder.path(), 20) {
+    for sandbox in sandboxes(folder.path(), 60) {
         error(run(&sandbox, "x = bytearray(1 << 30)"));
         assert_eq!(run(&sandbox, "import os\nassert 'HOME' not in os.environ"), TestResult::Passed);
         assert_eq!(run(&sandbox, "import os\nassert os.listdir() == []\nopen('x', 'w').close()"), TestResult::Passed);
@@ -92,7 +92,7 @@ fn a_program_cannot_write_its_own_verdict() {
         // The memory of others.
         "import os\nfor p in os.listdir('/proc'):\n    if p.isdigit() and int(p) not in (os.getpid(), 1):\n        try:\n            if b'judge' in open(f'/proc/{p}/cmdline', 'rb').read(): open(f'/proc/{p}/mem', 'rb+')\n        except OSError: continue\nos._exit(1)",
     ];
-    for sandbox in sandboxes(folder.path(), 10) {
+    for sandbox in sandboxes(folder.path(), 60) {
         for source in everywhere {
             let source = format!("def f():\n    return 4\n{source}\n");
             let test = "def check(f):\n    assert f() == 5\n    assert abs(f()) == 5";
@@ -126,13 +126,13 @@ fn error_of(sandbox: &Sandbox, source: &str) -> String {
 #[test]
 fn all_processes_and_files_of_a_program_are_limited_together() {
     let folder = tempfile::tempdir().unwrap();
-    let processes = "import os, time\nfor _ in range(400):\n    if os.fork() == 0:\n        time.sleep(30)\n        os._exit(0)\ntime.sleep(30)";
-    let memory = "import os, time\nfor _ in range(6):\n    if os.fork() == 0:\n        b = bytearray(400 << 20)\n        time.sleep(30)\n        os._exit(0)\ntime.sleep(30)";
+    let processes = "import os, time\nfor _ in range(400):\n    if os.fork() == 0:\n        time.sleep(600)\n        os._exit(0)\ntime.sleep(600)";
+    let memory = "import os, time\nfor _ in range(6):\n    if os.fork() == 0:\n        b = bytearray(400 << 20)\n        time.sleep(600)\n        os._exit(0)\ntime.sleep(600)";
     let files = "import os\nwhile True:\n    open(f'f{len(os.listdir())}', 'wb').write(b'x' * (4 << 20))";
     let folders = "import os\nwhile True:\n    os.mkdir('d')\n    os.chdir('d')";
     let daemon =
-        "import os, time\nif os.fork() == 0:\n    os.setsid()\n    time.sleep(30)\n    os._exit(0)\nos._exit(1)";
-    for sandbox in sandboxes(folder.path(), 20) {
+        "import os, time\nif os.fork() == 0:\n    os.setsid()\n    time.sleep(600)\n    os._exit(0)\nos._exit(1)";
+    for sandbox in sandboxes(folder.path(), 60) {
         let started = Instant::now();
         let found = error_of(&sandbox, processes);
         assert!(found.contains("processes") || found.contains("unavailable"), "{found}");
@@ -152,7 +152,7 @@ fn all_processes_and_files_of_a_program_are_limited_together() {
                 "it killed its parent"
             );
         }
-        assert!(started.elapsed() < Duration::from_secs(25), "the parent waits");
+        assert!(started.elapsed() < Duration::from_secs(300), "the parent waits");
     }
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "a folder is left");
 }
@@ -204,7 +204,7 @@ def check(f):
     assert f('map', [1, 2], by=lambda x: x + len(numbers)) == [4, 5]
     assert f('exact') == [decimal.Decimal('0.1'), fractions.Fraction(1, 3), 10 ** 5000, math.inf, 2j, b'a', bytearray(b'b')]
 ";
-    for sandbox in sandboxes(folder.path(), 20) {
+    for sandbox in sandboxes(folder.path(), 60) {
         let trial = Trial { prompt: "", source, test, entry_point: "f" };
         assert_eq!(sandbox.run(&trial).unwrap(), TestResult::Passed, "{:?}", sandbox.isolation());
     }
@@ -215,7 +215,7 @@ fn the_tests_use_the_prompt_s_functions_and_not_those_of_the_answer() {
     let folder = tempfile::tempdir().unwrap();
     let prompt = "import math\n\ndef shift(x):\n    return x + 1\n\ndef back(x):\n    \"\"\"Takes one away.\"\"\"\n";
     let test = "def check(candidate):\n    for x in range(5):\n        assert candidate(shift(x)) == math.floor(x)";
-    for sandbox in sandboxes(folder.path(), 20) {
+    for sandbox in sandboxes(folder.path(), 60) {
         let trial = |source: &str| sandbox.run(&Trial { prompt, source, test, entry_point: "back" }).unwrap();
         assert_eq!(trial(&format!("{prompt}    return x - 1")), TestResult::Passed);
         error(trial(&format!("{prompt}    return x\ndef shift(x):\n    return x")));

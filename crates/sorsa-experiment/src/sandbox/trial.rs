@@ -54,17 +54,18 @@ impl Sandbox {
     /// [`ExperimentError::NoPython`].
     pub fn new(code: &CodeExecution) -> Result<Self, ExperimentError> {
         let python = Python::find(&code.search_path).ok_or(ExperimentError::NoPython)?;
-        let mut sandbox = Self { code: code.clone(), python, isolation: Isolation::Limits };
+        // A busy machine is no reason to isolate less.
+        let patient = CodeExecution { seconds: code.seconds.max(START.as_secs()), ..code.clone() };
+        let mut sandbox = Self { code: patient, python, isolation: Isolation::Limits };
         let trial =
             Trial { prompt: "", source: "f = len", test: "def check(f):\n    assert f('ab') == 2", entry_point: "f" };
         for isolation in [Isolation::Container, Isolation::Namespaces] {
             sandbox.isolation = isolation;
             if matches!(sandbox.run(&trial), Ok(TestResult::Passed)) {
-                return Ok(sandbox);
+                return Ok(Self { code: code.clone(), ..sandbox });
             }
         }
-        sandbox.isolation = Isolation::Limits;
-        Ok(sandbox)
+        Ok(Self { code: code.clone(), isolation: Isolation::Limits, ..sandbox })
     }
 
     /// How isolated programs are.

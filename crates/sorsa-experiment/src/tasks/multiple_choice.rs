@@ -1,5 +1,6 @@
 //! Multiple choice by likelihood: ARC (Clark et al. 2018) and files like it. The model chooses the answer whose text it finds
-//! most likely after the question, by the mean log-likelihood of its tokens.
+//! most likely after the question, by the mean log-likelihood of its tokens. What it chooses by the sum over the tokens and by the sum per
+//! character, `acc` and `acc_norm` of lm-evaluation-harness, is told beside.
 
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -13,7 +14,7 @@ use sorsa_grading::stats::Proportion;
 use sorsa_models::{CausalLm, ModelInput};
 
 use super::{Effort, ProblemSource, Problems, Scores, Task, read_problems};
-use crate::answer::{Answer, Judgment};
+use crate::answer::{Answer, ChoiceVerdicts, Judgment};
 use crate::answer_log::fingerprint;
 use crate::continuation::AnswerOptions;
 use crate::error::ExperimentError;
@@ -140,22 +141,46 @@ impl Question {
         Ok(Self { line, id: row.id, prompt, choices, right })
     }
 
-    /// The index of the choice with the highest mean log-likelihood, and the tokens that were scored. Fails with a loss that
-    /// is not finite.
-    fn choose(&self, model: &CausalLm) -> Result<(usize, usize), f64> {
-        let (mut best, mut lowest, mut scored) = (0, f64::INFINITY, 0);
-        for (index, choice) in self.choices.iter().enumerate() {
-            let (loss, tokens) = choice.loss(model);
-            if tokens > 0 && !loss.is_finite() {
-                return Err(loss);
+    /// What the model chooses. Fails with a loss that is not finite.
+    fn choose(&self, model: &CausalLm) -> Result<Chosen, f64> {
+        let mut scored = 0;
+        let [mut means, mut sums, mut per_character] = [const { Vec::new() }; 3];
+        for choice in &self.choices {
+            let (mean, tokens) = choice.loss(model);
+            if tokens > 0 && !mean.is_finite() {
+                return Err(mean);
             }
             scored += tokens;
-            if loss < lowest {
-                (best, lowest) = (index, loss);
-            }
+            let sum = mean * tokens.max(1) as f64;
+            means.push(mean);
+            sums.push(sum);
+            per_character.push(sum / choice.text.trim().chars().count() as f64);
         }
-        Ok((best, scored))
+        Ok(Chosen { by_mean: lowest(&means), by_sum: lowest(&sums), by_characters: lowest(&per_character), scored })
     }
+}
+
+/// Indices of the choices with the highest log-likelihood.
+struct Chosen {
+    /// By the mean over the tokens.
+    by_mean: usize,
+    /// By the sum over the tokens.
+    by_sum: usize,
+    /// By the sum per character.
+    by_characters: usize,
+    /// Tokens of all choices.
+    scored: usize,
+}
+
+/// The index of the first lowest loss.
+fn lowest(losses: &[f64]) -> usize {
+    let mut best = 0;
+    for (index, loss) in losses.iter().enumerate() {
+        if *loss < losses[best] {
+            best = index;
+        }
+    }
+    best
 }
 
 impl Choice {
@@ -204,12 +229,10 @@ impl Problems for Questions {
         let (mut done, mut tokens) = (known.len(), 0);
         observer.on_event(Event::Answering { done, total, tokens, seconds: 0.0 });
         for question in self.questions.iter().filter(|question| !known.contains(&question.line)) {
-            let (chosen, scored) = question.choose(model).map_err(|loss| ExperimentError::LossNotFinite {
-                path: self.path.clone(),
-                row: question.line,
-                loss,
-            })?;
-            let choice = &question.choices[chosen];
+            let Chosen { by_mean, by_sum, by_characters, scored } = question
+                .choose(model)
+                .map_err(|loss| ExperimentError::LossNotFinite { path: self.path.clone(), row: question.line, loss })?;
+            let choice = &question.choices[by_mean];
             keep(Answer {
                 row: question.line,
                 sample: 0,
@@ -221,9 +244,10 @@ impl Problems for Questions {
                 generated: choice.text.clone(),
                 tokens: scored,
                 finished: true,
-                judgment: Judgment::Decided(Verdict {
-                    extracted: Some(choice.label.clone()),
-                    correct: chosen == question.right,
+                judgment: Judgment::Chosen(ChoiceVerdicts {
+                    mean: Verdict { extracted: Some(choice.label.clone()), correct: by_mean == question.right },
+                    acc: by_sum == question.right,
+                    acc_norm: by_characters == question.right,
                 }),
             })?;
             (done, tokens) = (done + 1, tokens + scored);
@@ -238,6 +262,25 @@ impl Problems for Questions {
         let share = |successes: u64| Proportion { successes, total: answers.len() as u64 };
         let score = Score { correct: share(correct), unanswered: share(0) };
         let interval = score.correct.interval();
+        // Files of earlier builds have neither.
+        let other = |is_right: fn(&ChoiceVerdicts) -> bool| {
+            let verdicts = answers.iter().filter_map(|answer| match &answer.judgment {
+                Judgment::Chosen(verdicts) => Some(is_right(verdicts)),
+                _ => None,
+            });
+            let (mut successes, mut total) = (0, 0);
+            for correct in verdicts {
+                (successes, total) = (successes + u64::from(correct), total + 1);
+            }
+            (total > 0).then_some(Proportion { successes, total })
+        };
+        let [acc, acc_norm] = [other(|verdicts| verdicts.acc), other(|verdicts| verdicts.acc_norm)];
+        let shown = |share: &Option<Proportion>| match share {
+            Some(correct) => {
+                percent(&Score { correct: *correct, unanswered: Proportion { successes: 0, total: correct.total } })
+            }
+            None => String::new(),
+        };
         let document = Map::from_iter(
             [
                 ("task", json!("multiple-choice")),
@@ -246,13 +289,19 @@ impl Problems for Questions {
                 ("accuracy", json!(score.correct.rate())),
                 ("correct", json!(correct)),
                 ("interval", json!([interval.low, interval.high])),
+                ("acc", json!(acc.map(|share| share.rate()))),
+                ("acc_norm", json!(acc_norm.map(|share| share.rate()))),
                 ("seconds", json!(effort.seconds)),
             ]
             .map(|(name, value)| (name.to_owned(), value)),
         );
-        let row = |cells: [&str; 3]| cells.map(str::to_owned).to_vec();
+        let row = |cells: [&str; 5]| cells.map(str::to_owned).to_vec();
+        let total = answers.len().to_string();
         Scores {
-            table: vec![row(["answers", "n", "correct"]), row(["all", &answers.len().to_string(), &percent(&score)])],
+            table: vec![
+                row(["answers", "n", "correct", "acc", "acc_norm"]),
+                row(["all", &total, &percent(&score), &shown(&acc), &shown(&acc_norm)]),
+            ],
             graders: vec![("likelihood".to_owned(), score)],
             document,
             notes: format!(
@@ -354,6 +403,42 @@ mod tests {
             let text = encoder.tokenizer().decode(&choice.tokens[choice.start..]).unwrap();
             assert_eq!(text.trim(), choice.text);
         }
+    }
+
+    #[test]
+    fn the_scores_of_lm_evaluation_harness_stand_beside() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/multiple_choice/questions.jsonl");
+        let text = std::fs::read_to_string(path).unwrap();
+        let rows: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let evaluation = evaluated(&rows, &LoadOptions::default()).unwrap();
+        let (mut acc, mut acc_norm) = (0, 0);
+        for (row, answer) in rows.iter().zip(&evaluation.answers) {
+            let likelihoods: Vec<f64> = serde_json::from_value(row["log_likelihoods"].clone()).unwrap();
+            let texts: Vec<String> = serde_json::from_value(row["choices"]["text"].clone()).unwrap();
+            let label = |scores: Vec<f64>| {
+                let best = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                &row["choices"]["label"][scores.iter().position(|score| *score == best).unwrap()]
+            };
+            let per_character: Vec<f64> =
+                likelihoods.iter().zip(&texts).map(|(sum, text)| sum / text.chars().count() as f64).collect();
+            let Judgment::Chosen(found) = &answer.judgment else { panic!("{answer:?}") };
+            assert_eq!(found.acc, *label(likelihoods) == row["answerKey"], "{row}");
+            assert_eq!(found.acc_norm, *label(per_character) == row["answerKey"], "{row}");
+            (acc, acc_norm) = (acc + u32::from(found.acc), acc_norm + u32::from(found.acc_norm));
+        }
+        assert_ne!(acc, acc_norm, "the questions tell the two apart");
+        let count = rows.len() as f64;
+        assert_eq!(evaluation.scores.document["acc"], f64::from(acc) / count);
+        assert_eq!(evaluation.scores.document["acc_norm"], f64::from(acc_norm) / count);
+        // An answer is read back like it was written, and one of an earlier build too.
+        let answer = serde_json::to_value(&evaluation.answers[0]).unwrap();
+        assert_eq!(serde_json::from_value::<Answer>(answer.clone()).unwrap(), evaluation.answers[0]);
+        let mut earlier = answer;
+        for field in ["acc", "acc_norm"] {
+            earlier.as_object_mut().unwrap().remove(field);
+        }
+        let earlier: Answer = serde_json::from_value(earlier).unwrap();
+        assert!(matches!(earlier.judgment, Judgment::Decided(_)));
     }
 
     #[test]

@@ -1,11 +1,14 @@
 //! A matrix in the 4 bits of bitsandbytes, as its parts.
 
 use bytes::Bytes;
-use half::{bf16, f16};
+use half::f16;
+use half::slice::HalfFloatSliceExt;
 
 use super::error::check_size;
+use super::nibbles::{FirstCode, look_up};
 use super::{PackedError, PackedFormat};
 use crate::four_bit::{self, CodeBook, NestedScales};
+use crate::rounding::round;
 
 /// The parts of a matrix in the 4 bits of bitsandbytes. A value is `values[code] * scale` in f32, rounded to `rounded_to`.
 #[derive(Debug, Clone, PartialEq)]
@@ -97,11 +100,7 @@ impl FourBitParts {
             let count = rest.len().min((block + 1) * self.block - next);
             let (values, later) = rest.split_at_mut(count);
             let scaled = self.scaled_book(block);
-            for (index, value) in (next..).zip(values) {
-                let byte = self.codes[index / 2];
-                let code = if index.is_multiple_of(2) { byte >> 4 } else { byte & 15 };
-                *value = scaled[usize::from(code)];
-            }
+            look_up(&scaled, &self.codes, FirstCode::Upper, next, values);
             (next, rest) = (next + count, later);
         }
     }
@@ -109,7 +108,19 @@ impl FourBitParts {
     /// The values of all codes in a block.
     fn scaled_book(&self, block: usize) -> [f32; 16] {
         let scale = self.scales.scale(block);
-        self.values.map(|value| self.rounded_to.round(value * scale))
+        let mut scaled = self.values.map(|value| value * scale);
+        match self.rounded_to {
+            RoundedTo::F32 => {}
+            RoundedTo::F16 => {
+                let mut halves = [f16::ZERO; 16];
+                halves.convert_from_f32_slice(&scaled);
+                halves.convert_to_f32_slice(&mut scaled);
+            }
+            RoundedTo::Bf16 => {
+                scaled.iter_mut().for_each(|value| *value = f32::from_bits(u32::from(round(*value)) << 16))
+            }
+        }
+        scaled
     }
 }
 
@@ -122,16 +133,6 @@ impl BlockScales {
                 let scale = nested.scales[block / four_bit::NESTED_BLOCK];
                 nested.book[usize::from(nested.codes[block])] * scale + nested.offset
             }
-        }
-    }
-}
-
-impl RoundedTo {
-    fn round(self, value: f32) -> f32 {
-        match self {
-            Self::F32 => value,
-            Self::F16 => f16::from_f32(value).to_f32(),
-            Self::Bf16 => bf16::from_f32(value).to_f32(),
         }
     }
 }

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use rayon::prelude::*;
 
 use super::error::check_size;
+use super::nibbles::{FirstCode, look_up};
 use super::{PackedError, PackedFormat};
 
 /// Where a word of AWQ holds the columns of `W^T`: number `n` of a word is column `AWQ_ORDER[n]` of its eight.
@@ -64,21 +65,21 @@ pub struct AwqParts {
 
 /// Codes, scales and zero points row by row.
 #[derive(Debug, PartialEq)]
-pub(super) struct Grouped {
-    pub(super) format: PackedFormat,
+pub(crate) struct Grouped {
+    pub(crate) format: PackedFormat,
     /// `[d_out, d_in]`. Of two codes of 4 bits in a byte, the first is in the lower half; each row starts a byte.
-    pub(super) codes: Bytes,
+    pub(crate) codes: Bytes,
     /// `[d_out, groups]`.
-    pub(super) scales: Vec<f32>,
+    pub(crate) scales: Vec<f32>,
     /// `[d_out, groups]`.
-    pub(super) zeros: Vec<u8>,
-    pub(super) groups: usize,
-    pub(super) columns: ColumnGroups,
+    pub(crate) zeros: Vec<u8>,
+    pub(crate) groups: usize,
+    pub(crate) columns: ColumnGroups,
 }
 
 /// The group of each column.
 #[derive(Debug, PartialEq)]
-pub(super) enum ColumnGroups {
+pub(crate) enum ColumnGroups {
     /// So many neighbours share a group.
     Neighbours(usize),
     /// The group of each.
@@ -185,23 +186,54 @@ impl Grouped {
         self.codes.len() + 4 * self.scales.len() + self.zeros.len() + columns
     }
 
-    /// Widens the values of a row from column `first` on; `rows` is the number of all rows.
-    pub(super) fn widen(&self, row: usize, rows: usize, first: usize, values: &mut [f32]) {
-        let row_bytes = self.codes.len() / rows;
+    /// Whether a code has a byte of its own.
+    pub(crate) fn has_bytes(&self) -> bool {
+        self.format == PackedFormat::Gptq8
+    }
+
+    /// Bytes of the codes of a row of `columns` values.
+    pub(crate) fn row_bytes(&self, columns: usize) -> usize {
+        if self.has_bytes() { columns } else { columns.div_ceil(2) }
+    }
+
+    /// Widens the values of a row from column `first` on; `columns` is the number of all columns.
+    pub(super) fn widen(&self, row: usize, columns: usize, first: usize, values: &mut [f32]) {
+        let row_bytes = self.row_bytes(columns);
         let codes = &self.codes[row * row_bytes..][..row_bytes];
         let (scales, zeros) = (&self.scales[row * self.groups..], &self.zeros[row * self.groups..]);
-        for (column, value) in (first..).zip(values) {
-            let code = match self.format {
-                PackedFormat::Gptq8 => codes[column],
-                _ => codes[column / 2] >> (4 * (column % 2)) & 15,
-            };
-            let group = match &self.columns {
-                ColumnGroups::Neighbours(group) => column / group,
-                ColumnGroups::Each(groups) => groups[column] as usize,
-            };
-            *value = scales[group] * (f32::from(code) - f32::from(zeros[group]));
+        let value = |code: u8, group: usize| scales[group] * (f32::from(code) - f32::from(zeros[group]));
+        match (&self.columns, self.has_bytes()) {
+            (ColumnGroups::Neighbours(size), true) => {
+                let mut next = first;
+                for values in rest_of_groups(first, *size, values) {
+                    let codes = &codes[next..];
+                    values.iter_mut().zip(codes).for_each(|(out, code)| *out = value(*code, next / size));
+                    next += values.len();
+                }
+            }
+            (ColumnGroups::Neighbours(size), false) => {
+                let mut next = first;
+                for values in rest_of_groups(first, *size, values) {
+                    let table = std::array::from_fn(|code| value(code as u8, next / size));
+                    look_up(&table, codes, FirstCode::Lower, next, values);
+                    next += values.len();
+                }
+            }
+            (ColumnGroups::Each(groups), has_bytes) => {
+                let groups = groups[first..].iter().map(|group| *group as usize);
+                for ((column, out), group) in (first..).zip(values).zip(groups) {
+                    let code = if has_bytes { codes[column] } else { codes[column / 2] >> (4 * (column % 2)) & 15 };
+                    *out = value(code, group);
+                }
+            }
         }
     }
+}
+
+/// Cuts the values from column `first` on where a group of `size` columns ends.
+fn rest_of_groups(first: usize, size: usize, values: &mut [f32]) -> impl Iterator<Item = &mut [f32]> {
+    let (head, tail) = values.split_at_mut(values.len().min(size - first % size));
+    std::iter::once(head).chain(tail.chunks_mut(size))
 }
 
 /// The number of groups, if the shape can be one of this format.

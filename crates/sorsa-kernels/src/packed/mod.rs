@@ -4,9 +4,11 @@
 //! `[d_in, d_out]`, like every other [`Weight`](crate::Weight), or a part of it.
 
 mod error;
+mod few_rows;
 mod format;
 mod four_bit_parts;
 mod grouped;
+mod nibbles;
 mod product;
 #[cfg(test)]
 mod tests;
@@ -17,21 +19,33 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use half::f16;
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+use rayon::prelude::*;
 
 pub use error::PackedError;
 pub use format::{PackedFormat, UnknownPackedFormat};
 pub use four_bit_parts::{BlockScales, FourBitParts, RoundedTo};
 pub use grouped::{AwqParts, GptqBits, GptqParts, ZeroPoints};
+pub(crate) use grouped::{ColumnGroups, Grouped};
 pub(crate) use product::multiply;
+pub(crate) use view::Orientation;
 pub use view::{PackedView, Precision};
 
 use self::error::check_size;
-use self::grouped::Grouped;
+#[cfg(target_arch = "x86_64")]
+use crate::avx512;
 use crate::blocks::BlockFormat;
+use crate::rounding::round;
+use crate::simd::wide;
+
+/// Values that kernels widen at a time; they share a scale, or each half of them does.
+pub(crate) const PIECE: usize = 32;
+/// The least rows that are widened by one task.
+const ROWS_OF_A_TASK: usize = 8;
 
 #[derive(Debug, PartialEq)]
-enum Storage {
+pub(crate) enum Storage {
     Blocks {
         format: BlockFormat,
         bytes: Bytes,
@@ -180,21 +194,103 @@ impl PackedMatrix {
         if values.is_empty() {
             return;
         }
-        for (row, values) in rows.zip(values.chunks_exact_mut(columns.len())) {
-            match &*self.storage {
-                Storage::Blocks { format, bytes } => {
-                    let row_bytes = bytes.len() / all_rows;
-                    widen_blocks(*format, &bytes[row * row_bytes..][..row_bytes], columns.start, values);
+        #[cfg(target_arch = "x86_64")]
+        if avx512::has_f32()
+            && let Some(pieces) = self.pieces(&columns)
+        {
+            return avx512::widen_f32(&self.storage, all_columns, rows, pieces, values);
+        }
+        self.widen_portable(rows, columns, values);
+    }
+
+    /// Widens a part and rounds it to bf16, row-major.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "only kernels of AVX-512 take bf16"))]
+    pub(crate) fn widen_bf16(&self, rows: Range<usize>, columns: Range<usize>, values: &mut [bf16]) {
+        #[cfg(target_arch = "x86_64")]
+        if avx512::has_bf16()
+            && let Some(pieces) = self.pieces(&columns)
+        {
+            return avx512::widen_bf16(&self.storage, self.shape[1], rows, pieces, values);
+        }
+        let mut widened = vec![0.0; values.len()];
+        self.widen(rows, columns, &mut widened);
+        wide(
+            #[inline(always)]
+            || values.iter_mut().zip(&widened).for_each(|(value, wide)| *value = bf16::from_bits(round(*wide))),
+        );
+    }
+
+    /// Widens rows to f32, in the order of `rows`, on all threads: the lookup of an embedding.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the matrix has no such row.
+    pub fn widen_rows(&self, rows: &[usize]) -> Vec<f32> {
+        let columns = self.shape[1];
+        let mut values = vec![0.0; rows.len() * columns];
+        let by_row = values.par_chunks_exact_mut(columns.max(1)).zip(rows).with_min_len(ROWS_OF_A_TASK);
+        by_row.for_each(|(values, row)| self.widen(*row..*row + 1, 0..columns, values));
+        values
+    }
+
+    /// The pieces of each row that are these columns, if the columns are whole pieces and no piece has two scales.
+    #[cfg(target_arch = "x86_64")]
+    fn pieces(&self, columns: &Range<usize>) -> Option<Range<usize>> {
+        let one_scale = match &*self.storage {
+            Storage::Blocks { .. } | Storage::F16(_) => true,
+            Storage::FourBit(parts) => {
+                self.shape[1].is_multiple_of(PIECE) && parts.block.is_power_of_two() && parts.block >= PIECE
+            }
+            Storage::Grouped(grouped) => match &grouped.columns {
+                ColumnGroups::Neighbours(group) => group.is_multiple_of(PIECE),
+                ColumnGroups::Each(_) => false,
+            },
+        };
+        let whole = columns.start.is_multiple_of(PIECE) && columns.end.is_multiple_of(PIECE);
+        (one_scale && whole).then(|| columns.start / PIECE..columns.end / PIECE)
+    }
+
+    /// The address of the byte that holds an element, or of the first of several.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "only kernels of AVX-512 prefetch"))]
+    pub(crate) fn address(&self, row: usize, column: usize) -> *const u8 {
+        let index = row * self.shape[1] + column;
+        match &*self.storage {
+            Storage::Blocks { format, bytes } => &bytes[index / format.block_values() * format.block_bytes()],
+            Storage::FourBit(parts) => &parts.codes[index / 2],
+            Storage::F16(bytes) => &bytes[2 * index],
+            Storage::Grouped(grouped) => {
+                let column = if grouped.has_bytes() { column } else { column / 2 };
+                &grouped.codes[row * grouped.row_bytes(self.shape[1]) + column]
+            }
+        }
+    }
+
+    /// [`widen`](Self::widen) without AVX-512, of at least one value.
+    fn widen_portable(&self, rows: Range<usize>, columns: Range<usize>, values: &mut [f32]) {
+        let [all_rows, all_columns] = self.shape;
+        let by_row = rows.zip(values.chunks_exact_mut(columns.len()));
+        match &*self.storage {
+            Storage::Blocks { format, bytes } => {
+                let row_bytes = bytes.len() / all_rows;
+                for (row, values) in by_row {
+                    format.decode_part(&bytes[row * row_bytes..][..row_bytes], columns.start, values);
                 }
-                Storage::FourBit(parts) => parts.widen(row * all_columns + columns.start, values),
-                Storage::F16(bytes) => {
-                    let stored = bytes[2 * (row * all_columns + columns.start)..].as_chunks().0;
-                    values
-                        .iter_mut()
-                        .zip(stored)
-                        .for_each(|(value, bytes)| *value = f16::from_le_bytes(*bytes).to_f32());
+            }
+            Storage::FourBit(parts) => {
+                for (row, values) in by_row {
+                    parts.widen(row * all_columns + columns.start, values);
                 }
-                Storage::Grouped(grouped) => grouped.widen(row, all_rows, columns.start, values),
+            }
+            Storage::F16(stored) => {
+                for (row, values) in by_row {
+                    let first = 2 * (row * all_columns + columns.start);
+                    widen_f16(&stored[first..][..2 * columns.len()], values);
+                }
+            }
+            Storage::Grouped(grouped) => {
+                for (row, values) in by_row {
+                    grouped.widen(row, all_columns, columns.start, values);
+                }
             }
         }
     }
@@ -203,7 +299,11 @@ impl PackedMatrix {
     pub fn to_f32(&self) -> Vec<f32> {
         let [rows, columns] = self.shape;
         let mut values = vec![0.0; rows * columns];
-        self.widen(0..rows, 0..columns, &mut values);
+        let by_rows = values.par_chunks_mut((ROWS_OF_A_TASK * columns).max(1)).enumerate();
+        by_rows.for_each(|(task, values)| {
+            let first = task * ROWS_OF_A_TASK;
+            self.widen(first..rows.min(first + ROWS_OF_A_TASK), 0..columns, values);
+        });
         values
     }
 
@@ -224,22 +324,12 @@ impl PackedMatrix {
     }
 }
 
-/// Widens the values of a row of blocks from number `first` on.
-fn widen_blocks(format: BlockFormat, row: &[u8], first: usize, values: &mut [f32]) {
-    let (block_values, block_bytes) = (format.block_values(), format.block_bytes());
-    let mut whole = [0.0; 256];
-    let (mut next, mut done) = (first, 0);
-    while done < values.len() {
-        let (block, skipped) = (next / block_values, next % block_values);
-        let bytes = &row[block * block_bytes..][..block_bytes];
-        let count = (block_values - skipped).min(values.len() - done);
-        let out = &mut values[done..done + count];
-        if count == block_values {
-            format.decode(bytes, out);
-        } else {
-            format.decode(bytes, &mut whole[..block_values]);
-            out.copy_from_slice(&whole[skipped..skipped + count]);
-        }
-        (next, done) = (next + count, done + count);
+/// Widens little-endian f16 numbers.
+fn widen_f16(bytes: &[u8], values: &mut [f32]) {
+    let mut halves = [f16::ZERO; PIECE];
+    for (bytes, values) in bytes.chunks(2 * PIECE).zip(values.chunks_mut(PIECE)) {
+        let halves = &mut halves[..values.len()];
+        halves.iter_mut().zip(bytes.as_chunks().0).for_each(|(half, bytes)| *half = f16::from_le_bytes(*bytes));
+        halves.convert_to_f32_slice(values);
     }
 }

@@ -2,7 +2,11 @@
 
 use std::ops::Range;
 
+use half::bf16;
+
 use super::PackedMatrix;
+use crate::rounding::round;
+use crate::simd::wide;
 
 /// What the values of a packed weight are widened to inside a product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -26,7 +30,7 @@ pub struct PackedView<'a> {
 
 /// Whether the rows of a view are the rows or the columns of its matrix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Orientation {
+pub(crate) enum Orientation {
     Stored,
     Transposed,
 }
@@ -41,8 +45,8 @@ impl<'a> PackedView<'a> {
     /// The number of rows.
     pub fn rows(&self) -> usize {
         match self.orientation {
-            Orientation::Stored => self.stored_rows().len(),
-            Orientation::Transposed => self.stored_columns().len(),
+            Orientation::Stored => self.rows[1] - self.rows[0],
+            Orientation::Transposed => self.columns[1] - self.columns[0],
         }
     }
 
@@ -85,23 +89,59 @@ impl<'a> PackedView<'a> {
         }
     }
 
-    pub(super) fn matrix(&self) -> &'a PackedMatrix {
-        self.matrix
+    /// The elements of a column in f32, rounded to the precision.
+    ///
+    /// # Panics
+    ///
+    /// Panics if `values` has another size than the column.
+    pub fn column(&self, column: usize, values: &mut [f32]) {
+        self.widen_f32(0..self.rows(), column..column + 1, values);
     }
 
-    pub(super) fn stored_rows(&self) -> Range<usize> {
-        self.rows[0]..self.rows[1]
+    /// Widens a part of the view to f32, rounded to the precision, in the order of the stored rows.
+    pub(crate) fn widen_f32(&self, rows: Range<usize>, columns: Range<usize>, values: &mut [f32]) {
+        let [stored_rows, stored_columns] = self.stored(rows, columns);
+        self.matrix.widen(stored_rows, stored_columns, values);
+        if self.precision() == Precision::Bf16 {
+            wide(
+                #[inline(always)]
+                || values.iter_mut().for_each(|value| *value = f32::from_bits(u32::from(round(*value)) << 16)),
+            );
+        }
     }
 
-    pub(super) fn stored_columns(&self) -> Range<usize> {
-        self.columns[0]..self.columns[1]
+    /// Widens a part of the view and rounds it to bf16, in the order of the stored rows.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "only kernels of AVX-512 take bf16"))]
+    pub(crate) fn widen_bf16(&self, rows: Range<usize>, columns: Range<usize>, values: &mut [bf16]) {
+        let [stored_rows, stored_columns] = self.stored(rows, columns);
+        self.matrix.widen_bf16(stored_rows, stored_columns, values);
     }
 
-    pub(super) fn orientation(&self) -> Orientation {
+    /// The address of the byte that holds an element, or of the first of several.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "only kernels of AVX-512 prefetch"))]
+    pub(crate) fn address(&self, row: usize, column: usize) -> *const u8 {
+        let [rows, columns] = self.stored(row..row + 1, column..column + 1);
+        self.matrix.address(rows.start, columns.start)
+    }
+
+    pub(crate) fn orientation(&self) -> Orientation {
         self.orientation
     }
 
     pub(super) fn precision(&self) -> Precision {
         self.matrix.precision()
+    }
+
+    /// Rows and columns of the matrix that are these rows and columns of the view.
+    fn stored(&self, rows: Range<usize>, columns: Range<usize>) -> [Range<usize>; 2] {
+        let [rows, columns] = match self.orientation {
+            Orientation::Stored => [rows, columns],
+            Orientation::Transposed => [columns, rows],
+        };
+        let shifted = |range: Range<usize>, [start, end]: [usize; 2]| {
+            assert!(range.end <= end - start, "a part {range:?} of {}", end - start);
+            start + range.start..start + range.end
+        };
+        [shifted(rows, self.rows), shifted(columns, self.columns)]
     }
 }

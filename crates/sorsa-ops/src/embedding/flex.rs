@@ -18,12 +18,8 @@ impl PackedEmbeddingExtension for Flex {
         let matrix = packed_matrix(words);
         let mut shape = shape(&ids);
         let rows: Vec<usize> = tokens(ids).into_iter().map(|row| row.expect("an id of at least 0")).collect();
-        let width = matrix.shape()[1];
-        let mut values = vec![0.0; rows.len() * width];
-        for (row, values) in rows.into_iter().zip(values.chunks_exact_mut(width.max(1))) {
-            matrix.widen(row..row + 1, 0..width, values);
-        }
-        shape.push(width);
+        let values = matrix.widen_rows(&rows);
+        shape.push(matrix.shape()[1]);
         tensor(values, shape)
     }
 }

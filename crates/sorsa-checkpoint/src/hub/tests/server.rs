@@ -119,7 +119,7 @@ fn answer(stream: TcpStream, label: &'static str, state: &State) -> Option<()> {
         stream.write_all(&[head.as_bytes(), if is_head { b"" } else { body }].concat()).ok()
     };
     if state.silent.contains(path) {
-        std::thread::sleep(Duration::from_secs(60));
+        std::thread::sleep(Duration::from_secs(600));
         return None;
     }
     {
@@ -175,7 +175,7 @@ fn answer(stream: TcpStream, label: &'static str, state: &State) -> Option<()> {
     let sent = if breaks || stalls { &body[..body.len() / 2] } else { body };
     reply("206 Partial Content", &headers, body.len(), sent)?;
     if stalls {
-        std::thread::sleep(Duration::from_secs(60));
+        std::thread::sleep(Duration::from_secs(600));
     }
     Some(())
 }

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use serde::de::IgnoredAny;
 use sorsa_files::write_atomic;
 
 use sorsa_experiment::RunDir;
@@ -38,12 +39,13 @@ impl Job {
         Self { name, folder, kind: JobKind::Evaluate { evaluation, result } }
     }
 
+    /// Whether the result is there and whole. A file that a power failure left empty or full of zeros is none: the job is done again.
     pub fn is_done(&self) -> bool {
         match &self.kind {
             JobKind::FineTune { .. } => {
-                [RunDir::SUMMARY, RunDir::DIVERGED].iter().any(|name| self.folder.join(name).exists())
+                [RunDir::SUMMARY, RunDir::DIVERGED].iter().any(|name| is_json(&self.folder.join(name)))
             }
-            JobKind::Evaluate { result, .. } => self.folder.join(result).exists(),
+            JobKind::Evaluate { result, .. } => is_json(&self.folder.join(result)),
         }
     }
 
@@ -69,6 +71,10 @@ impl Job {
     }
 }
 
+fn is_json(path: &Path) -> bool {
+    std::fs::read(path).is_ok_and(|bytes| serde_json::from_slice::<IgnoredAny>(&bytes).is_ok())
+}
+
 /// Texts evaluated together.
 const TEXT_BATCH: usize = 32;
 
@@ -80,6 +86,9 @@ fn eval_arguments(evaluation: &Evaluation) -> Vec<String> {
     option("model", &evaluation.model);
     // In f32 whatever the runs are trained in, like the base model: the results of a comparison are of one kind.
     option("dtype", &"f32");
+    if let Some(format) = &evaluation.quantize {
+        option("quantize", format);
+    }
     if let Some(adapter) = &evaluation.adapter {
         option("adapter", &path(adapter));
     }
@@ -90,6 +99,7 @@ fn eval_arguments(evaluation: &Evaluation) -> Vec<String> {
             max_new_tokens,
             batch_size,
             template,
+            chat_template,
             prompt_suffix,
             allow_code_execution,
             answers,
@@ -100,6 +110,9 @@ fn eval_arguments(evaluation: &Evaluation) -> Vec<String> {
             option("template", template);
             option("prompt-suffix", prompt_suffix);
             option("out", &path(answers));
+            if let Some(name) = chat_template {
+                option("chat-template", name);
+            }
             if let Some(data) = data {
                 option("data", data);
             }
@@ -125,8 +138,13 @@ mod tests {
     #[test]
     fn an_evaluation_is_a_command_line() {
         let text = Subject::Text { path: "text.jsonl".into() };
-        let evaluation =
-            Evaluation { model: "model".into(), adapter: Some("run".into()), skip_bad_rows: true, subject: text };
+        let evaluation = Evaluation {
+            model: "model".into(),
+            quantize: None,
+            adapter: Some("run".into()),
+            skip_bad_rows: true,
+            subject: text,
+        };
         let expected = "eval --quiet --format=json --model=model --dtype=f32 --adapter=run --text=text.jsonl --batch-size=32 --skip-bad-rows";
         assert_eq!(eval_arguments(&evaluation).join(" "), expected);
     }

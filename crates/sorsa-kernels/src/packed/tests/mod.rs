@@ -1,7 +1,9 @@
+mod products;
 mod storages;
 
 use super::*;
 use crate::blocks::BlockFormat;
+use crate::head_loss::{HeadLoss, WantedGradients};
 use crate::matrix::Matrix;
 use crate::product::Update;
 use crate::testing::values;
@@ -79,4 +81,25 @@ fn rows_that_are_no_whole_blocks_and_parts_of_another_size_are_refused() {
     assert_eq!(error.to_string(), "rows of 100 values are not whole blocks of q4_k, which have 256");
     let error = PackedMatrix::from_blocks(BlockFormat::Q4_0, [2, 64], vec![0; 71]).unwrap_err();
     assert_eq!(error.to_string(), "the bytes of a matrix of [2, 64] in q4_0 should be 72, found 71");
+}
+
+#[test]
+fn the_loss_of_a_packed_head_is_that_of_the_widened_head() {
+    let [vocabulary, width, rows] = [1500, 256, 9];
+    let dense = values(vocabulary * width, 1);
+    let hidden = values(rows * width, 2);
+    let targets: Vec<Option<usize>> = (0..rows).map(|row| (row != 3).then_some(row * 163)).collect();
+    for format in [PackedFormat::Blocks(BlockFormat::Q6K), PackedFormat::Blocks(BlockFormat::Q8_0), PackedFormat::F16] {
+        let packed = PackedMatrix::pack(format, [vocabulary, width], &dense).unwrap();
+        let widened = packed.to_f32();
+        let output = |weight| {
+            let wanted = WantedGradients { hidden: true, weight: false };
+            HeadLoss { hidden: &hidden, weight, targets: &targets }.compute(wanted)
+        };
+        let found = output(Weight::Packed(PackedView::new(&packed)));
+        let expected = output(Weight::F32(Matrix::new(&widened, vocabulary, width).transposed()));
+        assert!((found.loss - expected.loss).abs() < 1e-5 * expected.loss, "{format}");
+        let far = found.d_hidden.iter().zip(&expected.d_hidden).fold(0f32, |far, (a, b)| far.max((a - b).abs()));
+        assert!(far < 1e-5, "{format}: {far}");
+    }
 }

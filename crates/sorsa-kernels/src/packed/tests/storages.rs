@@ -7,12 +7,12 @@ use half::{bf16, f16};
 use super::*;
 use crate::four_bit::CodeBook;
 
-fn golden(folder: &str, name: &str) -> Vec<u8> {
+pub(super) fn golden(folder: &str, name: &str) -> Vec<u8> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(folder).join(name);
     std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-fn floats(folder: &str, name: &str) -> Vec<f32> {
+pub(super) fn floats(folder: &str, name: &str) -> Vec<f32> {
     golden(folder, name).as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
 }
 
