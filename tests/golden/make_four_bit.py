@@ -27,6 +27,8 @@ for book in ("nf4", "fp4"):
     save(f"{book}.codes", codes)
     save(f"{book}.scales", state.absmax)
     save(f"{book}.f32", bnb.dequantize_4bit(codes, state))
+    for state.dtype, name in ((torch.float16, "f16"), (torch.bfloat16, "bf16")):
+        save(f"{book}.{name}", bnb.dequantize_4bit(codes, state).view(torch.int16))
 
 scales = torch.rand(600) * 0.2 + 0.05
 offset = scales.mean()

@@ -1,10 +1,10 @@
 //! An adapter as burn's [`Reparameterization`], and the one function that a model calls: [`project`].
 
-use burn::module::{Param, Reparameterization};
-use burn::nn::Linear;
+use burn::module::Reparameterization;
 use burn::prelude::*;
 
 use crate::Adapter;
+use crate::linear::LinearLayer;
 
 impl Reparameterization for Adapter {
     const NAME: &'static str = "adapter";
@@ -17,7 +17,7 @@ impl Reparameterization for Adapter {
 }
 
 /// `linear.forward(x)`, by the factored route if an adapter is attached to the weight and by the plain route otherwise. The
-/// dtype of the weight may be narrower than that of `x`.
+/// dtype of the weight may be narrower than that of `x`, or the weight may be packed.
 ///
 /// A model that calls this function instead of `linear.forward(x)` never forms a dense adapted weight: its step costs as
 /// much as LoRA's. A model that calls `linear.forward(x)` gets the same output at the cost of full fine-tuning, but without
@@ -27,9 +27,9 @@ impl Reparameterization for Adapter {
 ///
 /// - x: `[.., d_in]`
 /// - result: `[.., d_out]`
-pub fn project<const D: usize>(linear: &Linear, x: Tensor<D>) -> Tensor<D> {
-    match linear.weight.reparameterization::<Adapter>() {
-        Some(adapter) => adapter.forward(x, linear.weight.base(), linear.bias.as_ref().map(Param::val)),
-        None => sorsa_ops::linear(x, linear.weight.val(), linear.bias.as_ref().map(Param::val)),
+pub fn project<const D: usize>(linear: &impl LinearLayer, x: Tensor<D>) -> Tensor<D> {
+    match linear.weight().reparameterization::<Adapter>() {
+        Some(adapter) => adapter.forward(x, linear.frozen_weight(), linear.bias()),
+        None => sorsa_ops::linear(x, linear.whole_weight(), linear.bias()),
     }
 }

@@ -3,28 +3,29 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use burn::module::{Param, Reparameterizer};
-use burn::nn::DropoutConfig;
 use burn::prelude::*;
 use burn::tensor::{DType, FloatDType};
 use rayon::prelude::*;
 use sorsa_files::NamedTensors;
 use sorsa_linalg::SvdOptions;
 use sorsa_linalg::tensor::Placement;
-use sorsa_ops::{Form, OperationMemory};
+use sorsa_ops::{Form, OperationMemory, PackedFormat, WeightOperand};
 
+use crate::Method;
 use crate::cache::{SvdCache, fingerprint};
 use crate::config::{AdapterConfig, RankAndScale};
 use crate::error::AdapterError;
-use crate::factors::FactorSet;
+use crate::host_tensor::HostTensorExt;
+use crate::install::{Installation, Subtraction, install};
 use crate::method::{FactoredDefinition, StartsFrom};
+use crate::packed::{NothingPacked, OriginalWeights, packed_formats};
+use crate::packed_residual::ResidualPacking;
 use crate::parameters::{
-    Parameter, Trainable, factor_path, has_adapter, linear_layers, module_of, parameters, trainable, weights,
+    Parameter, Trainable, factor_path, has_adapter, linear_layers, parameters, subtracted_path, weights,
 };
 use crate::start::{StartingFactors, WeightToAdapt};
 use crate::state::{AdapterState, ModuleState};
 use crate::target::pattern_matches;
-use crate::{Adapter, Method};
 
 /// How attaching decomposes weights.
 pub struct AttachOptions<'a> {
@@ -34,13 +35,16 @@ pub struct AttachOptions<'a> {
     pub placement: Placement,
     /// Folder of the SVD cache. If absent, nothing is cached.
     pub cache: Option<PathBuf>,
+    /// The weights that were packed while the model was read, as they were before: methods that decompose weights decompose those.
+    /// If absent, they decompose the widened ones.
+    pub originals: Option<&'a dyn OriginalWeights>,
     /// Called after each decomposed matrix with the number of decomposed matrices and the number of all.
     pub progress: Option<&'a (dyn Fn(usize, usize) + Sync)>,
 }
 
 impl Default for AttachOptions<'_> {
     fn default() -> Self {
-        Self { svd: SvdOptions::default(), placement: Placement::Host, cache: None, progress: None }
+        Self { svd: SvdOptions::default(), placement: Placement::Host, cache: None, originals: None, progress: None }
     }
 }
 
@@ -203,7 +207,7 @@ impl AdapterConfig {
     /// [`AdapterError::Decomposition`] with every weight that is not finite or whose SVD does not converge.
     pub fn attach<M: Module>(&self, model: M, options: &AttachOptions<'_>) -> Result<Attached<M>, AdapterError> {
         let (state, jobs) = self.prepare(&model, options)?;
-        Ok(install(model, state, jobs))
+        install(model, state, jobs, options.originals.unwrap_or(&NothingPacked))
     }
 
     /// Does everything of [`attach`](Self::attach) except changing the model.
@@ -216,9 +220,15 @@ impl AdapterConfig {
         if has_adapter(model) {
             return Err(AdapterError::Targets { faults: vec![HAS_ADAPTER.to_owned()] });
         }
+        let originals = options.originals.unwrap_or(&NothingPacked);
+        let packed = packed_formats(model);
+        let faults = self.packed_faults(&targets, &packed);
+        if !faults.is_empty() {
+            return Err(AdapterError::Targets { faults });
+        }
         let definition = self.method().factored();
         let mut starts = match &definition {
-            Some(definition) => self.start_all(model, &targets, definition, options)?,
+            Some(definition) => self.start_all(model, &targets, definition, &packed, originals, options)?,
             None => BTreeMap::new(),
         };
         let splits_weight = self.method().splits_weight();
@@ -229,18 +239,25 @@ impl AdapterConfig {
         for target in targets {
             let start = starts.remove(&target.path);
             let Target { path, shape, rank, scale } = target;
-            let mut module = ModuleState { path: path.clone(), shape, rank, scale, fingerprint: None, dtype: None };
-            if let Some((StartingFactors { mut factors, svd }, identity)) = start {
+            let mut module =
+                ModuleState { path: path.clone(), shape, rank, scale, fingerprint: None, dtype: None, residual: None };
+            if let Some((StartingFactors { mut factors, subtracted, svd }, identity)) = start {
+                module.residual = self.packing_of(&path, &packed).map(|packing| packing.format);
+                if module.residual.is_some() {
+                    for (name, tensor) in subtracted.as_ref().unwrap_or(&factors) {
+                        initial.insert(subtracted_path(&path, self.method(), name), tensor.clone());
+                    }
+                }
                 for name in &saved {
                     if let Some(tensor) = factors.remove(name) {
                         initial.insert(factor_path(&path, self.method(), name), tensor);
                     }
                 }
-                let subtract = match splits_weight {
-                    true => Some(Subtraction { factors: None, saved: FactorSet::new(), dtype: None }),
+                let subtract = match splits_weight || module.residual.is_some() {
+                    true => Some(Subtraction::Start),
                     false => None,
                 };
-                if let Some(identity) = identity.filter(|_| splits_weight) {
+                if let Some(identity) = identity.filter(|_| subtract.is_some()) {
                     module.fingerprint = Some(identity.fingerprint);
                     module.dtype = identity.dtype;
                 }
@@ -252,29 +269,72 @@ impl AdapterConfig {
         Ok((AdapterState { config: self.clone(), modules, initial }, installations))
     }
 
+    /// The values of a weight that factors start from.
+    fn weight_at_start(
+        &self,
+        target: &Target,
+        weight: WeightOperand,
+        originals: &dyn OriginalWeights,
+    ) -> Result<Tensor<2>, String> {
+        let packed = match weight {
+            WeightOperand::Dense(weight) => return Ok(weight),
+            WeightOperand::Packed(packed) => packed,
+        };
+        match originals.read(&target.path) {
+            Ok(Some(original)) => Ok(original.to_tensor::<2>(&packed.device()).transpose()),
+            Ok(None) if self.quantization_rounds.is_some_and(|rounds| rounds > 0) && !self.method().splits_weight() => {
+                Err(format!(
+                    "`{}` is packed in its file, and what that lost is not known: quantization_rounds of {} need dense weights \
+                     that are packed while they are read",
+                    target.path,
+                    self.method()
+                ))
+            }
+            Ok(None) => Ok(packed.to_dense()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    /// How the residual of the module at `path` is packed, if that of a packed weight is. `packed` has the formats of such weights.
+    fn packing_of(&self, path: &str, packed: &BTreeMap<String, PackedFormat>) -> Option<ResidualPacking> {
+        let format = *packed.get(path)?;
+        self.residual_packing(if format.is_packable() { format } else { PackedFormat::NF4 })
+    }
+
     /// The factors of every target at the start, by path, and the identity of each weight that is decomposed.
     fn start_all<M: Module>(
         &self,
         model: &M,
         targets: &[Target],
         method: &FactoredDefinition,
+        packed: &BTreeMap<String, PackedFormat>,
+        originals: &dyn OriginalWeights,
         options: &AttachOptions<'_>,
     ) -> Result<BTreeMap<String, (StartingFactors, Option<WeightIdentity>)>, AdapterError> {
-        let wanted = match method.starts_from {
-            StartsFrom::RandomNumbers => BTreeSet::new(),
-            StartsFrom::Weight | StartsFrom::SingularTriplets => {
-                targets.iter().map(|target| target.path.as_str()).collect()
-            }
-        };
+        let packing = |target: &Target| self.packing_of(&target.path, packed);
+        let needs_weight =
+            |target: &&Target| method.starts_from != StartsFrom::RandomNumbers || packing(target).is_some();
+        let wanted = targets.iter().filter(needs_weight).map(|target| target.path.as_str()).collect();
         let weights = weights(model, &wanted);
         let cache = options.cache.as_ref().map(|folder| SvdCache::new(folder.clone()));
         let done = std::sync::atomic::AtomicUsize::new(0);
         let one = |target: &Target| {
-            let weight = weights.get(&target.path).cloned();
-            let identity = weight.as_ref().filter(|_| method.decomposes()).map(WeightIdentity::of);
+            let packing = packing(target);
+            let decomposes = method.decomposes() || packing.is_some();
+            // A packed weight is widened, or read again, here: one on each thread.
+            let weight = match weights.get(&target.path).cloned() {
+                Some(weight) => match self.weight_at_start(target, weight, originals) {
+                    Ok(weight) => Some(weight),
+                    Err(fault) => return (target.path.clone(), Err(fault)),
+                },
+                None => None,
+            };
+            let identity = weight.as_ref().filter(|_| decomposes).map(WeightIdentity::of);
             let to_adapt = WeightToAdapt {
                 target,
+                method: self.method(),
                 weight,
+                packing,
                 fingerprint: identity.as_ref().map(|identity| identity.fingerprint.as_str()),
                 seed: self.seed,
                 svd: &options.svd,
@@ -283,10 +343,10 @@ impl AdapterConfig {
             };
             let result = self.method.start(&to_adapt).expect("the method has factors");
             let count = done.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1;
-            if let Some(progress) = options.progress.filter(|_| method.decomposes()) {
+            if let Some(progress) = options.progress.filter(|_| decomposes) {
                 progress(count, targets.len());
             }
-            (target.path.clone(), result.map(|start| (start, identity)))
+            (target.path.clone(), result.map(|start| (start, identity)).map_err(|error| error.to_string()))
         };
         let results: Vec<_> = match options.placement {
             Placement::Host => targets.par_iter().with_max_len(1).map(one).collect(),
@@ -300,7 +360,7 @@ impl AdapterConfig {
                 Ok(start) => {
                     starts.insert(path, start);
                 }
-                Err(error) => faults.push(error.to_string()),
+                Err(fault) => faults.push(fault),
             }
         }
         if faults.is_empty() { Ok(starts) } else { Err(AdapterError::Decomposition { faults }) }
@@ -319,147 +379,4 @@ impl WeightIdentity {
         let dtype = (weight.dtype() != DType::F32).then(|| FloatDType::from(weight.dtype()));
         Self { fingerprint: fingerprint(weight), dtype }
     }
-}
-
-/// The change of one weight: what is subtracted from it, and the adapter that it gets.
-pub(crate) struct Installation {
-    /// The trained factors; absent if they are those at the start, which the state has.
-    pub factors: Option<FactorSet>,
-    /// The adapter that is subtracted from the weight first, if any.
-    pub subtract: Option<Subtraction>,
-    pub scale: f64,
-    /// Residual of the SVD, and whether it came from the cache.
-    pub svd: Option<(f64, bool)>,
-}
-
-/// An adapter that a weight contains, to be subtracted from it.
-pub(crate) struct Subtraction {
-    /// Its trained factors; absent if they are those of the adapter that is installed.
-    pub factors: Option<FactorSet>,
-    /// The tensors that a merge saved.
-    pub saved: FactorSet,
-    /// Storage dtype of the weight when the adapter became a part of it, if narrower than f32.
-    pub dtype: Option<FloatDType>,
-}
-
-/// Subtracts what the installations say from weights, adds factors, and freezes everything else.
-pub(crate) fn install<M: Module>(
-    model: M,
-    state: AdapterState,
-    installations: BTreeMap<String, Installation>,
-) -> Attached<M> {
-    struct Installer<'a> {
-        state: &'a AdapterState,
-        dense: &'a BTreeSet<String>,
-        installations: BTreeMap<String, Installation>,
-        rounding: BTreeMap<String, f64>,
-    }
-    impl Reparameterizer for &mut Installer<'_> {
-        type Reparam = Adapter;
-
-        fn reparameterize<const D: usize>(
-            &mut self,
-            path: &str,
-            param: Param<Tensor<D>>,
-        ) -> (Param<Tensor<D>>, Option<Adapter>) {
-            let config = &self.state.config;
-            let installation = module_of(path).and_then(|module| self.installations.remove_entry(module));
-            let Some((method, (module, installation))) = config.method().factored().zip(installation) else {
-                let train = self.dense.contains(path);
-                return (param.set_require_grad(train), None);
-            };
-            let Installation { factors, subtract, scale, .. } = installation;
-            let device = param.lazy_device();
-            let adapter = |factors: &FactorSet, dropout: f64, device: &Device| {
-                (method.new)(factors, scale, DropoutConfig::new(dropout).init(), device)
-            };
-            let start = || self.state.factors_at_start(&module);
-            let frozen = self.state.frozen_factors(&module);
-            let with_frozen = |mut factors: FactorSet| {
-                factors.extend(frozen.clone());
-                factors
-            };
-            let own = with_frozen(factors.unwrap_or_else(start));
-            let base = match subtract {
-                None => param,
-                Some(Subtraction { factors, saved, dtype }) => {
-                    let plain_device = device.clone().without_autodiff();
-                    let part = match factors {
-                        Some(factors) => adapter(&with_frozen(factors), 0.0, &plain_device),
-                        None => adapter(&own, 0.0, &plain_device),
-                    };
-                    param.map(|weight| {
-                        let autodiff = weight.is_autodiff();
-                        let (rest, rounding) = residual(weight.without_autodiff(), &part, &saved, dtype);
-                        if let Some(rounding) = rounding {
-                            self.rounding.insert(module, rounding);
-                        }
-                        if autodiff { Tensor::from_inner(rest) } else { rest }
-                    })
-                }
-            };
-            let base = base.set_require_grad(false);
-            let matrix = || {
-                let weight = base.base();
-                let shape = weight.shape();
-                weight.reshape([shape[0], shape[1]])
-            };
-            let adapter = adapter(&own, config.dropout, &device).with_frozen_weight(matrix);
-            (base, Some(adapter))
-        }
-    }
-    let decompositions: BTreeMap<String, (f64, bool)> =
-        installations.iter().filter_map(|(path, one)| Some((path.clone(), one.svd?))).collect();
-    let dense: BTreeSet<String> = state.dense(&model).into_iter().map(|(path, _)| path).collect();
-    let mut installer = Installer { state: &state, dense: &dense, installations, rounding: BTreeMap::new() };
-    let model = model.apply_reparameterization(&mut installer);
-    let rounding = installer.rounding;
-    let method = state.config.method();
-    let trainable = trainable(&model, method, |path| dense.contains(path));
-    let modules = state
-        .modules
-        .iter()
-        .map(|module| ModuleReport {
-            path: module.path.clone(),
-            shape: module.shape,
-            rank: method.is_factored().then_some(module.rank),
-            scale: module.scale,
-            svd_residual: decompositions.get(&module.path).map(|svd| svd.0),
-            cached: decompositions.get(&module.path).is_some_and(|svd| svd.1),
-            rounding: rounding.get(&module.path).copied(),
-        })
-        .collect();
-    Attached { model, state, trainable, modules }
-}
-
-/// The residual of a weight after `part` is subtracted in f32, rounded to the weight's dtype; and the error of the rounding
-/// relative to the residual's norm. If an f32 weight was stored in the narrower `dtype` before, its residual is the one
-/// that it had then.
-pub(crate) fn residual<const D: usize>(
-    weight: Tensor<D>,
-    part: &Adapter,
-    saved: &FactorSet,
-    dtype: Option<FloatDType>,
-) -> (Tensor<D>, Option<f64>) {
-    let (own, shape) = (FloatDType::from(weight.dtype()), weight.shape());
-    let wide = weight.cast(FloatDType::F32);
-    let (weight, narrow) = match dtype {
-        Some(dtype) if own == FloatDType::F32 => (rounded(wide, dtype), Some(dtype)),
-        _ => (wide, (own != FloatDType::F32).then_some(own)),
-    };
-    let rest = part.unmerge(weight.reshape([shape[0], shape[1]]), saved).reshape(shape);
-    let Some(narrow) = narrow else { return (rest, None) };
-    let result = rounded(rest.clone(), narrow);
-    let norm = |tensor: Tensor<D>| f64::from(tensor.square().sum().sqrt().into_scalar::<f32>());
-    let lost = norm(rest.clone() - result.clone()) / norm(rest).max(f64::MIN_POSITIVE);
-    (result.cast(own), Some(lost))
-}
-
-/// An f32 tensor with its numbers rounded to `dtype`; on the host if the device does not support this dtype.
-pub(crate) fn rounded<const D: usize>(tensor: Tensor<D>, dtype: FloatDType) -> Tensor<D> {
-    let device = tensor.device();
-    if device.supports_dtype(DType::from(dtype)) {
-        return tensor.cast(dtype).cast(FloatDType::F32);
-    }
-    Tensor::from_data(tensor.into_data().convert_dtype(dtype.into()).convert_dtype(DType::F32), &device)
 }

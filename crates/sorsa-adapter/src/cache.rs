@@ -1,4 +1,4 @@
-//! A cache of principal triplets on disk. The key is the weight's content, the rank and the settings of the SVD.
+//! A cache of principal triplets on disk. The key is the weight's content, the rank, the settings of the SVD and those of packing.
 
 use std::path::{Path, PathBuf};
 
@@ -9,6 +9,8 @@ use sorsa_linalg::SvdOptions;
 
 use crate::error::AdapterError;
 use crate::factors::Principal;
+use crate::packed_residual::ResidualPacking;
+use crate::quantized_start::FirstFactors;
 
 /// A folder of decomposed weights. Entries are written atomically; one that cannot be read is computed again.
 pub(crate) struct SvdCache {
@@ -17,8 +19,26 @@ pub(crate) struct SvdCache {
 
 /// One decomposed weight.
 pub(crate) struct CacheEntry {
+    /// The triplets at the start.
     pub principal: Principal,
+    /// The triplets that were subtracted before the last packing, if others than those at the start were.
+    pub subtracted: Option<Principal>,
     pub residual: f64,
+}
+
+/// What decides an entry: the content of the weight, the rank, and how it is decomposed.
+pub(crate) struct CacheKey(String);
+
+impl CacheKey {
+    pub fn new(fingerprint: &str, rank: usize, options: &SvdOptions) -> Self {
+        Self(format!("{fingerprint} {rank} {options:?}"))
+    }
+
+    /// The key of triplets that are fitted to the error of packing; `form` says how the packed residual follows from them.
+    pub fn of_fit(self, packing: ResidualPacking, first: FirstFactors, form: &str) -> Self {
+        let ResidualPacking { format, rounds } = packing;
+        Self(format!("{} {format} {rounds} {first:?} {form}", self.0))
+    }
 }
 
 impl SvdCache {
@@ -26,48 +46,43 @@ impl SvdCache {
         Self { folder }
     }
 
-    fn file(&self, fingerprint: &str, rank: usize, options: &SvdOptions) -> PathBuf {
-        let mut key = ContentHash::new();
-        key.update(format!("{fingerprint} {rank} {options:?}").as_bytes());
-        self.folder.join(format!("{}.safetensors", key.hex()))
+    fn file(&self, key: &CacheKey) -> PathBuf {
+        let mut hash = ContentHash::new();
+        hash.update(key.0.as_bytes());
+        self.folder.join(format!("{}.safetensors", hash.hex()))
     }
 
-    pub fn get(
-        &self,
-        fingerprint: &str,
-        [d_in, d_out]: [usize; 2],
-        rank: usize,
-        options: &SvdOptions,
-    ) -> Option<CacheEntry> {
-        let mut tensors = read_tensors(&self.file(fingerprint, rank, options)).ok()?;
-        let mut take = |name: &str, shape: &[usize]| {
+    pub fn get(&self, key: &CacheKey, [d_in, d_out]: [usize; 2], rank: usize) -> Option<CacheEntry> {
+        let mut tensors = read_tensors(&self.file(key)).ok()?;
+        let has_subtracted = tensors.contains_key("subtracted.u");
+        let mut take = |name: String, shape: &[usize]| {
             let whole = |tensor: &HostTensor| tensor.shape == shape && tensor.values.iter().all(|v| v.is_finite());
-            tensors.remove(name).filter(whole)
+            tensors.remove(&name).filter(whole)
         };
-        let (u, vt) = (take("u", &[d_in, rank])?, take("vt", &[rank, d_out])?);
-        let (s, residual) = (take("s", &[rank])?, take("residual", &[1])?);
-        let principal = Principal { u, s: s.values, vt };
-        Some(CacheEntry { principal, residual: f64::from(residual.values[0]) })
+        let mut triplets = |prefix: &str| {
+            let u = take(format!("{prefix}u"), &[d_in, rank])?;
+            let s = take(format!("{prefix}s"), &[rank])?.values;
+            Some(Principal { u, s, vt: take(format!("{prefix}vt"), &[rank, d_out])? })
+        };
+        let principal = triplets("")?;
+        let subtracted = if has_subtracted { Some(triplets("subtracted.")?) } else { None };
+        let residual = take("residual".to_owned(), &[1])?;
+        Some(CacheEntry { principal, subtracted, residual: f64::from(residual.values[0]) })
     }
 
     /// Writes an entry. The caller may ignore the error: without the entry, the SVD is computed again.
-    pub fn put(
-        &self,
-        fingerprint: &str,
-        rank: usize,
-        options: &SvdOptions,
-        entry: &CacheEntry,
-    ) -> Result<(), AdapterError> {
+    pub fn put(&self, key: &CacheKey, entry: &CacheEntry) -> Result<(), AdapterError> {
         let io = |path: &Path, source| AdapterError::Io { path: path.to_owned(), source };
         std::fs::create_dir_all(&self.folder).map_err(|source| io(&self.folder, source))?;
-        let Principal { u, s, vt } = &entry.principal;
-        let tensors = NamedTensors::from([
-            ("u".to_owned(), u.clone()),
-            ("s".to_owned(), HostTensor::new([s.len()], s.clone())),
-            ("vt".to_owned(), vt.clone()),
-            ("residual".to_owned(), HostTensor::new([1], vec![entry.residual as f32])),
-        ]);
-        Ok(write_tensors(&self.file(fingerprint, rank, options), &tensors)?)
+        let residual = HostTensor::new([1], vec![entry.residual as f32]);
+        let mut tensors = NamedTensors::from([("residual".to_owned(), residual)]);
+        let subtracted = entry.subtracted.iter().map(|triplets| ("subtracted.", triplets));
+        for (prefix, Principal { u, s, vt }) in [("", &entry.principal)].into_iter().chain(subtracted) {
+            tensors.insert(format!("{prefix}u"), u.clone());
+            tensors.insert(format!("{prefix}s"), HostTensor::new([s.len()], s.clone()));
+            tensors.insert(format!("{prefix}vt"), vt.clone());
+        }
+        Ok(write_tensors(&self.file(key), &tensors)?)
     }
 }
 

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use sorsa_ops::PackedFormat;
 
+use crate::packed_residual::{ResidualPacking, ResidualStorage};
 use crate::target::{Pattern, pattern_matches};
 use crate::{AdapterError, AlphaConvention, Method, MethodConfig};
 
@@ -55,6 +57,11 @@ pub struct AdapterConfig {
     pub alpha_pattern: BTreeMap<String, f64>,
     /// How the scale follows from alpha and rank.
     pub scaling: Scaling,
+    /// Beside packed weights: how often the factors are fitted to the error of the packing, in turns with it. If absent, the
+    /// method decides: 5 for SORSA and PiSSA, 0 for LoRA, which is LoftQ with 1 or more.
+    pub quantization_rounds: Option<usize>,
+    /// Beside packed weights: what methods that split the weight store its residual in. If absent, it is packed.
+    pub residual: Option<ResidualStorage>,
     /// Seed of random factors and of the randomized SVD.
     pub seed: u64,
 }
@@ -81,6 +88,8 @@ impl AdapterConfig {
             rank_pattern: BTreeMap::new(),
             alpha_pattern: BTreeMap::new(),
             scaling: Scaling::default(),
+            quantization_rounds: None,
+            residual: None,
             seed: 0,
         }
     }
@@ -120,8 +129,8 @@ impl AdapterConfig {
                 faults.push("alpha must be a positive number in the range of f32".to_owned());
             }
         }
-        let ranks: Vec<usize> = self.rank_pattern.values().copied().chain([self.rank]).collect();
-        faults.extend(self.method.faults(&ranks));
+        faults.extend(self.method.faults(self));
+        faults.extend(self.packing_faults());
         if !(0.0..1.0).contains(&self.dropout) {
             faults.push(format!("dropout must be at least 0 and below 1, found {}", self.dropout));
         }
@@ -135,6 +144,41 @@ impl AdapterConfig {
         let patterns = patterns.chain(self.rank_pattern.keys()).chain(self.alpha_pattern.keys());
         faults.extend(patterns.filter_map(|pattern| Pattern::parse(pattern).err()));
         if faults.is_empty() { Ok(()) } else { Err(AdapterError::Config { faults }) }
+    }
+
+    /// The ranks of all modules.
+    pub(crate) fn ranks(&self) -> Vec<usize> {
+        self.rank_pattern.values().copied().chain([self.rank]).collect()
+    }
+
+    /// How the residual of a weight in this format is packed; absent if it is dense, or if the packed weight stays what it is.
+    pub(crate) fn residual_packing(&self, format: PackedFormat) -> Option<ResidualPacking> {
+        let rounds = match (self.quantization_rounds, format) {
+            // There is next to nothing that factors could take up.
+            (None, PackedFormat::F16) => 0,
+            (rounds, _) => rounds.or(self.method().quantization_rounds()).unwrap_or(0),
+        };
+        let splits = self.method().splits_weight();
+        let dense = self.residual == Some(ResidualStorage::Dense);
+        ((splits && !dense) || (!splits && rounds > 0)).then_some(ResidualPacking { format, rounds })
+    }
+
+    /// A line for each setting of packed weights that does not fit the method or the other one.
+    fn packing_faults(&self) -> Vec<String> {
+        let (method, mut faults) = (self.method(), Vec::new());
+        if self.quantization_rounds.is_some() && method.quantization_rounds().is_none() {
+            let others = Method::ALL.into_iter().filter(|other| other.quantization_rounds().is_some());
+            let others = others.map(Method::name).collect::<Vec<_>>().join(", ");
+            faults.push(format!("quantization_rounds is a setting of {others}, not of {method}"));
+        }
+        if self.residual.is_some() && !method.splits_weight() {
+            faults.push(format!("residual is a setting of methods that split the weight, not of {method}"));
+        }
+        if self.residual == Some(ResidualStorage::Dense) && self.quantization_rounds.is_some_and(|rounds| rounds > 0) {
+            faults
+                .push("quantization_rounds fit the factors to a packed residual, but residual is \"dense\"".to_owned());
+        }
+        faults
     }
 
     /// Whether the parameter at `path` is in a module that is trained whole beside the adapter.
@@ -177,6 +221,10 @@ struct FlatConfig {
     alpha_pattern: BTreeMap<String, f64>,
     #[serde(default)]
     scaling: Scaling,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    quantization_rounds: Option<usize>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    residual: Option<ResidualStorage>,
     /// All other fields: the method's settings, and whatever does not belong there.
     #[serde(flatten)]
     settings: Map<String, Value>,
@@ -185,7 +233,7 @@ struct FlatConfig {
 }
 
 /// The fields that every method has.
-const SHARED_FIELDS: [&str; 10] = [
+const SHARED_FIELDS: [&str; 12] = [
     "method",
     "rank",
     "alpha",
@@ -195,6 +243,8 @@ const SHARED_FIELDS: [&str; 10] = [
     "rank_pattern",
     "alpha_pattern",
     "scaling",
+    "quantization_rounds",
+    "residual",
     "seed",
 ];
 
@@ -216,6 +266,8 @@ impl From<AdapterConfig> for FlatConfig {
             rank_pattern: config.rank_pattern,
             alpha_pattern: config.alpha_pattern,
             scaling: config.scaling,
+            quantization_rounds: config.quantization_rounds,
+            residual: config.residual,
             settings,
             seed: config.seed,
         }
@@ -236,6 +288,8 @@ impl TryFrom<FlatConfig> for AdapterConfig {
             rank_pattern: flat.rank_pattern,
             alpha_pattern: flat.alpha_pattern,
             scaling: flat.scaling,
+            quantization_rounds: flat.quantization_rounds,
+            residual: flat.residual,
             seed: flat.seed,
         })
     }
@@ -315,6 +369,50 @@ mod tests {
         config.rank_pattern.insert("q_proj".into(), 3);
         let Err(AdapterError::Config { faults }) = config.validate() else { panic!("accepted") };
         assert_eq!(faults, ["init = \"orthogonal\" takes an even rank, found 3"]);
+    }
+
+    #[test]
+    fn settings_of_packed_weights_are_refused_by_methods_that_do_not_pack_again() {
+        let faults = |method: Method, fields: Value| match read(method, &fields).unwrap().validate() {
+            Err(AdapterError::Config { faults }) => faults,
+            other => panic!("accepted: {other:?}"),
+        };
+        let rounds = serde_json::json!({ "quantization_rounds": 2 });
+        for method in [Method::Dora, Method::Olora, Method::LoraXs, Method::Full] {
+            let expected = format!("quantization_rounds is a setting of sorsa, pissa, lora, not of {method}");
+            assert_eq!(faults(method, rounds.clone()), [expected]);
+        }
+        let dense = serde_json::json!({ "residual": "dense" });
+        for method in [Method::Lora, Method::Dora, Method::LoraXs, Method::Partial] {
+            let expected = format!("residual is a setting of methods that split the weight, not of {method}");
+            assert_eq!(faults(method, dense.clone()), [expected]);
+        }
+        let both = serde_json::json!({ "residual": "dense", "quantization_rounds": 1 });
+        let expected = "quantization_rounds fit the factors to a packed residual, but residual is \"dense\"";
+        assert_eq!(faults(Method::Sorsa, both), [expected]);
+        let gaussian = serde_json::json!({ "init": "gaussian", "quantization_rounds": 1 });
+        let expected =
+            "init = \"gaussian\" has no meaning with quantization_rounds, which start from the error of the packing";
+        assert_eq!(faults(Method::Lora, gaussian), [expected]);
+    }
+
+    #[test]
+    fn settings_of_packed_weights_say_how_the_residual_is_packed() {
+        let packing = |method: Method, fields: Value| {
+            let packing = read(method, &fields).unwrap().residual_packing(PackedFormat::NF4);
+            packing.map(|packing| packing.rounds)
+        };
+        let (none, three) = (serde_json::json!({}), serde_json::json!({ "quantization_rounds": 3 }));
+        assert_eq!([packing(Method::Sorsa, none.clone()), packing(Method::Pissa, none.clone())], [Some(5); 2]);
+        assert_eq!([packing(Method::Sorsa, three.clone()), packing(Method::Lora, three)], [Some(3); 2]);
+        assert_eq!(packing(Method::Olora, none.clone()), Some(0));
+        assert_eq!([packing(Method::Lora, none.clone()), packing(Method::Dora, none)], [None; 2]);
+        assert_eq!(packing(Method::Sorsa, serde_json::json!({ "residual": "dense" })), None);
+        let packed =
+            read(Method::Sorsa, &serde_json::json!({ "residual": "packed", "quantization_rounds": 0 })).unwrap();
+        let text = serde_json::to_string(&packed).unwrap();
+        assert!(text.contains("\"quantization_rounds\":0,\"residual\":\"packed\""), "{text}");
+        assert_eq!(serde_json::from_str::<AdapterConfig>(&text).unwrap(), packed);
     }
 
     #[test]

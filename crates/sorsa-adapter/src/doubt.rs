@@ -133,6 +133,7 @@ impl SavedAdapter {
         let Some(magnitude) = magnitude.and_then(|factor| factors.get(factor.name)) else { return true };
         let weight = weights(model, &BTreeSet::from([module.path.as_str()])).remove(&module.path);
         weight.is_some_and(|weight| {
+            let weight = weight.into_dense();
             let norms = weight.cast(burn::tensor::FloatDType::F32).square().sum_dim(0).sqrt();
             let norms = HostTensor::from_tensor(norms);
             norms.values.iter().zip(&magnitude.values).all(|(norm, found)| (norm - found).abs() <= 1e-4 * norm)

@@ -50,6 +50,14 @@ pub enum AdapterError {
         /// The expected and the found content.
         reason: String,
     },
+    /// A weight that was packed while the model was read, and cannot be read again as it was before.
+    #[error("the weight of `{module}` before it was packed: {source}")]
+    Original {
+        /// Path of the linear layer.
+        module: String,
+        /// Why it cannot be read.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// A folder that an adapter may not replace.
     #[error(transparent)]
     Folder(FolderError),

@@ -82,6 +82,12 @@ pub(crate) struct FactorPair {
 }
 
 impl FactorPair {
+    /// The pair with `scale` in the factor `A`.
+    pub fn scaled(mut self, scale: f64) -> Self {
+        self.a.values.iter_mut().for_each(|value| *value *= scale as f32);
+        self
+    }
+
     /// The product times `scale`, `[d_in, d_out]`.
     pub fn dense(&self, scale: f64) -> Mat<f32> {
         self.a.matrix() * self.b.matrix() * Scale(scale as f32)
@@ -103,4 +109,29 @@ pub(crate) struct Principal {
     pub u: HostTensor,
     pub s: Vec<f32>,
     pub vt: HostTensor,
+}
+
+impl Principal {
+    /// `U diag(s)` and `V^T`.
+    pub fn pair(&self) -> FactorPair {
+        let mut a = self.u.clone();
+        for row in a.values.chunks_exact_mut(self.s.len()) {
+            row.iter_mut().zip(&self.s).for_each(|(value, s)| *value *= s);
+        }
+        FactorPair { a, b: self.vt.clone() }
+    }
+
+    /// `U sqrt(s / divisor)` and `sqrt(s / divisor) V^T`.
+    pub fn balanced(self, divisor: f32) -> [HostTensor; 2] {
+        let root: Vec<f32> = self.s.iter().map(|value| (value / divisor).sqrt()).collect();
+        let (mut a, mut b) = (self.u, self.vt);
+        for row in a.values.chunks_exact_mut(root.len()) {
+            row.iter_mut().zip(&root).for_each(|(value, root)| *value *= root);
+        }
+        let d_out = b.shape[1];
+        for (row, root) in b.values.chunks_exact_mut(d_out).zip(&root) {
+            row.iter_mut().for_each(|value| *value *= root);
+        }
+        [a, b]
+    }
 }

@@ -7,17 +7,18 @@ use burn::nn::Dropout;
 use burn::prelude::*;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use sorsa_linalg::LinalgError;
 use sorsa_ops::{
-    FactoredLinearShape, Form, LowRankFactors, OperationMemory, add_product, factored_linear, factored_linear_memory,
+    FactoredLinearShape, Form, LowRankFactors, OperationMemory, WeightOperand, add_product, factored_linear,
+    factored_linear_memory,
 };
 
-use crate::Adapter;
 use crate::factors::{Axes, Factor, FactorPair, FactorSet};
 use crate::parameters::Parameter;
 use crate::peft::PeftVariant;
+use crate::quantized_start::StartError;
 use crate::start::{StartingFactors, WeightToAdapt};
 use crate::state::ModuleState;
+use crate::{Adapter, AdapterConfig};
 
 /// What the factors of a method are made of at the start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,7 +67,7 @@ impl LowRank {
     pub fn forward<const D: usize>(
         self,
         x: Tensor<D>,
-        base: Tensor<2>,
+        base: WeightOperand,
         bias: Option<Tensor<1>>,
         input: Option<Tensor<D>>,
     ) -> Tensor<D> {
@@ -98,6 +99,8 @@ pub(crate) trait FactoredMethod: Module {
     /// Whether the adapter at the start is a part of the weight, which is subtracted from the frozen weight.
     /// Otherwise the adapter adds nothing at the start.
     const SPLITS_WEIGHT: bool;
+    /// How often the factors are fitted to the error of packing, if the configuration says nothing; absent if they are never.
+    const QUANTIZATION_ROUNDS: Option<usize> = None;
     /// Whether the adapter changes the weight by exactly [`product`](Self::product) times the scale.
     const CHANGES_BY_PRODUCT: bool = true;
 
@@ -107,13 +110,13 @@ pub(crate) trait FactoredMethod: Module {
         factored_linear_memory(form, FactoredLinearShape { rows: tokens, rank, has_s })
     }
 
-    /// A line for each setting that does not fit another one or one of the `ranks`.
-    fn faults(_config: &Self::Config, _ranks: &[usize]) -> Vec<String> {
+    /// A line for each setting that does not fit another one of the method's or of `adapter`.
+    fn faults(_config: &Self::Config, _adapter: &AdapterConfig) -> Vec<String> {
         Vec::new()
     }
 
     /// The factors at the start of training, the frozen ones among them.
-    fn start(config: &Self::Config, weight: &WeightToAdapt<'_>) -> Result<StartingFactors, LinalgError>;
+    fn start(config: &Self::Config, weight: &WeightToAdapt<'_>) -> Result<StartingFactors, StartError>;
 
     /// The module with the given factors on a device.
     fn new(factors: &FactorSet, scale: f64, dropout: Dropout, device: &Device) -> Self;
@@ -144,7 +147,7 @@ pub(crate) trait FactoredMethod: Module {
     /// - base: `[d_in, d_out]`
     /// - bias: `[d_out]`
     /// - result: `[.., d_out]`
-    fn forward<const D: usize>(&self, x: Tensor<D>, base: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<D> {
+    fn forward<const D: usize>(&self, x: Tensor<D>, base: WeightOperand, bias: Option<Tensor<1>>) -> Tensor<D> {
         let low_rank = self.low_rank();
         let input = self.drop_input(&x, &low_rank.a);
         low_rank.forward(x, base, bias, input)
@@ -221,6 +224,7 @@ pub(crate) struct FactoredDefinition {
     pub unmerge_factors: &'static [Factor],
     pub starts_from: StartsFrom,
     pub splits_weight: bool,
+    pub quantization_rounds: Option<usize>,
     pub changes_by_product: bool,
     pub memory: fn(Form, [usize; 2], usize, usize) -> OperationMemory,
     pub new: fn(&FactorSet, f64, Dropout, &Device) -> Adapter,
@@ -235,6 +239,7 @@ impl FactoredDefinition {
             unmerge_factors: M::UNMERGE_FACTORS,
             starts_from: M::STARTS_FROM,
             splits_weight: M::SPLITS_WEIGHT,
+            quantization_rounds: M::QUANTIZATION_ROUNDS,
             changes_by_product: M::CHANGES_BY_PRODUCT,
             memory: M::memory,
             new: |factors, scale, dropout, device| M::new(factors, scale, dropout, device).into(),

@@ -7,6 +7,7 @@ use burn::module::{ModuleMapper, ModuleVisitor, Param, ParamId, Reparameterizati
 use burn::prelude::*;
 use burn::tensor::FloatDType;
 use sorsa_files::{HostTensor, NamedTensors};
+use sorsa_ops::{PackedWeight, WeightOperand};
 
 use crate::error::AdapterError;
 use crate::factors::Factor;
@@ -62,6 +63,18 @@ pub(crate) fn module_of(path: &str) -> Option<&str> {
     path.strip_suffix(".weight")
 }
 
+/// The path of the module whose packed weight is the parameter at `path`.
+pub(crate) fn packed_module_of(path: &str) -> Option<&str> {
+    path.strip_suffix(".packed")
+}
+
+/// The packed weight whose words a parameter holds, if it holds any.
+pub(crate) fn packed_weight<const D: usize>(words: &Param<Tensor<D, Int>>) -> Option<PackedWeight> {
+    let words = words.val();
+    let count = words.dims().iter().product::<usize>();
+    PackedWeight::from_words(words.reshape([count]))
+}
+
 /// The path of the weight of the module at the path `module`.
 pub(crate) fn weight_path(module: &str) -> String {
     format!("{module}.weight")
@@ -70,6 +83,11 @@ pub(crate) fn weight_path(module: &str) -> String {
 /// The name of a factor of the module at the path `module`.
 pub(crate) fn factor_path(module: &str, method: Method, factor: &str) -> String {
     format!("{module}.{method}.{factor}")
+}
+
+/// The name of a factor that was subtracted before the last packing of the module's residual.
+pub(crate) fn subtracted_path(module: &str, method: Method, factor: &str) -> String {
+    format!("{module}.{method}.subtracted.{factor}")
 }
 
 /// Walks every float parameter of a model with its path, without touching values.
@@ -116,15 +134,18 @@ pub(crate) fn has_adapter<M: Module>(model: &M) -> bool {
 pub(crate) fn parameter_values<M: Module>(model: &M, wanted: &BTreeSet<&str>) -> NamedTensors {
     struct Collect<'a> {
         path: Vec<String>,
+        container: Vec<String>,
         wanted: &'a BTreeSet<&'a str>,
         found: NamedTensors,
     }
     impl ModuleVisitor for Collect<'_> {
-        fn enter_module(&mut self, name: &str, _container_type: &str) {
+        fn enter_module(&mut self, name: &str, container_type: &str) {
             self.path.push(name.to_owned());
+            self.container.push(container_type.to_owned());
         }
         fn exit_module(&mut self, _name: &str, _container_type: &str) {
             self.path.pop();
+            self.container.pop();
         }
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
             let path = self.path.join(".");
@@ -132,8 +153,19 @@ pub(crate) fn parameter_values<M: Module>(model: &M, wanted: &BTreeSet<&str>) ->
                 self.found.insert(path, HostTensor::from_tensor(param.base().without_autodiff()));
             }
         }
+        /// A packed weight is visited after its placeholder.
+        fn visit_int<const D: usize>(&mut self, param: &Param<Tensor<D, Int>>) {
+            let path = self.path.join(".");
+            let Some(weight) = packed_module_of(&path).map(weight_path) else { return };
+            let Some(packed) = self.wanted.contains(weight.as_str()).then(|| packed_weight(param)).flatten() else {
+                return;
+            };
+            let stored = HostTensor::new(packed.matrix().shape(), packed.matrix().to_f32());
+            let value = if in_linear(&self.container) { stored.transposed() } else { stored };
+            self.found.insert(weight, value);
+        }
     }
-    let mut collect = Collect { path: Vec::new(), wanted, found: NamedTensors::new() };
+    let mut collect = Collect { path: Vec::new(), container: Vec::new(), wanted, found: NamedTensors::new() };
     if !wanted.is_empty() {
         model.visit(&mut collect);
     }
@@ -141,13 +173,13 @@ pub(crate) fn parameter_values<M: Module>(model: &M, wanted: &BTreeSet<&str>) ->
 }
 
 /// The weights of the linear layers at the paths `wanted`, without autodiff. Lazy weights are initialized; nothing is
-/// copied. A wanted path that is not a linear layer has no entry.
-pub(crate) fn weights<M: Module>(model: &M, wanted: &BTreeSet<&str>) -> BTreeMap<String, Tensor<2>> {
+/// copied or widened. A wanted path that is not a linear layer has no entry.
+pub(crate) fn weights<M: Module>(model: &M, wanted: &BTreeSet<&str>) -> BTreeMap<String, WeightOperand> {
     struct Collect<'a> {
         path: Vec<String>,
         container: Vec<String>,
         wanted: &'a BTreeSet<&'a str>,
-        found: BTreeMap<String, Tensor<2>>,
+        found: BTreeMap<String, WeightOperand>,
     }
     impl ModuleVisitor for Collect<'_> {
         fn enter_module(&mut self, name: &str, container_type: &str) {
@@ -164,10 +196,20 @@ pub(crate) fn weights<M: Module>(model: &M, wanted: &BTreeSet<&str>) -> BTreeMap
             if D != 2 || !in_linear(&self.container) {
                 return;
             }
-            // The lazy shape of a weight in column-major layout is transposed.
-            let weight = param.base().without_autodiff();
-            let shape = weight.shape();
-            self.found.insert(module.to_owned(), weight.reshape([shape[0], shape[1]]));
+            // The same tensor, which has two axes; a reshape would copy the placeholder of a packed weight to its whole size.
+            let weight = Tensor::<2>::from_dispatch(param.base().without_autodiff().into_dispatch());
+            self.found.insert(module.to_owned(), weight.into());
+        }
+        /// A packed weight is visited after its placeholder.
+        fn visit_int<const D: usize>(&mut self, param: &Param<Tensor<D, Int>>) {
+            let path = self.path.join(".");
+            let Some(module) = packed_module_of(&path).filter(|module| self.wanted.contains(module)) else { return };
+            if !in_linear(&self.container) {
+                return;
+            }
+            if let Some(packed) = packed_weight(param) {
+                self.found.insert(module.to_owned(), packed.into());
+            }
         }
     }
     let mut collect = Collect { path: Vec::new(), container: Vec::new(), wanted, found: BTreeMap::new() };

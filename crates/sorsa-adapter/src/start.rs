@@ -1,17 +1,21 @@
 //! One weight before its adapter exists, and the factors that a method makes for it.
 
 use burn::prelude::*;
+use burn::tensor::FloatDType;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 use sorsa_files::HostTensor;
+use sorsa_linalg::SvdOptions;
 use sorsa_linalg::tensor::Placement;
-use sorsa_linalg::{LinalgError, SvdOptions};
 
+use crate::Method;
 use crate::attach::Target;
-use crate::cache::{CacheEntry, SvdCache};
+use crate::cache::{CacheEntry, CacheKey, SvdCache};
 use crate::factors::{FactorSet, Principal};
 use crate::host_tensor::HostTensorExt;
+use crate::packed_residual::ResidualPacking;
+use crate::quantized_start::{FirstFactors, QuantizedStart, StartError};
 
 /// What happens to the singular values if the scale is not 1, for methods that start from them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,7 +31,7 @@ pub enum AlphaConvention {
 
 impl AlphaConvention {
     /// The divisor of the singular values at the start.
-    pub(crate) fn divisor(self, scale: f64) -> f32 {
+    fn divisor(self, scale: f64) -> f32 {
         match self {
             Self::Peft => scale as f32,
             Self::Author => 1.0,
@@ -38,8 +42,11 @@ impl AlphaConvention {
 /// One weight that gets an adapter.
 pub(crate) struct WeightToAdapt<'a> {
     pub target: &'a Target,
+    pub method: Method,
     /// The weight `[d_in, d_out]`; absent if the method's start needs only random numbers.
     pub weight: Option<Tensor<2>>,
+    /// How the residual is packed; absent for a dense residual, and if the frozen weight stays what it is.
+    pub packing: Option<ResidualPacking>,
     /// Hash of the weight's content, for methods that decompose it.
     pub fingerprint: Option<&'a str>,
     /// Seed of the adapter's configuration.
@@ -52,13 +59,15 @@ pub(crate) struct WeightToAdapt<'a> {
 /// The factors of one weight at the start.
 pub(crate) struct StartingFactors {
     pub factors: FactorSet,
+    /// The factors whose product is subtracted from the weight before it is packed, if they are not those at the start.
+    pub subtracted: Option<FactorSet>,
     /// If there was an SVD: `max ||A v - s u|| / s_1`, and whether it came from the cache.
     pub svd: Option<(f64, bool)>,
 }
 
 impl From<FactorSet> for StartingFactors {
     fn from(factors: FactorSet) -> Self {
-        Self { factors, svd: None }
+        Self { factors, subtracted: None, svd: None }
     }
 }
 
@@ -79,30 +88,117 @@ impl WeightToAdapt<'_> {
         self.weight.clone().expect("the method starts from the weight")
     }
 
-    /// The start that `factors` makes of the weight's leading singular triplets, which come from the cache or from an
-    /// SVD.
-    pub fn factors_from_svd(
-        &self,
-        factors: impl FnOnce(Principal) -> FactorSet,
-    ) -> Result<StartingFactors, LinalgError> {
-        let rank = self.target.rank;
-        let options = SvdOptions { seed: self.svd.seed ^ self.seed, ..self.svd.clone() };
-        let cache = self.cache.zip(self.fingerprint);
-        if let Some(entry) = cache.and_then(|(cache, key)| cache.get(key, self.target.shape, rank, &options)) {
-            return Ok(StartingFactors { factors: factors(entry.principal), svd: Some((entry.residual, true)) });
+    /// The divisor of the singular values at the start.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError::ScaledPrincipalPart`] if rounds of packing would fit another part than the convention subtracts.
+    pub fn divisor(&self, convention: AlphaConvention) -> Result<f32, StartError> {
+        let scale = self.target.scale;
+        let fits = self.packing.is_some_and(|packing| packing.rounds > 0);
+        match convention {
+            AlphaConvention::Author if fits && scale != 1.0 => {
+                Err(StartError::ScaledPrincipalPart { name: self.target.path.clone(), scale })
+            }
+            convention => Ok(convention.divisor(scale)),
         }
-        let svd =
-            sorsa_linalg::tensor::truncated_svd(&self.target.path, self.values(), rank, &options, self.placement)?;
-        let principal = Principal {
-            u: HostTensor::from_tensor(svd.u),
-            s: HostTensor::from_tensor(svd.s).values,
-            vt: HostTensor::from_tensor(svd.vt),
+    }
+
+    /// The start that `factors` makes of the weight's leading singular triplets, or of those that are fitted to the error of
+    /// packing, if the residual is packed in rounds. Triplets come from the cache or from an SVD.
+    pub fn factors_from_svd(&self, factors: impl Fn(Principal) -> FactorSet) -> Result<StartingFactors, StartError> {
+        if let Some(packing) = self.packing.filter(|packing| packing.rounds > 0) {
+            return self.fitted(packing, FirstFactors::LeadingTriplets, factors);
+        }
+        let (rank, options) = (self.target.rank, self.svd_options());
+        let compute = || {
+            let (path, placement) = (&self.target.path, self.placement);
+            let svd = sorsa_linalg::tensor::truncated_svd(path, self.values(), rank, &options, placement)?;
+            let principal = Principal {
+                u: HostTensor::from_tensor(svd.u),
+                s: HostTensor::from_tensor(svd.s).values,
+                vt: HostTensor::from_tensor(svd.vt),
+            };
+            Ok(CacheEntry { principal, subtracted: None, residual: svd.report.residual })
         };
-        let entry = CacheEntry { principal, residual: svd.report.residual };
-        if let Some((cache, key)) = cache {
-            // If the disk is full or read-only, the next start computes the SVD again; nothing else is lost.
-            let _ = cache.put(key, rank, &options, &entry);
+        let (entry, cached) = self.cached(|key| key, compute)?;
+        Ok(StartingFactors { factors: factors(entry.principal), subtracted: None, svd: Some((entry.residual, cached)) })
+    }
+
+    /// The start that `factors` makes of the leading triplets of what packing loses of the weight.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError::NothingLost`] among others.
+    pub fn factors_from_packing_error(
+        &self,
+        packing: ResidualPacking,
+        factors: impl Fn(Principal) -> FactorSet,
+    ) -> Result<StartingFactors, StartError> {
+        self.fitted(packing, FirstFactors::Nothing, factors)
+    }
+
+    fn fitted(
+        &self,
+        packing: ResidualPacking,
+        first: FirstFactors,
+        factors: impl Fn(Principal) -> FactorSet,
+    ) -> Result<StartingFactors, StartError> {
+        /// Singular values below this part of the weight's norm are rounding errors of f32.
+        const ROUNDING: f64 = 1e-6;
+        let (name, rank, scale, options) = (&self.target.path, self.target.rank, self.target.scale, self.svd_options());
+        let method = self.method.factored().expect("a method with factors");
+        let pair = |triplets: &Principal| (method.product)(&factors(triplets.clone())).scaled(scale);
+        let compute = || {
+            let ResidualPacking { format, rounds } = packing;
+            let weight = self.transposed();
+            let fit = QuantizedStart { name, format, rank, rounds, first, svd: &options }.fit(&weight, pair)?;
+            let squares: f64 = weight.values.iter().map(|value| f64::from(*value).powi(2)).sum();
+            match fit.start {
+                Some(start) if first != FirstFactors::Nothing || f64::from(start.s[0]) > ROUNDING * squares.sqrt() => {
+                    Ok(CacheEntry { principal: start, subtracted: fit.subtracted, residual: fit.svd_residual })
+                }
+                _ => Err(StartError::NothingLost { name: name.clone(), format }),
+            }
+        };
+        let form = format!("{} {scale}", self.method);
+        let (entry, cached) = self.cached(|key| key.of_fit(packing, first, &form), compute)?;
+        let nothing = || {
+            let [d_in, d_out] = self.target.shape;
+            let zeros = |shape: [usize; 2]| HostTensor::new(shape, vec![0.0; shape[0] * shape[1]]);
+            Principal { u: zeros([d_in, rank]), s: vec![0.0; rank], vt: zeros([rank, d_out]) }
+        };
+        Ok(StartingFactors {
+            subtracted: Some(factors(entry.subtracted.unwrap_or_else(nothing))),
+            factors: factors(entry.principal),
+            svd: Some((entry.residual, cached)),
+        })
+    }
+
+    /// The entry of the cache, or what `compute` gives, which is kept; and whether it was in the cache.
+    fn cached(
+        &self,
+        key: impl FnOnce(CacheKey) -> CacheKey,
+        compute: impl FnOnce() -> Result<CacheEntry, StartError>,
+    ) -> Result<(CacheEntry, bool), StartError> {
+        let Some((cache, fingerprint)) = self.cache.zip(self.fingerprint) else { return Ok((compute()?, false)) };
+        let rank = self.target.rank;
+        let key = key(CacheKey::new(fingerprint, rank, &self.svd_options()));
+        if let Some(entry) = cache.get(&key, self.target.shape, rank) {
+            return Ok((entry, true));
         }
-        Ok(StartingFactors { factors: factors(entry.principal), svd: Some((entry.residual, false)) })
+        let entry = compute()?;
+        // If the disk is full or read-only, the next start computes the SVD again; nothing else is lost.
+        let _ = cache.put(&key, &entry);
+        Ok((entry, false))
+    }
+
+    fn svd_options(&self) -> SvdOptions {
+        SvdOptions { seed: self.svd.seed ^ self.seed, ..self.svd.clone() }
+    }
+
+    /// `W^T` `[d_out, d_in]` on the host.
+    fn transposed(&self) -> HostTensor {
+        HostTensor::from_tensor(self.values().inner().cast(FloatDType::F32).transpose())
     }
 }

@@ -3,7 +3,8 @@
 //! The folder holds `adapter.json` (configuration and modules) and `adapter.safetensors` (the trained values).
 //! `initial.safetensors` holds, for methods that split the weight, the factors at the start, whose product was subtracted
 //! from the base: with them the residual is rebuilt exactly, without a second decomposition. It holds the frozen factors of
-//! methods that have such. `kept.safetensors` holds, for an adapter that was merged, the tensors that its method needs to
+//! methods that have such; and for packed residuals the factors that were subtracted before the last packing, with which the
+//! residual is packed again to the same bits. `kept.safetensors` holds, for an adapter that was merged, the tensors that its method needs to
 //! unmerge it.
 
 use std::collections::BTreeMap;
@@ -14,15 +15,19 @@ use burn::prelude::*;
 use burn::tensor::{DType, FloatDType};
 use serde::{Deserialize, Serialize};
 use sorsa_files::{FolderKind, NamedTensors, OwnedFolder, not_finite, read_tensors, write_atomic, write_tensors};
+use sorsa_ops::PackedFormat;
 
-use crate::attach::{Attached, HAS_ADAPTER, Installation, Subtraction, install, rounded};
+use crate::attach::{Attached, HAS_ADAPTER};
 use crate::cache::fingerprint;
 use crate::config::AdapterConfig;
 use crate::error::AdapterError;
 use crate::factors::{Factor, FactorSet};
+use crate::install::{Installation, Subtraction, install, rounded};
+use crate::packed::{NothingPacked, OriginalWeights, original_or_widened, packed_weights, widened};
+use crate::packed_residual::format_name;
 use crate::parameters::{
-    check_fits, export_trainable, factor_path, has_adapter, import_trainable, linear_layers, parameters, tensor_faults,
-    weights,
+    check_fits, export_trainable, factor_path, has_adapter, import_trainable, linear_layers, parameters,
+    subtracted_path, tensor_faults, weights,
 };
 use crate::peft::{CONFIG_FILE, TENSORS_FILE};
 
@@ -44,6 +49,9 @@ pub struct ModuleState {
     /// Storage dtype of the base weight, if narrower than f32. The residual is rounded to it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dtype: Option<FloatDType>,
+    /// Format of the residual, if it is packed again after factors were subtracted from the weight.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "format_name")]
+    pub residual: Option<PackedFormat>,
 }
 
 impl ModuleState {
@@ -63,7 +71,8 @@ pub struct AdapterState {
     pub config: AdapterConfig,
     /// The modules, in the model's order.
     pub modules: Vec<ModuleState>,
-    /// The factors at the start, for methods that split the weight, and the frozen factors; empty for other methods.
+    /// The factors at the start, for methods that split the weight, and the frozen factors; for packed residuals the subtracted
+    /// factors too. Empty for other methods.
     pub initial: NamedTensors,
 }
 
@@ -82,9 +91,7 @@ pub struct SavedAdapter {
 /// The weights to which a saved adapter is attached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum WeightsBefore {
-    /// They do not contain the adapter.
-    WithoutAdapter,
-    /// They contain the adapter at its start, which was a part of the original weight.
+    /// They are those that the adapter was made for.
     Original,
     /// They contain the trained adapter.
     Merged,
@@ -129,7 +136,9 @@ impl<M: Module> Attached<M> {
     pub fn merge(self) -> (M, SavedAdapter) {
         let mut adapter = self.snapshot();
         adapter.unmerge_tensors = adapter.unmerge_tensors_of(&self.model);
-        (self.model.valid().materialize(), adapter)
+        // The adapter is added to values.
+        let packed = packed_weights(&self.model, self.state.modules.iter().map(|module| module.path.as_str()));
+        (widened(self.model.valid(), packed).materialize(), adapter)
     }
 }
 
@@ -191,14 +200,23 @@ impl SavedAdapter {
     /// [`AdapterError::Mismatch`] with everything that does not fit: modules, shapes, tensors, and the content of base
     /// weights.
     pub fn attach<M: Module>(&self, model: M) -> Result<Attached<M>, AdapterError> {
+        self.attach_with(model, &NothingPacked)
+    }
+
+    /// [`attach`](Self::attach) to a model whose weights were packed while it was read.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`attach`](Self::attach), and of `originals`.
+    pub fn attach_with<M: Module>(
+        &self,
+        model: M,
+        originals: &dyn OriginalWeights,
+    ) -> Result<Attached<M>, AdapterError> {
         let mut faults = self.faults(&model);
-        faults.extend(self.state.content_faults(&model));
+        faults.extend(self.state.content_faults(&model, originals)?);
         check_fits(faults, &self.source)?;
-        let before = match self.state.config.method().splits_weight() {
-            true => WeightsBefore::Original,
-            false => WeightsBefore::WithoutAdapter,
-        };
-        self.install(model, before)
+        self.install(model, WeightsBefore::Original, originals)
     }
 
     /// The inverse of [`Attached::merge`]: subtracts the adapter from merged weights and attaches it. The base is the
@@ -216,11 +234,16 @@ impl SavedAdapter {
         let found = tensor_faults(expected, &self.unmerge_tensors);
         faults.extend(found.into_iter().map(|fault| format!("of the merge, {fault}")));
         check_fits(faults, &self.source)?;
-        self.install(merged, WeightsBefore::Merged)
+        self.install(merged, WeightsBefore::Merged, &NothingPacked)
     }
 
     /// Attaches the adapter to weights, from which the adapter that they contain is subtracted first.
-    fn install<M: Module>(&self, model: M, before: WeightsBefore) -> Result<Attached<M>, AdapterError> {
+    fn install<M: Module>(
+        &self,
+        model: M,
+        before: WeightsBefore,
+        originals: &dyn OriginalWeights,
+    ) -> Result<Attached<M>, AdapterError> {
         let state = &self.state;
         let method = state.config.method();
         let mut installations = BTreeMap::new();
@@ -228,23 +251,20 @@ impl SavedAdapter {
             for module in &state.modules {
                 let factors = state.factor_set(module, method.factors(), &self.trained);
                 let subtract = match before {
-                    WeightsBefore::WithoutAdapter => None,
-                    WeightsBefore::Original => Some(Subtraction {
-                        factors: Some(state.factor_set(module, method.factors(), &state.initial)),
-                        saved: FactorSet::new(),
-                        dtype: module.dtype,
-                    }),
-                    WeightsBefore::Merged => Some(Subtraction {
-                        factors: None,
+                    WeightsBefore::Original if method.splits_weight() || module.residual.is_some() => {
+                        Some(Subtraction::Start)
+                    }
+                    WeightsBefore::Original => None,
+                    WeightsBefore::Merged => Some(Subtraction::Merged {
+                        factors: factors.clone(),
                         saved: state.factor_set(module, method.unmerge_factors(), &self.unmerge_tensors),
-                        dtype: None,
                     }),
                 };
                 let installation = Installation { factors: Some(factors), subtract, scale: module.scale, svd: None };
                 installations.insert(module.path.clone(), installation);
             }
         }
-        let mut attached = install(model, state.clone(), installations);
+        let mut attached = install(model, state.clone(), installations, originals)?;
         if !method.is_factored() || !state.config.modules_to_save.is_empty() {
             attached.model = import_trainable(attached.model, &attached.trainable, &self.trained, &self.source)?;
         }
@@ -260,7 +280,7 @@ impl SavedAdapter {
         };
         let weights = weights(model, &state.modules.iter().map(|module| module.path.as_str()).collect());
         let of = |module: &ModuleState| {
-            let weight = weights[&module.path].clone();
+            let weight = weights[&module.path].clone().into_dense();
             let dropout = DropoutConfig::new(0.0).init();
             let factors = state.all_factors(module, &self.trained);
             let adapter = (definition.new)(&factors, module.scale, dropout, &weight.device());
@@ -307,20 +327,26 @@ impl AdapterState {
             return Err(malformed(format!("format should be {FORMAT}, found {}", manifest.format)));
         }
         manifest.config.validate().map_err(|error| malformed(error.to_string()))?;
-        let initial = match manifest.config.method().saved_with_start().is_empty() {
-            true => NamedTensors::new(),
-            false => read_tensors(&folder.join(INITIAL))?,
+        let packed = manifest.modules.iter().any(|module| module.residual.is_some());
+        let initial = match packed || !manifest.config.method().saved_with_start().is_empty() {
+            true => read_tensors(&folder.join(INITIAL))?,
+            false => NamedTensors::new(),
         };
         Ok(Self { config: manifest.config, modules: manifest.modules, initial })
     }
 
     /// A line for each tensor of the start that is missing, misshapen or not expected.
     pub(crate) fn start_faults(&self) -> Vec<String> {
-        let factors = self.config.method().saved_with_start();
-        if factors.is_empty() {
+        let method = self.config.method();
+        let mut expected = self.tensor_shapes(&method.saved_with_start());
+        for module in self.modules.iter().filter(|module| module.residual.is_some()) {
+            let one = |f: &Factor| (subtracted_path(&module.path, method, f.name), f.shape(module.shape, module.rank));
+            expected.extend(method.factors().iter().map(one));
+        }
+        if expected.is_empty() {
             return Vec::new();
         }
-        let faults = tensor_faults(self.tensor_shapes(&factors), &self.initial);
+        let faults = tensor_faults(expected, &self.initial);
         faults.into_iter().map(|fault| format!("at the start, {fault}")).collect()
     }
 
@@ -338,23 +364,29 @@ impl AdapterState {
     }
 
     /// A line for each weight of the right shape whose content in `model` differs from the fingerprint.
-    pub(crate) fn content_faults<M: Module>(&self, model: &M) -> Vec<String> {
+    pub(crate) fn content_faults<M: Module>(
+        &self,
+        model: &M,
+        originals: &dyn OriginalWeights,
+    ) -> Result<Vec<String>, AdapterError> {
         let known = |module: &&ModuleState| module.fingerprint.is_some();
         let known: BTreeMap<&str, &ModuleState> =
             self.modules.iter().filter(known).map(|module| (module.path.as_str(), module)).collect();
-        let fault = |(path, weight): (String, Tensor<2>)| {
+        let mut faults = Vec::new();
+        for (path, weight) in weights(model, &known.keys().copied().collect()) {
             let module = known[path.as_str()];
+            let weight = original_or_widened(&path, weight, originals)?;
             let (dtype, other) = (weight.dtype(), weight.dims() != module.shape);
             if other || Some(fingerprint(&module.narrowed(weight))) == module.fingerprint {
-                return None;
+                continue;
             }
             let rounded = match module.dtype {
                 None if dtype != DType::F32 => format!(", or was rounded to {dtype:?}, which it was not then"),
                 _ => String::new(),
             };
-            Some(format!("`{path}.weight` is not the weight that the adapter was made for{rounded}"))
-        };
-        weights(model, &known.keys().copied().collect()).into_iter().filter_map(fault).collect()
+            faults.push(format!("`{path}.weight` is not the weight that the adapter was made for{rounded}"));
+        }
+        Ok(faults)
     }
 
     /// Names and shapes of the trained tensors.
@@ -397,6 +429,20 @@ impl AdapterState {
     /// The trained factors of the module at `path` at the start.
     pub(crate) fn factors_at_start(&self, path: &str) -> FactorSet {
         self.initial_set(path, self.config.method().factors())
+    }
+
+    /// The trained factors whose product is subtracted from the weight of `module`: those at the start, or those before the last
+    /// packing if the residual is packed.
+    pub(crate) fn subtracted_factors(&self, module: &ModuleState) -> FactorSet {
+        let method = self.config.method();
+        if module.residual.is_none() {
+            return self.factor_set(module, method.factors(), &self.initial);
+        }
+        let named = |factor: &Factor| {
+            let tensor = self.initial.get(&subtracted_path(&module.path, method, factor.name))?;
+            Some((factor.name, tensor.clone()))
+        };
+        method.factors().iter().filter_map(named).collect()
     }
 
     /// The frozen factors of the module at `path`.

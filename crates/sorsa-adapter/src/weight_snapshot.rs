@@ -7,12 +7,16 @@ use burn::nn::DropoutConfig;
 use burn::prelude::*;
 use burn::tensor::FloatDType;
 use sorsa_files::{HostTensor, NamedTensors};
+use sorsa_ops::{PackedWeight, WeightOperand};
 
-use crate::attach::{Target, residual};
+use crate::attach::Target;
 use crate::error::AdapterError;
 use crate::factors::{FactorSet, Vectors};
 use crate::host_tensor::HostTensorExt;
+use crate::install::residual;
 use crate::method::{FactoredDefinition, LowRank};
+use crate::packed::{OriginalWeights, original_or_widened};
+use crate::packed_residual::packed_residual;
 use crate::parameters::{check_fits, tensor_faults, weight_path, weights};
 use crate::state::{AdapterState, ModuleState};
 use crate::{Adapter, AdapterConfig, TensorFile};
@@ -48,12 +52,17 @@ impl AdapterState {
     ///
     /// Those of [`AdapterState::load`] and [`AdapterConfig::targets`]; [`AdapterError::Mismatch`] if the start does not fit
     /// the model, or if a fingerprint in it says that it was made from other weights.
-    pub fn of_run<M: Module>(config: &AdapterConfig, start: &Path, model: &M) -> Result<Self, AdapterError> {
+    pub fn of_run<M: Module>(
+        config: &AdapterConfig,
+        start: &Path,
+        model: &M,
+        originals: &dyn OriginalWeights,
+    ) -> Result<Self, AdapterError> {
         if config.method().is_factored() || start.exists() {
             let state = Self::load(start)?;
             let mut faults = state.module_faults(model);
             faults.extend(state.start_faults());
-            faults.extend(state.content_faults(model));
+            faults.extend(state.content_faults(model, originals)?);
             check_fits(faults, start)?;
             return Ok(state);
         }
@@ -69,16 +78,34 @@ impl AdapterState {
             scale: target.scale,
             fingerprint: None,
             dtype: None,
+            residual: None,
         };
         let modules = config.linear_layers(patterns, model)?.into_iter().map(module).collect();
         Ok(Self { config: config.clone(), modules, initial: NamedTensors::new() })
     }
 
-    /// The weights of this adapter's modules in the plain `model`, without the adapter, in the modules' order.
-    pub fn originals<M: Module>(&self, model: &M) -> Vec<Tensor<2>> {
+    /// The weights of this adapter's modules in the plain `model`, without the adapter, in the modules' order. `originals` has those
+    /// that were packed while the model was read and that the adapter decomposed before.
+    ///
+    /// # Errors
+    ///
+    /// Those of `originals`.
+    pub fn originals<M: Module>(
+        &self,
+        model: &M,
+        originals: &dyn OriginalWeights,
+    ) -> Result<Vec<Tensor<2>>, AdapterError> {
         let wanted: BTreeSet<&str> = self.modules.iter().map(|module| module.path.as_str()).collect();
         let mut found = weights(model, &wanted);
-        self.modules.iter().filter_map(|module| Some(module.narrowed(found.remove(&module.path)?))).collect()
+        let known = self.modules.iter().filter_map(|module| Some((module, found.remove(&module.path)?)));
+        let original = |(module, weight): (&ModuleState, WeightOperand)| {
+            let weight = match module.fingerprint {
+                Some(_) => original_or_widened(&module.path, weight, originals)?,
+                None => weight.into_dense(),
+            };
+            Ok(module.narrowed(weight))
+        };
+        known.map(original).collect()
     }
 
     /// The principal part that was subtracted from a weight before training, computed on `device`; absent for methods that
@@ -116,13 +143,21 @@ impl AdapterState {
             return Ok(WeightSnapshot { merged, factors: None });
         };
         let device = original.device();
-        let frozen = match definition.splits_weight {
-            true => {
+        let frozen = match module.residual {
+            Some(format) => {
+                let transposed = HostTensor::from_tensor(original.clone().cast(FloatDType::F32).transpose());
+                let pair = (definition.product)(&self.subtracted_factors(module)).scaled(module.scale);
+                let fault = |error| vec![format!("matrix `{}`: {error}", module.path)];
+                let packed = packed_residual(transposed, Some(&pair), format)
+                    .map_err(|error| AdapterError::Decomposition { faults: fault(error) })?;
+                PackedWeight::new(&packed, &device).to_dense()
+            }
+            None if definition.splits_weight => {
                 let factors = self.all_factors(module, &self.initial);
                 let part = adapter(&definition, &factors, module, &device);
                 residual(original.clone(), &part, &FactorSet::new(), module.dtype).0
             }
-            false => original.clone(),
+            None => original.clone(),
         };
         let factors = self.all_factors(module, &found);
         let adapter = adapter(&definition, &factors, module, &device);

@@ -7,10 +7,14 @@ use sorsa_files::read_regular;
 
 use crate::families::{self, Family, nested};
 use crate::fields::Fields;
+use crate::gguf::{GgufError, GgufModel};
 use crate::message::{listed, quoted};
+use crate::source::{ModelPlace, Quantization};
 
 use crate::rope::Rope;
 
+/// The file that a folder's configuration is in.
+pub(crate) const CONFIG_FILE: &str = "config.json";
 /// The widest matrix.
 const MOST_WIDTH: usize = i32::MAX as usize;
 /// Parameters of a model at most: a hundred times those of the largest one.
@@ -46,6 +50,25 @@ pub enum ConfigError {
         /// Everything found wrong.
         faults: Vec<String>,
     },
+    /// A folder with several GGUF files, none of which it names.
+    #[error(
+        "{}: expected one GGUF file, found {}; name the file itself", folder.display(), listed(files)
+    )]
+    SeveralGgufFiles {
+        /// The folder.
+        folder: PathBuf,
+        /// The names of the files.
+        files: Vec<String>,
+    },
+    /// A GGUF file.
+    #[error(transparent)]
+    Gguf(Box<GgufError>),
+}
+
+impl From<GgufError> for ConfigError {
+    fn from(error: GgufError) -> Self {
+        Self::Gguf(Box::new(error))
+    }
 }
 
 /// Sizes and constants of a language model.
@@ -192,18 +215,16 @@ pub enum RwkvVersion {
 }
 
 impl ModelConfig {
-    /// Reads `config.json` of a model's folder.
+    /// Reads the configuration of a model: `config.json` of a folder, or the metadata of a GGUF file.
     ///
     /// # Errors
     ///
     /// [`ConfigError`]; every missing, wrong and unsupported field is listed in one error.
-    pub fn read(folder: &Path) -> Result<Self, ConfigError> {
-        let path = folder.join("config.json");
-        let text =
-            read_regular(&path, LARGEST_FILE).map_err(|source| ConfigError::Io { path: path.clone(), source })?;
-        let object = serde_json::from_slice::<Map<String, Value>>(&text)
-            .map_err(|error| ConfigError::Json { path: path.clone(), reason: error.to_string() })?;
-        Self::parse(object).map_err(|faults| ConfigError::Fields { path, faults })
+    pub fn read(model: &Path) -> Result<Self, ConfigError> {
+        match ModelPlace::find(model)? {
+            ModelPlace::Folder(folder) => Ok(read_folder(&folder)?.0),
+            ModelPlace::Gguf { file, fields } => Ok(GgufModel::open_with(&file, &fields)?.config().clone()),
+        }
     }
 
     /// A configuration from the fields of a `config.json`; the error lists every fault.
@@ -293,11 +314,33 @@ impl ModelConfig {
             let found = width.map_or("more than 2^64".to_owned(), |width| width.to_string());
             fields.faults.push(format!("`{name}` should be at most {MOST_WIDTH}, found {found}"));
         }
-        if widths.is_empty() && self.parameters() > MOST_PARAMETERS {
+        if widths.is_empty() && fields.faults.is_empty() && self.parameters() > MOST_PARAMETERS {
             let found = self.parameters();
             fields.faults.push(format!("its sizes make {found} parameters, at most {MOST_PARAMETERS} are read"));
         }
     }
+}
+
+/// Reads `config.json` of a folder, and how its weights are packed.
+pub(crate) fn read_folder(folder: &Path) -> Result<(ModelConfig, Option<Quantization>), ConfigError> {
+    let path = folder.join(CONFIG_FILE);
+    let mut object = read_object(&path)?;
+    let quantization = Quantization::take(folder, &mut object);
+    let config = ModelConfig::parse(object);
+    match (config, quantization) {
+        (Ok(config), Ok(quantization)) => Ok((config, quantization)),
+        (config, quantization) => {
+            let faults = [config.err(), quantization.err()].into_iter().flatten().flatten().collect();
+            Err(ConfigError::Fields { path, faults })
+        }
+    }
+}
+
+/// Reads a file that is a JSON object.
+pub(crate) fn read_object(path: &Path) -> Result<Map<String, Value>, ConfigError> {
+    let text = read_regular(path, LARGEST_FILE).map_err(|source| ConfigError::Io { path: path.to_owned(), source })?;
+    serde_json::from_slice(&text)
+        .map_err(|error| ConfigError::Json { path: path.to_owned(), reason: error.to_string() })
 }
 
 impl TransformerConfig {

@@ -22,6 +22,7 @@ mod error;
 #[cfg(test)]
 mod tests;
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -110,7 +111,7 @@ pub struct HubProgress<'a> {
     pub total: u64,
 }
 
-/// The folder with the files of `model`: `model` itself if it is a folder, otherwise a snapshot in the cache of the
+/// The folder with the files of `model`: `model` itself if it is a folder or a GGUF file, otherwise a snapshot in the cache of the
 /// model `owner/name` or `owner/name@revision`, fetched unless it is there already.
 ///
 /// # Errors
@@ -123,6 +124,9 @@ pub fn resolve(model: &str, options: &HubOptions) -> Result<PathBuf, HubError> {
                 return Err(HubError::NotAFile { path });
             }
         }
+        return Ok(model.into());
+    }
+    if is_gguf(Path::new(model)) {
         return Ok(model.into());
     }
     let (id, revision) = model.split_once('@').map_or((model, None), |(id, revision)| (id, Some(revision)));
@@ -154,7 +158,20 @@ pub fn resolve(model: &str, options: &HubOptions) -> Result<PathBuf, HubError> {
 /// Whether [`resolve`] finds `model` without a request to the hub.
 pub fn is_local(model: &str, options: &HubOptions) -> bool {
     let offline = HubOptions { offline: true, ..options.clone() };
-    resolve(model, &offline).is_ok_and(|folder| Path::new(model).is_dir() || has_tokenizer(&folder))
+    resolve(model, &offline).is_ok_and(|folder| Path::new(model).exists() || has_tokenizer(&folder))
+}
+
+/// Whether this is a file that is called or begins like a GGUF file. Ollama's have no name.
+fn is_gguf(path: &Path) -> bool {
+    if !path.is_file() {
+        return false;
+    }
+    if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) {
+        return true;
+    }
+    let mut begin = [0; 4];
+    let read = std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut begin));
+    read.is_ok() && begin == *b"GGUF"
 }
 
 /// Whether this can be the name of a model on a hub, and is no folder.

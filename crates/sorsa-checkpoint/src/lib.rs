@@ -19,6 +19,8 @@ pub mod gguf;
 pub mod hub;
 mod message;
 mod rope;
+mod source;
+mod tensor_content;
 mod weight_format;
 pub mod weights;
 
@@ -28,4 +30,6 @@ pub use config::{
 };
 pub use families::Family;
 pub use rope::{Frequencies, LongRope, Rope, RopeScaling, Yarn};
-pub use weight_format::{TensorFormats, UnknownFormat, WeightFormat};
+pub use source::{GGUF_FILE, ModelSource, SourceError, Stored, gguf_file_of};
+pub use tensor_content::TensorContent;
+pub use weight_format::{FourBitFormat, TensorFormats, UnknownFormat, WeightFormat};

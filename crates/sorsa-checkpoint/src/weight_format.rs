@@ -8,8 +8,11 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
+use serde_json::{Value as Json, json};
+use sorsa_kernels::four_bit::{self, CodeBook};
+use sorsa_kernels::packed::{PackedFormat, PackedMatrix};
 
-use crate::weights::Checkpoint;
+use crate::weights::Expected;
 
 /// Numbers that one task encodes.
 const CHUNK: usize = 1 << 16;
@@ -120,6 +123,40 @@ impl WeightFormat {
     }
 }
 
+/// The 4 bits of bitsandbytes that a matrix is stored in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FourBitFormat {
+    /// The values of the codes.
+    pub book: CodeBook,
+    /// Whether the scales are packed to 8 bits.
+    pub double_quantization: bool,
+    /// Values that share a scale.
+    pub block: usize,
+}
+
+impl FourBitFormat {
+    /// `format` with bitsandbytes' usual blocks; nothing if it is not one of bitsandbytes.
+    pub fn of(format: PackedFormat) -> Option<Self> {
+        match format {
+            PackedFormat::FourBit { book, double_quantization } => {
+                Some(Self { book, double_quantization, block: four_bit::BLOCK })
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether a matrix is in this format.
+    pub fn is_of(self, matrix: &PackedMatrix) -> bool {
+        matrix.four_bit().is_some_and(|parts| parts.block == self.block) && matrix.format() == self.into()
+    }
+}
+
+impl From<FourBitFormat> for PackedFormat {
+    fn from(format: FourBitFormat) -> Self {
+        Self::FourBit { book: format.book, double_quantization: format.double_quantization }
+    }
+}
+
 /// The format of each tensor of a checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TensorFormats {
@@ -127,24 +164,77 @@ pub struct TensorFormats {
     pub usual: WeightFormat,
     /// Tensors with another format, by name.
     pub others: BTreeMap<String, WeightFormat>,
+    /// Matrices in the 4 bits of bitsandbytes, by name.
+    pub four_bit: BTreeMap<String, FourBitFormat>,
 }
 
 impl TensorFormats {
-    /// The formats of the tensors as a checkpoint stores them; f32 for those that are stored in any other.
-    pub fn stored_in(checkpoint: &Checkpoint) -> Self {
-        let infos = || checkpoint.names().filter_map(|name| Some((name, checkpoint.info(name)?)));
-        let mut formats: BTreeMap<String, WeightFormat> =
-            infos().map(|(name, info)| (name.to_owned(), WeightFormat::nearest(info.dtype))).collect();
-        let count = |format: &WeightFormat| -> usize {
-            let of_format = infos().filter(|(_, info)| WeightFormat::nearest(info.dtype) == *format);
-            of_format.map(|(_, info)| info.shape.iter().product::<usize>()).sum()
-        };
-        let usual = WeightFormat::ALL.into_iter().max_by_key(count).unwrap_or(WeightFormat::F32);
+    /// The formats of dense tensors; f32 for those that are stored in any other.
+    pub(crate) fn of_dense(tensors: impl Iterator<Item = (Expected, Dtype)>) -> Self {
+        let mut formats = BTreeMap::new();
+        let mut counts = [0usize; WeightFormat::ALL.len()];
+        for (tensor, dtype) in tensors {
+            let format = WeightFormat::nearest(dtype);
+            counts[format as usize] += tensor.shape.iter().product::<usize>();
+            formats.insert(tensor.name, format);
+        }
+        let usual = WeightFormat::ALL.into_iter().max_by_key(|format| counts[*format as usize]);
+        let usual = usual.unwrap_or(WeightFormat::F32);
         formats.retain(|_, format| *format != usual);
-        Self { usual, others: formats }
+        Self { usual, others: formats, four_bit: BTreeMap::new() }
     }
 
-    /// The format of the tensor `name`.
+    /// Stores the weights of linear layers in 4 bits, but for the head, like bitsandbytes.
+    pub fn with_linear_layers_in_four_bit(
+        mut self,
+        tensors: impl IntoIterator<Item = Expected>,
+        format: FourBitFormat,
+    ) -> Self {
+        let linear = tensors.into_iter().filter(|tensor| is_weight_of_layer(tensor));
+        self.four_bit.extend(linear.map(|tensor| (tensor.name, format)));
+        self
+    }
+
+    /// `quantization_config` of `config.json` for a folder with these `tensors`; nothing if no matrix has 4 bits.
+    pub fn quantization_config(&self, tensors: &[Expected]) -> Option<Json> {
+        let format = self.four_bit.values().next()?;
+        let is_dense_matrix = |tensor: &&Expected| tensor.shape.len() == 2 && !self.four_bit.contains_key(&tensor.name);
+        let modules = tensors.iter().filter(is_dense_matrix).filter_map(|tensor| tensor.name.strip_suffix(".weight"));
+        // Transformers makes a linear layer of 4 bits of each that is not named here. A tied head has no tensor.
+        let mut dense: Vec<&str> = modules.filter(|module| !module.contains("embed")).collect();
+        if !dense.contains(&"lm_head") {
+            dense.push("lm_head");
+        }
+        Some(json!({
+            "_load_in_4bit": true,
+            "_load_in_8bit": false,
+            "bnb_4bit_compute_dtype": self.usual.torch_name(),
+            "bnb_4bit_quant_storage": "uint8",
+            "bnb_4bit_quant_type": format.book.name(),
+            "bnb_4bit_use_double_quant": format.double_quantization,
+            "llm_int8_enable_fp32_cpu_offload": false,
+            "llm_int8_has_fp16_weight": false,
+            "llm_int8_skip_modules": dense,
+            "llm_int8_threshold": 6.0,
+            "load_in_4bit": true,
+            "load_in_8bit": false,
+            "quant_method": "bitsandbytes",
+        }))
+    }
+
+    /// The finite numbers of a tensor of shape `shape` as its format holds them; nothing if that is f32.
+    pub fn rounded(&self, name: &str, values: &[f32], shape: &[usize]) -> Option<Vec<f32>> {
+        match (self.four_bit.get(name), shape) {
+            (Some(format), [rows, columns]) => {
+                let packed = PackedMatrix::pack(PackedFormat::from(*format), [*rows, *columns], values);
+                Some(packed.ok()?.to_f32())
+            }
+            _ if self.of(name) == WeightFormat::F32 => None,
+            _ => Some(self.of(name).rounded(values)),
+        }
+    }
+
+    /// The format of the numbers of the tensor `name`, which are not packed.
     pub fn of(&self, name: &str) -> WeightFormat {
         self.others.get(name).copied().unwrap_or(self.usual)
     }
@@ -152,7 +242,7 @@ impl TensorFormats {
 
 impl From<WeightFormat> for TensorFormats {
     fn from(usual: WeightFormat) -> Self {
-        Self { usual, others: BTreeMap::new() }
+        Self { usual, others: BTreeMap::new(), four_bit: BTreeMap::new() }
     }
 }
 
@@ -179,6 +269,12 @@ impl From<WeightFormat> for Dtype {
             WeightFormat::Bf16 => Self::BF16,
         }
     }
+}
+
+/// Whether a tensor is the weight of a linear layer, and not the head.
+fn is_weight_of_layer(tensor: &Expected) -> bool {
+    let Some(module) = tensor.name.strip_suffix(".weight") else { return false };
+    tensor.shape.len() == 2 && !module.contains("embed") && module != "lm_head" && module != "head"
 }
 
 fn encode_each<const N: usize>(values: &[f32], bytes: &mut [u8], encode: impl Fn(f32) -> [u8; N]) {

@@ -5,11 +5,13 @@ use std::path::Path;
 
 use serde_json::{Value as Json, json};
 use sorsa_checkpoint::gguf::{
-    Array, ExportOptions, GgufError, GgufFile, GgufModel, GgufTensor, GgufType, GgufWriter, LoraModule, Value,
-    export_adapter, export_model,
+    Array, ExportOptions, Fallback, FileType, GgufError, GgufFile, GgufModel, GgufTensor, GgufType, GgufWriter,
+    LoraModule, Mixture, ModelTensors, Value, export_adapter, export_model, export_tensors,
 };
 use sorsa_checkpoint::weights::{Checkpoint, CheckpointWriter, Expected, ModelFolder, WeightsError};
-use sorsa_checkpoint::{ModelConfig, WeightFormat};
+use sorsa_checkpoint::{ModelConfig, TensorContent, WeightFormat};
+use sorsa_kernels::BlockFormat;
+use sorsa_kernels::packed::{PackedFormat, PackedMatrix};
 use tempfile::{TempDir, tempdir};
 
 const HIDDEN: usize = 48;
@@ -104,7 +106,8 @@ fn exported(folder: &Path, options: impl Into<ExportOptions>) -> (TempDir, GgufF
     assert_eq!(report.bytes, std::fs::metadata(&out).unwrap().len());
     let file = GgufFile::open(&out).unwrap();
     assert_eq!((report.architecture, report.tensors), ("llama", file.tensors().len()));
-    (dir, file, report.fallbacks)
+    let fallbacks = report.fallbacks.into_iter().map(|fallback| (fallback.tensor, fallback.stored)).collect();
+    (dir, file, fallbacks)
 }
 
 /// The name that llama.cpp gives a tensor of a Llama.
@@ -232,6 +235,103 @@ fn the_metadata_says_what_llama_cpp_needs_to_know() {
     let (_dir, file, _) = exported(folder.path(), ExportOptions::new(GgufType::F16).without_tokenizer());
     assert_eq!(file.get("tokenizer.ggml.model").and_then(Value::as_str), Some("no_vocab"));
     assert_eq!(file.get("tokenizer.ggml.tokens"), None);
+}
+
+#[test]
+fn a_mixture_has_more_bits_in_some_blocks_and_says_what_it_loses() {
+    let wide = |tensor: Expected| {
+        let widen = |size: &usize| if *size == HIDDEN { 256 } else { *size };
+        Expected::new(tensor.name, tensor.shape.iter().map(widen).collect::<Vec<_>>())
+    };
+    let mut config = config();
+    config["hidden_size"] = 256.into();
+    let tensors: Vec<Expected> = tensors().into_iter().map(wide).collect();
+    let folder = folder(&config, &tensors);
+    let out = folder.path().join("model.gguf");
+    let report = export_model(folder.path(), &out, FileType::Mixture(Mixture::Q4KM)).unwrap();
+    let file = GgufFile::open(&out).unwrap();
+    assert_eq!(file.get("general.file_type").and_then(Value::as_u64), Some(15));
+    let dtype = |name: &str| file.info(name).unwrap().dtype().unwrap().to_string();
+    // The last of two blocks has more bits. Rows of 64 values, those of the feed-forward layers' outputs, are no blocks of 256.
+    let found =
+        ["token_embd", "output", "blk.0.attn_v", "blk.1.attn_v", "blk.0.ffn_up", "blk.0.ffn_down", "blk.1.ffn_down"];
+    let found = found.map(|name| dtype(&format!("{name}.weight")));
+    assert_eq!(found, ["q4_k", "q6_k", "q4_k", "q6_k", "q4_k", "q5_0", "q8_0"]);
+    let fallback = |tensor: &str, asked, stored| Fallback {
+        tensor: tensor.to_owned(),
+        asked: GgufType::Blocks(asked),
+        stored: GgufType::Blocks(stored),
+    };
+    assert!(report.fallbacks.contains(&fallback("blk.0.ffn_down.weight", BlockFormat::Q4K, BlockFormat::Q5_0)));
+    assert!(report.fallbacks.contains(&fallback("blk.1.ffn_down.weight", BlockFormat::Q6K, BlockFormat::Q8_0)));
+
+    let matrices = tensors.iter().filter(|tensor| tensor.shape.len() == 2).count();
+    assert_eq!(report.errors.len(), matrices);
+    let down = report.errors.iter().find(|error| error.tensor == "blk.0.ffn_down.weight").unwrap();
+    assert_eq!(down.source, "model.layers.0.mlp.down_proj.weight");
+    let (values, packed) = (random(&down.source, 256 * FFN), file.to_f32(&down.tensor).unwrap());
+    let largest = values.iter().zip(&packed).fold(0f32, |largest, (a, b)| largest.max((a - b).abs()));
+    assert_eq!(down.largest, largest);
+    assert!(down.relative() > 0.0 && report.relative_error() > down.relative() / 2.0);
+    assert!(report.largest_error().unwrap().largest >= largest);
+}
+
+/// A folder whose matrices are packed; the values are those of the blocks.
+struct Packed(BlockFormat);
+
+impl Packed {
+    fn matrix(&self, tensor: &Expected) -> Option<PackedMatrix> {
+        let shape = tensor.shape.as_slice().try_into().ok()?;
+        let values = random(&tensor.name, tensor.shape.iter().product());
+        PackedMatrix::pack(PackedFormat::Blocks(self.0), shape, &values).ok()
+    }
+}
+
+impl ModelTensors for Packed {
+    fn ties_embeddings(&self) -> bool {
+        false
+    }
+
+    fn packed_format(&self, name: &str, _asked: GgufType) -> Option<BlockFormat> {
+        name.contains("_proj.weight").then_some(self.0).filter(|_| !name.contains("gate"))
+    }
+
+    fn content(&mut self, tensor: &Expected) -> Result<TensorContent, GgufError> {
+        Ok(match self.packed_format(&tensor.name, GgufType::F16) {
+            Some(_) => self.matrix(tensor).unwrap().into(),
+            None => random(&tensor.name, tensor.shape.iter().product()).into(),
+        })
+    }
+}
+
+#[test]
+fn packed_matrices_keep_their_blocks_whatever_type_is_asked_for() {
+    let narrow = |tensor: Expected| {
+        let shape = tensor.shape.iter().map(|size| if *size == HIDDEN { 64 } else { *size });
+        Expected::new(tensor.name, shape.collect::<Vec<_>>())
+    };
+    let mut config = config();
+    config["hidden_size"] = 64.into();
+    let tensors: Vec<Expected> = tensors().into_iter().map(narrow).collect();
+    let folder = folder(&config, &tensors);
+    let mut source = Packed(BlockFormat::Q4_1);
+    let (packed, widened) = (folder.path().join("packed.gguf"), folder.path().join("widened.gguf"));
+    let report = export_tensors(folder.path(), &mut source, &packed, GgufType::F16).unwrap();
+    assert!(report.errors.iter().all(|error| error.dtype == GgufType::F16));
+    // The same values from a folder.
+    let values = |tensor: &Expected| -> Result<Vec<f32>, WeightsError> {
+        let packed = source.packed_format(&tensor.name, GgufType::F16).and_then(|_| source.matrix(tensor));
+        Ok(packed.map_or_else(|| random(&tensor.name, tensor.shape.iter().product()), |matrix| matrix.to_f32()))
+    };
+    CheckpointWriter::new(folder.path(), WeightFormat::F32).write(&tensors, values).unwrap();
+    export_model(folder.path(), &widened, GgufType::F32).unwrap();
+    let (packed, widened) = (GgufFile::open(&packed).unwrap(), GgufFile::open(&widened).unwrap());
+    for tensor in tensors.iter().filter(|tensor| source.packed_format(&tensor.name, GgufType::F16).is_some()) {
+        let name = renamed(&tensor.name);
+        assert_eq!(packed.info(&name).unwrap().dtype(), Some(GgufType::Blocks(BlockFormat::Q4_1)), "{name}");
+        assert_eq!(packed.to_f32(&name).unwrap(), widened.to_f32(&name).unwrap(), "{name}");
+    }
+    assert_eq!(packed.info("blk.0.ffn_gate.weight").unwrap().dtype(), Some(GgufType::F16));
 }
 
 #[test]

@@ -9,7 +9,7 @@ mod finetune;
 use std::ffi::OsString;
 
 use clap::{Args, Parser, Subcommand};
-use sorsa_adapter::Method;
+use sorsa_adapter::{Method, PackedFormat};
 
 use crate::device::Backend;
 use crate::format::Format;
@@ -18,7 +18,7 @@ pub use analyze::{AnalyzeArgs, Triplets, VerifyArgs};
 pub use bench::{BenchArgs, BenchFormat, BenchSpeedArgs};
 pub use convert::{ExportArgs, ExportFormat, ImportArgs, MergeArgs, UnpackArgs};
 pub use eval::{EvalArgs, GenerateArgs, GradeArgs, GradeTask};
-pub use finetune::{FinetuneArgs, PretrainArgs, RecipeArgs};
+pub use finetune::{FinetuneArgs, InspectArgs, PretrainArgs, RecipeArgs};
 
 /// Fine-tunes language models with SVD-based adapters.
 #[derive(Debug, Parser)]
@@ -55,7 +55,7 @@ pub enum Command {
     /// Show how training changes the singular values and vectors of weights, checkpoint by checkpoint
     Analyze(AnalyzeArgs),
     /// Show what `finetune` would train with the same options: modules, shapes, parameters, memory
-    Inspect(Box<FinetuneArgs>),
+    Inspect(Box<InspectArgs>),
     /// Measure the training step of a random model: seconds, CPU seconds, memory
     #[command(name = BENCH_SPEED, override_usage = "sorsa bench --speed [OPTIONS]", hide = true)]
     BenchSpeed(Box<BenchSpeedArgs>),
@@ -102,6 +102,10 @@ pub struct ConfigArgs {
     /// Read the model as if its config.json said this, as in model.config.rope_theta=5e5; repeatable
     #[arg(long, value_name = "FIELD=VALUE")]
     pub set: Vec<String>,
+    /// Pack the linear layers of a dense model while reading it: nf4, fp4, q8_0, q4_0 and others [default: as the adapter's
+    /// run did, or not]
+    #[arg(long, value_name = "FORMAT")]
+    pub quantize: Option<PackedFormat>,
 }
 
 #[derive(Debug, Args)]

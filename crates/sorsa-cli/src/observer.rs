@@ -82,8 +82,9 @@ impl TerminalObserver {
     }
 
     fn announce(&self, recipe: &Recipe, data: &DataReport, shape: &TrainingShape, run: &RunDir) {
+        let packed = recipe.model.quantize.map_or_else(String::new, |format| format!(", linear layers {format}"));
         self.say(&format!(
-            "model  {} on {}, weights {}, adapter and optimizer f32",
+            "model  {} on {}, weights {}{packed}, adapter and optimizer f32",
             recipe.model.path, self.backend, recipe.model.dtype
         ));
         let left_out = match data.dropped + data.truncated + data.skipped {

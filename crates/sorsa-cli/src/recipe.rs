@@ -82,6 +82,7 @@ fn overrides(args: &RecipeArgs) -> anyhow::Result<Vec<(String, Value)>> {
     let named = [
         ("model.path", text(args.model.as_ref())),
         ("model.dtype", text(args.dtype.as_ref())),
+        ("model.quantize", text(args.quantize.as_ref())),
         ("model.adapter", text(args.adapter.as_ref())),
         ("data.train", text(args.data.as_ref())),
         ("data.validation", text(args.validation.as_ref())),

@@ -4,12 +4,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::prelude::Device;
-use sorsa_adapter::Attached;
+use sorsa_adapter::{Attached, PackedFormat};
 use sorsa_checkpoint::hub::{HubOptions, HubProgress};
 use sorsa_data::TemplateName;
 use sorsa_experiment::adapter::{BaseModel, LoadedAdapter};
 use sorsa_experiment::embedded::EmbeddedFiles;
-use sorsa_experiment::model::{check_fetched, config_of_run};
+use sorsa_experiment::model::{check_fetched, config_of_run, quantize_of_run};
 use sorsa_experiment::recipe::set_field;
 use sorsa_experiment::sandbox::CodeExecution;
 use sorsa_experiment::{ConfigOverrides, Event, Host, Observer, RunFacts, Sources};
@@ -31,8 +31,11 @@ static EMBEDDED_FILES: Mutex<Option<Arc<EmbeddedFiles>>> = Mutex::new(None);
 /// Fields of `config.json` that the command line, or the adapter's run, wants otherwise.
 static CONFIG: Mutex<Option<ConfigOverrides>> = Mutex::new(None);
 
-/// Takes the options `--set model.config.FIELD=VALUE`, and before them the same fields of the run of an adapter, for every
-/// model that is read from here on.
+/// The format that models are packed in while they are read, by the command line or the adapter's run.
+static QUANTIZE: Mutex<Option<PackedFormat>> = Mutex::new(None);
+
+/// Takes the options `--set model.config.FIELD=VALUE` and `--quantize`, and before them the same fields of the run of an adapter, for
+/// every model that is read from here on.
 pub fn set_config(args: &ConfigArgs, adapter: Option<&Path>) -> anyhow::Result<()> {
     let mut fields = match adapter {
         // A recipe that belongs to something else stops nobody who names the model.
@@ -49,6 +52,9 @@ pub fn set_config(args: &ConfigArgs, adapter: Option<&Path>) -> anyhow::Result<(
         set_field(&mut fields, field, value)?;
     }
     *CONFIG.lock().unwrap_or_else(PoisonError::into_inner) = Some(ConfigOverrides::new(fields));
+    // A recipe that cannot be read has been told of.
+    let of_run = adapter.map_or(Ok(None), quantize_of_run).unwrap_or_default();
+    *QUANTIZE.lock().unwrap_or_else(PoisonError::into_inner) = args.quantize.or(of_run);
     Ok(())
 }
 
@@ -82,7 +88,8 @@ pub fn sources(style: Style) -> anyhow::Result<Sources> {
     let mut hub = HubOptions::from_environment(|name| std::env::var(name).ok(), home.as_deref()).or_bad_input()?;
     hub.progress = (style != Style::Quiet).then(|| Arc::new(download_progress(style)) as _);
     let config = CONFIG.lock().unwrap_or_else(PoisonError::into_inner).clone().unwrap_or_default();
-    Ok(Sources { embedded: embedded_files(), hub, config })
+    let quantize = *QUANTIZE.lock().unwrap_or_else(PoisonError::into_inner);
+    Ok(Sources { embedded: embedded_files(), hub, config, quantize })
 }
 
 /// The embedded model and task.
@@ -137,6 +144,8 @@ pub fn chat_template(
 
 /// A model with its name and its files.
 pub struct NamedModel {
+    /// Format that its linear layers were packed in while it was read, if any.
+    pub quantize: Option<PackedFormat>,
     /// The name that the user gave.
     pub name: String,
     /// Its files.
@@ -148,21 +157,22 @@ pub struct NamedModel {
 impl NamedModel {
     /// Loads a model by its name.
     pub fn load(name: &str, device: &Device) -> anyhow::Result<Self> {
-        let folder = model_folder(name, Style::choose(false))?;
-        let model = CausalLm::load(&folder, WeightFormat::F32, device).or_bad_input()?;
+        let sources = sources(Style::choose(false))?;
+        let folder = sorsa_experiment::model::model_folder(name, &sources)?;
+        let model = CausalLm::load_from(&sources.open(&folder)?, WeightFormat::F32, device).or_bad_input()?;
         warn_of_separate_head(&folder, &model)?;
-        Ok(Self { name: name.to_owned(), folder, model })
+        Ok(Self { name: name.to_owned(), folder, quantize: sources.quantize, model })
     }
 
     /// Reads an adapter for the model. Whatever is odd about it is told to the observer.
     pub fn adapter(self, adapter: &Path, observer: &mut dyn Observer) -> anyhow::Result<LoadedAdapter> {
-        let base = BaseModel { name: &self.name, folder: &self.folder };
+        let base = BaseModel { name: &self.name, folder: &self.folder, quantize: self.quantize };
         Ok(LoadedAdapter::read(self.model, base, adapter, observer)?)
     }
 
     /// Attaches an adapter to the model, and warns of whatever is odd about it.
     pub fn with_adapter(self, adapter: &Path) -> anyhow::Result<Attached<CausalLm>> {
-        let base = BaseModel { name: &self.name, folder: &self.folder };
+        let base = BaseModel { name: &self.name, folder: &self.folder, quantize: self.quantize };
         Ok(LoadedAdapter::read_and_attach(self.model, base, adapter, &mut Warnings)?)
     }
 }

@@ -250,6 +250,37 @@ fn inspect_counts_in_closed_form() {
 }
 
 #[test]
+fn inspect_measures_what_packing_loses() {
+    let place = Place::new();
+    let measure = ["inspect", "--model", "model", "--quantization-error", "--ranks", "1,4", "--quiet"];
+    let json = place.command(&measure).args(["--quantize", "fp4", "--format", "json"]).succeed();
+    let table: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((&table["format"], &table["rounds"]), (&"fp4".into(), &5.into()));
+    let kinds = table["kinds"].as_array().unwrap();
+    assert_eq!(kinds.len(), SHAPES.len());
+    for kind in kinds.iter().chain([&table["all"]]) {
+        let reduction = |rank: usize, start: &str| kind["ranks"][rank][start]["nuclear_reduction"].as_f64().unwrap();
+        for start in ["loftq", "qpissa", "qsorsa"] {
+            assert!(0.0 < reduction(0, start) && reduction(0, start) < reduction(1, start), "{kind}");
+        }
+    }
+    let printed = place.command(&measure).succeed();
+    assert!(
+        printed.contains("nuclear norm of the error") && printed.contains("Frobenius norm of the error"),
+        "{printed}"
+    );
+    let error = |arguments: &[&str]| {
+        let output = place.command(arguments).output().unwrap();
+        assert!(!output.status.success());
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let alone = error(&["inspect", "--model", "model", "--ranks", "4"]);
+    assert!(alone.contains("--quantization-error"), "{alone}");
+    let narrow = error(&[&measure[..], &["--quantize", "q4_k"]].concat());
+    assert!(narrow.contains("rows of 32 values are not whole blocks of q4_k, which have 256"), "{narrow}");
+}
+
+#[test]
 fn inspect_says_what_a_method_trains_and_keeps() {
     let place = Place::new();
     let inspect = |method: &str| -> Value {

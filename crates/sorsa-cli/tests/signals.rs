@@ -47,6 +47,13 @@ fn through_shell(place: &Place, before: &str, arguments: &[&str]) -> Command {
     command
 }
 
+/// Whether this process ignores SIGHUP, and so do the programs that it starts.
+fn hangups_are_ignored() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    ignored.is_some_and(|mask| u64::from_str_radix(mask.trim(), 16).is_ok_and(|mask| mask & 1 == 1))
+}
+
 const FINETUNE: [&str; 12] = [
     "finetune",
     "--model",
@@ -65,7 +72,12 @@ const FINETUNE: [&str; 12] = [
 #[test]
 fn a_hangup_ends_a_run_with_a_checkpoint_unless_it_was_ignored_from_the_start() {
     let place = Place::new();
-    for (run, before, steps, expected) in [("hangup", "", "100000", 130), ("nohup", "trap '' HUP;", "400", 0)] {
+    let mut cases = vec![("nohup", "trap '' HUP;", "400", 0)];
+    // What starts the tests may be `nohup` itself: a shell cannot undo it.
+    if !hangups_are_ignored() {
+        cases.push(("hangup", "", "100000", 130));
+    }
+    for (run, before, steps, expected) in cases {
         let arguments = [&FINETUNE[..], &["--max-steps", steps, "--run-dir", run]].concat();
         let mut command = through_shell(&place, before, &arguments);
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();

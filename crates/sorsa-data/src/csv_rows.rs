@@ -17,10 +17,15 @@ pub(crate) fn for_each_csv_row(bytes: &[u8], delimiter: u8, take: &mut TakeRow<'
         return Ok(());
     }
     let names = field_names(&record)?;
+    // The reader ends a row before the second byte of a line's end, and so counts lines too late.
+    let (mut counted, mut line) = (0, 1);
     while reader.read_byte_record(&mut record).map_err(|error| reason(&error))? {
-        let line = record.position().map_or(0, |position| position.line() as usize);
         let is_last = reader.position().byte() as usize >= bytes.len();
-        let start = record.position().map_or(0, |position| position.byte() as usize);
+        let read_from = record.position().map_or(0, |position| position.byte() as usize);
+        let ends_of_lines = bytes[read_from..].iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
+        let start = read_from + ends_of_lines;
+        line += bytes[counted..start].iter().filter(|byte| **byte == b'\n').count();
+        counted = start;
         if is_last && ends_in_quotes(&bytes[start..], delimiter) {
             return Err(format!("line {line}: a quote is not closed before the end of the file"));
         }

@@ -58,6 +58,7 @@ mod split;
 pub mod synthetic;
 mod tokenizer;
 mod turn_end;
+mod turns;
 
 pub use batch::{Batch, BatchOptions, Batcher, DataPosition, IGNORED};
 pub use chat::ChatTemplate;
@@ -72,3 +73,4 @@ pub use rows::{Rows, read_rows};
 pub use split::{Split, split};
 pub use tokenizer::{DecodeStream, StopFilter, TextTokenizer};
 pub use turn_end::TurnEnd;
+pub use turns::{Around, SystemPlace, Turns};

@@ -3,13 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use sorsa_adapter::peft::{CONFIG_FILE, PeftAdapter};
-use sorsa_adapter::{AdapterError, AdapterState, AttachOptions, Attached, HostTensorExt, SavedAdapter};
+use sorsa_adapter::{AdapterError, AdapterState, AttachOptions, Attached, HostTensorExt, PackedFormat, SavedAdapter};
 use sorsa_files::{HostTensor, NamedTensors};
 use sorsa_models::CausalLm;
 
 use crate::doubt::Doubt;
 use crate::error::ExperimentError;
 use crate::observer::{Event, Observer};
+use crate::packed_on_read::PackedOnRead;
 use crate::recipe::Recipe;
 use crate::run_dir::RunDir;
 
@@ -23,6 +24,8 @@ pub struct BaseModel<'a> {
     pub name: &'a str,
     /// Its files.
     pub folder: &'a Path,
+    /// Format that its linear layers were packed in while it was read, if any.
+    pub quantize: Option<PackedFormat>,
 }
 
 /// An adapter and the model that it fits. If the adapter trains the head of a model whose head is the embedding, the
@@ -102,7 +105,7 @@ impl LoadedAdapter {
     ) -> Result<Attached<CausalLm>, ExperimentError> {
         let mut doubts = Vec::new();
         let Self { model, saved } = Self::read(model, base, folder, &mut Collected(&mut doubts))?;
-        let attached = saved.attach(model)?;
+        let attached = saved.attach_with(model, &PackedOnRead::open(base.folder, base.quantize)?)?;
         let folder = adapter_folder(folder)?;
         doubts.iter().for_each(|doubt| tell(doubt, &folder, observer));
         Ok(attached)

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::{Map, Value as Json};
-use sorsa_checkpoint::ConfigError;
+use sorsa_checkpoint::{ConfigError, GGUF_FILE, gguf_file_of};
 use sorsa_files::{FileError, at, read_regular};
 use tempfile::TempDir;
 use toml::{Table, Value};
@@ -36,7 +36,8 @@ impl ConfigOverrides {
         Self { fields: fields.clone(), views: Arc::clone(&self.views) }
     }
 
-    /// The model's `folder` if nothing is overridden; else a folder of links to its files, with another `config.json`.
+    /// The model's `folder` if nothing is overridden; else a folder of links to its files, with another `config.json`. For a GGUF file, a
+    /// folder with a link to it and a `config.json` that names it.
     ///
     /// # Errors
     ///
@@ -45,11 +46,18 @@ impl ConfigOverrides {
         if self.fields.is_empty() {
             return Ok(folder.to_owned());
         }
-        let path = folder.join(CONFIG_FILE);
-        let text =
-            read_regular(&path, LARGEST_FILE).map_err(|source| ConfigError::Io { path: path.clone(), source })?;
-        let mut object: Map<String, Json> = serde_json::from_slice(&text)
-            .map_err(|error| ConfigError::Json { path: path.clone(), reason: error.to_string() })?;
+        let gguf = gguf_file_of(folder)?;
+        let mut object = match &gguf {
+            None => read_config(folder)?,
+            // Another `config.json` in the folder of a GGUF file says nothing.
+            Some(_) if !folder.join(CONFIG_FILE).is_file() => Map::new(),
+            Some(_) => {
+                read_config(folder).map(|found| if found.contains_key(GGUF_FILE) { found } else { Map::new() })?
+            }
+        };
+        if let Some(name) = gguf.as_ref().and_then(|file| file.file_name()) {
+            object.insert(GGUF_FILE.to_owned(), name.to_string_lossy().into());
+        }
         // Of a model of text and pictures, the text part is meant.
         let target = match object.get("text_config") {
             Some(Json::Object(_)) => object["text_config"].as_object_mut(),
@@ -63,20 +71,38 @@ impl ConfigOverrides {
         let made = tempfile::Builder::new().prefix("sorsa-config-").tempdir();
         let temporary = made.map_err(at("create", Path::new("a temporary folder")))?;
         // Files that are made of the model have its folder's name in them.
-        let view = temporary.path().join(folder.file_name().unwrap_or_else(|| "model".as_ref()));
+        let name = if gguf.is_some() { folder.file_stem() } else { folder.file_name() };
+        let view = temporary.path().join(name.unwrap_or_else(|| "model".as_ref()));
         std::fs::create_dir(&view).map_err(at("create", &view))?;
-        for entry in std::fs::read_dir(&folder).map_err(at("list", &folder))? {
-            let path = entry.map_err(at("list", &folder))?.path();
-            match path.file_name() {
-                Some(name) if name != CONFIG_FILE && path.is_file() => link(&path, &view.join(name))?,
-                _ => {}
-            }
+        if let Some(file) = gguf {
+            let target = file.canonicalize().map_err(at("find", &file))?;
+            link(&target, &view.join(file.file_name().unwrap_or_else(|| "model.gguf".as_ref())))?;
+        } else {
+            link_files(&folder, &view)?;
         }
         let path = view.join(CONFIG_FILE);
         std::fs::write(&path, format!("{:#}\n", Json::Object(object))).map_err(at("write", &path))?;
         self.views.lock().unwrap_or_else(PoisonError::into_inner).push(temporary);
         Ok(view)
     }
+}
+
+fn read_config(folder: &Path) -> Result<Map<String, Json>, ConfigError> {
+    let path = folder.join(CONFIG_FILE);
+    let text = read_regular(&path, LARGEST_FILE).map_err(|source| ConfigError::Io { path: path.clone(), source })?;
+    serde_json::from_slice(&text).map_err(|error| ConfigError::Json { path, reason: error.to_string() })
+}
+
+/// Links the files of a folder, but for its configuration, into the folder `view`.
+fn link_files(folder: &Path, view: &Path) -> Result<(), FileError> {
+    for entry in std::fs::read_dir(folder).map_err(at("list", folder))? {
+        let path = entry.map_err(at("list", folder))?.path();
+        match path.file_name() {
+            Some(name) if name != CONFIG_FILE && path.is_file() => link(&path, &view.join(name))?,
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 fn replace(object: &mut Map<String, Json>, fields: &Table) {

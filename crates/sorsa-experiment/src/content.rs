@@ -1,7 +1,10 @@
 //! Fingerprints of models and adapters by the content of their files: the name of a folder says little once it is rewritten.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use sorsa_checkpoint::gguf::GgufFile;
+use sorsa_checkpoint::gguf_file_of;
 use sorsa_checkpoint::weights::{Checkpoint, TOKENIZER_FILES};
 use sorsa_files::ContentHash;
 
@@ -11,15 +14,22 @@ use crate::error::ExperimentError;
 /// bytes tell models apart.
 const SAMPLE: usize = 4096;
 
-/// Fingerprint of the model in `folder`: its configuration, its tokenizer, and of each tensor the name, dtype, shape and
+/// Fingerprint of the model in `folder`, or of a GGUF file: its configuration, its tokenizer, and of each tensor the name, dtype, shape and
 /// the values at the beginning, in the middle and at the end. Files of `eval --out` of earlier builds hold it.
 ///
 /// # Errors
 ///
 /// [`ExperimentError::Weights`], [`ExperimentError::Read`].
 pub fn of_model(folder: &Path) -> Result<String, ExperimentError> {
-    let checkpoint = Checkpoint::open(folder)?;
     let mut hash = ContentHash::new();
+    if let Some(file) = gguf_file_of(folder)? {
+        let file = GgufFile::open(&file)?;
+        add_gguf_config(&mut hash, folder, &file)?;
+        hash.update(&file.metadata_bytes(is_of_tokenizer));
+        add_gguf_weights(&mut hash, &file)?;
+        return Ok(hash.short());
+    }
+    let checkpoint = Checkpoint::open(folder)?;
     let vocabulary =
         ["tokenizer.json", "tokenizer.model", "vocab.json"].into_iter().find(|name| folder.join(name).is_file());
     let names: Vec<&str> = ["config.json"].into_iter().chain(vocabulary).collect();
@@ -35,7 +45,10 @@ pub fn of_model(folder: &Path) -> Result<String, ExperimentError> {
 /// [`ExperimentError::Weights`].
 pub fn of_weights(folder: &Path) -> Result<String, ExperimentError> {
     let mut hash = ContentHash::new();
-    add_weights(&mut hash, &Checkpoint::open(folder)?)?;
+    match gguf_file_of(folder)? {
+        Some(file) => add_gguf_weights(&mut hash, &GgufFile::open(&file)?)?,
+        None => add_weights(&mut hash, &Checkpoint::open(folder)?)?,
+    }
     Ok(hash.short())
 }
 
@@ -46,8 +59,27 @@ pub fn of_weights(folder: &Path) -> Result<String, ExperimentError> {
 /// [`ExperimentError::File`].
 pub fn of_tokenizer(folder: &Path) -> Result<String, ExperimentError> {
     let mut hash = ContentHash::new();
-    add_files(&mut hash, folder, &TOKENIZER_FILES)?;
+    match gguf_file_of(folder)? {
+        Some(file) => drop(hash.update(&GgufFile::open(&file)?.metadata_bytes(is_of_tokenizer))),
+        None => add_files(&mut hash, folder, &TOKENIZER_FILES)?,
+    }
     Ok(hash.short())
+}
+
+/// Fingerprint of the configuration of the model in `folder`, or of a GGUF file.
+///
+/// # Errors
+///
+/// [`ExperimentError::File`], [`ExperimentError::Source`].
+pub fn of_config(folder: &Path) -> Result<String, ExperimentError> {
+    match gguf_file_of(folder)? {
+        None => of_file(&folder.join("config.json")),
+        Some(file) => {
+            let mut hash = ContentHash::new();
+            add_gguf_config(&mut hash, folder, &GgufFile::open(&file)?)?;
+            Ok(hash.short())
+        }
+    }
 }
 
 /// Fingerprint of a file by its whole content, whatever its name.
@@ -82,12 +114,40 @@ fn add_weights(hash: &mut ContentHash, checkpoint: &Checkpoint) -> Result<(), Ex
         if size <= 3 * SAMPLE {
             hash.update(&checkpoint.raw(name)?);
         } else {
-            for start in [0, (size - SAMPLE) / 2, size - SAMPLE] {
-                hash.update(&checkpoint.raw_part(name, start..start + SAMPLE)?);
+            for place in sampled(size) {
+                hash.update(&checkpoint.raw_part(name, place)?);
             }
         }
     }
     Ok(())
+}
+
+/// Takes in the configuration in a GGUF file, and the fields that a `config.json` beside it replaces.
+fn add_gguf_config(hash: &mut ContentHash, path: &Path, file: &GgufFile) -> Result<(), ExperimentError> {
+    hash.update(&file.metadata_bytes(|key| !is_of_tokenizer(key)));
+    add_files(hash, path, &["config.json"])
+}
+
+/// Whether a key of a GGUF file's metadata belongs to the tokenizer.
+fn is_of_tokenizer(key: &str) -> bool {
+    key.starts_with("tokenizer.")
+}
+
+fn add_gguf_weights(hash: &mut ContentHash, file: &GgufFile) -> Result<(), ExperimentError> {
+    for tensor in file.tensors() {
+        hash.update(format!("{} {} {:?}\n", tensor.name, tensor.type_id, tensor.shape).as_bytes());
+        let Some(size) = tensor.dtype().and_then(|dtype| dtype.bytes(&tensor.shape)) else { continue };
+        let places = if size <= 3 * SAMPLE { vec![0..size] } else { sampled(size).to_vec() };
+        for place in places {
+            hash.update(&file.raw_part(&tensor.name, place)?);
+        }
+    }
+    Ok(())
+}
+
+/// The three places of a tensor that are read.
+fn sampled(size: usize) -> [Range<usize>; 3] {
+    [0, (size - SAMPLE) / 2, size - SAMPLE].map(|start| start..start + SAMPLE)
 }
 
 /// Fingerprint of the adapter in `folder`: the whole content of its files, which is small.

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use sorsa_adapter::{AdapterDoubt, Method};
+use sorsa_checkpoint::gguf_file_of;
 
 use crate::adapter::BaseModel;
 use crate::content;
@@ -85,6 +86,10 @@ impl Doubt {
             doubts.push(Self::OtherBase { named: named.to_owned(), given: base.name.to_owned() });
         }
         let model = base.folder.to_owned();
+        if is_gguf(&model) {
+            // Its tokenizer is told in other words than that of the folder which it was made of.
+            return doubts;
+        }
         if let Some(own) = tokenizer(adapter)
             && tokenizer(base.folder).as_ref() != Some(&own)
         {
@@ -109,7 +114,7 @@ fn is_same_base(named: &str, base: BaseModel<'_>) -> bool {
     }
     let folder = base.folder.canonicalize().unwrap_or_else(|_| base.folder.to_owned());
     let path = Path::new(trimmed);
-    if path.join("config.json").is_file() {
+    if path.join("config.json").is_file() || is_gguf(path) {
         let content = |folder: &Path| content::of_model(folder).ok();
         return path.canonicalize().is_ok_and(|path| path == folder)
             || content(path).is_some_and(|named| content(&folder) == Some(named));
@@ -121,6 +126,10 @@ fn is_same_base(named: &str, base: BaseModel<'_>) -> bool {
     in_cache
         || (last(path).is_some() && (last(path) == last(&folder) || last(path) == last(Path::new(base.name))))
         || json(&folder.join("config.json")).is_some_and(|config| config["_name_or_path"] == trimmed)
+}
+
+fn is_gguf(path: &Path) -> bool {
+    path.exists() && gguf_file_of(path).is_ok_and(|file| file.is_some())
 }
 
 fn json(path: &Path) -> Option<Value> {
@@ -165,7 +174,8 @@ mod tests {
         let cached = place.path().join("hub/models--owner--name/snapshots/0123");
         fs::create_dir_all(&cached).unwrap();
         let given = folder.to_string_lossy().into_owned();
-        let is_same = |named: &str, name: &str, folder: &Path| is_same_base(named, BaseModel { name, folder });
+        let is_same =
+            |named: &str, name: &str, folder: &Path| is_same_base(named, BaseModel { name, folder, quantize: None });
         for named in
             [given.as_str(), "models/tiny/checkpoint", "owner/original", "owner/Checkpoint", "elsewhere/checkpoint/"]
         {
@@ -188,7 +198,8 @@ mod tests {
         for folder in [&model, &adapter] {
             fs::create_dir(folder).unwrap();
         }
-        let doubts = || Doubt::of_files(&adapter, BaseModel { name: "model", folder: &model }, Some("model"));
+        let doubts =
+            || Doubt::of_files(&adapter, BaseModel { name: "model", folder: &model, quantize: None }, Some("model"));
         fs::write(model.join("tokenizer.json"), r#"{"model": {"vocab": {"a": 0}}, "padding": null}"#).unwrap();
         assert_eq!(doubts(), []);
         let saved_again = r#"{ "model": {"vocab": {"a": 0}}, "padding": {"length": 8}, "truncation": null }"#;

@@ -5,9 +5,10 @@ use std::num::TryFromIntError;
 use std::path::PathBuf;
 
 use sorsa_adapter::AdapterError;
-use sorsa_checkpoint::ConfigError;
+use sorsa_checkpoint::gguf::GgufError;
 use sorsa_checkpoint::hub::HubError;
 use sorsa_checkpoint::weights::WeightsError;
+use sorsa_checkpoint::{ConfigError, SourceError};
 use sorsa_data::synthetic::SyntheticError;
 use sorsa_data::{BadRows, DataError, LongPrompt};
 use sorsa_files::FileError;
@@ -28,6 +29,12 @@ pub enum ExperimentError {
         step: u64,
     },
 
+    /// The files of a model cannot be read.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// A GGUF file cannot be read.
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
     /// A recipe cannot be read.
     #[error("{}: {source}", path.display())]
     ReadRecipe {

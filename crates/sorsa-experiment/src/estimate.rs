@@ -40,8 +40,12 @@ pub struct Step<'a> {
     pub dense: bool,
     /// What the adapters add to the forward and the backward pass.
     pub adapters: OperationMemory,
-    /// Bytes of a frozen weight.
-    pub weight_bytes: u64,
+    /// Bytes of all weights.
+    pub weights: u64,
+    /// The dtype that operations keep for the backward pass if they may round it.
+    pub activations: FloatDType,
+    /// Whether each block runs again in the backward pass: then only its input is kept from the first time.
+    pub checkpoint_blocks: bool,
     /// Sequences of a micro-batch.
     pub rows: usize,
     /// Tokens of a sequence.
@@ -61,15 +65,23 @@ impl MemoryEstimate {
         let tokens = step.tokens() as u64;
         let head = step.head();
         let block = step.block();
-        let blocks = block * step.config.num_hidden_layers as u64;
+        let count = step.config.num_hidden_layers as u64;
+        let blocks = block * count;
+        let activations = match step.checkpoint_blocks {
+            // One block at a time keeps what it needs; of all, the input is kept.
+            true => {
+                4 * tokens * step.config.hidden_size as u64 * count + block.kept + step.adapters.kept / count.max(1)
+            }
+            false => blocks.kept + step.adapters.kept,
+        };
         // Gradients on their way through a feed-forward layer: of gate and up, and of three hidden states.
         let passing = 4 * tokens * (2 * step.config.intermediate_size as u64 + 3 * step.config.hidden_size as u64);
         Self {
-            weights: step.config.num_parameters() as u64 * step.weight_bytes,
+            weights: step.weights,
             adapter: step.factors * 4,
             gradients: step.trained * 4,
             optimizer: step.trained * 4 * step.optimizer_buffers,
-            activations: blocks.kept + step.adapters.kept + head.kept,
+            activations: activations + head.kept,
             workspace: PROGRAM + head.workspace.max(block.workspace).max(step.adapters.workspace).max(passing),
         }
     }
@@ -104,7 +116,7 @@ impl Step<'_> {
             BlockNorms::BeforeAndAfter => 4,
         };
         let inner = self.tokens() * self.config.intermediate_size;
-        let kept = if self.weight_bytes == 2 { FloatDType::BF16 } else { FloatDType::F32 };
+        let kept = self.activations;
         let feed_forward = match decoder.activation {
             // Without a gate, by burn's own operation.
             Activation::Gelu => gated_memory(Form::Plain, inner, FloatDType::F32),
@@ -292,7 +304,9 @@ mod tests {
             factors: 525_312,
             dense: false,
             adapters: OperationMemory::keeping(672 * 1024),
-            weight_bytes: 4,
+            weights: 4 * config.num_parameters() as u64,
+            activations: FloatDType::F32,
+            checkpoint_blocks: false,
             rows: 4,
             len: 256,
             form: Form::Fused,

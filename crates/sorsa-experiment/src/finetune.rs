@@ -20,6 +20,7 @@ use crate::host::Host;
 use crate::inputs::{Inputs, Test};
 use crate::model::LoadedModel;
 use crate::observer::{Event, Observer};
+use crate::packed_on_read::PackedOnRead;
 use crate::recipe::Recipe;
 use crate::run_dir::{RunDir, json_lines};
 use crate::run_inputs::{RunInputs, field_changes};
@@ -62,10 +63,17 @@ pub struct PreparedRun<'a> {
     recipe: Recipe,
     host: &'a Host,
     model: CausalLm,
+    originals: PackedOnRead,
     inputs: Inputs,
     files: RunInputs,
     start: Start,
     shape: TrainingShape,
+}
+
+/// A model without an adapter.
+struct PlainModel {
+    model: CausalLm,
+    originals: PackedOnRead,
 }
 
 /// What training starts from.
@@ -90,17 +98,18 @@ impl<'a> PreparedRun<'a> {
     pub fn new(recipe: &Recipe, host: &'a Host, observer: &mut dyn Observer) -> Result<Self, ExperimentError> {
         let (loaded, inputs, files) = read(recipe, host, observer)?;
         let mut recipe = recipe.clone();
+        let originals = PackedOnRead::open(&loaded.folder, loaded.quantize)?;
         let (model, start) = match &recipe.model.adapter {
             Some(folder) => {
-                let base = BaseModel { name: &loaded.name, folder: &loaded.folder };
+                let base = BaseModel { name: &loaded.name, folder: &loaded.folder, quantize: loaded.quantize };
                 let adapter = LoadedAdapter::read(loaded.model, base, Path::new(folder), observer)?;
                 recipe.start_from(&adapter.saved)?;
                 (adapter.model, Start::Adapter(Box::new(adapter.saved)))
             }
             None => (loaded.model, Start::Fresh),
         };
-        let shape = TrainingShape::new(&recipe, model.config(), host)?;
-        Ok(Self { recipe, host, model, inputs, files, start, shape })
+        let shape = TrainingShape::with_packed_bytes(&recipe, model.config(), loaded.packed_bytes, host)?;
+        Ok(Self { recipe, host, model, originals, inputs, files, start, shape })
     }
 
     /// Reads the model and the data of an earlier run, and compares them with those that it was begun with. Tells the observer which
@@ -118,7 +127,8 @@ impl<'a> PreparedRun<'a> {
         if let Some(begun) = &begun {
             check_recipe(begun, &recipe, run, observer)?;
         }
-        let (LoadedModel { model, .. }, inputs, files) = read(&recipe, host, observer)?;
+        let (LoadedModel { model, folder, quantize, packed_bytes, .. }, inputs, files) = read(&recipe, host, observer)?;
+        let originals = PackedOnRead::open(&folder, quantize)?;
         if let Some(begun) = &begun {
             let changes = begun.file_changes(&files, &recipe);
             if !changes.is_empty() {
@@ -131,8 +141,8 @@ impl<'a> PreparedRun<'a> {
             Ok(state) => with_head_for(model, &state),
             Err(_) => model,
         };
-        let shape = TrainingShape::new(&recipe, model.config(), host)?;
-        Ok(Self { recipe, host, model, inputs, files, start, shape })
+        let shape = TrainingShape::with_packed_bytes(&recipe, model.config(), packed_bytes, host)?;
+        Ok(Self { recipe, host, model, originals, inputs, files, start, shape })
     }
 
     /// The recipe, with what the adapter to start from decides.
@@ -146,7 +156,7 @@ impl<'a> PreparedRun<'a> {
     ///
     /// [`ExperimentError::RunExists`] for a folder that holds a run; decompositions that fail; failures of training.
     pub fn train(self, run: &RunDir, observer: &mut dyn Observer) -> Result<Summary, ExperimentError> {
-        let Self { recipe, host, model, inputs, mut files, start, shape } = self;
+        let Self { recipe, host, model, originals, inputs, mut files, start, shape } = self;
         let Inputs { train, validation, test, data } = inputs;
         let resumed = matches!(start, Start::Resumed { .. });
         // The folder is this process's until the report is written.
@@ -156,7 +166,7 @@ impl<'a> PreparedRun<'a> {
         };
         observer.on_event(Event::Planned { recipe: &recipe, data: &data, shape: &shape, run });
         let started = Instant::now();
-        let attached = attach(&recipe, host, model, start, run, observer)?;
+        let attached = attach(&recipe, host, PlainModel { model, originals }, start, run, observer)?;
         let svd_largest_residual = attached.modules.iter().filter_map(|module| module.svd_residual).reduce(f64::max);
         let svd_seconds = started.elapsed().as_secs_f64();
 
@@ -278,8 +288,11 @@ fn read(
     host: &Host,
     observer: &mut dyn Observer,
 ) -> Result<(LoadedModel, Inputs, RunInputs), ExperimentError> {
-    let host = &Host { sources: host.sources.with_config(&recipe.model.config), ..host.clone() };
+    let host = &Host { sources: host.sources.for_model(&recipe.model), ..host.clone() };
     let loaded = LoadedModel::load(&recipe.model.path, recipe.model.dtype, host)?;
+    for text in &loaded.notes {
+        observer.on_event(Event::Note { text });
+    }
     let inputs = Inputs::read(recipe, &loaded.tokenizer, loaded.model.config(), host, observer)?;
     let files = RunInputs::new(recipe, &loaded.folder, &host.sources)?;
     Ok((loaded, inputs, files))
@@ -333,7 +346,7 @@ fn read_start(recipe: &Recipe, run: &RunDir, content: Option<String>) -> Result<
 fn attach(
     recipe: &Recipe,
     host: &Host,
-    model: CausalLm,
+    PlainModel { model, originals }: PlainModel,
     start: Start,
     run: &RunDir,
     observer: &mut dyn Observer,
@@ -341,11 +354,13 @@ fn attach(
     let folder = run.file(RunDir::START);
     let factored = recipe.adapter.method().is_factored();
     match start {
-        Start::Resumed { content } if factored => return Ok(read_start(recipe, run, content)?.attach(model)?),
+        Start::Resumed { content } if factored => {
+            return Ok(read_start(recipe, run, content)?.attach_with(model, &originals)?);
+        }
         Start::Adapter(mut saved) => {
             saved.state.config.dropout = recipe.adapter.dropout;
             saved.save(&folder).map_err(ExperimentError::SaveAdapter)?;
-            return Ok(saved.attach(model)?);
+            return Ok(saved.attach_with(model, &originals)?);
         }
         Start::Fresh | Start::Resumed { .. } => {}
     }
@@ -363,6 +378,7 @@ fn attach(
                 (Some(cache), true) => Some(cache.join("svd")),
                 _ => None,
             },
+            originals: Some(&originals),
             progress: Some(&show),
         };
         recipe.adapter.attach(model, &options)?

@@ -1,15 +1,17 @@
 //! Where an experiment runs.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use burn::prelude::Device;
-use sorsa_adapter::Placement;
+use sorsa_adapter::{PackedFormat, Placement};
+use sorsa_checkpoint::ModelSource;
 use sorsa_checkpoint::hub::HubOptions;
-use toml::Table;
 
 use crate::config_overrides::ConfigOverrides;
 use crate::embedded::EmbeddedFiles;
+use crate::error::ExperimentError;
+use crate::recipe::ModelRecipe;
 use crate::sandbox::CodeExecution;
 
 /// The device, and the folders, hub and programs that an experiment may use. Whoever starts an experiment fills them in:
@@ -43,12 +45,27 @@ pub struct Sources {
     pub hub: HubOptions,
     /// Fields of the `config.json` of every model that is read.
     pub config: ConfigOverrides,
+    /// Format that the linear layers of every dense model are packed in while it is read; absent, they stay dense.
+    pub quantize: Option<PackedFormat>,
 }
 
 impl Sources {
-    /// The same, with the fields that a recipe gives its model.
-    pub fn with_config(&self, fields: &Table) -> Self {
-        Self { config: self.config.with_fields(fields), ..self.clone() }
+    /// The same, with what a recipe says of its model.
+    pub fn for_model(&self, model: &ModelRecipe) -> Self {
+        Self { config: self.config.with_fields(&model.config), quantize: model.quantize, ..self.clone() }
+    }
+
+    /// Opens the model at a place that [`model_folder`](crate::model::model_folder) found.
+    ///
+    /// # Errors
+    ///
+    /// [`ExperimentError::Source`].
+    pub fn open(&self, folder: &Path) -> Result<ModelSource, ExperimentError> {
+        let source = ModelSource::open(folder)?;
+        Ok(match self.quantize {
+            Some(format) => source.with_packing(format)?,
+            None => source,
+        })
     }
 }
 

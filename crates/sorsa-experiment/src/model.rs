@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use sorsa_checkpoint::{WeightFormat, hub};
+use sorsa_adapter::PackedFormat;
+use sorsa_checkpoint::{ModelSource, WeightFormat, gguf_file_of, hub};
 use sorsa_data::{EncodeOptions, Encoder, PromptTemplate, TemplateName, TextTokenizer, TurnEnd};
 use sorsa_models::{CausalLm, ModelConfig, float_dtype};
 use toml::Table;
@@ -26,6 +27,12 @@ pub struct LoadedModel {
     pub model: CausalLm,
     /// The tokenizer.
     pub tokenizer: Arc<TextTokenizer>,
+    /// Format that its linear layers were packed in while it was read, if any.
+    pub quantize: Option<PackedFormat>,
+    /// Bytes of all its weights if some are packed.
+    pub packed_bytes: Option<u64>,
+    /// What its user should know about its weights, a sentence each.
+    pub notes: Vec<String>,
 }
 
 /// The format of this name, if models compute with weights in it.
@@ -46,9 +53,12 @@ impl LoadedModel {
     /// See [`model_folder`]; whatever is wrong with the tokenizer's or the model's files.
     pub fn load(name: &str, format: WeightFormat, host: &Host) -> Result<Self, ExperimentError> {
         let folder = model_folder(name, &host.sources)?;
-        let tokenizer = Arc::new(TextTokenizer::from_dir(&folder)?);
-        let model = CausalLm::load(&folder, format, &host.device)?;
-        Ok(Self { name: name.to_owned(), folder, model, tokenizer })
+        let tokenizer = Arc::new(read_tokenizer(&folder)?);
+        let source = host.sources.open(&folder)?;
+        let model = CausalLm::load_from(&source, format, &host.device)?;
+        let (quantize, notes) = (host.sources.quantize, Vec::from_iter(source.packing_note()));
+        let packed_bytes = source.packed_bytes(format);
+        Ok(Self { name: name.to_owned(), folder, model, tokenizer, quantize, packed_bytes, notes })
     }
 
     /// Attaches the adapter in `folder`, or in the run at `folder`. Whatever is odd about it is told to the observer.
@@ -57,7 +67,7 @@ impl LoadedModel {
     ///
     /// See [`LoadedAdapter::read`].
     pub fn with_adapter(self, folder: &Path, observer: &mut dyn Observer) -> Result<Self, ExperimentError> {
-        let base = BaseModel { name: &self.name, folder: &self.folder };
+        let base = BaseModel { name: &self.name, folder: &self.folder, quantize: self.quantize };
         let attached = LoadedAdapter::read_and_attach(self.model, base, folder, observer)?;
         Ok(Self { model: attached.model, ..self })
     }
@@ -87,7 +97,20 @@ impl LoadedModel {
     }
 }
 
-/// The folder of a model: the embedded one, a folder, or a repository that is fetched from the hub.
+/// The tokenizer of the model at `path`: of its folder's files, or of a GGUF file's metadata.
+///
+/// # Errors
+///
+/// [`ExperimentError::Data`], [`ExperimentError::Source`].
+pub fn read_tokenizer(path: &Path) -> Result<TextTokenizer, ExperimentError> {
+    if gguf_file_of(path)?.is_none() {
+        return Ok(TextTokenizer::from_dir(path)?);
+    }
+    let files = ModelSource::open(path)?.tokenizer_files()?;
+    Ok(TextTokenizer::from_contents(path, &files.unwrap_or_default())?)
+}
+
+/// The place of a model: the embedded one, a folder, a GGUF file, or a repository that is fetched from the hub.
 ///
 /// # Errors
 ///
@@ -99,7 +122,7 @@ pub fn model_folder(name: &str, sources: &Sources) -> Result<PathBuf, Experiment
     }
     let folder = hub::resolve(name, &sources.hub)?;
     let is_adapter = holds_adapter(&folder) || holds_adapter(&folder.join(RunDir::ADAPTER));
-    match is_adapter && !folder.join("config.json").exists() {
+    match is_adapter && !folder.join("config.json").exists() && gguf_file_of(&folder)?.is_none() {
         true => Err(ExperimentError::AdapterAsModel { folder }),
         false => sources.config.apply(&folder),
     }
@@ -127,6 +150,18 @@ pub fn config_of_run(adapter: &Path) -> Result<Table, ExperimentError> {
     match recipe_of_run(adapter) {
         Some(recipe) => Ok(Recipe::read(&recipe)?.model.config),
         None => Ok(Table::new()),
+    }
+}
+
+/// The format that the run of the adapter packs its model in.
+///
+/// # Errors
+///
+/// A recipe that cannot be read.
+pub fn quantize_of_run(adapter: &Path) -> Result<Option<PackedFormat>, ExperimentError> {
+    match recipe_of_run(adapter) {
+        Some(recipe) => Ok(Recipe::read(&recipe)?.model.quantize),
+        None => Ok(None),
     }
 }
 

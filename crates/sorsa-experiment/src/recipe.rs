@@ -5,8 +5,8 @@ use std::path::Path;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use sorsa_adapter::{AdapterConfig, Algorithm, Method, SavedAdapter, SvdOptions, method_of};
-use sorsa_checkpoint::WeightFormat;
+use sorsa_adapter::{AdapterConfig, Algorithm, Method, PackedFormat, SavedAdapter, SvdOptions, method_of};
+use sorsa_checkpoint::{ModelConfig, WeightFormat, gguf_file_of};
 use sorsa_data::{AnswerStyle, Format, LoadOptions, TemplateName, Truncation};
 use sorsa_models::float_dtype;
 use sorsa_train::{OptimizerKind, TrainConfig, steps_of_equal_epochs};
@@ -16,6 +16,7 @@ use crate::adapter::adapter_folder;
 use crate::embedded::EMBEDDED;
 use crate::error::ExperimentError;
 use crate::model::model_of_run_or_embedded;
+use crate::packed_format;
 
 /// Everything that decides what a run does.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -40,10 +41,14 @@ pub struct Recipe {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ModelRecipe {
-    /// Folder, hub id, or `embedded`.
+    /// Folder, GGUF file, hub id, or `embedded`.
     pub path: String,
     /// dtype of the frozen weights: f32 or bf16.
     pub dtype: WeightFormat,
+    /// Format that the linear layers of a dense model are packed in while it is read: nf4, fp4, q8_0, q4_0 and others; absent, they stay
+    /// dense.
+    #[serde(with = "packed_format", skip_serializing_if = "Option::is_none")]
+    pub quantize: Option<PackedFormat>,
     /// Folder of an adapter to start from; it decides all of `[adapter]` but the dropout.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub adapter: Option<String>,
@@ -130,7 +135,13 @@ impl Default for Recipe {
 
 impl Default for ModelRecipe {
     fn default() -> Self {
-        Self { path: EMBEDDED.to_owned(), dtype: WeightFormat::F32, adapter: None, config: Table::new() }
+        Self {
+            path: EMBEDDED.to_owned(),
+            dtype: WeightFormat::F32,
+            quantize: None,
+            adapter: None,
+            config: Table::new(),
+        }
     }
 }
 
@@ -373,9 +384,12 @@ fn published_learning_rate(method: Method, rank: usize, width: Option<usize>) ->
     rounded.clamp(3e-5, 1e-4)
 }
 
-/// `hidden_size` of the model in a folder, if there is one that says it.
-fn hidden_size(folder: &Path) -> Option<usize> {
-    let config = std::fs::read(folder.join("config.json")).ok()?;
+/// `hidden_size` of the model in a folder or a GGUF file, if there is one that says it.
+fn hidden_size(path: &Path) -> Option<usize> {
+    if gguf_file_of(path).is_ok_and(|file| file.is_some()) {
+        return Some(ModelConfig::read(path).ok()?.hidden_size);
+    }
+    let config = std::fs::read(path.join("config.json")).ok()?;
     let config: serde_json::Value = serde_json::from_slice(&config).ok()?;
     config.get("hidden_size")?.as_u64().map(|width| width as usize)
 }
@@ -447,8 +461,17 @@ fn take_unknown_names(table: &mut Table) -> Vec<String> {
     take("data", "truncation", "data.truncation", "error, drop-row, keep-end or author-each", is_a::<Truncation>);
     take("svd", "algorithm", "svd.algorithm", "auto, exact, block-krylov or gram", is_a::<Algorithm>);
     take("model", "dtype", "dtype", "f32 or bf16", is_computed_with);
+    let packed = PackedFormat::packable().map(PackedFormat::name).collect::<Vec<_>>().join(", ");
+    let packed = format!("one of {packed}");
+    take("model", "quantize", "format", &packed, is_packable);
     take("data", "template", "data.template", &templates, is_a::<TemplateName>);
     faults
+}
+
+/// Whether weights can be packed in the format of this name.
+fn is_packable(value: &Value) -> bool {
+    let format = value.as_str().and_then(|name| name.parse::<PackedFormat>().ok());
+    format.is_some_and(PackedFormat::is_packable)
 }
 
 /// Whether a model computes with weights in the format of this name.

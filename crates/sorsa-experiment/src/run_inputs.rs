@@ -58,7 +58,7 @@ impl RunInputs {
         };
         let optional = |name: &Option<String>, split: &str| name.as_deref().map(|name| file(name, split)).transpose();
         Ok(Self {
-            config: content::of_file(&folder.join("config.json"))?,
+            config: content::of_config(folder)?,
             weights: content::of_weights(folder)?,
             tokenizer: content::of_tokenizer(folder)?,
             train: file(&recipe.data.train, "train")?,

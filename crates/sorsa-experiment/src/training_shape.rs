@@ -1,8 +1,10 @@
 //! What a recipe would train, from `config.json` alone.
 
+use burn::tensor::FloatDType;
 use serde::Serialize;
 use sorsa_adapter::Method;
-use sorsa_models::{CausalLm, ModelConfig};
+use sorsa_checkpoint::ModelSource;
+use sorsa_models::{CausalLm, ModelConfig, WeightFormat};
 use sorsa_ops::{Form, OperationMemory};
 use sorsa_report::report::bytes;
 
@@ -48,12 +50,36 @@ pub struct ModuleShape {
 }
 
 impl TrainingShape {
-    /// Counts what `recipe` would train of a model with this configuration. Reads no weights.
+    /// Counts what `recipe` would train of a dense model with this configuration. Reads no weights.
     ///
     /// # Errors
     ///
     /// [`ExperimentError::Adapter`] with every target that matches nothing and every rank that does not fit.
     pub fn new(recipe: &Recipe, config: &ModelConfig, host: &Host) -> Result<Self, ExperimentError> {
+        Self::with_packed_bytes(recipe, config, None, host)
+    }
+
+    /// [`new`](Self::new) of the model in `source`, whose weights may be packed, with this configuration.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`new`](Self::new).
+    pub fn of_source(
+        recipe: &Recipe,
+        config: &ModelConfig,
+        source: &ModelSource,
+        host: &Host,
+    ) -> Result<Self, ExperimentError> {
+        Self::with_packed_bytes(recipe, config, source.packed_bytes(recipe.model.dtype), host)
+    }
+
+    /// `packed` are the bytes of all weights if some are packed.
+    pub(crate) fn with_packed_bytes(
+        recipe: &Recipe,
+        config: &ModelConfig,
+        packed: Option<u64>,
+        host: &Host,
+    ) -> Result<Self, ExperimentError> {
         let model = CausalLm::init(config, &host.device);
         let method = recipe.adapter.method();
         let mut modules: Vec<ModuleShape> = Vec::new();
@@ -105,7 +131,13 @@ impl TrainingShape {
             factors,
             dense: !method.is_factored(),
             adapters,
-            weight_bytes: recipe.model.dtype.bytes(1) as u64,
+            weights: packed.unwrap_or(config.num_parameters() as u64 * recipe.model.dtype.bytes(1) as u64),
+            // Activations beside packed weights are f32.
+            activations: match packed {
+                None if recipe.model.dtype == WeightFormat::Bf16 => FloatDType::BF16,
+                _ => FloatDType::F32,
+            },
+            checkpoint_blocks: recipe.train.checkpoint_blocks,
             rows: recipe.train.batch_size,
             len,
             form,

@@ -36,10 +36,15 @@ pub(crate) fn most_rows() -> usize {
 /// - `weight`: `[k, n]`, contiguous along one axis
 pub(crate) fn multiply(out: &mut [f32], x: &[f32], weight: Matrix<'_>, update: Update) {
     let (k, n) = (weight.rows(), weight.columns());
-    by_columns(out, [k, n], update, |columns, part| match weight.has_contiguous_rows() {
+    by_columns(out, [k, n], update, |columns, part| add_product(part, x, weight, columns));
+}
+
+/// Adds `x W` of a range of columns to `part` `[rows, columns]`.
+pub(crate) fn add_product(part: &mut [f32], x: &[f32], weight: Matrix<'_>, columns: Range<usize>) {
+    match weight.has_contiguous_rows() {
         true => stream(part, x, weight, columns),
         false => inner(part, x, weight, columns),
-    });
+    }
 }
 
 /// Splits the columns of a weight `[k, n]` into ranges, on all threads if that pays. `body` adds the product of each range to

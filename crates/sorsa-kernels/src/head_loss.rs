@@ -139,13 +139,18 @@ impl HeadLoss<'_> {
             let with_target = rows.iter().filter(|row| row.target.is_some());
             loss += with_target.map(|row| row.sum.ln() + f64::from(row.largest) - f64::from(row.picked)).sum::<f64>();
             if wanted {
-                rows.par_iter().zip(d_hidden.par_chunks_exact_mut(width)).for_each(|(row, d)| match row.target {
-                    None => d.fill(0.0),
-                    Some(target) => {
-                        let factor = row.sum.recip() as f32;
-                        d.iter_mut().enumerate().for_each(|(i, d)| *d = *d * factor - w.at(i, target));
-                    }
-                });
+                let by_row = rows.par_iter().zip(d_hidden.par_chunks_exact_mut(width));
+                by_row.for_each_init(
+                    || vec![0.0; width],
+                    |column, (row, d)| match row.target {
+                        None => d.fill(0.0),
+                        Some(target) => {
+                            let factor = row.sum.recip() as f32;
+                            w.column(target, column);
+                            d.iter_mut().zip(column).for_each(|(d, w)| *d = *d * factor - *w);
+                        }
+                    },
+                );
             }
         }
         loss

@@ -25,6 +25,7 @@ mod bf16;
 mod blocks;
 mod few_rows;
 mod matrix;
+pub mod packed;
 mod product;
 pub mod rounding;
 mod simd;

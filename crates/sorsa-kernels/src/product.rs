@@ -1,6 +1,8 @@
 //! Matrix products into a buffer of the caller: by the kernels of [`crate::avx512`] if the processor has the instructions,
 //! otherwise by the crate `gemm`.
 
+use std::ops::Range;
+
 use gemm::Parallelism;
 
 #[cfg(target_arch = "x86_64")]
@@ -23,6 +25,23 @@ pub enum Update {
     Overwrite,
     /// The product is added to what the buffer holds.
     Add,
+}
+
+/// Some columns of a row-major matrix, into which a product is stored.
+pub(crate) struct OutputColumns<'a> {
+    /// The whole matrix.
+    pub data: &'a mut [f32],
+    /// The number of its columns.
+    pub row_stride: usize,
+    /// The columns of the product.
+    pub columns: Range<usize>,
+}
+
+impl<'a> OutputColumns<'a> {
+    /// All `columns` of a matrix.
+    pub fn all(data: &'a mut [f32], columns: usize) -> Self {
+        Self { data, row_stride: columns, columns: 0..columns }
+    }
 }
 
 /// The product `factor * lhs rhs`.
@@ -68,19 +87,22 @@ impl<'a> Product<'a> {
         if self.rhs.has_contiguous_axis() && avx512::has_f32() {
             return avx512::multiply_f32(out, self, update);
         }
-        self.compute_portable(out, update);
+        self.compute_portable(OutputColumns::all(out, self.rhs.columns()), update);
     }
 
-    /// [`compute`](Self::compute) by the crate `gemm`.
+    /// [`compute`](Self::compute) into some columns of a matrix, by the crate `gemm`.
     #[allow(unsafe_code, reason = "gemm takes pointers; every bound that it relies on is asserted here or in `Matrix`")]
-    fn compute_portable(&self, out: &mut [f32], update: Update) {
+    pub(crate) fn compute_portable(&self, out: OutputColumns<'_>, update: Update) {
         let Self { lhs, rhs, factor, threads } = *self;
         let (m, n, k) = (lhs.rows(), rhs.columns(), lhs.columns());
         assert_eq!(k, rhs.rows(), "[{m}, {k}] times [{}, {n}]", rhs.rows());
-        assert_eq!(Some(out.len()), m.checked_mul(n), "a product of [{m}, {n}]");
+        let OutputColumns { data: out, row_stride, columns } = out;
+        assert!(columns.len() == n && columns.end <= row_stride, "{columns:?} of {row_stride} columns for {n}");
+        assert_eq!(Some(out.len()), m.checked_mul(row_stride), "a product of [{m}, {n}]");
         if m == 0 || n == 0 {
             return;
         }
+        let out = &mut out[columns.start..];
         // The threshold of burn's flex: below it, waking threads costs more than they save.
         let parallelism = match threads {
             Threads::All if m * n * k >= 192 * 192 * 192 => Parallelism::Rayon(0),
@@ -88,7 +110,8 @@ impl<'a> Product<'a> {
         };
         let read_out = update == Update::Add;
         let ([lhs_row_stride, lhs_column_stride], [rhs_row_stride, rhs_column_stride]) = (lhs.strides(), rhs.strides());
-        // SAFETY: `out` has m * n elements and nobody else sees them; `Matrix` bounds every element of lhs and rhs.
+        // SAFETY: `out` has m rows, `row_stride` apart, and n elements of each; nobody else sees them. `Matrix` bounds every element
+        // of lhs and rhs.
         unsafe {
             gemm::gemm(
                 m,
@@ -96,7 +119,7 @@ impl<'a> Product<'a> {
                 k,
                 out.as_mut_ptr(),
                 1,
-                n as isize,
+                row_stride as isize,
                 read_out,
                 lhs.data().as_ptr(),
                 lhs_column_stride as isize,
@@ -171,7 +194,9 @@ mod tests {
     #[test]
     fn products_of_any_size_and_order_are_exact_to_the_sums_of_f32() {
         agrees(|product, out, update| product.compute(out, update));
-        agrees(|product, out, update| product.compute_portable(out, update));
+        agrees(|product, out, update| {
+            product.compute_portable(OutputColumns::all(out, product.rhs.columns()), update);
+        });
     }
 
     #[test]
@@ -194,7 +219,12 @@ mod tests {
         let huge = |rows, columns| Matrix::with_strides(&data, [rows, columns], [0, 0]);
         let product = Product::new(huge(1 << 32, 1), huge(1, 1 << 32));
         assert!(std::panic::catch_unwind(|| product.compute(&mut [], Update::Overwrite)).is_err());
-        assert!(std::panic::catch_unwind(|| product.compute_portable(&mut [], Update::Overwrite)).is_err());
+        assert!(
+            std::panic::catch_unwind(
+                || product.compute_portable(OutputColumns::all(&mut [], 1 << 32), Update::Overwrite)
+            )
+            .is_err()
+        );
     }
 
     #[test]

@@ -5,6 +5,7 @@
 use crate::bf16::{self, Bf16Matrix};
 use crate::few_rows;
 use crate::matrix::Matrix;
+use crate::packed::{self, PackedView};
 use crate::product::{Product, Update};
 
 /// A view of a weight `[d_in, d_out]`.
@@ -14,6 +15,8 @@ pub enum Weight<'a> {
     F32(Matrix<'a>),
     /// bf16.
     Bf16(Bf16Matrix<'a>),
+    /// A packed format; the product widens it in parts.
+    Packed(PackedView<'a>),
 }
 
 /// Evaluates the same expression for every format.
@@ -22,6 +25,7 @@ macro_rules! for_each_format {
         match $weight {
             Weight::F32($matrix) => $body,
             Weight::Bf16($matrix) => $body,
+            Weight::Packed($matrix) => $body,
         }
     };
 }
@@ -45,11 +49,25 @@ impl Weight<'_> {
         for_each_format!(self, matrix => matrix.at(row, column))
     }
 
+    /// The elements of a column; those of a packed weight are rounded to its precision.
+    ///
+    /// # Panics
+    ///
+    /// Panics if `values` has another size than the column.
+    pub fn column(&self, column: usize, values: &mut [f32]) {
+        assert_eq!(values.len(), self.rows(), "the elements of a column");
+        if let Self::Packed(matrix) = self {
+            return matrix.column(column, values);
+        }
+        values.iter_mut().enumerate().for_each(|(row, value)| *value = self.at(row, column));
+    }
+
     /// `W^T`; nothing is copied.
     pub fn transposed(self) -> Self {
         match self {
             Self::F32(matrix) => Self::F32(matrix.transposed()),
             Self::Bf16(matrix) => Self::Bf16(matrix.transposed()),
+            Self::Packed(matrix) => Self::Packed(matrix.transposed()),
         }
     }
 
@@ -62,6 +80,7 @@ impl Weight<'_> {
         match self {
             Self::F32(matrix) => Self::F32(matrix.column_range(start, end)),
             Self::Bf16(matrix) => Self::Bf16(matrix.column_range(start, end)),
+            Self::Packed(matrix) => Self::Packed(matrix.column_range(start, end)),
         }
     }
 
@@ -80,6 +99,7 @@ impl Weight<'_> {
         assert_eq!(x.len(), rows * self.rows(), "the rows of x have another width than the weight has rows");
         match self {
             Self::Bf16(matrix) => bf16::multiply(out, x, matrix, update),
+            Self::Packed(matrix) => packed::multiply(out, x, matrix, update),
             Self::F32(matrix) if rows > 0 && rows <= few_rows::most_rows() && matrix.has_contiguous_axis() => {
                 few_rows::multiply(out, x, matrix, update);
             }

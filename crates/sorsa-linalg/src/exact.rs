@@ -1,4 +1,4 @@
-//! The thin SVD of a dense matrix, by faer: bidiagonalization, then divide and conquer.
+//! The thin SVD of a dense matrix and its singular values alone, by faer: bidiagonalization, then divide and conquer.
 
 use faer::diag::Diag;
 use faer::dyn_stack::{MemBuffer, MemStack};
@@ -27,4 +27,14 @@ pub(crate) fn thin_svd<T: Scalar>(a: MatRef<'_, T>) -> Option<ThinSvd<T>> {
     svd(a, s.as_mut(), Some(u.as_mut()), Some(v.as_mut()), par, stack, params).ok()?;
     let s = s.column_vector().iter().map(|&s| s.into()).collect();
     Some(ThinSvd { u, s, v })
+}
+
+/// All singular values, descending. `None` like [`thin_svd`].
+pub(crate) fn all_singular_values<T: Scalar>(a: MatRef<'_, T>) -> Option<Vec<f64>> {
+    let (rows, cols) = a.shape();
+    let mut s = Diag::zeros(rows.min(cols));
+    let (par, params, none) = (parallelism(), Default::default(), ComputeSvdVectors::No);
+    let mut memory = MemBuffer::new(svd_scratch::<T>(rows, cols, none, none, par, params));
+    svd(a, s.as_mut(), None, None, par, MemStack::new(&mut memory), params).ok()?;
+    Some(s.column_vector().iter().map(|&s| s.into()).collect())
 }

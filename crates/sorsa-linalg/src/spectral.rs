@@ -3,8 +3,9 @@
 use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, MatRef};
 
-use crate::exact::thin_svd;
+use crate::exact::{all_singular_values, thin_svd};
 use crate::operator::{parallelism, product};
+use crate::svd::check_finite;
 use crate::{LinalgError, Scalar};
 
 /// `||U^T U - I||_F` of `u [n, r]`: 0 if its columns are orthonormal.
@@ -69,6 +70,25 @@ pub fn effective_rank<T: Scalar>(s: &[T]) -> f64 {
     entropy.exp()
 }
 
+/// The nuclear norm, the sum of all singular values. Errors call the matrix `name`. On one of rayon's workers, the function uses
+/// only that thread, otherwise all threads.
+///
+/// # Errors
+///
+/// [`LinalgError::NotFinite`], and [`LinalgError::NotConverged`] if the computation overflows.
+pub fn nuclear_norm<T: Scalar>(name: &str, a: MatRef<'_, T>) -> Result<f64, LinalgError> {
+    check_finite(name, a)?;
+    match all_singular_values(a) {
+        Some(values) => Ok(values.iter().sum()),
+        None => Err(LinalgError::NotConverged {
+            name: name.to_owned(),
+            residual: f64::NAN,
+            tolerance: T::EPSILON,
+            blocks: 0,
+        }),
+    }
+}
+
 fn widen<T: Scalar>(a: MatRef<'_, T>) -> Mat<f64> {
     Mat::from_fn(a.nrows(), a.ncols(), |i, j| a[(i, j)].into())
 }
@@ -122,6 +142,22 @@ mod tests {
         assert!(matches!(error, LinalgError::RowsDiffer { left: 4, right: 5 }));
         let nan = Mat::<f64>::full(4, 2, f64::NAN);
         assert!(principal_angles(a.as_ref(), nan.as_ref()).is_err());
+    }
+
+    #[test]
+    fn the_nuclear_norm_is_the_sum_of_the_singular_values_of_a_matrix_of_any_shape() {
+        // Orthogonal columns of length 2 and 3, then the same turned.
+        let a = Mat::<f32>::from_fn(40, 2, |i, j| if i == 7 * j + 3 { 2.0 + j as f32 } else { 0.0 });
+        assert_relative_eq!(nuclear_norm("a", a.as_ref()).unwrap(), 5.0, max_relative = 1e-6);
+        assert_relative_eq!(nuclear_norm("a", a.transpose()).unwrap(), 5.0, max_relative = 1e-6);
+        let waves = Mat::<f64>::from_fn(70, 90, |i, j| ((i * 31 + j * 17) as f64 * 0.37).sin());
+        let narrow = Mat::<f32>::from_fn(70, 90, |i, j| waves[(i, j)] as f32);
+        let expected: f64 = values(waves.as_ref()).unwrap().iter().sum();
+        assert_relative_eq!(nuclear_norm("w", waves.as_ref()).unwrap(), expected, max_relative = 1e-10);
+        assert_relative_eq!(nuclear_norm("w", narrow.as_ref()).unwrap(), expected, max_relative = 1e-5);
+        assert_eq!(nuclear_norm("empty", Mat::<f32>::zeros(0, 3).as_ref()).unwrap(), 0.0);
+        let error = nuclear_norm("n", Mat::<f32>::full(4, 2, f32::NAN).as_ref()).unwrap_err().to_string();
+        assert!(error.starts_with("matrix `n` has 8 entries that are not finite"), "{error}");
     }
 
     #[test]

@@ -1,8 +1,7 @@
 //! Rotary attention with grouped keys and values.
 
-use burn::nn::Linear;
 use burn::prelude::*;
-use sorsa_adapter::project;
+use sorsa_adapter::{Linear, project};
 use sorsa_ops::{rotary_attention, rotate_half, soft_capped_attention};
 
 use crate::cache::LayerCache;

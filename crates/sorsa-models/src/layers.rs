@@ -1,9 +1,13 @@
 //! The layers that all architectures are made of: norms with their Hugging Face names, and fresh linear layers.
 
-use burn::module::{Initializer, Param};
-use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
+use burn::module::{Initializer, Param, ParamId};
+use burn::nn::LinearConfig;
 use burn::prelude::*;
-use sorsa_ops::{activation_dtype, layer_norm, rms_norm, rms_norm_offset};
+use burn::tensor::DType;
+use sorsa_adapter::Linear;
+use sorsa_ops::{
+    PackedWeight, WeightOperand, activation_dtype, layer_norm, packed_embedding, rms_norm, rms_norm_offset,
+};
 
 use sorsa_checkpoint::ModelConfig;
 
@@ -59,26 +63,66 @@ impl LayerNorm {
     }
 }
 
+/// Token embeddings, whose weight may be packed.
+#[derive(Module, Debug)]
+pub struct Embedding {
+    /// `[vocab_size, hidden_size]`. If the weight is packed, a [`placeholder`](sorsa_adapter::placeholder).
+    pub weight: Param<Tensor<2>>,
+    /// The words of a [`PackedWeight`]; absent or empty if the weight is not packed.
+    pub packed: Option<Param<Tensor<1, Int>>>,
+}
+
+impl Embedding {
+    /// The weight, if it is packed.
+    pub fn packed(&self) -> Option<PackedWeight> {
+        PackedWeight::from_words(self.packed.as_ref()?.val())
+    }
+
+    /// The weight as an output head `[hidden_size, vocab_size]`.
+    pub fn as_head(&self) -> WeightOperand {
+        match self.packed() {
+            Some(packed) => packed.into(),
+            None => self.weight.val().transpose().into(),
+        }
+    }
+}
+
+/// The parameters that fresh layers have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Packing {
+    /// None for packed weights.
+    Dense,
+    /// An empty one for each weight that may be packed.
+    Possible,
+}
+
 /// Makes fresh layers, normal with the configuration's `initializer_range`. Parameters are lazy: nothing is allocated
 /// before it is used or replaced.
 pub(crate) struct Fresh<'a> {
     normal: Initializer,
+    packing: Packing,
     pub device: &'a Device,
 }
 
 impl<'a> Fresh<'a> {
-    pub fn new(config: &ModelConfig, device: &'a Device) -> Self {
-        Self { normal: Initializer::Normal { mean: 0.0, std: config.initializer_range }, device }
+    pub fn new(config: &ModelConfig, packing: Packing, device: &'a Device) -> Self {
+        Self { normal: Initializer::Normal { mean: 0.0, std: config.initializer_range }, packing, device }
     }
 
     pub fn linear(&self, d_in: usize, d_out: usize, bias: bool) -> Linear {
-        LinearConfig::new(d_in, d_out).with_bias(bias).with_initializer(self.normal.clone()).init(self.device)
+        let linear = LinearConfig::new(d_in, d_out).with_bias(bias).with_initializer(self.normal.clone());
+        Linear { packed: self.no_words(), ..linear.init(self.device).into() }
     }
 
     pub fn embedding(&self, config: &ModelConfig) -> Embedding {
-        EmbeddingConfig::new(config.vocab_size, config.hidden_size)
-            .with_initializer(self.normal.clone())
-            .init(self.device)
+        let weight = self.normal.init([config.vocab_size, config.hidden_size], self.device);
+        Embedding { weight, packed: self.no_words() }
+    }
+
+    fn no_words(&self) -> Option<Param<Tensor<1, Int>>> {
+        let init = |device: &Device, _| Tensor::empty([0], (device, DType::I32));
+        let words = || Param::uninitialized(ParamId::new(), init, self.device.clone(), false, [0].into());
+        (self.packing == Packing::Possible).then(words)
     }
 
     /// The output head; none where it is the embedding.
@@ -89,7 +133,13 @@ impl<'a> Fresh<'a> {
 
 /// The embeddings `[rows, len, hidden_size]` of token ids, in the dtype of activations beside such weights.
 pub(crate) fn embedded(embedding: &Embedding, ids: Tensor<2, Int>) -> Tensor<3> {
-    embedding.forward(ids).cast(activation_dtype(&embedding.weight.val()))
+    let Some(packed) = embedding.packed() else {
+        let weight = embedding.weight.val();
+        let dtype = activation_dtype(&weight);
+        return burn::tensor::module::embedding(weight, ids).cast(dtype);
+    };
+    let rows = packed_embedding(&packed, ids);
+    if embedding.weight.lazy_device().is_autodiff() { Tensor::from_inner(rows) } else { rows }
 }
 
 /// Token ids as a tensor `[rows, len]` on a device without autodiff.

@@ -38,10 +38,10 @@ mod transparent;
 pub use attention::{Attention, FusedAttention, SeparateAttention};
 pub use generate::{Finish, GenerateError, GenerateOptions, Generation, Sampling};
 pub use input::ModelInput;
-pub use layers::{LayerNorm, RmsNorm};
+pub use layers::{Embedding, LayerNorm, RmsNorm};
 pub use mlp::{FusedMlp, Mlp, SeparateMlp};
 pub use model::CausalLm;
-pub use model_files::{ModelError, float_dtype};
+pub use model_files::{ModelError, ModelTensors, float_dtype, save_tensors};
 pub use rwkv::{ChannelMix, ChannelMix4, ChannelMix6, Rwkv, RwkvBlock, RwkvModel, TimeMix, TimeMix4, TimeMix6};
 pub use schedule::Requests;
 // The two types of sorsa-checkpoint that `CausalLm` is made of and saved as.

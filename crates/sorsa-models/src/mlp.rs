@@ -1,10 +1,9 @@
 //! The gated feed-forward layer, `down(f(gate(x)) * up(x))` (Shazeer, 2020).
 
-use burn::nn::Linear;
 use burn::prelude::*;
 use burn::tensor::FloatDType;
 use burn::tensor::activation::gelu;
-use sorsa_adapter::project;
+use sorsa_adapter::{Linear, project};
 use sorsa_ops::{gated_gelu, gated_silu};
 
 use crate::layers::Fresh;

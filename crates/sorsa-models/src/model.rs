@@ -1,14 +1,13 @@
 //! A language model of any architecture: tokens in, scores of the next token out.
 
 use burn::module::Param;
-use burn::nn::{Embedding, Linear};
 use burn::prelude::*;
-use sorsa_adapter::project;
+use sorsa_adapter::{Adapter, Linear, LinearLayer, project};
 use sorsa_ops::{cross_entropy_sum, head_loss_sum, linear, on_pool, soft_cap, soft_capped_head_loss_sum};
 
 use crate::cache::KvCache;
 use crate::input::ModelInput;
-use crate::layers::index_tensor;
+use crate::layers::{Embedding, Packing, index_tensor};
 use crate::rwkv::{Rwkv, RwkvState};
 use crate::transformer::Transformer;
 use crate::transparent::transparent_module;
@@ -61,9 +60,16 @@ impl CausalLm {
     /// A model with fresh weights, normal with the configuration's `initializer_range`. Parameters are lazy: no
     /// matrix is allocated before it is used or replaced.
     pub fn init(config: &ModelConfig, device: &Device) -> Self {
+        Self::with_packing(config, Packing::Dense, device)
+    }
+
+    /// [`init`](Self::init), with or without parameters for packed weights.
+    pub(crate) fn with_packing(config: &ModelConfig, packing: Packing, device: &Device) -> Self {
         match &config.architecture {
-            Architecture::Transformer(decoder) => Self::Transformer(Transformer::init(config, decoder, device)),
-            Architecture::Rwkv(rwkv) => Self::Rwkv(Rwkv::init(config, rwkv, device)),
+            Architecture::Transformer(decoder) => {
+                Self::Transformer(Transformer::init(config, decoder, packing, device))
+            }
+            Architecture::Rwkv(rwkv) => Self::Rwkv(Rwkv::init(config, rwkv, packing, device)),
         }
     }
 
@@ -123,7 +129,7 @@ impl CausalLm {
     pub fn logits<const D: usize>(&self, hidden: Tensor<D>) -> Tensor<D> {
         let logits = match self.head() {
             Some(head) => project(head, hidden),
-            None => linear(hidden, self.embedding().weight.val().transpose(), None),
+            None => linear(hidden, self.embedding().as_head(), None),
         };
         match self.logit_soft_cap() {
             Some(cap) => soft_cap(logits, cap),
@@ -156,11 +162,11 @@ impl CausalLm {
         let hidden = hidden.select(0, index_tensor(picked, &device));
         let targets = index_tensor(targets, &device);
         let weight = match self.head() {
-            Some(head) if head.weight.reparameterization::<sorsa_adapter::Adapter>().is_some() => {
+            Some(head) if head.weight.reparameterization::<Adapter>().is_some() => {
                 return Some(cross_entropy_sum(self.logits(hidden), targets));
             }
-            Some(head) => head.weight.val(),
-            None => self.embedding().weight.val().transpose(),
+            Some(head) => head.frozen_weight(),
+            None => self.embedding().as_head(),
         };
         Some(match self.logit_soft_cap() {
             Some(cap) => soft_capped_head_loss_sum(hidden, weight, targets, cap),
@@ -189,8 +195,8 @@ impl CausalLm {
         if self.head().is_some() {
             return self;
         }
-        let weight = self.embedding().weight.val().transpose();
-        let head = Some(Linear { weight: Param::from_tensor(weight), bias: None });
+        let weight = self.embedding().as_head().into_dense();
+        let head = Some(Linear { weight: Param::from_tensor(weight), bias: None, packed: None });
         let config = match &mut self {
             Self::Transformer(model) => {
                 model.lm_head = head;
@@ -205,9 +211,12 @@ impl CausalLm {
         self
     }
 
-    /// The embedding `[vocab_size, hidden_size]`.
+    /// The values of the embedding `[vocab_size, hidden_size]`.
     pub fn embedding_weight(&self) -> Tensor<2> {
-        self.embedding().weight.val()
+        match self.embedding().packed() {
+            Some(packed) => packed.to_dense().transpose(),
+            None => self.embedding().weight.val(),
+        }
     }
 
     fn embedding(&self) -> &Embedding {

@@ -4,14 +4,15 @@
 
 use std::collections::BTreeMap;
 
-use burn::nn::{Embedding, Linear};
 use burn::prelude::*;
 use sorsa_ops::{AttentionMask, RotaryAngles};
+
+use sorsa_adapter::Linear;
 
 use crate::attention::Attention;
 use crate::cache::{KvCache, LayerCache};
 use crate::input::ModelInput;
-use crate::layers::{Fresh, RmsNorm, embedded, ids_tensor};
+use crate::layers::{Embedding, Fresh, Packing, RmsNorm, embedded, ids_tensor};
 use crate::mlp::Mlp;
 use sorsa_checkpoint::{BlockNorms, LayerType, ModelConfig, TransformerConfig};
 
@@ -69,8 +70,8 @@ pub(crate) type Views = BTreeMap<LayerType, View>;
 
 impl Transformer {
     /// A transformer with fresh weights.
-    pub(crate) fn init(config: &ModelConfig, decoder: &TransformerConfig, device: &Device) -> Self {
-        let fresh = Fresh::new(config, device);
+    pub(crate) fn init(config: &ModelConfig, decoder: &TransformerConfig, packing: Packing, device: &Device) -> Self {
+        let fresh = Fresh::new(config, packing, device);
         let norm = || RmsNorm::init(config.hidden_size, decoder.rms_norm_eps, decoder.norm_offset, device);
         let around = || (decoder.block_norms == BlockNorms::BeforeAndAfter).then(norm);
         let block = |layer_type: &LayerType| Block {

@@ -16,6 +16,7 @@
 //! ```
 
 mod attention;
+mod embedding;
 mod factored;
 mod flex;
 mod form;
@@ -24,6 +25,7 @@ mod layer_norm;
 mod linear;
 mod loss;
 mod memory;
+mod packed;
 mod pool;
 mod rms_norm;
 mod rotary;
@@ -38,6 +40,7 @@ mod wkv6;
 pub use attention::{
     AttentionMask, AttentionShape, attention_memory, causal_attention, rotary_attention, soft_capped_attention,
 };
+pub use embedding::packed_embedding;
 pub use factored::{FactoredLinearShape, LowRankFactors, factored_linear, factored_linear_memory, low_rank_product};
 pub use form::{Form, without_fused};
 pub use gated::{gated_gelu, gated_memory, gated_silu};
@@ -45,10 +48,12 @@ pub use layer_norm::{group_norm, layer_norm, layer_norm_memory};
 pub use linear::linear;
 pub use loss::{HeadLossShape, cross_entropy_sum, head_loss_memory, head_loss_sum};
 pub use memory::OperationMemory;
+pub use packed::{PackedFormat, PackedMatrix, PackedWeight, Precision, WeightOperand};
 pub use pool::on_pool;
 pub use rms_norm::{rms_norm, rms_norm_memory, rms_norm_offset};
 pub use rotary::{RotaryAngles, rotate_half, rotate_half_memory};
 pub use soft_cap::{soft_cap, soft_capped_head_loss_sum};
+pub use sorsa_kernels::packed::PackedError;
 pub use sum::add_product;
 pub use weight::{WeightStorage, activation_dtype};
 pub use wkv4::{Wkv4State, wkv4, wkv4_memory};

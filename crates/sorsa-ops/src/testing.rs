@@ -7,6 +7,7 @@ use rand_chacha::rand_core::SeedableRng;
 use rand_distr::{Distribution, StandardNormal};
 
 use crate::form::{FUSED_CALLS, without_fused};
+use crate::packed::{PackedFormat, PackedMatrix, PackedWeight};
 
 /// Normal numbers that are the same in every run. ([`Tensor::random`] has one generator for all tests of the process, so its
 /// numbers depend on which test draws first.)
@@ -39,6 +40,14 @@ pub(crate) fn ones<const D: usize>(shape: [usize; D]) -> Tensor<D> {
 pub(crate) fn flat<const D: usize>(tensor: Tensor<D>) -> Tensor<1> {
     let length = tensor.dims().iter().product::<usize>();
     tensor.reshape([length])
+}
+
+/// A packed weight of the stored shape `[d_out, d_in]`, and its values `[d_in, d_out]`.
+pub(crate) fn packed(format: PackedFormat, stored: [usize; 2], device: &Device) -> (PackedWeight, Tensor<2>) {
+    let values = leaf(stored[0] * stored[1], 77, device).into_data().try_into_vec::<f32>().unwrap();
+    let matrix = PackedMatrix::pack(format, stored, &values).unwrap();
+    let dense = Tensor::from_data(TensorData::new::<f32, _>(matrix.to_f32(), stored), device);
+    (PackedWeight::new(&matrix, device), dense.transpose())
 }
 
 /// A weight in bf16.

@@ -7,6 +7,7 @@ use burn::prelude::*;
 use burn::tensor::{DType, FloatDType};
 
 use crate::form::{fused_form_applies, is_flex, operand};
+use crate::packed::WeightOperand;
 
 /// The storage format of a weight beside f32 activations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,7 +43,12 @@ pub fn activation_dtype<const D: usize>(weight: &Tensor<D>) -> FloatDType {
 }
 
 /// Whether a fused form multiplies f32 activations with this weight.
-pub(crate) fn fused_form_takes_weight(weight: &Tensor<2>) -> bool {
-    let (device, dtype) = operand(weight);
-    WeightStorage::from_dtype(dtype).is_some() && fused_form_applies([(device, DType::F32)])
+pub(crate) fn fused_form_takes_weight(weight: &WeightOperand) -> bool {
+    match weight {
+        WeightOperand::Dense(weight) => {
+            let (device, dtype) = operand(weight);
+            WeightStorage::from_dtype(dtype).is_some() && fused_form_applies([(device, DType::F32)])
+        }
+        WeightOperand::Packed(weight) => fused_form_applies([(weight.device(), DType::F32)]),
+    }
 }

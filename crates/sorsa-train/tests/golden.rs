@@ -107,7 +107,7 @@ fn attach(base: &Path, config: AdapterConfig, initial: NamedTensors, trained: Na
     }
     let module = |target: Target| {
         let Target { path, shape, rank, scale, .. } = target;
-        ModuleState { path, shape, rank, scale, fingerprint: None, dtype: None }
+        ModuleState { path, shape, rank, scale, fingerprint: None, dtype: None, residual: None }
     };
     let modules = config.targets(&model).unwrap().into_iter().map(module).collect();
     let initial = if config.method().splits_weight() { initial } else { NamedTensors::new() };
@@ -411,6 +411,7 @@ fn adamw_steps_of_one_layer_are_those_of_the_authors_code() {
             scale,
             fingerprint: None,
             dtype: None,
+            residual: None,
         };
         let model = Layer { layer };
         let modules = adapter.targets(&model).unwrap().into_iter().map(module).collect();

@@ -8,9 +8,9 @@ use std::path::Path;
 use serde_json::{Map, Value};
 use sorsa_adapter::SavedAdapter;
 use sorsa_adapter::peft::{PeftAdapter, PeftConfig};
-use sorsa_checkpoint::ModelConfig;
 use sorsa_checkpoint::gguf::GgufFile;
 use sorsa_checkpoint::weights::Checkpoint;
+use sorsa_checkpoint::{ModelConfig, ModelSource};
 use sorsa_data::{LoadOptions, PromptTemplate, Record, TemplateName, TextTokenizer, load};
 use sorsa_experiment::Recipe;
 
@@ -26,13 +26,14 @@ pub struct Target {
 }
 
 /// All kinds.
-pub const TARGETS: [Target; 8] = [
+pub const TARGETS: [Target; 9] = [
     Target { name: "safetensors", read: safetensors },
     Target { name: "config", read: config },
     Target { name: "tokenizer", read: tokenizer },
     Target { name: "template", read: template },
     Target { name: "parquet", read: parquet },
     Target { name: "gguf", read: gguf },
+    Target { name: "packed", read: packed },
     Target { name: "adapter", read: adapter },
     Target { name: "recipe", read: recipe },
 ];
@@ -109,7 +110,44 @@ fn gguf(bytes: &[u8]) {
         for tensor in file.tensors() {
             let _ = file.to_f32(&tensor.name);
         }
+        let Ok(source) = ModelSource::open(folder) else { return };
+        read_all(&source);
+        let Ok(Some(files)) = source.tokenizer_files() else { return };
+        let _ = TextTokenizer::from_contents(folder, &files);
     });
+}
+
+/// Packed weights in safetensors, beside the configurations of those who pack them.
+fn packed(bytes: &[u8]) {
+    let quantizations = [
+        serde_json::json!({"quant_method": "bitsandbytes", "load_in_4bit": true}),
+        serde_json::json!({"quant_method": "gptq", "bits": 4, "group_size": 16}),
+        serde_json::json!({"quant_method": "gptq", "bits": 8, "group_size": -1, "checkpoint_format": "gptq_v2"}),
+        serde_json::json!({"quant_method": "awq", "bits": 4, "version": "gemm"}),
+    ];
+    in_folder("model.safetensors", bytes, |folder| {
+        for quantization in &quantizations {
+            let config = serde_json::json!({"model_type": "llama", "hidden_size": 32, "intermediate_size": 64,
+                "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 24,
+                "quantization_config": quantization});
+            std::fs::write(folder.join("config.json"), config.to_string())
+                .expect("the temporary folder can be written");
+            if let Ok(source) = ModelSource::open(folder) {
+                read_all(&source);
+            }
+        }
+    });
+}
+
+/// Reads every tensor of a model, packed and widened.
+fn read_all(source: &ModelSource) {
+    for tensor in source.tensors() {
+        if let Ok(Some(matrix)) = source.packed(&tensor.name) {
+            assert_eq!(matrix.shape().as_slice(), tensor.shape.as_slice());
+        }
+        let _ = source.numbers::<f32>(&tensor.name, false);
+        let _ = source.numbers::<f32>(&tensor.name, true);
+    }
 }
 
 /// Bytes that begin with `{` are the configuration of an adapter, all others its tensors.

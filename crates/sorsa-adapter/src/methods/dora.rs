@@ -12,17 +12,18 @@ use burn::nn::Dropout;
 use burn::prelude::*;
 use burn::tensor::{DType, FloatDType};
 use serde::{Deserialize, Serialize};
-use sorsa_linalg::LinalgError;
-use sorsa_ops::{FactoredLinearShape, Form, OperationMemory, factored_linear_memory};
+use sorsa_ops::{FactoredLinearShape, Form, OperationMemory, WeightOperand, factored_linear_memory};
 
 use super::lora::Init;
 use sorsa_files::HostTensor;
 
+use crate::AdapterConfig;
 use crate::factors::{Axes, Factor, FactorSet};
 use crate::host_tensor::HostTensorExt;
 use crate::method::{FactoredMethod, LowRank, StartsFrom};
 use crate::parameters::ParameterGroup;
 use crate::peft::{PeftInit, PeftVariant};
+use crate::quantized_start::StartError;
 use crate::start::{StartingFactors, WeightToAdapt};
 
 /// The settings of DoRA.
@@ -55,10 +56,14 @@ fn column_squares(weight: Tensor<2>) -> Tensor<1> {
     weight.cast(FloatDType::F32).square().sum_dim(0).squeeze_dim(0)
 }
 
-/// `A^T W` `[r, d_out]` in f32, of a weight of any float dtype.
-fn projected(a: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
+/// `A^T W` `[r, d_out]` in f32, of a weight of any float dtype or packed format.
+fn projected(a: Tensor<2>, weight: WeightOperand) -> Tensor<2> {
     /// Rows of a narrower weight that are widened at a time; a widened copy of the weight is twice its size.
     const ROWS: usize = 1024;
+    let weight = match weight {
+        WeightOperand::Dense(weight) => weight,
+        packed @ WeightOperand::Packed(_) => return sorsa_ops::linear(a.transpose(), packed, None),
+    };
     if weight.dtype() == DType::F32 {
         return a.transpose().matmul(weight);
     }
@@ -78,12 +83,15 @@ impl Dora {
     /// takes one narrow product with the weight, like the forward of `r` tokens; a dense `A B` costs the same but fills
     /// `[d_in, d_out]` numbers each step. The first term never changes: it is computed once. If the adapter cancels a
     /// column, accuracy is lost: the relative error of `n` is `eps ||W_j||^2 / n^2`.
-    fn norms(&self, base: Tensor<2>) -> Tensor<1> {
+    fn norms(&self, base: WeightOperand) -> Tensor<1> {
         let (a, b) = (self.a.val().without_autodiff(), self.b.val().without_autodiff());
-        let base = base.without_autodiff();
+        let base = match base {
+            WeightOperand::Dense(weight) => weight.without_autodiff().into(),
+            packed @ WeightOperand::Packed(_) => packed,
+        };
         let squares = match &self.column_squares {
             Some(squares) => squares.clone().without_autodiff(),
-            None => column_squares(base.clone()),
+            None => column_squares(base.clone().into_dense()),
         };
         let gram = a.clone().transpose().matmul(a.clone());
         let cross = projected(a, base) * (2.0 * self.scale) + gram.matmul(b.clone()) * self.scale.powi(2);
@@ -95,7 +103,7 @@ impl Dora {
     }
 
     /// `g` `[d_out]`, f32. Only the magnitude gets a gradient.
-    fn gain(&self, base: Tensor<2>) -> Tensor<1> {
+    fn gain(&self, base: WeightOperand) -> Tensor<1> {
         self.magnitude.val() / self.norms(base)
     }
 }
@@ -123,11 +131,11 @@ impl FactoredMethod for Dora {
         product + OperationMemory::keeping(tokens * d_out)
     }
 
-    fn faults(config: &DoraConfig, ranks: &[usize]) -> Vec<String> {
-        config.init.faults(ranks)
+    fn faults(config: &DoraConfig, adapter: &AdapterConfig) -> Vec<String> {
+        config.init.faults(&adapter.ranks())
     }
 
-    fn start(config: &DoraConfig, weight: &WeightToAdapt<'_>) -> Result<StartingFactors, LinalgError> {
+    fn start(config: &DoraConfig, weight: &WeightToAdapt<'_>) -> Result<StartingFactors, StartError> {
         let mut factors = config.init.factors(weight)?;
         factors.insert("magnitude", HostTensor::from_tensor(column_squares(weight.values()).sqrt()));
         Ok(factors.into())
@@ -159,7 +167,7 @@ impl FactoredMethod for Dora {
 
     /// With dropout, like PEFT: `y = x W + bias + x_d W (g - 1) + (x_d A) B * scale * g`. The adapter's change of the
     /// weight is applied to its input `x_d` after dropout.
-    fn forward<const D: usize>(&self, x: Tensor<D>, base: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<D> {
+    fn forward<const D: usize>(&self, x: Tensor<D>, base: WeightOperand, bias: Option<Tensor<1>>) -> Tensor<D> {
         let gain = self.gain(base.clone()).cast(FloatDType::from(x.dtype())).unsqueeze::<D>();
         let low_rank = self.low_rank();
         match self.drop_input(&x, &low_rank.a) {
@@ -181,12 +189,12 @@ impl FactoredMethod for Dora {
     }
 
     fn compose(&self, base: Tensor<2>) -> Tensor<2> {
-        let gain = self.gain(base.clone()).unsqueeze();
+        let gain = self.gain(base.clone().into()).unsqueeze();
         self.low_rank().added_to(base, 1.0) * gain
     }
 
     fn unmerge_factors(&self, base: Tensor<2>) -> FactorSet {
-        FactorSet::from([("norm", HostTensor::from_tensor(self.norms(base)))])
+        FactorSet::from([("norm", HostTensor::from_tensor(self.norms(base.into())))])
     }
 
     fn unmerge(&self, weight: Tensor<2>, saved: &FactorSet) -> Tensor<2> {
@@ -236,7 +244,7 @@ mod tests {
             let expected = HostTensor::from_tensor(column_squares(dense).sqrt()).values;
             // With and without the squares of the weight that are computed once.
             for module in [dora.clone(), dora.clone().with_frozen_weight(|| weight.clone())] {
-                let found = HostTensor::from_tensor(module.norms(weight.clone())).values;
+                let found = HostTensor::from_tensor(module.norms(weight.clone().into())).values;
                 let near = found.iter().zip(&expected).all(|(f, e)| (f - e).abs() < 1e-5 * e);
                 assert!(near, "{dtype:?}: {found:?}, expected {expected:?}");
             }

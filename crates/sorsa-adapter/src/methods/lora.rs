@@ -1,5 +1,6 @@
 //! LoRA (arXiv 2106.09685): `y = x W + (x A) B * scale` with `A` random and `B = 0` at the start. The weight `W` is
-//! frozen. rsLoRA is the same with another scale.
+//! frozen. rsLoRA is the same with another scale. Beside a packed weight it is QLoRA (arXiv 2305.14314), and with rounds of packing
+//! LoftQ (arXiv 2310.08659): `scale A B` starts as the leading part of what packing loses.
 
 use burn::module::Param;
 use burn::nn::Dropout;
@@ -9,12 +10,14 @@ use rand_distr::{Distribution, StandardNormal};
 use serde::{Deserialize, Serialize};
 use sorsa_files::HostTensor;
 use sorsa_linalg::faer::Mat;
-use sorsa_linalg::{LinalgError, leading_qr};
+use sorsa_linalg::leading_qr;
 
+use crate::AdapterConfig;
 use crate::factors::{Axes, Factor, FactorSet};
 use crate::host_tensor::HostTensorExt;
 use crate::method::{FactoredMethod, LowRank, StartsFrom};
 use crate::peft::{PeftInit, PeftVariant};
+use crate::quantized_start::StartError;
 use crate::start::{StartingFactors, WeightToAdapt};
 
 /// How the factors of LoRA and DoRA start: PEFT's `init_lora_weights` `true`, `"gaussian"` and `"orthogonal"`. With
@@ -59,7 +62,7 @@ impl Init {
     }
 
     /// The factors `a` and `b` of one weight.
-    pub(super) fn factors(self, weight: &WeightToAdapt<'_>) -> Result<FactorSet, LinalgError> {
+    pub(super) fn factors(self, weight: &WeightToAdapt<'_>) -> Result<FactorSet, StartError> {
         let ([d_in, d_out], rank) = (weight.target.shape, weight.target.rank);
         let mut rng = weight.rng();
         let zeros = || vec![0.0; rank * d_out];
@@ -110,13 +113,31 @@ impl FactoredMethod for Lora {
     const FACTORS: &'static [Factor] = &[Factor::new("a", Axes::InRank), Factor::new("b", Axes::RankOut)];
     const STARTS_FROM: StartsFrom = StartsFrom::RandomNumbers;
     const SPLITS_WEIGHT: bool = false;
+    const QUANTIZATION_ROUNDS: Option<usize> = Some(0);
 
-    fn faults(config: &LoraConfig, ranks: &[usize]) -> Vec<String> {
-        config.init.faults(ranks)
+    fn faults(config: &LoraConfig, adapter: &AdapterConfig) -> Vec<String> {
+        let mut faults = config.init.faults(&adapter.ranks());
+        if !config.init.is_default() && adapter.quantization_rounds.is_some_and(|rounds| rounds > 0) {
+            let name = serde_json::json!(config.init);
+            faults.push(format!(
+                "init = {name} has no meaning with quantization_rounds, which start from the error of the packing"
+            ));
+        }
+        faults
     }
 
-    fn start(config: &LoraConfig, weight: &WeightToAdapt<'_>) -> Result<StartingFactors, LinalgError> {
-        Ok(config.init.factors(weight)?.into())
+    fn start(config: &LoraConfig, weight: &WeightToAdapt<'_>) -> Result<StartingFactors, StartError> {
+        match weight.packing {
+            None => Ok(config.init.factors(weight)?.into()),
+            // LoftQ, whose factors correct what packing loses.
+            Some(packing) => {
+                let scale = weight.target.scale as f32;
+                weight.factors_from_packing_error(packing, |svd| {
+                    let [a, b] = svd.balanced(scale);
+                    FactorSet::from([("a", a), ("b", b)])
+                })
+            }
+        }
     }
 
     fn new(factors: &FactorSet, scale: f64, dropout: Dropout, device: &Device) -> Self {

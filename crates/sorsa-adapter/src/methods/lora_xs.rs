@@ -16,15 +16,15 @@ use burn::tensor::FloatDType;
 use rand_distr::{Distribution, StandardNormal};
 use serde::{Deserialize, Serialize};
 use sorsa_files::HostTensor;
-use sorsa_linalg::LinalgError;
-use sorsa_ops::{FactoredLinearShape, Form, OperationMemory, factored_linear_memory, linear};
+use sorsa_ops::{FactoredLinearShape, Form, OperationMemory, WeightOperand, factored_linear_memory, linear};
 
-use crate::Init;
 use crate::factors::{Axes, Factor, FactorPair, FactorSet};
 use crate::host_tensor::HostTensorExt;
 use crate::method::{FactoredMethod, LowRank, StartsFrom};
 use crate::peft::{PeftInit, PeftVariant};
+use crate::quantized_start::StartError;
 use crate::start::{StartingFactors, WeightToAdapt};
+use crate::{AdapterConfig, Init};
 
 /// The settings of LoRA-XS.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -71,23 +71,23 @@ impl FactoredMethod for LoraXs {
         product + OperationMemory::keeping(tokens * rank)
     }
 
-    fn faults(config: &LoraXsConfig, _ranks: &[usize]) -> Vec<String> {
+    fn faults(config: &LoraXsConfig, _adapter: &AdapterConfig) -> Vec<String> {
         match config.deviation {
             deviation if deviation.is_finite() && deviation >= 0.0 => Vec::new(),
             deviation => vec![format!("deviation must be a number of at least 0, found {deviation}")],
         }
     }
 
-    fn start(config: &LoraXsConfig, weight: &WeightToAdapt<'_>) -> Result<StartingFactors, LinalgError> {
+    fn start(config: &LoraXsConfig, weight: &WeightToAdapt<'_>) -> Result<StartingFactors, StartError> {
         let (rank, mut rng) = (weight.target.rank, weight.rng());
         let mut normal = || -> f64 { StandardNormal.sample(&mut rng) };
-        let r = (0..rank * rank).map(|_| (config.deviation * normal()) as f32).collect();
+        let r: Vec<f32> = (0..rank * rank).map(|_| (config.deviation * normal()) as f32).collect();
         weight.factors_from_svd(|svd| {
             let mut a = svd.u;
             for row in a.values.chunks_exact_mut(rank) {
                 row.iter_mut().zip(&svd.s).for_each(|(value, s)| *value *= s);
             }
-            FactorSet::from([("r", HostTensor::new([rank, rank], r)), ("a", a), ("b", svd.vt)])
+            FactorSet::from([("r", HostTensor::new([rank, rank], r.clone())), ("a", a), ("b", svd.vt)])
         })
     }
 
@@ -105,7 +105,7 @@ impl FactoredMethod for LoraXs {
     }
 
     /// `x A` is the input of a factored layer with the factors `R` and `B`: no product of the size of `A` is formed.
-    fn forward<const D: usize>(&self, x: Tensor<D>, base: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<D> {
+    fn forward<const D: usize>(&self, x: Tensor<D>, base: WeightOperand, bias: Option<Tensor<1>>) -> Tensor<D> {
         let r = self.r.val();
         let input = self.drop_input(&x, &r).unwrap_or_else(|| x.clone());
         let a = self.a.clone().cast(FloatDType::from(input.dtype()));

@@ -5,11 +5,13 @@ use burn::prelude::*;
 use burn::tensor::FloatDType;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use sorsa_linalg::LinalgError;
+use sorsa_ops::WeightOperand;
 
+use crate::AdapterConfig;
 use crate::factors::{Factor, FactorSet};
 use crate::method::{FactoredDefinition, FactoredMethod, LowRank, StartsFrom, WholeDefinition, WholeMethod};
 use crate::peft::PeftVariant;
+use crate::quantized_start::StartError;
 use crate::start::{StartingFactors, WeightToAdapt};
 
 /// Makes of the list the names ([`Method`]), the settings ([`MethodConfig`]), the state of one weight ([`Adapter`]),
@@ -141,16 +143,16 @@ macro_rules! methods {
                 }
             }
 
-            /// A line for each setting that does not fit another one or one of the `ranks`.
-            pub(crate) fn faults(&self, ranks: &[usize]) -> Vec<String> {
+            /// A line for each setting of the method that does not fit another one or one of `adapter`.
+            pub(crate) fn faults(&self, adapter: &AdapterConfig) -> Vec<String> {
                 match self {
-                    $(Self::$name(config) => $name::faults(config, ranks),)+
+                    $(Self::$name(config) => $name::faults(config, adapter),)+
                     $(Self::$whole => Vec::new(),)+
                 }
             }
 
             /// The factors of one weight at the start; absent for a method that has none.
-            pub(crate) fn start(&self, weight: &WeightToAdapt<'_>) -> Option<Result<StartingFactors, LinalgError>> {
+            pub(crate) fn start(&self, weight: &WeightToAdapt<'_>) -> Option<Result<StartingFactors, StartError>> {
                 match self {
                     $(Self::$name(config) => Some($name::start(config, weight)),)+
                     $(Self::$whole => None,)+
@@ -204,7 +206,13 @@ macro_rules! methods {
             /// - base, the frozen weight: `[d_in, d_out]`
             /// - bias: `[d_out]`
             /// - result: `[.., d_out]`
-            pub fn forward<const D: usize>(&self, x: Tensor<D>, base: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<D> {
+            pub fn forward<const D: usize>(
+                &self,
+                x: Tensor<D>,
+                base: impl Into<WeightOperand>,
+                bias: Option<Tensor<1>>,
+            ) -> Tensor<D> {
+                let base = base.into();
                 match self {
                     $(Self::$name(inner) => inner.forward(x, base, bias),)+
                 }
@@ -245,6 +253,12 @@ impl Method {
     /// Whether the method's factors start as a part of the weight, which is subtracted from the frozen weight.
     pub fn splits_weight(self) -> bool {
         self.factored().is_some_and(|method| method.splits_weight)
+    }
+
+    /// How often the method's factors are fitted to the error of packing, if a configuration says nothing; absent if they are
+    /// never.
+    pub fn quantization_rounds(self) -> Option<usize> {
+        self.factored().and_then(|method| method.quantization_rounds)
     }
 
     /// Whether the method has factors that a regularizer of its own keeps orthonormal.

@@ -13,12 +13,13 @@ use burn::prelude::*;
 use serde::{Deserialize, Serialize};
 use sorsa_files::HostTensor;
 use sorsa_linalg::faer::MatRef;
-use sorsa_linalg::{LeadingQr, LinalgError, leading_qr};
+use sorsa_linalg::{LeadingQr, leading_qr};
 
 use crate::factors::{Axes, Factor, FactorSet};
 use crate::host_tensor::HostTensorExt;
 use crate::method::{FactoredMethod, LowRank, StartsFrom};
 use crate::peft::{PeftInit, PeftVariant};
+use crate::quantized_start::StartError;
 use crate::start::{StartingFactors, WeightToAdapt};
 
 /// The settings of OLoRA: it has none.
@@ -47,7 +48,7 @@ impl FactoredMethod for Olora {
     const STARTS_FROM: StartsFrom = StartsFrom::Weight;
     const SPLITS_WEIGHT: bool = true;
 
-    fn start(_config: &OloraConfig, weight: &WeightToAdapt<'_>) -> Result<StartingFactors, LinalgError> {
+    fn start(_config: &OloraConfig, weight: &WeightToAdapt<'_>) -> Result<StartingFactors, StartError> {
         let ([d_in, d_out], rank) = (weight.target.shape, weight.target.rank);
         // Rows of burn's weight are columns of PyTorch's.
         let values = HostTensor::from_tensor(weight.values()).values;

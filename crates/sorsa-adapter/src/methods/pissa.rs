@@ -5,12 +5,12 @@ use burn::module::Param;
 use burn::nn::Dropout;
 use burn::prelude::*;
 use serde::{Deserialize, Serialize};
-use sorsa_linalg::LinalgError;
 
 use crate::factors::{Axes, Factor, FactorSet};
 use crate::host_tensor::HostTensorExt;
 use crate::method::{FactoredMethod, LowRank, StartsFrom};
 use crate::peft::{PeftInit, PeftVariant};
+use crate::quantized_start::StartError;
 use crate::start::{AlphaConvention, StartingFactors, WeightToAdapt};
 
 /// The settings of PiSSA.
@@ -42,19 +42,12 @@ impl FactoredMethod for Pissa {
     const FACTORS: &'static [Factor] = &[Factor::new("a", Axes::InRank), Factor::new("b", Axes::RankOut)];
     const STARTS_FROM: StartsFrom = StartsFrom::SingularTriplets;
     const SPLITS_WEIGHT: bool = true;
+    const QUANTIZATION_ROUNDS: Option<usize> = Some(5);
 
-    fn start(config: &PissaConfig, weight: &WeightToAdapt<'_>) -> Result<StartingFactors, LinalgError> {
-        let divisor = config.alpha_convention.divisor(weight.target.scale);
+    fn start(config: &PissaConfig, weight: &WeightToAdapt<'_>) -> Result<StartingFactors, StartError> {
+        let divisor = weight.divisor(config.alpha_convention)?;
         weight.factors_from_svd(|svd| {
-            let root: Vec<f32> = svd.s.iter().map(|value| (value / divisor).sqrt()).collect();
-            let (mut a, mut b) = (svd.u, svd.vt);
-            for row in a.values.chunks_exact_mut(root.len()) {
-                row.iter_mut().zip(&root).for_each(|(value, root)| *value *= root);
-            }
-            let d_out = b.shape[1];
-            for (row, root) in b.values.chunks_exact_mut(d_out).zip(&root) {
-                row.iter_mut().for_each(|value| *value *= root);
-            }
+            let [a, b] = svd.balanced(divisor);
             FactorSet::from([("a", a), ("b", b)])
         })
     }

@@ -14,13 +14,13 @@ use burn::nn::Dropout;
 use burn::prelude::*;
 use serde::{Deserialize, Serialize};
 use sorsa_files::HostTensor;
-use sorsa_linalg::LinalgError;
 
 use crate::factors::{Axes, Factor, FactorPair, FactorSet, Vectors};
 use crate::host_tensor::HostTensorExt;
 use crate::method::{FactoredMethod, LowRank, StartsFrom};
 use crate::parameters::ParameterGroup;
 use crate::peft::{PeftInit, PeftVariant};
+use crate::quantized_start::StartError;
 use crate::start::{AlphaConvention, StartingFactors, WeightToAdapt};
 
 /// The settings of SORSA.
@@ -58,9 +58,10 @@ impl FactoredMethod for Sorsa {
     ];
     const STARTS_FROM: StartsFrom = StartsFrom::SingularTriplets;
     const SPLITS_WEIGHT: bool = true;
+    const QUANTIZATION_ROUNDS: Option<usize> = Some(5);
 
-    fn start(config: &SorsaConfig, weight: &WeightToAdapt<'_>) -> Result<StartingFactors, LinalgError> {
-        let divisor = config.alpha_convention.divisor(weight.target.scale);
+    fn start(config: &SorsaConfig, weight: &WeightToAdapt<'_>) -> Result<StartingFactors, StartError> {
+        let divisor = weight.divisor(config.alpha_convention)?;
         weight.factors_from_svd(|svd| {
             let s = svd.s.iter().map(|value| value / divisor).collect();
             FactorSet::from([("u", svd.u), ("s", HostTensor::new([svd.s.len()], s)), ("vt", svd.vt)])

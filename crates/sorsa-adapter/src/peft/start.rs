@@ -24,7 +24,7 @@ pub(super) fn start_faults<M: Module>(state: &AdapterState, trained: &NamedTenso
     let paths: BTreeSet<&str> = state.modules.iter().map(|module| module.path.as_str()).collect();
     let weights = weights(model, &paths);
     let is_other = |module: &&ModuleState| {
-        let weight = HostTensor::from_tensor(module.narrowed(weights[&module.path].clone()));
+        let weight = HostTensor::from_tensor(module.narrowed(weights[&module.path].clone().into_dense()));
         error(state, module, weight.matrix()) > TOLERANCE
     };
     let others: Vec<&str> = state.modules.iter().filter(is_other).map(|module| module.path.as_str()).collect();

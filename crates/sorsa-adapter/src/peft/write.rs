@@ -9,6 +9,7 @@ use super::difference::truncated;
 use super::read::saves;
 use super::{A, B, MAGNITUDE, PREFIX, PeftAdapter, PeftConfig, PeftInit, PeftSelection, PeftVariant};
 use sorsa_files::{HostTensor, NamedTensors};
+use sorsa_ops::WeightOperand;
 
 use crate::Init;
 use crate::attach::AttachOptions;
@@ -29,6 +30,8 @@ pub enum PeftForm {
     /// Their residual. PEFT computes it again by the decomposition that the configuration names, so the adapter must have
     /// started from that decomposition.
     AsTrained,
+    /// Their residual, which is in a folder of its own. The export is a plain LoRA of the trained factors.
+    OfResidual,
 }
 
 /// Options of an export to PEFT.
@@ -83,6 +86,7 @@ impl PeftAdapter {
         if as_trained {
             check_start(saved, model)?;
         }
+        let keeps_factors = as_trained || options.form == PeftForm::OfResidual;
         let plain = PeftVariant { init: PeftInit::Lora(Init::default()), dora: false };
         // Approximations and differences to the start are plain LoRAs.
         let trainable = (!method.splits_weight() || as_trained) && options.rank.is_none();
@@ -93,7 +97,7 @@ impl PeftAdapter {
 
         let (pairs, truncations) = match options.rank {
             Some(rank) => approximated(saved, model, rank)?,
-            None => (exact(saved, as_trained), Vec::new()),
+            None => (exact(saved, keeps_factors), Vec::new()),
         };
         let mut tensors = NamedTensors::new();
         let mut scales = BTreeMap::new();
@@ -158,8 +162,8 @@ fn check_start<M: Module>(saved: &SavedAdapter, model: &M) -> Result<(), Adapter
 }
 
 /// The trained factors of every module, or their difference to the start.
-fn exact(saved: &SavedAdapter, as_trained: bool) -> BTreeMap<String, FactorPair> {
-    let difference = saved.state.config.method().splits_weight() && !as_trained;
+fn exact(saved: &SavedAdapter, keeps_factors: bool) -> BTreeMap<String, FactorPair> {
+    let difference = saved.state.config.method().splits_weight() && !keeps_factors;
     let pair = |module: &ModuleState| {
         let now = product(saved, module, &saved.trained);
         match difference {
@@ -197,7 +201,8 @@ fn approximated<M: Module>(
         let path = &module.path;
         let approximation = match &merged {
             Some((before, after)) => {
-                let difference = HostTensor::from_tensor(after[path].clone() - before[path].clone());
+                let dense = |weights: &BTreeMap<String, WeightOperand>| weights[path].clone().into_dense();
+                let difference = HostTensor::from_tensor(dense(after) - dense(before));
                 truncated(path, difference.matrix(), rank)
             }
             None => truncated(path, exact[path].dense(module.scale).as_ref(), rank),

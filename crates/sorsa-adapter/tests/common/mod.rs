@@ -157,3 +157,13 @@ pub fn with_values<M: Module>(attached: Attached<M>, values: &NamedTensors) -> A
     let model = import_trainable(attached.model, &attached.trainable, values, Path::new("test")).unwrap();
     Attached { model, ..attached }
 }
+
+/// The adapter with every trained number moved a little.
+pub fn disturbed_values(saved: sorsa_adapter::SavedAdapter) -> sorsa_adapter::SavedAdapter {
+    let mut saved = saved;
+    for (seed, tensor) in (20..).zip(saved.trained.values_mut()) {
+        let noise = noise(seed, tensor.values.len());
+        tensor.values.iter_mut().zip(noise).for_each(|(value, noise)| *value += 0.1 * noise);
+    }
+    saved
+}

@@ -87,7 +87,7 @@ pub fn attach_given(
 ) -> Attached<Layer> {
     let module = |target: Target| {
         let Target { path, shape, rank, scale } = target;
-        ModuleState { path, shape, rank, scale, fingerprint: None, dtype: None }
+        ModuleState { path, shape, rank, scale, fingerprint: None, dtype: None, residual: None }
     };
     let modules = config.targets(&base).unwrap().into_iter().map(module).collect();
     let initial = if config.method().splits_weight() { initial.clone() } else { NamedTensors::new() };

@@ -91,6 +91,7 @@ pub fn export_adapter(folder: &Path, modules: &[LoraModule], out: &Path, dtype: 
         tensors: tensors.len(),
         bytes,
         fallbacks: Vec::new(),
+        errors: Vec::new(),
         notes: translation.notes,
     })
 }

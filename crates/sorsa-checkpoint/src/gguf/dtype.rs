@@ -160,14 +160,6 @@ impl GgufType {
         }
     }
 
-    /// The numbers of a tensor of this shape as this type holds them; nothing if the type cannot hold them.
-    pub fn rounded(self, values: &[f32], shape: &[usize]) -> Option<Vec<f32>> {
-        let dtype = self.for_shape(shape);
-        let mut bytes = Vec::new();
-        dtype.encode(values, &mut bytes).ok()?;
-        Some(dtype.decode(&bytes))
-    }
-
     /// The values in `bytes`, which are whole blocks.
     pub(super) fn decode(self, bytes: &[u8]) -> Vec<f32> {
         match self {
@@ -180,6 +172,39 @@ impl GgufType {
                 values
             }
         }
+    }
+}
+
+/// ggml's name of the type with its number, for messages.
+pub(super) fn name(id: u32) -> String {
+    const OTHERS: [(u32, &str); 22] = [
+        (9, "Q8_1"),
+        (10, "Q2_K"),
+        (11, "Q3_K"),
+        (15, "Q8_K"),
+        (16, "IQ2_XXS"),
+        (17, "IQ2_XS"),
+        (18, "IQ3_XXS"),
+        (19, "IQ1_S"),
+        (20, "IQ4_NL"),
+        (21, "IQ3_S"),
+        (22, "IQ2_S"),
+        (23, "IQ4_XS"),
+        (24, "I8"),
+        (25, "I16"),
+        (26, "I32"),
+        (27, "I64"),
+        (28, "F64"),
+        (29, "IQ1_M"),
+        (34, "TQ1_0"),
+        (35, "TQ2_0"),
+        (39, "MXFP4"),
+        (40, "NVFP4"),
+    ];
+    match (GgufType::from_id(id), OTHERS.iter().find(|(other, _)| *other == id)) {
+        (Some(dtype), _) => dtype.to_string().to_uppercase(),
+        (None, Some((_, name))) => (*name).to_owned(),
+        (None, None) => format!("of ggml's type {id}"),
     }
 }
 

@@ -3,6 +3,8 @@
 use crate::message::listed;
 use std::path::PathBuf;
 
+use sorsa_kernels::packed::PackedFormat;
+
 use super::GgufType;
 use crate::weights::WeightsError;
 
@@ -85,6 +87,20 @@ pub enum GgufError {
         shape: Vec<usize>,
         /// Number of values given.
         found: usize,
+    },
+    /// A tensor came as a packed matrix of another format or shape.
+    #[error("tensor `{name}` should be {dtype} of shape {shape:?}, found {found} of shape {found_shape:?}")]
+    WrongMatrix {
+        /// The tensor.
+        name: String,
+        /// Its type in the file.
+        dtype: GgufType,
+        /// Its shape, row-major.
+        shape: Vec<usize>,
+        /// The format of the matrix.
+        found: PackedFormat,
+        /// The shape of the matrix.
+        found_shape: [usize; 2],
     },
     /// A tensor that the format cannot hold: other than one to four axes, or rows that are not whole blocks.
     #[error("tensor `{name}` of shape {shape:?} cannot be stored as {dtype}")]

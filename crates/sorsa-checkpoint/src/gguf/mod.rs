@@ -15,8 +15,10 @@
 mod adapter;
 mod dtype;
 mod error;
+mod file_type;
 mod import;
 mod model;
+mod packing_error;
 mod reader;
 mod tensors;
 #[cfg(test)]
@@ -29,8 +31,10 @@ mod writer;
 pub use adapter::{LoraModule, export_adapter};
 pub use dtype::GgufType;
 pub use error::GgufError;
+pub use file_type::{FileType, Mixture};
 pub use import::GgufModel;
-pub use model::{ExportOptions, Report, export_model};
+pub use model::{ExportOptions, Fallback, ModelTensors, Report, export_model, export_tensors};
+pub use packing_error::PackingError;
 pub use reader::{GgufFile, GgufTensorInfo};
 pub use value::{Array, Value};
 pub use writer::{GgufTensor, GgufWriter};

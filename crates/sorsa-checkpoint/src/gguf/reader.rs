@@ -4,17 +4,18 @@
 //! file cannot ask for more memory than a small multiple of its own size. It is read, not mapped: a file that becomes shorter
 //! is an error then.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::Read;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use sorsa_files::open_regular;
 
-use super::value::ARRAY;
+use super::value::{ARRAY, encode_string};
 use super::writer::{ALIGNMENT, MAGIC, MAX_AXES, VERSION};
 use super::{Array, GgufError, GgufType, Value};
+use crate::weights::read_exact_at;
 
 /// Bytes that are read first; twice as many each time, while what is said before the tensors is longer.
 const FIRST_READ: u64 = 1 << 20;
@@ -47,6 +48,8 @@ pub struct GgufFile {
     path: PathBuf,
     file: File,
     contents: Contents,
+    /// Position of each tensor in the list of tensors.
+    positions: HashMap<String, usize>,
 }
 
 /// All that is said before the first tensor.
@@ -80,7 +83,9 @@ impl GgufFile {
             offset: fault.offset,
             reason: fault.reason,
         })?;
-        Ok(Self { path: path.to_owned(), file, contents })
+        let names = contents.tensors.iter().enumerate();
+        let positions = names.map(|(position, tensor)| (tensor.name.clone(), position)).collect();
+        Ok(Self { path: path.to_owned(), file, contents, positions })
     }
 
     /// The file.
@@ -98,6 +103,17 @@ impl GgufFile {
         self.contents.metadata.iter().find(|(found, _)| found == key).map(|(_, value)| value)
     }
 
+    /// The metadata that `chosen` accepts by its key, as in the file.
+    pub fn metadata_bytes(&self, chosen: impl Fn(&str) -> bool) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for (key, value) in self.contents.metadata.iter().filter(|(key, _)| chosen(key)) {
+            encode_string(key, &mut bytes);
+            bytes.extend_from_slice(&value.id().to_le_bytes());
+            value.encode(&mut bytes);
+        }
+        bytes
+    }
+
     /// All tensors, in the file's order.
     pub fn tensors(&self) -> &[GgufTensorInfo] {
         &self.contents.tensors
@@ -105,7 +121,7 @@ impl GgufFile {
 
     /// The tensor of that name, if the file has it.
     pub fn info(&self, name: &str) -> Option<&GgufTensorInfo> {
-        self.contents.tensors.iter().find(|tensor| tensor.name == name)
+        Some(&self.contents.tensors[*self.positions.get(name)?])
     }
 
     /// The bytes of a tensor as they are in the file.
@@ -117,10 +133,27 @@ impl GgufFile {
         let missing = || GgufError::NoTensor { path: self.path.clone(), name: name.to_owned() };
         let range = self.info(name).and_then(range).ok_or_else(missing)?;
         let mut bytes = vec![0; range.len()];
-        let mut file = &self.file;
-        let read = file.seek(SeekFrom::Start(range.start as u64)).and_then(|_| file.read_exact(&mut bytes));
-        read.map_err(GgufError::io(&self.path))?;
+        read_exact_at(&self.file, &mut bytes, range.start as u64).map_err(GgufError::io(&self.path))?;
         Ok(bytes)
+    }
+
+    /// A part of the bytes of a tensor, which ends where the tensor does at the latest.
+    ///
+    /// # Errors
+    ///
+    /// As [`GgufFile::raw`].
+    pub fn raw_part(&self, name: &str, part: Range<usize>) -> Result<Vec<u8>, GgufError> {
+        let missing = || GgufError::NoTensor { path: self.path.clone(), name: name.to_owned() };
+        let range = self.info(name).and_then(range).ok_or_else(missing)?;
+        let mut bytes = vec![0; part.end.min(range.len()).saturating_sub(part.start)];
+        let start = range.start + part.start;
+        read_exact_at(&self.file, &mut bytes, start as u64).map_err(GgufError::io(&self.path))?;
+        Ok(bytes)
+    }
+
+    /// The opened file, for readers of parts.
+    pub(super) fn handle(&self) -> &File {
+        &self.file
     }
 
     /// The values of a tensor, row-major.
@@ -214,6 +247,13 @@ fn parse_start(bytes: &[u8], size: u64) -> Result<Contents, Fault> {
                 "tensor `{name}` {shape:?} of type {type_id} at {relative} is not aligned or not within the file"
             )));
         }
+    }
+    // What tensors share would be read again for each: a small file would fill the memory.
+    let mut ranges: Vec<(Range<usize>, &str)> =
+        tensors.iter().filter_map(|tensor| Some((range(tensor)?, tensor.name.as_str()))).collect();
+    ranges.sort_by_key(|(range, _)| (range.start, range.end));
+    if let Some(pair) = ranges.windows(2).find(|pair| pair[0].0.end > pair[1].0.start) {
+        return Err(cursor.fault(format!("tensors `{}` and `{}` share bytes", pair[0].1, pair[1].1)));
     }
     Ok(Contents { metadata, tensors })
 }

@@ -1,5 +1,7 @@
 //! Names and shapes of the tensors of a GGUF file, and how each is changed on its way into it.
 
+use sorsa_kernels::packed::PackedMatrix;
+
 use super::translation::Translation;
 use crate::config::BlockNorms;
 use crate::rope::RopeScaling;
@@ -174,6 +176,21 @@ impl Change {
 }
 
 impl Change {
+    /// Changes the order of the rows of a packed matrix; nothing if the change needs the numbers, or if the matrix is not blocks.
+    pub fn apply_to_rows(&self, matrix: &PackedMatrix) -> Option<PackedMatrix> {
+        let (format, bytes) = matrix.blocks()?;
+        match self {
+            Self::None => Some(matrix.clone()),
+            Self::Heads(heads) => {
+                let bytes = interleave(bytes, matrix.shape()[0], *heads);
+                PackedMatrix::from_blocks(format, matrix.shape(), bytes).ok()
+            }
+            Self::PlusOne | Self::Values(_) | Self::Llama3Divisors => None,
+        }
+    }
+}
+
+impl Change {
     /// The values that [`apply`](Self::apply) changed to `values`.
     pub fn undo(&self, values: Vec<f32>, rows: usize) -> Vec<f32> {
         match self {
@@ -184,8 +201,8 @@ impl Change {
     }
 }
 
-/// The inverse of [`interleave`].
-fn separate(values: &[f32], rows: usize, heads: usize) -> Vec<f32> {
+/// The inverse of [`interleave`], of numbers or of the bytes of packed rows.
+pub(super) fn separate<T: Copy>(values: &[T], rows: usize, heads: usize) -> Vec<T> {
     let (width, dim) = (values.len() / rows, rows / heads);
     let mut out = Vec::with_capacity(values.len());
     for row in 0..rows {
@@ -197,8 +214,8 @@ fn separate(values: &[f32], rows: usize, heads: usize) -> Vec<f32> {
 }
 
 /// Row `h d + 2 i + s` of the result is row `h d + s d / 2 + i`, for heads `h` of `d` rows and halves `s`: what stood in
-/// two halves, stands in pairs.
-fn interleave(values: &[f32], rows: usize, heads: usize) -> Vec<f32> {
+/// two halves, stands in pairs. Rows may be numbers or the bytes of whole blocks.
+fn interleave<T: Copy>(values: &[T], rows: usize, heads: usize) -> Vec<T> {
     let (width, dim) = (values.len() / rows, rows / heads);
     let mut out = Vec::with_capacity(values.len());
     for row in 0..rows {

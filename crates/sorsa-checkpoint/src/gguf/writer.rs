@@ -7,9 +7,11 @@ use std::collections::HashSet;
 use std::path::Path;
 
 use sorsa_files::AtomicFile;
+use sorsa_kernels::packed::PackedMatrix;
 
 use super::value::encode_string;
 use super::{GgufError, GgufType, Value};
+use crate::TensorContent;
 use crate::weights::first_non_finite;
 
 /// The first four bytes.
@@ -100,13 +102,33 @@ impl GgufWriter {
     ///
     /// [`GgufError::NamedTwice`], [`GgufError::Shape`], [`GgufError::WrongLength`], [`GgufError::NotFinite`],
     /// [`GgufError::TooLarge`], what `produce` returns, and [`GgufError::Weights`] with the file that cannot be written.
-    pub fn write<E>(
+    pub fn write<C, E>(
         &self,
         path: &Path,
         tensors: &[GgufTensor],
-        mut produce: impl FnMut(&GgufTensor) -> Result<Vec<f32>, E>,
+        produce: impl FnMut(&GgufTensor) -> Result<C, E>,
     ) -> Result<u64, GgufError>
     where
+        C: Into<TensorContent>,
+        GgufError: From<E>,
+    {
+        self.write_watched(path, tensors, produce, |_, _, _| ())
+    }
+
+    /// [`write`](Self::write), and shows the numbers of each tensor that is not packed already beside the bytes that they became.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`write`](Self::write).
+    pub fn write_watched<C, E>(
+        &self,
+        path: &Path,
+        tensors: &[GgufTensor],
+        mut produce: impl FnMut(&GgufTensor) -> Result<C, E>,
+        mut watch: impl FnMut(&GgufTensor, &[f32], &[u8]),
+    ) -> Result<u64, GgufError>
+    where
+        C: Into<TensorContent>,
         GgufError: From<E>,
     {
         let header = self.header(tensors)?;
@@ -116,15 +138,28 @@ impl GgufWriter {
         drop(header);
         let mut buffer = Vec::new();
         for tensor in tensors {
-            let values = produce(tensor)?;
-            check(tensor, &values)?;
-            tensor.dtype.encode(&values, &mut buffer).map_err(|index| GgufError::TooLarge {
-                name: tensor.name.clone(),
-                index,
-                value: values[index],
-                dtype: tensor.dtype,
-            })?;
-            drop(values);
+            match produce(tensor)?.into() {
+                TensorContent::Values(values) => {
+                    check(tensor, &values)?;
+                    tensor.dtype.encode(&values, &mut buffer).map_err(|index| GgufError::TooLarge {
+                        name: tensor.name.clone(),
+                        index,
+                        value: values[index],
+                        dtype: tensor.dtype,
+                    })?;
+                    watch(tensor, &values, &buffer);
+                }
+                TensorContent::Packed(matrix) => {
+                    let fits = matrix.shape().as_slice() == tensor.shape;
+                    match matrix.blocks() {
+                        Some((format, bytes)) if fits && tensor.dtype == GgufType::Blocks(format) => {
+                            buffer.clear();
+                            buffer.extend_from_slice(bytes);
+                        }
+                        _ => return Err(wrong_matrix(tensor, &matrix)),
+                    }
+                }
+            }
             buffer.resize(buffer.len().next_multiple_of(ALIGNMENT), 0);
             written += buffer.len() as u64;
             file.write(&buffer)?;
@@ -166,6 +201,16 @@ impl GgufWriter {
         }
         header.resize(header.len().next_multiple_of(ALIGNMENT), 0);
         Ok(header)
+    }
+}
+
+pub(super) fn wrong_matrix(tensor: &GgufTensor, found: &PackedMatrix) -> GgufError {
+    GgufError::WrongMatrix {
+        name: tensor.name.clone(),
+        dtype: tensor.dtype,
+        shape: tensor.shape.clone(),
+        found: found.format(),
+        found_shape: found.shape(),
     }
 }
 

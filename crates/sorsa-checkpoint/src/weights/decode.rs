@@ -9,6 +9,7 @@ use half::vec::HalfBitsVecExt;
 use half::{bf16, f16};
 use rayon::prelude::*;
 use safetensors::Dtype;
+use sorsa_kernels::packed::PackedMatrix;
 
 /// Numbers that one task decodes or scans.
 const CHUNK: usize = 1 << 16;
@@ -28,6 +29,8 @@ pub trait Number: Copy + Default + Display + Send + Sync {
     fn zeros(len: usize) -> Vec<Self>;
     /// Whether it is neither infinite nor not a number.
     fn is_finite(self) -> bool;
+    /// The nearest number.
+    fn from_f32(value: f32) -> Self;
     /// How to read the type `dtype`; nothing for integers and formats with scales.
     fn decoder(dtype: Dtype) -> Option<Decode<Self>>;
 }
@@ -39,6 +42,10 @@ impl Number for f32 {
 
     fn zeros(len: usize) -> Vec<Self> {
         in_large_pages(vec![0.0; len])
+    }
+
+    fn from_f32(value: f32) -> Self {
+        value
     }
 
     fn decoder(dtype: Dtype) -> Option<Decode<Self>> {
@@ -59,6 +66,10 @@ impl Number for bf16 {
 
     fn zeros(len: usize) -> Vec<Self> {
         in_large_pages(vec![0u16; len]).reinterpret_into()
+    }
+
+    fn from_f32(value: f32) -> Self {
+        bf16::from_f32(value)
     }
 
     fn decoder(dtype: Dtype) -> Option<Decode<Self>> {
@@ -110,32 +121,46 @@ fn f16_to_f32(bytes: &[u8], out: &mut [f32]) {
     }
 }
 
-/// The numbers of a tensor in a file. They are read, not mapped: what is mapped is touched page by page, counts as memory
+/// The numbers of a tensor. Those in a file are read, not mapped: what is mapped is touched page by page, counts as memory
 /// of this process until it is given back, and a file that someone cuts short ends the process.
-pub(super) struct Section<'a> {
-    pub file: &'a File,
-    /// Its first byte.
-    pub start: u64,
+pub(crate) struct Section<'a> {
+    pub bytes: Bytes<'a>,
     /// Bytes of a number.
     pub size: usize,
 }
 
+/// Where the bytes of a tensor are.
+pub(crate) enum Bytes<'a> {
+    File {
+        file: &'a File,
+        /// The first byte.
+        start: u64,
+    },
+    Memory(&'a [u8]),
+}
+
 impl Section<'_> {
-    /// Numbers from `first` on, as bytes, in `buffer`.
-    fn read<'b>(&self, first: usize, count: usize, buffer: &'b mut Vec<u8>) -> io::Result<&'b [u8]> {
-        buffer.resize(count * self.size, 0);
-        read_exact_at(self.file, buffer, self.start + (first * self.size) as u64)?;
-        Ok(buffer)
+    /// Numbers from `first` on, as bytes; those of a file are read into `buffer`.
+    fn read<'b>(&'b self, first: usize, count: usize, buffer: &'b mut Vec<u8>) -> io::Result<&'b [u8]> {
+        let (first, length) = (first * self.size, count * self.size);
+        match self.bytes {
+            Bytes::Memory(bytes) => bytes.get(first..first + length).ok_or_else(|| io::ErrorKind::UnexpectedEof.into()),
+            Bytes::File { file, start } => {
+                buffer.resize(length, 0);
+                read_exact_at(file, buffer, start + first as u64)?;
+                Ok(buffer)
+            }
+        }
     }
 }
 
 #[cfg(unix)]
-pub(super) fn read_exact_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+pub(crate) fn read_exact_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<()> {
     std::os::unix::fs::FileExt::read_exact_at(file, buffer, offset)
 }
 
 #[cfg(windows)]
-pub(super) fn read_exact_at(file: &File, mut buffer: &mut [u8], mut offset: u64) -> io::Result<()> {
+pub(crate) fn read_exact_at(file: &File, mut buffer: &mut [u8], mut offset: u64) -> io::Result<()> {
     while !buffer.is_empty() {
         match std::os::windows::fs::FileExt::seek_read(file, buffer, offset) {
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
@@ -169,7 +194,7 @@ fn all_finite<T: Number>(values: &[T]) -> bool {
 }
 
 /// All numbers, `count` of them, in the order stored.
-pub(super) fn decode<T: Number>(section: &Section<'_>, count: usize, decode: Decode<T>) -> io::Result<Numbers<T>> {
+pub(crate) fn decode<T: Number>(section: &Section<'_>, count: usize, decode: Decode<T>) -> io::Result<Numbers<T>> {
     let mut values = T::zeros(count);
     let finite: io::Result<Vec<bool>> = values
         .par_chunks_mut(CHUNK)
@@ -186,7 +211,7 @@ pub(super) fn decode<T: Number>(section: &Section<'_>, count: usize, decode: Dec
 ///
 /// A strip of rows is read in one go and stays in the second-level cache. From there it leaves tile by tile, in whole
 /// cache lines.
-pub(super) fn decode_transposed<T: Number>(
+pub(crate) fn decode_transposed<T: Number>(
     section: &Section<'_>,
     [rows, cols]: [usize; 2],
     decode: Decode<T>,
@@ -215,6 +240,47 @@ pub(super) fn decode_transposed<T: Number>(
         }
     }
     Ok(Numbers { values, all_finite: finite })
+}
+
+/// A packed matrix `[rows, columns]`, widened, in the order stored.
+pub(crate) fn widened<T: Number>(matrix: &PackedMatrix) -> Numbers<T> {
+    let [rows, columns] = matrix.shape();
+    let mut values = T::zeros(rows * columns);
+    let step = (CHUNK / columns.max(1)).max(1);
+    let finite: Vec<bool> = values
+        .par_chunks_mut((step * columns).max(1))
+        .enumerate()
+        .map_init(Vec::new, |wide: &mut Vec<f32>, (chunk, values)| {
+            wide.resize(values.len(), 0.0);
+            let first = chunk * step;
+            matrix.widen(first..first + values.len() / columns, 0..columns, wide);
+            for (value, wide) in values.iter_mut().zip(wide) {
+                *value = T::from_f32(*wide);
+            }
+            all_finite(values)
+        })
+        .collect();
+    Numbers { values, all_finite: finite.into_iter().all(|finite| finite) }
+}
+
+/// A packed matrix `[rows, columns]`, widened, as `[columns, rows]`, on the thread of the caller.
+pub(crate) fn widened_transposed<T: Number>(matrix: &PackedMatrix) -> Numbers<T> {
+    let [rows, columns] = matrix.shape();
+    let mut values = T::zeros(rows * columns);
+    let mut wide = vec![0.0; STRIP * columns];
+    let mut finite = true;
+    for first in (0..rows).step_by(STRIP) {
+        let height = STRIP.min(rows - first);
+        let wide = &mut wide[..height * columns];
+        matrix.widen(first..first + height, 0..columns, wide);
+        finite &= all_finite(wide);
+        for (column, values) in values.chunks_exact_mut(rows).enumerate() {
+            for (value, row) in values[first..first + height].iter_mut().zip(wide.chunks_exact(columns)) {
+                *value = T::from_f32(row[column]);
+            }
+        }
+    }
+    Numbers { values, all_finite: finite }
 }
 
 /// Position and value of the first number that is infinite or not a number.

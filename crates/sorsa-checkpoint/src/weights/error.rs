@@ -114,6 +114,16 @@ pub enum WeightsError {
         /// Number of values given.
         found: usize,
     },
+    /// A number that no code stands for.
+    #[error("element {index} of tensor `{name}` is {value}")]
+    NotFinite {
+        /// The tensor.
+        name: String,
+        /// Position in it, row-major.
+        index: usize,
+        /// The value.
+        value: f32,
+    },
     /// A finite value would become infinite in the type it is to be written in.
     #[error("value {value} at index {index} of tensor `{name}` is too large for {dtype:?}")]
     TooLarge {

@@ -1,7 +1,8 @@
 //! Comparing the tensors of a checkpoint with those of a model, before any of them is loaded.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::path::Path;
 
 use super::{Checkpoint, Misshapen, WeightsError};
 use crate::ModelConfig;
@@ -34,34 +35,56 @@ impl Checkpoint {
     /// # Errors
     /// [`WeightsError::Mismatch`] with every missing, extra and misshapen tensor.
     pub fn check(&self, expected: &[Expected], ignorable: impl Fn(&str) -> bool) -> Result<(), WeightsError> {
+        let found = self.names().filter_map(|name| Some((name, self.info(name)?.shape.as_slice())));
+        Differences::find(expected, found, ignorable).into_result(self.dir())
+    }
+}
+
+/// How the tensors of a checkpoint differ from those of a model.
+pub(crate) struct Differences {
+    missing: Vec<Expected>,
+    extra: Vec<Expected>,
+    misshapen: Vec<Misshapen>,
+}
+
+impl Differences {
+    /// Compares the `found` names and shapes with the expected ones. Names that `ignorable` accepts may be there without need.
+    pub fn find<'a>(
+        expected: &[Expected],
+        found: impl Iterator<Item = (&'a str, &'a [usize])>,
+        ignorable: impl Fn(&str) -> bool,
+    ) -> Self {
+        let found: BTreeMap<&str, &[usize]> = found.collect();
         let (mut missing, mut misshapen) = (Vec::new(), Vec::new());
         for tensor in expected {
-            match self.info(&tensor.name) {
+            match found.get(tensor.name.as_str()) {
                 None => missing.push(tensor.clone()),
-                Some(info) if info.shape != tensor.shape => misshapen.push(Misshapen {
+                Some(shape) if *shape != tensor.shape.as_slice() => misshapen.push(Misshapen {
                     name: tensor.name.clone(),
                     expected: tensor.shape.clone(),
-                    found: info.shape.clone(),
+                    found: shape.to_vec(),
                 }),
                 Some(_) => {}
             }
         }
         let known: BTreeSet<_> = expected.iter().map(|tensor| tensor.name.as_str()).collect();
-        let extra: Vec<_> = self
-            .names()
-            .filter(|name| !known.contains(name) && !ignorable(name))
-            .filter_map(|name| Some(Expected::new(name, self.info(name)?.shape.clone())))
-            .collect();
+        let extra = found.into_iter().filter(|(name, _)| !known.contains(name) && !ignorable(name));
+        let extra = extra.map(|(name, shape)| Expected::new(name, shape)).collect();
+        Self { missing, extra, misshapen }
+    }
 
+    /// All of them as one error about the model at `dir`.
+    pub fn into_result(self, dir: &Path) -> Result<(), WeightsError> {
+        let Self { missing, extra, misshapen } = self;
         if missing.is_empty() && extra.is_empty() && misshapen.is_empty() {
             return Ok(());
         }
-        Err(WeightsError::Mismatch { dir: self.dir().to_owned(), missing, extra, misshapen })
+        Err(WeightsError::Mismatch { dir: dir.to_owned(), missing, extra, misshapen })
     }
 }
 
 /// Names of the output head and of the embedding that it may be tied to.
-const HEADS: [(&str, &str); 2] =
+pub(crate) const HEADS: [(&str, &str); 2] =
     [("lm_head.weight", "model.embed_tokens.weight"), ("head.weight", "rwkv.embeddings.weight")];
 
 impl ModelConfig {

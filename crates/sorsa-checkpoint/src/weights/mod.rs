@@ -27,6 +27,7 @@ mod decode;
 mod error;
 mod expect;
 mod folder;
+mod four_bit;
 mod header;
 mod index;
 mod reader;
@@ -42,6 +43,8 @@ pub use reader::{Checkpoint, TensorInfo};
 pub use safetensors::Dtype;
 pub use writer::CheckpointWriter;
 
+pub(crate) use decode::{Bytes, Section, decode, decode_transposed, read_exact_at, widened, widened_transposed};
+pub(crate) use expect::{Differences, HEADS};
 pub(crate) use index::Index;
 
 /// Name of a checkpoint that is one file.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use half::bf16;
 use safetensors::Dtype;
 
-use super::decode::{Number, Numbers, Section, decode, decode_transposed, read_exact_at};
+use super::decode::{Bytes, Number, Numbers, Section, decode, decode_transposed, read_exact_at};
 use super::header::OpenFile;
 use super::{INDEX_FILE, Index, Problem, SINGLE_FILE, WeightsError};
 
@@ -216,7 +216,8 @@ impl Checkpoint {
         let TensorInfo { dtype, shape, file } = &entry.info;
         let read = T::decoder(*dtype).ok_or_else(|| not_float(name, &entry.info))?;
         let size = dtype.bitsize() / 8;
-        let section = Section { file: &self.files[entry.shard], start: entry.bytes.start as u64, size };
+        let bytes = Bytes::File { file: &self.files[entry.shard], start: entry.bytes.start as u64 };
+        let section = Section { bytes, size };
         let numbers = match (transposed, shape.as_slice()) {
             (false, _) => decode(&section, entry.bytes.len() / size, read),
             (true, &[rows, cols]) => decode_transposed(&section, [rows, cols], read),

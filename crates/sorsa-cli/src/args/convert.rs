@@ -2,9 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::output_type::OutputType;
 use clap::{Args, ValueEnum};
-use sorsa_checkpoint::WeightFormat;
-use sorsa_checkpoint::gguf::GgufType;
 
 use super::{ConfigArgs, DeviceArgs};
 
@@ -19,9 +18,10 @@ pub struct MergeArgs {
     /// Folder to write the merged model into
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
-    /// Storage dtype of the merged model: f32, f16 or bf16 [default: the base model's]
+    /// Storage dtype of the merged model: f32, f16 or bf16, or nf4 or fp4 (bitsandbytes, `-single` without double quantization)
+    /// [default: the base model's]
     #[arg(long)]
-    pub dtype: Option<WeightFormat>,
+    pub dtype: Option<OutputType>,
     #[command(flatten)]
     pub config: ConfigArgs,
     #[command(flatten)]
@@ -57,10 +57,11 @@ pub struct ExportArgs {
     /// Folder to write, or file for gguf and gguf-lora
     #[arg(long, value_name = "PATH")]
     pub out: PathBuf,
-    /// Storage dtype: f32, f16 or bf16; also q8_0 for gguf [default: the base model's for hf, f16 for gguf, f32 for
+    /// Storage dtype: f32, f16 or bf16; for hf also nf4 or fp4 (bitsandbytes, `-single` without double quantization); for gguf also
+    /// q8_0, q6_k, q5_k_m, q5_k, q5_1, q5_0, q4_k_m, q4_k, q4_1 or q4_0 [default: the base model's for hf, f16 for gguf, f32 for
     /// gguf-lora]
     #[arg(long)]
-    pub dtype: Option<GgufType>,
+    pub dtype: Option<OutputType>,
     /// Approximate the trained change of the weights by a LoRA of this rank, and print the error (peft, gguf-lora)
     /// [default: exact]
     #[arg(long)]
@@ -69,6 +70,14 @@ pub struct ExportArgs {
     /// If absent, the adapter fits the original model
     #[arg(long, conflicts_with = "rank")]
     pub as_trained: bool,
+    /// Write the weights that the adapter is added to, without its part of them, as a model of their own (a folder for peft, a GGUF
+    /// file for gguf-lora), and the adapter for that model. Needed if the rest of the weights was packed again
+    #[arg(long, value_name = "PATH")]
+    pub residual: Option<PathBuf>,
+    /// Storage dtype of the residual, like --dtype [default: packed like it was trained beside; f32 if the files of that kind have no
+    /// such type]
+    #[arg(long, requires = "residual")]
+    pub residual_dtype: Option<OutputType>,
     #[command(flatten)]
     pub config: ConfigArgs,
     #[command(flatten)]

@@ -11,7 +11,7 @@ use crate::format::TableFormat;
 
 #[derive(Debug, Args)]
 pub struct EvalArgs {
-    /// Model: a Hugging Face folder, a hub id, or `embedded` [default: embedded, or the model of the adapter's run]
+    /// Model: a Hugging Face folder, a GGUF file, a hub id, or `embedded` [default: embedded, or the model of the adapter's run]
     #[arg(long)]
     pub model: Option<String>,
     /// Folder of an adapter (of sorsa or PEFT), or of a run
@@ -138,7 +138,7 @@ pub struct GenerateArgs {
     /// Text that the model continues
     #[arg(default_value = "")]
     pub prompt: String,
-    /// Model: a Hugging Face folder, a hub id, or `embedded` [default: embedded, or the model of the adapter's run]
+    /// Model: a Hugging Face folder, a GGUF file, a hub id, or `embedded` [default: embedded, or the model of the adapter's run]
     #[arg(long)]
     pub model: Option<String>,
     /// Folder of an adapter (of sorsa or PEFT), or of a run

@@ -13,13 +13,17 @@ pub struct RecipeArgs {
     /// Recipe (TOML). The options below replace its fields
     #[arg(long, value_name = "FILE")]
     pub recipe: Option<PathBuf>,
-    /// Model: a Hugging Face folder, a hub id (owner/name or owner/name@revision), or `embedded` [default: embedded, or
+    /// Model: a Hugging Face folder, a GGUF file, a hub id (owner/name or owner/name@revision), or `embedded` [default: embedded, or
     /// the model of the adapter's run]
     #[arg(long)]
     pub model: Option<String>,
     /// Storage dtype of the frozen weights: f32 or bf16 [default: f32]
     #[arg(long)]
     pub dtype: Option<String>,
+    /// Pack the linear layers of a dense model while reading it: nf4, fp4, q8_0, q4_0 and others. The head, the embedding and
+    /// the norms stay dense [default: none are packed]
+    #[arg(long, value_name = "FORMAT")]
+    pub quantize: Option<String>,
     /// Start from the adapter in this folder: of sorsa, of PEFT, or of a run. It sets method, rank and target modules
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<String>,
@@ -118,6 +122,19 @@ pub struct FinetuneArgs {
     pub format: Format,
     #[command(flatten)]
     pub device: DeviceArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct InspectArgs {
+    #[command(flatten)]
+    pub training: FinetuneArgs,
+    /// Measure what packing loses of each kind of weight, and how much of it LoftQ, QPiSSA and QSORSA take up (PiSSA's table 3).
+    /// Packs in the format of --quantize, or in nf4. Reads and decomposes the weights
+    #[arg(long)]
+    pub quantization_error: bool,
+    /// Ranks for this measurement
+    #[arg(long, value_name = "RANK,..", requires = "quantization_error", value_delimiter = ',', default_value = "8,32,128", value_parser = clap::value_parser!(u32).range(1..))]
+    pub ranks: Vec<u32>,
 }
 
 #[derive(Debug, Args)]

@@ -72,7 +72,7 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<()> {
         code: code.as_ref(),
     };
     let mut observer = TerminalObserver::new(style, &host.backend);
-    for text in loaded.tokenizer.notes() {
+    for text in loaded.tokenizer.notes().iter().chain(&loaded.notes) {
         observer.on_event(Event::Note { text });
     }
     let problems = task.load(&source, &mut observer)?;

@@ -1,28 +1,32 @@
 //! `sorsa export`: a model or an adapter in the form of another program.
 
+mod described;
+mod gguf;
+mod residual;
+
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use burn::prelude::Device;
-use clap::ValueEnum;
 use sorsa_adapter::HostTensor;
 use sorsa_adapter::author::AuthorExport;
 use sorsa_adapter::peft::{PeftAdapter, PeftExport, PeftForm};
-use sorsa_checkpoint::WeightFormat;
-use sorsa_checkpoint::gguf::{ExportOptions, GgufType, LoraModule, export_adapter, export_model};
+use sorsa_checkpoint::gguf::GgufType;
 use sorsa_checkpoint::weights::{Checkpoint, CheckpointWriter, Expected, ModelFolder};
+use sorsa_checkpoint::{ModelSource, WeightFormat};
 use sorsa_experiment::adapter::{LoadedAdapter, check_tied};
 use sorsa_experiment::embedded::EMBEDDED;
-use sorsa_files::{AtomicDir, write_atomic};
-use sorsa_report::report::bytes;
+use sorsa_files::write_atomic;
 
+use self::described::is_dense_folder;
+use self::residual::{Residual, whole_path};
 use crate::args::{ExportArgs, ExportFormat};
-use crate::commands::merge::{Merged, warn_of_loss, write_merged};
+use crate::commands::merge::write_merged;
 use crate::device;
 use crate::exit::{OrBadInput, bad_input};
 use crate::format::print;
-use crate::progress::Style;
-use crate::session::{self, DelayedWarnings, NamedModel, model_folder, model_of_run, warn};
+use crate::output_type::OutputType;
+use crate::session::{self, DelayedWarnings, NamedModel, model_of_run, warn};
 
 /// A model, its name, its files and an adapter of it.
 struct Trained {
@@ -58,7 +62,7 @@ pub fn run(args: &ExportArgs) -> anyhow::Result<()> {
     session::check_asked(args.model.as_deref(), &name)?;
     match args.format {
         ExportFormat::Hf => {
-            let dtype = args.dtype.map(|dtype| weight_format(dtype, args.format)).transpose()?;
+            let dtype = args.dtype.map(|dtype| dtype.of_folder("--format hf")).transpose()?;
             write_merged(&name, args.adapter.as_deref(), &args.out, dtype, &device)?;
             print(format_args!("model in {}", args.out.display()))
         }
@@ -89,10 +93,11 @@ pub fn run(args: &ExportArgs) -> anyhow::Result<()> {
             }
             Ok(())
         }
-        ExportFormat::Gguf => gguf(&name, args, &device),
+        ExportFormat::Gguf => gguf::model(&name, args, &device),
         ExportFormat::GgufLora => {
+            let dtype = args.dtype.map_or(Ok(GgufType::F32.into()), OutputType::of_gguf)?;
             let trained = Trained::load(&name, args, &device)?;
-            gguf_lora(&trained.folder, &peft(&trained, args)?, &args.out, args.dtype.unwrap_or(GgufType::F32))?;
+            gguf::adapter(&trained.folder, &peft(&trained, args)?, &args.out, dtype)?;
             print(format_args!("adapter in {}", args.out.display()))
         }
         ExportFormat::Author => {
@@ -109,16 +114,6 @@ fn is_part_of_a_larger_model(folder: &Path) -> bool {
     serde_json::from_slice::<serde_json::Value>(&config).is_ok_and(|config| config.get("text_config").is_some())
 }
 
-/// The dtype of a Hugging Face folder.
-fn weight_format(dtype: GgufType, format: ExportFormat) -> anyhow::Result<WeightFormat> {
-    let found = dtype.to_string().parse();
-    found.map_err(|_| bad_input(format!("--dtype {dtype} says nothing for --format {}", name_of(format))))
-}
-
-fn name_of(format: ExportFormat) -> String {
-    format.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
-}
-
 /// Options that the form does not have are an error, before anything is read.
 fn check(args: &ExportArgs) -> anyhow::Result<()> {
     let takes = |option: &str, given: bool, forms: &[ExportFormat]| match given && !forms.contains(&args.format) {
@@ -128,14 +123,22 @@ fn check(args: &ExportArgs) -> anyhow::Result<()> {
     use ExportFormat::{Gguf, GgufLora, Hf, Peft};
     takes("--rank", args.rank.is_some(), &[Peft, GgufLora])?;
     takes("--as-trained", args.as_trained, &[Peft])?;
+    takes("--residual", args.residual.is_some(), &[Peft, GgufLora])?;
     takes("--dtype", args.dtype.is_some(), &[Hf, Gguf, GgufLora])
 }
 
-/// The adapter in PEFT's form. If it is approximated, prints the error.
+/// The adapter in PEFT's form. Writes the residual that it belongs to if asked for. If the adapter is approximated, prints the error.
 fn peft(trained: &Trained, args: &ExportArgs) -> anyhow::Result<PeftAdapter> {
     let LoadedAdapter { model, saved } = &trained.adapter;
-    let form = if args.as_trained { PeftForm::AsTrained } else { PeftForm::Difference };
-    let (base_model, revision) = base_for_others(&trained.name);
+    let residual = Residual::of(trained)?;
+    Residual::check(residual.as_ref(), args)?;
+    let mut form = if args.as_trained { PeftForm::AsTrained } else { PeftForm::Difference };
+    let (mut base_model, mut revision) = base_for_others(&trained.name);
+    if let (Some(residual), Some(out)) = (residual, &args.residual) {
+        residual.write(out, args)?;
+        form = PeftForm::OfResidual;
+        (base_model, revision) = (Some(whole_path(out)?), None);
+    }
     let options = PeftExport { form, rank: args.rank, base_model, revision };
     let (peft, truncations) = PeftAdapter::from_saved(saved, model, &options).or_bad_input()?;
     if let Some(worst) = truncations.iter().max_by(|a, b| a.relative_error.total_cmp(&b.relative_error)) {
@@ -152,14 +155,14 @@ fn peft(trained: &Trained, args: &ExportArgs) -> anyhow::Result<PeftAdapter> {
     Ok(peft)
 }
 
-/// The name and the revision by which other programs find the base: a repository of the hub, or the whole path of a folder.
+/// The name and the revision by which other programs find the base: a repository of the hub, or the whole path of a folder or file.
 /// They do not know the embedded model.
 fn base_for_others(name: &str) -> (Option<String>, Option<String>) {
     if name == EMBEDDED {
         return (None, None);
     }
     // Not the folder that was read: with other fields of config.json, that is a temporary one.
-    if Path::new(name).is_dir() {
+    if Path::new(name).exists() {
         let path = Path::new(name).canonicalize().unwrap_or_else(|_| PathBuf::from(name));
         return (Some(path.display().to_string()), None);
     }
@@ -169,76 +172,15 @@ fn base_for_others(name: &str) -> (Option<String>, Option<String>) {
     }
 }
 
-/// Writes the GGUF file: of the model's folder, or, with an adapter, of a temporary folder with the merged model.
-fn gguf(name: &str, args: &ExportArgs, device: &Device) -> anyhow::Result<()> {
-    let dtype = args.dtype.unwrap_or(GgufType::F16);
-    let report = match &args.adapter {
-        None => {
-            let folder = model_folder(name, Style::choose(false))?;
-            export_model(&folder, &args.out, dtype).or_bad_input()?
-        }
-        Some(adapter) => {
-            let merged = Merged::of(NamedModel::load(name, device)?, Some(adapter))?;
-            // Beside the file, and dropped without a commit, which removes it.
-            let folder = AtomicDir::create(&args.out)?;
-            let round = |_: &str, values: &[f32], shape: &[usize]| match dtype {
-                GgufType::F32 => None,
-                dtype => dtype.rounded(values, shape),
-            };
-            let loss = merged.save(folder.path(), &WeightFormat::F32.into(), round)?;
-            let name = args.out.file_stem().unwrap_or_default().to_string_lossy();
-            let report =
-                export_model(folder.path(), &args.out, ExportOptions::new(dtype).with_name(name)).or_bad_input()?;
-            warn_of_loss(loss, &dtype.to_string());
-            report
-        }
-    };
-    for note in report.notes.iter() {
-        print(format_args!("note: {note}"))?;
-    }
-    let mut counts: Vec<(String, &str, usize)> = Vec::new();
-    for (name, found) in &report.fallbacks {
-        let found = found.to_string();
-        match counts.iter_mut().find(|(known, ..)| *known == found) {
-            Some((.., count)) => *count += 1,
-            None => counts.push((found, name, 1)),
-        }
-    }
-    for (found, first, count) in counts {
-        let rows = "rows are not whole blocks";
-        print(match count {
-            1 => format!("note: {first} is {found}: its {rows} of {dtype}"),
-            _ => format!("note: {count} tensors, {first} among them, are {found}: their {rows} of {dtype}"),
-        })?;
-    }
-    print(format_args!("{} tensors, {} in {}", report.tensors, bytes(report.bytes), args.out.display()))
-}
-
-fn gguf_lora(folder: &Path, peft: &PeftAdapter, out: &Path, dtype: GgufType) -> anyhow::Result<()> {
-    if peft.config.dora {
-        return Err(bad_input("llama.cpp has no DoRA: merge it, or give a --rank to approximate it by"));
-    }
-    let whole = &peft.config.modules_to_save;
-    if !whole.is_empty() {
-        return Err(bad_input(format!(
-            "a GGUF adapter cannot hold modules that were trained whole ({})",
-            whole.join(", ")
-        )));
-    }
-    let module = |(path, a, b, scale): (&str, &HostTensor, &HostTensor, f64)| {
-        let rank = a.shape[0];
-        let alpha = scale * rank as f64;
-        LoraModule { path: path.to_owned(), rank, a: a.values.clone(), b: b.values.clone(), alpha }
-    };
-    let modules: Vec<LoraModule> = peft.matrices().map(module).collect();
-    export_adapter(folder, &modules, out, dtype).or_bad_input()?;
-    Ok(())
-}
-
 /// Writes the author's checkpoint tensor by tensor, from the files of the original model.
 fn author(trained: &Trained, out: &Path) -> anyhow::Result<()> {
     let LoadedAdapter { model, saved } = &trained.adapter;
     let export = AuthorExport::new(saved, model, Some(trained.name.clone())).or_bad_input()?;
+    if !is_dense_folder(&ModelSource::open(&trained.folder).or_bad_input()?) {
+        return Err(bad_input(
+            "the author's form has no packed weights: `sorsa merge` writes the model with the adapter",
+        ));
+    }
     let base = Checkpoint::open(&trained.folder).or_bad_input()?;
     let mut expected = Vec::new();
     for name in base.names() {

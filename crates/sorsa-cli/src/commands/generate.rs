@@ -62,7 +62,7 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     };
     let mut stops = Stops::of(&encoder, loaded.model.config());
     stops.texts.extend(args.stop.iter().cloned());
-    for note in loaded.tokenizer.notes() {
+    for note in loaded.tokenizer.notes().iter().chain(&loaded.notes) {
         eprintln!("note: {note}");
     }
     let options = GenerateOptions { max_new_tokens, sampling, stop: stops.tokens };

@@ -25,7 +25,7 @@ pub fn run(args: &ImportArgs) -> anyhow::Result<()> {
     let saved = match (PeftAdapter::is_in(&args.from), &args.start) {
         (true, None) => named.adapter(&args.from, &mut Warnings)?.saved,
         (true, Some(start)) => {
-            let base = BaseModel { name: &named.name, folder: &named.folder };
+            let base = BaseModel { name: &named.name, folder: &named.folder, quantize: named.quantize };
             LoadedAdapter::read_with_start(named.model, base, &args.from, start, &mut Warnings)?.saved
         }
         (false, None) => of_author(&args.from, &named.model)?,

@@ -3,18 +3,20 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use anyhow::Context;
 use burn::prelude::Device;
-use sorsa_checkpoint::weights::{
-    CHAT_TEMPLATES, Checkpoint, GENERATION_CONFIG, ModelFolder, TOKENIZER_FILES, WeightsError,
-};
-use sorsa_checkpoint::{TensorFormats, WeightFormat};
-use sorsa_models::CausalLm;
+use sorsa_adapter::{Attached, MergedWeights};
+use sorsa_checkpoint::gguf::{self, GgufError, GgufType};
+use sorsa_checkpoint::weights::{Expected, ModelFolder, WeightsError};
+use sorsa_checkpoint::{ModelSource, TensorContent, TensorFormats};
+use sorsa_kernels::BlockFormat;
+use sorsa_kernels::packed::PackedFormat;
+use sorsa_models::{CausalLm, ModelConfig, ModelTensors, save_tensors};
 
 use crate::args::MergeArgs;
 use crate::device;
 use crate::exit::{OrBadInput, bad_input};
 use crate::format::print;
+use crate::output_type::FolderType;
 use crate::session::{self, NamedModel, model_of_run, warn};
 
 /// The part of an adapter's change that may be lost in rounding without a word.
@@ -28,7 +30,8 @@ pub fn run(args: &MergeArgs) -> anyhow::Result<()> {
     };
     session::set_config(&args.config, Some(&args.adapter))?;
     session::check_asked(args.model.as_deref(), &model)?;
-    write_merged(&model, Some(&args.adapter), &args.out, args.dtype, &device)?;
+    let dtype = args.dtype.map(|dtype| dtype.of_folder("a merge")).transpose()?;
+    write_merged(&model, Some(&args.adapter), &args.out, dtype, &device)?;
     print(format_args!("merged model in {}", args.out.display()))
 }
 
@@ -38,7 +41,7 @@ pub fn write_merged(
     name: &str,
     adapter: Option<&Path>,
     out: &Path,
-    dtype: Option<WeightFormat>,
+    dtype: Option<FolderType>,
     device: &Device,
 ) -> anyhow::Result<()> {
     // Before the work, and again after it.
@@ -47,89 +50,164 @@ pub fn write_merged(
     if is_same_folder(&named.folder, out) {
         return Err(bad_input(format!("--out {} is the model's own folder", out.display())));
     }
-    let formats = match dtype {
-        Some(format) => format.into(),
-        None => TensorFormats::stored_in(&Checkpoint::open(&named.folder).or_bad_input()?),
-    };
     let merged = Merged::of(named, adapter)?;
+    let stored = merged.base.dense_formats();
+    let formats = match dtype {
+        Some(FolderType::Plain(format)) => format.into(),
+        Some(FolderType::FourBit(format)) => stored.with_linear_layers_in_four_bit(merged.expected.clone(), format),
+        None => stored,
+    };
     let new = ModelFolder::create(out).or_bad_input()?;
-    let loss = merged.save(new.path(), &formats, |name, values, _| match formats.of(name) {
-        WeightFormat::F32 => None,
-        format => Some(format.rounded(values)),
-    })?;
+    let format = match dtype {
+        Some(FolderType::FourBit(format)) => PackedFormat::from(format).name(),
+        Some(FolderType::Plain(_)) | None => formats.usual.name(),
+    };
+    let loss = merged.save(new.path(), &formats)?;
     new.commit()?;
-    warn_of_loss(loss, formats.usual.name());
+    warn_of_loss(loss, format);
     Ok(())
 }
 
 /// A model with its adapter merged.
 pub struct Merged {
     /// The original, by its files.
-    base: Checkpoint,
-    /// The plain model.
-    model: CausalLm,
+    base: ModelSource,
+    /// The model's configuration.
+    config: ModelConfig,
+    /// Names and shapes of all tensors.
+    expected: Vec<Expected>,
+    weights: Weights,
     /// The tensors that the adapter changed.
     changed: BTreeSet<String>,
+}
+
+/// Where the weights are.
+enum Weights {
+    /// In a plain model.
+    Plain(CausalLm),
+    /// In a model with packed weights beside an adapter: each is widened and merged when it is asked for.
+    Attached(Attached<CausalLm>),
 }
 
 impl Merged {
     /// Merges `adapter` into the model, if there is one.
     pub fn of(named: NamedModel, adapter: Option<&Path>) -> anyhow::Result<Self> {
-        let base = Checkpoint::open(&named.folder).or_bad_input()?;
-        let Some(adapter) = adapter else {
-            return Ok(Self { base, model: named.model, changed: BTreeSet::new() });
+        let base = ModelSource::open(&named.folder).or_bad_input()?;
+        let (weights, changed) = match adapter {
+            None => (Weights::Plain(named.model), BTreeSet::new()),
+            Some(adapter) => {
+                let attached = named.with_adapter(adapter)?;
+                let adapted = attached.state.modules.iter().map(|module| format!("{}.weight", module.path));
+                let whole = attached.trainable.iter().map(|parameter| parameter.name.clone());
+                let changed: BTreeSet<String> = adapted.chain(whole).collect();
+                let tensors = attached.model.tensors();
+                match changed.iter().any(|name| tensors.packed(name).is_some()) {
+                    true => (Weights::Attached(attached), changed),
+                    false => (Weights::Plain(attached.merge().0), changed),
+                }
+            }
         };
-        let attached = named.with_adapter(adapter)?;
-        let adapted = attached.state.modules.iter().map(|module| format!("{}.weight", module.path));
-        let whole = attached.trainable.iter().map(|parameter| parameter.name.clone());
-        let changed = adapted.chain(whole).collect();
-        Ok(Self { base, model: attached.merge().0, changed })
+        let model = match &weights {
+            Weights::Plain(model) => model,
+            Weights::Attached(attached) => &attached.model,
+        };
+        let (config, expected) = (model.config().clone(), model.tensors().expected().to_vec());
+        Ok(Self { base, config, expected, weights, changed })
     }
 
-    /// Writes the model into the folder `out`, with copies of the files that a runtime needs. `round` gives the numbers of a
-    /// tensor, by its name and shape, as they are stored in the end, if that is not f32. Returns which part of the adapter's
-    /// change is lost by that, in the Frobenius norm.
-    pub fn save(
-        &self,
-        out: &Path,
-        formats: &TensorFormats,
-        round: impl Fn(&str, &[f32], &[usize]) -> Option<Vec<f32>>,
-    ) -> anyhow::Result<f64> {
-        let (mut lost, mut change) = (0.0, 0.0);
-        self.model.save_watched(out, formats.clone(), |name, merged| -> Result<(), WeightsError> {
-            let Some(info) = self.base.info(name).filter(|_| self.changed.contains(name)) else { return Ok(()) };
-            let Some(rounded) = round(name, merged, &info.shape) else { return Ok(()) };
-            let before = self.base.to_f32(name)?;
-            lost += squares(&rounded, merged);
-            change += squares(merged, &before);
-            Ok(())
-        })?;
-        let folder = self.base.dir();
-        for name in [GENERATION_CONFIG].into_iter().chain(TOKENIZER_FILES) {
-            let from = folder.join(name);
-            if from.exists() {
-                std::fs::copy(&from, out.join(name)).with_context(|| format!("cannot copy {}", from.display()))?;
+    /// Whether the adapter changes the tensor.
+    pub fn is_changed(&self, name: &str) -> bool {
+        self.changed.contains(name)
+    }
+
+    /// The merged tensors, one at a time; those that changed are compared with the original ones when they are read.
+    pub fn tensors(&self) -> MergedTensors<'_> {
+        let (tensors, merged) = match &self.weights {
+            Weights::Plain(model) => (model.tensors(), None),
+            Weights::Attached(attached) => (attached.model.tensors(), Some(attached.merged_weights())),
+        };
+        MergedTensors { of: self, tensors, merged, compared: BTreeSet::new(), change: 0.0 }
+    }
+
+    /// Writes the model into the folder `out`, with copies of the files that a runtime needs. Returns which part of the adapter's
+    /// change is lost by the formats, in the Frobenius norm.
+    fn save(&self, out: &Path, formats: &TensorFormats) -> anyhow::Result<f64> {
+        let mut tensors = self.tensors();
+        let mut lost = 0.0;
+        save_tensors(out, &self.config, formats.clone(), &self.expected, |tensor| {
+            let is_first = self.is_changed(&tensor.name) && !tensors.compared.contains(&tensor.name);
+            let content = tensors.content_of(tensor)?;
+            if let (true, TensorContent::Values(merged)) = (is_first, &content) {
+                let rounded = formats.rounded(&tensor.name, merged, &tensor.shape);
+                lost += rounded.map_or(0.0, |rounded| squares(&rounded, merged));
             }
-        }
-        copy_chat_templates(&folder.join(CHAT_TEMPLATES), &out.join(CHAT_TEMPLATES))?;
-        Ok(if change == 0.0 { 0.0 } else { (lost / change).sqrt() })
+            Ok(content)
+        })?;
+        self.base.copy_side_files(out).or_bad_input()?;
+        Ok(part(lost, tensors.change))
     }
 }
 
-/// Copies the templates of a model that has more than one.
-fn copy_chat_templates(from: &Path, to: &Path) -> anyhow::Result<()> {
-    let Ok(entries) = std::fs::read_dir(from) else { return Ok(()) };
-    std::fs::create_dir(to).with_context(|| format!("cannot create {}", to.display()))?;
-    for entry in entries {
-        let path = entry.with_context(|| format!("cannot list {}", from.display()))?.path();
-        if let Some(name) = path.file_name()
-            && path.extension().is_some_and(|extension| extension == "jinja")
-            && path.is_file()
-        {
-            std::fs::copy(&path, to.join(name)).with_context(|| format!("cannot copy {}", path.display()))?;
-        }
+/// The tensors of a merged model, one at a time.
+pub struct MergedTensors<'a> {
+    of: &'a Merged,
+    tensors: ModelTensors,
+    merged: Option<MergedWeights<'a, CausalLm>>,
+    /// The changed tensors that were read.
+    compared: BTreeSet<String>,
+    /// `||merged - original||^2` of those.
+    change: f64,
+}
+
+impl MergedTensors<'_> {
+    /// Which part of the adapter's change is lost, if the squares of the errors of the changed tensors add up to `lost`.
+    pub fn loss(&self, lost: f64) -> f64 {
+        part(lost, self.change)
     }
-    Ok(())
+
+    fn content_of(&mut self, tensor: &Expected) -> Result<TensorContent, WeightsError> {
+        let name = tensor.name.as_str();
+        let merged = name.strip_suffix(".weight").and_then(|path| self.merged.as_ref()?.weight(path));
+        let content = match merged {
+            Some(weight) => Some(weight.values.into()),
+            None => self.tensors.content(name),
+        };
+        let Some(content) = content else {
+            return Err(WeightsError::NoTensor { dir: self.of.base.path().to_owned(), name: name.to_owned() });
+        };
+        if let TensorContent::Values(values) = &content
+            && self.of.is_changed(name)
+            && self.of.base.stored(name).is_some()
+            && self.compared.insert(name.to_owned())
+        {
+            let before = self.of.base.numbers::<f32>(name, false);
+            let before =
+                before.map_err(|source| WeightsError::Produce { name: name.to_owned(), source: source.into() })?;
+            self.change += squares(values, &before.values);
+        }
+        Ok(content)
+    }
+}
+
+impl gguf::ModelTensors for MergedTensors<'_> {
+    fn ties_embeddings(&self) -> bool {
+        self.of.config.tie_word_embeddings
+    }
+
+    /// A matrix that is in the type asked for already is not packed again.
+    fn packed_format(&self, name: &str, asked: GgufType) -> Option<BlockFormat> {
+        let matrix = self.tensors.packed(name).filter(|_| !self.of.is_changed(name))?;
+        matrix.blocks().map(|(format, _)| format).filter(|format| GgufType::Blocks(*format) == asked)
+    }
+
+    fn content(&mut self, tensor: &Expected) -> Result<TensorContent, GgufError> {
+        Ok(self.content_of(tensor)?)
+    }
+}
+
+/// `sqrt(lost / change)`; 0 if nothing changed.
+fn part(lost: f64, change: f64) -> f64 {
+    if change == 0.0 { 0.0 } else { (lost / change).sqrt() }
 }
 
 /// `||a - b||^2`.

@@ -21,6 +21,8 @@ const SPECIAL_TOKENS_MAP: &str = "special_tokens_map.json";
 const ADDED_TOKENS: &str = "added_tokens.json";
 const GENERATION_CONFIG: &str = "generation_config.json";
 const MODEL_CONFIG: &str = "config.json";
+/// Files of settings.
+const CONFIGS: [&str; 5] = [CONFIG, SPECIAL_TOKENS_MAP, ADDED_TOKENS, GENERATION_CONFIG, MODEL_CONFIG];
 const TEMPLATE: &str = "chat_template.jinja";
 const MORE_TEMPLATES: &str = "additional_chat_templates";
 /// Where processors of several modalities keep the template. Transformers' tokenizers do not read it.
@@ -59,7 +61,7 @@ impl TokenizerFiles {
     /// Reads every file of a folder.
     pub fn read_folder(dir: &Path) -> Self {
         let mut files = Self::default();
-        for name in [CONFIG, SPECIAL_TOKENS_MAP, ADDED_TOKENS, GENERATION_CONFIG, MODEL_CONFIG] {
+        for name in CONFIGS {
             if let Some(bytes) = files.read_if_present(dir, name) {
                 files.config(name, &bytes);
             }
@@ -78,6 +80,22 @@ impl TokenizerFiles {
             (false, Some(model)) => files.sentence_piece(dir, model),
             (false, None) if dir.join(VOCABULARY).exists() && dir.join(MERGES).exists() => files.byte_pairs(dir),
             (false, None) => files.nothing(dir),
+        }
+        files
+    }
+
+    /// Takes files by their names and contents: `tokenizer.json` and files of settings.
+    pub fn of_contents(contents: &[(&str, Vec<u8>)]) -> Self {
+        let mut files = Self::default();
+        for (name, bytes) in contents {
+            match CONFIGS.into_iter().find(|config| config == name) {
+                Some(config) => files.config(config, bytes),
+                None if *name == TOKENIZER => files.tokenizer(TOKENIZER, bytes),
+                None => {}
+            }
+        }
+        if files.tokenizer.is_none() && files.problems.is_empty() {
+            files.problems.push("there is no tokenizer".to_owned());
         }
         files
     }

@@ -68,6 +68,16 @@ impl TextTokenizer {
         files.assemble("memory".to_owned())
     }
 
+    /// Like [`TextTokenizer::from_dir`], with files that are no files: their names in a folder and their contents. `place` is where they
+    /// come from, for errors.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`TextTokenizer::from_dir`].
+    pub fn from_contents(place: &Path, contents: &[(&str, Vec<u8>)]) -> Result<Self, DataError> {
+        TokenizerFiles::of_contents(contents).assemble(place.display().to_string())
+    }
+
     /// The ids of `text`, without begin and end tokens. The text of a special token inside it becomes that token.
     ///
     /// # Errors
@@ -116,6 +126,11 @@ impl TextTokenizer {
     /// [`DataError::Tokenize`] if the tokenizer's decoder fails.
     pub fn decode_stream(&self, prompt: &[u32]) -> Result<DecodeStream<'_>, DataError> {
         DecodeStream::new(self, prompt)
+    }
+
+    /// The text of a token as the vocabulary has it; of special tokens too.
+    pub fn token_text(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
     }
 
     /// The begin-of-sequence token, if the model has one.

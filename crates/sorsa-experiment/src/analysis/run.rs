@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use burn::prelude::*;
 use rayon::prelude::*;
 use sorsa_adapter::{
-    AdapterConfig, AdapterError, AdapterState, HostTensor, HostTensorExt, Method, ModuleState, TensorFile,
+    AdapterConfig, AdapterError, AdapterState, HostTensor, HostTensorExt, Method, ModuleState, PackedFormat, TensorFile,
 };
 use sorsa_models::{CausalLm, WeightFormat};
 use sorsa_report::analysis::{CheckpointAnalysis, RunAnalysis, Spectrum};
@@ -17,7 +17,8 @@ use crate::error::{ExperimentError, MeasureError};
 use crate::host::Host;
 use crate::model::model_folder;
 use crate::observer::{Event, Observer};
-use crate::recipe::Recipe;
+use crate::packed_on_read::PackedOnRead;
+use crate::recipe::{ModelRecipe, Recipe};
 use crate::run_dir::RunDir;
 
 /// Which singular triplets are compared.
@@ -42,8 +43,17 @@ pub struct RunToAnalyze<'a> {
 pub struct BaseModel {
     path: String,
     dtype: WeightFormat,
+    quantize: Option<PackedFormat>,
     config: toml::Table,
     model: CausalLm,
+    originals: PackedOnRead,
+}
+
+impl BaseModel {
+    fn is_of(&self, recipe: &ModelRecipe) -> bool {
+        let ModelRecipe { path, dtype, quantize, config, adapter: _ } = recipe;
+        self.path == *path && self.dtype == *dtype && self.quantize == *quantize && self.config == *config
+    }
 }
 
 impl<'a> RunToAnalyze<'a> {
@@ -96,17 +106,19 @@ impl<'a> RunToAnalyze<'a> {
     pub fn base(&self, kept: Option<BaseModel>, host: &Host) -> Result<BaseModel, ExperimentError> {
         let model = &self.recipe.model;
         match kept {
-            Some(base) if base.path == model.path && base.dtype == model.dtype && base.config == model.config => {
-                Ok(base)
-            }
+            Some(base) if base.is_of(model) => Ok(base),
             _ => {
-                let folder = model_folder(&model.path, &host.sources.with_config(&model.config))?;
-                let loaded = CausalLm::load(&folder, model.dtype, &host.device)?;
+                let sources = host.sources.for_model(model);
+                let folder = model_folder(&model.path, &sources)?;
+                let source = sources.open(&folder)?;
+                let loaded = CausalLm::load_from(&source, model.dtype, &host.device)?;
                 Ok(BaseModel {
                     path: model.path.clone(),
                     dtype: model.dtype,
+                    quantize: model.quantize,
                     config: model.config.clone(),
                     model: loaded,
+                    originals: PackedOnRead::open(&folder, model.quantize)?,
                 })
             }
         }
@@ -127,9 +139,9 @@ impl<'a> RunToAnalyze<'a> {
         observer: &mut dyn Observer,
     ) -> Result<RunAnalysis, ExperimentError> {
         let start = self.folder.join(RunDir::START);
-        let mut state = AdapterState::of_run(&self.recipe.adapter, &start, &base.model)?;
+        let mut state = AdapterState::of_run(&self.recipe.adapter, &start, &base.model, &base.originals)?;
         self.choose(&mut state, &base.model, modules)?;
-        let originals = state.originals(&base.model);
+        let originals = state.originals(&base.model, &base.originals)?;
         let files = self.steps.iter().map(|step| TensorFile::open(&self.checkpoints.parameters(*step)));
         let files: Vec<TensorFile> = files.collect::<Result<_, _>>().map_err(AdapterError::from)?;
 

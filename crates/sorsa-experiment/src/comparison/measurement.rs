@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use sorsa_adapter::PackedFormat;
 use sorsa_data::synthetic;
 
 use super::identity::Fingerprints;
@@ -13,8 +14,10 @@ use crate::{ExperimentError, Recipe};
 /// One evaluation of one model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Evaluation {
-    /// Folder, hub id, or `embedded`.
+    /// Folder, GGUF file, hub id, or `embedded`.
     pub model: String,
+    /// Format that the base model is packed in while it is read.
+    pub quantize: Option<PackedFormat>,
     /// Folder of the run whose adapter is tested. Absent: the base model.
     pub adapter: Option<PathBuf>,
     /// Whether rows that cannot be read are skipped.
@@ -127,7 +130,10 @@ impl Measurements {
         };
         Ok(Self {
             recipe: plan.common.clone(),
-            model_key: plan.model_key().to_owned(),
+            model_key: match plan.common.model.quantize {
+                Some(format) => format!("{}-{format}", plan.model_key()),
+                None => plan.model_key().to_owned(),
+            },
             base_folder: plan.folder.join("base"),
             test_key: plan.test_key(),
             forgetting,
@@ -169,6 +175,7 @@ impl Measurements {
             result: self.result(model, kind, key),
             evaluation: Evaluation {
                 model: self.recipe.model.path.clone(),
+                quantize: self.recipe.model.quantize,
                 adapter,
                 skip_bad_rows: self.recipe.data.skip_bad_rows,
                 subject,

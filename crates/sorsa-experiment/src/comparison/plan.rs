@@ -4,7 +4,6 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use sorsa_data::TextTokenizer;
 use sorsa_models::ModelConfig;
 use sorsa_train::total_steps;
 use toml::Table;
@@ -21,7 +20,7 @@ use super::request::{ComparisonRequest, RequestedRates};
 use super::run_spec::RunSpec;
 use super::sweep::{Sweep, SweepMode};
 use crate::embedded::EMBEDDED;
-use crate::model::model_folder;
+use crate::model::{model_folder, read_tokenizer};
 use crate::{ExperimentError, Host, Inputs, Observer, Recipe, TrainingShape, data_file};
 
 /// Evaluations in a run: they show when the run reaches a loss, and take a few percent of its time.
@@ -219,7 +218,7 @@ impl ComparisonPlan {
         observer: &mut dyn Observer,
         sets_eval_every: bool,
     ) -> Result<(), ExperimentError> {
-        let folder = model_folder(&self.common.model.path, &host.sources.with_config(&self.common.model.config))?;
+        let folder = model_folder(&self.common.model.path, &host.sources.for_model(&self.common.model))?;
         let config = ModelConfig::read(&folder)?;
         for (index, row) in self.rows.iter().enumerate() {
             self.parameters = TrainingShape::new(&self.base.with(&row.fields)?, &config, host)?.parameters;
@@ -230,7 +229,7 @@ impl ComparisonPlan {
                 }
             }
         }
-        let tokenizer = Arc::new(TextTokenizer::from_dir(&folder)?);
+        let tokenizer = Arc::new(read_tokenizer(&folder)?);
         let inputs = Inputs::read(&self.common, &tokenizer, &config, host, observer)?;
         if inputs.validation.is_none() {
             return Err(ExperimentError::Comparison(

@@ -24,30 +24,42 @@ const LANES: usize = 32;
 ///
 /// Panics if there are more rows, or if the processor lacks the instructions.
 pub fn multiply(out: &mut [f32], x: &[f32], weight: Bf16Matrix<'_>, update: Update) {
-    assert!(available(), "the processor lacks the instructions");
     let (k, n) = (weight.rows(), weight.columns());
     let rows = x.len() / k;
-    let width = k.next_multiple_of(LANES);
-    let x = match weight.order() {
+    let x = left_operand(x, k, weight.order());
+    by_columns(out, [k, n], update, |columns, part| add_product(part, rows, &x, weight, columns));
+}
+
+/// `x` `[rows, k]`, rounded and laid out for [`add_product`] with a weight of this order. If rows are contiguous, the layout of two rows of the
+/// weight and of those that follow begins at each even row.
+pub fn left_operand(x: &[f32], k: usize, order: Order) -> Vec<u16> {
+    match order {
         Order::Rows => pairs(x, k),
-        Order::Columns => rounded_rows(x, k, width),
-    };
-    by_columns(out, [k, n], update, |columns, part| {
-        macro_rules! by_rows {
-            ($($rows:literal)*) => {
-                match (rows, weight.order()) {
-                    // SAFETY: `available` says that the processor has the instructions.
-                    $(($rows, Order::Rows) => unsafe { stream::<$rows>(part, &x, weight, columns) },
-                    ($rows, Order::Columns) => unsafe { inner::<$rows>(part, &x, weight, columns) },)*
-                    _ => panic!("{rows} rows, at most {FEW_ROWS}"),
-                }
-            };
-        }
-        #[allow(unsafe_code, reason = "functions compiled for instructions that the processor has")]
-        {
-            by_rows!(1 2 3 4);
-        }
-    });
+        Order::Columns => rounded_rows(x, k, k.next_multiple_of(LANES)),
+    }
+}
+
+/// Adds `x W` of a range of columns to `part` `[rows, columns]`.
+///
+/// # Panics
+///
+/// Panics if there are more than [`FEW_ROWS`] rows, or if the processor lacks the instructions.
+pub fn add_product(part: &mut [f32], rows: usize, x: &[u16], weight: Bf16Matrix<'_>, columns: Range<usize>) {
+    assert!(available(), "the processor lacks the instructions");
+    macro_rules! by_rows {
+        ($($rows:literal)*) => {
+            match (rows, weight.order()) {
+                // SAFETY: `available` says that the processor has the instructions.
+                $(($rows, Order::Rows) => unsafe { stream::<$rows>(part, x, weight, columns) },
+                ($rows, Order::Columns) => unsafe { inner::<$rows>(part, x, weight, columns) },)*
+                _ => panic!("{rows} rows, at most {FEW_ROWS}"),
+            }
+        };
+    }
+    #[allow(unsafe_code, reason = "functions compiled for instructions that the processor has")]
+    {
+        by_rows!(1 2 3 4);
+    }
 }
 
 /// Rounds `x` and reorders it: for each pair of neighbours along `k`, the pair of each row. An odd last number is paired with zero.

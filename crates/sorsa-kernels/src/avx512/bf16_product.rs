@@ -55,7 +55,9 @@ impl Right for Bf16Matrix<'_> {
         match self.order() {
             Order::Rows => {
                 let rows = 2 * units.start..self.rows().min(2 * units.end);
-                rows.for_each(|row| self.line(row)[columns.clone()].iter().step_by(32).for_each(prefetch));
+                rows.for_each(|row| {
+                    self.line(row)[columns.clone()].iter().step_by(32).for_each(|value| prefetch(value))
+                });
             }
             Order::Columns if units.is_empty() => {}
             Order::Columns => columns.for_each(|column| prefetch(&self.line(column)[2 * units.start])),

@@ -54,7 +54,7 @@ impl Right for Matrix<'_> {
 
     fn prefetch(&self, units: Range<usize>, columns: Range<usize>) {
         if self.has_contiguous_rows() {
-            units.for_each(|unit| self.row(unit)[columns.clone()].iter().step_by(16).for_each(prefetch));
+            units.for_each(|unit| self.row(unit)[columns.clone()].iter().step_by(16).for_each(|value| prefetch(value)));
         } else if !units.is_empty() {
             columns.for_each(|column| prefetch(&self.transposed().row(column)[units.start]));
         }

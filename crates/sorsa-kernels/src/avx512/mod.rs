@@ -9,6 +9,8 @@
 mod bf16_few_rows;
 mod bf16_product;
 mod f32_product;
+mod packed_product;
+mod widen;
 
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -17,9 +19,11 @@ use rayon::prelude::*;
 
 use crate::product::Update;
 
-pub(crate) use self::bf16_few_rows::multiply as multiply_bf16_few_rows;
+pub(crate) use self::bf16_few_rows::{add_product, left_operand, multiply as multiply_bf16_few_rows};
 pub(crate) use self::bf16_product::{available as has_bf16, multiply as multiply_bf16};
 pub(crate) use self::f32_product::{available as has_f32, multiply as multiply_f32};
+pub(crate) use self::packed_product::{multiply_bf16 as multiply_packed_bf16, multiply_f32 as multiply_packed_f32};
+pub(crate) use self::widen::{widen_bf16, widen_f32};
 
 /// Rows of a tile.
 const HEIGHT: usize = 12;
@@ -93,6 +97,11 @@ trait Right: Sync {
     /// Units of `k`, and columns.
     fn shape(&self) -> [usize; 2];
 
+    /// A part of a panel is a multiple of so many units high, unless it is the last.
+    fn step(&self) -> usize {
+        1
+    }
+
     /// Packs units of at most [`WIDTH`] columns unit by unit, and pads each with zeros to the width of `part`.
     ///
     /// # Safety
@@ -141,7 +150,7 @@ unsafe fn multiply<R: Right>(out: &mut [f32], x: Left<'_, R::Unit>, right: &R, s
     let chunks = x.rows.div_ceil(ROWS).max(tasks.div_ceil(panels).min(x.rows.div_ceil(4 * HEIGHT)));
     let chunk = x.rows.div_ceil(chunks);
     // Parts have about the same height: a low part at the end would load and store tiles for little work.
-    let height = depth.div_ceil(depth.div_ceil(DEPTH));
+    let height = depth.div_ceil(depth.div_ceil(DEPTH)).next_multiple_of(right.step());
     let task = |part: &mut Vec<R::Unit>, index: usize| {
         let (row, column) = (index / panels * chunk, index % panels * WIDTH);
         let (rows, columns) = (row..x.rows.min(row + chunk), column..columns.min(column + WIDTH));
@@ -155,7 +164,7 @@ unsafe fn multiply<R: Right>(out: &mut [f32], x: Left<'_, R::Unit>, right: &R, s
             // The task packs next the part below, or the top of the panel to the right.
             let (units_next, columns_next) = match units.end < depth {
                 true => (units.end..depth.min(units.end + height), columns.clone()),
-                false => (0..height, columns.end..right.shape()[1].min(columns.end + WIDTH)),
+                false => (0..depth.min(height), columns.end..right.shape()[1].min(columns.end + WIDTH)),
             };
             let prefetch = |share: usize, shares: usize| {
                 let at = |share: usize| units_next.start + units_next.len() * share / shares;
@@ -272,12 +281,12 @@ macro_rules! tile {
 }
 use tile;
 
-/// Prefetches the cache line of `value` into the second-level cache.
-fn prefetch<T>(value: &T) {
+/// Prefetches the cache line of an address into the second-level cache.
+fn prefetch<T>(address: *const T) {
     // SAFETY: a hint, which reads nothing.
-    #[allow(unsafe_code, reason = "a hint to the processor about a valid address")]
+    #[allow(unsafe_code, reason = "a hint to the processor")]
     unsafe {
-        _mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(value).cast());
+        _mm_prefetch::<_MM_HINT_T1>(address.cast());
     }
 }
 

@@ -19,32 +19,35 @@ const SUB6: usize = 16;
 /// Bytes of the scales and minima.
 const SCALES: usize = 12;
 
+#[inline(always)]
 pub fn decode_q4_k(block: &[u8; 144], values: &mut [f32; VALUES]) {
     let (d, e) = (half_at(block, 0), half_at(block, 2));
     let (scales, minima) = unpack_scales(&block[4..4 + SCALES]);
     let bytes = &block[4 + SCALES..];
     for (s, values) in values.as_chunks_mut::<SUB>().0.iter_mut().enumerate() {
         let (scale, minimum) = (d * f32::from(scales[s]), e * f32::from(minima[s]));
-        for (value, byte) in values.iter_mut().zip(&bytes[SUB * (s / 2)..]) {
+        for (value, byte) in values.iter_mut().zip(&bytes[SUB * (s / 2)..][..SUB]) {
             let q = if s % 2 == 0 { byte & 15 } else { byte >> 4 };
             *value = scale * f32::from(q) - minimum;
         }
     }
 }
 
+#[inline(always)]
 pub fn decode_q5_k(block: &[u8; 176], values: &mut [f32; VALUES]) {
     let (d, e) = (half_at(block, 0), half_at(block, 2));
     let (scales, minima) = unpack_scales(&block[4..4 + SCALES]);
     let (high, bytes) = block[4 + SCALES..].split_at(SUB);
     for (s, values) in values.as_chunks_mut::<SUB>().0.iter_mut().enumerate() {
         let (scale, minimum) = (d * f32::from(scales[s]), e * f32::from(minima[s]));
-        for ((value, byte), high) in values.iter_mut().zip(&bytes[SUB * (s / 2)..]).zip(high) {
+        for ((value, byte), high) in values.iter_mut().zip(&bytes[SUB * (s / 2)..][..SUB]).zip(high) {
             let q = if s % 2 == 0 { byte & 15 } else { byte >> 4 };
             *value = scale * f32::from(q | (high >> s & 1) << 4) - minimum;
         }
     }
 }
 
+#[inline(always)]
 pub fn decode_q6_k(block: &[u8; 210], values: &mut [f32; VALUES]) {
     let (low, rest) = block.split_at(128);
     let (high, rest) = rest.split_at(64);
@@ -52,9 +55,10 @@ pub fn decode_q6_k(block: &[u8; 210], values: &mut [f32; VALUES]) {
     let d = half_at(d, 0);
     for (s, values) in values.as_chunks_mut::<SUB6>().0.iter_mut().enumerate() {
         let scale = d * f32::from(scales[s].cast_signed());
-        for (i, value) in values.iter_mut().enumerate() {
-            let (low_at, low_shift, high_at, high_shift) = place_q6_k(SUB6 * s + i);
-            let q = low[low_at] >> low_shift & 15 | (high[high_at] >> high_shift & 3) << 4;
+        let (low_at, low_shift, high_at, high_shift) = place_q6_k(SUB6 * s);
+        let bytes = low[low_at..][..SUB6].iter().zip(&high[high_at..][..SUB6]);
+        for (value, (low, high)) in values.iter_mut().zip(bytes) {
+            let q = low >> low_shift & 15 | (high >> high_shift & 3) << 4;
             *value = scale * (f32::from(q) - 32.0);
         }
     }
@@ -158,14 +162,17 @@ fn place_q6_k(index: usize) -> (usize, usize, usize, usize) {
 /// The eight scales and the eight minima.
 fn unpack_scales(bytes: &[u8]) -> ([u8; 8], [u8; 8]) {
     let (mut scales, mut minima) = ([0; 8], [0; 8]);
-    for j in 0..4 {
-        let (d, m, both) = (bytes[j], bytes[j + 4], bytes[j + 8]);
-        scales[j] = d & 63;
-        minima[j] = m & 63;
-        scales[j + 4] = both & 15 | d >> 2 & 48;
-        minima[j + 4] = both >> 4 | m >> 2 & 48;
+    for j in 0..8 {
+        (scales[j], minima[j]) = scale_and_minimum_at(bytes, j);
     }
     (scales, minima)
+}
+
+/// The scale and the minimum of sub-block `j`.
+#[inline(always)]
+pub fn scale_and_minimum_at(bytes: &[u8], j: usize) -> (u8, u8) {
+    let (d, m, both) = (bytes[j % 4], bytes[j % 4 + 4], bytes[j % 4 + 8]);
+    if j < 4 { (d & 63, m & 63) } else { (both & 15 | d >> 2 & 48, both >> 4 | m >> 2 & 48) }
 }
 
 fn pack_scales(scales: &[u8; 8], minima: &[u8; 8]) -> [u8; SCALES] {

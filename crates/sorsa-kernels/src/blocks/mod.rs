@@ -10,6 +10,11 @@ mod single_scale;
 
 use std::fmt;
 
+use crate::simd::wide;
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) use k_quants::scale_and_minimum_at;
+
 /// A format of blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum BlockFormat {
@@ -100,6 +105,33 @@ impl BlockFormat {
         }
     }
 
+    /// Widens the values of a row of whole blocks from number `first` on.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the row ends before the last value.
+    pub(crate) fn decode_part(self, row: &[u8], first: usize, values: &mut [f32]) {
+        let (block_values, block_bytes) = (self.block_values(), self.block_bytes());
+        let mut block = first / block_values;
+        let mut rest = values;
+        let mut whole = [0.0; 256];
+        let whole = &mut whole[..block_values];
+        let skipped = first % block_values;
+        if skipped > 0 {
+            let (part, later) = rest.split_at_mut(rest.len().min(block_values - skipped));
+            self.decode(&row[block * block_bytes..][..block_bytes], whole);
+            part.copy_from_slice(&whole[skipped..][..part.len()]);
+            (block, rest) = (block + 1, later);
+        }
+        let blocks = rest.len() / block_values;
+        let (values, last) = rest.split_at_mut(blocks * block_values);
+        self.decode(&row[block * block_bytes..][..blocks * block_bytes], values);
+        if !last.is_empty() {
+            self.decode(&row[(block + blocks) * block_bytes..][..block_bytes], whole);
+            last.copy_from_slice(&whole[..last.len()]);
+        }
+    }
+
     /// Packs finite values into whole blocks.
     ///
     /// # Panics
@@ -127,9 +159,14 @@ impl fmt::Display for BlockFormat {
 }
 
 fn each<const B: usize, const V: usize>(bytes: &[u8], values: &mut [f32], decode: impl Fn(&[u8; B], &mut [f32; V])) {
-    for (block, values) in bytes.as_chunks().0.iter().zip(values.as_chunks_mut().0) {
-        decode(block, values);
-    }
+    wide(
+        #[inline(always)]
+        || {
+            for (block, values) in bytes.as_chunks().0.iter().zip(values.as_chunks_mut().0) {
+                decode(block, values);
+            }
+        },
+    );
 }
 
 fn each_packed<const B: usize, const V: usize>(

@@ -14,6 +14,7 @@ pub fn half_at(bytes: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32()
 }
 
+#[inline(always)]
 pub fn decode_q4_0(block: &[u8; 18], values: &mut [f32; VALUES]) {
     let d = half_at(block, 0);
     for (i, byte) in block[2..].iter().enumerate() {
@@ -22,6 +23,7 @@ pub fn decode_q4_0(block: &[u8; 18], values: &mut [f32; VALUES]) {
     }
 }
 
+#[inline(always)]
 pub fn decode_q4_1(block: &[u8; 20], values: &mut [f32; VALUES]) {
     let (d, m) = (half_at(block, 0), half_at(block, 2));
     for (i, byte) in block[4..].iter().enumerate() {
@@ -30,6 +32,7 @@ pub fn decode_q4_1(block: &[u8; 20], values: &mut [f32; VALUES]) {
     }
 }
 
+#[inline(always)]
 pub fn decode_q5_0(block: &[u8; 22], values: &mut [f32; VALUES]) {
     let d = half_at(block, 0);
     let high = u32::from_le_bytes([block[2], block[3], block[4], block[5]]);
@@ -39,6 +42,7 @@ pub fn decode_q5_0(block: &[u8; 22], values: &mut [f32; VALUES]) {
     }
 }
 
+#[inline(always)]
 pub fn decode_q5_1(block: &[u8; 24], values: &mut [f32; VALUES]) {
     let (d, m) = (half_at(block, 0), half_at(block, 2));
     let high = u32::from_le_bytes([block[4], block[5], block[6], block[7]]);
@@ -48,10 +52,11 @@ pub fn decode_q5_1(block: &[u8; 24], values: &mut [f32; VALUES]) {
     }
 }
 
+#[inline(always)]
 pub fn decode_q8_0(block: &[u8; 34], values: &mut [f32; VALUES]) {
     let d = half_at(block, 0);
-    for (value, byte) in values.iter_mut().zip(&block[2..]) {
-        *value = f32::from(byte.cast_signed()) * d;
+    for i in 0..VALUES {
+        values[i] = f32::from(block[2 + i].cast_signed()) * d;
     }
 }
 

@@ -2,11 +2,10 @@
 //! token is blended with its predecessor.
 
 use burn::module::Param;
-use burn::nn::Linear;
 use burn::prelude::*;
 use burn::tensor::FloatDType;
 use burn::tensor::activation::{relu, sigmoid};
-use sorsa_adapter::project;
+use sorsa_adapter::{Linear, project};
 
 use super::start::Start;
 use crate::layers::Fresh;

@@ -11,7 +11,6 @@ mod time_mix6;
 
 use std::collections::BTreeMap;
 
-use burn::nn::{Embedding, Linear};
 use burn::prelude::*;
 
 pub use channel_mix::{ChannelMix, ChannelMix4, ChannelMix6};
@@ -19,8 +18,10 @@ pub(crate) use state::RwkvState;
 pub use time_mix4::TimeMix4;
 pub use time_mix6::TimeMix6;
 
+use sorsa_adapter::Linear;
+
 use crate::input::ModelInput;
-use crate::layers::{Fresh, LayerNorm, embedded, ids_tensor, index_tensor};
+use crate::layers::{Embedding, Fresh, LayerNorm, Packing, embedded, ids_tensor, index_tensor};
 use crate::transparent::transparent_module;
 use packing::Pieces;
 use sorsa_checkpoint::{ModelConfig, RwkvConfig, RwkvVersion};
@@ -80,8 +81,8 @@ transparent_module!(TimeMix { V4, V6 });
 
 impl Rwkv {
     /// A model with fresh weights: projections normal, the rest as the reference implementation starts it.
-    pub(crate) fn init(config: &ModelConfig, sizes: &RwkvConfig, device: &Device) -> Self {
-        let fresh = Fresh::new(config, device);
+    pub(crate) fn init(config: &ModelConfig, sizes: &RwkvConfig, packing: Packing, device: &Device) -> Self {
+        let fresh = Fresh::new(config, packing, device);
         let norm = || LayerNorm::init(config.hidden_size, sizes.layer_norm_epsilon, device);
         let block = |index: usize| {
             let start = Start::new(index, config.num_hidden_layers, device);

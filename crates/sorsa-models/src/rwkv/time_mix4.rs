@@ -1,11 +1,10 @@
 //! The time mix of RWKV-4 (arXiv 2305.13048, equations 11 to 17).
 
 use burn::module::Param;
-use burn::nn::Linear;
 use burn::prelude::*;
 use burn::tensor::FloatDType;
 use burn::tensor::activation::sigmoid;
-use sorsa_adapter::project;
+use sorsa_adapter::{Linear, project};
 use sorsa_ops::{Wkv4State, wkv4};
 
 use super::channel_mix::blend;

@@ -2,12 +2,11 @@
 //! depend on the token through low-rank maps.
 
 use burn::module::{Initializer, Param};
-use burn::nn::Linear;
 use burn::prelude::*;
 use burn::tensor::FloatDType;
 use burn::tensor::activation::{silu, tanh};
 use burn::tensor::module::linear;
-use sorsa_adapter::project;
+use sorsa_adapter::{Linear, project};
 use sorsa_ops::{group_norm, wkv6};
 
 use super::start::Start;

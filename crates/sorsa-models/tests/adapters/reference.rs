@@ -107,7 +107,7 @@ impl Place {
     ) -> Attached<CausalLm> {
         let module = |target: Target| {
             let Target { path, shape, rank, scale } = target;
-            ModuleState { path, shape, rank, scale, fingerprint: None, dtype: None }
+            ModuleState { path, shape, rank, scale, fingerprint: None, dtype: None, residual: None }
         };
         let modules = config.targets(&model).unwrap().into_iter().map(module).collect();
         let initial = if config.method().splits_weight() { initial.clone() } else { NamedTensors::new() };

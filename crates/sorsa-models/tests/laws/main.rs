@@ -16,8 +16,8 @@ use burn::prelude::*;
 use burn::tensor::Distribution;
 use serde_json::{Value, json};
 use sorsa_adapter::{AdapterConfig, Method};
-use sorsa_checkpoint::WeightFormat;
 use sorsa_checkpoint::weights::{Checkpoint, CheckpointWriter, Expected, WeightsError};
+use sorsa_checkpoint::{SourceError, WeightFormat};
 use sorsa_models::{
     CausalLm, Finish, GenerateError, GenerateOptions, Generation, ModelConfig, ModelError, ModelInput, Requests,
     Sampling,
@@ -452,7 +452,8 @@ fn every_tensor_that_does_not_fit_is_named_in_one_error() {
     model(json!({"mlp_bias": true})).save(folder.path(), WeightFormat::F32).unwrap();
     write_config(folder.path(), &config(json!({"attention_bias": true, "vocab_size": 51})));
     let error = CausalLm::load(folder.path(), WeightFormat::F32, &Device::flex()).unwrap_err();
-    let ModelError::Weights(WeightsError::Mismatch { missing, extra, misshapen, .. }) = &error else {
+    let ModelError::Source(SourceError::Weights(WeightsError::Mismatch { missing, extra, misshapen, .. })) = &error
+    else {
         panic!("{error}")
     };
     // Two blocks: four biases of attention each are missing, three of the feed-forward are left.

@@ -17,6 +17,7 @@ pub use plain::low_rank_product;
 
 use crate::form::{Form, fused_form_applies, operand};
 use crate::memory::OperationMemory;
+use crate::packed::WeightOperand;
 use crate::weight::fused_form_takes_weight;
 
 /// The factors of an adapter: `A diag(s) B * scale`.
@@ -47,11 +48,12 @@ pub struct LowRankFactors {
 /// Panics if the shapes do not fit each other.
 pub fn factored_linear<const D: usize>(
     x: Tensor<D>,
-    weight: Tensor<2>,
+    weight: impl Into<WeightOperand>,
     bias: Option<Tensor<1>>,
     adapter_input: Option<Tensor<D>>,
     factors: LowRankFactors,
 ) -> Tensor<D> {
+    let weight = weight.into();
     let vector = |t: &Option<Tensor<1>>| t.as_ref().map_or_else(|| operand(&x), operand);
     let operands = [
         operand(&x),
@@ -64,7 +66,7 @@ pub fn factored_linear<const D: usize>(
     if fused_form_applies(operands) && fused_form_takes_weight(&weight) {
         flex::factored_linear(x, weight, bias, adapter_input, factors)
     } else {
-        plain::factored_linear(x, weight, bias, adapter_input, factors)
+        plain::factored_linear(x, weight.into_dense(), bias, adapter_input, factors)
     }
 }
 

@@ -1,7 +1,8 @@
 use burn::prelude::*;
 
 use super::{LowRankFactors, factored_linear};
-use crate::testing::{flat, narrowed, normal, same, same_to_bf16};
+use crate::packed::PackedFormat;
+use crate::testing::{flat, narrowed, normal, packed, same, same_to_bf16};
 
 #[test]
 fn the_factored_form_equals_the_dense_one_with_its_gradients() {
@@ -75,5 +76,18 @@ fn the_factored_linear_map_beside_a_weight_in_bf16_equals_its_plain_form_to_its_
                 flat(factored_linear(two(0, [rows, d_in]), weight, None, None, factors))
             });
         }
+    }
+}
+
+#[test]
+fn the_factored_linear_map_of_a_packed_weight_equals_its_plain_form() {
+    let (weight, _) = packed(PackedFormat::NF4, [65, 33], &Device::flex());
+    let lengths = [40 * 33, 33 * 4, 4, 4 * 65, 65];
+    for tracked in [[true; 5], [false, true, true, true, false]] {
+        same("factored linear, packed", &lengths, &tracked, |t| {
+            let two = |i: usize, shape: [usize; 2]| t[i].clone().reshape(shape);
+            let factors = LowRankFactors { a: two(1, [33, 4]), s: Some(t[2].clone()), b: two(3, [4, 65]), scale: 1.5 };
+            flat(factored_linear(two(0, [40, 33]), weight.clone(), Some(t[4].clone()), None, factors))
+        });
     }
 }

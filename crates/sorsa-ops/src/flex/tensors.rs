@@ -6,9 +6,11 @@ use burn::backend::{Autodiff, Flex};
 use burn::prelude::*;
 use burn::tensor::{DType, FloatDType, bf16};
 use sorsa_kernels::attention::{Angles, Heads};
+use sorsa_kernels::packed::{PackedMatrix, PackedView};
 use sorsa_kernels::rounding::FloatSlice;
 use sorsa_kernels::{Bf16Matrix, Matrix, Weight};
 
+use crate::packed::WeightOperand;
 use crate::weight::WeightStorage;
 
 /// A float tensor of flex.
@@ -102,14 +104,67 @@ pub(crate) fn matrix(tensor: &FlexTensor) -> Matrix<'_> {
     matrix_view(tensor).expect("two axes, strides of zero or more")
 }
 
-/// The tensor itself if its strides are those of a [`Weight`], otherwise a copy.
-pub(crate) fn with_weight_strides(tensor: FlexTensor) -> FlexTensor {
-    if weight_view(&tensor).is_some() { tensor } else { tensor.to_contiguous() }
+/// The two tensors by which an operation of a backend takes a weight: its values, and the words of a packed weight. One of them is
+/// [`absent`].
+pub(crate) fn weight_operands(weight: WeightOperand, device: &Device) -> (Tensor<2>, Tensor<1, Int>) {
+    match weight {
+        WeightOperand::Dense(weight) => (weight, Tensor::empty([0], (device, DType::I32))),
+        WeightOperand::Packed(weight) => (absent(device), weight.words()),
+    }
 }
 
-/// The view of a tensor that went through [`with_weight_strides`].
-pub(crate) fn weight(tensor: &FlexTensor) -> Weight<'_> {
-    weight_view(tensor).expect("two axes, strides of zero or more")
+/// A weight of the kernels, in any storage format.
+#[derive(Debug, Clone)]
+pub(crate) enum KernelWeight {
+    /// A tensor with the strides of a [`Weight`].
+    Dense(FlexTensor),
+    /// A packed matrix that shares the memory of its words.
+    Packed(PackedMatrix),
+}
+
+impl KernelWeight {
+    /// The weight of the [`weight_operands`] `values` and `words`.
+    pub(crate) fn new(values: FlexTensor, words: IntTensor<Flex>) -> Self {
+        if words.layout().num_elements() > 0 {
+            return Self::Packed(packed_matrix(words));
+        }
+        let has_strides = weight_view(&values).is_some();
+        Self::Dense(if has_strides { values } else { values.to_contiguous() })
+    }
+
+    /// The view of the kernels.
+    pub(crate) fn view(&self) -> Weight<'_> {
+        match self {
+            Self::Dense(tensor) => weight_view(tensor).expect("two axes, strides of zero or more"),
+            Self::Packed(matrix) => Weight::Packed(PackedView::new(matrix)),
+        }
+    }
+
+    /// A gradient in the dtype of the weight.
+    ///
+    /// # Panics
+    ///
+    /// Panics for a packed weight, which is frozen.
+    pub(crate) fn gradient(&self, values: Vec<f32>) -> FlexTensor {
+        match self {
+            Self::Dense(tensor) => gradient_of(values, tensor),
+            Self::Packed(_) => unreachable!("a packed weight is no node of a graph"),
+        }
+    }
+}
+
+/// The packed matrix of its words, which it shares.
+pub(crate) fn packed_matrix(words: IntTensor<Flex>) -> PackedMatrix {
+    PackedMatrix::from_words(Words(words.to_contiguous())).expect("words that a packed matrix became")
+}
+
+/// Words that a [`PackedMatrix`] shares.
+struct Words(IntTensor<Flex>);
+
+impl AsRef<[u8]> for Words {
+    fn as_ref(&self) -> &[u8] {
+        self.0.bytes()
+    }
 }
 
 /// The tensor itself if its last axis is contiguous and no stride is negative, otherwise a copy.

@@ -2,7 +2,8 @@ use burn::prelude::*;
 
 use super::linear;
 use crate::form::{FUSED_CALLS, without_fused};
-use crate::testing::{flat, leaf, narrowed, ones, same_to_bf16};
+use crate::packed::PackedFormat;
+use crate::testing::{flat, leaf, narrowed, ones, packed, same, same_to_bf16};
 
 #[test]
 fn linear_maps_beside_weights_in_bf16_equal_their_plain_form_to_its_precision() {
@@ -50,4 +51,21 @@ fn rows_that_are_wider_than_the_weight_are_no_more_or_fewer_rows() {
 #[should_panic(expected = "the bias has another width")]
 fn a_bias_of_another_width_is_not_cut() {
     linear(ones([4, 6]), ones([6, 3]), Some(ones([1])));
+}
+
+#[test]
+fn a_packed_weight_is_its_widened_values_with_the_same_gradients() {
+    let device = Device::flex();
+    for format in PackedFormat::packable() {
+        let (weight, dense) = packed(format, [70, 256], &device);
+        assert_eq!(weight.to_dense().to_data(), dense.to_data());
+        for rows in [1, 20] {
+            same("packed linear", &[rows * 256, 70], &[true, true], |t| {
+                flat(linear(t[0].clone().reshape([1, rows, 256]), weight.clone(), Some(t[1].clone())))
+            });
+            let x = leaf(rows * 256, 1, &device).reshape([rows, 256]);
+            let difference = linear(x.clone(), weight.clone(), None) - linear(x, dense.clone(), None);
+            assert!(difference.abs().max().into_scalar::<f32>() < 1e-4, "{format}");
+        }
+    }
 }

@@ -11,16 +11,18 @@ use burn::tensor::DType;
 use sorsa_kernels::head_loss::{HeadLoss as Kernel, Output, WantedGradients, scale_gradient};
 
 use crate::flex::tensors::{
-    FlexTensor, Tracked, contiguous, floats, into_vec, of_dtype, rows_and_width, shape, tensor, tokens,
-    weight as weight_view, with_weight_strides,
+    FlexTensor, KernelWeight, Tracked, contiguous, floats, into_vec, of_dtype, rows_and_width, shape, tensor, tokens,
+    weight_operands,
 };
 use crate::form::count_fused_call;
+use crate::packed::WeightOperand;
 
 #[backend_extension(Flex, Autodiff)]
 pub(crate) trait HeadLossExtension: Backend {
     fn fused_head_loss(
         hidden: FloatTensor<Self>,
         weight: FloatTensor<Self>,
+        words: IntTensor<Self>,
         targets: IntTensor<Self>,
     ) -> FloatTensor<Self>;
 }
@@ -29,9 +31,10 @@ impl HeadLossExtension for Flex {
     fn fused_head_loss(
         hidden: FloatTensor<Self>,
         weight: FloatTensor<Self>,
+        words: IntTensor<Self>,
         targets: IntTensor<Self>,
     ) -> FloatTensor<Self> {
-        scalar(forward(hidden, weight, targets, WantedGradients::default()).loss)
+        scalar(forward(hidden, weight, words, targets, WantedGradients::default()).loss)
     }
 }
 
@@ -39,34 +42,51 @@ impl<C: CheckpointStrategy> HeadLossExtension for Autodiff<Flex, C> {
     fn fused_head_loss(
         hidden: FloatTensor<Self>,
         weight: FloatTensor<Self>,
+        words: IntTensor<Self>,
         targets: IntTensor<Self>,
     ) -> FloatTensor<Self> {
-        tracked::<C>(hidden, weight, targets)
+        tracked::<C>(hidden, weight, words, targets)
     }
 }
 
-pub(super) fn head_loss_sum(hidden: Tensor<2>, weight: Tensor<2>, targets: Tensor<1, Int>) -> Tensor<1> {
+pub(super) fn head_loss_sum(hidden: Tensor<2>, weight: WeightOperand, targets: Tensor<1, Int>) -> Tensor<1> {
     count_fused_call();
-    let (hidden, weight) = (hidden.into_dispatch(), weight.into_dispatch());
-    Tensor::from_dispatch(Dispatch::fused_head_loss(hidden, weight, targets.into_dispatch()))
+    let (weight, words) = weight_operands(weight, &hidden.device().without_autodiff());
+    Tensor::from_dispatch(Dispatch::fused_head_loss(
+        hidden.into_dispatch(),
+        weight.into_dispatch(),
+        words.into_dispatch(),
+        targets.into_dispatch(),
+    ))
 }
 
-fn forward(hidden: FlexTensor, weight: FlexTensor, targets: IntTensor<Flex>, wanted: WantedGradients) -> Output {
+fn forward(
+    hidden: FlexTensor,
+    weight: FlexTensor,
+    words: IntTensor<Flex>,
+    targets: IntTensor<Flex>,
+    wanted: WantedGradients,
+) -> Output {
     let targets = tokens(targets);
     let hidden = contiguous(hidden);
     assert_eq!(targets.len(), rows_and_width(&hidden)[0], "one target for each row");
     // The kernel forms the gradient of a trained head in f32, so it multiplies in f32.
     let weight = if wanted.weight { of_dtype(weight, DType::F32) } else { weight };
-    let weight = with_weight_strides(weight);
-    Kernel { hidden: floats(&hidden), weight: weight_view(&weight), targets: &targets }.compute(wanted)
+    let weight = KernelWeight::new(weight, words);
+    Kernel { hidden: floats(&hidden), weight: weight.view(), targets: &targets }.compute(wanted)
 }
 
-fn tracked<C: CheckpointStrategy>(hidden: Tracked, weight: Tracked, targets: IntTensor<Flex>) -> Tracked {
+fn tracked<C: CheckpointStrategy>(
+    hidden: Tracked,
+    weight: Tracked,
+    words: IntTensor<Flex>,
+    targets: IntTensor<Flex>,
+) -> Tracked {
     let wanted = WantedGradients { hidden: hidden.is_tracked(), weight: weight.is_tracked() };
     let prepared = HeadLoss.prepare::<C>([hidden.node(), weight.node()]).compute_bound().stateful();
     let (hidden, weight) = (hidden.into_primitive(), weight.into_primitive());
     let (hidden_shape, weight_shape, weight_dtype) = (shape(&hidden), shape(&weight), weight.dtype());
-    let Output { loss, d_hidden, d_weight } = forward(hidden, weight, targets, wanted);
+    let Output { loss, d_hidden, d_weight } = forward(hidden, weight, words, targets, wanted);
     match prepared {
         OpsKind::Tracked(prepared) => {
             let d_hidden = wanted.hidden.then(|| tensor(d_hidden, hidden_shape));

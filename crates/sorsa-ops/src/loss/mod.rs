@@ -15,6 +15,7 @@ pub(crate) use plain::sum_over_chunks;
 
 use crate::form::{Form, fused_form_applies, operand};
 use crate::memory::OperationMemory;
+use crate::packed::WeightOperand;
 use crate::weight::fused_form_takes_weight;
 
 /// `sum_i -log softmax(logits_i)[target_i]`, in f32. Rows with a negative target do not count.
@@ -47,11 +48,12 @@ pub fn cross_entropy_sum(logits: Tensor<2>, targets: Tensor<1, Int>) -> Tensor<1
 /// # Panics
 ///
 /// Panics if the shapes do not fit each other, or if a target is outside the vocabulary.
-pub fn head_loss_sum(hidden: Tensor<2>, weight: Tensor<2>, targets: Tensor<1, Int>) -> Tensor<1> {
+pub fn head_loss_sum(hidden: Tensor<2>, weight: impl Into<WeightOperand>, targets: Tensor<1, Int>) -> Tensor<1> {
+    let weight = weight.into();
     if fused_form_applies([operand(&hidden)]) && fused_form_takes_weight(&weight) {
         flex::head_loss_sum(hidden, weight, targets)
     } else {
-        plain::head_loss_sum(hidden, weight, targets)
+        plain::head_loss_sum(hidden, weight.into_dense(), targets)
     }
 }
 

@@ -2,7 +2,8 @@ use burn::prelude::*;
 use burn::tensor::DType;
 
 use super::*;
-use crate::testing::{leaf, narrowed, normal, same, same_to_bf16};
+use crate::packed::PackedFormat;
+use crate::testing::{leaf, narrowed, normal, packed, same, same_to_bf16};
 
 #[test]
 fn large_logits_do_not_overflow() {
@@ -65,7 +66,7 @@ fn targets_may_be_of_64_bits_and_all_masked() {
     let loss = |targets: TensorData| {
         let targets = Tensor::<1, Int>::from_data(targets, (&device, DType::I64));
         let hidden = leaf(6, 1, &device).reshape([2, 3]);
-        flex::head_loss_sum(hidden, leaf(12, 2, &device).reshape([3, 4]), targets).into_scalar::<f32>()
+        flex::head_loss_sum(hidden, leaf(12, 2, &device).reshape([3, 4]).into(), targets).into_scalar::<f32>()
     };
     assert_eq!(loss(TensorData::new::<i64, _>(vec![-1, -100], [2])), 0.0);
     assert!(loss(TensorData::new::<i64, _>(vec![-1, 3], [2])) > 0.0);
@@ -95,4 +96,13 @@ fn the_memory_of_a_fused_head_does_not_grow_with_its_vocabulary() {
     assert_eq!(memory, head_loss_memory(Form::Fused, HeadLossShape { vocabulary: 256_000, ..shape }));
     let plain = head_loss_memory(Form::Plain, shape);
     assert_eq!(plain, OperationMemory { kept: 3 * 4 * 1024 * 32_000, workspace: 4 * 1024 * 32_000 });
+}
+
+#[test]
+fn a_packed_head_and_its_loss_equal_their_plain_form() {
+    let (weight, _) = packed(PackedFormat::NF4, [137, 64], &Device::flex());
+    let ids = Tensor::<1, Int>::from_ints([5, -1, 136, 0, 77], &Device::flex());
+    same("packed head loss", &[5 * 64], &[true], |t| {
+        head_loss_sum(t[0].clone().reshape([5, 64]), weight.clone(), ids.clone()) * 0.25
+    });
 }

@@ -9,6 +9,7 @@ use burn::tensor::FloatDType;
 
 use crate::linear::linear;
 use crate::loss::sum_over_chunks;
+use crate::packed::WeightOperand;
 
 /// `cap * tanh(x / cap)`, elementwise, in the dtype of `x`.
 pub fn soft_cap<const D: usize>(x: Tensor<D>, cap: f64) -> Tensor<D> {
@@ -24,7 +25,13 @@ pub fn soft_cap<const D: usize>(x: Tensor<D>, cap: f64) -> Tensor<D> {
 /// - `weight`: `[d_model, vocabulary]`
 /// - `targets`: `[rows]`
 /// - output: `[1]`
-pub fn soft_capped_head_loss_sum(hidden: Tensor<2>, weight: Tensor<2>, targets: Tensor<1, Int>, cap: f64) -> Tensor<1> {
+pub fn soft_capped_head_loss_sum(
+    hidden: Tensor<2>,
+    weight: impl Into<WeightOperand>,
+    targets: Tensor<1, Int>,
+    cap: f64,
+) -> Tensor<1> {
+    let weight = weight.into();
     let logits = |hidden| soft_cap(linear(hidden, weight.clone(), None).cast(FloatDType::F32), cap);
     sum_over_chunks(hidden, targets, logits)
 }

@@ -148,6 +148,7 @@ pub fn attachable<M: Module>(
             faults.push(format!("the model has no linear layer `{path}`"));
             continue;
         };
+        let original = original.clone().into_dense();
         let [d_in, d_out] = original.dims();
         let mut take = |suffix: &str, shape: &[usize]| -> Result<Option<HostTensor>, AdapterError> {
             let name = format!("{PREFIX}{path}{suffix}");
@@ -186,7 +187,7 @@ pub fn attachable<M: Module>(
         trained.insert(factor("u"), a.transposed());
         trained.insert(factor("s"), s);
         trained.insert(factor("vt"), b.transposed());
-        let fingerprint = Some(fingerprint(original));
+        let fingerprint = Some(fingerprint(&original));
         modules.push(ModuleState {
             path: path.to_owned(),
             shape: [d_in, d_out],
@@ -194,6 +195,7 @@ pub fn attachable<M: Module>(
             scale,
             fingerprint,
             dtype: None,
+            residual: None,
         });
     }
     check_fits(faults, source)?;

@@ -117,6 +117,12 @@ fn read_sizes(import: &mut Import<'_>) {
         }
         import.put(field, size);
     }
+    // Each block has tensors: what is made for each block of a file needs no more memory than the file.
+    let tensors = import.file.tensors().len() as u64;
+    if import.known_size("num_hidden_layers") > tensors {
+        import.fault(format!("`block_count` should be at most the number of tensors, which is {tensors}"));
+        import.fields.remove("num_hidden_layers");
+    }
     let heads = import.known_size("num_attention_heads");
     let key_value_heads = import.size("attention.head_count_kv").unwrap_or(heads);
     import.put("num_key_value_heads", Some(key_value_heads));

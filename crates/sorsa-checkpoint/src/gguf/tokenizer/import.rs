@@ -9,6 +9,8 @@ use super::super::{Array, GgufFile, Value};
 use super::TokenKind;
 use super::pre::pre_tokenizer;
 
+/// Bytes of a token of SentencePiece's kind at most: all ways to make it of two others are looked for.
+const LONGEST_PIECE: usize = 256;
 /// SentencePiece's stand-in for a space.
 const SPACE: &str = "\u{2581}";
 
@@ -128,6 +130,10 @@ fn sentence_piece(file: &GgufFile, vocabulary: &Vocabulary<'_>) -> Result<(Json,
         Some(Value::Array(Array::F32(scores))) if scores.len() == vocabulary.tokens.len() => scores,
         _ => return Err(vec!["`tokenizer.ggml.scores` should be one f32 for each token".to_owned()]),
     };
+    if let Some(id) = vocabulary.tokens.iter().position(|token| token.len() > LONGEST_PIECE) {
+        let found = vocabulary.tokens[id].len();
+        return Err(vec![format!("token {id} should have at most {LONGEST_PIECE} bytes, found {found}")]);
+    }
     let adds_space = !matches!(file.get("tokenizer.ggml.add_space_prefix"), Some(Value::Bool(false)));
     let replace = json!({"type": "Replace", "pattern": {"String": " "}, "content": SPACE});
     let prepend = json!({"type": "Prepend", "prepend": SPACE});

@@ -86,6 +86,9 @@ fn eval_arguments(evaluation: &Evaluation) -> Vec<String> {
     option("model", &evaluation.model);
     // In f32 whatever the runs are trained in, like the base model: the results of a comparison are of one kind.
     option("dtype", &"f32");
+    if let Some(format) = &evaluation.quantize {
+        option("quantize", format);
+    }
     if let Some(adapter) = &evaluation.adapter {
         option("adapter", &path(adapter));
     }
@@ -135,8 +138,13 @@ mod tests {
     #[test]
     fn an_evaluation_is_a_command_line() {
         let text = Subject::Text { path: "text.jsonl".into() };
-        let evaluation =
-            Evaluation { model: "model".into(), adapter: Some("run".into()), skip_bad_rows: true, subject: text };
+        let evaluation = Evaluation {
+            model: "model".into(),
+            quantize: None,
+            adapter: Some("run".into()),
+            skip_bad_rows: true,
+            subject: text,
+        };
         let expected = "eval --quiet --format=json --model=model --dtype=f32 --adapter=run --text=text.jsonl --batch-size=32 --skip-bad-rows";
         assert_eq!(eval_arguments(&evaluation).join(" "), expected);
     }

@@ -269,6 +269,7 @@ mod tests {
         let diverged = job("diverged", JobKind::FineTune { recipe: String::new() });
         let evaluation = Evaluation {
             model: "no such model".into(),
+            quantize: None,
             adapter: None,
             skip_bad_rows: false,
             subject: Subject::Text { path: "no such text".into() },

@@ -1,0 +1,149 @@
+//! Adapters of weights that are packed.
+
+mod common;
+
+use burn::optim::GradientsParams;
+use burn::prelude::*;
+use sorsa_adapter::{
+    AdapterConfig, Attached, HostTensor, HostTensorExt, Linear, Method, PackedFormat, PackedMatrix, SavedAdapter,
+    export_trainable, import_trainable, project,
+};
+
+use common::{assert_near, device, factored, largest, noise};
+
+/// Two layers, whose weights may be packed.
+#[derive(Module, Debug)]
+struct Net {
+    first: Linear,
+    second: Linear,
+}
+
+impl Net {
+    fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        project(&self.second, project(&self.first, x).tanh())
+    }
+}
+
+fn matrix(seed: u64, shape: [usize; 2]) -> PackedMatrix {
+    let values = noise(seed, shape[0] * shape[1]);
+    PackedMatrix::pack(PackedFormat::NF4, shape, &values).unwrap()
+}
+
+/// The matrices `[d_out, d_in]` of both layers.
+fn matrices() -> [PackedMatrix; 2] {
+    [matrix(1, [40, 64]), matrix(2, [24, 40])]
+}
+
+fn dense(device: &Device) -> Net {
+    let layer = |matrix: &PackedMatrix| {
+        let weight = HostTensor::new(matrix.shape(), matrix.to_f32()).transposed();
+        Linear { weight: weight.param(device), bias: None, packed: None }
+    };
+    let [first, second] = matrices();
+    Net { first: layer(&first), second: layer(&second) }
+}
+
+fn packed(device: &Device) -> Net {
+    let [first, second] = matrices();
+    let net = dense(device);
+    Net { first: net.first.with_packed(&first), second: net.second.with_packed(&second) }
+}
+
+fn input(device: &Device) -> Tensor<2> {
+    HostTensor::new([5, 64], noise(7, 5 * 64)).to_tensor(device)
+}
+
+fn config(method: Method) -> AdapterConfig {
+    AdapterConfig::new(method, 4, &["first", "second"])
+}
+
+fn attach(method: Method, net: Net) -> Attached<Net> {
+    config(method).attach(net, &Default::default()).unwrap()
+}
+
+/// The adapter with other values, and what it was before.
+fn disturbed(attached: Attached<Net>) -> Attached<Net> {
+    let mut values = export_trainable(&attached.model, &attached.trainable);
+    for (seed, tensor) in (20..).zip(values.values_mut()) {
+        let count = tensor.values.len();
+        tensor.values.iter_mut().zip(noise(seed, count)).for_each(|(value, noise)| *value += 0.1 * noise);
+    }
+    let model = import_trainable(attached.model, &attached.trainable, &values, "memory".as_ref()).unwrap();
+    Attached { model, ..attached }
+}
+
+#[test]
+fn a_packed_net_computes_like_the_widened_one() {
+    let device = device();
+    assert_near(packed(&device).forward(input(&device)), dense(&device).forward(input(&device)), "packed");
+}
+
+#[test]
+fn a_method_that_leaves_the_weight_whole_trains_beside_packed_weights_like_beside_their_values() {
+    let device = device();
+    for method in factored().filter(|method| !method.splits_weight()) {
+        let run = |net: Net| {
+            let attached = disturbed(attach(method, net));
+            let model = attached.model.train();
+            let y = model.forward(input(&device).autodiff());
+            let gradients = GradientsParams::from_grads(y.clone().square().sum().backward(), &model);
+            let gradients: Vec<Tensor<1>> = attached
+                .trainable
+                .iter()
+                .map(|parameter| match parameter.shape.len() {
+                    1 => gradients.get::<1>(parameter.id).unwrap(),
+                    _ => gradients.get::<2>(parameter.id).unwrap().flatten(0, 1),
+                })
+                .collect();
+            (y.inner(), gradients)
+        };
+        let (found, expected) = (run(packed(&device)), run(dense(&device)));
+        assert_near(found.0, expected.0, &format!("{method}"));
+        for (found, expected) in found.1.into_iter().zip(expected.1) {
+            assert_near(found.unsqueeze::<2>(), expected.unsqueeze(), &format!("a gradient of {method}"));
+        }
+    }
+}
+
+#[test]
+fn the_residual_of_a_split_weight_is_packed_and_comes_back_to_the_bit() {
+    let device = device();
+    let before = dense(&device).forward(input(&device));
+    for method in factored().filter(|method| method.splits_weight()) {
+        let attached = attach(method, packed(&device));
+        assert!(
+            attached.model.first.packed.is_some() && attached.modules.iter().all(|module| module.rounding.is_some())
+        );
+        let start = attached.model.forward(input(&device));
+        assert!(
+            largest(start.clone() - before.clone()) < 0.2 * largest(before.clone()),
+            "{method} is far from the base"
+        );
+        let trained = disturbed(attached);
+        let after = trained.model.forward(input(&device));
+        let folder = tempfile::tempdir().unwrap();
+        trained.snapshot().save(folder.path()).unwrap();
+        let loaded = SavedAdapter::load(folder.path()).unwrap().attach(packed(&device)).unwrap();
+        assert_eq!(loaded.model.forward(input(&device)).to_data(), after.to_data(), "{method}");
+    }
+}
+
+#[test]
+fn a_merged_net_is_dense_and_gives_the_same_output() {
+    let device = device();
+    for method in factored() {
+        let adapted = disturbed(attach(method, packed(&device)));
+        let output = adapted.model.forward(input(&device));
+        let (merged, _) = adapted.merge();
+        assert_near(merged.first.weight.val().slice([0..1]), merged.first.weight.base().slice([0..1]), "plain");
+        assert_near(merged.forward(input(&device)), output, &format!("{method}"));
+    }
+}
+
+#[test]
+fn code_that_takes_a_placeholder_for_the_weight_computes_nan() {
+    let device = device();
+    let net = packed(&device);
+    assert_eq!(net.first.weight.val().dims(), [64, 40]);
+    assert!(net.first.weight.val().sum().into_scalar::<f32>().is_nan());
+}

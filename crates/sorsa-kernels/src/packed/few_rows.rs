@@ -1,0 +1,153 @@
+//! Products of a few rows with a packed weight, like in generation. Each thread reads its part of the packed bytes once: it widens a tile
+//! that stays in the first-level cache, and multiplies all rows by it.
+
+use std::ops::Range;
+
+use super::view::{Orientation, PackedView};
+use crate::few_rows::{self, by_columns};
+use crate::matrix::Matrix;
+use crate::product::Update;
+#[cfg(target_arch = "x86_64")]
+use crate::{
+    avx512,
+    bf16::{Bf16Matrix, Order},
+};
+
+/// The largest number of rows for which no panels are packed, if there is AVX-512.
+pub(super) const MOST: usize = 4;
+/// The most rows of any processor.
+const MOST_ANYWHERE: usize = 8;
+/// Values of a tile.
+const TILE: usize = 8192;
+/// Stored rows of a tile whose rows run across the columns of the result; even, so that pairs of rows are not parted.
+const LINES: usize = 16;
+
+/// How tiles are widened and multiplied.
+pub(super) trait Tiles: Sync {
+    /// A number of a tile.
+    type Value: Copy + Default;
+
+    /// The number of rows.
+    fn rows(&self) -> usize;
+
+    /// Widens a part of the weight.
+    fn widen(&self, k: Range<usize>, columns: Range<usize>, tile: &mut [Self::Value]);
+
+    /// Adds to `sums` `[rows, columns]` the product of these columns of `x` with a tile.
+    fn add(&self, sums: &mut [f32], k: Range<usize>, columns: usize, tile: &[Self::Value]);
+}
+
+/// The product `x W`; `tiles` holds `x`.
+pub(super) fn multiply<T: Tiles>(out: &mut [f32], weight: PackedView<'_>, update: Update, tiles: &T) {
+    let (k, n) = (weight.rows(), weight.columns());
+    let (columns_of_a_tile, k_of_a_tile) = match weight.orientation() {
+        // An even number of stored rows, as kernels take two at a time.
+        Orientation::Transposed => ((TILE / k).max(2) & !1, k),
+        Orientation::Stored => (TILE / LINES, LINES),
+    };
+    by_columns(out, [k, n], update, |columns, part| {
+        let width = columns.len();
+        let mut tile = Vec::new();
+        let mut sums = Vec::new();
+        for first in columns.clone().step_by(columns_of_a_tile) {
+            let some = first..columns.end.min(first + columns_of_a_tile);
+            sums.clear();
+            sums.resize(tiles.rows() * some.len(), 0.0);
+            for start in (0..k).step_by(k_of_a_tile) {
+                let k = start..k.min(start + k_of_a_tile);
+                tile.resize(k.len() * some.len(), T::Value::default());
+                tiles.widen(k.clone(), some.clone(), &mut tile);
+                tiles.add(&mut sums, k, some.len(), &tile);
+            }
+            for (part, sums) in part.chunks_exact_mut(width).zip(sums.chunks_exact(some.len())) {
+                let part = &mut part[first - columns.start..];
+                part.iter_mut().zip(sums).for_each(|(part, sum)| *part += sum);
+            }
+        }
+    });
+}
+
+/// Tiles of f32.
+pub(super) struct F32Tiles<'a> {
+    x: &'a [f32],
+    weight: PackedView<'a>,
+}
+
+impl<'a> F32Tiles<'a> {
+    /// `x` is `[rows, k]`.
+    pub(super) fn new(x: &'a [f32], weight: PackedView<'a>) -> Self {
+        Self { x, weight }
+    }
+}
+
+impl Tiles for F32Tiles<'_> {
+    type Value = f32;
+
+    fn rows(&self) -> usize {
+        self.x.len() / self.weight.rows()
+    }
+
+    fn widen(&self, k: Range<usize>, columns: Range<usize>, tile: &mut [f32]) {
+        self.weight.widen_f32(k, columns, tile);
+    }
+
+    fn add(&self, sums: &mut [f32], k: Range<usize>, columns: usize, tile: &[f32]) {
+        match self.weight.orientation() {
+            Orientation::Transposed => {
+                let weight = Matrix::new(tile, columns, k.len()).transposed();
+                few_rows::add_product(sums, self.x, weight, 0..columns);
+            }
+            Orientation::Stored => {
+                let mut x = [0.0; MOST_ANYWHERE * LINES];
+                let x = &mut x[..self.rows() * k.len()];
+                for (some, all) in x.chunks_exact_mut(k.len()).zip(self.x.chunks_exact(self.weight.rows())) {
+                    some.copy_from_slice(&all[k.clone()]);
+                }
+                few_rows::add_product(sums, x, Matrix::new(tile, k.len(), columns), 0..columns);
+            }
+        }
+    }
+}
+
+/// Tiles of bf16, for the instructions of AVX-512 BF16.
+#[cfg(target_arch = "x86_64")]
+pub(super) struct Bf16Tiles<'a> {
+    x: Vec<u16>,
+    rows: usize,
+    weight: PackedView<'a>,
+}
+
+#[cfg(target_arch = "x86_64")]
+impl<'a> Bf16Tiles<'a> {
+    /// `x` is `[rows, k]`.
+    pub(super) fn new(x: &[f32], weight: PackedView<'a>) -> Self {
+        let k = weight.rows();
+        let order = match weight.orientation() {
+            Orientation::Stored => Order::Rows,
+            Orientation::Transposed => Order::Columns,
+        };
+        Self { x: avx512::left_operand(x, k, order), rows: x.len() / k, weight }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Tiles for Bf16Tiles<'_> {
+    type Value = half::bf16;
+
+    fn rows(&self) -> usize {
+        self.rows
+    }
+
+    fn widen(&self, k: Range<usize>, columns: Range<usize>, tile: &mut [half::bf16]) {
+        self.weight.widen_bf16(k, columns, tile);
+    }
+
+    fn add(&self, sums: &mut [f32], k: Range<usize>, columns: usize, tile: &[half::bf16]) {
+        let (x, weight) = match self.weight.orientation() {
+            Orientation::Transposed => (&self.x[..], Bf16Matrix::new(tile, columns, k.len()).transposed()),
+            // Two numbers of each row for each pair of rows of the weight.
+            Orientation::Stored => (&self.x[k.start * self.rows..], Bf16Matrix::new(tile, k.len(), columns)),
+        };
+        avx512::add_product(sums, self.rows, x, weight, 0..columns);
+    }
+}

@@ -1,0 +1,97 @@
+//! A weight in a packed format as a tensor of integers, which moves between devices like every other tensor.
+
+use burn::prelude::*;
+use burn::tensor::DType;
+pub use sorsa_kernels::packed::{PackedFormat, PackedMatrix, Precision};
+
+/// A frozen weight `[d_in, d_out]` in a packed format. A clone shares its memory.
+#[derive(Debug, Clone)]
+pub struct PackedWeight {
+    words: Tensor<1, Int>,
+}
+
+impl PackedWeight {
+    /// The weight whose transpose `[d_out, d_in]` is `matrix`, on `device`.
+    pub fn new(matrix: &PackedMatrix, device: &Device) -> Self {
+        let words = matrix.to_words();
+        let count = words.len();
+        let device = device.clone().without_autodiff();
+        let words = Tensor::from_data(TensorData::new::<i32, _>(words, [count]), (&device, DType::I32));
+        Self { words }
+    }
+
+    /// The weight that these words are; absent if there are none.
+    pub fn from_words(words: Tensor<1, Int>) -> Option<Self> {
+        if words.dims()[0] == 0 {
+            return None;
+        }
+        Some(Self { words: words.without_autodiff() })
+    }
+
+    /// The words, for a parameter of a module.
+    pub fn words(&self) -> Tensor<1, Int> {
+        self.words.clone()
+    }
+
+    /// The transpose `[d_out, d_in]`, on the host.
+    pub fn matrix(&self) -> PackedMatrix {
+        let data = self.words.to_data().convert::<i32>();
+        PackedMatrix::from_words(HostWords(data)).expect("words that a packed matrix became")
+    }
+
+    /// The values `[d_in, d_out]`, f32. This is the dense form, for attaching, merging and tests.
+    pub fn to_dense(&self) -> Tensor<2> {
+        self.stored_values().transpose()
+    }
+
+    /// The values as they are stored, `[d_out, d_in]`, f32.
+    pub(crate) fn stored_values(&self) -> Tensor<2> {
+        let matrix = self.matrix();
+        let data = TensorData::new::<f32, _>(matrix.to_f32(), matrix.shape());
+        Tensor::from_data(data, (&self.device(), DType::F32))
+    }
+
+    /// The device, without autodiff.
+    pub fn device(&self) -> Device {
+        self.words.device()
+    }
+}
+
+struct HostWords(TensorData);
+
+impl AsRef<[u8]> for HostWords {
+    fn as_ref(&self) -> &[u8] {
+        self.0.as_bytes()
+    }
+}
+
+/// A weight `[d_in, d_out]` as the operand of a linear map.
+#[derive(Debug, Clone)]
+pub enum WeightOperand {
+    /// A tensor.
+    Dense(Tensor<2>),
+    /// A packed weight, which is frozen.
+    Packed(PackedWeight),
+}
+
+impl WeightOperand {
+    /// The values in a tensor. A packed weight is widened to f32.
+    pub fn into_dense(self) -> Tensor<2> {
+        match self {
+            Self::Dense(weight) => weight,
+            Self::Packed(weight) => weight.to_dense(),
+        }
+    }
+}
+
+impl From<Tensor<2>> for WeightOperand {
+    fn from(weight: Tensor<2>) -> Self {
+        Self::Dense(weight)
+    }
+}
+
+impl From<PackedWeight> for WeightOperand {
+    fn from(weight: PackedWeight) -> Self {
+        Self::Packed(weight)
+    }
+}
