@@ -82,6 +82,7 @@ pub struct Merged {
 }
 
 /// Where the weights are.
+#[allow(clippy::large_enum_variant, reason = "one a merge: a box would save nothing")]
 enum Weights {
     /// In a plain model.
     Plain(CausalLm),
