@@ -131,13 +131,13 @@ impl Reparameterizer for &mut Installer<'_> {
         let own = self.with_frozen(&path, factors.unwrap_or_else(|| state.factors_at_start(&path)));
         let base = match subtract {
             None => param,
-            Some(subtract) => match self.without_part(param, module, &method, subtract) {
-                Ok(base) => base,
-                Err((param, error)) => {
-                    self.error.get_or_insert(error);
-                    return (param, None);
+            Some(subtract) => {
+                let base = self.without_part(param, module, &method, subtract);
+                if self.error.is_some() {
+                    return (base, None);
                 }
-            },
+                base
+            }
         };
         let base = base.set_require_grad(false);
         let packed = match self.dense_residuals.contains_key(&path) {
@@ -164,14 +164,19 @@ impl Installer<'_> {
         factors
     }
 
-    /// The parameter of a weight after an adapter is subtracted from it.
+    fn failed<T>(&mut self, unchanged: T, error: AdapterError) -> T {
+        self.error.get_or_insert(error);
+        unchanged
+    }
+
+    /// The parameter of a weight after an adapter is subtracted from it; unchanged if that fails, with `error` set.
     fn without_part<const D: usize>(
         &mut self,
         param: Param<Tensor<D>>,
         module: &ModuleState,
         method: &FactoredDefinition,
         subtract: Subtraction,
-    ) -> Result<Param<Tensor<D>>, (Param<Tensor<D>>, AdapterError)> {
+    ) -> Param<Tensor<D>> {
         let (path, packed) = (&module.path, self.packed.get(&module.path).cloned());
         let (factors, saved, dtype, format) = match subtract {
             Subtraction::Start => {
@@ -198,13 +203,13 @@ impl Installer<'_> {
             let pair = (method.product)(&factors).scaled(module.scale);
             let weight = match transposed(path, operand(&param), self.originals) {
                 Ok(weight) => weight,
-                Err(error) => return Err((param, error)),
+                Err(error) => return self.failed(param, error),
             };
             let (matrix, lost) = match packed_with_loss(weight, &pair, format) {
                 Ok(residual) => residual,
                 Err(fault) => {
                     let faults = vec![format!("matrix `{path}`: {fault}")];
-                    return Err((param, AdapterError::Decomposition { faults }));
+                    return self.failed(param, AdapterError::Decomposition { faults });
                 }
             };
             self.lost.insert(path.clone(), lost);
@@ -212,27 +217,27 @@ impl Installer<'_> {
             let Some(packed) = packed else {
                 // The base is the widened one: so is the residual.
                 let values = PackedWeight::new(&matrix, &device).to_dense();
-                return Ok(replaced(param, values));
+                return replaced(param, values);
             };
             let matrix = matrix.with_precision(packed.matrix().precision());
             self.packed_residuals.insert(path.clone(), PackedWeight::new(&matrix, &packed.device()));
-            return Ok(param);
+            return param;
         }
         let plain_device = param.lazy_device().without_autodiff();
         let part = (method.new)(&factors, module.scale, DropoutConfig::new(0.0).init(), &plain_device);
         let Some(packed) = packed else {
-            return Ok(param.map(|weight| {
+            return param.map(|weight| {
                 let autodiff = weight.is_autodiff();
                 let (rest, rounding) = residual(weight.without_autodiff(), &part, &saved, dtype);
                 if let Some(rounding) = rounding {
                     self.lost.insert(path.clone(), rounding);
                 }
                 if autodiff { Tensor::from_inner(rest) } else { rest }
-            }));
+            });
         };
         let weight = match original_or_widened(path, packed.clone().into(), self.originals) {
             Ok(weight) => weight,
-            Err(error) => return Err((param, error)),
+            Err(error) => return self.failed(param, error),
         };
         let (rest, _) = residual(weight, &part, &saved, None);
         let rest = match packed.matrix().precision() {
@@ -244,7 +249,7 @@ impl Installer<'_> {
             }
         };
         self.dense_residuals.insert(path.clone(), packed);
-        Ok(replaced(param, rest))
+        replaced(param, rest)
     }
 }
 

@@ -190,7 +190,7 @@ impl TensorFormats {
         tensors: impl IntoIterator<Item = Expected>,
         format: FourBitFormat,
     ) -> Self {
-        let linear = tensors.into_iter().filter(|tensor| is_weight_of_layer(tensor));
+        let linear = tensors.into_iter().filter(is_weight_of_layer);
         self.four_bit.extend(linear.map(|tensor| (tensor.name, format)));
         self
     }

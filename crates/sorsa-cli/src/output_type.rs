@@ -42,17 +42,17 @@ impl OutputType {
         }
     }
 
-    /// The type of a folder.
+    /// The type of a folder, for what the user calls `form`.
     ///
     /// # Errors
     ///
     /// Bad input for the types of GGUF files alone.
-    pub fn of_folder(self) -> anyhow::Result<FolderType> {
+    pub fn of_folder(self, form: &str) -> anyhow::Result<FolderType> {
         match self {
             Self::Gguf(FileType::Uniform(GgufType::Plain(format))) => Ok(FolderType::Plain(format)),
             Self::Gguf(file_type) => Err(bad_input(format!(
-                "--dtype {file_type} is a type of GGUF files: `sorsa export --format gguf --dtype {file_type}` writes one; a folder has \
-                 f32, f16, bf16, nf4 or fp4"
+                "--dtype {file_type} says nothing for {form}: it is a type of GGUF files, and `sorsa export --format gguf --dtype \
+                 {file_type}` writes one; a folder has f32, f16, bf16, nf4 or fp4"
             ))),
             Self::FourBit(format) => {
                 Ok(FolderType::FourBit(FourBitFormat::of(format).expect("4 bits of bitsandbytes")))

@@ -361,7 +361,7 @@ fn a_merge_keeps_the_dtype_of_each_tensor_and_says_what_rounding_loses() {
     let gguf = [&["export", "--format", "gguf-lora", "--dtype", "q8_0", "--out", "x"][..], &small].concat();
     assert!(refused(&place, &gguf).contains("adapters are f32 or f16, not q8_0"));
     let hf = [&["export", "--format", "hf", "--dtype", "q8_0", "--out", "x"][..], &small].concat();
-    assert!(refused(&place, &hf).contains("--dtype q8_0 is a type of GGUF files"));
+    assert!(refused(&place, &hf).contains("--dtype q8_0 says nothing for --format hf: it is a type of GGUF files"));
 }
 
 #[test]

@@ -104,8 +104,11 @@ mod tests {
 
     use super::*;
 
+    /// A row with its number.
+    type Row = (usize, Result<Value, String>);
+
     /// Rows with their numbers, or the fault of the file.
-    fn rows(text: &[u8], limit: usize) -> Result<Vec<(usize, Result<Value, String>)>, String> {
+    fn rows(text: &[u8], limit: usize) -> Result<Vec<Row>, String> {
         let mut rows = Vec::new();
         for_each_csv_row(text, b',', &mut |number, value| {
             rows.push((number, value));

@@ -60,7 +60,7 @@ pub fn of_weights(folder: &Path) -> Result<String, ExperimentError> {
 pub fn of_tokenizer(folder: &Path) -> Result<String, ExperimentError> {
     let mut hash = ContentHash::new();
     match gguf_file_of(folder)? {
-        Some(file) => drop(hash.update(&GgufFile::open(&file)?.metadata_bytes(is_of_tokenizer))),
+        Some(file) => hash.update(&GgufFile::open(&file)?.metadata_bytes(is_of_tokenizer)),
         None => add_files(&mut hash, folder, &TOKENIZER_FILES)?,
     }
     Ok(hash.short())
@@ -137,7 +137,10 @@ fn add_gguf_weights(hash: &mut ContentHash, file: &GgufFile) -> Result<(), Exper
     for tensor in file.tensors() {
         hash.update(format!("{} {} {:?}\n", tensor.name, tensor.type_id, tensor.shape).as_bytes());
         let Some(size) = tensor.dtype().and_then(|dtype| dtype.bytes(&tensor.shape)) else { continue };
-        let places = if size <= 3 * SAMPLE { vec![0..size] } else { sampled(size).to_vec() };
+        let places: Vec<Range<usize>> = match size <= 3 * SAMPLE {
+            true => std::iter::once(0..size).collect(),
+            false => sampled(size).to_vec(),
+        };
         for place in places {
             hash.update(&file.raw_part(&tensor.name, place)?);
         }

@@ -4,7 +4,7 @@
 //! RAYON_NUM_THREADS=1 cargo bench --workspace --bench packed            # -- decode, to run the benches of that name only
 //! ```
 
-use std::sync::{LazyLock, Mutex};
+use std::sync::Mutex;
 
 use divan::{Bencher, Divan};
 use half::bf16;
@@ -63,7 +63,7 @@ enum Stored {
 impl Case {
     fn stored(&self) -> Stored {
         /// Packing is slow: each matrix is packed once.
-        static PACKED: LazyLock<Mutex<Vec<([usize; 2], PackedMatrix)>>> = LazyLock::new(Mutex::default);
+        static PACKED: Mutex<Vec<PackedMatrix>> = Mutex::new(Vec::new());
         let values = || numbers(self.shape[0] * self.shape[1]);
         let Ok(format) = self.format.parse::<PackedFormat>() else {
             return match self.format {
@@ -72,12 +72,12 @@ impl Case {
             };
         };
         let mut packed = PACKED.lock().expect("no bench panics");
-        let known = packed.iter().find(|(shape, matrix)| *shape == self.shape && matrix.format() == format);
-        if let Some((_, matrix)) = known {
+        let known = packed.iter().find(|matrix| matrix.shape() == self.shape && matrix.format() == format);
+        if let Some(matrix) = known {
             return Stored::Packed(matrix.clone().with_precision(self.precision));
         }
         let matrix = PackedMatrix::pack(format, self.shape, &values()).expect("whole blocks");
-        packed.push((self.shape, matrix.clone()));
+        packed.push(matrix.clone());
         Stored::Packed(matrix.with_precision(self.precision))
     }
 

@@ -12,6 +12,7 @@ use sorsa_checkpoint::{Activation, ModelConfig, TransformerConfig};
 
 /// The feed-forward layer, with its projections as the family's checkpoints have them.
 #[derive(Debug, Clone)]
+#[allow(clippy::large_enum_variant, reason = "one a block: a box would save nothing")]
 pub enum Mlp {
     /// Gate and up from a layer each.
     Separate(SeparateMlp),

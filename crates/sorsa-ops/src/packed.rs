@@ -1,7 +1,7 @@
 //! A weight in a packed format as a tensor of integers, which moves between devices like every other tensor.
 
 use burn::prelude::*;
-use burn::tensor::{DType, FloatDType};
+use burn::tensor::DType;
 pub use sorsa_kernels::packed::{PackedFormat, PackedMatrix, Precision};
 
 /// A frozen weight `[d_in, d_out]` in a packed format. A clone shares its memory.
@@ -80,14 +80,6 @@ impl WeightOperand {
         match self {
             Self::Dense(weight) => weight,
             Self::Packed(weight) => weight.to_dense(),
-        }
-    }
-
-    /// The dtype of activations beside the weight: its own dtype, but f32 on the CPU backend `flex` and beside a packed weight.
-    pub fn activation_dtype(&self) -> FloatDType {
-        match self {
-            Self::Dense(weight) => crate::activation_dtype(weight),
-            Self::Packed(_) => FloatDType::F32,
         }
     }
 }

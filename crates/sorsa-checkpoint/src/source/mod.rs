@@ -14,6 +14,7 @@ use sorsa_kernels::packed::{PackedFormat, PackedMatrix};
 
 pub use self::error::SourceError;
 use self::folder::Folder;
+pub use self::packing::DenseMatrix;
 pub use self::place::GGUF_FILE;
 pub(crate) use self::place::ModelPlace;
 pub(crate) use self::quantization::Quantization;
@@ -64,6 +65,9 @@ enum Files {
     Folder(Folder),
     Gguf(GgufModel),
 }
+
+/// The name of a file, and its content.
+pub type NamedFile = (&'static str, Vec<u8>);
 
 /// How a tensor is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -204,7 +208,7 @@ impl ModelSource {
     /// # Errors
     ///
     /// [`GgufError::NotImported`](crate::gguf::GgufError::NotImported) of a tokenizer that is not known here.
-    pub fn tokenizer_files(&self) -> Result<Option<Vec<(&'static str, Vec<u8>)>>, SourceError> {
+    pub fn tokenizer_files(&self) -> Result<Option<Vec<NamedFile>>, SourceError> {
         let Files::Gguf(model) = &self.files else { return Ok(None) };
         let mut files: Vec<(&str, Vec<u8>)> = Vec::new();
         for (name, json) in model.tokenizer_files()? {

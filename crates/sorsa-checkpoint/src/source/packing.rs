@@ -7,6 +7,9 @@ use super::{ModelSource, SourceError, Stored};
 use crate::message::quoted;
 use crate::weights::{Expected, HEADS, Numbers};
 
+/// Shape `[rows, columns]` and numbers, row-major.
+pub type DenseMatrix = ([usize; 2], Vec<f32>);
+
 impl ModelSource {
     /// The same model, whose dense linear layers are packed in `format` while they are read. The head, the embedding and the norms stay
     /// as they are, like in bitsandbytes, and so does what the files have packed already. Matrices whose rows are not whole blocks of
@@ -47,7 +50,7 @@ impl ModelSource {
     /// # Errors
     ///
     /// [`SourceError`] of a tensor that cannot be read, or that is not finite.
-    pub fn before_packing(&self, name: &str) -> Result<Option<([usize; 2], Vec<f32>)>, SourceError> {
+    pub fn before_packing(&self, name: &str) -> Result<Option<DenseMatrix>, SourceError> {
         let Some(tensor) = self.packing.and_then(|_| self.tensor(name)) else { return Ok(None) };
         match self.packing_of(&tensor) {
             Some(_) => Ok(Some(([tensor.shape[0], tensor.shape[1]], self.finite(&tensor)?.values))),

@@ -160,8 +160,11 @@ fn check_awq(found: &Map<String, Value>, field: &str, faults: &mut Vec<String>) 
     }
 }
 
+/// The name of a file, and its fields.
+type NamedFields = (&'static str, Map<String, Value>);
+
 /// The configuration in a file of its own, if the folder has one.
-fn read_file(folder: &Path) -> Result<Option<(&'static str, Map<String, Value>)>, Vec<String>> {
+fn read_file(folder: &Path) -> Result<Option<NamedFields>, Vec<String>> {
     for (name, method) in FILES {
         let path = folder.join(name);
         if path.is_file() {

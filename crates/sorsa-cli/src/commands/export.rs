@@ -64,7 +64,7 @@ pub fn run(args: &ExportArgs) -> anyhow::Result<()> {
     session::check_asked(args.model.as_deref(), &name)?;
     match args.format {
         ExportFormat::Hf => {
-            let dtype = args.dtype.map(OutputType::of_folder).transpose()?;
+            let dtype = args.dtype.map(|dtype| dtype.of_folder("--format hf")).transpose()?;
             write_merged(&name, args.adapter.as_deref(), &args.out, dtype, &device)?;
             print(format_args!("model in {}", args.out.display()))
         }

@@ -3,11 +3,13 @@
 use std::path::Path;
 
 use sorsa_adapter::{PackedFormat, StartsToMeasure};
+use sorsa_checkpoint::SourceError;
+use sorsa_checkpoint::weights::WeightsError;
 use sorsa_experiment::adapter::{BaseModel, LoadedAdapter};
 use sorsa_experiment::model::model_folder;
 use sorsa_experiment::quantization_error::QuantizationErrorTable;
-use sorsa_experiment::{Recipe, TrainingShape};
-use sorsa_models::{CausalLm, WeightFormat};
+use sorsa_experiment::{ExperimentError, Recipe, TrainingShape};
+use sorsa_models::{CausalLm, ModelConfig, WeightFormat};
 
 use crate::args::{DeviceArgs, FinetuneArgs, InspectArgs};
 use crate::device::Backend;
@@ -34,7 +36,16 @@ pub fn shape(recipe: &Recipe, args: &FinetuneArgs) -> anyhow::Result<TrainingSha
     let host = session::host(&args.device, Style::choose(args.quiet))?;
     let sources = host.sources.for_model(&recipe.model);
     let folder = model_folder(&recipe.model.path, &sources)?;
-    let source = sources.open(&folder)?;
+    let source = match sources.open(&folder) {
+        // A folder may hold `config.json` alone: then the weights are taken for dense.
+        Err(ExperimentError::Source(SourceError::Weights(WeightsError::NoWeights { .. })))
+            if recipe.model.adapter.is_none() =>
+        {
+            let config = ModelConfig::read(&folder).or_bad_input()?;
+            return Ok(TrainingShape::new(recipe, &config, &host)?);
+        }
+        source => source?,
+    };
     let Some(adapter) = &recipe.model.adapter else {
         return Ok(TrainingShape::of_source(recipe, source.config(), &source, &host)?);
     };

@@ -16,7 +16,7 @@ use crate::args::MergeArgs;
 use crate::device;
 use crate::exit::{OrBadInput, bad_input};
 use crate::format::print;
-use crate::output_type::{FolderType, OutputType};
+use crate::output_type::FolderType;
 use crate::session::{self, NamedModel, model_of_run, warn};
 
 /// The part of an adapter's change that may be lost in rounding without a word.
@@ -30,7 +30,7 @@ pub fn run(args: &MergeArgs) -> anyhow::Result<()> {
     };
     session::set_config(&args.config, Some(&args.adapter))?;
     session::check_asked(args.model.as_deref(), &model)?;
-    let dtype = args.dtype.map(OutputType::of_folder).transpose()?;
+    let dtype = args.dtype.map(|dtype| dtype.of_folder("a merge")).transpose()?;
     write_merged(&model, Some(&args.adapter), &args.out, dtype, &device)?;
     print(format_args!("merged model in {}", args.out.display()))
 }
@@ -82,6 +82,7 @@ pub struct Merged {
 }
 
 /// Where the weights are.
+#[allow(clippy::large_enum_variant, reason = "one a merge: a box would save nothing")]
 enum Weights {
     /// In a plain model.
     Plain(CausalLm),

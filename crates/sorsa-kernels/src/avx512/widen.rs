@@ -51,24 +51,31 @@ macro_rules! with_pieces {
                 let row_pieces = $columns / PIECE;
                 let number = |row: usize, index: usize| row * row_pieces + index;
                 macro_rules! blocks {
-                    ($size:literal, $per_block:literal, $decode:ident) => {{
+                    ($size:literal, $decode:ident) => {{
+                        let blocks = bytes.as_chunks::<$size>().0;
+                        let $piece = |row: usize, index: usize| $decode(&blocks[number(row, index)]);
+                        $body
+                    }};
+                }
+                macro_rules! large_blocks {
+                    ($size:literal, $decode:ident) => {{
                         let blocks = bytes.as_chunks::<$size>().0;
                         let $piece = |row: usize, index: usize| {
                             let number = number(row, index);
-                            $decode(&blocks[number / $per_block], number % $per_block)
+                            $decode(&blocks[number / 8], number % 8)
                         };
                         $body
                     }};
                 }
                 match format {
-                    BlockFormat::Q4_0 => blocks!(18, 1, q4_0),
-                    BlockFormat::Q4_1 => blocks!(20, 1, q4_1),
-                    BlockFormat::Q5_0 => blocks!(22, 1, q5_0),
-                    BlockFormat::Q5_1 => blocks!(24, 1, q5_1),
-                    BlockFormat::Q8_0 => blocks!(34, 1, q8_0),
-                    BlockFormat::Q4K => blocks!(144, 8, q4_k),
-                    BlockFormat::Q5K => blocks!(176, 8, q5_k),
-                    BlockFormat::Q6K => blocks!(210, 8, q6_k),
+                    BlockFormat::Q4_0 => blocks!(18, q4_0),
+                    BlockFormat::Q4_1 => blocks!(20, q4_1),
+                    BlockFormat::Q5_0 => blocks!(22, q5_0),
+                    BlockFormat::Q5_1 => blocks!(24, q5_1),
+                    BlockFormat::Q8_0 => blocks!(34, q8_0),
+                    BlockFormat::Q4K => large_blocks!(144, q4_k),
+                    BlockFormat::Q5K => large_blocks!(176, q5_k),
+                    BlockFormat::Q6K => large_blocks!(210, q6_k),
                 }
             }
             Storage::FourBit(parts) => {
@@ -175,21 +182,21 @@ fn each<T>(rows: Range<usize>, pieces: Range<usize>, out: &mut [T], store: impl 
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-fn q4_0(block: &[u8; 18], _: usize) -> [__m512; 2] {
+fn q4_0(block: &[u8; 18]) -> [__m512; 2] {
     let table = _mm512_mul_ps(half(block, 0), _mm512_sub_ps(levels(), _mm512_set1_ps(8.0)));
     low_then_high(bytes(block, 2), table)
 }
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-fn q4_1(block: &[u8; 20], _: usize) -> [__m512; 2] {
+fn q4_1(block: &[u8; 20]) -> [__m512; 2] {
     let table = _mm512_add_ps(_mm512_mul_ps(half(block, 0), levels()), half(block, 2));
     low_then_high(bytes(block, 4), table)
 }
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-fn q5_0(block: &[u8; 22], _: usize) -> [__m512; 2] {
+fn q5_0(block: &[u8; 22]) -> [__m512; 2] {
     let d = half(block, 0);
     let tables = [_mm512_mul_ps(d, _mm512_sub_ps(levels(), _mm512_set1_ps(16.0))), _mm512_mul_ps(d, levels())];
     five_bits(bytes(block, 6), &block[2..6], tables)
@@ -197,7 +204,7 @@ fn q5_0(block: &[u8; 22], _: usize) -> [__m512; 2] {
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-fn q5_1(block: &[u8; 24], _: usize) -> [__m512; 2] {
+fn q5_1(block: &[u8; 24]) -> [__m512; 2] {
     let (d, m) = (half(block, 0), half(block, 2));
     let lower = _mm512_add_ps(_mm512_mul_ps(d, levels()), m);
     let upper = _mm512_add_ps(_mm512_mul_ps(d, upper_levels()), m);
@@ -206,7 +213,7 @@ fn q5_1(block: &[u8; 24], _: usize) -> [__m512; 2] {
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-fn q8_0(block: &[u8; 34], _: usize) -> [__m512; 2] {
+fn q8_0(block: &[u8; 34]) -> [__m512; 2] {
     let d = half(block, 0);
     let (first, second) = (_mm512_cvtepi32_ps(signed_bytes(block, 2)), _mm512_cvtepi32_ps(signed_bytes(block, 18)));
     [_mm512_mul_ps(first, d), _mm512_mul_ps(second, d)]

@@ -29,6 +29,7 @@ pub struct FourBitParts {
 
 /// The scales of blocks.
 #[derive(Debug, Clone, PartialEq)]
+#[allow(clippy::large_enum_variant, reason = "one a matrix: a box would save nothing")]
 pub enum BlockScales {
     /// f32.
     Single(Vec<f32>),

@@ -50,7 +50,7 @@ pub(crate) enum Storage {
         format: BlockFormat,
         bytes: Bytes,
     },
-    FourBit(FourBitParts),
+    FourBit(Box<FourBitParts>),
     /// Little-endian.
     F16(Bytes),
     Grouped(Grouped),
@@ -88,7 +88,7 @@ impl PackedMatrix {
     /// [`PackedError`].
     pub fn from_four_bit(shape: [usize; 2], parts: FourBitParts) -> Result<Self, PackedError> {
         parts.check(shape)?;
-        Ok(Self::new(shape, Storage::FourBit(parts)))
+        Ok(Self::new(shape, Storage::FourBit(Box::new(parts))))
     }
 
     /// A matrix of f16 numbers, row-major.
@@ -247,7 +247,7 @@ impl PackedMatrix {
             },
         };
         let whole = columns.start.is_multiple_of(PIECE) && columns.end.is_multiple_of(PIECE);
-        (one_scale && whole).then(|| columns.start / PIECE..columns.end / PIECE)
+        (one_scale && whole).then_some(columns.start / PIECE..columns.end / PIECE)
     }
 
     /// The address of the byte that holds an element, or of the first of several.

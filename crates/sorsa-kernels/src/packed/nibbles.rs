@@ -93,7 +93,7 @@ mod tests {
                 look_up(&table, &codes, first_code, first, &mut values);
                 let code = |index: usize| {
                     let byte = codes[index / 2];
-                    let is_lower = (index % 2 == 0) == (first_code == FirstCode::Lower);
+                    let is_lower = index.is_multiple_of(2) == (first_code == FirstCode::Lower);
                     usize::from(if is_lower { byte & 15 } else { byte >> 4 })
                 };
                 let expected: Vec<f32> = (first..first + count).map(|index| table[code(index)]).collect();

@@ -19,6 +19,7 @@ pub struct Job {
 }
 
 #[derive(Debug, Clone)]
+#[allow(clippy::large_enum_variant, reason = "dozens in a comparison: a box would save nothing")]
 pub enum JobKind {
     /// A fine-tune into the folder, by this recipe (TOML).
     FineTune { recipe: String },

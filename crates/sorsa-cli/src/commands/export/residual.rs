@@ -84,7 +84,7 @@ impl Residual {
         let tensors = self.attached.model.tensors();
         let packed = |name: &str| Some(FourBit { name: name.to_owned(), format: four_bit(&tensors, name)? });
         let four_bit: Vec<FourBit> = tensors.expected().iter().filter_map(|tensor| packed(&tensor.name)).collect();
-        let formats = match dtype.map(OutputType::of_folder).transpose()? {
+        let formats = match dtype.map(|dtype| dtype.of_folder("a residual in a folder")).transpose()? {
             Some(FolderType::Plain(format)) => format.into(),
             Some(FolderType::FourBit(asked)) => {
                 let first = four_bit.first().map(|matrix| matrix.format);
