@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use burn::prelude::Device;
-use sorsa_adapter::HostTensor;
 use sorsa_adapter::author::AuthorExport;
 use sorsa_adapter::peft::{PeftAdapter, PeftExport, PeftForm};
+use sorsa_adapter::{HostTensor, PackedFormat};
 use sorsa_checkpoint::gguf::GgufType;
 use sorsa_checkpoint::weights::{Checkpoint, CheckpointWriter, Expected, ModelFolder};
 use sorsa_checkpoint::{ModelSource, WeightFormat};
@@ -32,6 +32,8 @@ use crate::session::{self, DelayedWarnings, NamedModel, model_of_run, warn};
 struct Trained {
     name: String,
     folder: PathBuf,
+    /// Format that the model's linear layers were packed in while it was read, if any.
+    quantize: Option<PackedFormat>,
     adapter: LoadedAdapter,
 }
 
@@ -39,14 +41,14 @@ impl Trained {
     fn load(name: &str, args: &ExportArgs, device: &Device) -> anyhow::Result<Self> {
         let adapter = args.adapter.as_deref().context("the form asks for an adapter")?;
         let named = NamedModel::load(name, device)?;
-        let folder = named.folder.clone();
+        let (folder, quantize) = (named.folder.clone(), named.quantize);
         let mut warnings = DelayedWarnings::default();
         let adapter = named.adapter(adapter, &mut warnings)?;
         if matches!(args.format, ExportFormat::Peft | ExportFormat::GgufLora) {
             check_tied(&adapter.model, &adapter.saved)?;
         }
         warnings.print();
-        Ok(Self { name: name.to_owned(), folder, adapter })
+        Ok(Self { name: name.to_owned(), folder, quantize, adapter })
     }
 }
 

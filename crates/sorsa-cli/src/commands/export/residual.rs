@@ -8,6 +8,7 @@ use sorsa_adapter::{Attached, PackedFormat};
 use sorsa_checkpoint::gguf::{self, ExportOptions, FileType, GgufError, GgufType, export_tensors};
 use sorsa_checkpoint::weights::{Expected, ModelFolder, WeightsError};
 use sorsa_checkpoint::{FourBitFormat, ModelSource, TensorContent, TensorFormats, WeightFormat};
+use sorsa_experiment::PackedOnRead;
 use sorsa_kernels::BlockFormat;
 use sorsa_models::{CausalLm, ModelTensors, save_tensors};
 use sorsa_report::report::bytes;
@@ -38,7 +39,10 @@ impl Residual {
             return Ok(None);
         }
         let source = ModelSource::open(&trained.folder).or_bad_input()?;
-        let attached = trained.adapter.saved.attach(model.clone()).or_bad_input()?;
+        let attached = {
+            let originals = PackedOnRead::open(&trained.folder, trained.quantize)?;
+            trained.adapter.saved.attach_with(model.clone(), &originals).or_bad_input()?
+        };
         let after = attached.model.tensors();
         let packed_again = after.expected().iter().find_map(|tensor| {
             let (before, after) = (before.packed(&tensor.name)?, after.packed(&tensor.name)?);
