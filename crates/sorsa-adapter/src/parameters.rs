@@ -160,7 +160,8 @@ pub(crate) fn parameter_values<M: Module>(model: &M, wanted: &BTreeSet<&str>) ->
             let Some(packed) = self.wanted.contains(weight.as_str()).then(|| packed_weight(param)).flatten() else {
                 return;
             };
-            let stored = HostTensor::new(packed.matrix().shape(), packed.matrix().to_f32());
+            let matrix = packed.matrix();
+            let stored = HostTensor::new(matrix.shape(), matrix.to_f32());
             let value = if in_linear(&self.container) { stored.transposed() } else { stored };
             self.found.insert(weight, value);
         }
