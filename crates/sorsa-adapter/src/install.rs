@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use burn::module::{Param, Reparameterizer};
 use burn::nn::DropoutConfig;
 use burn::prelude::*;
-use burn::tensor::{DType, FloatDType};
+use burn::tensor::FloatDType;
 use sorsa_files::HostTensor;
-use sorsa_ops::{PackedFormat, PackedMatrix, PackedWeight, Precision, WeightOperand};
+use sorsa_ops::{PackedFormat, PackedMatrix, PackedWeight, Precision, WeightOperand, rounded};
 
 use crate::Adapter;
 use crate::attach::{Attached, ModuleReport};
@@ -295,13 +295,4 @@ pub(crate) fn residual<const D: usize>(
     let result = rounded(rest.clone(), narrow);
     let lost = relative_loss(rest, result.clone());
     (result.cast(own), Some(lost))
-}
-
-/// An f32 tensor with its numbers rounded to `dtype`; on the host if the device does not support this dtype.
-pub(crate) fn rounded<const D: usize>(tensor: Tensor<D>, dtype: FloatDType) -> Tensor<D> {
-    let device = tensor.device();
-    if device.supports_dtype(DType::from(dtype)) {
-        return tensor.cast(dtype).cast(FloatDType::F32);
-    }
-    Tensor::from_data(tensor.into_data().convert_dtype(dtype.into()).convert_dtype(DType::F32), &device)
 }

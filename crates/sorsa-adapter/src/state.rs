@@ -15,14 +15,14 @@ use burn::prelude::*;
 use burn::tensor::{DType, FloatDType};
 use serde::{Deserialize, Serialize};
 use sorsa_files::{FolderKind, NamedTensors, OwnedFolder, not_finite, read_tensors, write_atomic, write_tensors};
-use sorsa_ops::PackedFormat;
+use sorsa_ops::{PackedFormat, rounded};
 
 use crate::attach::{Attached, HAS_ADAPTER};
 use crate::cache::fingerprint;
 use crate::config::AdapterConfig;
 use crate::error::AdapterError;
 use crate::factors::{Factor, FactorSet};
-use crate::install::{Installation, Subtraction, install, rounded};
+use crate::install::{Installation, Subtraction, install};
 use crate::packed::{NothingPacked, OriginalWeights, original_or_widened, packed_weights, widened};
 use crate::packed_residual::format_name;
 use crate::parameters::{

@@ -8,6 +8,7 @@ mod few_rows;
 mod format;
 mod four_bit_parts;
 mod grouped;
+mod layout;
 mod nibbles;
 mod product;
 #[cfg(test)]
@@ -28,6 +29,7 @@ pub use format::{PackedFormat, UnknownPackedFormat};
 pub use four_bit_parts::{BlockScales, FourBitParts, RoundedTo};
 pub use grouped::{AwqParts, GptqBits, GptqParts, ZeroPoints};
 pub(crate) use grouped::{ColumnGroups, Grouped};
+pub use layout::{GroupWords, ScaleWords, WordLayout, WordParts};
 pub(crate) use product::multiply;
 pub(crate) use view::Orientation;
 pub use view::{PackedView, Precision};

@@ -8,7 +8,7 @@ use super::{BlockScales, FourBitParts, PackedError, PackedFormat, PackedMatrix, 
 use crate::four_bit::{CodeBook, NestedScales};
 
 /// The first word: "spk1".
-const MAGIC: u32 = u32::from_le_bytes(*b"spk1");
+pub(super) const MAGIC: u32 = u32::from_le_bytes(*b"spk1");
 
 impl PackedMatrix {
     /// Everything about the matrix as words of 32 bits.
