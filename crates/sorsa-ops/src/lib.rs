@@ -55,6 +55,6 @@ pub use rotary::{RotaryAngles, rotate_half, rotate_half_memory};
 pub use soft_cap::{soft_cap, soft_capped_head_loss_sum};
 pub use sorsa_kernels::packed::PackedError;
 pub use sum::add_product;
-pub use weight::{WeightStorage, activation_dtype};
+pub use weight::{WeightStorage, activation_dtype, multiplies_packed_weights};
 pub use wkv4::{Wkv4State, wkv4, wkv4_memory};
 pub use wkv6::{wkv6, wkv6_memory};
