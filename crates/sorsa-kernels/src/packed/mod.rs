@@ -4,7 +4,6 @@
 //! `[d_in, d_out]`, like every other [`Weight`](crate::Weight), or a part of it.
 
 mod error;
-mod few_rows;
 mod format;
 mod four_bit_parts;
 mod grouped;
