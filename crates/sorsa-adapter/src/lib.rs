@@ -78,6 +78,7 @@ mod quantization_errors;
 mod quantized_start;
 mod regularizer;
 mod start;
+mod start_memory;
 mod state;
 mod target;
 mod weight_snapshot;

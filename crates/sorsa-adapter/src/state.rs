@@ -132,6 +132,16 @@ impl<M: Module> Attached<M> {
         }
     }
 
+    /// Writes the adapter's folder, like [`SavedAdapter::save`] of the [`snapshot`](Self::snapshot). The factors at the start are not copied
+    /// for it.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`SavedAdapter::save`].
+    pub fn save(&self, folder: &Path) -> Result<(), AdapterError> {
+        save(folder, &self.state, &export_trainable(&self.model, &self.trainable), &NamedTensors::new())
+    }
+
     /// The plain model with the adapter merged into its weights, and the adapter, for [`SavedAdapter::unmerge`].
     pub fn merge(self) -> (M, SavedAdapter) {
         let mut adapter = self.snapshot();
@@ -156,26 +166,7 @@ impl SavedAdapter {
     /// [`AdapterError::Io`] with the file; [`AdapterError::Folder`] if the folder holds more than an adapter;
     /// [`AdapterError::NotFinite`] if a trained value is not finite, with nothing written.
     pub fn save(&self, folder: &Path) -> Result<(), AdapterError> {
-        let tensors = not_finite(&self.trained);
-        if !tensors.is_empty() {
-            return Err(AdapterError::NotFinite { path: folder.join(TRAINED), tensors });
-        }
-        let new = OwnedFolder::create(folder, ADAPTER_FOLDER)?;
-        let folder = new.path();
-        if !self.state.initial.is_empty() {
-            write_tensors(&folder.join(INITIAL), &self.state.initial)?;
-        }
-        if !self.unmerge_tensors.is_empty() {
-            write_tensors(&folder.join(UNMERGE), &self.unmerge_tensors)?;
-        }
-        write_tensors(&folder.join(TRAINED), &self.trained)?;
-        let manifest =
-            Manifest { format: FORMAT, config: self.state.config.clone(), modules: self.state.modules.clone() };
-        let path = folder.join(MANIFEST);
-        let json = serde_json::to_vec_pretty(&manifest)
-            .map_err(|error| AdapterError::Malformed { path: path.clone(), reason: error.to_string() })?;
-        write_atomic(&path, &json)?;
-        Ok(new.commit()?)
+        save(folder, &self.state, &self.trained, &self.unmerge_tensors)
     }
 
     /// Reads an adapter's folder.
@@ -310,6 +301,34 @@ impl SavedAdapter {
         faults.extend(self.state.start_faults());
         faults
     }
+}
+
+/// Writes an adapter's folder.
+fn save(
+    folder: &Path,
+    state: &AdapterState,
+    trained: &NamedTensors,
+    unmerge_tensors: &NamedTensors,
+) -> Result<(), AdapterError> {
+    let tensors = not_finite(trained);
+    if !tensors.is_empty() {
+        return Err(AdapterError::NotFinite { path: folder.join(TRAINED), tensors });
+    }
+    let new = OwnedFolder::create(folder, ADAPTER_FOLDER)?;
+    let folder = new.path();
+    if !state.initial.is_empty() {
+        write_tensors(&folder.join(INITIAL), &state.initial)?;
+    }
+    if !unmerge_tensors.is_empty() {
+        write_tensors(&folder.join(UNMERGE), unmerge_tensors)?;
+    }
+    write_tensors(&folder.join(TRAINED), trained)?;
+    let manifest = Manifest { format: FORMAT, config: state.config.clone(), modules: state.modules.clone() };
+    let path = folder.join(MANIFEST);
+    let json = serde_json::to_vec_pretty(&manifest)
+        .map_err(|error| AdapterError::Malformed { path: path.clone(), reason: error.to_string() })?;
+    write_atomic(&path, &json)?;
+    Ok(new.commit()?)
 }
 
 impl AdapterState {

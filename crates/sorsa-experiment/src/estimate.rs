@@ -8,17 +8,23 @@ use sorsa_ops::{
     layer_norm_memory, rms_norm_memory, rotate_half_memory, wkv4_memory, wkv6_memory,
 };
 
-/// Bytes of each part. Weights, adapter, gradients and optimizer are exact; the rest is an estimate.
+/// Bytes of each part. Weights, adapter, initial factors, gradients and optimizer are exact; the rest is an estimate.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct MemoryEstimate {
     /// The model.
     pub weights: u64,
     /// Factors beside it.
     pub adapter: u64,
+    /// Factors at the start, which the adapter's files need.
+    pub initial: u64,
     /// Gradients of what is trained.
     pub gradients: u64,
     /// The optimizer's buffers.
     pub optimizer: u64,
+    /// The copy of the optimizer's buffers, or of the trained parameters, that becomes a checkpoint's file. There are no gradients then.
+    pub checkpoint: u64,
+    /// What the threads take that make the adapter's start, before there is an optimizer.
+    pub start: u64,
     /// Kept from the forward pass for the backward pass.
     pub activations: u64,
     /// The largest temporaries of the step, and the program itself.
@@ -36,6 +42,10 @@ pub struct Step<'a> {
     pub optimizer_buffers: u64,
     /// Numbers of the factors beside the weights, trained or frozen.
     pub factors: u64,
+    /// Numbers of the factors at the start that stay in memory beside those.
+    pub initial: u64,
+    /// Bytes that the threads take which make the adapter's start.
+    pub start: u64,
     /// Whether the trained parameters are weights of the model, not factors beside them.
     pub dense: bool,
     /// What the adapters add to the forward and the backward pass.
@@ -79,16 +89,23 @@ impl MemoryEstimate {
         Self {
             weights: step.weights,
             adapter: step.factors * 4,
+            initial: step.initial * 4,
             gradients: step.trained * 4,
             optimizer: step.trained * 4 * step.optimizer_buffers,
+            checkpoint: step.trained * 4 * step.optimizer_buffers.max(1),
+            start: step.start,
             activations: activations + head.kept,
             workspace: PROGRAM + head.workspace.max(block.workspace).max(step.adapters.workspace).max(passing),
         }
     }
 
-    /// All parts together.
+    /// The peak: that of the start, of a step, or of a checkpoint.
     pub fn total(&self) -> u64 {
-        self.weights + self.adapter + self.gradients + self.optimizer + self.activations + self.workspace
+        let factors = self.adapter + self.initial;
+        let start = self.initial.max(self.adapter) + self.start + PROGRAM;
+        let step = factors + self.optimizer + self.gradients + self.activations + self.workspace;
+        let checkpoint = factors + self.optimizer + self.checkpoint + PROGRAM;
+        self.weights + start.max(step).max(checkpoint)
     }
 }
 
@@ -260,6 +277,21 @@ mod tests {
     }
 
     #[test]
+    fn the_peak_is_that_of_the_start_of_a_step_or_of_a_checkpoint() {
+        let memory = shape(S, Method::Sorsa).memory;
+        let factors = memory.adapter + memory.initial;
+        assert_eq!((memory.initial, memory.checkpoint), (memory.adapter, memory.optimizer));
+        let step =
+            memory.weights + factors + memory.optimizer + memory.gradients + memory.activations + memory.workspace;
+        assert_eq!(memory.total(), step);
+        let writes = MemoryEstimate { activations: 0, checkpoint: 1 << 30, ..memory };
+        assert_eq!(writes.total(), memory.weights + factors + memory.optimizer + (1 << 30) + PROGRAM);
+        let starts = MemoryEstimate { start: 1 << 30, ..memory };
+        assert_eq!(starts.total(), memory.weights + memory.initial + (1 << 30) + PROGRAM);
+        assert_eq!(shape(S, Method::Lora).memory.initial, 0);
+    }
+
+    #[test]
     fn frozen_factors_are_memory_of_the_adapter_without_gradients_and_buffers() {
         let memory = shape(S, Method::LoraXs).memory;
         let (modules, layers, rank) = (7, 6, 16);
@@ -302,6 +334,8 @@ mod tests {
             trained: 525_312,
             optimizer_buffers: 2,
             factors: 525_312,
+            initial: 0,
+            start: 0,
             dense: false,
             adapters: OperationMemory::keeping(672 * 1024),
             weights: 4 * config.num_parameters() as u64,

@@ -232,7 +232,7 @@ impl<'a> PreparedRun<'a> {
         };
         let best_step = trainer.restore_best()?;
         let state = trainer.state().clone();
-        trainer.adapter().save(&run.file(RunDir::ADAPTER)).map_err(ExperimentError::SaveAdapter)?;
+        trainer.save_adapter(&run.file(RunDir::ADAPTER)).map_err(ExperimentError::SaveAdapter)?;
         let evaluation = answer(test.as_ref(), &trainer.model(), observer)?;
         if let Some(evaluation) = &evaluation {
             run.write(RunDir::GENERATIONS, json_lines(&evaluation.answers)?)?;
@@ -384,7 +384,7 @@ fn attach(
         recipe.adapter.attach(model, &options)?
     };
     if factored {
-        attached.snapshot().save(&folder).map_err(ExperimentError::SaveAdapter)?;
+        attached.save(&folder).map_err(ExperimentError::SaveAdapter)?;
     }
     observer.on_event(Event::Attached { modules: &attached.modules });
     Ok(attached)

@@ -271,6 +271,15 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
         self.attached.snapshot()
     }
 
+    /// Writes the folder of the adapter as it is now.
+    ///
+    /// # Errors
+    ///
+    /// [`AdapterError`] with the file; nothing is written if a trained value is not finite.
+    pub fn save_adapter(&self, folder: &Path) -> Result<(), AdapterError> {
+        self.attached.save(folder)
+    }
+
     /// Ends the run and returns the model with its adapter, without autodiff.
     pub fn into_attached(self) -> Attached<M> {
         Attached { model: self.attached.model.valid(), ..self.attached }
@@ -488,7 +497,7 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
         self.metrics.sync()?;
         self.events.sync()?;
         let parameters = export_trainable(&self.attached.model, &self.attached.trainable);
-        self.checkpoints.save(&self.state, &parameters, &self.optimizer, &self.attached.trainable)?;
+        self.checkpoints.save(&self.state, parameters, &self.optimizer, &self.attached.trainable)?;
         self.checkpoints.prune(self.config.keep_checkpoints, self.state.best.map(|best| best.step))?;
         Ok(())
     }

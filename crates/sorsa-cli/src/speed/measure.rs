@@ -8,7 +8,7 @@ use burn::optim::GradientsParams;
 use burn::prelude::*;
 use burn::tensor::FloatDType;
 use serde::Serialize;
-use sorsa_adapter::{AdapterConfig, AttachOptions, Attached, Method, add_regularizer};
+use sorsa_adapter::{AdapterConfig, AttachOptions, Attached, Method, PackedFormat, add_regularizer};
 use sorsa_data::{BatchOptions, Batcher, Example};
 use sorsa_experiment::private_folder;
 use sorsa_files::{cpu_seconds, peak_memory_bytes};
@@ -36,6 +36,9 @@ pub struct Measurement {
     pub rank: usize,
     pub threads: usize,
     pub dtype: &'static str,
+    /// Format of packed linear layers; absent if they are dense.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quantize: Option<&'static str>,
     /// `fused` or `plain` operations.
     pub form: &'static str,
     pub checkpoint_blocks: bool,
@@ -89,9 +92,13 @@ fn measure_form(args: &SpeedArgs, method: Method, backend: Backend, device: &Dev
     let sizes = args.sizes();
     device.seed(args.seed);
     let clock = Instant::now();
-    let model = materialized(CausalLm::init(&sizes.config()?, device), args.dtype);
+    let config = sizes.config()?;
+    let model = match args.quantize {
+        Some(packed) => CausalLm::init_packed(&config, packed, args.dtype, device).or_bad_input()?,
+        None => materialized(CausalLm::init(&config, device), args.dtype),
+    };
     let load_s = clock.elapsed().as_secs_f64();
-    let n_params = model.num_params();
+    let n_params = config.num_parameters();
 
     let clock = Instant::now();
     let options = AttachOptions { placement: backend.svd_placement(), ..AttachOptions::default() };
@@ -115,6 +122,7 @@ fn measure_form(args: &SpeedArgs, method: Method, backend: Backend, device: &Dev
         rank: args.rank,
         threads: rayon::current_num_threads(),
         dtype: args.dtype.torch_name(),
+        quantize: args.quantize.map(PackedFormat::name),
         form: if args.plain { "plain" } else { "fused" },
         checkpoint_blocks: args.checkpoint_blocks,
         backend,

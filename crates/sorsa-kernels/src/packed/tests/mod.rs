@@ -27,7 +27,9 @@ fn any_part_is_a_part_of_the_whole() {
         assert_eq!((packed.format(), packed.shape()), (format, shape));
         assert_eq!(packed.byte_count(), format.bytes(shape).unwrap(), "{format}");
         let narrow = packed.clone().with_precision(Precision::Bf16);
-        let bytes: Vec<u8> = narrow.to_words().into_iter().flat_map(i32::to_le_bytes).collect();
+        let words = narrow.to_words();
+        assert_eq!(words.capacity(), words.len(), "{format}: the words live as long as the weight");
+        let bytes: Vec<u8> = words.into_iter().flat_map(i32::to_le_bytes).collect();
         assert_eq!(PackedMatrix::from_words(bytes.clone()).unwrap(), narrow);
         check_layout(&narrow);
         for end in (0..bytes.len()).step_by(61) {
