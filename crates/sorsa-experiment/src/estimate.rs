@@ -52,6 +52,8 @@ pub struct Step<'a> {
     pub adapters: OperationMemory,
     /// Bytes of all weights.
     pub weights: u64,
+    /// Whether weights are packed.
+    pub packed: bool,
     /// The dtype that operations keep for the backward pass if they may round it.
     pub activations: FloatDType,
     /// Whether each block runs again in the backward pass: then only its input is kept from the first time.
@@ -77,7 +79,8 @@ impl MemoryEstimate {
         let block = step.block();
         let count = step.config.num_hidden_layers as u64;
         let blocks = block * count;
-        let activations = match step.checkpoint_blocks {
+        let widened = step.widened();
+        let activations = match step.checkpoint_blocks || widened > 0 {
             // One block at a time keeps what it needs; of all, the input is kept.
             true => {
                 4 * tokens * step.config.hidden_size as u64 * count + block.kept + step.adapters.kept / count.max(1)
@@ -94,7 +97,7 @@ impl MemoryEstimate {
             optimizer: step.trained * 4 * step.optimizer_buffers,
             checkpoint: step.trained * 4 * step.optimizer_buffers.max(1),
             start: step.start,
-            activations: activations + head.kept,
+            activations: activations + head.kept + widened,
             workspace: PROGRAM + head.workspace.max(block.workspace).max(step.adapters.workspace).max(passing),
         }
     }
@@ -112,6 +115,17 @@ impl MemoryEstimate {
 impl Step<'_> {
     fn tokens(&self) -> usize {
         self.rows * self.len
+    }
+
+    /// Bytes of the weights that plain forms widen and a tape keeps: those of one block, or of the head.
+    fn widened(&self) -> u64 {
+        if !self.packed || self.form == Form::Fused {
+            return 0;
+        }
+        let head = self.config.vocab_size * self.config.hidden_size;
+        let tables = if self.config.tie_word_embeddings { head } else { 2 * head };
+        let block = self.config.num_parameters().saturating_sub(tables) / self.config.num_hidden_layers.max(1);
+        4 * head.max(block) as u64
     }
 
     /// A tensor of the shape of the hidden states.
@@ -339,6 +353,7 @@ mod tests {
             dense: false,
             adapters: OperationMemory::keeping(672 * 1024),
             weights: 4 * config.num_parameters() as u64,
+            packed: false,
             activations: FloatDType::F32,
             checkpoint_blocks: false,
             rows: 4,
@@ -352,6 +367,15 @@ mod tests {
         let head = MemoryEstimate::new(&Step { adapted_head: true, ..fused });
         let more = head.activations - MemoryEstimate::new(&fused).activations;
         assert_eq!(more, 4 * 1024 * (3 * 32_000 - 4 * 288));
+        // Beside packed weights, the plain form goes block by block and keeps one block widened, or the head, which is larger here.
+        assert_eq!(
+            MemoryEstimate::new(&Step { packed: true, ..fused }).activations,
+            MemoryEstimate::new(&fused).activations
+        );
+        let plain = Step { form: Form::Plain, ..fused };
+        let by_blocks = MemoryEstimate::new(&Step { checkpoint_blocks: true, ..plain });
+        let packed = MemoryEstimate::new(&Step { packed: true, ..plain });
+        assert_eq!(packed.activations - by_blocks.activations, 4 * 32_000 * 288);
     }
 
     #[test]

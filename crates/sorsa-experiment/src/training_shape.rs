@@ -142,6 +142,7 @@ impl TrainingShape {
             start: starts.iter().take(at_once).sum(),
             dense: !method.is_factored(),
             adapters,
+            packed: packed.is_some(),
             weights: packed.unwrap_or(config.num_parameters() as u64 * recipe.model.dtype.bytes(1) as u64),
             // Activations beside packed weights are f32.
             activations: match packed {
