@@ -12,6 +12,7 @@ use sorsa_adapter::{AdapterConfig, AttachOptions, Attached, Method, PackedFormat
 use sorsa_data::{BatchOptions, Batcher, Example};
 use sorsa_experiment::private_folder;
 use sorsa_files::{cpu_seconds, peak_memory_bytes};
+use sorsa_kernels::Instructions;
 use sorsa_models::{CausalLm, WeightFormat, float_dtype};
 use sorsa_train::{Optimizer, OptimizerConfig, TrainConfig, Trainer};
 
@@ -39,6 +40,8 @@ pub struct Measurement {
     /// Format of packed linear layers; absent if they are dense.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub quantize: Option<&'static str>,
+    /// Instructions of the CPU's kernels.
+    pub instructions: &'static str,
     /// `fused` or `plain` operations.
     pub form: &'static str,
     pub checkpoint_blocks: bool,
@@ -123,6 +126,7 @@ fn measure_form(args: &SpeedArgs, method: Method, backend: Backend, device: &Dev
         threads: rayon::current_num_threads(),
         dtype: args.dtype.torch_name(),
         quantize: args.quantize.map(PackedFormat::name),
+        instructions: Instructions::used().name(),
         form: if args.plain { "plain" } else { "fused" },
         checkpoint_blocks: args.checkpoint_blocks,
         backend,
