@@ -99,9 +99,7 @@ pub use parameters::{ParameterGroup, Trainable, export_trainable, import_trainab
 pub use peft::method_of;
 pub use quantization_errors::{ErrorNorms, QuantizationErrors, StartsToMeasure};
 pub use quantized_start::StartError;
-pub use regularizer::{
-    Probes, Regularizer, RegularizerForm, RegularizerStats, add_regularizer, regularizer_gradients,
-};
+pub use regularizer::{Probes, Regularizer, RegularizerForm, RegularizerStats, add_regularizer, regularizer_gradients};
 pub use sorsa_files::{HostTensor, NamedTensors, TensorFile};
 pub use sorsa_linalg::tensor::Placement;
 pub use sorsa_linalg::{Algorithm, SvdOptions};

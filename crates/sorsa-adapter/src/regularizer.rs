@@ -247,7 +247,8 @@ fn measure(
     let mut spectra = match form.has_probes() {
         true => Vec::new(),
         false => {
-            let factors: Vec<_> = factors.iter().map(|(_, factor, regularized)| (factor.clone(), *regularized)).collect();
+            let factors: Vec<_> =
+                factors.iter().map(|(_, factor, regularized)| (factor.clone(), *regularized)).collect();
             spectrum::spectra(&factors, form)
         }
     }
@@ -296,6 +297,8 @@ fn measure(
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::exact::term;
     use super::*;
     use rand_distr::{Distribution, StandardNormal};
@@ -313,7 +316,10 @@ mod tests {
     pub(super) fn every_side() -> Vec<([usize; 2], Regularized)> {
         let sides = [([9, 4], Vectors::Columns), ([3, 7], Vectors::Rows)];
         let both = [Lengths::One, Lengths::Free];
-        sides.iter().flat_map(|(shape, vectors)| both.map(|lengths| (*shape, Regularized { vectors: *vectors, lengths }))).collect()
+        sides
+            .iter()
+            .flat_map(|(shape, vectors)| both.map(|lengths| (*shape, Regularized { vectors: *vectors, lengths })))
+            .collect()
     }
 
     /// The gradient by burn's tape, of the same equation.
@@ -368,6 +374,32 @@ mod tests {
                     gradient < 1e-3 && (form == RegularizerForm::Squared || gradient == 0.0),
                     "{form:?} {gradient}"
                 );
+            }
+        }
+    }
+
+    #[test]
+    fn values_and_gradients_of_every_form_are_those_of_pytorch() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/optimizers/regularizer.json");
+        let cases: Vec<serde_json::Value> = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        let floats = |value: &serde_json::Value| -> Vec<f32> {
+            value.as_array().unwrap().iter().map(|number| number.as_f64().unwrap() as f32).collect()
+        };
+        assert_eq!(cases.len(), 16);
+        for case in cases {
+            let shape = [0, 1].map(|side| case["shape"][side].as_u64().unwrap() as usize);
+            let vectors = if shape[0] > shape[1] { Vectors::Columns } else { Vectors::Rows };
+            let lengths = if case["lengths"] == "one" { Lengths::One } else { Lengths::Free };
+            let form: RegularizerForm = serde_json::from_value(case["form"].clone()).unwrap();
+            let factor = Tensor::<2>::from_data(TensorData::new(floats(&case["factor"]), shape), &Device::flex());
+            let mut gradient = Vec::new();
+            let factors = vec![(ParamId::new(), factor, Regularized { vectors, lengths })];
+            let stats = measure(factors, form.into(), |_, found| gradient = found.into_data().try_into_vec().unwrap());
+            let (value, expected) = (stats.unwrap().value, case["value"].as_f64().unwrap());
+            assert!((value - expected).abs() < 1e-5 * expected, "{form:?}: {value}, expected {expected}");
+            for (found, expected) in gradient.iter().zip(floats(&case["gradient"])) {
+                let difference: f32 = found - expected;
+                assert!(difference.abs() < 1e-5, "{form:?} {lengths:?}: {found}, expected {expected}");
             }
         }
     }

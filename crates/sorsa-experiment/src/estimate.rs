@@ -32,8 +32,8 @@ pub struct Step<'a> {
     pub config: &'a ModelConfig,
     /// Trained parameters.
     pub trained: u64,
-    /// Buffers that the optimizer keeps of each trained parameter, f32.
-    pub optimizer_buffers: u64,
+    /// Numbers in the optimizer's buffers, f32.
+    pub optimizer_numbers: u64,
     /// Numbers of the factors beside the weights, trained or frozen.
     pub factors: u64,
     /// Whether the trained parameters are weights of the model, not factors beside them.
@@ -80,7 +80,7 @@ impl MemoryEstimate {
             weights: step.weights,
             adapter: step.factors * 4,
             gradients: step.trained * 4,
-            optimizer: step.trained * 4 * step.optimizer_buffers,
+            optimizer: step.optimizer_numbers * 4,
             activations: activations + head.kept,
             workspace: PROGRAM + head.workspace.max(block.workspace).max(step.adapters.workspace).max(passing),
         }
@@ -300,7 +300,7 @@ mod tests {
         let fused = Step {
             config: &config,
             trained: 525_312,
-            optimizer_buffers: 2,
+            optimizer_numbers: 2 * 525_312,
             factors: 525_312,
             dense: false,
             adapters: OperationMemory::keeping(672 * 1024),

@@ -87,10 +87,14 @@ impl TrainingShape {
         let tokens = recipe.train.batch_size * len;
         let form = if host.fused_operations { Form::Fused } else { Form::Plain };
         let (mut adapters, mut frozen, mut adapted_head) = (OperationMemory::default(), 0, false);
+        let rule = recipe.train.optimizer.kind.rule(&recipe.train.optimizer);
+        let numbers_for = |shape: &[usize]| (rule.buffers_of(shape).len() * shape.iter().product::<usize>()) as u64;
+        let mut optimizer_numbers = 0;
         for target in recipe.adapter.targets(&model)? {
             let name = target.path.rsplit('.').next().unwrap_or(&target.path).to_owned();
             let rank = method.is_factored().then_some(target.rank);
             let trained = target.trainable_parameters(method) as u64;
+            optimizer_numbers += target.trained_shapes(method).iter().map(|shape| numbers_for(shape)).sum::<u64>();
             adapters = adapters + target.memory(method, form, tokens);
             frozen += target.frozen_parameters(method) as u64;
             adapted_head |= method.is_factored() && matches!(target.path.as_str(), "lm_head" | "head");
@@ -113,9 +117,14 @@ impl TrainingShape {
             }
         }
         let parameters = config.num_parameters() as u64;
+        // What is trained whole beside the targets: nearly all of its numbers are in matrices.
+        let whole = match method.has_targets() {
+            true => recipe.adapter.whole_parameters(&model),
+            false => config.num_parameters(),
+        };
+        optimizer_numbers += numbers_for(&[whole, 1]);
         let trainable_parameters = if method.has_targets() {
-            let whole = recipe.adapter.whole_parameters(&model) as u64;
-            whole + modules.iter().map(|module| module.trainable_parameters).sum::<u64>()
+            whole as u64 + modules.iter().map(|module| module.trainable_parameters).sum::<u64>()
         } else {
             parameters
         };
@@ -123,11 +132,10 @@ impl TrainingShape {
             true => frozen + modules.iter().map(|module| module.trainable_parameters).sum::<u64>(),
             false => 0,
         };
-        let optimizer = &recipe.train.optimizer;
         let memory = MemoryEstimate::new(&Step {
             config,
             trained: trainable_parameters,
-            optimizer_buffers: optimizer.kind.rule(optimizer).buffers().len() as u64,
+            optimizer_numbers,
             factors,
             dense: !method.is_factored(),
             adapters,

@@ -3,7 +3,7 @@
 use burn::prelude::*;
 use burn::tensor::FloatDType;
 
-use super::{FLOOR, Lengths, RegularizerForm, Regularized, Term};
+use super::{FLOOR, Lengths, Regularized, RegularizerForm, Term};
 use crate::factors::Vectors;
 
 /// `G` of a factor.

@@ -14,7 +14,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::RngCore;
 
 use super::exact::two_over_norm;
-use super::{Lengths, RegularizerForm, Regularized, Term};
+use super::{Lengths, Regularized, RegularizerForm, Term};
 use crate::factors::Vectors;
 
 /// `count` vectors of numbers 1 and -1, `[rank, count]`.
@@ -43,7 +43,8 @@ pub(super) fn term(factor: Tensor<2>, regularized: Regularized, form: Regularize
             (turned.matmul(y.clone()) - z.clone() * squares, Some(size))
         }
     };
-    let mut gradient = y.matmul(w.clone().transpose()) + columns.clone().matmul(w.clone()).matmul(z.clone().transpose());
+    let mut gradient =
+        y.matmul(w.clone().transpose()) + columns.clone().matmul(w.clone()).matmul(z.clone().transpose());
     if regularized.lengths == Lengths::Free {
         let diagonal = (w.clone() * z).sum_dim(1).transpose();
         gradient = gradient - columns * diagonal * 2.0;

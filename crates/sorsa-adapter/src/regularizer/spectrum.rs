@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use sorsa_linalg::faer::{Mat, Side};
 
 use super::exact::{Gram, combined, gram};
-use super::{FLOOR, Lengths, RegularizerForm, Regularized, Term};
+use super::{FLOOR, Lengths, Regularized, RegularizerForm, Term};
 use crate::host_tensor::HostTensorExt;
 use sorsa_files::HostTensor;
 
