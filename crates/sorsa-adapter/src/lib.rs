@@ -81,6 +81,7 @@ mod start;
 mod start_memory;
 mod state;
 mod target;
+mod watch;
 mod weight_snapshot;
 
 pub use adapter::project;
@@ -99,11 +100,12 @@ pub use parameters::{ParameterGroup, Trainable, export_trainable, import_trainab
 pub use peft::method_of;
 pub use quantization_errors::{ErrorNorms, QuantizationErrors, StartsToMeasure};
 pub use quantized_start::StartError;
-pub use regularizer::{RegularizerForm, RegularizerStats, add_regularizer, regularizer_gradients};
+pub use regularizer::{Probes, Regularizer, RegularizerForm, RegularizerStats, add_regularizer, regularizer_gradients};
 pub use sorsa_files::{HostTensor, NamedTensors, TensorFile};
 pub use sorsa_linalg::tensor::Placement;
 pub use sorsa_linalg::{Algorithm, SvdOptions};
 pub use sorsa_ops::{PackedFormat, PackedMatrix, PackedWeight, Precision, WeightOperand};
 pub use start::AlphaConvention;
 pub use state::{AdapterState, ModuleState, SavedAdapter};
+pub use watch::ModuleMeasures;
 pub use weight_snapshot::{TrainedFactors, WeightSnapshot};

@@ -137,6 +137,19 @@ impl TerminalObserver {
                     self.best = Some(Best { step: eval.step, loss: eval.loss });
                 }
             }
+            Metric::Watch(watch) => {
+                let part = |name: &str, value: Option<f64>| match value {
+                    Some(value) => format!(", {name} {value:.3e}"),
+                    None => String::new(),
+                };
+                let modules = &watch.all;
+                let values = [
+                    part("condition number of trained parts", modules.kappa_part),
+                    part("of weights", modules.kappa),
+                    part("defect", modules.defect),
+                ];
+                progress.line(&format!("step {:>5}: {} modules{}", watch.step, modules.modules, values.concat()));
+            }
         }
     }
 }

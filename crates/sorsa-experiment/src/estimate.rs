@@ -38,8 +38,8 @@ pub struct Step<'a> {
     pub config: &'a ModelConfig,
     /// Trained parameters.
     pub trained: u64,
-    /// Buffers that the optimizer keeps of each trained parameter, f32.
-    pub optimizer_buffers: u64,
+    /// Numbers in the optimizer's buffers, f32.
+    pub optimizer_numbers: u64,
     /// Numbers of the factors beside the weights, trained or frozen.
     pub factors: u64,
     /// Numbers of the factors at the start that stay in memory beside those.
@@ -94,8 +94,8 @@ impl MemoryEstimate {
             adapter: step.factors * 4,
             initial: step.initial * 4,
             gradients: step.trained * 4,
-            optimizer: step.trained * 4 * step.optimizer_buffers,
-            checkpoint: step.trained * 4 * step.optimizer_buffers.max(1),
+            optimizer: step.optimizer_numbers * 4,
+            checkpoint: 4 * step.optimizer_numbers.max(step.trained),
             start: step.start,
             activations: activations + head.kept + widened,
             workspace: PROGRAM + head.workspace.max(block.workspace).max(step.adapters.workspace).max(passing),
@@ -346,7 +346,7 @@ mod tests {
         let fused = Step {
             config: &config,
             trained: 525_312,
-            optimizer_buffers: 2,
+            optimizer_numbers: 2 * 525_312,
             factors: 525_312,
             initial: 0,
             start: 0,

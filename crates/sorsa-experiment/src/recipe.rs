@@ -300,6 +300,17 @@ impl Recipe {
         {
             faults.push(format!("train.regularizer.orthogonal_gamma must be 0: {fault}"));
         }
+        let factors = self.adapter.method().factor_names();
+        for name in self.train.optimizer.factor_rates.keys().filter(|name| !factors.contains(&name.as_str())) {
+            faults.push(match factors.as_slice() {
+                [] => format!("train.optimizer.factor_rates.{name}: {} trains no factors", self.adapter.method()),
+                _ => format!(
+                    "train.optimizer.factor_rates.{name}: {} has no such factor, it has {}",
+                    self.adapter.method(),
+                    factors.join(", ")
+                ),
+            });
+        }
         if let (Some(name), TemplateName::Alpaca | TemplateName::Code | TemplateName::Question | TemplateName::Raw) =
             (&self.data.chat_template, self.data.template)
         {

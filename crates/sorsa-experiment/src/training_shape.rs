@@ -88,10 +88,14 @@ impl TrainingShape {
         let form = if host.fused_operations { Form::Fused } else { Form::Plain };
         let (mut adapters, mut frozen, mut adapted_head) = (OperationMemory::default(), 0, false);
         let (mut initial, mut starts) = (0, Vec::new());
+        let rule = recipe.train.optimizer.kind.rule(&recipe.train.optimizer);
+        let numbers_for = |shape: &[usize]| (rule.buffers_of(shape).len() * shape.iter().product::<usize>()) as u64;
+        let mut optimizer_numbers = 0;
         for target in recipe.adapter.targets(&model)? {
             let name = target.path.rsplit('.').next().unwrap_or(&target.path).to_owned();
             let rank = method.is_factored().then_some(target.rank);
             let trained = target.trainable_parameters(method) as u64;
+            optimizer_numbers += target.trained_shapes(method).iter().map(|shape| numbers_for(shape)).sum::<u64>();
             adapters = adapters + target.memory(method, form, tokens);
             frozen += target.frozen_parameters(method) as u64;
             initial += target.numbers_at_start(&recipe.adapter, packed.is_some()) as u64;
@@ -116,9 +120,14 @@ impl TrainingShape {
             }
         }
         let parameters = config.num_parameters() as u64;
+        // What is trained whole beside the targets: nearly all of its numbers are in matrices.
+        let whole = match method.has_targets() {
+            true => recipe.adapter.whole_parameters(&model),
+            false => config.num_parameters(),
+        };
+        optimizer_numbers += numbers_for(&[whole, 1]);
         let trainable_parameters = if method.has_targets() {
-            let whole = recipe.adapter.whole_parameters(&model) as u64;
-            whole + modules.iter().map(|module| module.trainable_parameters).sum::<u64>()
+            whole as u64 + modules.iter().map(|module| module.trainable_parameters).sum::<u64>()
         } else {
             parameters
         };
@@ -132,11 +141,10 @@ impl TrainingShape {
             Placement::Host => rayon::current_num_threads(),
             Placement::Device => 1,
         };
-        let optimizer = &recipe.train.optimizer;
         let memory = MemoryEstimate::new(&Step {
             config,
             trained: trainable_parameters,
-            optimizer_buffers: optimizer.kind.rule(optimizer).buffers().len() as u64,
+            optimizer_numbers,
             factors,
             initial,
             start: starts.iter().take(at_once).sum(),

@@ -2,6 +2,7 @@
 
 mod checkpoint;
 mod config;
+mod gamma;
 mod gradients;
 pub mod metrics;
 mod optimizer;
@@ -14,9 +15,10 @@ mod trainer;
 
 pub use checkpoint::{Best, CheckpointError, Checkpoints, RunState};
 pub use config::{
-    Coupling, GroupOverride, LossNormalization, OptimizerConfig, PeakRates, RegularizerConfig, ScheduleConfig,
-    TrainConfig,
+    Coupling, GammaSchedule, GroupOverride, LossNormalization, OptimizerConfig, PeakRates, RegularizerConfig,
+    ScheduleConfig, TrainConfig,
 };
+pub use gamma::GammaController;
 pub use optimizer::{Decoupled, Optimizer, OptimizerKind, StepRates, UpdateRule};
 pub use repair::Repair;
 pub use run_length::{LastStep, steps_of_equal_epochs, total_steps};

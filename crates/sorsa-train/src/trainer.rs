@@ -16,9 +16,10 @@ use sorsa_data::{Batcher, DataPosition};
 use sorsa_models::{CausalLm, mixed_seed};
 
 use crate::checkpoint::{Best, CheckpointError, Checkpoints, RunState, first_five};
-use crate::config::{Coupling, TrainConfig};
-use crate::gradients::{global_norm, parameter_sum, scale, step_gradients};
-use crate::metrics::{EvalMetrics, LogRepair, Metric, MetricsLog, StepMetrics};
+use crate::config::{Coupling, GammaSchedule, TrainConfig};
+use crate::gamma::GammaController;
+use crate::gradients::{Clipping, clip, global_norm, parameter_sum, step_gradients};
+use crate::metrics::{EvalMetrics, LogRepair, Metric, MetricsLog, StepMetrics, WatchMetrics};
 use crate::optimizer::{Decoupled, Optimizer};
 use crate::repair::{Repair, newest_whole};
 use crate::run_length::RunLength;
@@ -128,6 +129,11 @@ pub trait Observer {
 }
 
 impl Observer for () {}
+
+/// The part of a step's seed that random probes of the regularizer are drawn from.
+const PROBES: u64 = u64::MAX;
+/// The learning rate as a share of its peak below which a constant gamma is no longer made up for in the gradient.
+const SMALLEST_RATE: f64 = 0.01;
 
 /// A run: model, data, optimizer and progress. The default model is a language model. The loss is the model's own
 /// ([`TrainableModel`]), the optimizer is handed in.
@@ -292,8 +298,13 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
     /// [`TrainError`]; the last good checkpoint stays.
     pub fn run(&mut self, observer: &mut dyn Observer) -> Result<RunOutcome, TrainError> {
         // If training never lowers the loss, the parameters before training are the best.
-        if self.state.step == 0 && self.state.best.is_none() && self.evaluate_and_log(observer)? {
-            self.save_checkpoint()?;
+        if self.state.step == 0 && self.state.best.is_none() {
+            if self.config.watch_every > 0 {
+                self.watch(observer)?;
+            }
+            if self.evaluate_and_log(observer)? {
+                self.save_checkpoint()?;
+            }
         }
         while self.state.step < self.total_steps() {
             // A run that is resumed may have ended already.
@@ -304,6 +315,9 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
             self.log(Metric::Step(metrics), observer)?;
             let (step, last) = (self.state.step, self.state.step == self.total_steps());
             let due = |every: u64| last || (every > 0 && step % every == 0);
+            if self.config.watch_every > 0 && due(self.config.watch_every) {
+                self.watch(observer)?;
+            }
             let improved = due(self.config.eval_every) && self.evaluate_and_log(observer)?;
             let early = self.has_stalled();
             let stop = !last && observer.should_stop();
@@ -357,9 +371,14 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
             let (epoch, batch) = if at_end { (first.epoch + 1, 0) } else { (first.epoch, first.batch) };
             return Err(TrainError::NotFinite { step, loss, grad_norm, epoch, batch, rows, checkpoint });
         }
+        let mut norm = f64::from(grad_norm);
+        if self.config.clip_value > 0.0 {
+            gradients = clip(model, gradients, Clipping::Limit(self.config.clip_value));
+            norm = global_norm(model, &gradients).map_or(0.0, |norm| f64::from(norm.into_scalar::<f32>()));
+        }
         let limit = self.config.clip_norm;
-        if limit > 0.0 && f64::from(grad_norm) > limit {
-            gradients = scale(model, gradients, limit / (f64::from(grad_norm) + 1e-6));
+        if limit > 0.0 && norm > limit {
+            gradients = clip(model, gradients, Clipping::Scale(limit / (norm + 1e-6)));
         }
         let factor = self.schedule.factor(self.state.step);
         let (stats, gamma, decoupled) = self.regularize(&mut gradients, factor);
@@ -374,7 +393,11 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
         self.state.seconds += seconds;
         self.state.tokens += tokens;
         if let (Some(target), Some(stats)) = (self.config.regularizer.target_defect, stats) {
-            self.state.gamma_factor = (stats.mean_defect / target).min(10.0) as f32;
+            let RunState { gamma_factor, gamma_integral, .. } = self.state;
+            let before = GammaController { factor: gamma_factor, integral: gamma_integral };
+            let after = before.after(stats.mean_defect, target);
+            self.state.gamma_factor = after.factor;
+            self.state.gamma_integral = after.integral;
         }
         let per_epoch = self.train.batches_per_epoch(position.epoch).max(1);
         Ok(StepMetrics {
@@ -426,6 +449,10 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
         factor: f64,
     ) -> (Option<RegularizerStats>, Option<f64>, Decoupled) {
         let config = &self.config.regularizer;
+        let step = self.state.step + 1;
+        if !step.is_multiple_of(config.every) {
+            return (None, None, Decoupled::default());
+        }
         let mut gamma = if config.orthogonal_gamma > 0.0 { config.orthogonal_gamma } else { config.gamma };
         if config.author_accumulation {
             gamma /= self.config.accumulation as f64;
@@ -433,18 +460,30 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
         if config.target_defect.is_some() {
             gamma *= f64::from(self.state.gamma_factor);
         }
+        // One step stands for those without the regularizer too.
+        let skipped = config.every as f64;
+        let gamma_t = match config.schedule {
+            GammaSchedule::LearningRate => gamma * factor,
+            GammaSchedule::Constant => gamma,
+        };
+        // The optimizer multiplies the gradient by the learning rate.
+        let relative = match config.schedule {
+            GammaSchedule::LearningRate => gamma,
+            GammaSchedule::Constant => gamma / factor.max(SMALLEST_RATE),
+        };
         let (model, trainable) = (&self.attached.model, &self.attached.trainable);
+        let regularizer = config.regularizer(mixed_seed(mixed_seed(self.config.seed, step), PROBES));
         let (stats, decoupled) = match config.coupling {
             Coupling::Gradient => {
-                let weight = gamma / self.optimizer.learning_rate();
-                (add_regularizer(model, trainable, config.form, weight, gradients), Decoupled::default())
+                let weight = relative * skipped / self.optimizer.learning_rate();
+                (add_regularizer(model, trainable, regularizer, weight, gradients), Decoupled::default())
             }
             Coupling::Decoupled => {
-                let (directions, stats) = regularizer_gradients(model, trainable, config.form);
-                (stats, Decoupled { rate: gamma * factor, directions })
+                let (directions, stats) = regularizer_gradients(model, trainable, regularizer);
+                (stats, Decoupled { rate: gamma_t * skipped, directions })
             }
         };
-        (stats, stats.map(|_| gamma * factor), decoupled)
+        (stats, stats.map(|_| gamma_t), decoupled)
     }
 
     /// Returns the mean loss per target over the validation data, if there is such data.
@@ -469,6 +508,12 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
         Ok(improved)
     }
 
+    /// Measures factors and weights.
+    fn watch(&mut self, observer: &mut dyn Observer) -> Result<(), TrainError> {
+        let measures = self.attached.module_measures(self.config.watch_weights)?;
+        self.log(Metric::Watch(WatchMetrics::new(self.state.step, &measures)), observer)
+    }
+
     fn log(&mut self, metric: Metric, observer: &mut dyn Observer) -> Result<(), TrainError> {
         self.metrics.append(&metric)?;
         match &metric {
@@ -486,6 +531,10 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
             }
             Metric::Eval(eval) => {
                 self.events.scalars(eval.step, [("eval/loss", eval.loss), ("eval/perplexity", eval.perplexity)])?;
+            }
+            Metric::Watch(watch) => {
+                let scalars = watch.scalars();
+                self.events.scalars(watch.step, scalars.iter().map(|(name, value)| (name.as_str(), *value)))?;
             }
         }
         observer.on_metric(&metric, self.total_steps());

@@ -6,12 +6,14 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use burn::prelude::*;
-use sorsa_adapter::{AdapterConfig, Attached, Method, NamedTensors};
+use sorsa_adapter::{AdapterConfig, Attached, Method, NamedTensors, RegularizerForm};
 use sorsa_data::{BatchOptions, Batcher, Example};
 use sorsa_models::WeightFormat;
 use sorsa_models::{CausalLm, ModelConfig};
 use sorsa_train::metrics::{self, Metric};
-use sorsa_train::{Checkpoints, Observer, RunOutcome, TrainConfig, TrainError};
+use sorsa_train::{
+    Checkpoints, Coupling, GammaSchedule, Observer, OptimizerConfig, OptimizerKind, RunOutcome, TrainConfig, TrainError,
+};
 
 use common::{resume, start};
 
@@ -81,6 +83,10 @@ fn logged(run: &Path) -> Vec<(u64, Vec<f64>)> {
     let numbers = |metric: &Metric| match metric {
         Metric::Step(s) => vec![s.loss, s.grad_norm, s.learning_rate, s.gamma.unwrap_or(0.0), s.defect.unwrap_or(0.0)],
         Metric::Eval(eval) => vec![eval.loss],
+        Metric::Watch(watch) => {
+            let kinds = watch.by_kind.values().flat_map(|kind| [kind.kappa_part, kind.kappa, kind.defect]);
+            kinds.map(|value| value.unwrap_or(0.0)).collect()
+        }
     };
     metrics::read(run.join("metrics.jsonl")).unwrap().iter().map(|m| (m.step(), numbers(m))).collect()
 }
@@ -112,6 +118,46 @@ fn a_run_in_pieces_is_the_run_in_one_piece_to_the_bit() {
         assert_eq!(steps, [0, 1, 2, 2, 3, 4, 4, 5, 6, 6, 7, 8, 8, 9, 10, 10, 11, 11], "{method}");
         assert_eq!(run(method, &config, &[1]), whole, "{method}");
         assert_eq!(run(method, &config, &[3, 4]), whole, "{method}");
+    }
+}
+
+#[test]
+fn every_form_of_the_regularizer_and_the_measures_of_weights_are_the_same_in_pieces() {
+    let _alone = alone();
+    let form = |change: fn(&mut TrainConfig)| {
+        let mut config = TrainConfig { watch_every: 3, ..config() };
+        config.regularizer.target_defect = Some(0.003);
+        change(&mut config);
+        config
+    };
+    let forms = [
+        form(|config| config.regularizer.probes = 2),
+        form(|config| {
+            config.regularizer.every = 2;
+            config.regularizer.form = RegularizerForm::Nuclear;
+        }),
+        form(|config| {
+            config.regularizer.schedule = GammaSchedule::Constant;
+            config.regularizer.coupling = Coupling::Decoupled;
+        }),
+    ];
+    for config in forms {
+        let whole = run(Method::Sorsa, &config, &[]);
+        let steps: Vec<u64> = whole.0.iter().map(|(step, _)| *step).collect();
+        assert_eq!(steps, [0, 0, 1, 2, 2, 3, 3, 4, 4, 5, 6, 6, 6, 7, 8, 8, 9, 9, 10, 10, 11, 11, 11]);
+        assert_eq!(run(Method::Sorsa, &config, &[3, 4]), whole, "{:?}", config.regularizer);
+    }
+}
+
+#[test]
+fn every_optimizer_goes_on_to_the_bit() {
+    let _alone = alone();
+    for kind in OptimizerKind::ALL {
+        let mut config = TrainConfig { clip_value: 0.01, ..config() };
+        config.optimizer = OptimizerConfig { learning_rate: 0.02, beta1: 0.8, ..kind.defaults() };
+        config.optimizer.factor_rates.insert("vt".into(), 2.0);
+        let whole = run(Method::Sorsa, &config, &[]);
+        assert_eq!(run(Method::Sorsa, &config, &[5]), whole, "{kind}");
     }
 }
 

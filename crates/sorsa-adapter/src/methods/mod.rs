@@ -283,6 +283,11 @@ impl Method {
         self.whole().is_none_or(|method| method.has_targets)
     }
 
+    /// The names of the trained tensors of each weight, like `a` and `b`; none if the method trains weights themselves.
+    pub fn factor_names(self) -> Vec<&'static str> {
+        self.factors().iter().map(|factor| factor.name).collect()
+    }
+
     /// The trained tensors of each weight.
     pub(crate) fn factors(self) -> &'static [Factor] {
         self.factored().map_or(&[], |method| method.factors)
