@@ -164,6 +164,7 @@ impl AdapterConfig {
             if method.is_factored() && rank > largest {
                 faults.push(format!("rank {rank} is larger than {largest}, the smaller side of `{path}` {shape:?}"));
             }
+            faults.extend(self.method.band().fault(&path, shape, rank));
             targets.push(Target { path, shape, rank, scale });
         }
         if method.is_factored() {

@@ -90,9 +90,9 @@ impl TrainingShape {
         for target in recipe.adapter.targets(&model)? {
             let name = target.path.rsplit('.').next().unwrap_or(&target.path).to_owned();
             let rank = method.is_factored().then_some(target.rank);
-            let trained = target.trainable_parameters(method) as u64;
+            let trained = recipe.adapter.trained_parameters(&target) as u64;
             adapters = adapters + target.memory(method, form, tokens);
-            frozen += target.frozen_parameters(method) as u64;
+            frozen += recipe.adapter.frozen_parameters(&target) as u64;
             adapted_head |= method.is_factored() && matches!(target.path.as_str(), "lm_head" | "head");
             let same = |module: &&mut ModuleShape| {
                 module.name == name && [module.d_in, module.d_out] == target.shape && module.rank == rank

@@ -18,7 +18,7 @@ use burn::optim::GradientsParams;
 use burn::prelude::*;
 use burn::tensor::FloatDType;
 use serde::{Deserialize, Serialize};
-use sorsa_adapter::{AdapterError, HostTensor, HostTensorExt, NamedTensors, ParameterGroup, Trainable};
+use sorsa_adapter::{AdapterError, HostTensor, HostTensorExt, NamedTensors, ParameterGroup, Stiefel, Trainable};
 use sorsa_files::{read_tensors, write_tensors};
 
 use crate::config::{OptimizerConfig, PeakRates};
@@ -31,6 +31,12 @@ use sgd::Sgd;
 pub trait UpdateRule: Debug + Send {
     /// Names of the buffers that it keeps of each parameter, as a checkpoint has them: `<parameter>.<name>`.
     fn buffers(&self) -> &'static [&'static str];
+
+    /// Those of the buffers that are directions, such as a running mean of gradients. They follow a parameter that is kept on a
+    /// manifold; others, such as running means of squares, stay as they are.
+    fn directions(&self) -> &'static [&'static str] {
+        &[]
+    }
 
     /// Returns the parameter after the step, and puts new values into the buffers.
     ///
@@ -132,6 +138,8 @@ pub struct Optimizer {
     rule: Box<dyn UpdateRule>,
     rates: PeakRates,
     groups: BTreeMap<ParamId, ParameterGroup>,
+    /// The manifolds of the parameters that stay on one.
+    manifolds: BTreeMap<ParamId, Stiefel>,
     buffers: BTreeMap<ParamId, Vec<Tensor<1>>>,
     steps: u64,
 }
@@ -154,7 +162,9 @@ impl Optimizer {
     /// Makes an optimizer with an update rule of the caller's own, with no step done.
     pub fn with_rule(rule: Box<dyn UpdateRule>, rates: PeakRates, trainable: &[Trainable]) -> Self {
         let groups = trainable.iter().map(|parameter| (parameter.id, parameter.group)).collect();
-        Self { rule, rates, groups, buffers: BTreeMap::new(), steps: 0 }
+        let manifold = |parameter: &Trainable| Some((parameter.id, *parameter.stiefel()?));
+        let manifolds = trainable.iter().filter_map(manifold).collect();
+        Self { rule, rates, groups, manifolds, buffers: BTreeMap::new(), steps: 0 }
     }
 
     /// The peak learning rate of parameters that have none of their own.
@@ -237,22 +247,39 @@ struct Update<'a> {
 
 impl ModuleMapper for Update<'_> {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let Optimizer { rule, rates, groups, buffers, steps } = &mut *self.optimizer;
+        let Optimizer { rule, rates, groups, manifolds, buffers, steps } = &mut *self.optimizer;
         let Some(group) = groups.get(&param.id) else { return param };
         let Some(gradient) = self.gradients.remove::<D>(param.id) else { return param };
         let (rate, weight_decay) = rates.of(*group);
         let step_rates = StepRates { learning_rate: rate * self.factor, weight_decay, step: *steps };
         let id = param.id;
+        let manifold = manifolds.get(&id);
         param.map(|old| {
             let (shape, dtype) = (old.shape(), FloatDType::from(old.dtype()));
             let size = shape.num_elements();
-            let gradient = gradient.cast(FloatDType::F32).reshape([size]);
+            let mut gradient = gradient.cast(FloatDType::F32).reshape([size]);
+            let old = old.without_autodiff().cast(FloatDType::F32).reshape([size]);
+            let matrix = |flat: Tensor<1>| flat.reshape([shape[0], size / shape[0]]);
+            let point = manifold.map(|manifold| (manifold, matrix(old.clone())));
+            if let Some((manifold, point)) = &point {
+                gradient = manifold.gradient(point, matrix(gradient)).reshape([size]);
+            }
             let mut kept =
                 buffers.remove(&id).unwrap_or_else(|| rule.buffers().iter().map(|_| gradient.zeros_like()).collect());
-            let old = old.without_autodiff().cast(FloatDType::F32).reshape([size]);
             let mut new = rule.update(old, gradient, &mut kept, &step_rates);
             if let Some(direction) = self.decoupled.directions.remove(&id) {
                 new = new - direction.reshape([size]) * self.decoupled.rate;
+            }
+            if let Some((manifold, point)) = &point {
+                let end = manifold.step(point, matrix(new), *steps);
+                for (name, buffer) in rule.buffers().iter().zip(&mut kept) {
+                    if rule.directions().contains(name)
+                        && let Some(carried) = manifold.transport(&end, matrix(buffer.clone()))
+                    {
+                        *buffer = carried.reshape([size]);
+                    }
+                }
+                new = end.reshape([size]);
             }
             buffers.insert(id, kept);
             Tensor::from_inner(new.reshape(shape).cast(dtype)).require_grad()
