@@ -112,14 +112,6 @@ impl Target {
         method.factors().iter().map(|factor| factor.shape(self.shape, self.rank).iter().product::<usize>()).sum()
     }
 
-    /// The shapes of what `method` trains here.
-    pub fn trained_shapes(&self, method: Method) -> Vec<Vec<usize>> {
-        if !method.is_factored() {
-            return vec![self.shape.to_vec()];
-        }
-        method.factors().iter().map(|factor| factor.shape(self.shape, self.rank)).collect()
-    }
-
     /// How many numbers of its factors are never trained.
     pub fn frozen_parameters(&self, method: Method) -> usize {
         let frozen = method.factored().map_or(&[][..], |definition| definition.frozen_factors);
@@ -172,6 +164,7 @@ impl AdapterConfig {
             if method.is_factored() && rank > largest {
                 faults.push(format!("rank {rank} is larger than {largest}, the smaller side of `{path}` {shape:?}"));
             }
+            faults.extend(self.method.band().fault(&path, shape, rank));
             targets.push(Target { path, shape, rank, scale });
         }
         if method.is_factored() {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use burn::module::{Param, Reparameterizer};
+use burn::module::{ModuleMapper, Param, Reparameterizer};
 use burn::nn::DropoutConfig;
 use burn::prelude::*;
 use burn::tensor::FloatDType;
@@ -11,6 +11,7 @@ use sorsa_ops::{PackedFormat, PackedMatrix, PackedWeight, Precision, WeightOpera
 
 use crate::Adapter;
 use crate::attach::{Attached, ModuleReport};
+use crate::config::AdapterConfig;
 use crate::error::AdapterError;
 use crate::factors::{FactorPair, FactorSet};
 use crate::method::FactoredDefinition;
@@ -78,7 +79,7 @@ pub(crate) fn install<M: Module>(
     }
     let model = without_packed_weights(with_packed_weights(model, packed_residuals), dense_residuals);
     let method = state.config.method();
-    let trainable = trainable(&model, method, |path| dense.contains(path));
+    let trainable = trainable(&model, &state, |path| dense.contains(path));
     let modules = state
         .modules
         .iter()
@@ -154,8 +155,32 @@ impl Reparameterizer for &mut Installer<'_> {
         };
         let dropout = DropoutConfig::new(config.dropout).init();
         let adapter = (method.new)(&own, scale, dropout, &device).with_frozen_weight(matrix);
+        let adapter = with_fixed_factors(adapter, config);
         (base, Some(adapter))
     }
+}
+
+/// The adapter with no gradient for the factors that stay as they are by a setting.
+fn with_fixed_factors(adapter: Adapter, config: &AdapterConfig) -> Adapter {
+    struct Fix {
+        names: Vec<&'static str>,
+        path: Vec<String>,
+    }
+    impl ModuleMapper for Fix {
+        fn enter_module(&mut self, name: &str, _container_type: &str) {
+            self.path.push(name.to_owned());
+        }
+        fn exit_module(&mut self, _name: &str, _container_type: &str) {
+            self.path.pop();
+        }
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            let is_fixed = self.path.last().is_some_and(|last| self.names.contains(&last.as_str()));
+            if is_fixed { param.set_require_grad(false) } else { param }
+        }
+    }
+    let fixed = config.method().factors().iter().filter(|factor| !config.method.trains(factor));
+    let names: Vec<&str> = fixed.map(|factor| factor.name).collect();
+    if names.is_empty() { adapter } else { adapter.map(&mut Fix { names, path: Vec::new() }) }
 }
 
 impl Installer<'_> {

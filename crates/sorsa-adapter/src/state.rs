@@ -240,7 +240,7 @@ impl SavedAdapter {
         let mut installations = BTreeMap::new();
         if method.is_factored() {
             for module in &state.modules {
-                let factors = state.factor_set(module, method.factors(), &self.trained);
+                let factors = state.own_factors(module, &self.trained);
                 let subtract = match before {
                     WeightsBefore::Original if method.splits_weight() || module.residual.is_some() => {
                         Some(Subtraction::Start)
@@ -410,7 +410,7 @@ impl AdapterState {
 
     /// Names and shapes of the trained tensors.
     fn expected<M: Module>(&self, model: &M) -> Vec<(String, Vec<usize>)> {
-        let mut expected = self.tensor_shapes(self.config.method().factors());
+        let mut expected = self.tensor_shapes(&self.config.trained_factors());
         expected.extend(self.dense(model));
         expected
     }
@@ -440,8 +440,18 @@ impl AdapterState {
     /// The trained factors of one module from `tensors`, and its frozen ones.
     pub(crate) fn all_factors(&self, module: &ModuleState, tensors: &NamedTensors) -> FactorSet {
         let Some(definition) = self.config.method().factored() else { return FactorSet::new() };
-        let mut factors = self.factor_set(module, definition.factors, tensors);
+        let mut factors = self.own_factors(module, tensors);
         factors.extend(self.factor_set(module, definition.frozen_factors, &self.initial));
+        factors
+    }
+
+    /// The factors of one module without the method's frozen ones: the trained ones from `tensors`, and those that stay as they are at
+    /// the start by a setting.
+    pub(crate) fn own_factors(&self, module: &ModuleState, tensors: &NamedTensors) -> FactorSet {
+        let (trained, fixed): (Vec<Factor>, Vec<Factor>) =
+            self.config.method().factors().iter().partition(|factor| self.config.method.trains(factor));
+        let mut factors = self.factor_set(module, &fixed, &self.initial);
+        factors.extend(self.factor_set(module, &trained, tensors));
         factors
     }
 

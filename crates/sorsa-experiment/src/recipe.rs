@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use sorsa_adapter::{AdapterConfig, Algorithm, Method, PackedFormat, SavedAdapter, SvdOptions, method_of};
+use sorsa_adapter::{AdapterConfig, Algorithm, Band, Method, PackedFormat, SavedAdapter, SvdOptions, method_of};
 use sorsa_checkpoint::{ModelConfig, WeightFormat, gguf_file_of};
 use sorsa_data::{AnswerStyle, Format, LoadOptions, TemplateName, Truncation};
 use sorsa_models::float_dtype;
@@ -108,6 +108,10 @@ pub struct SvdRecipe {
     pub tolerance: f64,
     /// Keep decomposed weights for the next start.
     pub cache: bool,
+    /// Which singular triplets the adapter starts from: principal, middle, minor, or the number of larger ones. It is `adapter.band`, for
+    /// every method that has one.
+    #[serde(skip_serializing_if = "Band::is_principal")]
+    pub band: Band,
 }
 
 /// `[eval]`
@@ -169,7 +173,7 @@ impl Default for DataRecipe {
 
 impl Default for SvdRecipe {
     fn default() -> Self {
-        Self { algorithm: Algorithm::Auto, tolerance: 1e-5, cache: true }
+        Self { algorithm: Algorithm::Auto, tolerance: 1e-5, cache: true, band: Band::Principal }
     }
 }
 
@@ -230,6 +234,9 @@ impl Recipe {
                 _ => Method::Sorsa,
             },
         };
+        if method.setting_names().contains(&"band") {
+            copy_band(&mut typed)?;
+        }
         let optimizer = typed.get("train").and_then(|train| train.get("optimizer"));
         let names_rate = optimizer.is_some_and(|optimizer| optimizer.get("learning_rate").is_some());
         let optimizer = match optimizer.and_then(|optimizer| optimizer.get("kind")) {
@@ -311,6 +318,7 @@ impl Recipe {
                 ),
             });
         }
+        faults.extend(self.band_faults());
         if let (Some(name), TemplateName::Alpaca | TemplateName::Code | TemplateName::Question | TemplateName::Raw) =
             (&self.data.chat_template, self.data.template)
         {
@@ -325,6 +333,26 @@ impl Recipe {
         }
         if self.eval.batch_size == 0 {
             faults.push("eval.batch_size must be at least 1".to_owned());
+        }
+        faults
+    }
+
+    /// A line for each setting that does not fit the band of singular triplets.
+    fn band_faults(&self) -> Vec<String> {
+        let (band, method, svd, mut faults) =
+            (self.adapter.method.band(), self.adapter.method(), &self.svd, Vec::new());
+        if !svd.band.is_principal() && !method.setting_names().contains(&"band") {
+            let methods = Method::ALL.into_iter().filter(|method| method.setting_names().contains(&"band"));
+            let methods = methods.map(Method::name).collect::<Vec<_>>().join(", ");
+            faults.push(format!(
+                "svd.band = {} is for {methods}, which split a weight's triplets, not for {method}",
+                svd.band
+            ));
+        } else if !svd.band.is_principal() && svd.band != band {
+            faults.push(format!("svd.band is {}, but adapter.band, which is the same setting, is {band}", svd.band));
+        }
+        if !band.is_principal() && !matches!(svd.algorithm, Algorithm::Auto | Algorithm::Exact) {
+            faults.push(format!("svd.algorithm must be auto or exact with band {band}: others find leading triplets"));
         }
         faults
     }
@@ -453,6 +481,15 @@ fn merge(base: &mut Table, over: Table) {
     }
 }
 
+/// Sets `adapter.band` to `svd.band`, if that is given alone.
+fn copy_band(table: &mut Table) -> Result<(), ExperimentError> {
+    let given = |section: &str| table.get(section).and_then(|section| section.get("band")).cloned();
+    match (given("svd"), given("adapter")) {
+        (Some(band), None) if is_a::<Band>(&band) => set_field(table, "adapter.band", band),
+        _ => Ok(()),
+    }
+}
+
 /// Removes each unknown name, so that the other fields can be checked too. Returns a line for each.
 fn take_unknown_names(table: &mut Table) -> Vec<String> {
     let formats = Format::ALL.map(Format::as_str).join(", ");
@@ -471,6 +508,7 @@ fn take_unknown_names(table: &mut Table) -> Vec<String> {
     take("data", "format", "format", &formats, is_a::<Format>);
     take("data", "truncation", "data.truncation", "error, drop-row, keep-end or author-each", is_a::<Truncation>);
     take("svd", "algorithm", "svd.algorithm", "auto, exact, block-krylov or gram", is_a::<Algorithm>);
+    take("svd", "band", "svd.band", "principal, middle, minor or the number of larger triplets", is_a::<Band>);
     take("model", "dtype", "dtype", "f32 or bf16", is_computed_with);
     let packed = PackedFormat::packable().map(PackedFormat::name).collect::<Vec<_>>().join(", ");
     let packed = format!("one of {packed}");
@@ -511,6 +549,44 @@ mod tests {
         ] {
             assert!(error.contains(fault), "{error}");
         }
+    }
+
+    #[test]
+    fn a_band_of_the_svd_is_a_setting_of_the_method_and_fits_it() {
+        let read = |text: &str| Recipe::from_table(text.parse().unwrap(), "r");
+        for method in ["sorsa", "pissa"] {
+            for (text, band) in [("\"minor\"", Band::Minor), ("\"middle\"", Band::Middle), ("7", Band::After(7))] {
+                let recipe = read(&format!("adapter.method = \"{method}\"\nsvd.band = {text}")).unwrap();
+                assert_eq!((recipe.svd.band, recipe.adapter.method.band()), (band, band));
+                assert_eq!(read(&recipe.to_toml().unwrap()).unwrap(), recipe);
+                let alone = read(&format!("adapter.method = \"{method}\"\nadapter.band = {text}")).unwrap();
+                assert_eq!(alone.adapter, recipe.adapter);
+            }
+        }
+        let principal = read("svd.band = \"principal\"").unwrap();
+        assert_eq!(principal, read("").unwrap());
+        assert!(!principal.to_toml().unwrap().contains("band"));
+        for (text, fault) in [
+            (
+                "adapter.method = \"lora\"\nsvd.band = \"minor\"",
+                "r: svd.band = minor is for sorsa, pissa, which split a weight's triplets, not for lora",
+            ),
+            (
+                "svd.band = \"minor\"\nadapter.band = 3",
+                "r: svd.band is minor, but adapter.band, which is the same setting, is 3",
+            ),
+            (
+                "svd.band = \"minor\"\nsvd.algorithm = \"gram\"",
+                "r: svd.algorithm must be auto or exact with band minor: others find leading triplets",
+            ),
+            (
+                "svd.band = \"last\"",
+                "r: unknown svd.band `last`, expected principal, middle, minor or the number of larger triplets",
+            ),
+        ] {
+            assert_eq!(read(text).unwrap_err().to_string(), fault);
+        }
+        assert!(read("svd.band = -3").unwrap_err().to_string().contains("unknown band `-3`"));
     }
 
     #[test]

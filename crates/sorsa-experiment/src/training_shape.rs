@@ -94,10 +94,11 @@ impl TrainingShape {
         for target in recipe.adapter.targets(&model)? {
             let name = target.path.rsplit('.').next().unwrap_or(&target.path).to_owned();
             let rank = method.is_factored().then_some(target.rank);
-            let trained = target.trainable_parameters(method) as u64;
-            optimizer_numbers += target.trained_shapes(method).iter().map(|shape| numbers_for(shape)).sum::<u64>();
+            let trained = recipe.adapter.trained_parameters(&target) as u64;
+            let shapes = recipe.adapter.trained_shapes(&target);
+            optimizer_numbers += shapes.iter().map(|shape| numbers_for(shape)).sum::<u64>();
             adapters = adapters + target.memory(method, form, tokens);
-            frozen += target.frozen_parameters(method) as u64;
+            frozen += recipe.adapter.frozen_parameters(&target) as u64;
             initial += target.numbers_at_start(&recipe.adapter, packed.is_some()) as u64;
             starts.push(target.start_bytes(&recipe.adapter, packed.is_some()) as u64);
             adapted_head |= method.is_factored() && matches!(target.path.as_str(), "lm_head" | "head");

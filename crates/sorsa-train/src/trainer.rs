@@ -10,7 +10,7 @@ use std::time::Instant;
 use burn::prelude::*;
 use sorsa_adapter::{
     AdapterError, Attached, RegularizerStats, SavedAdapter, add_regularizer, export_trainable, import_trainable,
-    regularizer_gradients,
+    orthonormality_defect, regularizer_gradients,
 };
 use sorsa_data::{Batcher, DataPosition};
 use sorsa_models::{CausalLm, mixed_seed};
@@ -382,6 +382,11 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
         }
         let factor = self.schedule.factor(self.state.step);
         let (stats, gamma, decoupled) = self.regularize(&mut gradients, factor);
+        // Before the update, with a regularizer and without one.
+        let defect = match stats {
+            Some(stats) => Some(stats.mean_defect),
+            None => orthonormality_defect(&self.attached.model, &self.attached.trainable),
+        };
         let model = self.attached.model.clone();
         self.attached.model = self.optimizer.step(model, gradients, factor, decoupled);
         self.check_parameters(step, &batches)?;
@@ -408,7 +413,7 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
             gamma,
             grad_norm: f64::from(grad_norm),
             regularizer: stats.map(|stats| stats.value),
-            defect: stats.map(|stats| stats.mean_defect),
+            defect,
             tokens,
             target_tokens: batches.iter().map(|batch| batch.targets() as u64).sum(),
             tokens_per_s: tokens as f64 / seconds.max(1e-9),

@@ -6,7 +6,9 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use burn::prelude::*;
-use sorsa_adapter::{AdapterConfig, Attached, Method, NamedTensors, RegularizerForm};
+use sorsa_adapter::{
+    AdapterConfig, Attached, Method, MethodConfig, NamedTensors, RegularizerForm, Retraction, SorsaConfig, SorsaTrained,
+};
 use sorsa_data::{BatchOptions, Batcher, Example};
 use sorsa_models::WeightFormat;
 use sorsa_models::{CausalLm, ModelConfig};
@@ -38,7 +40,7 @@ fn model() -> CausalLm {
     CausalLm::load(folder.path(), WeightFormat::F32, &Device::flex()).unwrap()
 }
 
-fn attach(method: Method) -> Attached<CausalLm> {
+fn attach(method: impl Into<MethodConfig>) -> Attached<CausalLm> {
     let config = AdapterConfig::new(method, 3, &["all-linear"]).with_dropout(0.3);
     config.attach(model(), &Default::default()).unwrap()
 }
@@ -92,16 +94,21 @@ fn logged(run: &Path) -> Vec<(u64, Vec<f64>)> {
 }
 
 /// Trains in processes of so many steps each, and the last one to the end.
-fn run(method: Method, config: &TrainConfig, interruptions: &[usize]) -> (Vec<(u64, Vec<f64>)>, NamedTensors) {
+fn run(
+    method: impl Into<MethodConfig>,
+    config: &TrainConfig,
+    interruptions: &[usize],
+) -> (Vec<(u64, Vec<f64>)>, NamedTensors) {
+    let method = method.into();
     let folder = tempfile::tempdir().unwrap();
     let data = || (batcher(examples(11, 3), true), Some(batcher(examples(4, 3), false)));
     for steps in interruptions {
         let (train, validation) = data();
-        let mut trainer = resume(attach(method), train, validation, config.clone(), folder.path()).unwrap();
+        let mut trainer = resume(attach(method.clone()), train, validation, config.clone(), folder.path()).unwrap();
         assert_eq!(trainer.run(&mut StopAfter(*steps)).unwrap(), RunOutcome::Interrupted);
     }
     let (train, validation) = data();
-    let mut trainer = resume(attach(method), train, validation, config.clone(), folder.path()).unwrap();
+    let mut trainer = resume(attach(method.clone()), train, validation, config.clone(), folder.path()).unwrap();
     assert_eq!(trainer.run(&mut ()).unwrap(), RunOutcome::Completed);
     assert_eq!(trainer.state().step, trainer.total_steps());
     (logged(folder.path()), trainer.adapter().trained)
@@ -158,6 +165,28 @@ fn every_optimizer_goes_on_to_the_bit() {
         config.optimizer.factor_rates.insert("vt".into(), 2.0);
         let whole = run(Method::Sorsa, &config, &[]);
         assert_eq!(run(Method::Sorsa, &config, &[5]), whole, "{kind}");
+    }
+}
+
+#[test]
+fn a_run_on_the_stiefel_manifold_or_with_fixed_factors_in_pieces_is_the_run_in_one_piece_to_the_bit() {
+    let _alone = alone();
+    let on_manifold = |retraction, retract_every| SorsaConfig { retraction, retract_every, ..SorsaConfig::default() };
+    let fixed = |train| SorsaConfig { train, ..SorsaConfig::default() };
+    let methods: [MethodConfig; 6] = [
+        Method::Stella.into(),
+        on_manifold(Retraction::Polar, 1).into(),
+        on_manifold(Retraction::NewtonSchulz, 2).into(),
+        on_manifold(Retraction::Qr, 3).into(),
+        fixed(SorsaTrained::Vectors).into(),
+        fixed(SorsaTrained::SingularValues).into(),
+    ];
+    for (index, method) in methods.into_iter().enumerate() {
+        let mut config = config();
+        config.optimizer = OptimizerKind::ALL[index % OptimizerKind::ALL.len()].defaults();
+        config.optimizer.learning_rate = 0.01;
+        let whole = run(method.clone(), &config, &[]);
+        assert_eq!(run(method.clone(), &config, &[3, 4]), whole, "{method:?}");
     }
 }
 

@@ -100,10 +100,13 @@ pub fn takes_effect(field: &str, recipe: &Recipe) -> bool {
     let method = recipe.adapter.method();
     if field.starts_with("train.regularizer.") {
         return match field {
-            GAMMA => method.is_regularized(),
+            GAMMA => recipe.adapter.method.is_regularized(),
             ORTHOGONAL_GAMMA => method.orthogonality_fault().is_none(),
-            _ => method.is_regularized() || recipe.train.regularizer.orthogonal_gamma > 0.0,
+            _ => recipe.adapter.method.is_regularized() || recipe.train.regularizer.orthogonal_gamma > 0.0,
         };
+    }
+    if field == "svd.band" {
+        return method.setting_names().contains(&"band");
     }
     if field.starts_with("svd.") {
         return method.is_factored();

@@ -57,6 +57,10 @@ impl UpdateRule for AdamW {
         &["m", "v"]
     }
 
+    fn directions(&self) -> &'static [&'static str] {
+        &["m"]
+    }
+
     fn update(
         &self,
         parameter: Tensor<1>,
