@@ -175,7 +175,7 @@ fn train(
     assert_eq!(trainer.run(&mut ()).unwrap(), RunOutcome::Completed);
     let step = |metric| match metric {
         Metric::Step(step) => step,
-        Metric::Eval(eval) => panic!("nothing to evaluate on: {eval:?}"),
+        other => panic!("nothing to evaluate or to watch: {other:?}"),
     };
     let logged = metrics::read(run.path().join("metrics.jsonl")).unwrap().into_iter().map(step).collect();
     (logged, trainer.adapter().trained)
