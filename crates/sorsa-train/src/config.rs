@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use sorsa_adapter::{ParameterGroup, RegularizerForm};
 
+use crate::learning_rate::LearningRate;
 use crate::optimizer::OptimizerKind;
 use crate::schedule::{Schedule, ScheduleKind};
 
@@ -27,6 +28,9 @@ pub struct TrainConfig {
     pub keep_checkpoints: usize,
     /// Stop after so many evaluations in a row without a lower loss; 0: never.
     pub early_stopping: usize,
+    /// Ends the run with a checkpoint if its training loss diverges; see [`Divergence`](crate::Divergence).
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub stop_on_divergence: bool,
     /// What the summed loss of a step is divided by.
     pub loss_normalization: LossNormalization,
     /// Largest global norm of the task's gradient; 0: no clipping.
@@ -55,6 +59,7 @@ impl Default for TrainConfig {
             checkpoint_every: 100,
             keep_checkpoints: 2,
             early_stopping: 0,
+            stop_on_divergence: false,
             loss_normalization: LossNormalization::Step,
             clip_norm: 1.0,
             checkpoint_blocks: false,
@@ -83,8 +88,8 @@ pub struct OptimizerConfig {
     /// Which optimizer: AdamW if a recipe names none.
     #[serde(skip_serializing_if = "is_adamw")]
     pub kind: OptimizerKind,
-    /// Peak learning rate.
-    pub learning_rate: f64,
+    /// Peak learning rate, or `"auto"`.
+    pub learning_rate: LearningRate,
     /// Decoupled weight decay.
     pub weight_decay: f64,
     /// Decay of the gradients' running mean.
@@ -122,7 +127,7 @@ impl Default for OptimizerConfig {
 #[serde(default, deny_unknown_fields)]
 struct OptimizerFields {
     kind: OptimizerKind,
-    learning_rate: Option<f64>,
+    learning_rate: Option<LearningRate>,
     weight_decay: Option<f64>,
     beta1: Option<f64>,
     beta2: Option<f64>,
@@ -154,9 +159,14 @@ fn is_adamw(kind: &OptimizerKind) -> bool {
 
 impl OptimizerConfig {
     /// The rates, without the settings of the update rule.
+    ///
+    /// # Panics
+    ///
+    /// If the learning rate is `auto`: the caller finds its number first.
     pub fn rates(&self) -> PeakRates {
+        let learning_rate = self.learning_rate.number().expect("the learning rate is still to be found");
         PeakRates {
-            learning_rate: self.learning_rate,
+            learning_rate,
             weight_decay: self.weight_decay,
             singular_values: self.singular_values,
             magnitudes: self.magnitudes,
@@ -279,7 +289,10 @@ impl TrainConfig {
         check(positive(self.epochs), "train.epochs must be positive");
         check(self.max_steps != Some(0), "train.max_steps must be at least 1");
         check(not_negative(self.clip_norm), "train.clip_norm must be 0 or more");
-        check(positive(self.optimizer.learning_rate), "train.optimizer.learning_rate must be positive");
+        check(
+            self.optimizer.learning_rate.number().is_none_or(positive),
+            "train.optimizer.learning_rate must be positive",
+        );
         check(not_negative(self.optimizer.weight_decay), "train.optimizer.weight_decay must be 0 or more");
         for (holds, text) in self.optimizer.kind.checks(&self.optimizer) {
             check(holds, text);
@@ -313,13 +326,13 @@ impl TrainConfig {
     fn numbers_of_f32(&self) -> Vec<(&'static str, f64)> {
         let (optimizer, regularizer) = (&self.optimizer, &self.regularizer);
         let mut numbers = vec![
-            ("train.optimizer.learning_rate", optimizer.learning_rate),
             ("train.optimizer.weight_decay", optimizer.weight_decay),
             ("train.optimizer.epsilon", optimizer.epsilon),
             ("train.regularizer.gamma", regularizer.gamma),
             ("train.regularizer.orthogonal_gamma", regularizer.orthogonal_gamma),
         ];
         let others = [
+            ("train.optimizer.learning_rate", optimizer.learning_rate.number()),
             ("train.regularizer.target_defect", regularizer.target_defect),
             ("train.optimizer.singular_values.learning_rate", optimizer.singular_values.learning_rate),
             ("train.optimizer.singular_values.weight_decay", optimizer.singular_values.weight_decay),
