@@ -44,6 +44,7 @@ fn main() -> ExitCode {
     }
     let done = match cli.command {
         Command::Finetune(args) => commands::finetune::run(&args),
+        Command::LrFind(args) => commands::lr_find::run(&args),
         Command::Pretrain(args) => commands::pretrain::run(&args),
         Command::Eval(args) => commands::eval::run(&args),
         Command::Bench(args) => bench::run(&args),

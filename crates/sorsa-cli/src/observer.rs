@@ -9,12 +9,32 @@ use sorsa_adapter::{Band, ModuleReport};
 use sorsa_experiment::estimate::grouped;
 use sorsa_experiment::scoreboard::percent;
 use sorsa_experiment::{DataReport, Event, ModuleShape, Observer, Recipe, RunDir, TrainingShape};
-use sorsa_train::Best;
 use sorsa_train::metrics::Metric;
+use sorsa_train::{Best, Divergence};
 
+use crate::commands::lr_find::described;
 use crate::progress::{Progress, Style};
 use crate::session::Warnings;
 use crate::signals;
+
+/// Steps that the trials of a search usually take; there may be more.
+const USUAL_SEARCH_STEPS: usize = 13;
+
+/// Says that training makes the model worse, and what to try.
+pub fn divergence_text(divergence: &Divergence, learning_rate: f64) -> String {
+    let found = match divergence {
+        Divergence::TrainingLoss { step, start, lowest, median } => format!(
+            "step {step}: the training loss climbs: the median of five steps is {median:.4}, after {lowest:.4} at the lowest and {start:.4} at the start"
+        ),
+        Divergence::ValidationLoss { step, start, last } => {
+            format!("step {step}: the validation loss only gets worse: {last:.4}, after {start:.4} before training")
+        }
+    };
+    format!(
+        "{found}. Try a third of the learning rate: --lr {:.1e} instead of {learning_rate:.1e}",
+        learning_rate / 3.0
+    )
+}
 
 /// Prints events as they come.
 pub struct TerminalObserver {
@@ -202,6 +222,15 @@ impl Observer for TerminalObserver {
                 self.advance("answers", done, total, &format!("{:.0} tokens/s", tokens as f64 / seconds));
             }
             Event::Measuring { run, done, total } => self.advance("decomposing weights", done, total, run),
+            Event::FindingLearningRate { steps } => {
+                let done = usize::try_from(steps).unwrap_or(USUAL_SEARCH_STEPS);
+                self.advance("steps of trials", done.min(USUAL_SEARCH_STEPS), USUAL_SEARCH_STEPS, "");
+            }
+            Event::LearningRateFound { search } => {
+                self.finish();
+                self.say(&format!("learning rate {}", described(search)));
+            }
+            Event::Diverged { divergence, learning_rate } => self.note(&divergence_text(divergence, learning_rate)),
             Event::AccuracyBefore { score } => self.say(&format!("accuracy before: {}", percent(score))),
             Event::TrainingStarts { total_steps, best } => {
                 if let Some(run) = &self.run {

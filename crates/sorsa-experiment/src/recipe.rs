@@ -9,7 +9,7 @@ use sorsa_adapter::{AdapterConfig, Algorithm, Band, Method, PackedFormat, SavedA
 use sorsa_checkpoint::{ModelConfig, WeightFormat, gguf_file_of};
 use sorsa_data::{AnswerStyle, Format, LoadOptions, TemplateName, Truncation};
 use sorsa_models::float_dtype;
-use sorsa_train::{OptimizerKind, TrainConfig, steps_of_equal_epochs};
+use sorsa_train::{LearningRate, OptimizerKind, TrainConfig, steps_of_equal_epochs};
 use toml::{Table, Value};
 
 use crate::adapter::adapter_folder;
@@ -195,7 +195,7 @@ impl Recipe {
         let targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
         let mut train = TrainConfig { batch_size: 16, epochs: 1.0, ..TrainConfig::default() };
         train.optimizer = optimizer.defaults();
-        train.optimizer.learning_rate = embedded_learning_rate(method) * optimizer.relative_rate();
+        train.optimizer.learning_rate = (embedded_learning_rate(method) * optimizer.relative_rate()).into();
         Self {
             model: ModelRecipe::default(),
             data: DataRecipe::default(),
@@ -253,9 +253,7 @@ impl Recipe {
             message: error.to_string().trim().replace('\n', " "),
         })?;
         if !names_rate && recipe.model.path != EMBEDDED {
-            let width = hidden_size(Path::new(&recipe.model.path));
-            recipe.train.optimizer.learning_rate =
-                published_learning_rate(method, recipe.adapter.rank, width) * optimizer.relative_rate();
+            recipe.train.optimizer.learning_rate = LearningRate::Auto;
         }
         recipe.fill_embedded();
         let faults = recipe.faults(unknown);
@@ -357,6 +355,16 @@ impl Recipe {
         faults
     }
 
+    /// The learning rate that the search for one begins with: what published runs have, or the rate of the embedded model.
+    pub fn learning_rate_guess(&self) -> f64 {
+        let method = self.adapter.method();
+        let rate = match self.model.path.as_str() {
+            EMBEDDED => embedded_learning_rate(method),
+            path => published_learning_rate(method, self.adapter.rank, hidden_size(Path::new(path))),
+        };
+        rate * self.train.optimizer.kind.relative_rate()
+    }
+
     /// How data files are read.
     pub fn load_options(&self) -> LoadOptions {
         LoadOptions {
@@ -403,7 +411,7 @@ fn embedded_learning_rate(method: Method) -> f64 {
     }
 }
 
-/// The learning rate for any other model, if the recipe names none.
+/// A learning rate for any other model, near which the search begins.
 ///
 /// Factors split from the weight: 3e-5, as published for SORSA with rank 128 on a width of 4096 (arXiv 2409.00055, PiSSA
 /// 2e-5), rising with the fourth root of a smaller `rank * width` up to 1e-4. Factors that start from nothing: 2e-4, as
@@ -636,9 +644,10 @@ mod tests {
     }
 
     #[test]
-    fn a_recipe_without_a_rate_has_a_published_one_for_every_model_but_the_embedded() {
-        let rate =
-            |text: &str| Recipe::from_table(text.parse().unwrap(), "test").unwrap().train.optimizer.learning_rate;
+    fn a_recipe_without_a_rate_finds_one_for_every_model_but_the_embedded() {
+        let read = |text: &str| Recipe::from_table(text.parse().unwrap(), "test").unwrap();
+        let rate = |text: &str| read(text).train.optimizer.learning_rate;
+        let guess = |text: &str| read(text).learning_rate_guess();
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("config.json"), r#"{"hidden_size": 576}"#).unwrap();
         let model = format!("model.path = {:?}\n", folder.path());
@@ -653,14 +662,17 @@ mod tests {
         ] {
             let method = format!("adapter.method = \"{method}\"\n");
             assert_eq!(rate(&method), embedded, "{method}");
-            assert_eq!(rate(&format!("{model}{method}")), published, "{method}");
+            assert_eq!(guess(&method), embedded, "{method}");
+            assert_eq!(rate(&format!("{model}{method}")), LearningRate::Auto, "{method}");
+            assert_eq!(guess(&format!("{model}{method}")), published, "{method}");
+            assert_eq!(rate(&format!("{method}train.optimizer.learning_rate = \"auto\"")), LearningRate::Auto);
             assert_eq!(rate(&format!("{model}{method}train.optimizer.learning_rate = 5e-4")), 5e-4);
         }
         assert_eq!(rate("train.optimizer.kind = \"lion\""), 6e-4);
         let lion = Recipe::from_table("train.optimizer.kind = \"lion\"".parse().unwrap(), "test").unwrap();
         assert_eq!((lion.train.optimizer.beta1, lion.train.optimizer.beta2), (0.9, 0.99));
-        assert_eq!(rate(&format!("{model}adapter.rank = 128")), 5e-5);
-        assert_eq!(rate(&format!("{model}adapter.rank = 1")), 1e-4);
-        assert_eq!(rate("model.path = \"meta-llama/Llama-2-7b-hf\""), 3e-5, "no width is known before the download");
+        assert_eq!(guess(&format!("{model}adapter.rank = 128")), 5e-5);
+        assert_eq!(guess(&format!("{model}adapter.rank = 1")), 1e-4);
+        assert_eq!(guess("model.path = \"meta-llama/Llama-2-7b-hf\""), 3e-5, "no width is known before the download");
     }
 }

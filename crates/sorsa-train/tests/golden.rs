@@ -153,7 +153,7 @@ fn config(settings: &Value, batch_size: usize) -> TrainConfig {
         loss_normalization: LossNormalization::MicroBatch,
         ..TrainConfig::default()
     };
-    config.optimizer.learning_rate = number("lr");
+    config.optimizer.learning_rate = number("lr").into();
     config.optimizer.weight_decay = number("wd");
     config.regularizer.gamma = settings["gamma"].as_f64().unwrap_or(0.0);
     config.regularizer.form = RegularizerForm::Author;
@@ -260,7 +260,7 @@ fn twelve_steps_of_two_micro_batches_are_those_of_pytorch() {
             clip_norm: number("clip"),
             ..TrainConfig::default()
         };
-        config.optimizer.learning_rate = number("lr");
+        config.optimizer.learning_rate = number("lr").into();
         config.optimizer.weight_decay = number("weight_decay");
         config.schedule.warmup_ratio = number("warmup") / number("steps");
         config.regularizer = RegularizerConfig { gamma: number("gamma"), form, coupling, ..Default::default() };
@@ -420,7 +420,7 @@ fn adamw_steps_of_one_layer_are_those_of_the_authors_code() {
         let Attached { mut model, trainable, .. } = saved.attach(model).unwrap();
 
         let settings = &meta["adamw10"];
-        let optimizer = OptimizerConfig { learning_rate: number("lr"), ..OptimizerConfig::default() };
+        let optimizer = OptimizerConfig { learning_rate: number("lr").into(), ..OptimizerConfig::default() };
         let mut optimizer = Optimizer::new(optimizer, &trainable);
         let (x, t) = (given("x").to_tensor::<2>(&device), given("t").to_tensor::<2>(&device));
         for (step, row) in settings["rows"].as_array().unwrap().iter().enumerate() {

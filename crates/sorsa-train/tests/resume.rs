@@ -65,7 +65,7 @@ fn batcher(examples: Vec<Example>, shuffle: bool) -> Batcher {
 fn config() -> TrainConfig {
     let mut config =
         TrainConfig { batch_size: 2, accumulation: 2, epochs: 3.4, eval_every: 2, ..TrainConfig::default() };
-    config.optimizer.learning_rate = 0.02;
+    config.optimizer.learning_rate = 0.02.into();
     config.regularizer.gamma = 0.01;
     config
 }
@@ -197,7 +197,7 @@ fn dropout_is_drawn_anew_for_every_step_and_from_the_seed() {
     let losses = |seed| {
         let folder = tempfile::tempdir().unwrap();
         let mut config = TrainConfig { seed, epochs: 3.0, eval_every: 0, ..TrainConfig::default() };
-        config.optimizer.learning_rate = 1e-30;
+        config.optimizer.learning_rate = 1e-30.into();
         config.regularizer.gamma = 0.0;
         let train = batcher(examples(2, 3), false);
         let mut trainer = start(attach(Method::Sorsa), train, None, config, folder.path()).unwrap();
@@ -215,7 +215,7 @@ fn a_run_without_progress_stops_early_and_stays_stopped_when_resumed() {
     let _alone = alone();
     let folder = tempfile::tempdir().unwrap();
     let mut config = TrainConfig { epochs: 10.0, eval_every: 1, early_stopping: 3, ..TrainConfig::default() };
-    config.optimizer.learning_rate = 1e-30;
+    config.optimizer.learning_rate = 1e-30.into();
     for _ in 0..2 {
         let (train, validation) = (batcher(examples(4, 3), false), Some(batcher(examples(4, 3), false)));
         let attached = attach(Method::Full);
@@ -233,7 +233,7 @@ fn the_best_and_the_newest_checkpoint_are_kept_and_the_best_comes_back() {
     // First what the validation data is like, then what it is not: its loss falls and rises.
     let train = batcher([examples(8, 3), examples(8, 7)].concat(), false);
     let mut config = TrainConfig { eval_every: 1, checkpoint_every: 1, keep_checkpoints: 1, ..TrainConfig::default() };
-    config.optimizer.learning_rate = 0.03;
+    config.optimizer.learning_rate = 0.03.into();
     config.schedule.warmup_ratio = 0.0;
     let validation = Some(batcher(examples(8, 3), false));
     let mut trainer = start(attach(Method::Full), train, validation, config, folder.path()).unwrap();
@@ -251,7 +251,7 @@ fn an_error_names_the_batch_of_the_epoch_that_it_is_in() {
     let _alone = alone();
     let folder = tempfile::tempdir().unwrap();
     let mut config = TrainConfig { epochs: 2.0, eval_every: 0, clip_norm: 0.0, ..TrainConfig::default() };
-    config.optimizer.learning_rate = 1e30;
+    config.optimizer.learning_rate = 1e30.into();
     config.schedule.warmup_ratio = 0.0;
     // One batch is an epoch: the second step is the first of the second.
     let train = batcher(examples(2, 3), false);

@@ -42,6 +42,7 @@ pub fn request(args: &BenchArgs) -> anyhow::Result<ComparisonRequest> {
         rates: rates(args, factors)?,
         seeds: checked_list("--seeds", args.seeds.clone())?.unwrap_or_else(|| seeds.to_vec()),
         extend: args.extend.unwrap_or(extensions),
+        extend_found: args.extend.unwrap_or(defaults::FOUND_RATE_EXTENSIONS),
         sets_eval_every: fields.set.iter().any(|field| field.starts_with("train.eval_every=")),
         base: base_recipe(fields, settings)?,
     })

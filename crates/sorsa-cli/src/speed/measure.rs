@@ -172,7 +172,7 @@ fn steps(args: &SpeedArgs, sizes: &Sizes, attached: Attached<CausalLm>) -> anyho
         batch_size: sizes.batch,
         max_steps: Some(count as u64),
         checkpoint_blocks: args.checkpoint_blocks,
-        optimizer: OptimizerConfig { learning_rate: 1e-4, ..OptimizerConfig::default() },
+        optimizer: OptimizerConfig { learning_rate: 1e-4.into(), ..OptimizerConfig::default() },
         ..TrainConfig::default()
     };
     let form = config.regularizer.form;

@@ -13,12 +13,16 @@ pub const REFERENCE_ARM: &str = "lora";
 pub const RATE_FACTORS: [f64; 4] = [0.5, 1.0, 2.0, 4.0];
 /// The multiples of the quick comparison.
 pub const QUICK_RATE_FACTORS: [f64; 2] = [1.0, 2.0];
+/// Multiples of a learning rate that is found for an arm, as for every model but the embedded one.
+pub const FOUND_RATE_FACTORS: [f64; 3] = [0.5, 1.0, 2.0];
 /// Seeds of the full comparison.
 pub const SEEDS: [u64; 3] = [42, 43, 44];
 /// Seeds of the quick comparison.
 pub const QUICK_SEEDS: [u64; 2] = [42, 43];
 /// How often a grid of learning rates may be extended.
 pub const EXTENSIONS: usize = 2;
+/// How often a grid around a found rate may be extended: enough for the best rate to lie within.
+pub const FOUND_RATE_EXTENSIONS: usize = 8;
 /// How often the quick comparison may extend a grid.
 pub const QUICK_EXTENSIONS: usize = 0;
 /// Optimizer steps of each run of the quick comparison.

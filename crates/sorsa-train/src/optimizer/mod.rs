@@ -380,7 +380,7 @@ mod tests {
         for kind in [OptimizerKind::Lion, OptimizerKind::Sgd] {
             let after = |factor_rates: &[(&str, f64)]| {
                 let factor_rates = factor_rates.iter().map(|(name, rate)| ((*name).to_owned(), *rate)).collect();
-                let config = OptimizerConfig { learning_rate: 0.01, factor_rates, ..kind.defaults() };
+                let config = OptimizerConfig { learning_rate: 0.01.into(), factor_rates, ..kind.defaults() };
                 let mut optimizer = Optimizer::new(config, &trainable);
                 let moved = optimizer.step(model.clone(), gradients(&trainable, 0.1), 0.5, Decoupled::default());
                 export_trainable(&moved, &trainable)
