@@ -59,6 +59,7 @@
 mod adapter;
 mod attach;
 mod cache;
+mod changes;
 mod config;
 mod doubt;
 mod error;
@@ -80,10 +81,12 @@ mod regularizer;
 mod start;
 mod state;
 mod target;
+mod weight_change;
 mod weight_snapshot;
 
 pub use adapter::project;
 pub use attach::{AttachOptions, Attached, ModuleReport, Target};
+pub use changes::TrainedPart;
 pub use config::{AdapterConfig, Scaling};
 pub use doubt::AdapterDoubt;
 pub use error::AdapterError;
@@ -105,4 +108,5 @@ pub use sorsa_linalg::{Algorithm, SvdOptions};
 pub use sorsa_ops::{PackedFormat, PackedMatrix, PackedWeight, Precision, WeightOperand};
 pub use start::AlphaConvention;
 pub use state::{AdapterState, ModuleState, SavedAdapter};
+pub use weight_change::{KeptChange, KeptRank, WeightChange};
 pub use weight_snapshot::{TrainedFactors, WeightSnapshot};

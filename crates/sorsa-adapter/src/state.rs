@@ -148,6 +148,11 @@ impl SavedAdapter {
         Self { state, trained, unmerge_tensors: NamedTensors::new(), source: source.to_owned() }
     }
 
+    /// What is named in errors.
+    pub(crate) fn source(&self) -> &Path {
+        &self.source
+    }
+
     /// Writes the adapter's folder. An older adapter there is replaced as a whole: its files and this adapter's are never
     /// side by side.
     ///

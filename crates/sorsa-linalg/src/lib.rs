@@ -4,6 +4,8 @@
 //! - [`truncated_svd`] decomposes a matrix in host memory;
 //! - [`tensor::truncated_svd`] decomposes a burn tensor, on its device or on the host;
 //! - [`leading_qr`] gives the first columns and rows of a QR decomposition;
+//! - [`product_svd`] decomposes a product of thin matrices without forming it;
+//! - [`intruder`] finds singular vectors that training brought in;
 //! - [`drift`] compares the singular triplets of a weight before and after training;
 //! - [`spectral`] measures bases and singular values.
 //!
@@ -26,8 +28,10 @@ mod eigen;
 mod error;
 mod exact;
 mod gram;
+pub mod intruder;
 mod krylov;
 mod operator;
+mod product;
 mod qr;
 mod ritz;
 mod scalar;
@@ -38,6 +42,7 @@ mod tridiagonal;
 
 pub use error::LinalgError;
 pub use faer;
+pub use product::{ProductSvd, product_svd};
 pub use qr::{LeadingQr, leading_qr};
 pub use scalar::Scalar;
 pub use svd::{Algorithm, Svd, SvdOptions, SvdReport, truncated_svd};
