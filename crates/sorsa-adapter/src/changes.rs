@@ -19,7 +19,8 @@ pub struct TrainedPart {
     pub rank: usize,
     /// `scale A diag(s) B` as it is now.
     pub part: WeightChange,
-    /// The part now minus the part that was subtracted from the weight at the start; absent if nothing was.
+    /// The change of the weight, if that is not the part: the part now minus the part that was subtracted from the weight at the start,
+    /// and the change that the adapter carries along.
     pub since_start: Option<WeightChange>,
 }
 
@@ -28,12 +29,12 @@ impl SavedAdapter {
     pub fn trained_parts(&self) -> Vec<TrainedPart> {
         let of = |module: &ModuleState| {
             let now = self.product(module)?;
-            let splits = self.state.config.method().splits_weight();
+            let differs = self.state.config.method().splits_weight() || self.state.carries();
             Some(TrainedPart {
                 path: module.path.clone(),
                 rank: module.rank,
                 part: now.clone().scaled(module.scale).into(),
-                since_start: splits.then(|| self.factored_change(module, now).into()),
+                since_start: differs.then(|| self.factored_change(module, now).into()),
             })
         };
         self.state.modules.iter().filter_map(of).collect()
@@ -94,10 +95,16 @@ impl SavedAdapter {
     /// The change of a weight whose trained part is `now`.
     pub(crate) fn factored_change(&self, module: &ModuleState, now: FactorPair) -> FactorPair {
         let method = self.state.config.method();
-        let Some(definition) = method.factored().filter(|_| method.splits_weight()) else {
-            return now.scaled(module.scale);
+        let change = match method.factored().filter(|_| method.splits_weight()) {
+            Some(definition) => {
+                let start = (definition.product)(&self.state.all_factors(module, &self.state.initial));
+                now.minus(&start).scaled(module.scale)
+            }
+            None => now.scaled(module.scale),
         };
-        let start = (definition.product)(&self.state.all_factors(module, &self.state.initial));
-        now.minus(&start).scaled(module.scale)
+        match self.state.carried(&module.path) {
+            Some(carried) => change.beside(&carried),
+            None => change,
+        }
     }
 }

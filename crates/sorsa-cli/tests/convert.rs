@@ -66,7 +66,10 @@ fn a_merged_lora_comes_back_at_its_rank_and_a_smaller_rank_says_what_is_lost() {
     merge(&place, "run", "merged");
     let table = convert(&place, &["merged", "--model", "model", "--rank", "4", "--out", "lora"]);
     assert!(table["all"]["error"].as_f64().unwrap() < 1e-4, "{table}");
-    assert_eq!((config(&place, "lora")["r"].as_u64(), config(&place, "lora")["lora_alpha"].as_u64()), (Some(4), Some(4)));
+    assert_eq!(
+        (config(&place, "lora")["r"].as_u64(), config(&place, "lora")["lora_alpha"].as_u64()),
+        (Some(4), Some(4))
+    );
     merge(&place, "lora", "again");
     let (merged, again) = (weights(&place, "merged"), weights(&place, "again"));
     assert!(distance(&merged, &weights(&place, "model")) > 1e-3);
@@ -109,10 +112,7 @@ fn an_energy_gives_each_module_a_rank_of_its_own_that_keeps_it() {
         convert(&place, &[method, "--out", &format!("{method}-exact")]);
         merge(&place, method, &format!("{method}-merged"));
         merge(&place, &format!("{method}-exact"), &format!("{method}-again"));
-        let far = distance(
-            &weights(&place, &format!("{method}-merged")),
-            &weights(&place, &format!("{method}-again")),
-        );
+        let far = distance(&weights(&place, &format!("{method}-merged")), &weights(&place, &format!("{method}-again")));
         assert!(far < 1e-5, "{method}: {far}");
     }
 }
@@ -161,11 +161,13 @@ fn sums_of_adapters_are_sums_of_their_changes_and_need_one_base() {
     assert!(table["all"]["error"].as_f64().unwrap() > 0.0 && table["all"]["ranks"] == serde_json::json!([3, 3]));
 
     place.make_model("other", 7);
-    let mut command = place.command(&["finetune", "--model", "other", "--data", "data.jsonl", "--quiet", "--run-dir", "c"]);
+    let mut command =
+        place.command(&["finetune", "--model", "other", "--data", "data.jsonl", "--quiet", "--run-dir", "c"]);
     command.args(["--rank", "4", "--batch-size", "4", "--set", "data.validation_rows=4", "--max-steps", "1"]).succeed();
     let text = refused(&mut place.command(&["convert", "--add", "a=1", "--add", "c=1", "--out", "no"]));
     assert!(text.contains("the bases differ: a was trained on model, c on other"), "{text}");
-    let text = refused(&mut place.command(&["convert", "--add", "a=1", "--add", "c=1", "--model", "model", "--out", "no"]));
+    let text =
+        refused(&mut place.command(&["convert", "--add", "a=1", "--add", "c=1", "--model", "model", "--out", "no"]));
     assert!(text.contains("is not the weight that the adapter was made for"), "{text}");
     let text = refused(&mut place.command(&["convert", "--add", "a", "--out", "no"]));
     assert!(text.contains("--add a: expected FROM=NUMBER"), "{text}");
@@ -179,7 +181,8 @@ fn other_models_other_shapes_and_numbers_that_are_not_finite_are_refused() {
     let text = refused(&mut place.command(&["convert", "other", "--model", "model", "--rank", "4", "--out", "no"]));
     assert!(text.contains("no fine-tuned version of model"), "{text}");
 
-    place.command(&["pretrain", "--init-only", "--out", "wide", "--layers", "2", "--hidden-size", "64", "--quiet"])
+    place
+        .command(&["pretrain", "--init-only", "--out", "wide", "--layers", "2", "--hidden-size", "64", "--quiet"])
         .args(["--intermediate-size", "48", "--heads", "2", "--kv-heads", "1", "--tokenizer"])
         .arg(common::datasets().join("base"))
         .succeed();
