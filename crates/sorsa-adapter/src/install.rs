@@ -14,6 +14,7 @@ use crate::attach::{Attached, ModuleReport};
 use crate::config::AdapterConfig;
 use crate::error::AdapterError;
 use crate::factors::{FactorPair, FactorSet};
+use crate::hand_over::with_carried;
 use crate::method::FactoredDefinition;
 use crate::packed::{
     OriginalWeights, original_or_widened, packed_weights, transposed, with_packed_weights, without_packed_weights,
@@ -131,7 +132,10 @@ impl Reparameterizer for &mut Installer<'_> {
         let device = param.lazy_device();
         let own = self.with_frozen(&path, factors.unwrap_or_else(|| state.factors_at_start(&path)));
         let base = match subtract {
-            None => param,
+            None => match state.carried(&path) {
+                Some(carried) => self.with_change(param, &path, &carried),
+                None => param,
+            },
             Some(subtract) => {
                 let base = self.without_part(param, module, &method, subtract);
                 if self.error.is_some() {
@@ -184,6 +188,26 @@ fn with_fixed_factors(adapter: Adapter, config: &AdapterConfig) -> Adapter {
 }
 
 impl Installer<'_> {
+    /// The parameter of a weight after a change is added to it.
+    fn with_change<const D: usize>(
+        &mut self,
+        param: Param<Tensor<D>>,
+        path: &str,
+        carried: &FactorPair,
+    ) -> Param<Tensor<D>> {
+        if self.packed.contains_key(path) {
+            let fault =
+                format!("matrix `{path}` is packed: a change that an adapter carries along cannot be added to it");
+            return self.failed(param, AdapterError::Decomposition { faults: vec![fault] });
+        }
+        param.map(|weight| {
+            let (autodiff, dtype, shape) = (weight.is_autodiff(), FloatDType::from(weight.dtype()), weight.shape());
+            let matrix = weight.without_autodiff().reshape([shape[0], shape[1]]);
+            let sum = with_carried(matrix, carried).cast(dtype).reshape(shape);
+            if autodiff { Tensor::from_inner(sum) } else { sum }
+        })
+    }
+
     fn with_frozen(&self, path: &str, mut factors: FactorSet) -> FactorSet {
         factors.extend(self.state.frozen_factors(path));
         factors
@@ -203,12 +227,19 @@ impl Installer<'_> {
         subtract: Subtraction,
     ) -> Param<Tensor<D>> {
         let (path, packed) = (&module.path, self.packed.get(&module.path).cloned());
-        let (factors, saved, dtype, format) = match subtract {
+        let (factors, saved, dtype, format, carried) = match subtract {
             Subtraction::Start => {
-                (self.state.subtracted_factors(module), FactorSet::new(), module.dtype, module.residual)
+                let factors = self.state.subtracted_factors(module);
+                (factors, FactorSet::new(), module.dtype, module.residual, self.state.carried(path))
             }
-            Subtraction::Merged { factors, saved } => (factors, saved, None, None),
+            // The merged weight has the change already, and keeps it.
+            Subtraction::Merged { factors, saved } => (factors, saved, None, None, None),
         };
+        if carried.is_some() && packed.is_some() {
+            let fault =
+                format!("matrix `{path}` is packed: a change that an adapter carries along cannot be added to it");
+            return self.failed(param, AdapterError::Decomposition { faults: vec![fault] });
+        }
         let factors = self.with_frozen(path, factors);
         let operand = |param: &Param<Tensor<D>>| match &packed {
             Some(packed) => WeightOperand::Packed(packed.clone()),
@@ -253,7 +284,8 @@ impl Installer<'_> {
         let Some(packed) = packed else {
             return param.map(|weight| {
                 let autodiff = weight.is_autodiff();
-                let (rest, rounding) = residual(weight.without_autodiff(), &part, &saved, dtype);
+                let split = Split { part: &part, saved: &saved, carried: carried.as_ref(), dtype };
+                let (rest, rounding) = residual(weight.without_autodiff(), &split);
                 if let Some(rounding) = rounding {
                     self.lost.insert(path.clone(), rounding);
                 }
@@ -264,7 +296,8 @@ impl Installer<'_> {
             Ok(weight) => weight,
             Err(error) => return self.failed(param, error),
         };
-        let (rest, _) = residual(weight, &part, &saved, None);
+        let split = Split { part: &part, saved: &saved, carried: None, dtype: None };
+        let (rest, _) = residual(weight, &split);
         let rest = match packed.matrix().precision() {
             Precision::F32 => rest,
             Precision::Bf16 => {
@@ -300,14 +333,24 @@ fn relative_loss<const D: usize>(a: Tensor<D>, b: Tensor<D>) -> f64 {
     norm(a.clone() - b) / norm(a).max(f64::MIN_POSITIVE)
 }
 
+/// How a weight is split.
+pub(crate) struct Split<'a> {
+    /// What is subtracted from the weight.
+    pub part: &'a Adapter,
+    /// The tensors that a merge saved.
+    pub saved: &'a FactorSet,
+    /// The change that is added to the weight first, if the adapter carries one along.
+    pub carried: Option<&'a FactorPair>,
+    /// Storage dtype of the weight when it was split first, if narrower than f32.
+    pub dtype: Option<FloatDType>,
+}
+
 /// The residual of a weight after `part` is subtracted in f32, rounded to the weight's dtype; and the error of the rounding
 /// relative to the residual's norm. If an f32 weight was stored in the narrower `dtype` before, its residual is the one
 /// that it had then.
 pub(crate) fn residual<const D: usize>(
     weight: Tensor<D>,
-    part: &Adapter,
-    saved: &FactorSet,
-    dtype: Option<FloatDType>,
+    &Split { part, saved, carried, dtype }: &Split<'_>,
 ) -> (Tensor<D>, Option<f64>) {
     let (own, shape) = (FloatDType::from(weight.dtype()), weight.shape());
     let wide = weight.cast(FloatDType::F32);
@@ -315,7 +358,12 @@ pub(crate) fn residual<const D: usize>(
         Some(dtype) if own == FloatDType::F32 => (rounded(wide, dtype), Some(dtype)),
         _ => (wide, (own != FloatDType::F32).then_some(own)),
     };
-    let rest = part.unmerge(weight.reshape([shape[0], shape[1]]), saved).reshape(shape);
+    let weight = weight.reshape([shape[0], shape[1]]);
+    let weight = match carried {
+        Some(carried) => with_carried(weight, carried),
+        None => weight,
+    };
+    let rest = part.unmerge(weight, saved).reshape(shape);
     let Some(narrow) = narrow else { return (rest, None) };
     let result = rounded(rest.clone(), narrow);
     let lost = relative_loss(rest, result.clone());

@@ -200,6 +200,11 @@ pub(crate) trait FactoredMethod: Module {
         FactorPair { a: factors["a"].clone(), b: factors["b"].clone() }
     }
 
+    /// The factors whose product is that of `pair`, if the method adds any product to the weight, and starts from any.
+    fn of_product(_pair: FactorPair) -> Option<FactorSet> {
+        None
+    }
+
     /// PEFT's variant of LoRA that continues training from the same weights and factors.
     fn to_peft(config: &Self::Config) -> PeftVariant;
 
@@ -246,6 +251,7 @@ pub(crate) struct FactoredDefinition {
     pub memory: fn(Form, [usize; 2], usize, usize) -> OperationMemory,
     pub new: fn(&FactorSet, f64, Dropout, &Device) -> Adapter,
     pub product: fn(&FactorSet) -> FactorPair,
+    pub of_product: fn(FactorPair) -> Option<FactorSet>,
 }
 
 impl FactoredDefinition {
@@ -261,6 +267,7 @@ impl FactoredDefinition {
             memory: M::memory,
             new: |factors, scale, dropout, device| M::new(factors, scale, dropout, device).into(),
             product: M::product,
+            of_product: M::of_product,
         }
     }
 

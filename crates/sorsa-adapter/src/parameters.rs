@@ -100,6 +100,11 @@ pub(crate) fn subtracted_path(module: &str, method: Method, factor: &str) -> Str
     format!("{module}.{method}.subtracted.{factor}")
 }
 
+/// The name of a factor of the change that the adapter of the module carries along.
+pub(crate) fn carried_path(module: &str, factor: &str) -> String {
+    format!("{module}.carried.{factor}")
+}
+
 /// Walks every float parameter of a model with its path, without touching values.
 pub(crate) fn parameters<M: Module>(model: &M) -> Vec<Parameter> {
     struct Walk {

@@ -21,12 +21,12 @@ use crate::attach::{Attached, HAS_ADAPTER};
 use crate::cache::fingerprint;
 use crate::config::AdapterConfig;
 use crate::error::AdapterError;
-use crate::factors::{Factor, FactorSet};
+use crate::factors::{Factor, FactorPair, FactorSet};
 use crate::install::{Installation, Subtraction, install};
 use crate::packed::{NothingPacked, OriginalWeights, original_or_widened, packed_weights, widened};
 use crate::packed_residual::format_name;
 use crate::parameters::{
-    check_fits, export_trainable, factor_path, has_adapter, import_trainable, linear_layers, parameters,
+    carried_path, check_fits, export_trainable, factor_path, has_adapter, import_trainable, linear_layers, parameters,
     subtracted_path, tensor_faults, weights,
 };
 use crate::peft::{CONFIG_FILE, TENSORS_FILE};
@@ -103,6 +103,9 @@ struct Manifest {
     format: u32,
     config: AdapterConfig,
     modules: Vec<ModuleState>,
+    /// Ranks of the changes that the adapter carries along, by the path of the module.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    carried: BTreeMap<String, usize>,
 }
 
 const FORMAT: u32 = 1;
@@ -156,6 +159,11 @@ impl SavedAdapter {
     /// An adapter from its state and trained values; `source` is named in errors.
     pub fn new(state: AdapterState, trained: NamedTensors, source: &Path) -> Self {
         Self { state, trained, unmerge_tensors: NamedTensors::new(), source: source.to_owned() }
+    }
+
+    /// What is named in errors.
+    pub(crate) fn source(&self) -> &Path {
+        &self.source
     }
 
     /// Writes the adapter's folder. An older adapter there is replaced as a whole: its files and this adapter's are never
@@ -323,7 +331,12 @@ fn save(
         write_tensors(&folder.join(UNMERGE), unmerge_tensors)?;
     }
     write_tensors(&folder.join(TRAINED), trained)?;
-    let manifest = Manifest { format: FORMAT, config: state.config.clone(), modules: state.modules.clone() };
+    let manifest = Manifest {
+        format: FORMAT,
+        config: state.config.clone(),
+        modules: state.modules.clone(),
+        carried: state.carried_ranks(),
+    };
     let path = folder.join(MANIFEST);
     let json = serde_json::to_vec_pretty(&manifest)
         .map_err(|error| AdapterError::Malformed { path: path.clone(), reason: error.to_string() })?;
@@ -347,11 +360,41 @@ impl AdapterState {
         }
         manifest.config.validate().map_err(|error| malformed(error.to_string()))?;
         let packed = manifest.modules.iter().any(|module| module.residual.is_some());
-        let initial = match packed || !manifest.config.method().saved_with_start().is_empty() {
+        let has_start = packed || !manifest.carried.is_empty();
+        let initial = match has_start || !manifest.config.method().saved_with_start().is_empty() {
             true => read_tensors(&folder.join(INITIAL))?,
             false => NamedTensors::new(),
         };
-        Ok(Self { config: manifest.config, modules: manifest.modules, initial })
+        let state = Self { config: manifest.config, modules: manifest.modules, initial };
+        if state.carried_ranks() != manifest.carried {
+            let path = folder.join(INITIAL);
+            let reason = format!(
+                "the carried changes should have the ranks {:?}, found {:?}",
+                manifest.carried,
+                state.carried_ranks()
+            );
+            return Err(AdapterError::Malformed { path, reason });
+        }
+        Ok(state)
+    }
+
+    /// The change that the adapter of the module at `path` carries along, if any: it is a part of the frozen weight.
+    pub(crate) fn carried(&self, path: &str) -> Option<FactorPair> {
+        let factor = |name: &str| self.initial.get(&carried_path(path, name)).cloned();
+        Some(FactorPair { a: factor("a")?, b: factor("b")? })
+    }
+
+    /// Whether any module carries a change along.
+    pub(crate) fn carries(&self) -> bool {
+        self.modules.iter().any(|module| self.initial.contains_key(&carried_path(&module.path, "a")))
+    }
+
+    fn carried_ranks(&self) -> BTreeMap<String, usize> {
+        let rank = |module: &ModuleState| {
+            let pair = self.carried(&module.path)?;
+            Some((module.path.clone(), *pair.a.shape.get(1)?))
+        };
+        self.modules.iter().filter_map(rank).collect()
     }
 
     /// A line for each tensor of the start that is missing, misshapen or not expected.
@@ -361,6 +404,12 @@ impl AdapterState {
         for module in self.modules.iter().filter(|module| module.residual.is_some()) {
             let one = |f: &Factor| (subtracted_path(&module.path, method, f.name), f.shape(module.shape, module.rank));
             expected.extend(method.factors().iter().map(one));
+        }
+        for module in &self.modules {
+            let a = self.initial.get(&carried_path(&module.path, "a"));
+            let Some(rank) = a.and_then(|a| a.shape.get(1)) else { continue };
+            expected.push((carried_path(&module.path, "a"), vec![module.shape[0], *rank]));
+            expected.push((carried_path(&module.path, "b"), vec![*rank, module.shape[1]]));
         }
         if expected.is_empty() {
             return Vec::new();

@@ -53,6 +53,7 @@ fn main() -> ExitCode {
         Command::Merge(args) => commands::merge::run(&args),
         Command::Export(args) => commands::export::run(&args),
         Command::Import(args) => commands::import::run(&args),
+        Command::Convert(args) => commands::convert::run(&args),
         Command::Unpack(args) => commands::unpack::run(&args),
         Command::Verify(args) => commands::verify::run(&args),
         Command::Analyze(args) => commands::analyze::run(&args),

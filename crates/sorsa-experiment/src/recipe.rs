@@ -5,7 +5,9 @@ use std::path::Path;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use sorsa_adapter::{AdapterConfig, Algorithm, Band, Method, PackedFormat, SavedAdapter, SvdOptions, method_of};
+use sorsa_adapter::{
+    AdapterConfig, Algorithm, Band, HandOverDefaults, Method, PackedFormat, SavedAdapter, SvdOptions, method_of,
+};
 use sorsa_checkpoint::{ModelConfig, WeightFormat, gguf_file_of};
 use sorsa_data::{AnswerStyle, Format, LoadOptions, TemplateName, Truncation};
 use sorsa_models::float_dtype;
@@ -52,6 +54,9 @@ pub struct ModelRecipe {
     /// Folder of an adapter to start from; it decides all of `[adapter]` but the dropout.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub adapter: Option<String>,
+    /// Folder of an adapter whose weights a new adapter by `[adapter]` starts from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub continue_from: Option<String>,
     /// Fields of the model's `config.json` that are to have other values.
     #[serde(skip_serializing_if = "Table::is_empty")]
     pub config: Table,
@@ -144,6 +149,7 @@ impl Default for ModelRecipe {
             dtype: WeightFormat::F32,
             quantize: None,
             adapter: None,
+            continue_from: None,
             config: Table::new(),
         }
     }
@@ -222,14 +228,15 @@ impl Recipe {
     /// Unknown fields, fields of another type; all values that make no sense in one [`ExperimentError::RecipeValues`].
     pub fn from_table(mut typed: Table, name: &str) -> Result<Self, ExperimentError> {
         let of_model = |field: &str| typed.get("model").and_then(|model| model.get(field));
-        if let (None, Some(Value::String(adapter))) = (of_model("path"), of_model("adapter")) {
+        let source = of_model("continue_from").or(of_model("adapter")).cloned();
+        if let (None, Some(Value::String(adapter))) = (of_model("path"), &source) {
             // An adapter of a run is trained further on the model of that run.
             let model = model_of_run_or_embedded(Path::new(adapter))?;
             set_field(&mut typed, "model.path", Value::String(model))?;
         }
         let method = match typed.get("adapter").and_then(|adapter| adapter.get("method")) {
             Some(Value::String(method)) => method.parse().map_err(ExperimentError::UnknownName)?,
-            _ => match typed.get("model").and_then(|model| model.get("adapter")) {
+            _ => match &source {
                 Some(Value::String(folder)) => method_of(&adapter_folder(Path::new(folder))?)?,
                 _ => Method::Sorsa,
             },
@@ -245,7 +252,11 @@ impl Recipe {
             }
             _ => OptimizerKind::AdamW,
         };
-        let mut table = Table::try_from(Self::defaults(method, optimizer))?;
+        let mut defaults = Self::defaults(method, optimizer);
+        if let Some(Value::String(folder)) = typed.get("model").and_then(|model| model.get("continue_from")) {
+            defaults.hold_change_of(Path::new(folder), typed.get("adapter"))?;
+        }
+        let mut table = Table::try_from(defaults)?;
         merge(&mut table, typed);
         let unknown = take_unknown_names(&mut table);
         let mut recipe: Self = table.try_into().map_err(|error: toml::de::Error| ExperimentError::RecipeField {
@@ -262,6 +273,23 @@ impl Recipe {
         } else {
             Err(ExperimentError::RecipeValues { name: name.to_owned(), faults })
         }
+    }
+
+    /// Rank and targets of an adapter that goes on with the one in `folder`, where `given` names none.
+    fn hold_change_of(&mut self, folder: &Path, given: Option<&Value>) -> Result<(), ExperimentError> {
+        let names = |field: &str| given.is_some_and(|given| given.get(field).is_some());
+        if names("rank") && names("target_modules") {
+            return Ok(());
+        }
+        let held = HandOverDefaults::of(&adapter_folder(folder)?, self.adapter.method())?;
+        if !names("rank") && !names("rank_pattern") {
+            self.adapter.rank = held.rank;
+            self.adapter.rank_pattern = held.rank_pattern;
+        }
+        if !names("target_modules") {
+            self.adapter.target_modules = held.target_modules;
+        }
+        Ok(())
     }
 
     /// Replaces `[adapter]` by the settings of the adapter to start from. Fields that differ from the defaults must agree.
@@ -324,6 +352,12 @@ impl Recipe {
                 "data.chat_template = \"{name}\" needs data.template = \"chat\", found {}",
                 self.data.template
             ));
+        }
+        if self.model.adapter.is_some() && self.model.continue_from.is_some() {
+            faults.push(
+                "model.adapter trains an adapter further, model.continue_from starts a new one: give one of them"
+                    .to_owned(),
+            );
         }
         faults.extend(unknown);
         if !(self.svd.tolerance > 0.0 && self.svd.tolerance.is_finite()) {

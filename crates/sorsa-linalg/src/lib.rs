@@ -6,6 +6,8 @@
 //! - [`svd_band`] gives any consecutive triplets, by the decomposition of the whole matrix;
 //! - [`inverse_square_root`] and [`inverse_cholesky_factor`] make columns orthonormal, given their Gram matrix;
 //! - [`leading_qr`] gives the first columns and rows of a QR decomposition;
+//! - [`product_svd`] decomposes a product of thin matrices without forming it;
+//! - [`intruder`] finds singular vectors that training brought in;
 //! - [`drift`] compares the singular triplets of a weight before and after training;
 //! - [`spectral`] measures bases and singular values.
 //!
@@ -30,8 +32,10 @@ mod error;
 mod exact;
 mod gram;
 mod gram_factor;
+pub mod intruder;
 mod krylov;
 mod operator;
+mod product;
 mod qr;
 mod ritz;
 mod scalar;
@@ -44,6 +48,7 @@ pub use band::svd_band;
 pub use error::LinalgError;
 pub use faer;
 pub use gram_factor::{inverse_cholesky_factor, inverse_square_root};
+pub use product::{ProductSvd, product_svd};
 pub use qr::{LeadingQr, leading_qr};
 pub use scalar::Scalar;
 pub use svd::{Algorithm, Svd, SvdOptions, SvdReport, truncated_svd};

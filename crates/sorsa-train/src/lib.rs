@@ -21,8 +21,8 @@ pub use config::{
     ScheduleConfig, TrainConfig,
 };
 pub use divergence::{Divergence, DivergenceWatch};
-pub use learning_rate::LearningRate;
 pub use gamma::GammaController;
+pub use learning_rate::LearningRate;
 pub use optimizer::{Decoupled, Optimizer, OptimizerKind, StepRates, UpdateRule};
 pub use repair::Repair;
 pub use run_length::{LastStep, steps_of_equal_epochs, total_steps};

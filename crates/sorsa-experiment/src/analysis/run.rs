@@ -51,7 +51,7 @@ pub struct BaseModel {
 
 impl BaseModel {
     fn is_of(&self, recipe: &ModelRecipe) -> bool {
-        let ModelRecipe { path, dtype, quantize, config, adapter: _ } = recipe;
+        let ModelRecipe { path, dtype, quantize, config, adapter: _, continue_from: _ } = recipe;
         self.path == *path && self.dtype == *dtype && self.quantize == *quantize && self.config == *config
     }
 }

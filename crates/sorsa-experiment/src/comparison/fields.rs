@@ -78,6 +78,7 @@ const COMMON_FIELDS: [(&str, &str); 13] = [
     (ADAPTER_SEED, "a comparison has seeds of its own, for all runs"),
     ("model.path", "all runs start from one model"),
     ("model.adapter", "all runs start from one model"),
+    ("model.continue_from", "all runs start from one model"),
     ("data.train", "all runs train on the same data"),
     ("data.format", "all runs train on the same data"),
     ("data.validation", "all runs are validated on the same data"),
