@@ -161,7 +161,7 @@ fn every_optimizer_goes_on_to_the_bit() {
     let _alone = alone();
     for kind in OptimizerKind::ALL {
         let mut config = TrainConfig { clip_value: 0.01, ..config() };
-        config.optimizer = OptimizerConfig { learning_rate: 0.02, beta1: 0.8, ..kind.defaults() };
+        config.optimizer = OptimizerConfig { learning_rate: 0.02.into(), beta1: 0.8, ..kind.defaults() };
         config.optimizer.factor_rates.insert("vt".into(), 2.0);
         let whole = run(Method::Sorsa, &config, &[]);
         assert_eq!(run(Method::Sorsa, &config, &[5]), whole, "{kind}");
@@ -184,7 +184,7 @@ fn a_run_on_the_stiefel_manifold_or_with_fixed_factors_in_pieces_is_the_run_in_o
     for (index, method) in methods.into_iter().enumerate() {
         let mut config = config();
         config.optimizer = OptimizerKind::ALL[index % OptimizerKind::ALL.len()].defaults();
-        config.optimizer.learning_rate = 0.01;
+        config.optimizer.learning_rate = 0.01.into();
         let whole = run(method.clone(), &config, &[]);
         assert_eq!(run(method.clone(), &config, &[3, 4]), whole, "{method:?}");
     }

@@ -44,7 +44,7 @@ fn steps_of_stella_are_those_of_its_published_algorithm_in_numpy() {
     };
     let Attached { model, trainable, .. } = attached(Method::Stella, [16, 10], 3);
     let mut model = import_trainable(model, &trainable, &of("start"), Path::new("golden")).unwrap();
-    let config = OptimizerConfig { learning_rate: 0.05, weight_decay: 0.1, ..OptimizerKind::AdamW.defaults() };
+    let config = OptimizerConfig { learning_rate: 0.05.into(), weight_decay: 0.1, ..OptimizerKind::AdamW.defaults() };
     let mut optimizer = Optimizer::new(config, &trainable);
     for step in 0..4 {
         let mut gradients = GradientsParams::new();
@@ -71,7 +71,7 @@ fn every_optimizer_stays_on_the_manifold_with_every_retraction() {
             for retract_every in [1, 3] {
                 let method = SorsaConfig { retraction, retract_every, ..SorsaConfig::default() };
                 let Attached { mut model, trainable, .. } = attached(method, shape, 6);
-                let config = OptimizerConfig { learning_rate: 0.02, weight_decay: 0.1, ..kind.defaults() };
+                let config = OptimizerConfig { learning_rate: 0.02.into(), weight_decay: 0.1, ..kind.defaults() };
                 let mut optimizer = Optimizer::new(config, &trainable);
                 let start = export_trainable(&model, &trainable);
                 for step in 1..=6 {
@@ -109,7 +109,7 @@ fn running_means_of_gradients_follow_the_factor_in_its_tangent_space() {
     for kind in OptimizerKind::ALL {
         let method = SorsaConfig { retraction: Retraction::Polar, ..SorsaConfig::default() };
         let Attached { mut model, trainable, .. } = attached(method, [20, 12], 4);
-        let mut optimizer = Optimizer::new(OptimizerConfig { learning_rate: 0.1, ..kind.defaults() }, &trainable);
+        let mut optimizer = Optimizer::new(OptimizerConfig { learning_rate: 0.1.into(), ..kind.defaults() }, &trainable);
         let u = factor(&trainable, "u");
         for _ in 0..3 {
             let mut gradients = GradientsParams::new();

@@ -73,7 +73,7 @@ pub const NAMED_FIELDS: [NamedField; 2] = [
 ];
 
 /// Fields that must be equal in all runs of a comparison, with the reason. A name that ends in a dot stands for all fields below it.
-const COMMON_FIELDS: [(&str, &str); 13] = [
+const COMMON_FIELDS: [(&str, &str); 14] = [
     (TRAIN_SEED, "a comparison has seeds of its own, for all runs"),
     (ADAPTER_SEED, "a comparison has seeds of its own, for all runs"),
     ("model.path", "all runs start from one model"),
