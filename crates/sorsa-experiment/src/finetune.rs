@@ -179,15 +179,21 @@ impl<'a> PreparedRun<'a> {
         &self.recipe
     }
 
-    /// Finds the learning rate without training, and tries rates around it too, `beside` of them on each side.
+    /// Finds the learning rate without training, and tries rates around it too, `beside` of them on each side. Files that are needed on the
+    /// way are in a folder of their own in `scratch`, and gone at the end.
     ///
     /// # Errors
     ///
     /// Decompositions that fail; failures of training.
-    pub fn find_learning_rate(self, beside: usize, observer: &mut dyn Observer) -> Result<RateSearch, ExperimentError> {
+    pub fn find_learning_rate(
+        self,
+        beside: usize,
+        scratch: &Path,
+        observer: &mut dyn Observer,
+    ) -> Result<RateSearch, ExperimentError> {
         let Self { recipe, host, model, originals, inputs, start, shape, .. } = self;
-        let folder = private_folder(&std::env::temp_dir(), "sorsa-lr-find-");
-        let folder = folder.map_err(|source| ExperimentError::CreateFolder { path: std::env::temp_dir(), source })?;
+        let folder = private_folder(scratch, "sorsa-lr-find-")
+            .map_err(|source| ExperimentError::CreateFolder { path: scratch.to_owned(), source })?;
         let run = RunDir::new(folder.path());
         observer.on_event(Event::Planned { recipe: &recipe, data: &inputs.data, shape: &shape, run: &run });
         let attached = attach(&recipe, host, PlainModel { model, originals }, start, &run, observer)?;

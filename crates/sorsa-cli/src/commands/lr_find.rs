@@ -26,7 +26,7 @@ pub fn run(args: &LrFindArgs) -> anyhow::Result<()> {
     let host = session::host(&args.device, style)?;
     let mut observer = TerminalObserver::new(style, &host.backend);
     let prepared = PreparedRun::new(&recipe, &host, &mut observer)?;
-    let search = prepared.find_learning_rate(args.beside, &mut observer)?;
+    let search = prepared.find_learning_rate(args.beside, &std::env::temp_dir(), &mut observer)?;
     let out = match (&args.out, args.json) {
         (Some(out), _) => Some(out.clone()),
         (None, true) => None,
