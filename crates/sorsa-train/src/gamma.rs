@@ -1,14 +1,15 @@
 //! The controller of the regularizer's weight: it drives the mean defect of the factors to a target.
 //!
 //! ```text
-//! e = ln(defect / target)                                       of the step before
-//! I <- I + 0.03 max(-ln 10, min(ln 10, e))   if e > -ln 10, within ln 1e-4 .. ln 1e4
+//! e = ln(defect / target)                                     of the step before
+//! I <- I + 0.03 max(-ln 10, min(ln 10, e))                    within ln 1e-4 .. ln 1e4
 //! gamma is multiplied by  exp(I + min(ln 10, e))
 //! ```
 //!
 //! The proportional part alone, which builds before this one had, ends below its target if `gamma` is more than the task needs, and above it if
 //! `gamma` is less: then the multiplier has to stay away from 1, and so has the defect from its target. The sum `I` of the errors takes
-//! this over. It rests while the defect is below a tenth of the target, as at the start, where the proportional part alone frees the factors.
+//! this over. It rests while the defect is below a tenth of the target and rises, as at the start: the proportional part alone frees the
+//! factors then, and a sum of those errors would let the defect pass its target.
 
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +24,8 @@ pub struct GammaController {
 
 /// The part of an error that joins the sum in each step.
 const RATE: f64 = 0.03;
+/// The least growth of the logarithm of the defect in a step that rises.
+const RISING: f64 = 0.02;
 /// The largest magnitude of the sum, `ln 1e4`.
 const LARGEST_SUM: f64 = 9.210_340_371_976_182;
 
@@ -36,8 +39,10 @@ impl GammaController {
             return self;
         }
         let mut integral = f64::from(self.integral);
-        if error > -largest {
-            integral = (integral + RATE * error.min(largest)).clamp(-LARGEST_SUM, LARGEST_SUM);
+        // Without the sum, the multiplier of this step is the error of the step before.
+        let before = f64::from(self.factor).ln() - integral;
+        if error > -largest || error < before + RISING {
+            integral = (integral + RATE * error.clamp(-largest, largest)).clamp(-LARGEST_SUM, LARGEST_SUM);
         }
         let factor = (integral + error.min(largest)).exp();
         Self { factor: factor as f32, integral: integral as f32 }
@@ -66,7 +71,7 @@ mod tests {
     #[test]
     fn the_defect_reaches_its_target_whatever_gamma_is() {
         for target in [1e-3, 1e-2, 0.1] {
-            for share in [0.1, 1.0, 10.0] {
+            for share in [0.01, 0.1, 1.0, 10.0, 100.0] {
                 let pull = target / 20.0;
                 let found = end(pull, share * pull, target);
                 assert!((0.8..1.25).contains(&(found / target)), "gamma {share}: {found}, target {target}");
@@ -75,11 +80,15 @@ mod tests {
     }
 
     #[test]
-    fn the_sum_rests_below_a_tenth_of_the_target_and_a_defect_of_zero_frees_the_factors() {
-        let fresh = GammaController::default().after(0.0, 1e-2);
-        assert_eq!(fresh, GammaController { factor: 0.0, integral: 0.0 });
-        let low = GammaController { factor: 1.0, integral: 1.0 }.after(9e-4, 1e-2);
-        assert_eq!(low.integral, 1.0);
+    fn the_sum_rests_while_the_defect_rises_to_a_tenth_of_the_target() {
+        let mut fresh = GammaController::default();
+        for defect in [1e-7, 1e-5, 9e-4] {
+            fresh = fresh.after(defect, 1e-2);
+            assert_eq!(fresh.integral, 0.0);
+            assert!((f64::from(fresh.factor) / (defect / 1e-2) - 1.0).abs() < 1e-6);
+        }
+        let held = fresh.after(9e-4, 1e-2);
+        assert!((f64::from(held.integral) + RATE * 10f64.ln()).abs() < 1e-6);
         let high = GammaController::default().after(1e9, 1e-2);
         assert!((high.factor - 10.0 * (RATE * 10f64.ln()).exp() as f32).abs() < 1e-4, "{high:?}");
     }
