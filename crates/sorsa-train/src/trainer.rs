@@ -327,7 +327,9 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
             self.log(Metric::Step(metrics), observer)?;
             let (step, last) = (self.state.step, self.state.step == self.total_steps());
             let due = |every: u64| last || (every > 0 && step % every == 0);
-            let improved = due(self.config.eval_every) && self.evaluate_and_log(observer)?;
+            // A run that ends here has an evaluation of its end.
+            let evaluates = due(self.config.eval_every) || self.has_diverged();
+            let improved = evaluates && self.evaluate_and_log(observer)?;
             let (early, diverged) = (self.has_stalled(), self.has_diverged());
             let stop = !last && observer.should_stop();
             if improved || stop || early || diverged || due(self.config.checkpoint_every) {
