@@ -16,7 +16,7 @@ use crate::format::Format;
 
 pub use analyze::{AnalyzeArgs, Triplets, VerifyArgs};
 pub use bench::{BenchArgs, BenchFormat, BenchSpeedArgs};
-pub use convert::{ExportArgs, ExportFormat, ImportArgs, MergeArgs, UnpackArgs};
+pub use convert::{ConvertArgs, ExportArgs, ExportFormat, ImportArgs, MergeArgs, UnpackArgs};
 pub use eval::{EvalArgs, GenerateArgs, GradeArgs, GradeTask};
 pub use finetune::{FinetuneArgs, InspectArgs, LrFindArgs, PretrainArgs, RecipeArgs};
 
@@ -50,6 +50,8 @@ pub enum Command {
     Export(ExportArgs),
     /// Convert an adapter of PEFT or of SORSA's author into one of this program
     Import(ImportArgs),
+    /// Make a LoRA of any difference: a tuned model minus its base, an adapter, or a weighted sum of adapters
+    Convert(Box<ConvertArgs>),
     /// Write the model in a GGUF file as a Hugging Face folder
     Unpack(UnpackArgs),
     /// Compare a model's outputs with those of another framework

@@ -20,7 +20,10 @@ pub fn of(args: &FinetuneArgs) -> anyhow::Result<Recipe> {
         }
         None => {
             let recipe = resolve(&args.fields)?;
-            if args.fields.model.is_none() && recipe.model.adapter.is_some() && args.fields.recipe.is_none() {
+            if args.fields.model.is_none()
+                && (recipe.model.adapter.is_some() || recipe.model.continue_from.is_some())
+                && args.fields.recipe.is_none()
+            {
                 session::check_asked(None, &recipe.model.path)?;
             }
             Ok(recipe)
@@ -88,6 +91,7 @@ fn overrides(args: &RecipeArgs) -> anyhow::Result<Vec<(String, Value)>> {
         ("model.dtype", text(args.dtype.as_ref())),
         ("model.quantize", text(args.quantize.as_ref())),
         ("model.adapter", text(args.adapter.as_ref())),
+        ("model.continue_from", text(args.continue_from.as_ref())),
         ("data.train", text(args.data.as_ref())),
         ("data.validation", text(args.validation.as_ref())),
         ("data.test", text(args.test.as_ref())),

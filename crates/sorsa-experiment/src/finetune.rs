@@ -100,14 +100,36 @@ impl<'a> PreparedRun<'a> {
         let (loaded, inputs, files) = read(recipe, host, observer)?;
         let mut recipe = recipe.clone();
         let originals = PackedOnRead::open(&loaded.folder, loaded.quantize)?;
-        let (model, start) = match &recipe.model.adapter {
-            Some(folder) => {
+        let (model, start) = match (&recipe.model.adapter, &recipe.model.continue_from) {
+            (Some(folder), _) => {
                 let base = BaseModel { name: &loaded.name, folder: &loaded.folder, quantize: loaded.quantize };
                 let adapter = LoadedAdapter::read(loaded.model, base, Path::new(folder), observer)?;
                 recipe.start_from(&adapter.saved)?;
                 (adapter.model, Start::Adapter(Box::new(adapter.saved)))
             }
-            None => (loaded.model, Start::Fresh),
+            (None, Some(folder)) => {
+                let base = BaseModel { name: &loaded.name, folder: &loaded.folder, quantize: loaded.quantize };
+                let LoadedAdapter { model, saved } =
+                    LoadedAdapter::read(loaded.model, base, Path::new(folder), observer)?;
+                saved.check_weights(&model, &originals)?;
+                let old = &saved.state.config;
+                let text = format!(
+                    "{} goes on from the weights of {folder} ({}, rank {}): at the start they are the same",
+                    recipe.adapter.method(),
+                    old.method(),
+                    old.rank
+                );
+                observer.on_event(Event::Note { text: &text });
+                let options = AttachOptions {
+                    svd: recipe.svd_options(),
+                    placement: host.placement,
+                    originals: Some(&originals),
+                    ..AttachOptions::default()
+                };
+                let start = saved.handed_over(&model, &recipe.adapter, &options)?;
+                (model, Start::Adapter(Box::new(start)))
+            }
+            (None, None) => (loaded.model, Start::Fresh),
         };
         let shape = TrainingShape::with_packed_bytes(&recipe, model.config(), loaded.packed_bytes, host)?;
         Ok(Self { recipe, host, model, originals, inputs, files, start, shape })
@@ -278,7 +300,7 @@ impl<'a> PreparedRun<'a> {
         };
         let best_step = trainer.restore_best()?;
         let state = trainer.state().clone();
-        trainer.adapter().save(&run.file(RunDir::ADAPTER)).map_err(ExperimentError::SaveAdapter)?;
+        trainer.save_adapter(&run.file(RunDir::ADAPTER)).map_err(ExperimentError::SaveAdapter)?;
         let evaluation = answer(test.as_ref(), &trainer.model(), observer)?;
         if let Some(evaluation) = &evaluation {
             run.write(RunDir::GENERATIONS, json_lines(&evaluation.answers)?)?;
@@ -433,7 +455,7 @@ fn attach(
         recipe.adapter.attach(model, &options)?
     };
     if factored {
-        attached.snapshot().save(&folder).map_err(ExperimentError::SaveAdapter)?;
+        attached.save(&folder).map_err(ExperimentError::SaveAdapter)?;
     }
     observer.on_event(Event::Attached { modules: &attached.modules });
     Ok(attached)

@@ -22,6 +22,7 @@ pub mod comparison;
 mod config_overrides;
 pub mod content;
 pub mod continuation;
+pub mod conversion;
 mod curves;
 mod doubt;
 pub mod embedded;

@@ -97,6 +97,7 @@ impl DivergenceWatch {
         let found = match metric {
             Metric::Step(step) => self.add_loss(step.step, step.loss),
             Metric::Eval(eval) => self.add_evaluation(eval.step, eval.loss),
+            Metric::Watch(_) => None,
         }?;
         let is_known = self.found.iter().any(|known| std::mem::discriminant(known) == std::mem::discriminant(&found));
         if is_known {

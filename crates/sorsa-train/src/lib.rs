@@ -3,6 +3,7 @@
 mod checkpoint;
 mod config;
 mod divergence;
+mod gamma;
 mod gradients;
 mod learning_rate;
 pub mod metrics;
@@ -16,10 +17,11 @@ mod trainer;
 
 pub use checkpoint::{Best, CheckpointError, Checkpoints, RunState};
 pub use config::{
-    Coupling, GroupOverride, LossNormalization, OptimizerConfig, PeakRates, RegularizerConfig, ScheduleConfig,
-    TrainConfig,
+    Coupling, GammaSchedule, GroupOverride, LossNormalization, OptimizerConfig, PeakRates, RegularizerConfig,
+    ScheduleConfig, TrainConfig,
 };
 pub use divergence::{Divergence, DivergenceWatch};
+pub use gamma::GammaController;
 pub use learning_rate::LearningRate;
 pub use optimizer::{Decoupled, Optimizer, OptimizerKind, StepRates, UpdateRule};
 pub use repair::Repair;

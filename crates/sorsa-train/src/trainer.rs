@@ -14,16 +14,17 @@ use std::time::Instant;
 use burn::prelude::*;
 use sorsa_adapter::{
     AdapterError, Attached, RegularizerStats, SavedAdapter, Trainable, add_regularizer, export_trainable,
-    import_trainable, regularizer_gradients,
+    import_trainable, orthonormality_defect, regularizer_gradients,
 };
 use sorsa_data::{Batcher, DataPosition};
 use sorsa_models::{CausalLm, mixed_seed};
 
 use crate::checkpoint::{Best, CheckpointError, Checkpoints, RunState, first_five};
-use crate::config::{Coupling, TrainConfig};
+use crate::config::{Coupling, GammaSchedule, TrainConfig};
 use crate::divergence::{Divergence, DivergenceWatch};
-use crate::gradients::{global_norm, parameter_sum, scale, step_gradients};
-use crate::metrics::{self, EvalMetrics, LogRepair, Metric, MetricsLog, StepMetrics};
+use crate::gamma::GammaController;
+use crate::gradients::{Clipping, clip, global_norm, parameter_sum, step_gradients};
+use crate::metrics::{self, EvalMetrics, LogRepair, Metric, MetricsLog, StepMetrics, WatchMetrics};
 use crate::optimizer::{Decoupled, Optimizer};
 use crate::repair::{Repair, newest_whole};
 use crate::run_length::RunLength;
@@ -137,6 +138,11 @@ pub trait Observer {
 }
 
 impl Observer for () {}
+
+/// The part of a step's seed that random probes of the regularizer are drawn from.
+const PROBES: u64 = u64::MAX;
+/// The learning rate as a share of its peak below which a constant gamma is no longer made up for in the gradient.
+const SMALLEST_RATE: f64 = 0.01;
 
 /// A run: model, data, optimizer and progress. The default model is a language model. The loss is the model's own
 /// ([`TrainableModel`]), the optimizer is handed in.
@@ -300,6 +306,15 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
         self.attached.snapshot()
     }
 
+    /// Writes the folder of the adapter as it is now.
+    ///
+    /// # Errors
+    ///
+    /// [`AdapterError`] with the file; nothing is written if a trained value is not finite.
+    pub fn save_adapter(&self, folder: &Path) -> Result<(), AdapterError> {
+        self.attached.save(folder)
+    }
+
     /// Ends the run and returns the model with its adapter, without autodiff.
     pub fn into_attached(self) -> Attached<M> {
         Attached { model: self.attached.model.valid(), ..self.attached }
@@ -312,8 +327,13 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
     /// [`TrainError`]; the last good checkpoint stays.
     pub fn run(&mut self, observer: &mut dyn Observer) -> Result<RunOutcome, TrainError> {
         // If training never lowers the loss, the parameters before training are the best.
-        if self.state.step == 0 && self.state.best.is_none() && self.evaluate_and_log(observer)? {
-            self.save_checkpoint()?;
+        if self.state.step == 0 && self.state.best.is_none() {
+            if self.config.watch_every > 0 {
+                self.watch(observer)?;
+            }
+            if self.evaluate_and_log(observer)? {
+                self.save_checkpoint()?;
+            }
         }
         while self.state.step < self.total_steps() {
             // A run that is resumed may have ended already.
@@ -327,6 +347,9 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
             self.log(Metric::Step(metrics), observer)?;
             let (step, last) = (self.state.step, self.state.step == self.total_steps());
             let due = |every: u64| last || (every > 0 && step % every == 0);
+            if self.config.watch_every > 0 && due(self.config.watch_every) {
+                self.watch(observer)?;
+            }
             // A run that ends here has an evaluation of its end.
             let evaluates = due(self.config.eval_every) || self.has_diverged();
             let improved = evaluates && self.evaluate_and_log(observer)?;
@@ -389,12 +412,22 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
             let (epoch, batch) = if at_end { (first.epoch + 1, 0) } else { (first.epoch, first.batch) };
             return Err(TrainError::NotFinite { step, loss, grad_norm, epoch, batch, rows, checkpoint });
         }
+        let mut norm = f64::from(grad_norm);
+        if self.config.clip_value > 0.0 {
+            gradients = clip(model, gradients, Clipping::Limit(self.config.clip_value));
+            norm = global_norm(model, &gradients).map_or(0.0, |norm| f64::from(norm.into_scalar::<f32>()));
+        }
         let limit = self.config.clip_norm;
-        if limit > 0.0 && f64::from(grad_norm) > limit {
-            gradients = scale(model, gradients, limit / (f64::from(grad_norm) + 1e-6));
+        if limit > 0.0 && norm > limit {
+            gradients = clip(model, gradients, Clipping::Scale(limit / (norm + 1e-6)));
         }
         let factor = self.schedule.factor(self.state.step);
         let (stats, gamma, decoupled) = self.regularize(&mut gradients, factor);
+        // Before the update, with a regularizer and without one.
+        let defect = match stats {
+            Some(stats) => Some(stats.mean_defect),
+            None => orthonormality_defect(&self.attached.model, &self.attached.trainable),
+        };
         let model = self.attached.model.clone();
         self.attached.model = self.optimizer.step(model, gradients, factor, decoupled);
         self.check_parameters(step, &batches)?;
@@ -406,7 +439,11 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
         self.state.seconds += seconds;
         self.state.tokens += tokens;
         if let (Some(target), Some(stats)) = (self.config.regularizer.target_defect, stats) {
-            self.state.gamma_factor = (stats.mean_defect / target).min(10.0) as f32;
+            let RunState { gamma_factor, gamma_integral, .. } = self.state;
+            let before = GammaController { factor: gamma_factor, integral: gamma_integral };
+            let after = before.after(stats.mean_defect, target);
+            self.state.gamma_factor = after.factor;
+            self.state.gamma_integral = after.integral;
         }
         let per_epoch = self.train.batches_per_epoch(position.epoch).max(1);
         Ok(StepMetrics {
@@ -417,7 +454,7 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
             gamma,
             grad_norm: f64::from(grad_norm),
             regularizer: stats.map(|stats| stats.value),
-            defect: stats.map(|stats| stats.mean_defect),
+            defect,
             tokens,
             target_tokens: batches.iter().map(|batch| batch.targets() as u64).sum(),
             tokens_per_s: tokens as f64 / seconds.max(1e-9),
@@ -458,6 +495,10 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
         factor: f64,
     ) -> (Option<RegularizerStats>, Option<f64>, Decoupled) {
         let config = &self.config.regularizer;
+        let step = self.state.step + 1;
+        if !step.is_multiple_of(config.every) {
+            return (None, None, Decoupled::default());
+        }
         let mut gamma = if config.orthogonal_gamma > 0.0 { config.orthogonal_gamma } else { config.gamma };
         if config.author_accumulation {
             gamma /= self.config.accumulation as f64;
@@ -465,18 +506,30 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
         if config.target_defect.is_some() {
             gamma *= f64::from(self.state.gamma_factor);
         }
+        // One step stands for those without the regularizer too.
+        let skipped = config.every as f64;
+        let gamma_t = match config.schedule {
+            GammaSchedule::LearningRate => gamma * factor,
+            GammaSchedule::Constant => gamma,
+        };
+        // The optimizer multiplies the gradient by the learning rate.
+        let relative = match config.schedule {
+            GammaSchedule::LearningRate => gamma,
+            GammaSchedule::Constant => gamma / factor.max(SMALLEST_RATE),
+        };
         let (model, trainable) = (&self.attached.model, &self.attached.trainable);
+        let regularizer = config.regularizer(mixed_seed(mixed_seed(self.config.seed, step), PROBES));
         let (stats, decoupled) = match config.coupling {
             Coupling::Gradient => {
-                let weight = gamma / self.optimizer.learning_rate();
-                (add_regularizer(model, trainable, config.form, weight, gradients), Decoupled::default())
+                let weight = relative * skipped / self.optimizer.learning_rate();
+                (add_regularizer(model, trainable, regularizer, weight, gradients), Decoupled::default())
             }
             Coupling::Decoupled => {
-                let (directions, stats) = regularizer_gradients(model, trainable, config.form);
-                (stats, Decoupled { rate: gamma * factor, directions })
+                let (directions, stats) = regularizer_gradients(model, trainable, regularizer);
+                (stats, Decoupled { rate: gamma_t * skipped, directions })
             }
         };
-        (stats, stats.map(|_| gamma * factor), decoupled)
+        (stats, stats.map(|_| gamma_t), decoupled)
     }
 
     /// Returns the mean loss per target over the validation data, if there is such data.
@@ -501,6 +554,12 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
         Ok(improved)
     }
 
+    /// Measures factors and weights.
+    fn watch(&mut self, observer: &mut dyn Observer) -> Result<(), TrainError> {
+        let measures = self.attached.module_measures(self.config.watch_weights)?;
+        self.log(Metric::Watch(WatchMetrics::new(self.state.step, &measures)), observer)
+    }
+
     fn log(&mut self, metric: Metric, observer: &mut dyn Observer) -> Result<(), TrainError> {
         self.metrics.append(&metric)?;
         match &metric {
@@ -519,6 +578,10 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
             Metric::Eval(eval) => {
                 self.events.scalars(eval.step, [("eval/loss", eval.loss), ("eval/perplexity", eval.perplexity)])?;
             }
+            Metric::Watch(watch) => {
+                let scalars = watch.scalars();
+                self.events.scalars(watch.step, scalars.iter().map(|(name, value)| (name.as_str(), *value)))?;
+            }
         }
         observer.on_metric(&metric, self.total_steps());
         if let Some(divergence) = self.watch.add(&metric) {
@@ -532,7 +595,7 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
         self.metrics.sync()?;
         self.events.sync()?;
         let parameters = export_trainable(&self.attached.model, &self.attached.trainable);
-        self.checkpoints.save(&self.state, &parameters, &self.optimizer, &self.attached.trainable)?;
+        self.checkpoints.save(&self.state, parameters, &self.optimizer, &self.attached.trainable)?;
         self.checkpoints.prune(self.config.keep_checkpoints, self.state.best.map(|best| best.step))?;
         Ok(())
     }

@@ -175,7 +175,7 @@ fn train(
     assert_eq!(trainer.run(&mut ()).unwrap(), RunOutcome::Completed);
     let step = |metric| match metric {
         Metric::Step(step) => step,
-        Metric::Eval(eval) => panic!("nothing to evaluate on: {eval:?}"),
+        other => panic!("nothing to evaluate or to watch: {other:?}"),
     };
     let logged = metrics::read(run.path().join("metrics.jsonl")).unwrap().into_iter().map(step).collect();
     (logged, trainer.adapter().trained)
@@ -222,7 +222,7 @@ fn authors_run(golden: &Path, tag: &str) -> TrainerRun {
     let mut train_config = config(settings, settings["batch_size"].as_u64().unwrap() as usize);
     train_config.schedule.warmup_ratio = settings["warm"].as_f64().unwrap();
     let start = ours(&file, "start.", Method::Sorsa);
-    let sorsa = SorsaConfig { alpha_convention: AlphaConvention::Author };
+    let sorsa = SorsaConfig { alpha_convention: AlphaConvention::Author, ..SorsaConfig::default() };
     let adapter = AdapterConfig::new(sorsa, meta["r"].as_u64().unwrap() as usize, &TARGETS);
     let adapter = AdapterConfig { alpha: meta["alpha"].as_f64(), ..adapter };
     let attached = attach(&base(golden), adapter, principal(golden), start);

@@ -116,6 +116,7 @@ fn logged(run: &Path) -> Vec<Vec<f64>> {
     let numbers = |metric: &Metric| match metric {
         Metric::Step(step) => vec![step.loss, step.learning_rate, step.grad_norm],
         Metric::Eval(eval) => vec![eval.loss],
+        other => panic!("nothing is watched: {other:?}"),
     };
     metrics::read(run.join("metrics.jsonl")).unwrap().iter().map(numbers).collect()
 }

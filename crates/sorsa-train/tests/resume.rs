@@ -6,12 +6,16 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use burn::prelude::*;
-use sorsa_adapter::{AdapterConfig, Attached, Method, NamedTensors};
+use sorsa_adapter::{
+    AdapterConfig, Attached, Method, MethodConfig, NamedTensors, RegularizerForm, Retraction, SorsaConfig, SorsaTrained,
+};
 use sorsa_data::{BatchOptions, Batcher, Example};
 use sorsa_models::WeightFormat;
 use sorsa_models::{CausalLm, ModelConfig};
 use sorsa_train::metrics::{self, Metric};
-use sorsa_train::{Checkpoints, Observer, RunOutcome, TrainConfig, TrainError};
+use sorsa_train::{
+    Checkpoints, Coupling, GammaSchedule, Observer, OptimizerConfig, OptimizerKind, RunOutcome, TrainConfig, TrainError,
+};
 
 use common::{resume, start};
 
@@ -36,7 +40,7 @@ fn model() -> CausalLm {
     CausalLm::load(folder.path(), WeightFormat::F32, &Device::flex()).unwrap()
 }
 
-fn attach(method: Method) -> Attached<CausalLm> {
+fn attach(method: impl Into<MethodConfig>) -> Attached<CausalLm> {
     let config = AdapterConfig::new(method, 3, &["all-linear"]).with_dropout(0.3);
     config.attach(model(), &Default::default()).unwrap()
 }
@@ -81,21 +85,30 @@ fn logged(run: &Path) -> Vec<(u64, Vec<f64>)> {
     let numbers = |metric: &Metric| match metric {
         Metric::Step(s) => vec![s.loss, s.grad_norm, s.learning_rate, s.gamma.unwrap_or(0.0), s.defect.unwrap_or(0.0)],
         Metric::Eval(eval) => vec![eval.loss],
+        Metric::Watch(watch) => {
+            let kinds = watch.by_kind.values().flat_map(|kind| [kind.kappa_part, kind.kappa, kind.defect]);
+            kinds.map(|value| value.unwrap_or(0.0)).collect()
+        }
     };
     metrics::read(run.join("metrics.jsonl")).unwrap().iter().map(|m| (m.step(), numbers(m))).collect()
 }
 
 /// Trains in processes of so many steps each, and the last one to the end.
-fn run(method: Method, config: &TrainConfig, interruptions: &[usize]) -> (Vec<(u64, Vec<f64>)>, NamedTensors) {
+fn run(
+    method: impl Into<MethodConfig>,
+    config: &TrainConfig,
+    interruptions: &[usize],
+) -> (Vec<(u64, Vec<f64>)>, NamedTensors) {
+    let method = method.into();
     let folder = tempfile::tempdir().unwrap();
     let data = || (batcher(examples(11, 3), true), Some(batcher(examples(4, 3), false)));
     for steps in interruptions {
         let (train, validation) = data();
-        let mut trainer = resume(attach(method), train, validation, config.clone(), folder.path()).unwrap();
+        let mut trainer = resume(attach(method.clone()), train, validation, config.clone(), folder.path()).unwrap();
         assert_eq!(trainer.run(&mut StopAfter(*steps)).unwrap(), RunOutcome::Interrupted);
     }
     let (train, validation) = data();
-    let mut trainer = resume(attach(method), train, validation, config.clone(), folder.path()).unwrap();
+    let mut trainer = resume(attach(method.clone()), train, validation, config.clone(), folder.path()).unwrap();
     assert_eq!(trainer.run(&mut ()).unwrap(), RunOutcome::Completed);
     assert_eq!(trainer.state().step, trainer.total_steps());
     (logged(folder.path()), trainer.adapter().trained)
@@ -112,6 +125,68 @@ fn a_run_in_pieces_is_the_run_in_one_piece_to_the_bit() {
         assert_eq!(steps, [0, 1, 2, 2, 3, 4, 4, 5, 6, 6, 7, 8, 8, 9, 10, 10, 11, 11], "{method}");
         assert_eq!(run(method, &config, &[1]), whole, "{method}");
         assert_eq!(run(method, &config, &[3, 4]), whole, "{method}");
+    }
+}
+
+#[test]
+fn every_form_of_the_regularizer_and_the_measures_of_weights_are_the_same_in_pieces() {
+    let _alone = alone();
+    let form = |change: fn(&mut TrainConfig)| {
+        let mut config = TrainConfig { watch_every: 3, ..config() };
+        config.regularizer.target_defect = Some(0.003);
+        change(&mut config);
+        config
+    };
+    let forms = [
+        form(|config| config.regularizer.probes = 2),
+        form(|config| {
+            config.regularizer.every = 2;
+            config.regularizer.form = RegularizerForm::Nuclear;
+        }),
+        form(|config| {
+            config.regularizer.schedule = GammaSchedule::Constant;
+            config.regularizer.coupling = Coupling::Decoupled;
+        }),
+    ];
+    for config in forms {
+        let whole = run(Method::Sorsa, &config, &[]);
+        let steps: Vec<u64> = whole.0.iter().map(|(step, _)| *step).collect();
+        assert_eq!(steps, [0, 0, 1, 2, 2, 3, 3, 4, 4, 5, 6, 6, 6, 7, 8, 8, 9, 9, 10, 10, 11, 11, 11]);
+        assert_eq!(run(Method::Sorsa, &config, &[3, 4]), whole, "{:?}", config.regularizer);
+    }
+}
+
+#[test]
+fn every_optimizer_goes_on_to_the_bit() {
+    let _alone = alone();
+    for kind in OptimizerKind::ALL {
+        let mut config = TrainConfig { clip_value: 0.01, ..config() };
+        config.optimizer = OptimizerConfig { learning_rate: 0.02.into(), beta1: 0.8, ..kind.defaults() };
+        config.optimizer.factor_rates.insert("vt".into(), 2.0);
+        let whole = run(Method::Sorsa, &config, &[]);
+        assert_eq!(run(Method::Sorsa, &config, &[5]), whole, "{kind}");
+    }
+}
+
+#[test]
+fn a_run_on_the_stiefel_manifold_or_with_fixed_factors_in_pieces_is_the_run_in_one_piece_to_the_bit() {
+    let _alone = alone();
+    let on_manifold = |retraction, retract_every| SorsaConfig { retraction, retract_every, ..SorsaConfig::default() };
+    let fixed = |train| SorsaConfig { train, ..SorsaConfig::default() };
+    let methods: [MethodConfig; 6] = [
+        Method::Stella.into(),
+        on_manifold(Retraction::Polar, 1).into(),
+        on_manifold(Retraction::NewtonSchulz, 2).into(),
+        on_manifold(Retraction::Qr, 3).into(),
+        fixed(SorsaTrained::Vectors).into(),
+        fixed(SorsaTrained::SingularValues).into(),
+    ];
+    for (index, method) in methods.into_iter().enumerate() {
+        let mut config = config();
+        config.optimizer = OptimizerKind::ALL[index % OptimizerKind::ALL.len()].defaults();
+        config.optimizer.learning_rate = 0.01.into();
+        let whole = run(method.clone(), &config, &[]);
+        assert_eq!(run(method.clone(), &config, &[3, 4]), whole, "{method:?}");
     }
 }
 

@@ -70,7 +70,7 @@ fn losses(run: &std::path::Path) -> Vec<(f64, f64)> {
     let steps = metrics::read(run.join("metrics.jsonl")).unwrap();
     let step = |metric: &Metric| match metric {
         Metric::Step(step) => Some((step.loss, step.grad_norm)),
-        Metric::Eval(_) => None,
+        Metric::Eval(_) | Metric::Watch(_) => None,
     };
     steps.iter().filter_map(step).collect()
 }

@@ -28,6 +28,9 @@ pub struct RecipeArgs {
     /// Start from the adapter in this folder: of sorsa, of PEFT, or of a run. It sets method, rank and target modules
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<String>,
+    /// Start a new adapter, of any method and rank, from the weights that the adapter in this folder has reached
+    #[arg(long, value_name = "DIR", conflicts_with = "adapter")]
+    pub continue_from: Option<String>,
     /// Training data: a JSONL, JSON, parquet or text file, or `embedded` [default: embedded]
     #[arg(long, value_name = "FILE")]
     pub data: Option<String>,

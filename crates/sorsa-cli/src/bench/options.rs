@@ -140,7 +140,7 @@ fn arms(args: &BenchArgs, suite: &Suite) -> anyhow::Result<Vec<Arm>> {
 
 /// An arm of the command line, of the suite or of the default comparison, or else a method.
 fn arm_by_name(name: &str, own: &[Arm], suite: &Suite) -> anyhow::Result<Arm> {
-    let defaults = defaults::arms();
+    let defaults = defaults::named_arms();
     if let Some(arm) = own.iter().chain(&suite.arms).chain(&defaults).find(|arm| arm.name == name) {
         return Ok(arm.clone());
     }

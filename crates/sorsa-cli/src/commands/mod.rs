@@ -1,6 +1,7 @@
 //! One file for each command.
 
 pub mod analyze;
+pub mod convert;
 pub mod devices;
 pub mod eval;
 pub mod export;

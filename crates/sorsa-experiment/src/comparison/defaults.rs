@@ -51,6 +51,30 @@ pub fn quick_arms() -> Vec<Arm> {
     arms
 }
 
+/// The arms that `--methods` takes by name: those of the full comparison, and forms of its methods.
+pub fn named_arms() -> Vec<Arm> {
+    let mut arms = arms();
+    let forms: [(&str, &str, &[(&str, Value)]); 7] = [
+        ("pissa-reg", "pissa", &[("train.regularizer.orthogonal_gamma", Value::Float(4e-4))]),
+        ("milora", "pissa", &[("svd.band", text("minor"))]),
+        ("sorsa-minor", "sorsa", &[("svd.band", text("minor"))]),
+        ("sorsa-middle", "sorsa", &[("svd.band", text("middle"))]),
+        ("sorsa-vectors", "sorsa", &[("adapter.train", text("vectors"))]),
+        ("sorsa-values", "sorsa", &[("adapter.train", text("singular-values"))]),
+        ("sorsa-polar", "sorsa", &[("adapter.retraction", text("polar"))]),
+    ];
+    arms.extend(forms.map(|(name, method, fields)| {
+        let fields = fields.iter().map(|(field, value)| FieldValue::new(field, value.clone()));
+        let fields = [FieldValue::new(METHOD, method)].into_iter().chain(fields).collect();
+        Arm { name: name.to_owned(), fields }
+    }));
+    arms
+}
+
+fn text(value: &str) -> Value {
+    Value::String(value.to_owned())
+}
+
 /// The sweeps of the full comparison; the quick one has none.
 pub fn sweeps() -> Vec<Sweep> {
     let gammas = [0.0, 4e-5, 4e-4, 4e-3, 4e-2].map(Value::Float).into();

@@ -98,7 +98,7 @@ impl ComparisonPlan {
             return Err(ExperimentError::Comparison(fault));
         }
         let common = request.base.common()?;
-        if common.model.adapter.is_some() {
+        if common.model.adapter.is_some() || common.model.continue_from.is_some() {
             return Err(ExperimentError::Comparison(
                 "a comparison starts from a model: model.adapter cannot be set".to_owned(),
             ));

@@ -6,6 +6,8 @@
 //! p <- p - lr / (1 - b1^t) * m / (sqrt(v) / sqrt(1 - b2^t) + eps)
 //! ```
 
+use std::collections::BTreeMap;
+
 use burn::prelude::*;
 
 use super::{OptimizerKind, StepRates, UpdateRule};
@@ -45,6 +47,7 @@ impl AdamW {
             epsilon: 1e-8,
             singular_values: GroupOverride::default(),
             magnitudes: GroupOverride::default(),
+            factor_rates: BTreeMap::new(),
         }
     }
 }
@@ -52,6 +55,10 @@ impl AdamW {
 impl UpdateRule for AdamW {
     fn buffers(&self) -> &'static [&'static str] {
         &["m", "v"]
+    }
+
+    fn directions(&self) -> &'static [&'static str] {
+        &["m"]
     }
 
     fn update(

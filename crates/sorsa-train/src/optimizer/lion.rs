@@ -51,6 +51,10 @@ impl UpdateRule for Lion {
         &["m"]
     }
 
+    fn directions(&self) -> &'static [&'static str] {
+        &["m"]
+    }
+
     fn update(
         &self,
         parameter: Tensor<1>,

@@ -40,6 +40,10 @@ impl UpdateRule for Sgd {
         &["v"]
     }
 
+    fn directions(&self) -> &'static [&'static str] {
+        &["v"]
+    }
+
     fn update(
         &self,
         parameter: Tensor<1>,
