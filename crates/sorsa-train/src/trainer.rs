@@ -350,7 +350,9 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
             if self.config.watch_every > 0 && due(self.config.watch_every) {
                 self.watch(observer)?;
             }
-            let improved = due(self.config.eval_every) && self.evaluate_and_log(observer)?;
+            // A run that ends here has an evaluation of its end.
+            let evaluates = due(self.config.eval_every) || self.has_diverged();
+            let improved = evaluates && self.evaluate_and_log(observer)?;
             let (early, diverged) = (self.has_stalled(), self.has_diverged());
             let stop = !last && observer.should_stop();
             if improved || stop || early || diverged || due(self.config.checkpoint_every) {
