@@ -79,7 +79,7 @@ pub(crate) fn install<M: Module>(
     }
     let model = without_packed_weights(with_packed_weights(model, packed_residuals), dense_residuals);
     let method = state.config.method();
-    let trainable = trainable(&model, method, |path| dense.contains(path));
+    let trainable = trainable(&model, |module| state.config.method_at(module), |path| dense.contains(path));
     let modules = state
         .modules
         .iter()
@@ -121,7 +121,8 @@ impl Reparameterizer for &mut Installer<'_> {
     ) -> (Param<Tensor<D>>, Option<Adapter>) {
         let config = &self.state.config;
         let installation = module_of(path).and_then(|module| self.installations.remove_entry(module));
-        let Some((method, (path, installation))) = config.method().factored().zip(installation) else {
+        let definition = module_of(path).and_then(|module| config.method_at(module).factored());
+        let Some((method, (path, installation))) = definition.zip(installation) else {
             let train = self.dense.contains(path);
             return (param.set_require_grad(train), None);
         };

@@ -223,14 +223,19 @@ pub(crate) fn weights<M: Module>(model: &M, wanted: &BTreeSet<&str>) -> BTreeMap
     collect.found
 }
 
-/// The trained parameters of a model with an adapter of `method`. `dense` says which paths are trained whole.
-pub(crate) fn trainable<M: Module>(model: &M, method: Method, dense: impl Fn(&str) -> bool) -> Vec<Trainable> {
+/// The trained parameters of a model with an adapter. `method_at` gives the method of a module by its path, `dense` says which paths are trained whole.
+pub(crate) fn trainable<M: Module>(
+    model: &M,
+    method_at: impl Fn(&str) -> Method,
+    dense: impl Fn(&str) -> bool,
+) -> Vec<Trainable> {
     let separator = format!(".weight.{}.", Adapter::NAME);
     let mut found = Vec::new();
     for parameter in parameters(model) {
         let (name, group, regularized) = if let Some((module, rest)) = parameter.path.split_once(&separator) {
             // `rest` is `<Variant>.<factor>`.
             let name = rest.rsplit('.').next().unwrap_or(rest);
+            let method = method_at(module);
             let Some(Factor { group, orthonormal, .. }) = method.factors().iter().find(|factor| factor.name == name)
             else {
                 continue;

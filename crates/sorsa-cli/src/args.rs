@@ -16,7 +16,7 @@ use crate::format::Format;
 
 pub use analyze::{AnalyzeArgs, Triplets, VerifyArgs};
 pub use bench::{BenchArgs, BenchFormat, BenchSpeedArgs};
-pub use convert::{ConvertArgs, ExportArgs, ExportFormat, ImportArgs, IntruderArgs, MergeArgs, UnpackArgs};
+pub use convert::{ConvertArgs, ExportArgs, ExportFormat, ImportArgs, MergeArgs, UnpackArgs};
 pub use eval::{EvalArgs, GenerateArgs, GradeArgs, GradeTask};
 pub use finetune::{FinetuneArgs, InspectArgs, PretrainArgs, RecipeArgs};
 

@@ -73,7 +73,7 @@ pub const NAMED_FIELDS: [NamedField; 2] = [
 ];
 
 /// Fields that must be equal in all runs of a comparison, with the reason. A name that ends in a dot stands for all fields below it.
-const COMMON_FIELDS: [(&str, &str); 13] = [
+const COMMON_FIELDS: [(&str, &str); 14] = [
     (TRAIN_SEED, "a comparison has seeds of its own, for all runs"),
     (ADAPTER_SEED, "a comparison has seeds of its own, for all runs"),
     ("model.path", "all runs start from one model"),
@@ -99,11 +99,12 @@ pub fn reason_against(field: &str) -> Option<&'static str> {
 /// Whether a field changes anything in a run of `recipe`, whose method may have no factors or no regularizer.
 pub fn takes_effect(field: &str, recipe: &Recipe) -> bool {
     let method = recipe.adapter.method();
+    let is_regularized = recipe.adapter.methods().into_iter().any(sorsa_adapter::Method::is_regularized);
     if field.starts_with("train.regularizer.") {
         return match field {
-            GAMMA => method.is_regularized(),
+            GAMMA => is_regularized,
             ORTHOGONAL_GAMMA => method.orthogonality_fault().is_none(),
-            _ => method.is_regularized() || recipe.train.regularizer.orthogonal_gamma > 0.0,
+            _ => is_regularized || recipe.train.regularizer.orthogonal_gamma > 0.0,
         };
     }
     if field.starts_with("svd.") {
