@@ -165,6 +165,7 @@ impl AdapterConfig {
             if method.is_factored() && rank > largest {
                 faults.push(format!("rank {rank} is larger than {largest}, the smaller side of `{path}` {shape:?}"));
             }
+            faults.extend(self.method.band().fault(&path, shape, rank));
             targets.push(Target { path, shape, rank, scale });
         }
         if method.is_factored() {
@@ -318,7 +319,10 @@ impl AdapterConfig {
     /// How the residual of the module at `path` is packed, if that of a packed weight is. `packed` has the formats of such weights.
     fn packing_of(&self, path: &str, packed: &BTreeMap<String, PackedFormat>) -> Option<ResidualPacking> {
         let format = *packed.get(path)?;
-        self.residual_packing(self.method_at(path), if format.is_packable() { format } else { PackedFormat::NF4 })
+        self.residual_packing(
+            self.method_config_at(path),
+            if format.is_packable() { format } else { PackedFormat::NF4 },
+        )
     }
 
     /// The factors of every target at the start, by path, and the identity of each weight that is decomposed.

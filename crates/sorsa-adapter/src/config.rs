@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sorsa_ops::PackedFormat;
 
+use crate::attach::Target;
+use crate::factors::Factor;
 use crate::packed_residual::{ResidualPacking, ResidualStorage};
 use crate::target::{Pattern, pattern_matches};
 use crate::{AdapterError, AlphaConvention, Method, MethodConfig};
@@ -131,6 +133,11 @@ impl AdapterConfig {
         methods
     }
 
+    /// Whether a regularizer of its own keeps factors of any module orthonormal.
+    pub fn is_regularized(&self) -> bool {
+        [&self.method].into_iter().chain(self.method_pattern.values()).any(MethodConfig::is_regularized)
+    }
+
     /// Whether any module's method splits the weight.
     pub fn splits_weights(&self) -> bool {
         self.methods().into_iter().any(Method::splits_weight)
@@ -188,19 +195,42 @@ impl AdapterConfig {
         if faults.is_empty() { Ok(()) } else { Err(AdapterError::Config { faults }) }
     }
 
+    /// How many numbers are trained beside the weight of `target`, or of it.
+    pub fn trained_parameters(&self, target: &Target) -> usize {
+        self.trained_shapes(target).iter().map(|shape| shape.iter().product::<usize>()).sum()
+    }
+
+    /// The shapes of what is trained of the weight of `target` or beside it.
+    pub fn trained_shapes(&self, target: &Target) -> Vec<Vec<usize>> {
+        if !self.method().is_factored() {
+            return vec![target.shape.to_vec()];
+        }
+        let factors = self.method_config_at(&target.path).trained_factors();
+        factors.iter().map(|factor| factor.shape(target.shape, target.rank)).collect()
+    }
+
+    /// How many numbers of the factors beside the weight of `target` stay as they are.
+    pub fn frozen_parameters(&self, target: &Target) -> usize {
+        let method = self.method_at(&target.path);
+        let all = target.frozen_parameters(method) + target.trainable_parameters(method);
+        if method.is_factored() { all - self.trained_parameters(target) } else { 0 }
+    }
+
     /// The ranks of all modules.
     pub(crate) fn ranks(&self) -> Vec<usize> {
         self.rank_pattern.values().copied().chain([self.rank]).collect()
     }
 
     /// How the residual of a weight in this format is packed; absent if it is dense, or if the packed weight stays what it is.
-    pub(crate) fn residual_packing(&self, method: Method, format: PackedFormat) -> Option<ResidualPacking> {
+    pub(crate) fn residual_packing(&self, method: &MethodConfig, format: PackedFormat) -> Option<ResidualPacking> {
         let rounds = match (self.quantization_rounds, format) {
+            // Rounds fit leading triplets.
+            (None, _) if !method.band().is_principal() => 0,
             // There is next to nothing that factors could take up.
             (None, PackedFormat::F16) => 0,
-            (rounds, _) => rounds.or(method.quantization_rounds()).unwrap_or(0),
+            (rounds, _) => rounds.or(method.method().quantization_rounds()).unwrap_or(0),
         };
-        let splits = method.splits_weight();
+        let splits = method.method().splits_weight();
         let dense = self.residual == Some(ResidualStorage::Dense);
         ((splits && !dense) || (!splits && rounds > 0)).then_some(ResidualPacking { format, rounds })
     }
@@ -212,6 +242,12 @@ impl AdapterConfig {
             let others = Method::ALL.into_iter().filter(|other| other.quantization_rounds().is_some());
             let others = others.map(Method::name).collect::<Vec<_>>().join(", ");
             faults.push(format!("quantization_rounds is a setting of {others}, not of {method}"));
+        }
+        let band = self.method.band();
+        if self.quantization_rounds.is_some_and(|rounds| rounds > 0) && !band.is_principal() {
+            faults.push(format!(
+                "quantization_rounds take the leading triplets of what packing loses, so that they must be 0 with band {band}"
+            ));
         }
         if self.residual.is_some() && !method.splits_weight() {
             faults.push(format!("residual is a setting of methods that split the weight, not of {method}"));
@@ -490,13 +526,14 @@ mod tests {
     #[test]
     fn settings_of_packed_weights_say_how_the_residual_is_packed() {
         let packing = |method: Method, fields: Value| {
-            let packing = read(method, &fields).unwrap().residual_packing(method, PackedFormat::NF4);
+            let packing = read(method, &fields).unwrap().residual_packing(&method.into(), PackedFormat::NF4);
             packing.map(|packing| packing.rounds)
         };
         let (none, three) = (serde_json::json!({}), serde_json::json!({ "quantization_rounds": 3 }));
         assert_eq!([packing(Method::Sorsa, none.clone()), packing(Method::Pissa, none.clone())], [Some(5); 2]);
         assert_eq!([packing(Method::Sorsa, three.clone()), packing(Method::Lora, three)], [Some(3); 2]);
         assert_eq!(packing(Method::Olora, none.clone()), Some(0));
+        assert_eq!(packing(Method::Pissa, serde_json::json!({ "band": "minor" })), Some(0));
         assert_eq!([packing(Method::Lora, none.clone()), packing(Method::Dora, none)], [None; 2]);
         assert_eq!(packing(Method::Sorsa, serde_json::json!({ "residual": "dense" })), None);
         let packed =
@@ -529,7 +566,10 @@ mod tests {
             assert_eq!(keys[..5], ["method", "rank", "dropout", "target_modules", "scaling"], "{method}");
         }
         let author = read(Method::Sorsa, &serde_json::json!({ "alpha_convention": "author" })).unwrap();
-        assert_eq!(author.method, SorsaConfig { alpha_convention: AlphaConvention::Author }.into());
+        assert_eq!(
+            author.method,
+            SorsaConfig { alpha_convention: AlphaConvention::Author, ..SorsaConfig::default() }.into()
+        );
     }
 
     #[test]

@@ -112,7 +112,7 @@ impl FactorPair {
     }
 }
 
-/// The principal triplets of one weight: `u` `[d_in, r]`, `s` `[r]` descending, `vt` `[r, d_out]`.
+/// The leading triplets of one weight, or those of another band: `u` `[d_in, r]`, `s` `[r]` descending, `vt` `[r, d_out]`.
 #[derive(Debug, Clone)]
 pub(crate) struct Principal {
     pub u: HostTensor,

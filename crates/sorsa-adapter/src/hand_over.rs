@@ -251,9 +251,13 @@ fn takes_products(definition: &FactoredDefinition) -> bool {
 fn starting_values(state: &AdapterState, installations: &BTreeMap<String, Installation>) -> NamedTensors {
     let mut trained = NamedTensors::new();
     for (path, installation) in installations {
-        let method = state.config.method_at(path);
+        let config = state.config.method_config_at(path);
         let factors = installation.factors.clone().unwrap_or_else(|| state.factors_at_start(path));
-        trained.extend(factors.into_iter().map(|(name, tensor)| (factor_path(path, method, name), tensor)));
+        for factor in config.trained_factors() {
+            if let Some(tensor) = factors.get(factor.name) {
+                trained.insert(factor_path(path, config.method(), factor.name), tensor.clone());
+            }
+        }
     }
     trained
 }

@@ -2,14 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use burn::module::{Param, Reparameterizer};
+use burn::module::{ModuleMapper, Param, Reparameterizer};
 use burn::nn::DropoutConfig;
 use burn::prelude::*;
-use burn::tensor::{DType, FloatDType};
+use burn::tensor::FloatDType;
 use sorsa_files::HostTensor;
-use sorsa_ops::{PackedFormat, PackedMatrix, PackedWeight, Precision, WeightOperand};
+use sorsa_ops::{PackedFormat, PackedMatrix, PackedWeight, Precision, WeightOperand, rounded};
 
-use crate::Adapter;
 use crate::attach::{Attached, ModuleReport};
 use crate::error::AdapterError;
 use crate::factors::{FactorPair, FactorSet};
@@ -21,6 +20,7 @@ use crate::packed::{
 use crate::packed_residual::{packed_residual, packing_error, subtract_product};
 use crate::parameters::{module_of, trainable};
 use crate::state::{AdapterState, ModuleState};
+use crate::{Adapter, MethodConfig};
 
 /// The change of one weight: what is subtracted from it, and the adapter that it gets.
 pub(crate) struct Installation {
@@ -79,7 +79,7 @@ pub(crate) fn install<M: Module>(
     }
     let model = without_packed_weights(with_packed_weights(model, packed_residuals), dense_residuals);
     let method = state.config.method();
-    let trainable = trainable(&model, |module| state.config.method_at(module), |path| dense.contains(path));
+    let trainable = trainable(&model, &state, |path| dense.contains(path));
     let modules = state
         .modules
         .iter()
@@ -159,8 +159,32 @@ impl Reparameterizer for &mut Installer<'_> {
         };
         let dropout = DropoutConfig::new(config.dropout).init();
         let adapter = (method.new)(&own, scale, dropout, &device).with_frozen_weight(matrix);
+        let adapter = with_fixed_factors(adapter, config.method_config_at(&path));
         (base, Some(adapter))
     }
+}
+
+/// The adapter with no gradient for the factors that stay as they are by a setting.
+fn with_fixed_factors(adapter: Adapter, config: &MethodConfig) -> Adapter {
+    struct Fix {
+        names: Vec<&'static str>,
+        path: Vec<String>,
+    }
+    impl ModuleMapper for Fix {
+        fn enter_module(&mut self, name: &str, _container_type: &str) {
+            self.path.push(name.to_owned());
+        }
+        fn exit_module(&mut self, _name: &str, _container_type: &str) {
+            self.path.pop();
+        }
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            let is_fixed = self.path.last().is_some_and(|last| self.names.contains(&last.as_str()));
+            if is_fixed { param.set_require_grad(false) } else { param }
+        }
+    }
+    let fixed = config.method().factors().iter().filter(|factor| !config.trains(factor));
+    let names: Vec<&str> = fixed.map(|factor| factor.name).collect();
+    if names.is_empty() { adapter } else { adapter.map(&mut Fix { names, path: Vec::new() }) }
 }
 
 impl Installer<'_> {
@@ -344,13 +368,4 @@ pub(crate) fn residual<const D: usize>(
     let result = rounded(rest.clone(), narrow);
     let lost = relative_loss(rest, result.clone());
     (result.cast(own), Some(lost))
-}
-
-/// An f32 tensor with its numbers rounded to `dtype`; on the host if the device does not support this dtype.
-pub(crate) fn rounded<const D: usize>(tensor: Tensor<D>, dtype: FloatDType) -> Tensor<D> {
-    let device = tensor.device();
-    if device.supports_dtype(DType::from(dtype)) {
-        return tensor.cast(dtype).cast(FloatDType::F32);
-    }
-    Tensor::from_data(tensor.into_data().convert_dtype(dtype.into()).convert_dtype(DType::F32), &device)
 }

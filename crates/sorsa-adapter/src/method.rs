@@ -18,7 +18,8 @@ use crate::peft::PeftVariant;
 use crate::quantized_start::StartError;
 use crate::start::{StartingFactors, WeightToAdapt};
 use crate::state::ModuleState;
-use crate::{Adapter, AdapterConfig};
+use crate::stiefel::OrthonormalSteps;
+use crate::{Adapter, AdapterConfig, Band};
 
 /// What the factors of a method are made of at the start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,6 +114,22 @@ pub(crate) trait FactoredMethod: Module {
     /// A line for each setting that does not fit another one of the method's or of `adapter`.
     fn faults(_config: &Self::Config, _adapter: &AdapterConfig) -> Vec<String> {
         Vec::new()
+    }
+
+    /// Which singular triplets of the weight the start is made of.
+    fn band(_config: &Self::Config) -> Band {
+        Band::Principal
+    }
+
+    /// Whether the factor, one of [`FACTORS`](Self::FACTORS), is trained under these settings. Otherwise it stays as it is at the start,
+    /// for methods that split the weight.
+    fn trains(_config: &Self::Config, _factor: &Factor) -> bool {
+        true
+    }
+
+    /// How the orthonormal ones of [`FACTORS`](Self::FACTORS) stay so; absent if the method's regularizer or nothing holds them.
+    fn orthonormal_steps(_config: &Self::Config) -> Option<OrthonormalSteps> {
+        None
     }
 
     /// The factors at the start of training, the frozen ones among them.

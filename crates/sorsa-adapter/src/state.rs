@@ -15,15 +15,14 @@ use burn::prelude::*;
 use burn::tensor::{DType, FloatDType};
 use serde::{Deserialize, Serialize};
 use sorsa_files::{FolderKind, NamedTensors, OwnedFolder, not_finite, read_tensors, write_atomic, write_tensors};
-use sorsa_ops::PackedFormat;
+use sorsa_ops::{PackedFormat, rounded};
 
-use crate::Method;
 use crate::attach::{Attached, HAS_ADAPTER};
 use crate::cache::fingerprint;
 use crate::config::AdapterConfig;
 use crate::error::AdapterError;
 use crate::factors::{Factor, FactorPair, FactorSet};
-use crate::install::{Installation, Subtraction, install, rounded};
+use crate::install::{Installation, Subtraction, install};
 use crate::packed::{NothingPacked, OriginalWeights, original_or_widened, packed_weights, widened};
 use crate::packed_residual::format_name;
 use crate::parameters::{
@@ -31,6 +30,7 @@ use crate::parameters::{
     subtracted_path, tensor_faults, weights,
 };
 use crate::peft::{CONFIG_FILE, TENSORS_FILE};
+use crate::{Method, MethodConfig};
 
 /// One adapted module, as saved.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -136,6 +136,16 @@ impl<M: Module> Attached<M> {
         }
     }
 
+    /// Writes the adapter's folder, like [`SavedAdapter::save`] of the [`snapshot`](Self::snapshot). The factors at the start are not copied
+    /// for it.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`SavedAdapter::save`].
+    pub fn save(&self, folder: &Path) -> Result<(), AdapterError> {
+        save(folder, &self.state, &export_trainable(&self.model, &self.trainable), &NamedTensors::new())
+    }
+
     /// The plain model with the adapter merged into its weights, and the adapter, for [`SavedAdapter::unmerge`].
     pub fn merge(self) -> (M, SavedAdapter) {
         let mut adapter = self.snapshot();
@@ -165,30 +175,7 @@ impl SavedAdapter {
     /// [`AdapterError::Io`] with the file; [`AdapterError::Folder`] if the folder holds more than an adapter;
     /// [`AdapterError::NotFinite`] if a trained value is not finite, with nothing written.
     pub fn save(&self, folder: &Path) -> Result<(), AdapterError> {
-        let tensors = not_finite(&self.trained);
-        if !tensors.is_empty() {
-            return Err(AdapterError::NotFinite { path: folder.join(TRAINED), tensors });
-        }
-        let new = OwnedFolder::create(folder, ADAPTER_FOLDER)?;
-        let folder = new.path();
-        if !self.state.initial.is_empty() {
-            write_tensors(&folder.join(INITIAL), &self.state.initial)?;
-        }
-        if !self.unmerge_tensors.is_empty() {
-            write_tensors(&folder.join(UNMERGE), &self.unmerge_tensors)?;
-        }
-        write_tensors(&folder.join(TRAINED), &self.trained)?;
-        let manifest = Manifest {
-            format: FORMAT,
-            config: self.state.config.clone(),
-            modules: self.state.modules.clone(),
-            carried: self.state.carried_ranks(),
-        };
-        let path = folder.join(MANIFEST);
-        let json = serde_json::to_vec_pretty(&manifest)
-            .map_err(|error| AdapterError::Malformed { path: path.clone(), reason: error.to_string() })?;
-        write_atomic(&path, &json)?;
-        Ok(new.commit()?)
+        save(folder, &self.state, &self.trained, &self.unmerge_tensors)
     }
 
     /// Reads an adapter's folder.
@@ -242,7 +229,7 @@ impl SavedAdapter {
     /// the norms by which the merge divided.
     pub fn unmerge<M: Module>(&self, merged: M) -> Result<Attached<M>, AdapterError> {
         let mut faults = self.faults(&merged);
-        let expected = self.state.tensor_shapes(|method| method.unmerge_factors().to_vec());
+        let expected = self.state.tensor_shapes(|config| config.method().unmerge_factors().to_vec());
         let found = tensor_faults(expected, &self.unmerge_tensors);
         faults.extend(found.into_iter().map(|fault| format!("of the merge, {fault}")));
         check_fits(faults, &self.source)?;
@@ -262,7 +249,7 @@ impl SavedAdapter {
         if method.is_factored() {
             for module in &state.modules {
                 let method = state.config.method_at(&module.path);
-                let factors = state.factor_set(module, method.factors(), &self.trained);
+                let factors = state.own_factors(module, &self.trained);
                 let subtract = match before {
                     WeightsBefore::Original if method.splits_weight() || module.residual.is_some() => {
                         Some(Subtraction::Start)
@@ -328,6 +315,39 @@ impl SavedAdapter {
     }
 }
 
+/// Writes an adapter's folder.
+fn save(
+    folder: &Path,
+    state: &AdapterState,
+    trained: &NamedTensors,
+    unmerge_tensors: &NamedTensors,
+) -> Result<(), AdapterError> {
+    let tensors = not_finite(trained);
+    if !tensors.is_empty() {
+        return Err(AdapterError::NotFinite { path: folder.join(TRAINED), tensors });
+    }
+    let new = OwnedFolder::create(folder, ADAPTER_FOLDER)?;
+    let folder = new.path();
+    if !state.initial.is_empty() {
+        write_tensors(&folder.join(INITIAL), &state.initial)?;
+    }
+    if !unmerge_tensors.is_empty() {
+        write_tensors(&folder.join(UNMERGE), unmerge_tensors)?;
+    }
+    write_tensors(&folder.join(TRAINED), trained)?;
+    let manifest = Manifest {
+        format: FORMAT,
+        config: state.config.clone(),
+        modules: state.modules.clone(),
+        carried: state.carried_ranks(),
+    };
+    let path = folder.join(MANIFEST);
+    let json = serde_json::to_vec_pretty(&manifest)
+        .map_err(|error| AdapterError::Malformed { path: path.clone(), reason: error.to_string() })?;
+    write_atomic(&path, &json)?;
+    Ok(new.commit()?)
+}
+
 impl AdapterState {
     /// Reads the state from an adapter's folder, without the trained values.
     ///
@@ -384,7 +404,7 @@ impl AdapterState {
 
     /// A line for each tensor of the start that is missing, misshapen or not expected.
     pub(crate) fn start_faults(&self) -> Vec<String> {
-        let mut expected = self.tensor_shapes(Method::saved_with_start);
+        let mut expected = self.tensor_shapes(|config| config.method().saved_with_start());
         for module in self.modules.iter().filter(|module| module.residual.is_some()) {
             let method = self.config.method_at(&module.path);
             let one = |f: &Factor| (subtracted_path(&module.path, method, f.name), f.shape(module.shape, module.rank));
@@ -444,7 +464,7 @@ impl AdapterState {
 
     /// Names and shapes of the trained tensors.
     fn expected<M: Module>(&self, model: &M) -> Vec<(String, Vec<usize>)> {
-        let mut expected = self.tensor_shapes(|method| method.factors().to_vec());
+        let mut expected = self.tensor_shapes(MethodConfig::trained_factors);
         expected.extend(self.dense(model));
         expected
     }
@@ -474,8 +494,19 @@ impl AdapterState {
     /// The trained factors of one module from `tensors`, and its frozen ones.
     pub(crate) fn all_factors(&self, module: &ModuleState, tensors: &NamedTensors) -> FactorSet {
         let Some(definition) = self.config.method_at(&module.path).factored() else { return FactorSet::new() };
-        let mut factors = self.factor_set(module, definition.factors, tensors);
+        let mut factors = self.own_factors(module, tensors);
         factors.extend(self.factor_set(module, definition.frozen_factors, &self.initial));
+        factors
+    }
+
+    /// The factors of one module without the method's frozen ones: the trained ones from `tensors`, and those that stay as they are at
+    /// the start by a setting.
+    pub(crate) fn own_factors(&self, module: &ModuleState, tensors: &NamedTensors) -> FactorSet {
+        let config = self.config.method_config_at(&module.path);
+        let (trained, fixed): (Vec<Factor>, Vec<Factor>) =
+            config.method().factors().iter().partition(|factor| config.trains(factor));
+        let mut factors = self.factor_set(module, &fixed, &self.initial);
+        factors.extend(self.factor_set(module, &trained, tensors));
         factors
     }
 
@@ -514,11 +545,12 @@ impl AdapterState {
     }
 
     /// Names and shapes of the factors of every module that `factors` chooses of its method's.
-    pub(crate) fn tensor_shapes(&self, factors: impl Fn(Method) -> Vec<Factor>) -> Vec<(String, Vec<usize>)> {
+    pub(crate) fn tensor_shapes(&self, factors: impl Fn(&MethodConfig) -> Vec<Factor>) -> Vec<(String, Vec<usize>)> {
         let of = |module: &ModuleState| {
-            let method = self.config.method_at(&module.path);
+            let config = self.config.method_config_at(&module.path);
+            let method = config.method();
             let one = |f: &Factor| (factor_path(&module.path, method, f.name), f.shape(module.shape, module.rank));
-            factors(method).iter().map(one).collect::<Vec<_>>()
+            factors(config).iter().map(one).collect::<Vec<_>>()
         };
         self.modules.iter().flat_map(of).collect()
     }

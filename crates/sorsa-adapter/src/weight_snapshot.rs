@@ -134,7 +134,7 @@ impl AdapterState {
         let only = Self { modules: vec![module.clone()], ..self.without_tensors() };
         let definition = self.config.method_at(&module.path).factored();
         let expected = match definition {
-            Some(_) => only.tensor_shapes(|method| method.factors().to_vec()),
+            Some(_) => only.tensor_shapes(crate::MethodConfig::trained_factors),
             None => vec![(weight_path(&module.path), module.shape.to_vec())],
         };
         let read = |(name, _): &(String, Vec<usize>)| Ok((name.clone(), checkpoint.read(name)?));
@@ -186,8 +186,9 @@ fn trained(definition: &FactoredDefinition, adapter: &Adapter) -> TrainedFactors
     let kept = |side| definition.factors.iter().any(|factor| factor.orthonormal == Some(side));
     TrainedFactors {
         a: HostTensor::from_tensor(a),
+        // A square matrix between the vectors is a part of `A`.
+        orthonormal: s.is_some() && kept(Vectors::Columns) && kept(Vectors::Rows),
         s: s.map(|s| HostTensor::from_tensor(s).values),
         b: HostTensor::from_tensor(b),
-        orthonormal: kept(Vectors::Columns) && kept(Vectors::Rows),
     }
 }

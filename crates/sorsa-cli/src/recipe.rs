@@ -2,6 +2,7 @@
 
 use sorsa_experiment::recipe::{read_table, set_field};
 use sorsa_experiment::{Recipe, RunDir};
+use sorsa_train::LearningRate;
 use toml::{Table, Value};
 
 use crate::args::{FinetuneArgs, RecipeArgs};
@@ -76,6 +77,9 @@ fn overrides(args: &RecipeArgs) -> anyhow::Result<Vec<(String, Value)>> {
     fn float(value: Option<f64>) -> Option<Value> {
         value.map(Value::Float)
     }
+    fn rate(value: LearningRate) -> Value {
+        value.number().map_or_else(|| Value::String(value.to_string()), Value::Float)
+    }
     fn text(value: Option<&String>) -> Option<Value> {
         value.cloned().map(Value::String)
     }
@@ -105,12 +109,13 @@ fn overrides(args: &RecipeArgs) -> anyhow::Result<Vec<(String, Value)>> {
         ("adapter.rank", size(args.rank)),
         ("adapter.alpha", float(args.alpha)),
         ("adapter.target_modules", targets.map(|t| Value::Array(t.iter().cloned().map(Value::String).collect()))),
-        ("train.optimizer.learning_rate", float(args.lr)),
+        ("train.optimizer.learning_rate", args.lr.map(rate)),
         ("train.regularizer.gamma", float(args.gamma)),
         ("train.epochs", float(args.epochs)),
         ("train.max_steps", integer(args.max_steps)),
         ("train.batch_size", size(args.batch_size)),
         ("train.accumulation", size(args.accumulation)),
+        ("train.stop_on_divergence", args.stop_on_divergence.then_some(Value::Boolean(true))),
         ("train.checkpoint_blocks", args.checkpoint_blocks.then_some(Value::Boolean(true))),
         ("train.seed", integer(args.seed)),
         ("adapter.seed", integer(args.seed)),

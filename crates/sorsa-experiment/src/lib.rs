@@ -61,5 +61,5 @@ pub use recipe::Recipe;
 pub use run_dir::{NewRun, RunDir, create_folder, json_lines};
 pub use run_facts::RunFacts;
 pub use run_inputs::{DataFingerprint, RunInputs};
-pub use summary::{Baseline, Divergence, RunEnd, Summary};
+pub use summary::{Baseline, NotFinite, RunEnd, Summary};
 pub use training_shape::{ModuleShape, TrainingShape};

@@ -6,12 +6,12 @@ use std::path::Path;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sorsa_adapter::{
-    AdapterConfig, Algorithm, HandOverDefaults, Method, PackedFormat, SavedAdapter, SvdOptions, method_of,
+    AdapterConfig, Algorithm, Band, HandOverDefaults, Method, PackedFormat, SavedAdapter, SvdOptions, method_of,
 };
 use sorsa_checkpoint::{ModelConfig, WeightFormat, gguf_file_of};
 use sorsa_data::{AnswerStyle, Format, LoadOptions, TemplateName, Truncation};
 use sorsa_models::float_dtype;
-use sorsa_train::{OptimizerKind, TrainConfig, steps_of_equal_epochs};
+use sorsa_train::{LearningRate, OptimizerKind, TrainConfig, steps_of_equal_epochs};
 use toml::{Table, Value};
 
 use crate::adapter::adapter_folder;
@@ -113,6 +113,10 @@ pub struct SvdRecipe {
     pub tolerance: f64,
     /// Keep decomposed weights for the next start.
     pub cache: bool,
+    /// Which singular triplets the adapter starts from: principal, middle, minor, or the number of larger ones. It is `adapter.band`, for
+    /// every method that has one.
+    #[serde(skip_serializing_if = "Band::is_principal")]
+    pub band: Band,
 }
 
 /// `[eval]`
@@ -175,7 +179,7 @@ impl Default for DataRecipe {
 
 impl Default for SvdRecipe {
     fn default() -> Self {
-        Self { algorithm: Algorithm::Auto, tolerance: 1e-5, cache: true }
+        Self { algorithm: Algorithm::Auto, tolerance: 1e-5, cache: true, band: Band::Principal }
     }
 }
 
@@ -197,7 +201,7 @@ impl Recipe {
         let targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
         let mut train = TrainConfig { batch_size: 16, epochs: 1.0, ..TrainConfig::default() };
         train.optimizer = optimizer.defaults();
-        train.optimizer.learning_rate = embedded_learning_rate(method) * optimizer.relative_rate();
+        train.optimizer.learning_rate = (embedded_learning_rate(method) * optimizer.relative_rate()).into();
         Self {
             model: ModelRecipe::default(),
             data: DataRecipe::default(),
@@ -237,6 +241,9 @@ impl Recipe {
                 _ => Method::Sorsa,
             },
         };
+        if method.setting_names().contains(&"band") {
+            copy_band(&mut typed)?;
+        }
         let optimizer = typed.get("train").and_then(|train| train.get("optimizer"));
         let names_rate = optimizer.is_some_and(|optimizer| optimizer.get("learning_rate").is_some());
         let optimizer = match optimizer.and_then(|optimizer| optimizer.get("kind")) {
@@ -257,9 +264,7 @@ impl Recipe {
             message: error.to_string().trim().replace('\n', " "),
         })?;
         if !names_rate && recipe.model.path != EMBEDDED {
-            let width = hidden_size(Path::new(&recipe.model.path));
-            recipe.train.optimizer.learning_rate =
-                published_learning_rate(method, recipe.adapter.rank, width) * optimizer.relative_rate();
+            recipe.train.optimizer.learning_rate = LearningRate::Auto;
         }
         recipe.fill_embedded();
         let faults = recipe.faults(unknown);
@@ -328,6 +333,18 @@ impl Recipe {
         {
             faults.push(format!("train.regularizer.orthogonal_gamma must be 0: {fault}"));
         }
+        let factors = self.adapter.method().factor_names();
+        for name in self.train.optimizer.factor_rates.keys().filter(|name| !factors.contains(&name.as_str())) {
+            faults.push(match factors.as_slice() {
+                [] => format!("train.optimizer.factor_rates.{name}: {} trains no factors", self.adapter.method()),
+                _ => format!(
+                    "train.optimizer.factor_rates.{name}: {} has no such factor, it has {}",
+                    self.adapter.method(),
+                    factors.join(", ")
+                ),
+            });
+        }
+        faults.extend(self.band_faults());
         if let (Some(name), TemplateName::Alpaca | TemplateName::Code | TemplateName::Question | TemplateName::Raw) =
             (&self.data.chat_template, self.data.template)
         {
@@ -350,6 +367,36 @@ impl Recipe {
             faults.push("eval.batch_size must be at least 1".to_owned());
         }
         faults
+    }
+
+    /// A line for each setting that does not fit the band of singular triplets.
+    fn band_faults(&self) -> Vec<String> {
+        let (band, method, svd, mut faults) =
+            (self.adapter.method.band(), self.adapter.method(), &self.svd, Vec::new());
+        if !svd.band.is_principal() && !method.setting_names().contains(&"band") {
+            let methods = Method::ALL.into_iter().filter(|method| method.setting_names().contains(&"band"));
+            let methods = methods.map(Method::name).collect::<Vec<_>>().join(", ");
+            faults.push(format!(
+                "svd.band = {} is for {methods}, which split a weight's triplets, not for {method}",
+                svd.band
+            ));
+        } else if !svd.band.is_principal() && svd.band != band {
+            faults.push(format!("svd.band is {}, but adapter.band, which is the same setting, is {band}", svd.band));
+        }
+        if !band.is_principal() && !matches!(svd.algorithm, Algorithm::Auto | Algorithm::Exact) {
+            faults.push(format!("svd.algorithm must be auto or exact with band {band}: others find leading triplets"));
+        }
+        faults
+    }
+
+    /// The learning rate that the search for one begins with: what published runs have, or the rate of the embedded model.
+    pub fn learning_rate_guess(&self) -> f64 {
+        let method = self.adapter.method();
+        let rate = match self.model.path.as_str() {
+            EMBEDDED => embedded_learning_rate(method),
+            path => published_learning_rate(method, self.adapter.rank, hidden_size(Path::new(path))),
+        };
+        rate * self.train.optimizer.kind.relative_rate()
     }
 
     /// How data files are read.
@@ -398,7 +445,7 @@ fn embedded_learning_rate(method: Method) -> f64 {
     }
 }
 
-/// The learning rate for any other model, if the recipe names none.
+/// A learning rate for any other model, near which the search begins.
 ///
 /// Factors split from the weight: 3e-5, as published for SORSA with rank 128 on a width of 4096 (arXiv 2409.00055, PiSSA
 /// 2e-5), rising with the fourth root of a smaller `rank * width` up to 1e-4. Factors that start from nothing: 2e-4, as
@@ -476,6 +523,15 @@ fn merge(base: &mut Table, over: Table) {
     }
 }
 
+/// Sets `adapter.band` to `svd.band`, if that is given alone.
+fn copy_band(table: &mut Table) -> Result<(), ExperimentError> {
+    let given = |section: &str| table.get(section).and_then(|section| section.get("band")).cloned();
+    match (given("svd"), given("adapter")) {
+        (Some(band), None) if is_a::<Band>(&band) => set_field(table, "adapter.band", band),
+        _ => Ok(()),
+    }
+}
+
 /// Removes each unknown name, so that the other fields can be checked too. Returns a line for each.
 fn take_unknown_names(table: &mut Table) -> Vec<String> {
     let formats = Format::ALL.map(Format::as_str).join(", ");
@@ -494,6 +550,7 @@ fn take_unknown_names(table: &mut Table) -> Vec<String> {
     take("data", "format", "format", &formats, is_a::<Format>);
     take("data", "truncation", "data.truncation", "error, drop-row, keep-end or author-each", is_a::<Truncation>);
     take("svd", "algorithm", "svd.algorithm", "auto, exact, block-krylov or gram", is_a::<Algorithm>);
+    take("svd", "band", "svd.band", "principal, middle, minor or the number of larger triplets", is_a::<Band>);
     take("model", "dtype", "dtype", "f32 or bf16", is_computed_with);
     let packed = PackedFormat::packable().map(PackedFormat::name).collect::<Vec<_>>().join(", ");
     let packed = format!("one of {packed}");
@@ -534,6 +591,44 @@ mod tests {
         ] {
             assert!(error.contains(fault), "{error}");
         }
+    }
+
+    #[test]
+    fn a_band_of_the_svd_is_a_setting_of_the_method_and_fits_it() {
+        let read = |text: &str| Recipe::from_table(text.parse().unwrap(), "r");
+        for method in ["sorsa", "pissa"] {
+            for (text, band) in [("\"minor\"", Band::Minor), ("\"middle\"", Band::Middle), ("7", Band::After(7))] {
+                let recipe = read(&format!("adapter.method = \"{method}\"\nsvd.band = {text}")).unwrap();
+                assert_eq!((recipe.svd.band, recipe.adapter.method.band()), (band, band));
+                assert_eq!(read(&recipe.to_toml().unwrap()).unwrap(), recipe);
+                let alone = read(&format!("adapter.method = \"{method}\"\nadapter.band = {text}")).unwrap();
+                assert_eq!(alone.adapter, recipe.adapter);
+            }
+        }
+        let principal = read("svd.band = \"principal\"").unwrap();
+        assert_eq!(principal, read("").unwrap());
+        assert!(!principal.to_toml().unwrap().contains("band"));
+        for (text, fault) in [
+            (
+                "adapter.method = \"lora\"\nsvd.band = \"minor\"",
+                "r: svd.band = minor is for sorsa, pissa, which split a weight's triplets, not for lora",
+            ),
+            (
+                "svd.band = \"minor\"\nadapter.band = 3",
+                "r: svd.band is minor, but adapter.band, which is the same setting, is 3",
+            ),
+            (
+                "svd.band = \"minor\"\nsvd.algorithm = \"gram\"",
+                "r: svd.algorithm must be auto or exact with band minor: others find leading triplets",
+            ),
+            (
+                "svd.band = \"last\"",
+                "r: unknown svd.band `last`, expected principal, middle, minor or the number of larger triplets",
+            ),
+        ] {
+            assert_eq!(read(text).unwrap_err().to_string(), fault);
+        }
+        assert!(read("svd.band = -3").unwrap_err().to_string().contains("unknown band `-3`"));
     }
 
     #[test]
@@ -583,9 +678,10 @@ mod tests {
     }
 
     #[test]
-    fn a_recipe_without_a_rate_has_a_published_one_for_every_model_but_the_embedded() {
-        let rate =
-            |text: &str| Recipe::from_table(text.parse().unwrap(), "test").unwrap().train.optimizer.learning_rate;
+    fn a_recipe_without_a_rate_finds_one_for_every_model_but_the_embedded() {
+        let read = |text: &str| Recipe::from_table(text.parse().unwrap(), "test").unwrap();
+        let rate = |text: &str| read(text).train.optimizer.learning_rate;
+        let guess = |text: &str| read(text).learning_rate_guess();
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("config.json"), r#"{"hidden_size": 576}"#).unwrap();
         let model = format!("model.path = {:?}\n", folder.path());
@@ -600,14 +696,17 @@ mod tests {
         ] {
             let method = format!("adapter.method = \"{method}\"\n");
             assert_eq!(rate(&method), embedded, "{method}");
-            assert_eq!(rate(&format!("{model}{method}")), published, "{method}");
+            assert_eq!(guess(&method), embedded, "{method}");
+            assert_eq!(rate(&format!("{model}{method}")), LearningRate::Auto, "{method}");
+            assert_eq!(guess(&format!("{model}{method}")), published, "{method}");
+            assert_eq!(rate(&format!("{method}train.optimizer.learning_rate = \"auto\"")), LearningRate::Auto);
             assert_eq!(rate(&format!("{model}{method}train.optimizer.learning_rate = 5e-4")), 5e-4);
         }
         assert_eq!(rate("train.optimizer.kind = \"lion\""), 6e-4);
         let lion = Recipe::from_table("train.optimizer.kind = \"lion\"".parse().unwrap(), "test").unwrap();
         assert_eq!((lion.train.optimizer.beta1, lion.train.optimizer.beta2), (0.9, 0.99));
-        assert_eq!(rate(&format!("{model}adapter.rank = 128")), 5e-5);
-        assert_eq!(rate(&format!("{model}adapter.rank = 1")), 1e-4);
-        assert_eq!(rate("model.path = \"meta-llama/Llama-2-7b-hf\""), 3e-5, "no width is known before the download");
+        assert_eq!(guess(&format!("{model}adapter.rank = 128")), 5e-5);
+        assert_eq!(guess(&format!("{model}adapter.rank = 1")), 1e-4);
+        assert_eq!(guess("model.path = \"meta-llama/Llama-2-7b-hf\""), 3e-5, "no width is known before the download");
     }
 }

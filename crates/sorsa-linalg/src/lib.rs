@@ -3,6 +3,8 @@
 //!
 //! - [`truncated_svd`] decomposes a matrix in host memory;
 //! - [`tensor::truncated_svd`] decomposes a burn tensor, on its device or on the host;
+//! - [`svd_band`] gives any consecutive triplets, by the decomposition of the whole matrix;
+//! - [`inverse_square_root`] and [`inverse_cholesky_factor`] make columns orthonormal, given their Gram matrix;
 //! - [`leading_qr`] gives the first columns and rows of a QR decomposition;
 //! - [`product_svd`] decomposes a product of thin matrices without forming it;
 //! - [`intruder`] finds singular vectors that training brought in;
@@ -21,6 +23,7 @@
 //! ```
 
 mod assignment;
+mod band;
 mod basis;
 mod cholesky;
 pub mod drift;
@@ -28,6 +31,7 @@ mod eigen;
 mod error;
 mod exact;
 mod gram;
+mod gram_factor;
 pub mod intruder;
 mod krylov;
 mod operator;
@@ -40,8 +44,10 @@ mod svd;
 pub mod tensor;
 mod tridiagonal;
 
+pub use band::svd_band;
 pub use error::LinalgError;
 pub use faer;
+pub use gram_factor::{inverse_cholesky_factor, inverse_square_root};
 pub use product::{ProductSvd, product_svd};
 pub use qr::{LeadingQr, leading_qr};
 pub use scalar::Scalar;

@@ -10,6 +10,7 @@ pub mod generate;
 pub mod grade;
 pub mod import;
 pub mod inspect;
+pub mod lr_find;
 pub mod merge;
 pub mod pretrain;
 pub mod unpack;

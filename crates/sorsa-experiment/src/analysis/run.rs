@@ -81,7 +81,7 @@ impl<'a> RunToAnalyze<'a> {
         let adapter = &self.recipe.adapter;
         let method = adapter.method().label().to_owned();
         let regularizer = &self.recipe.train.regularizer;
-        let gamma = match adapter.method().is_regularized() {
+        let gamma = match adapter.method.is_regularized() {
             true => regularizer.gamma,
             false if regularizer.orthogonal_gamma > 0.0 => regularizer.orthogonal_gamma,
             false => return method,

@@ -99,13 +99,16 @@ pub fn reason_against(field: &str) -> Option<&'static str> {
 /// Whether a field changes anything in a run of `recipe`, whose method may have no factors or no regularizer.
 pub fn takes_effect(field: &str, recipe: &Recipe) -> bool {
     let method = recipe.adapter.method();
-    let is_regularized = recipe.adapter.methods().into_iter().any(sorsa_adapter::Method::is_regularized);
+    let is_regularized = recipe.adapter.is_regularized();
     if field.starts_with("train.regularizer.") {
         return match field {
             GAMMA => is_regularized,
             ORTHOGONAL_GAMMA => method.orthogonality_fault().is_none(),
             _ => is_regularized || recipe.train.regularizer.orthogonal_gamma > 0.0,
         };
+    }
+    if field == "svd.band" {
+        return method.setting_names().contains(&"band");
     }
     if field.starts_with("svd.") {
         return method.is_factored();

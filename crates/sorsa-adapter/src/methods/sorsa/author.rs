@@ -200,7 +200,7 @@ pub fn attachable<M: Module>(
     }
     check_fits(faults, source)?;
     let targets: Vec<&str> = config.target_modules.iter().map(String::as_str).collect();
-    let sorsa = SorsaConfig { alpha_convention: AlphaConvention::Author };
+    let sorsa = SorsaConfig { alpha_convention: AlphaConvention::Author, ..SorsaConfig::default() };
     let mut adapter = AdapterConfig::new(sorsa, rank, &targets);
     adapter.alpha = config.alpha;
     adapter.dropout = config.dropout;
