@@ -7,7 +7,6 @@ use serde_json::{Map, Value};
 use sorsa_ops::PackedFormat;
 
 use crate::attach::Target;
-use crate::factors::Factor;
 use crate::packed_residual::{ResidualPacking, ResidualStorage};
 use crate::target::{Pattern, pattern_matches};
 use crate::{AdapterError, AlphaConvention, Method, MethodConfig};
