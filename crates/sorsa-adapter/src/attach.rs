@@ -18,7 +18,7 @@ use crate::error::AdapterError;
 use crate::hand_over::{CarriedChanges, with_carried};
 use crate::host_tensor::HostTensorExt;
 use crate::install::{Installation, Subtraction, install};
-use crate::method::{FactoredDefinition, StartsFrom};
+use crate::method::StartsFrom;
 use crate::packed::{NothingPacked, OriginalWeights, packed_formats};
 use crate::packed_residual::ResidualPacking;
 use crate::parameters::{
@@ -173,6 +173,9 @@ impl AdapterConfig {
             let idle = overrides.filter(|text| !targets.iter().any(|target| pattern_matches(text, &target.path)));
             faults.extend(idle.map(|text| format!("`{text}`, for which a rank or alpha is given, matches no target")));
         }
+        let idle =
+            self.method_pattern.keys().filter(|text| !targets.iter().any(|one| pattern_matches(text, &one.path)));
+        faults.extend(idle.map(|text| format!("`{text}` of method_pattern matches no target")));
         faults.extend(self.saved_faults(model, &targets));
         if faults.is_empty() { Ok(targets) } else { Err(AdapterError::Targets { faults }) }
     }
@@ -238,13 +241,10 @@ impl AdapterConfig {
         if !faults.is_empty() {
             return Err(AdapterError::Targets { faults });
         }
-        let definition = self.method().factored();
-        let mut starts = match &definition {
-            Some(definition) => self.start_all(model, &targets, definition, &packed, (originals, carried), options)?,
-            None => BTreeMap::new(),
+        let mut starts = match self.method().is_factored() {
+            true => self.start_all(model, &targets, &packed, (originals, carried), options)?,
+            false => BTreeMap::new(),
         };
-        let splits_weight = self.method().splits_weight();
-        let saved: Vec<&str> = self.method().saved_with_start().iter().map(|factor| factor.name).collect();
         let mut modules = Vec::new();
         let mut initial = NamedTensors::new();
         for (path, pair) in carried {
@@ -255,18 +255,20 @@ impl AdapterConfig {
         for target in targets {
             let start = starts.remove(&target.path);
             let Target { path, shape, rank, scale } = target;
+            let method = self.method_at(&path);
+            let splits_weight = method.splits_weight();
             let mut module =
                 ModuleState { path: path.clone(), shape, rank, scale, fingerprint: None, dtype: None, residual: None };
             if let Some((StartingFactors { mut factors, subtracted, svd }, identity)) = start {
                 module.residual = self.packing_of(&path, &packed).map(|packing| packing.format);
                 if module.residual.is_some() {
                     for (name, tensor) in subtracted.as_ref().unwrap_or(&factors) {
-                        initial.insert(subtracted_path(&path, self.method(), name), tensor.clone());
+                        initial.insert(subtracted_path(&path, method, name), tensor.clone());
                     }
                 }
-                for name in &saved {
-                    if let Some(tensor) = factors.remove(name) {
-                        initial.insert(factor_path(&path, self.method(), name), tensor);
+                for factor in method.saved_with_start() {
+                    if let Some(tensor) = factors.remove(factor.name) {
+                        initial.insert(factor_path(&path, method, factor.name), tensor);
                     }
                 }
                 let subtract = match splits_weight || module.residual.is_some() {
@@ -298,12 +300,15 @@ impl AdapterConfig {
         };
         match originals.read(&target.path) {
             Ok(Some(original)) => Ok(original.to_tensor::<2>(&packed.device()).transpose()),
-            Ok(None) if self.quantization_rounds.is_some_and(|rounds| rounds > 0) && !self.method().splits_weight() => {
+            Ok(None)
+                if self.quantization_rounds.is_some_and(|rounds| rounds > 0)
+                    && !self.method_at(&target.path).splits_weight() =>
+            {
                 Err(format!(
                     "`{}` is packed in its file, and what that lost is not known: quantization_rounds of {} need dense weights \
                      that are packed while they are read",
                     target.path,
-                    self.method()
+                    self.method_at(&target.path)
                 ))
             }
             Ok(None) => Ok(packed.to_dense()),
@@ -314,7 +319,10 @@ impl AdapterConfig {
     /// How the residual of the module at `path` is packed, if that of a packed weight is. `packed` has the formats of such weights.
     fn packing_of(&self, path: &str, packed: &BTreeMap<String, PackedFormat>) -> Option<ResidualPacking> {
         let format = *packed.get(path)?;
-        self.residual_packing(if format.is_packable() { format } else { PackedFormat::NF4 })
+        self.residual_packing(
+            self.method_config_at(path),
+            if format.is_packable() { format } else { PackedFormat::NF4 },
+        )
     }
 
     /// The factors of every target at the start, by path, and the identity of each weight that is decomposed.
@@ -322,21 +330,23 @@ impl AdapterConfig {
         &self,
         model: &M,
         targets: &[Target],
-        method: &FactoredDefinition,
         packed: &BTreeMap<String, PackedFormat>,
         (originals, carried): (&dyn OriginalWeights, &CarriedChanges),
         options: &AttachOptions<'_>,
     ) -> Result<BTreeMap<String, (StartingFactors, Option<WeightIdentity>)>, AdapterError> {
         let packing = |target: &Target| self.packing_of(&target.path, packed);
-        let needs_weight =
-            |target: &&Target| method.starts_from != StartsFrom::RandomNumbers || packing(target).is_some();
+        let definition = |target: &Target| self.method_at(&target.path).factored();
+        let needs_weight = |target: &&Target| {
+            let starts_from = definition(target).map(|method| method.starts_from);
+            starts_from != Some(StartsFrom::RandomNumbers) || packing(target).is_some()
+        };
         let wanted = targets.iter().filter(needs_weight).map(|target| target.path.as_str()).collect();
         let weights = weights(model, &wanted);
         let cache = options.cache.as_ref().map(|folder| SvdCache::new(folder.clone()));
         let done = std::sync::atomic::AtomicUsize::new(0);
         let one = |target: &Target| {
             let packing = packing(target);
-            let decomposes = method.decomposes() || packing.is_some();
+            let decomposes = definition(target).is_some_and(|method| method.decomposes()) || packing.is_some();
             // A packed weight is widened, or read again, here: one on each thread.
             let weight = match weights.get(&target.path).cloned() {
                 Some(weight) => match self.weight_at_start(target, weight, originals) {
@@ -356,7 +366,7 @@ impl AdapterConfig {
             };
             let to_adapt = WeightToAdapt {
                 target,
-                method: self.method(),
+                method: self.method_at(&target.path),
                 weight,
                 packing,
                 fingerprint: decomposed.as_deref(),
@@ -365,7 +375,7 @@ impl AdapterConfig {
                 placement: options.placement,
                 cache: cache.as_ref(),
             };
-            let result = self.method.start(&to_adapt).expect("the method has factors");
+            let result = self.method_config_at(&target.path).start(&to_adapt).expect("the method has factors");
             let count = done.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1;
             if let Some(progress) = options.progress.filter(|_| decomposes) {
                 progress(count, targets.len());

@@ -29,7 +29,8 @@ impl SavedAdapter {
     pub fn trained_parts(&self) -> Vec<TrainedPart> {
         let of = |module: &ModuleState| {
             let now = self.product(module)?;
-            let differs = self.state.config.method().splits_weight() || self.state.carries();
+            let splits = self.state.config.method_at(&module.path).splits_weight();
+            let differs = splits || self.state.carried(&module.path).is_some();
             Some(TrainedPart {
                 path: module.path.clone(),
                 rank: module.rank,
@@ -49,7 +50,7 @@ impl SavedAdapter {
             return Some(WeightChange::Dense(HostTensor::new(trained.shape.clone(), values)));
         }
         let module = self.state.modules.iter().find(|module| module.path == path)?;
-        let definition = self.state.config.method().factored()?;
+        let definition = self.state.config.method_at(path).factored()?;
         if module.residual.is_some() || !definition.changes_by_product {
             return None;
         }
@@ -58,12 +59,11 @@ impl SavedAdapter {
 
     /// Whether [`weight_change`](Self::weight_change) knows the change of every weight that the adapter touches.
     pub fn changes_by_products(&self) -> bool {
-        match self.state.config.method().factored() {
-            Some(definition) => {
-                definition.changes_by_product && self.state.modules.iter().all(|module| module.residual.is_none())
-            }
+        let is_product = |module: &ModuleState| match self.state.config.method_at(&module.path).factored() {
+            Some(definition) => definition.changes_by_product && module.residual.is_none(),
             None => true,
-        }
+        };
+        self.state.modules.iter().all(is_product)
     }
 
     /// Whether the adapter has factors for the weight at `path`, or trains it whole.
@@ -88,13 +88,13 @@ impl SavedAdapter {
     }
 
     fn product(&self, module: &ModuleState) -> Option<FactorPair> {
-        let definition = self.state.config.method().factored()?;
+        let definition = self.state.config.method_at(&module.path).factored()?;
         Some((definition.product)(&self.state.all_factors(module, &self.trained)))
     }
 
     /// The change of a weight whose trained part is `now`.
     pub(crate) fn factored_change(&self, module: &ModuleState, now: FactorPair) -> FactorPair {
-        let method = self.state.config.method();
+        let method = self.state.config.method_at(&module.path);
         let change = match method.factored().filter(|_| method.splits_weight()) {
             Some(definition) => {
                 let start = (definition.product)(&self.state.all_factors(module, &self.state.initial));

@@ -7,7 +7,6 @@ use serde_json::{Map, Value};
 use sorsa_ops::PackedFormat;
 
 use crate::attach::Target;
-use crate::factors::Factor;
 use crate::packed_residual::{ResidualPacking, ResidualStorage};
 use crate::target::{Pattern, pattern_matches};
 use crate::{AdapterError, AlphaConvention, Method, MethodConfig};
@@ -40,6 +39,9 @@ pub enum Scaling {
 pub struct AdapterConfig {
     /// How the weights are trained, with the settings that only this method has.
     pub method: MethodConfig,
+    /// Methods of the modules that a pattern (like those of `target_modules`) matches, in place of `method`, each with its settings. All
+    /// of them train factors. If several patterns match, the first in alphabetical order decides.
+    pub method_pattern: BTreeMap<String, MethodConfig>,
     /// Rank of the factors, if no pattern gives another.
     pub rank: usize,
     /// Numerator of the scale. If absent, the scale is 1.
@@ -82,6 +84,7 @@ impl AdapterConfig {
     pub fn new(method: impl Into<MethodConfig>, rank: usize, targets: &[&str]) -> Self {
         Self {
             method: method.into(),
+            method_pattern: BTreeMap::new(),
             rank,
             alpha: None,
             dropout: 0.0,
@@ -113,6 +116,38 @@ impl AdapterConfig {
         self.method.method()
     }
 
+    /// The method of the module at `path`.
+    pub fn method_at(&self, path: &str) -> Method {
+        self.method_config_at(path).method()
+    }
+
+    /// All methods that modules may have, each once.
+    pub fn methods(&self) -> Vec<Method> {
+        let mut methods = vec![self.method()];
+        for config in self.method_pattern.values() {
+            if !methods.contains(&config.method()) {
+                methods.push(config.method());
+            }
+        }
+        methods
+    }
+
+    /// Whether a regularizer of its own keeps factors of any module orthonormal.
+    pub fn is_regularized(&self) -> bool {
+        [&self.method].into_iter().chain(self.method_pattern.values()).any(MethodConfig::is_regularized)
+    }
+
+    /// Whether any module's method splits the weight.
+    pub fn splits_weights(&self) -> bool {
+        self.methods().into_iter().any(Method::splits_weight)
+    }
+
+    /// The method of the module at `path` with its settings.
+    pub(crate) fn method_config_at(&self, path: &str) -> &MethodConfig {
+        let found = self.method_pattern.iter().find(|(pattern, _)| pattern_matches(pattern, path));
+        found.map_or(&self.method, |(_, config)| config)
+    }
+
     /// Checks everything that needs no model, and reports all faults at once.
     ///
     /// # Errors
@@ -132,6 +167,16 @@ impl AdapterConfig {
             }
         }
         faults.extend(self.method.faults(self));
+        for (pattern, other) in &self.method_pattern {
+            faults.extend(other.faults(self).into_iter().map(|fault| format!("method_pattern `{pattern}`: {fault}")));
+        }
+        if let Some(whole) = self.methods().into_iter().find(|method| !method.is_factored())
+            && !self.method_pattern.is_empty()
+        {
+            faults.push(format!(
+                "method_pattern chooses among methods that train factors, and {whole} trains the weights themselves"
+            ));
+        }
         faults.extend(self.packing_faults());
         if !(0.0..1.0).contains(&self.dropout) {
             faults.push(format!("dropout must be at least 0 and below 1, found {}", self.dropout));
@@ -144,6 +189,7 @@ impl AdapterConfig {
         }
         let patterns = self.target_modules.iter().chain(&self.modules_to_save);
         let patterns = patterns.chain(self.rank_pattern.keys()).chain(self.alpha_pattern.keys());
+        let patterns = patterns.chain(self.method_pattern.keys());
         faults.extend(patterns.filter_map(|pattern| Pattern::parse(pattern).err()));
         if faults.is_empty() { Ok(()) } else { Err(AdapterError::Config { faults }) }
     }
@@ -158,19 +204,15 @@ impl AdapterConfig {
         if !self.method().is_factored() {
             return vec![target.shape.to_vec()];
         }
-        self.trained_factors().iter().map(|factor| factor.shape(target.shape, target.rank)).collect()
+        let factors = self.method_config_at(&target.path).trained_factors();
+        factors.iter().map(|factor| factor.shape(target.shape, target.rank)).collect()
     }
 
     /// How many numbers of the factors beside the weight of `target` stay as they are.
     pub fn frozen_parameters(&self, target: &Target) -> usize {
-        let method = self.method();
+        let method = self.method_at(&target.path);
         let all = target.frozen_parameters(method) + target.trainable_parameters(method);
         if method.is_factored() { all - self.trained_parameters(target) } else { 0 }
-    }
-
-    /// The factors that are trained.
-    pub(crate) fn trained_factors(&self) -> Vec<Factor> {
-        self.method().factors().iter().filter(|factor| self.method.trains(factor)).copied().collect()
     }
 
     /// The ranks of all modules.
@@ -179,15 +221,15 @@ impl AdapterConfig {
     }
 
     /// How the residual of a weight in this format is packed; absent if it is dense, or if the packed weight stays what it is.
-    pub(crate) fn residual_packing(&self, format: PackedFormat) -> Option<ResidualPacking> {
+    pub(crate) fn residual_packing(&self, method: &MethodConfig, format: PackedFormat) -> Option<ResidualPacking> {
         let rounds = match (self.quantization_rounds, format) {
             // Rounds fit leading triplets.
-            (None, _) if !self.method.band().is_principal() => 0,
+            (None, _) if !method.band().is_principal() => 0,
             // There is next to nothing that factors could take up.
             (None, PackedFormat::F16) => 0,
-            (rounds, _) => rounds.or(self.method().quantization_rounds()).unwrap_or(0),
+            (rounds, _) => rounds.or(method.method().quantization_rounds()).unwrap_or(0),
         };
-        let splits = self.method().splits_weight();
+        let splits = method.method().splits_weight();
         let dense = self.residual == Some(ResidualStorage::Dense);
         ((splits && !dense) || (!splits && rounds > 0)).then_some(ResidualPacking { format, rounds })
     }
@@ -242,6 +284,8 @@ impl AdapterConfig {
 #[derive(Clone, Serialize, Deserialize)]
 struct FlatConfig {
     method: Method,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    method_pattern: BTreeMap<String, NamedMethod>,
     rank: usize,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     alpha: Option<f64>,
@@ -267,9 +311,44 @@ struct FlatConfig {
     seed: u64,
 }
 
+/// A method in a file: its name, or its name with its settings beside it.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(untagged)]
+enum NamedMethod {
+    Name(String),
+    WithSettings {
+        method: String,
+        #[serde(flatten)]
+        settings: Map<String, Value>,
+    },
+}
+
+impl From<MethodConfig> for NamedMethod {
+    fn from(config: MethodConfig) -> Self {
+        let method = config.method();
+        let name = method.name().to_owned();
+        match config == MethodConfig::from(method) {
+            true => Self::Name(name),
+            false => Self::WithSettings { method: name, settings: config.settings() },
+        }
+    }
+}
+
+impl TryFrom<NamedMethod> for MethodConfig {
+    type Error = String;
+
+    fn try_from(named: NamedMethod) -> Result<Self, String> {
+        match named {
+            NamedMethod::Name(name) => Ok(name.parse::<Method>()?.into()),
+            NamedMethod::WithSettings { method, settings } => method_config(method.parse()?, settings),
+        }
+    }
+}
+
 /// The fields that every method has.
-const SHARED_FIELDS: [&str; 12] = [
+const SHARED_FIELDS: [&str; 13] = [
     "method",
+    "method_pattern",
     "rank",
     "alpha",
     "dropout",
@@ -293,6 +372,11 @@ impl From<AdapterConfig> for FlatConfig {
         settings.extend(config.method.settings());
         Self {
             method: config.method(),
+            method_pattern: config
+                .method_pattern
+                .into_iter()
+                .map(|(pattern, method)| (pattern, method.into()))
+                .collect(),
             rank: config.rank,
             alpha: config.alpha,
             dropout: config.dropout,
@@ -313,8 +397,15 @@ impl TryFrom<FlatConfig> for AdapterConfig {
     type Error = String;
 
     fn try_from(flat: FlatConfig) -> Result<Self, String> {
+        let mut method_pattern = BTreeMap::new();
+        for (pattern, method) in flat.method_pattern {
+            let method =
+                MethodConfig::try_from(method).map_err(|fault| format!("method_pattern `{pattern}`: {fault}"))?;
+            method_pattern.insert(pattern, method);
+        }
         Ok(Self {
             method: method_config(flat.method, flat.settings)?,
+            method_pattern,
             rank: flat.rank,
             alpha: flat.alpha,
             dropout: flat.dropout,
@@ -434,7 +525,7 @@ mod tests {
     #[test]
     fn settings_of_packed_weights_say_how_the_residual_is_packed() {
         let packing = |method: Method, fields: Value| {
-            let packing = read(method, &fields).unwrap().residual_packing(PackedFormat::NF4);
+            let packing = read(method, &fields).unwrap().residual_packing(&method.into(), PackedFormat::NF4);
             packing.map(|packing| packing.rounds)
         };
         let (none, three) = (serde_json::json!({}), serde_json::json!({ "quantization_rounds": 3 }));

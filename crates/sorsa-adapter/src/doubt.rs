@@ -115,8 +115,10 @@ impl SavedAdapter {
     /// Whether the adapter of one module adds nothing to its weight.
     fn is_idle<M: Module>(&self, module: &ModuleState, model: &M) -> bool {
         let state = &self.state;
-        let method = state.config.method();
-        let Some(definition) = method.factored() else { return false };
+        let Some(definition) = state.config.method_at(&module.path).factored() else { return false };
+        if state.carried(&module.path).is_some() {
+            return false;
+        }
         let factors = state.all_factors(module, &self.trained);
         if factors.len() != definition.factors.len() + definition.frozen_factors.len() {
             return false;

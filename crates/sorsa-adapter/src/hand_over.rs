@@ -70,8 +70,8 @@ impl HandOverDefaults {
             return Ok(Self::with_ranks(if takes_products { modules } else { Vec::new() }, own, target_modules));
         }
         let state = AdapterState::load(folder)?;
-        let splits = state.config.method().splits_weight();
         let modules = state.modules.iter().map(|module| {
+            let splits = state.config.method_at(&module.path).splits_weight();
             let carried = state.carried(&module.path).map_or(0, |pair| pair.a.shape[1]);
             let rank = module.rank * if splits { 2 } else { 1 } + carried;
             (module.path.clone(), rank, module.shape[0].min(module.shape[1]))
@@ -111,11 +111,11 @@ impl SavedAdapter {
         self.check(model)?;
         let refuse = |faults: Vec<String>| Err(AdapterError::Config { faults });
         let (old, new) = (self.state.config.method(), config.method());
-        let Some(definition) = new.factored() else {
+        if !new.is_factored() {
             return refuse(vec![format!(
                 "{new} trains the weights themselves: merge the adapter, and train the merged model"
             )]);
-        };
+        }
         if !old.is_factored() || !self.changes_by_products() {
             return refuse(vec![format!(
                 "the change by {old} is no product of factors that another adapter could start from: merge the adapter, and train \
@@ -140,20 +140,28 @@ impl SavedAdapter {
                 lost.len()
             )]);
         }
-        if takes_products(&definition) {
-            return self.as_product(model, config, options, &definition, &targets, &changes);
-        }
+        let takes_products =
+            |path: &str| config.method_at(path).factored().is_some_and(|method| takes_products(&method));
+        let (products, carried): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            changes.into_iter().partition(|(path, _)| takes_products(path));
         let packed = packed_formats(model);
-        if let Some(path) = changes.keys().find(|path| packed.contains_key(*path)) {
+        if let Some(path) = carried.keys().find(|path| packed.contains_key(*path)) {
+            let method = config.method_at(path);
             return refuse(vec![format!(
-                "`{path}` is packed, and {new} would pack it again with the change, which rounds it: go on with lora, or merge the \
+                "`{path}` is packed, and {method} would pack it again with the change, which rounds it: go on with lora, or merge the \
                  adapter and train the merged model"
             )]);
         }
+        if !products.is_empty() && config.quantization_rounds.is_some_and(|rounds| rounds > 0) {
+            return refuse(vec![
+                "quantization_rounds start from the error of the packing, not from another adapter".to_owned(),
+            ]);
+        }
         let carried: CarriedChanges =
-            changes.into_iter().map(|(path, KeptChange { a, b, .. })| (path, FactorPair { a, b })).collect();
+            carried.into_iter().map(|(path, KeptChange { a, b, .. })| (path, FactorPair { a, b })).collect();
         let (state, installations) = config.prepare_with(model, options, &carried)?;
-        let trained = starting_values(&state, &installations);
+        let mut trained = starting_values(&state, &installations);
+        start_from_products(config, &targets, &products, &mut trained)?;
         Ok(Self::new(state, trained, self.source()))
     }
 
@@ -169,60 +177,50 @@ impl SavedAdapter {
         }
         if faults.is_empty() { Ok(changes) } else { Err(AdapterError::Decomposition { faults }) }
     }
+}
 
-    /// An adapter of a method that starts from any product. Columns beyond the rank of the change are those of a fresh start, which
-    /// adds nothing.
-    fn as_product<M: Module>(
-        &self,
-        model: &M,
-        config: &AdapterConfig,
-        options: &AttachOptions<'_>,
-        definition: &FactoredDefinition,
-        targets: &[Target],
-        changes: &BTreeMap<String, KeptChange>,
-    ) -> Result<Self, AdapterError> {
-        if config.quantization_rounds.is_some_and(|rounds| rounds > 0) {
-            let fault = "quantization_rounds start from the error of the packing, not from another adapter".to_owned();
-            return Err(AdapterError::Config { faults: vec![fault] });
-        }
-        let method = config.method();
-        let (state, installations) = config.prepare(model, options)?;
-        let mut trained = starting_values(&state, &installations);
-        let mut faults = Vec::new();
-        for target in targets {
-            let Some(change) = changes.get(&target.path) else { continue };
-            let whole = WeightChange::Product { a: change.a.clone(), b: change.b.clone() };
-            let needed = change.a.shape[1];
-            let kept = match needed > target.rank {
-                true => whole.kept(&target.path, KeptRank::Rank(target.rank)),
-                false => whole.kept(&target.path, KeptRank::Rank(needed)),
-            };
-            let kept = match kept {
-                Ok(kept) => kept,
-                Err(error) => {
-                    faults.push(error.to_string());
-                    continue;
-                }
-            };
-            let error = (kept.lost / kept.energy).sqrt();
-            if error > LARGEST_LOSS {
-                let Target { path, rank, .. } = target;
-                faults.push(format!(
-                    "rank {rank} leaves out {error:.1e} of the change of `{path}`, whose rank is {needed}: take rank {needed}"
-                ));
+/// Replaces the trained values of modules whose method starts from any product. Columns beyond the rank of the change are those of a
+/// fresh start, which adds nothing.
+fn start_from_products(
+    config: &AdapterConfig,
+    targets: &[Target],
+    products: &BTreeMap<String, KeptChange>,
+    trained: &mut NamedTensors,
+) -> Result<(), AdapterError> {
+    let mut faults = Vec::new();
+    for target in targets {
+        let method = config.method_at(&target.path);
+        let Some((change, definition)) = products.get(&target.path).zip(method.factored()) else { continue };
+        let needed = change.a.shape[1];
+        let whole = WeightChange::Product { a: change.a.clone(), b: change.b.clone() };
+        let kept = match whole.kept(&target.path, KeptRank::Rank(needed.min(target.rank))) {
+            Ok(kept) => kept,
+            Err(error) => {
+                faults.push(error.to_string());
                 continue;
             }
-            let fresh = |name: &str| trained.get(&factor_path(&target.path, method, name)).cloned();
-            let pair = padded(kept, target, fresh("a"));
-            let Some(factors) = (definition.of_product)(pair) else { continue };
-            for (name, tensor) in factors {
-                trained.insert(factor_path(&target.path, method, name), tensor);
-            }
+        };
+        let error = (kept.lost / kept.energy).sqrt();
+        if error > LARGEST_LOSS {
+            let Target { path, rank, .. } = target;
+            faults
+                .push(format!("rank {rank} leaves out {error:.1e} of the change of `{path}`, whose rank is {needed}"));
+            continue;
         }
-        if faults.is_empty() {
-            Ok(Self::new(state, trained, self.source()))
-        } else {
-            Err(AdapterError::Config { faults })
+        let fresh = trained.get(&factor_path(&target.path, method, "a")).cloned();
+        let Some(factors) = (definition.of_product)(padded(kept, target, fresh)) else { continue };
+        for (name, tensor) in factors {
+            trained.insert(factor_path(&target.path, method, name), tensor);
+        }
+    }
+    match faults.as_slice() {
+        [] => Ok(()),
+        [first, rest @ ..] => {
+            let more = match rest.len() {
+                0 => String::new(),
+                more => format!("; {more} more modules"),
+            };
+            Err(AdapterError::Config { faults: vec![format!("{first}{more}: give a larger rank")] })
         }
     }
 }
@@ -251,11 +249,15 @@ fn takes_products(definition: &FactoredDefinition) -> bool {
 
 /// The trained values at the start.
 fn starting_values(state: &AdapterState, installations: &BTreeMap<String, Installation>) -> NamedTensors {
-    let method = state.config.method();
     let mut trained = NamedTensors::new();
     for (path, installation) in installations {
+        let config = state.config.method_config_at(path);
         let factors = installation.factors.clone().unwrap_or_else(|| state.factors_at_start(path));
-        trained.extend(factors.into_iter().map(|(name, tensor)| (factor_path(path, method, name), tensor)));
+        for factor in config.trained_factors() {
+            if let Some(tensor) = factors.get(factor.name) {
+                trained.insert(factor_path(path, config.method(), factor.name), tensor.clone());
+            }
+        }
     }
     trained
 }

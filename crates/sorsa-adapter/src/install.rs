@@ -9,9 +9,7 @@ use burn::tensor::FloatDType;
 use sorsa_files::HostTensor;
 use sorsa_ops::{PackedFormat, PackedMatrix, PackedWeight, Precision, WeightOperand, rounded};
 
-use crate::Adapter;
 use crate::attach::{Attached, ModuleReport};
-use crate::config::AdapterConfig;
 use crate::error::AdapterError;
 use crate::factors::{FactorPair, FactorSet};
 use crate::hand_over::with_carried;
@@ -22,6 +20,7 @@ use crate::packed::{
 use crate::packed_residual::{packed_residual, packing_error, subtract_product};
 use crate::parameters::{module_of, trainable};
 use crate::state::{AdapterState, ModuleState};
+use crate::{Adapter, MethodConfig};
 
 /// The change of one weight: what is subtracted from it, and the adapter that it gets.
 pub(crate) struct Installation {
@@ -122,7 +121,8 @@ impl Reparameterizer for &mut Installer<'_> {
     ) -> (Param<Tensor<D>>, Option<Adapter>) {
         let config = &self.state.config;
         let installation = module_of(path).and_then(|module| self.installations.remove_entry(module));
-        let Some((method, (path, installation))) = config.method().factored().zip(installation) else {
+        let definition = module_of(path).and_then(|module| config.method_at(module).factored());
+        let Some((method, (path, installation))) = definition.zip(installation) else {
             let train = self.dense.contains(path);
             return (param.set_require_grad(train), None);
         };
@@ -159,13 +159,13 @@ impl Reparameterizer for &mut Installer<'_> {
         };
         let dropout = DropoutConfig::new(config.dropout).init();
         let adapter = (method.new)(&own, scale, dropout, &device).with_frozen_weight(matrix);
-        let adapter = with_fixed_factors(adapter, config);
+        let adapter = with_fixed_factors(adapter, config.method_config_at(&path));
         (base, Some(adapter))
     }
 }
 
 /// The adapter with no gradient for the factors that stay as they are by a setting.
-fn with_fixed_factors(adapter: Adapter, config: &AdapterConfig) -> Adapter {
+fn with_fixed_factors(adapter: Adapter, config: &MethodConfig) -> Adapter {
     struct Fix {
         names: Vec<&'static str>,
         path: Vec<String>,
@@ -182,7 +182,7 @@ fn with_fixed_factors(adapter: Adapter, config: &AdapterConfig) -> Adapter {
             if is_fixed { param.set_require_grad(false) } else { param }
         }
     }
-    let fixed = config.method().factors().iter().filter(|factor| !config.method.trains(factor));
+    let fixed = config.method().factors().iter().filter(|factor| !config.trains(factor));
     let names: Vec<&str> = fixed.map(|factor| factor.name).collect();
     if names.is_empty() { adapter } else { adapter.map(&mut Fix { names, path: Vec::new() }) }
 }

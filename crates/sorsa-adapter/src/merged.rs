@@ -28,7 +28,7 @@ impl<M: Module> MergedWeights<'_, M> {
     /// The weight `[d_out, d_in]` of the linear layer at `path` with the adapter added, f32; nothing if no adapter is attached there.
     pub fn weight(&self, path: &str) -> Option<HostTensor> {
         let state = &self.adapter.state;
-        let definition = state.config.method().factored()?;
+        let definition = state.config.method_at(path).factored()?;
         let module = state.modules.iter().find(|module| module.path == path)?;
         let frozen = weights(self.model, &[path].into()).remove(path)?.into_dense().cast(FloatDType::F32);
         let factors = state.all_factors(module, &self.adapter.trained);

@@ -235,8 +235,6 @@ pub(crate) fn weights<M: Module>(model: &M, wanted: &BTreeSet<&str>) -> BTreeMap
 
 /// The trained parameters of a model with the adapter of `state`. `dense` says which paths are trained whole.
 pub(crate) fn trainable<M: Module>(model: &M, state: &AdapterState, dense: impl Fn(&str) -> bool) -> Vec<Trainable> {
-    let method = state.config.method();
-    let (factors, steps) = (state.config.trained_factors(), state.config.method.orthonormal_steps());
     let width = usual_side(&state.modules);
     let separator = format!(".weight.{}.", Adapter::NAME);
     let mut found = Vec::new();
@@ -244,6 +242,8 @@ pub(crate) fn trainable<M: Module>(model: &M, state: &AdapterState, dense: impl 
         let (name, group, regularized, stiefel) = if let Some((module, rest)) = parameter.path.split_once(&separator) {
             // `rest` is `<Variant>.<factor>`.
             let name = rest.rsplit('.').next().unwrap_or(rest);
+            let config = state.config.method_config_at(module);
+            let (method, factors, steps) = (config.method(), config.trained_factors(), config.orthonormal_steps());
             let Some(Factor { group, orthonormal, .. }) = factors.iter().find(|factor| factor.name == name) else {
                 continue;
             };

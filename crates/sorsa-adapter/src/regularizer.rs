@@ -136,12 +136,16 @@ impl<M> Attached<M> {
     ///
     /// [`AdapterError::Config`] if the method does not train two factors or has a regularizer of its own.
     pub fn keep_vectors_orthogonal(&mut self) -> Result<(), AdapterError> {
-        let method = self.state.config.method();
-        if let Some(fault) = method.orthogonality_fault() {
-            return Err(AdapterError::Config { faults: vec![fault] });
+        let faults: Vec<String> =
+            self.state.config.methods().into_iter().filter_map(crate::Method::orthogonality_fault).collect();
+        if !faults.is_empty() {
+            return Err(AdapterError::Config { faults });
         }
         for parameter in self.trainable.iter_mut().filter(|parameter| parameter.group == ParameterGroup::Factor) {
-            let name = parameter.name.rsplit('.').next().unwrap_or_default();
+            // `<module>.<method>.<factor>`
+            let mut parts = parameter.name.rsplitn(3, '.');
+            let (name, _) = (parts.next().unwrap_or_default(), parts.next());
+            let method = self.state.config.method_at(parts.next().unwrap_or_default());
             let factor = method.factors().iter().find(|factor| factor.name == name);
             let vectors = factor.and_then(|factor| factor.vectors());
             parameter.regularized = vectors.map(|vectors| Regularized { vectors, lengths: Lengths::Free });

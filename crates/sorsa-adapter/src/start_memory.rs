@@ -18,9 +18,10 @@ impl Target {
         let size = |factors: &[crate::factors::Factor]| -> usize {
             factors.iter().map(|factor| factor.shape(self.shape, self.rank).iter().product::<usize>()).sum()
         };
-        let saved = size(&config.method().saved_with_start());
-        match packs_residual(config, packed) {
-            true => saved + size(config.method().factors()),
+        let method = config.method_at(&self.path);
+        let saved = size(&method.saved_with_start());
+        match self.packs_residual(config, packed) {
+            true => saved + size(method.factors()),
             false => saved,
         }
     }
@@ -28,8 +29,8 @@ impl Target {
     /// Bytes that one thread takes to make the start of this layer, beside the weight as the model has it; 0 if nothing is decomposed.
     /// `packed` is whether the weight is.
     pub fn start_bytes(&self, config: &AdapterConfig, packed: bool) -> usize {
-        let packs = packs_residual(config, packed);
-        let decomposes = config.method().factored().is_some_and(|method| method.decomposes());
+        let packs = self.packs_residual(config, packed);
+        let decomposes = config.method_at(&self.path).factored().is_some_and(|method| method.decomposes());
         if !(decomposes || packs) {
             return 0;
         }
@@ -46,10 +47,10 @@ impl Target {
         };
         copies + iteration
     }
-}
 
-fn packs_residual(config: &AdapterConfig, packed: bool) -> bool {
-    packed && config.residual_packing(PackedFormat::NF4).is_some()
+    fn packs_residual(&self, config: &AdapterConfig, packed: bool) -> bool {
+        packed && config.residual_packing(config.method_config_at(&self.path), PackedFormat::NF4).is_some()
+    }
 }
 
 #[cfg(test)]

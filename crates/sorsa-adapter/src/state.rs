@@ -30,6 +30,7 @@ use crate::parameters::{
     subtracted_path, tensor_faults, weights,
 };
 use crate::peft::{CONFIG_FILE, TENSORS_FILE};
+use crate::{Method, MethodConfig};
 
 /// One adapted module, as saved.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -227,9 +228,8 @@ impl SavedAdapter {
     /// DoRA's adapter must be the one that [`Attached::merge`] returned, also after it was saved and loaded: no other has
     /// the norms by which the merge divided.
     pub fn unmerge<M: Module>(&self, merged: M) -> Result<Attached<M>, AdapterError> {
-        let method = self.state.config.method();
         let mut faults = self.faults(&merged);
-        let expected = self.state.tensor_shapes(method.unmerge_factors());
+        let expected = self.state.tensor_shapes(|config| config.method().unmerge_factors().to_vec());
         let found = tensor_faults(expected, &self.unmerge_tensors);
         faults.extend(found.into_iter().map(|fault| format!("of the merge, {fault}")));
         check_fits(faults, &self.source)?;
@@ -248,6 +248,7 @@ impl SavedAdapter {
         let mut installations = BTreeMap::new();
         if method.is_factored() {
             for module in &state.modules {
+                let method = state.config.method_at(&module.path);
                 let factors = state.own_factors(module, &self.trained);
                 let subtract = match before {
                     WeightsBefore::Original if method.splits_weight() || module.residual.is_some() => {
@@ -273,21 +274,24 @@ impl SavedAdapter {
     /// The tensors that unmerging will need from the frozen weights of `model`, before the adapter is merged into it.
     fn unmerge_tensors_of<M: Module>(&self, model: &M) -> NamedTensors {
         let state = &self.state;
-        let method = state.config.method();
-        let Some(definition) = method.factored().filter(|definition| !definition.unmerge_factors.is_empty()) else {
+        let needs_any = |method: &Method| !method.unmerge_factors().is_empty();
+        if !state.config.methods().iter().any(needs_any) {
             return NamedTensors::new();
-        };
+        }
         let weights = weights(model, &state.modules.iter().map(|module| module.path.as_str()).collect());
-        let of = |module: &ModuleState| {
+        let mut tensors = NamedTensors::new();
+        for module in &state.modules {
+            let method = state.config.method_at(&module.path);
+            let Some(definition) = method.factored().filter(|_| needs_any(&method)) else { continue };
             let weight = weights[&module.path].clone().into_dense();
             let dropout = DropoutConfig::new(0.0).init();
             let factors = state.all_factors(module, &self.trained);
             let adapter = (definition.new)(&factors, module.scale, dropout, &weight.device());
-            let path = module.path.clone();
-            let tensors = adapter.unmerge_factors(weight).into_iter();
-            tensors.map(move |(name, tensor)| (factor_path(&path, method, name), tensor))
-        };
-        state.modules.iter().flat_map(of).collect()
+            for (name, tensor) in adapter.unmerge_factors(weight) {
+                tensors.insert(factor_path(&module.path, method, name), tensor);
+            }
+        }
+        tensors
     }
 
     /// Checks whether names and shapes fit `model`. The content of its weights is not compared.
@@ -361,7 +365,8 @@ impl AdapterState {
         manifest.config.validate().map_err(|error| malformed(error.to_string()))?;
         let packed = manifest.modules.iter().any(|module| module.residual.is_some());
         let has_start = packed || !manifest.carried.is_empty();
-        let initial = match has_start || !manifest.config.method().saved_with_start().is_empty() {
+        let is_saved = |method: &Method| !method.saved_with_start().is_empty();
+        let initial = match has_start || manifest.config.methods().iter().any(is_saved) {
             true => read_tensors(&folder.join(INITIAL))?,
             false => NamedTensors::new(),
         };
@@ -399,9 +404,9 @@ impl AdapterState {
 
     /// A line for each tensor of the start that is missing, misshapen or not expected.
     pub(crate) fn start_faults(&self) -> Vec<String> {
-        let method = self.config.method();
-        let mut expected = self.tensor_shapes(&method.saved_with_start());
+        let mut expected = self.tensor_shapes(|config| config.method().saved_with_start());
         for module in self.modules.iter().filter(|module| module.residual.is_some()) {
+            let method = self.config.method_at(&module.path);
             let one = |f: &Factor| (subtracted_path(&module.path, method, f.name), f.shape(module.shape, module.rank));
             expected.extend(method.factors().iter().map(one));
         }
@@ -459,7 +464,7 @@ impl AdapterState {
 
     /// Names and shapes of the trained tensors.
     fn expected<M: Module>(&self, model: &M) -> Vec<(String, Vec<usize>)> {
-        let mut expected = self.tensor_shapes(&self.config.trained_factors());
+        let mut expected = self.tensor_shapes(MethodConfig::trained_factors);
         expected.extend(self.dense(model));
         expected
     }
@@ -478,7 +483,7 @@ impl AdapterState {
 
     /// The `factors` of one module by their short names, as far as `tensors` has them.
     pub(crate) fn factor_set(&self, module: &ModuleState, factors: &[Factor], tensors: &NamedTensors) -> FactorSet {
-        let method = self.config.method();
+        let method = self.config.method_at(&module.path);
         let named = |factor: &Factor| {
             let tensor = tensors.get(&factor_path(&module.path, method, factor.name))?;
             Some((factor.name, tensor.clone()))
@@ -488,7 +493,7 @@ impl AdapterState {
 
     /// The trained factors of one module from `tensors`, and its frozen ones.
     pub(crate) fn all_factors(&self, module: &ModuleState, tensors: &NamedTensors) -> FactorSet {
-        let Some(definition) = self.config.method().factored() else { return FactorSet::new() };
+        let Some(definition) = self.config.method_at(&module.path).factored() else { return FactorSet::new() };
         let mut factors = self.own_factors(module, tensors);
         factors.extend(self.factor_set(module, definition.frozen_factors, &self.initial));
         factors
@@ -497,8 +502,9 @@ impl AdapterState {
     /// The factors of one module without the method's frozen ones: the trained ones from `tensors`, and those that stay as they are at
     /// the start by a setting.
     pub(crate) fn own_factors(&self, module: &ModuleState, tensors: &NamedTensors) -> FactorSet {
+        let config = self.config.method_config_at(&module.path);
         let (trained, fixed): (Vec<Factor>, Vec<Factor>) =
-            self.config.method().factors().iter().partition(|factor| self.config.method.trains(factor));
+            config.method().factors().iter().partition(|factor| config.trains(factor));
         let mut factors = self.factor_set(module, &fixed, &self.initial);
         factors.extend(self.factor_set(module, &trained, tensors));
         factors
@@ -506,13 +512,13 @@ impl AdapterState {
 
     /// The trained factors of the module at `path` at the start.
     pub(crate) fn factors_at_start(&self, path: &str) -> FactorSet {
-        self.initial_set(path, self.config.method().factors())
+        self.initial_set(path, self.config.method_at(path).factors())
     }
 
     /// The trained factors whose product is subtracted from the weight of `module`: those at the start, or those before the last
     /// packing if the residual is packed.
     pub(crate) fn subtracted_factors(&self, module: &ModuleState) -> FactorSet {
-        let method = self.config.method();
+        let method = self.config.method_at(&module.path);
         if module.residual.is_none() {
             return self.factor_set(module, method.factors(), &self.initial);
         }
@@ -525,7 +531,7 @@ impl AdapterState {
 
     /// The frozen factors of the module at `path`.
     pub(crate) fn frozen_factors(&self, path: &str) -> FactorSet {
-        match self.config.method().factored() {
+        match self.config.method_at(path).factored() {
             Some(definition) => self.initial_set(path, definition.frozen_factors),
             None => FactorSet::new(),
         }
@@ -538,12 +544,13 @@ impl AdapterState {
         }
     }
 
-    /// Names and shapes of these factors of every module.
-    pub(crate) fn tensor_shapes(&self, factors: &[Factor]) -> Vec<(String, Vec<usize>)> {
-        let method = self.config.method();
+    /// Names and shapes of the factors of every module that `factors` chooses of its method's.
+    pub(crate) fn tensor_shapes(&self, factors: impl Fn(&MethodConfig) -> Vec<Factor>) -> Vec<(String, Vec<usize>)> {
         let of = |module: &ModuleState| {
+            let config = self.config.method_config_at(&module.path);
+            let method = config.method();
             let one = |f: &Factor| (factor_path(&module.path, method, f.name), f.shape(module.shape, module.rank));
-            factors.iter().map(one).collect::<Vec<_>>()
+            factors(config).iter().map(one).collect::<Vec<_>>()
         };
         self.modules.iter().flat_map(of).collect()
     }

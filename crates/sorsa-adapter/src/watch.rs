@@ -86,7 +86,7 @@ impl<M: Module> Attached<M> {
     }
 
     fn jobs(&self, values: &NamedTensors, paths: &[String], sample: &BTreeSet<&str>) -> Vec<Job> {
-        let definition = self.state.config.method().factored();
+        let definition = |path: &str| self.state.config.method_at(path).factored();
         let mut regularized: BTreeMap<&str, Vec<(HostTensor, Regularized)>> = BTreeMap::new();
         for parameter in &self.trainable {
             // The name is `<module>.<method>.<factor>`.
@@ -95,14 +95,14 @@ impl<M: Module> Attached<M> {
                 regularized.entry(module).or_default().push((value.clone(), kept));
             }
         }
-        let frozen = match definition {
-            Some(_) => weights(&self.model, sample),
-            None => BTreeMap::new(),
+        let frozen = match self.state.config.method().is_factored() {
+            true => weights(&self.model, sample),
+            false => BTreeMap::new(),
         };
         let job = |path: &String| {
             let in_sample = sample.contains(path.as_str());
             let regularized = regularized.remove(path.as_str()).unwrap_or_default();
-            let Some(definition) = definition else {
+            let Some(definition) = definition(path) else {
                 let whole = values.get(&weight_path(path)).filter(|_| in_sample).cloned();
                 return Some(Job { path: path.clone(), part: None, whole, regularized });
             };

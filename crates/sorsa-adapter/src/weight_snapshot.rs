@@ -112,7 +112,8 @@ impl AdapterState {
     /// The principal part that was subtracted from a weight before training, computed on `device`; absent for methods that
     /// do not split the weight.
     pub fn start(&self, module: &ModuleState, device: &Device) -> Option<TrainedFactors> {
-        let definition = self.config.method().factored().filter(|definition| definition.splits_weight)?;
+        let method = self.config.method_at(&module.path);
+        let definition = method.factored().filter(|definition| definition.splits_weight)?;
         let factors = self.all_factors(module, &self.initial);
         Some(trained(&definition, &adapter(&definition, &factors, module, device)))
     }
@@ -131,9 +132,9 @@ impl AdapterState {
         checkpoint: &TensorFile,
     ) -> Result<WeightSnapshot, AdapterError> {
         let only = Self { modules: vec![module.clone()], ..self.without_tensors() };
-        let definition = self.config.method().factored();
+        let definition = self.config.method_at(&module.path).factored();
         let expected = match definition {
-            Some(_) => only.tensor_shapes(&self.config.trained_factors()),
+            Some(_) => only.tensor_shapes(crate::MethodConfig::trained_factors),
             None => vec![(weight_path(&module.path), module.shape.to_vec())],
         };
         let read = |(name, _): &(String, Vec<usize>)| Ok((name.clone(), checkpoint.read(name)?));

@@ -249,3 +249,77 @@ fn the_spectrum_of_an_adapter_is_the_same_in_both_forms() {
     let table = place.command(&["analyze", "peft"]).succeed();
     assert!(table.starts_with("modules"), "{table}");
 }
+
+#[test]
+fn a_run_goes_on_as_another_method_and_its_export_and_resumption_stay_exact() {
+    let place = Place::new();
+    train(&place, "first", &["--method", "sorsa"]);
+    merge(&place, "first", "first-merged");
+    for method in ["lora", "pissa", "olora", "sorsa"] {
+        // A rate of nothing shows the start.
+        let start = format!("{method}-start");
+        let mut command = place.command(&[
+            "finetune",
+            "--data",
+            "data.jsonl",
+            "--quiet",
+            "--batch-size",
+            "4",
+            "--continue-from",
+            "first",
+        ]);
+        let rest =
+            ["--set", "data.validation_rows=4", "--method", method, "--max-steps", "1", "--lr", "1e-30", "--run-dir"];
+        command.args(rest).arg(&start).succeed();
+        merge(&place, &start, &format!("{start}-merged"));
+        let far = distance(&weights(&place, "first-merged"), &weights(&place, &format!("{start}-merged")));
+        assert!(far < 1e-5, "{method}: {far}");
+
+        let mut command = place.command(&[
+            "finetune",
+            "--data",
+            "data.jsonl",
+            "--quiet",
+            "--batch-size",
+            "4",
+            "--continue-from",
+            "first",
+        ]);
+        let rest =
+            ["--set", "data.validation_rows=4", "--method", method, "--max-steps", "3", "--lr", "0.01", "--run-dir"];
+        command.args(rest).arg(method).succeed();
+        merge(&place, method, &format!("{method}-merged"));
+        place
+            .command(&["export", "--format", "peft", "--adapter", method, "--out", &format!("{method}-peft")])
+            .succeed();
+        merge(&place, &format!("{method}-peft"), &format!("{method}-again"));
+        let [merged, again] = ["merged", "again"].map(|name| weights(&place, &format!("{method}-{name}")));
+        assert!(distance(&merged, &again) < 1e-5, "{method}: {}", distance(&merged, &again));
+        assert!(distance(&merged, &weights(&place, "first-merged")) > 1e-4, "{method}");
+        // The analysis reads what the adapter carries along.
+        place.command(&["analyze", method, "--quiet", "--modules", "q_proj"]).succeed();
+    }
+    let text = refused(
+        place.finetune(&["--continue-from", "first", "--method", "lora", "--run-dir", "no"]).arg("--max-steps=1"),
+    );
+    assert!(text.contains("rank 4 leaves out") && text.contains("whose rank is 8"), "{text}");
+    assert!(!place.path("no").exists());
+}
+
+#[test]
+fn two_methods_in_one_run_train_resume_merge_and_leave_as_one_lora() {
+    let place = Place::new();
+    let args = ["--method", "sorsa", "--set", "adapter.method_pattern={\"*.mlp.*\" = \"lora\"}"];
+    let table = place.finetune(&args).arg("--dry-run").succeed();
+    assert!(table.contains("  sorsa") && table.contains("  lora"), "{table}");
+    train(&place, "run", &args);
+    merge(&place, "run", "merged");
+    place.command(&["export", "--format", "peft", "--adapter", "run", "--out", "peft"]).succeed();
+    merge(&place, "peft", "again");
+    let (merged, again) = (weights(&place, "merged"), weights(&place, "again"));
+    assert!(distance(&merged, &again) < 1e-5 && distance(&merged, &weights(&place, "model")) > 1e-3);
+    let recipe = std::fs::read_to_string(place.path("run/recipe.toml")).unwrap();
+    assert!(recipe.contains("[adapter.method_pattern]\n\"*.mlp.*\" = \"lora\""), "{recipe}");
+    place.command(&["finetune", "--resume", "run", "--quiet"]).succeed();
+    place.command(&["analyze", "run", "--quiet"]).succeed();
+}

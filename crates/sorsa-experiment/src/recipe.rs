@@ -329,7 +329,7 @@ impl Recipe {
             faults.push(error.to_string());
         }
         if self.train.regularizer.orthogonal_gamma > 0.0
-            && let Some(fault) = self.adapter.method().orthogonality_fault()
+            && let Some(fault) = self.adapter.methods().into_iter().find_map(Method::orthogonality_fault)
         {
             faults.push(format!("train.regularizer.orthogonal_gamma must be 0: {fault}"));
         }

@@ -45,6 +45,9 @@ pub struct ModuleShape {
     pub d_out: usize,
     /// Rank of the factors, if the method has any.
     pub rank: Option<usize>,
+    /// Their method, if the modules of the recipe have several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub method: Option<Method>,
     /// Numbers that are trained in all of them.
     pub trainable_parameters: u64,
 }
@@ -93,6 +96,7 @@ impl TrainingShape {
         let mut optimizer_numbers = 0;
         for target in recipe.adapter.targets(&model)? {
             let name = target.path.rsplit('.').next().unwrap_or(&target.path).to_owned();
+            let method = recipe.adapter.method_at(&target.path);
             let rank = method.is_factored().then_some(target.rank);
             let trained = recipe.adapter.trained_parameters(&target) as u64;
             let shapes = recipe.adapter.trained_shapes(&target);
@@ -102,8 +106,13 @@ impl TrainingShape {
             initial += target.numbers_at_start(&recipe.adapter, packed.is_some()) as u64;
             starts.push(target.start_bytes(&recipe.adapter, packed.is_some()) as u64);
             adapted_head |= method.is_factored() && matches!(target.path.as_str(), "lm_head" | "head");
+            // Nothing is said of the one method that all modules have.
+            let shown = if recipe.adapter.method_pattern.is_empty() { None } else { Some(method) };
             let same = |module: &&mut ModuleShape| {
-                module.name == name && [module.d_in, module.d_out] == target.shape && module.rank == rank
+                module.name == name
+                    && [module.d_in, module.d_out] == target.shape
+                    && module.rank == rank
+                    && module.method == shown
             };
             match modules.iter_mut().find(same) {
                 Some(module) => {
@@ -116,6 +125,7 @@ impl TrainingShape {
                     d_in: target.shape[0],
                     d_out: target.shape[1],
                     rank,
+                    method: shown,
                     trainable_parameters: trained,
                 }),
             }
@@ -183,13 +193,14 @@ impl TrainingShape {
         for module in &self.modules {
             let rank = module.rank.map_or_else(|| "-".to_owned(), |rank| rank.to_string());
             text.push_str(&format!(
-                "  {:<12} {:>6} {:>8}  x {:>6} {:>6} {:>10}\n",
+                "  {:<12} {:>6} {:>8}  x {:>6} {:>6} {:>10}{}\n",
                 module.name,
                 module.count,
                 module.d_in,
                 module.d_out,
                 rank,
-                grouped(module.trainable_parameters)
+                grouped(module.trainable_parameters),
+                module.method.map_or_else(String::new, |method| format!("  {method}"))
             ));
         }
         let memory = &self.memory;

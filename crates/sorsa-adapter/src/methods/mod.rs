@@ -333,6 +333,11 @@ impl Method {
 }
 
 impl MethodConfig {
+    /// The factors that are trained under these settings.
+    pub(crate) fn trained_factors(&self) -> Vec<Factor> {
+        self.method().factors().iter().filter(|factor| self.trains(factor)).copied().collect()
+    }
+
     /// Whether a regularizer of the method's own keeps trained factors orthonormal under these settings.
     pub fn is_regularized(&self) -> bool {
         let is_held = |factor: &&Factor| factor.orthonormal.is_some() && self.trains(factor);

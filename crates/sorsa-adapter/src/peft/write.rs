@@ -11,7 +11,6 @@ use super::{A, B, MAGNITUDE, PREFIX, PeftAdapter, PeftConfig, PeftInit, PeftSele
 use sorsa_files::{HostTensor, NamedTensors};
 use sorsa_ops::WeightOperand;
 
-use crate::Init;
 use crate::attach::AttachOptions;
 use crate::config::{AdapterConfig, Scaling};
 use crate::error::AdapterError;
@@ -20,6 +19,7 @@ use crate::host_tensor::HostTensorExt;
 use crate::parameters::{Parameter, factor_path, parameters, weights};
 use crate::state::{ModuleState, SavedAdapter};
 use crate::target::Pattern;
+use crate::{Init, Method};
 
 /// The weights to which an exported adapter is added, if its method splits the weight.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -82,9 +82,24 @@ impl PeftAdapter {
         if options.rank == Some(0) {
             return refuse("rank must be at least 1");
         }
+        if saved.state.carries() && options.rank.is_none() && !config.methods().into_iter().all(changes_by_product) {
+            return refuse(
+                "the adapter started from another one, and its own change is no product of factors: give a rank",
+            );
+        }
         if saved.state.carries() && options.form == PeftForm::AsTrained {
             return refuse(
                 "the adapter started from another one, which PEFT cannot start from: leave out the form of training",
+            );
+        }
+        let is_mixed = !config.method_pattern.is_empty();
+        if is_mixed && options.form == PeftForm::AsTrained {
+            return refuse("PEFT has one method for all modules: leave out the form of training");
+        }
+        if is_mixed && options.rank.is_none() && config.methods().into_iter().any(|method| !changes_by_product(method))
+        {
+            return refuse(
+                "PEFT has one method for all modules, and the change by one of these is no product of factors: give a rank",
             );
         }
         let as_trained = method.splits_weight() && options.form == PeftForm::AsTrained && options.rank.is_none();
@@ -94,7 +109,7 @@ impl PeftAdapter {
         let keeps_factors = as_trained || options.form == PeftForm::OfResidual;
         let plain = PeftVariant { init: PeftInit::Lora(Init::default()), dora: false };
         // Approximations and differences to the start are plain LoRAs.
-        let keeps_form = !method.splits_weight() && !saved.state.carries();
+        let keeps_form = !method.splits_weight() && !saved.state.carries() && !is_mixed;
         let trainable = (keeps_form || as_trained) && options.rank.is_none();
         let variant = match config.method.to_peft() {
             Some(variant) if trainable => variant,
@@ -167,11 +182,16 @@ fn check_start<M: Module>(saved: &SavedAdapter, model: &M) -> Result<(), Adapter
     if faults.is_empty() { Ok(()) } else { Err(AdapterError::Config { faults }) }
 }
 
+/// Whether a method changes weights by a product of its factors.
+fn changes_by_product(method: Method) -> bool {
+    method.factored().is_some_and(|definition| definition.changes_by_product)
+}
+
 /// The trained factors of every module, or their difference to the start.
 fn exact(saved: &SavedAdapter, keeps_factors: bool) -> BTreeMap<String, FactorPair> {
-    let difference = saved.state.config.method().splits_weight() && !keeps_factors;
     let pair = |module: &ModuleState| {
         let now = product(saved, module, &saved.trained);
+        let difference = saved.state.config.method_at(&module.path).splits_weight() && !keeps_factors;
         match difference {
             true => now.minus(&product(saved, module, &saved.state.initial)),
             false => now,
@@ -187,7 +207,8 @@ fn exact(saved: &SavedAdapter, keeps_factors: bool) -> BTreeMap<String, FactorPa
 
 /// The product of one module's factors, of which `tensors` are the trained ones.
 fn product(saved: &SavedAdapter, module: &ModuleState, tensors: &NamedTensors) -> FactorPair {
-    let definition = saved.state.config.method().factored().expect("an adapter without factors is refused");
+    let definition =
+        saved.state.config.method_at(&module.path).factored().expect("an adapter without factors is refused");
     (definition.product)(&saved.state.all_factors(module, tensors))
 }
 
@@ -199,9 +220,9 @@ fn approximated<M: Module>(
 ) -> Result<(BTreeMap<String, FactorPair>, Vec<Truncation>), AdapterError> {
     let wanted: BTreeSet<&str> = saved.state.modules.iter().map(|module| module.path.as_str()).collect();
     // If the change is not a product of factors, it is the difference of the weights.
-    let merged = match saved.state.config.method().factored() {
-        Some(definition) if definition.changes_by_product => None,
-        _ => {
+    let merged = match saved.state.config.methods().into_iter().all(changes_by_product) {
+        true => None,
+        false => {
             let merged = saved.attach(model.clone())?.merge().0;
             Some((weights(model, &wanted), weights(&merged, &wanted)))
         }

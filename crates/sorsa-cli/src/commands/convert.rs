@@ -133,7 +133,9 @@ pub fn difference(
     }
     let style = Style::choose(quiet);
     session::set_config(config, first.adapter.as_deref())?;
-    session::check_asked(first.base_is_given.then_some(first.base.as_str()), &first.base)?;
+    if !first.base_is_given {
+        session::check_asked(None, &first.base)?;
+    }
     let folder = model_folder(&first.base, style)?;
     let mut difference = Difference::to_base(&folder)?;
     for one in tuned {

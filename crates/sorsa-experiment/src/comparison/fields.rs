@@ -99,11 +99,12 @@ pub fn reason_against(field: &str) -> Option<&'static str> {
 /// Whether a field changes anything in a run of `recipe`, whose method may have no factors or no regularizer.
 pub fn takes_effect(field: &str, recipe: &Recipe) -> bool {
     let method = recipe.adapter.method();
+    let is_regularized = recipe.adapter.is_regularized();
     if field.starts_with("train.regularizer.") {
         return match field {
-            GAMMA => recipe.adapter.method.is_regularized(),
+            GAMMA => is_regularized,
             ORTHOGONAL_GAMMA => method.orthogonality_fault().is_none(),
-            _ => recipe.adapter.method.is_regularized() || recipe.train.regularizer.orthogonal_gamma > 0.0,
+            _ => is_regularized || recipe.train.regularizer.orthogonal_gamma > 0.0,
         };
     }
     if field == "svd.band" {

@@ -171,7 +171,7 @@ impl Difference {
         let reduced = options.intruders.is_some();
         let mut all = Sums::default();
         let mut rows = Vec::new();
-        for (name, sums) in kinds.into_iter() {
+        for (name, sums) in kinds.in_order() {
             all.add(&sums);
             rows.push(sums.row(name, reduced));
         }

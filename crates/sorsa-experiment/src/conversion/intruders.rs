@@ -171,7 +171,7 @@ impl Difference {
         }
         observer.on_event(Event::Measured);
         let (mut all, mut rows) = (Counts::default(), Vec::new());
-        for (name, counts) in kinds.into_iter() {
+        for (name, counts) in kinds.in_order() {
             all.add(&counts);
             rows.push(counts.row(name));
         }

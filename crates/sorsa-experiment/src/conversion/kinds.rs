@@ -22,7 +22,7 @@ impl<T: Default> Kinds<T> {
         &mut self.0[index].1
     }
 
-    pub fn into_iter(self) -> impl Iterator<Item = (String, T)> {
+    pub fn in_order(self) -> impl Iterator<Item = (String, T)> {
         self.0.into_iter()
     }
 }

@@ -248,6 +248,9 @@ impl<'a> AuthorExport<'a> {
         if !config.modules_to_save.is_empty() {
             faults.push("the author's checkpoint has no modules_to_save".to_owned());
         }
+        if !config.method_pattern.is_empty() {
+            faults.push("the author's checkpoint holds one method".to_owned());
+        }
         if saved.state.carries() {
             faults.push("the author's checkpoint cannot hold an adapter that started from another one".to_owned());
         }

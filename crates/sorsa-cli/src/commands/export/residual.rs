@@ -34,7 +34,7 @@ impl Residual {
         let model = &trained.adapter.model;
         let before = model.tensors();
         let has_packed = before.expected().iter().any(|tensor| before.packed(&tensor.name).is_some());
-        let splits = trained.adapter.saved.state.config.method().splits_weight();
+        let splits = trained.adapter.saved.state.config.splits_weights();
         if !has_packed && !splits {
             return Ok(None);
         }
