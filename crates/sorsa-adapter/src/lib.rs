@@ -1,4 +1,4 @@
-//! Adapters for any burn module: SORSA, PiSSA, LoRA, DoRA, OLoRA, LoRA-XS and partial fine-tuning.
+//! Adapters for any burn module: SORSA, PiSSA, LoRA, DoRA, OLoRA, LoRA-XS, StelLA and partial fine-tuning.
 //!
 //! An adapter is a burn [`Reparameterization`](burn::module::Reparameterization): it attaches to the linear layers of
 //! an unchanged model. To take the cheap route, a model calls [`project`] instead of `linear.forward`: then no dense
@@ -58,11 +58,14 @@
 
 mod adapter;
 mod attach;
+mod band;
 mod cache;
+mod changes;
 mod config;
 mod doubt;
 mod error;
 mod factors;
+mod hand_over;
 mod host_tensor;
 mod install;
 mod linear;
@@ -78,16 +81,22 @@ mod quantization_errors;
 mod quantized_start;
 mod regularizer;
 mod start;
+mod start_memory;
 mod state;
+mod stiefel;
 mod target;
 mod watch;
+mod weight_change;
 mod weight_snapshot;
 
 pub use adapter::project;
 pub use attach::{AttachOptions, Attached, ModuleReport, Target};
+pub use band::Band;
+pub use changes::TrainedPart;
 pub use config::{AdapterConfig, Scaling};
 pub use doubt::AdapterDoubt;
 pub use error::AdapterError;
+pub use hand_over::HandOverDefaults;
 pub use host_tensor::HostTensorExt;
 pub use linear::{Linear, LinearLayer, placeholder};
 pub use merged::MergedWeights;
@@ -106,5 +115,7 @@ pub use sorsa_linalg::{Algorithm, SvdOptions};
 pub use sorsa_ops::{PackedFormat, PackedMatrix, PackedWeight, Precision, WeightOperand};
 pub use start::AlphaConvention;
 pub use state::{AdapterState, ModuleState, SavedAdapter};
+pub use stiefel::{Retraction, Stiefel, orthonormality_defect};
 pub use watch::ModuleMeasures;
+pub use weight_change::{KeptChange, KeptRank, WeightChange};
 pub use weight_snapshot::{TrainedFactors, WeightSnapshot};

@@ -18,7 +18,8 @@ use crate::peft::PeftVariant;
 use crate::quantized_start::StartError;
 use crate::start::{StartingFactors, WeightToAdapt};
 use crate::state::ModuleState;
-use crate::{Adapter, AdapterConfig};
+use crate::stiefel::OrthonormalSteps;
+use crate::{Adapter, AdapterConfig, Band};
 
 /// What the factors of a method are made of at the start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,6 +116,22 @@ pub(crate) trait FactoredMethod: Module {
         Vec::new()
     }
 
+    /// Which singular triplets of the weight the start is made of.
+    fn band(_config: &Self::Config) -> Band {
+        Band::Principal
+    }
+
+    /// Whether the factor, one of [`FACTORS`](Self::FACTORS), is trained under these settings. Otherwise it stays as it is at the start,
+    /// for methods that split the weight.
+    fn trains(_config: &Self::Config, _factor: &Factor) -> bool {
+        true
+    }
+
+    /// How the orthonormal ones of [`FACTORS`](Self::FACTORS) stay so; absent if the method's regularizer or nothing holds them.
+    fn orthonormal_steps(_config: &Self::Config) -> Option<OrthonormalSteps> {
+        None
+    }
+
     /// The factors at the start of training, the frozen ones among them.
     fn start(config: &Self::Config, weight: &WeightToAdapt<'_>) -> Result<StartingFactors, StartError>;
 
@@ -183,6 +200,11 @@ pub(crate) trait FactoredMethod: Module {
         FactorPair { a: factors["a"].clone(), b: factors["b"].clone() }
     }
 
+    /// The factors whose product is that of `pair`, if the method adds any product to the weight, and starts from any.
+    fn of_product(_pair: FactorPair) -> Option<FactorSet> {
+        None
+    }
+
     /// PEFT's variant of LoRA that continues training from the same weights and factors.
     fn to_peft(config: &Self::Config) -> PeftVariant;
 
@@ -229,6 +251,7 @@ pub(crate) struct FactoredDefinition {
     pub memory: fn(Form, [usize; 2], usize, usize) -> OperationMemory,
     pub new: fn(&FactorSet, f64, Dropout, &Device) -> Adapter,
     pub product: fn(&FactorSet) -> FactorPair,
+    pub of_product: fn(FactorPair) -> Option<FactorSet>,
 }
 
 impl FactoredDefinition {
@@ -244,6 +267,7 @@ impl FactoredDefinition {
             memory: M::memory,
             new: |factors, scale, dropout, device| M::new(factors, scale, dropout, device).into(),
             product: M::product,
+            of_product: M::of_product,
         }
     }
 

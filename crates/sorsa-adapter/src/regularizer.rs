@@ -392,7 +392,7 @@ mod tests {
             let lengths = if case["lengths"] == "one" { Lengths::One } else { Lengths::Free };
             let form: RegularizerForm = serde_json::from_value(case["form"].clone()).unwrap();
             let factor = Tensor::<2>::from_data(TensorData::new(floats(&case["factor"]), shape), &Device::flex());
-            let mut gradient = Vec::new();
+            let mut gradient: Vec<f32> = Vec::new();
             let factors = vec![(ParamId::new(), factor, Regularized { vectors, lengths })];
             let stats = measure(factors, form.into(), |_, found| gradient = found.into_data().try_into_vec().unwrap());
             let (value, expected) = (stats.unwrap().value, case["value"].as_f64().unwrap());

@@ -3,7 +3,11 @@
 //!
 //! - [`truncated_svd`] decomposes a matrix in host memory;
 //! - [`tensor::truncated_svd`] decomposes a burn tensor, on its device or on the host;
+//! - [`svd_band`] gives any consecutive triplets, by the decomposition of the whole matrix;
+//! - [`inverse_square_root`] and [`inverse_cholesky_factor`] make columns orthonormal, given their Gram matrix;
 //! - [`leading_qr`] gives the first columns and rows of a QR decomposition;
+//! - [`product_svd`] decomposes a product of thin matrices without forming it;
+//! - [`intruder`] finds singular vectors that training brought in;
 //! - [`drift`] compares the singular triplets of a weight before and after training;
 //! - [`spectral`] measures bases and singular values.
 //!
@@ -19,6 +23,7 @@
 //! ```
 
 mod assignment;
+mod band;
 mod basis;
 mod cholesky;
 pub mod drift;
@@ -26,8 +31,11 @@ mod eigen;
 mod error;
 mod exact;
 mod gram;
+mod gram_factor;
+pub mod intruder;
 mod krylov;
 mod operator;
+mod product;
 mod qr;
 mod ritz;
 mod scalar;
@@ -36,8 +44,11 @@ mod svd;
 pub mod tensor;
 mod tridiagonal;
 
+pub use band::svd_band;
 pub use error::LinalgError;
 pub use faer;
+pub use gram_factor::{inverse_cholesky_factor, inverse_square_root};
+pub use product::{ProductSvd, product_svd};
 pub use qr::{LeadingQr, leading_qr};
 pub use scalar::Scalar;
 pub use svd::{Algorithm, Svd, SvdOptions, SvdReport, truncated_svd};

@@ -170,15 +170,17 @@ impl Checkpoints {
     pub(crate) fn save(
         &self,
         state: &RunState,
-        parameters: &NamedTensors,
+        parameters: NamedTensors,
         optimizer: &Optimizer,
         trainable: &[Trainable],
     ) -> Result<(), CheckpointError> {
-        let buffers = optimizer.tensors(trainable);
-        check_finite(state.step, parameters)?;
-        check_finite(state.step, &buffers)?;
+        check_finite(state.step, &parameters)?;
         let folder = AtomicDir::create(self.at(state.step))?;
-        write_tensors(&folder.path().join(PARAMETERS), parameters)?;
+        write_tensors(&folder.path().join(PARAMETERS), &parameters)?;
+        // One copy at a time: of the parameters, then of the buffers.
+        drop(parameters);
+        let buffers = optimizer.tensors(trainable);
+        check_finite(state.step, &buffers)?;
         write_tensors(&folder.path().join(OPTIMIZER), &buffers)?;
         let content = content_hash(state, &[PARAMETERS, OPTIMIZER].map(|name| folder.path().join(name)))?;
         let json = serde_json::to_vec_pretty(&StoredState { state, content: &content });

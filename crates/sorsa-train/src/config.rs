@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use sorsa_adapter::{ParameterGroup, Probes, Regularizer, RegularizerForm};
 
+use crate::learning_rate::LearningRate;
 use crate::optimizer::OptimizerKind;
 use crate::schedule::{Schedule, ScheduleKind};
 
@@ -29,6 +30,9 @@ pub struct TrainConfig {
     pub keep_checkpoints: usize,
     /// Stop after so many evaluations in a row without a lower loss; 0: never.
     pub early_stopping: usize,
+    /// Ends the run with a checkpoint if its training loss diverges; see [`Divergence`](crate::Divergence).
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub stop_on_divergence: bool,
     /// What the summed loss of a step is divided by.
     pub loss_normalization: LossNormalization,
     /// Largest global norm of the task's gradient; 0: no clipping.
@@ -66,6 +70,7 @@ impl Default for TrainConfig {
             checkpoint_every: 100,
             keep_checkpoints: 2,
             early_stopping: 0,
+            stop_on_divergence: false,
             loss_normalization: LossNormalization::Step,
             clip_norm: 1.0,
             clip_value: 0.0,
@@ -97,8 +102,8 @@ pub struct OptimizerConfig {
     /// Which optimizer: AdamW if a recipe names none.
     #[serde(skip_serializing_if = "is_adamw")]
     pub kind: OptimizerKind,
-    /// Peak learning rate.
-    pub learning_rate: f64,
+    /// Peak learning rate, or `"auto"`.
+    pub learning_rate: LearningRate,
     /// Decoupled weight decay; in SGD and RMSprop a part of the gradient.
     pub weight_decay: f64,
     /// Decay of the gradients' running mean; the momentum in SGD, RMSprop and Muon.
@@ -139,7 +144,7 @@ impl Default for OptimizerConfig {
 #[serde(default, deny_unknown_fields)]
 struct OptimizerFields {
     kind: OptimizerKind,
-    learning_rate: Option<f64>,
+    learning_rate: Option<LearningRate>,
     weight_decay: Option<f64>,
     beta1: Option<f64>,
     beta2: Option<f64>,
@@ -173,9 +178,14 @@ fn is_adamw(kind: &OptimizerKind) -> bool {
 
 impl OptimizerConfig {
     /// The rates, without the settings of the update rule.
+    ///
+    /// # Panics
+    ///
+    /// If the learning rate is `auto`: the caller finds its number first.
     pub fn rates(&self) -> PeakRates {
+        let learning_rate = self.learning_rate.number().expect("the learning rate is still to be found");
         PeakRates {
-            learning_rate: self.learning_rate,
+            learning_rate,
             weight_decay: self.weight_decay,
             singular_values: self.singular_values,
             magnitudes: self.magnitudes,
@@ -342,7 +352,10 @@ impl TrainConfig {
         check(self.max_steps != Some(0), "train.max_steps must be at least 1");
         check(not_negative(self.clip_norm), "train.clip_norm must be 0 or more");
         check(not_negative(self.clip_value), "train.clip_value must be 0 or more");
-        check(positive(self.optimizer.learning_rate), "train.optimizer.learning_rate must be positive");
+        check(
+            self.optimizer.learning_rate.number().is_none_or(positive),
+            "train.optimizer.learning_rate must be positive",
+        );
         check(not_negative(self.optimizer.weight_decay), "train.optimizer.weight_decay must be 0 or more");
         for (holds, text) in self.optimizer.kind.checks(&self.optimizer) {
             check(holds, text);
@@ -385,7 +398,6 @@ impl TrainConfig {
     fn numbers_of_f32(&self) -> Vec<(&'static str, f64)> {
         let (optimizer, regularizer) = (&self.optimizer, &self.regularizer);
         let mut numbers = vec![
-            ("train.optimizer.learning_rate", optimizer.learning_rate),
             ("train.optimizer.weight_decay", optimizer.weight_decay),
             ("train.optimizer.epsilon", optimizer.epsilon),
             ("train.regularizer.gamma", regularizer.gamma),
@@ -393,6 +405,7 @@ impl TrainConfig {
             ("train.clip_value", self.clip_value),
         ];
         let others = [
+            ("train.optimizer.learning_rate", optimizer.learning_rate.number()),
             ("train.regularizer.target_defect", regularizer.target_defect),
             ("train.optimizer.singular_values.learning_rate", optimizer.singular_values.learning_rate),
             ("train.optimizer.singular_values.weight_decay", optimizer.singular_values.weight_decay),

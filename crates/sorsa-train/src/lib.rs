@@ -2,8 +2,10 @@
 
 mod checkpoint;
 mod config;
+mod divergence;
 mod gamma;
 mod gradients;
+mod learning_rate;
 pub mod metrics;
 mod optimizer;
 mod repair;
@@ -18,9 +20,11 @@ pub use config::{
     Coupling, GammaSchedule, GroupOverride, LossNormalization, OptimizerConfig, PeakRates, RegularizerConfig,
     ScheduleConfig, TrainConfig,
 };
+pub use divergence::{Divergence, DivergenceWatch};
 pub use gamma::GammaController;
+pub use learning_rate::LearningRate;
 pub use optimizer::{Decoupled, Optimizer, OptimizerKind, StepRates, UpdateRule};
 pub use repair::Repair;
 pub use run_length::{LastStep, steps_of_equal_epochs, total_steps};
 pub use trainable::{BatchSource, TrainableModel, TrainingBatch};
-pub use trainer::{Observer, RunOutcome, TrainError, Trainer, mean_loss};
+pub use trainer::{Observer, RateSearch, RunOutcome, TrainError, Trainer, TriedRate, mean_loss, multiple};

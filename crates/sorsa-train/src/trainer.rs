@@ -4,22 +4,27 @@
 //! the regularizer's closed-form gradient; the optimizer's update. A checkpoint holds everything that the next loss
 //! depends on, so a run that is killed and resumed gives the same numbers as an uninterrupted run.
 
+mod rate_search;
+
+pub use rate_search::{RateSearch, TriedRate, multiple};
+
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use burn::prelude::*;
 use sorsa_adapter::{
-    AdapterError, Attached, RegularizerStats, SavedAdapter, add_regularizer, export_trainable, import_trainable,
-    regularizer_gradients,
+    AdapterError, Attached, RegularizerStats, SavedAdapter, Trainable, add_regularizer, export_trainable,
+    import_trainable, orthonormality_defect, regularizer_gradients,
 };
 use sorsa_data::{Batcher, DataPosition};
 use sorsa_models::{CausalLm, mixed_seed};
 
 use crate::checkpoint::{Best, CheckpointError, Checkpoints, RunState, first_five};
 use crate::config::{Coupling, GammaSchedule, TrainConfig};
+use crate::divergence::{Divergence, DivergenceWatch};
 use crate::gamma::GammaController;
 use crate::gradients::{Clipping, clip, global_norm, parameter_sum, step_gradients};
-use crate::metrics::{EvalMetrics, LogRepair, Metric, MetricsLog, StepMetrics, WatchMetrics};
+use crate::metrics::{self, EvalMetrics, LogRepair, Metric, MetricsLog, StepMetrics, WatchMetrics};
 use crate::optimizer::{Decoupled, Optimizer};
 use crate::repair::{Repair, newest_whole};
 use crate::run_length::RunLength;
@@ -114,6 +119,8 @@ pub enum RunOutcome {
     Completed,
     /// The evaluation loss stopped falling.
     EarlyStopped,
+    /// Training made the model worse, and the run was to end then; a checkpoint was written.
+    Diverged,
     /// The observer asked to stop; a checkpoint was written.
     Interrupted,
 }
@@ -122,6 +129,8 @@ pub enum RunOutcome {
 pub trait Observer {
     /// A step or an evaluation was made.
     fn on_metric(&mut self, _metric: &Metric, _total_steps: u64) {}
+    /// The metric before shows that training makes the model worse.
+    fn on_divergence(&mut self, _divergence: &Divergence) {}
     /// Returns whether to write a checkpoint and end the run. The trainer asks after every step.
     fn should_stop(&mut self) -> bool {
         false
@@ -151,6 +160,7 @@ pub struct Trainer<M = CausalLm, S = Batcher> {
     events: EventWriter,
     device: Device,
     repairs: Vec<Repair>,
+    watch: DivergenceWatch,
 }
 
 /// The folder of a run and its log.
@@ -203,7 +213,7 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
         let log = run.join("metrics.jsonl");
         let (metrics, repair) = MetricsLog::resume(&log, step)?;
         if repair != LogRepair::default() {
-            repairs.push(Repair::Log { path: log, step, repair });
+            repairs.push(Repair::Log { path: log.clone(), step, repair });
         }
         let file = Checkpoints::optimizer_file(&checkpoint.folder);
         let device = attached.model.parameter_device().without_autodiff();
@@ -211,6 +221,9 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
         let run = RunFiles { folder: run, metrics };
         let mut trainer = Self::assemble(attached, optimizer, train, validation, config, run, checkpoint.state)?;
         trainer.repairs = repairs;
+        for metric in metrics::read(&log)? {
+            trainer.watch.add(&metric);
+        }
         trainer.restore(&checkpoint.parameters, &checkpoint.folder)?;
         Ok(trainer)
     }
@@ -249,12 +262,28 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
             events,
             device,
             repairs: Vec::new(),
+            watch: DivergenceWatch::default(),
         })
     }
 
     /// What was damaged in the files of the run that is resumed, and what was done about it.
     pub fn repairs(&self) -> &[Repair] {
         &self.repairs
+    }
+
+    /// What the metrics showed of a model that gets worse.
+    pub fn divergences(&self) -> &[Divergence] {
+        self.watch.found()
+    }
+
+    /// The parameters that are trained.
+    pub fn trainable(&self) -> &[Trainable] {
+        &self.attached.trainable
+    }
+
+    /// The peak learning rate.
+    pub fn learning_rate(&self) -> f64 {
+        self.optimizer.learning_rate()
     }
 
     /// Steps of the whole run.
@@ -275,6 +304,15 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
     /// Returns a copy of the adapter with its current values.
     pub fn adapter(&self) -> SavedAdapter {
         self.attached.snapshot()
+    }
+
+    /// Writes the folder of the adapter as it is now.
+    ///
+    /// # Errors
+    ///
+    /// [`AdapterError`] with the file; nothing is written if a trained value is not finite.
+    pub fn save_adapter(&self, folder: &Path) -> Result<(), AdapterError> {
+        self.attached.save(folder)
     }
 
     /// Ends the run and returns the model with its adapter, without autodiff.
@@ -302,6 +340,9 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
             if self.has_stalled() {
                 return Ok(RunOutcome::EarlyStopped);
             }
+            if self.has_diverged() {
+                return Ok(RunOutcome::Diverged);
+            }
             let metrics = self.step()?;
             self.log(Metric::Step(metrics), observer)?;
             let (step, last) = (self.state.step, self.state.step == self.total_steps());
@@ -310,13 +351,16 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
                 self.watch(observer)?;
             }
             let improved = due(self.config.eval_every) && self.evaluate_and_log(observer)?;
-            let early = self.has_stalled();
+            let (early, diverged) = (self.has_stalled(), self.has_diverged());
             let stop = !last && observer.should_stop();
-            if improved || stop || early || due(self.config.checkpoint_every) {
+            if improved || stop || early || diverged || due(self.config.checkpoint_every) {
                 self.save_checkpoint()?;
             }
             if early {
                 return Ok(RunOutcome::EarlyStopped);
+            }
+            if diverged {
+                return Ok(RunOutcome::Diverged);
             }
             if stop {
                 return Ok(RunOutcome::Interrupted);
@@ -328,6 +372,10 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
     fn has_stalled(&self) -> bool {
         let patience = self.config.early_stopping;
         patience > 0 && self.state.evaluations_without_improvement >= patience
+    }
+
+    fn has_diverged(&self) -> bool {
+        self.config.stop_on_divergence && !self.watch.found().is_empty()
     }
 
     /// One optimizer step, without evaluation, log or checkpoint.
@@ -373,6 +421,11 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
         }
         let factor = self.schedule.factor(self.state.step);
         let (stats, gamma, decoupled) = self.regularize(&mut gradients, factor);
+        // Before the update, with a regularizer and without one.
+        let defect = match stats {
+            Some(stats) => Some(stats.mean_defect),
+            None => orthonormality_defect(&self.attached.model, &self.attached.trainable),
+        };
         let model = self.attached.model.clone();
         self.attached.model = self.optimizer.step(model, gradients, factor, decoupled);
         self.check_parameters(step, &batches)?;
@@ -399,7 +452,7 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
             gamma,
             grad_norm: f64::from(grad_norm),
             regularizer: stats.map(|stats| stats.value),
-            defect: stats.map(|stats| stats.mean_defect),
+            defect,
             tokens,
             target_tokens: batches.iter().map(|batch| batch.targets() as u64).sum(),
             tokens_per_s: tokens as f64 / seconds.max(1e-9),
@@ -529,6 +582,9 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
             }
         }
         observer.on_metric(&metric, self.total_steps());
+        if let Some(divergence) = self.watch.add(&metric) {
+            observer.on_divergence(&divergence);
+        }
         Ok(())
     }
 
@@ -537,7 +593,7 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
         self.metrics.sync()?;
         self.events.sync()?;
         let parameters = export_trainable(&self.attached.model, &self.attached.trainable);
-        self.checkpoints.save(&self.state, &parameters, &self.optimizer, &self.attached.trainable)?;
+        self.checkpoints.save(&self.state, parameters, &self.optimizer, &self.attached.trainable)?;
         self.checkpoints.prune(self.config.keep_checkpoints, self.state.best.map(|best| best.step))?;
         Ok(())
     }

@@ -42,7 +42,7 @@ fn five_steps_of_matrices_and_a_vector_are_those_of_the_reference() {
         let attached = AdapterConfig::new(Method::Full, 0, &[]).attach(model, &Default::default()).unwrap();
         let Attached { mut model, trainable, .. } = attached;
         let mut config: OptimizerConfig = serde_json::from_value(case["settings"].clone()).unwrap();
-        config.learning_rate = golden["rate"].as_f64().unwrap();
+        config.learning_rate = golden["rate"].as_f64().unwrap().into();
         config.weight_decay = golden["weight_decay"].as_f64().unwrap();
         let mut optimizer = Optimizer::new(config, &trainable);
         for (step, factor) in golden["factors"].as_array().unwrap().iter().enumerate() {

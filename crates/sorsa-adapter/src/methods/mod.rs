@@ -7,12 +7,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sorsa_ops::WeightOperand;
 
-use crate::AdapterConfig;
 use crate::factors::{Factor, FactorSet};
 use crate::method::{FactoredDefinition, FactoredMethod, LowRank, StartsFrom, WholeDefinition, WholeMethod};
 use crate::peft::PeftVariant;
 use crate::quantized_start::StartError;
 use crate::start::{StartingFactors, WeightToAdapt};
+use crate::stiefel::OrthonormalSteps;
+use crate::{AdapterConfig, Band};
 
 /// Makes of the list the names ([`Method`]), the settings ([`MethodConfig`]), the state of one weight ([`Adapter`]),
 /// and the way from each of them to the method's file.
@@ -151,6 +152,30 @@ macro_rules! methods {
                 }
             }
 
+            /// Which singular triplets of a weight the start is made of.
+            pub fn band(&self) -> Band {
+                match self {
+                    $(Self::$name(config) => $name::band(config),)+
+                    $(Self::$whole => Band::Principal,)+
+                }
+            }
+
+            /// Whether `factor` of the method is trained under these settings.
+            pub(crate) fn trains(&self, factor: &Factor) -> bool {
+                match self {
+                    $(Self::$name(config) => $name::trains(config, factor),)+
+                    $(Self::$whole => true,)+
+                }
+            }
+
+            /// How the orthonormal factors of the method stay so; absent if nothing but a regularizer holds them.
+            pub(crate) fn orthonormal_steps(&self) -> Option<OrthonormalSteps> {
+                match self {
+                    $(Self::$name(config) => $name::orthonormal_steps(config),)+
+                    $(Self::$whole => None,)+
+                }
+            }
+
             /// The factors of one weight at the start; absent for a method that has none.
             pub(crate) fn start(&self, weight: &WeightToAdapt<'_>) -> Option<Result<StartingFactors, StartError>> {
                 match self {
@@ -263,7 +288,7 @@ impl Method {
 
     /// Whether the method has factors that a regularizer of its own keeps orthonormal.
     pub fn is_regularized(self) -> bool {
-        self.factors().iter().any(|factor| factor.orthonormal.is_some())
+        MethodConfig::from(self).is_regularized()
     }
 
     /// Why the regularizer of orthogonal vectors makes no sense for the method; nothing if the method trains two factors
@@ -271,6 +296,9 @@ impl Method {
     pub fn orthogonality_fault(self) -> Option<String> {
         if self.is_regularized() {
             return Some(format!("{self} has a regularizer of its own, of orthonormal vectors"));
+        }
+        if self.factors().iter().any(|factor| factor.orthonormal.is_some()) {
+            return Some(format!("{self} keeps its vectors orthonormal by a retraction"));
         }
         match self.factors().iter().filter(|factor| factor.vectors().is_some()).count() {
             2 => None,
@@ -301,6 +329,14 @@ impl Method {
     /// The tensors of each weight that a merge saves for [`SavedAdapter::unmerge`](crate::SavedAdapter::unmerge).
     pub(crate) fn unmerge_factors(self) -> &'static [Factor] {
         self.factored().map_or(&[], |method| method.unmerge_factors)
+    }
+}
+
+impl MethodConfig {
+    /// Whether a regularizer of the method's own keeps trained factors orthonormal under these settings.
+    pub fn is_regularized(&self) -> bool {
+        let is_held = |factor: &&Factor| factor.orthonormal.is_some() && self.trains(factor);
+        self.orthonormal_steps().is_none() && self.method().factors().iter().any(|factor| is_held(&factor))
     }
 }
 
@@ -352,9 +388,11 @@ mod lora_xs;
 mod olora;
 mod pissa;
 pub(crate) mod sorsa;
+mod stella;
 mod whole;
 
 pub use lora::Init;
+pub use sorsa::SorsaTrained;
 
 methods! {
     factored {
@@ -370,6 +408,8 @@ methods! {
         Olora(OloraConfig) in olora,
         /// A trained square matrix between two frozen factors of the weight's SVD (arXiv 2405.17604).
         LoraXs(LoraXsConfig) in lora_xs,
+        /// A trained square matrix between two bases on the Stiefel manifold (arXiv 2510.01938).
+        Stella(StellaConfig) in stella,
     }
     whole {
         /// The target weights themselves, dense.
@@ -393,7 +433,10 @@ mod tests {
             assert_eq!(method.label().replace('-', "").to_lowercase(), name.replace('-', ""));
         }
         let error = "vera".parse::<Method>().unwrap_err();
-        assert_eq!(error, "unknown method `vera`, expected sorsa, pissa, lora, dora, olora, lora-xs, partial or full");
+        assert_eq!(
+            error,
+            "unknown method `vera`, expected sorsa, pissa, lora, dora, olora, lora-xs, stella, partial or full"
+        );
     }
 
     #[test]

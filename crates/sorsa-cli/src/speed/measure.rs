@@ -10,11 +10,12 @@ use burn::prelude::*;
 use burn::tensor::FloatDType;
 use serde::Serialize;
 use sorsa_adapter::{
-    AdapterConfig, AttachOptions, Attached, Method, Probes, Regularizer, RegularizerForm, add_regularizer,
+    AdapterConfig, AttachOptions, Attached, Method, PackedFormat, Probes, Regularizer, RegularizerForm, add_regularizer,
 };
 use sorsa_data::{BatchOptions, Batcher, Example};
 use sorsa_experiment::private_folder;
 use sorsa_files::{cpu_seconds, peak_memory_bytes};
+use sorsa_kernels::Instructions;
 use sorsa_models::{CausalLm, WeightFormat, float_dtype};
 use sorsa_train::{Optimizer, OptimizerConfig, TrainConfig, Trainer};
 
@@ -39,6 +40,11 @@ pub struct Measurement {
     pub rank: usize,
     pub threads: usize,
     pub dtype: &'static str,
+    /// Format of packed linear layers; absent if they are dense.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quantize: Option<&'static str>,
+    /// Instructions of the CPU's kernels.
+    pub instructions: &'static str,
     /// `fused` or `plain` operations.
     pub form: &'static str,
     pub checkpoint_blocks: bool,
@@ -95,9 +101,13 @@ fn measure_form(args: &SpeedArgs, method: Method, backend: Backend, device: &Dev
     let sizes = args.sizes();
     device.seed(args.seed);
     let clock = Instant::now();
-    let model = materialized(CausalLm::init(&sizes.config()?, device), args.dtype);
+    let config = sizes.config()?;
+    let model = match args.quantize {
+        Some(packed) => CausalLm::init_packed(&config, packed, args.dtype, device).or_bad_input()?,
+        None => materialized(CausalLm::init(&config, device), args.dtype),
+    };
     let load_s = clock.elapsed().as_secs_f64();
-    let n_params = model.num_params();
+    let n_params = config.num_parameters();
 
     let clock = Instant::now();
     let options = AttachOptions { placement: backend.svd_placement(), ..AttachOptions::default() };
@@ -121,6 +131,8 @@ fn measure_form(args: &SpeedArgs, method: Method, backend: Backend, device: &Dev
         rank: args.rank,
         threads: rayon::current_num_threads(),
         dtype: args.dtype.torch_name(),
+        quantize: args.quantize.map(PackedFormat::name),
+        instructions: Instructions::used().name(),
         form: if args.plain { "plain" } else { "fused" },
         checkpoint_blocks: args.checkpoint_blocks,
         backend,
@@ -160,7 +172,7 @@ fn steps(args: &SpeedArgs, sizes: &Sizes, attached: Attached<CausalLm>) -> anyho
         batch_size: sizes.batch,
         max_steps: Some(count as u64),
         checkpoint_blocks: args.checkpoint_blocks,
-        optimizer: OptimizerConfig { learning_rate: 1e-4, ..OptimizerConfig::default() },
+        optimizer: OptimizerConfig { learning_rate: 1e-4.into(), ..OptimizerConfig::default() },
         ..TrainConfig::default()
     };
     let form = config.regularizer.form;
@@ -196,7 +208,9 @@ fn steps(args: &SpeedArgs, sizes: &Sizes, attached: Attached<CausalLm>) -> anyho
             const EVALUATIONS: u32 = 5;
             once(regularizer);
             let before = cpu_seconds();
-            (0..EVALUATIONS).for_each(|_| drop(once(regularizer)));
+            for _ in 0..EVALUATIONS {
+                once(regularizer);
+            }
             if let Some((before, after)) = before.zip(cpu_seconds()) {
                 regularizer_cpu_s.insert(name, rounded((after - before) / f64::from(EVALUATIONS)));
             }

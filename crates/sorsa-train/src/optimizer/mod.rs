@@ -20,7 +20,7 @@ use burn::optim::GradientsParams;
 use burn::prelude::*;
 use burn::tensor::FloatDType;
 use serde::{Deserialize, Serialize};
-use sorsa_adapter::{AdapterError, HostTensor, HostTensorExt, NamedTensors, ParameterGroup, Trainable};
+use sorsa_adapter::{AdapterError, HostTensor, HostTensorExt, NamedTensors, ParameterGroup, Stiefel, Trainable};
 use sorsa_files::{read_tensors, write_tensors};
 
 use crate::config::{OptimizerConfig, PeakRates};
@@ -39,6 +39,12 @@ pub trait UpdateRule: Debug + Send {
     /// Those of them that it keeps of a parameter of `shape`: all, unless the rule treats vectors and matrices in different ways.
     fn buffers_of(&self, _shape: &[usize]) -> &'static [&'static str] {
         self.buffers()
+    }
+
+    /// Those of the buffers that are directions, such as a running mean of gradients. They follow a parameter that is kept on a
+    /// manifold; others, such as running means of squares, stay as they are.
+    fn directions(&self) -> &'static [&'static str] {
+        &[]
     }
 
     /// Returns the parameter after the step, and puts new values into the buffers.
@@ -149,6 +155,8 @@ pub struct Optimizer {
     groups: BTreeMap<ParamId, ParameterGroup>,
     /// Multiples of the learning rate of some parameters.
     multiples: BTreeMap<ParamId, f64>,
+    /// The manifolds of the parameters that stay on one.
+    manifolds: BTreeMap<ParamId, Stiefel>,
     buffers: BTreeMap<ParamId, Vec<Tensor<1>>>,
     steps: u64,
 }
@@ -172,7 +180,9 @@ impl Optimizer {
     /// Makes an optimizer with an update rule of the caller's own, with no step done.
     pub fn with_rule(rule: Box<dyn UpdateRule>, rates: PeakRates, trainable: &[Trainable]) -> Self {
         let groups = trainable.iter().map(|parameter| (parameter.id, parameter.group)).collect();
-        Self { rule, rates, groups, multiples: BTreeMap::new(), buffers: BTreeMap::new(), steps: 0 }
+        let manifold = |parameter: &Trainable| Some((parameter.id, *parameter.stiefel()?));
+        let manifolds = trainable.iter().filter_map(manifold).collect();
+        Self { rule, rates, groups, multiples: BTreeMap::new(), manifolds, buffers: BTreeMap::new(), steps: 0 }
     }
 
     /// The same optimizer with multiples of the learning rate by the names of factors, like `b` (LoRA+, arXiv 2402.12354).
@@ -266,7 +276,7 @@ struct Update<'a> {
 
 impl ModuleMapper for Update<'_> {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let Optimizer { rule, rates, groups, multiples, buffers, steps } = &mut *self.optimizer;
+        let Optimizer { rule, rates, groups, multiples, manifolds, buffers, steps } = &mut *self.optimizer;
         let Some(group) = groups.get(&param.id) else { return param };
         let Some(gradient) = self.gradients.remove::<D>(param.id) else { return param };
         let (rate, weight_decay) = rates.of(*group);
@@ -277,16 +287,33 @@ impl ModuleMapper for Update<'_> {
         };
         let dims = param.lazy_shape().to_vec();
         let step_rates = StepRates { learning_rate, weight_decay, step: *steps, shape: &dims };
+        let manifold = manifolds.get(&id);
         param.map(|old| {
             let (shape, dtype) = (old.shape(), FloatDType::from(old.dtype()));
             let size = shape.num_elements();
-            let gradient = gradient.cast(FloatDType::F32).reshape([size]);
+            let mut gradient = gradient.cast(FloatDType::F32).reshape([size]);
+            let old = old.without_autodiff().cast(FloatDType::F32).reshape([size]);
+            let matrix = |flat: Tensor<1>| flat.reshape([shape[0], size / shape[0]]);
+            let point = manifold.map(|manifold| (manifold, matrix(old.clone())));
+            if let Some((manifold, point)) = &point {
+                gradient = manifold.gradient(point, matrix(gradient)).reshape([size]);
+            }
             let fresh = || rule.buffers_of(&dims).iter().map(|_| gradient.zeros_like()).collect();
             let mut kept = buffers.remove(&id).unwrap_or_else(fresh);
-            let old = old.without_autodiff().cast(FloatDType::F32).reshape([size]);
             let mut new = rule.update(old, gradient, &mut kept, &step_rates);
             if let Some(direction) = self.decoupled.directions.remove(&id) {
                 new = new - direction.reshape([size]) * self.decoupled.rate;
+            }
+            if let Some((manifold, point)) = &point {
+                let end = manifold.step(point, matrix(new), *steps);
+                for (name, buffer) in rule.buffers_of(&dims).iter().zip(&mut kept) {
+                    if rule.directions().contains(name)
+                        && let Some(carried) = manifold.transport(&end, matrix(buffer.clone()))
+                    {
+                        *buffer = carried.reshape([size]);
+                    }
+                }
+                new = end.reshape([size]);
             }
             buffers.insert(id, kept);
             Tensor::from_inner(new.reshape(shape).cast(dtype)).require_grad()
@@ -353,7 +380,7 @@ mod tests {
         for kind in [OptimizerKind::Lion, OptimizerKind::Sgd] {
             let after = |factor_rates: &[(&str, f64)]| {
                 let factor_rates = factor_rates.iter().map(|(name, rate)| ((*name).to_owned(), *rate)).collect();
-                let config = OptimizerConfig { learning_rate: 0.01, factor_rates, ..kind.defaults() };
+                let config = OptimizerConfig { learning_rate: 0.01.into(), factor_rates, ..kind.defaults() };
                 let mut optimizer = Optimizer::new(config, &trainable);
                 let moved = optimizer.step(model.clone(), gradients(&trainable, 0.1), 0.5, Decoupled::default());
                 export_trainable(&moved, &trainable)

@@ -61,6 +61,10 @@ impl UpdateRule for Muon {
         if shape.len() == 2 { &["m"] } else { self.buffers() }
     }
 
+    fn directions(&self) -> &'static [&'static str] {
+        &["m"]
+    }
+
     fn update(
         &self,
         parameter: Tensor<1>,

@@ -50,6 +50,10 @@ impl UpdateRule for RmsProp {
         if self.momentum > 0.0 { &["v", "b"] } else { &["v"] }
     }
 
+    fn directions(&self) -> &'static [&'static str] {
+        &["b"]
+    }
+
     fn update(
         &self,
         parameter: Tensor<1>,
