@@ -441,6 +441,7 @@ mod tests {
         assert_eq!([packing(Method::Sorsa, none.clone()), packing(Method::Pissa, none.clone())], [Some(5); 2]);
         assert_eq!([packing(Method::Sorsa, three.clone()), packing(Method::Lora, three)], [Some(3); 2]);
         assert_eq!(packing(Method::Olora, none.clone()), Some(0));
+        assert_eq!(packing(Method::Pissa, serde_json::json!({ "band": "minor" })), Some(0));
         assert_eq!([packing(Method::Lora, none.clone()), packing(Method::Dora, none)], [None; 2]);
         assert_eq!(packing(Method::Sorsa, serde_json::json!({ "residual": "dense" })), None);
         let packed =

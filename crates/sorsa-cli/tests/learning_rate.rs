@@ -140,7 +140,7 @@ fn a_comparison_searches_around_the_rate_that_each_method_finds() {
         std::fs::read_dir(place.path("bench/learning-rates")).unwrap().map(|entry| entry.unwrap().path()).collect();
     assert_eq!(folders.len(), 2, "{folders:?}");
     for arm in found["arms"].as_array().unwrap() {
-        let method = arm["method"].as_str().unwrap();
+        let method = arm["name"].as_str().unwrap();
         let folder = folders.iter().find(|folder| folder.to_string_lossy().contains(&format!("/{method}-"))).unwrap();
         let middle = json(&folder.join("learning-rate.json"))["learning_rate"].as_f64().unwrap();
         let tried: Vec<f64> =

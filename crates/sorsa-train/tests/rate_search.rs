@@ -130,7 +130,7 @@ fn the_rate_of_a_known_bowl_is_found_from_guesses_far_above_and_far_below() {
             let folder = tempfile::tempdir().unwrap();
             let mut trainer = trainer(Method::Full, &config, Batches { curvature, spread: 0.0 }, folder.path());
             let found = find(&mut trainer, &config, guess);
-            let ratio = found.learning_rate * curvature;
+            let ratio = found.learning_rate / found.multiple * curvature;
             assert!((0.6..1.7).contains(&ratio), "{curvature} {guess}: {found:?}");
             assert_eq!(trainer.learning_rate(), found.learning_rate);
             assert!(found.trials.windows(2).all(|pair| pair[0].learning_rate < pair[1].learning_rate));

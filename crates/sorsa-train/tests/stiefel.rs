@@ -71,7 +71,9 @@ fn every_optimizer_stays_on_the_manifold_with_every_retraction() {
             for retract_every in [1, 3] {
                 let method = SorsaConfig { retraction, retract_every, ..SorsaConfig::default() };
                 let Attached { mut model, trainable, .. } = attached(method, shape, 6);
-                let config = OptimizerConfig { learning_rate: 0.02.into(), weight_decay: 0.1, ..kind.defaults() };
+                // The first step of RMSprop is ten times that of AdamW.
+                let rate = if kind == OptimizerKind::RmsProp { 0.002 } else { 0.02 };
+                let config = OptimizerConfig { learning_rate: rate.into(), weight_decay: 0.1, ..kind.defaults() };
                 let mut optimizer = Optimizer::new(config, &trainable);
                 let start = export_trainable(&model, &trainable);
                 for step in 1..=6 {
@@ -109,7 +111,10 @@ fn running_means_of_gradients_follow_the_factor_in_its_tangent_space() {
     for kind in OptimizerKind::ALL {
         let method = SorsaConfig { retraction: Retraction::Polar, ..SorsaConfig::default() };
         let Attached { mut model, trainable, .. } = attached(method, [20, 12], 4);
-        let mut optimizer = Optimizer::new(OptimizerConfig { learning_rate: 0.1.into(), ..kind.defaults() }, &trainable);
+        // With momentum, RMSprop has a direction too.
+        let momentum = if kind == OptimizerKind::RmsProp { 0.9 } else { kind.defaults().beta1 };
+        let config = OptimizerConfig { learning_rate: 0.1.into(), beta1: momentum, ..kind.defaults() };
+        let mut optimizer = Optimizer::new(config, &trainable);
         let u = factor(&trainable, "u");
         for _ in 0..3 {
             let mut gradients = GradientsParams::new();
@@ -119,7 +124,11 @@ fn running_means_of_gradients_follow_the_factor_in_its_tangent_space() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("optimizer.safetensors");
         optimizer.save(&path, &trainable).unwrap();
-        let buffer = if kind == OptimizerKind::Sgd { "v" } else { "m" };
+        let buffer = match kind {
+            OptimizerKind::Sgd => "v",
+            OptimizerKind::RmsProp => "b",
+            OptimizerKind::AdamW | OptimizerKind::Lion | OptimizerKind::Muon => "m",
+        };
         let kept = read_tensors(&path).unwrap()[&format!("{}.{buffer}", u.name)].clone();
         let direction = HostTensor::new([20, 4], kept.values).to_tensor::<2>(&Device::flex());
         let point = export_trainable(&model, &trainable)[&u.name].to_tensor::<2>(&Device::flex());

@@ -42,6 +42,11 @@ const DIRECTION_SCALE: f64 = 64.0;
 const PROBE_ROWS: usize = 16;
 const MOST_PROBE_BATCHES: usize = 4;
 
+/// Peak of a decaying schedule, as a multiple of the best constant rate of a trial.
+const PEAK_OF_DECAYING_SCHEDULE: f64 = 1.5;
+/// Steps from which on the multiple falls.
+const LONG_RUN: f64 = 100.0;
+
 /// What a search found, and from what.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RateSearch {
@@ -78,11 +83,15 @@ impl TriedRate {
     }
 }
 
-/// The peak rate of a run as a multiple of the best constant rate of a trial. The longer the run, the smaller: steps add up, and the noise of
-/// the batches is averaged over more of them.
+/// The peak rate of a run as a multiple of the best constant rate of a trial. A schedule that decays has a higher peak than a constant rate, and
+/// a run recovers from first steps that are too large, which a trial of three steps does not. From 100 steps on, a longer run gets a smaller
+/// multiple. `docs/experiments.md` has the measurements at 20 and 100 steps; the exponent for longer runs is a choice to be careful.
 pub fn multiple(schedule: &ScheduleConfig, total_steps: u64) -> f64 {
-    let _ = schedule;
-    (20.0 / total_steps.max(20) as f64).powf(0.25)
+    let peak = match schedule.kind {
+        ScheduleKind::Constant => 1.0,
+        ScheduleKind::Cosine | ScheduleKind::Linear => PEAK_OF_DECAYING_SCHEDULE,
+    };
+    peak * (LONG_RUN / LONG_RUN.max(total_steps as f64)).powf(0.25)
 }
 
 /// Where the trainer stands before a search.
