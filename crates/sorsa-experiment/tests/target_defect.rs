@@ -8,9 +8,13 @@ use sorsa_train::metrics::Metric;
 fn end(fields: &str) -> (f64, f64) {
     let folder = tempfile::tempdir().unwrap();
     let run = RunDir::new(folder.path().join("run"));
+    // The embedded validation data would take longer than the steps.
+    let validation = folder.path().join("validation.jsonl");
+    std::fs::write(&validation, "{\"question\": \"What is 12 plus 7?\", \"answer\": \"12 + 7 = 19 #### 19\"}\n")
+        .unwrap();
     let text = format!(
         "train.batch_size = 4\ntrain.max_steps = 90\ntrain.eval_every = 0\neval.problems = 0\ndata.limit = 400\n\
-         data.max_length = 128\ntrain.schedule.kind = \"constant\"\n{fields}"
+         data.max_length = 128\ntrain.schedule.kind = \"constant\"\ndata.validation = {validation:?}\n{fields}"
     );
     let recipe = Recipe::from_table(text.parse().unwrap(), "test").unwrap();
     finetune(&recipe, &Host::cpu(Device::flex()), &run, &mut ()).unwrap();
@@ -29,7 +33,7 @@ fn end(fields: &str) -> (f64, f64) {
 
 #[test]
 fn the_defect_of_the_embedded_model_reaches_its_target_from_a_gamma_too_small_and_one_too_large() {
-    for gamma in ["4e-6", "4e-3"] {
+    for gamma in ["4e-6", "4e-5"] {
         let (defect, used) =
             end(&format!("train.regularizer.gamma = {gamma}\ntrain.regularizer.target_defect = 0.02\n"));
         assert!((0.01..0.04).contains(&defect), "gamma {gamma}, {used:e} used: the defect is {defect}");
