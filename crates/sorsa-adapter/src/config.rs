@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sorsa_ops::PackedFormat;
 
+use crate::auto_rank::{RankEnergy, RankField};
 use crate::packed_residual::{ResidualPacking, ResidualStorage};
 use crate::target::{Pattern, pattern_matches};
 use crate::{AdapterError, AlphaConvention, Method, MethodConfig};
@@ -38,8 +39,10 @@ pub enum Scaling {
 pub struct AdapterConfig {
     /// How the weights are trained, with the settings that only this method has.
     pub method: MethodConfig,
-    /// Rank of the factors, if no pattern gives another.
+    /// Rank of the factors, if no pattern gives another. With a [`rank_energy`](Self::rank_energy), the largest.
     pub rank: usize,
+    /// If present, the spectrum of each weight decides its rank. Files hold it as `rank = "auto:0.9"`, and `rank` as `rank_max`.
+    pub rank_energy: Option<RankEnergy>,
     /// Numerator of the scale. If absent, the scale is 1.
     pub alpha: Option<f64>,
     /// Probability with which [`project`](crate::project) drops an element of the adapter's input in training.
@@ -81,6 +84,7 @@ impl AdapterConfig {
         Self {
             method: method.into(),
             rank,
+            rank_energy: None,
             alpha: None,
             dropout: 0.0,
             target_modules: targets.iter().map(ToString::to_string).collect(),
@@ -207,7 +211,9 @@ impl AdapterConfig {
 #[derive(Clone, Serialize, Deserialize)]
 struct FlatConfig {
     method: Method,
-    rank: usize,
+    rank: RankField,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    rank_max: Option<usize>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     alpha: Option<f64>,
     #[serde(default)]
@@ -233,9 +239,10 @@ struct FlatConfig {
 }
 
 /// The fields that every method has.
-const SHARED_FIELDS: [&str; 12] = [
+const SHARED_FIELDS: [&str; 13] = [
     "method",
     "rank",
+    "rank_max",
     "alpha",
     "dropout",
     "target_modules",
@@ -258,7 +265,8 @@ impl From<AdapterConfig> for FlatConfig {
         settings.extend(config.method.settings());
         Self {
             method: config.method(),
-            rank: config.rank,
+            rank: config.rank_energy.map_or(RankField::Number(config.rank), RankField::Energy),
+            rank_max: config.rank_energy.map(|_| config.rank),
             alpha: config.alpha,
             dropout: config.dropout,
             target_modules: config.target_modules,
@@ -278,9 +286,17 @@ impl TryFrom<FlatConfig> for AdapterConfig {
     type Error = String;
 
     fn try_from(flat: FlatConfig) -> Result<Self, String> {
+        let (rank, rank_energy) = match (flat.rank, flat.rank_max) {
+            (RankField::Number(rank), None) => (rank, None),
+            (RankField::Energy(energy), most) => (most.unwrap_or(RankEnergy::MOST), Some(energy)),
+            (RankField::Number(rank), Some(most)) => {
+                return Err(format!("rank_max = {most} bounds a rank like \"auto:0.9\", found rank = {rank}"));
+            }
+        };
         Ok(Self {
             method: method_config(flat.method, flat.settings)?,
-            rank: flat.rank,
+            rank,
+            rank_energy,
             alpha: flat.alpha,
             dropout: flat.dropout,
             target_modules: flat.target_modules,

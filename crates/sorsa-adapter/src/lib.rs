@@ -1,4 +1,4 @@
-//! Adapters for any burn module: SORSA, PiSSA, LoRA, DoRA, OLoRA, LoRA-XS and partial fine-tuning.
+//! Adapters for any burn module: SORSA, PiSSA, LoRA, DoRA, OLoRA, LoRA-XS, KaSA, MiCA, SVFT, LoRA-GA and partial fine-tuning.
 //!
 //! An adapter is a burn [`Reparameterization`](burn::module::Reparameterization): it attaches to the linear layers of
 //! an unchanged model. To take the cheap route, a model calls [`project`] instead of `linear.forward`: then no dense
@@ -58,6 +58,7 @@
 
 mod adapter;
 mod attach;
+mod auto_rank;
 mod cache;
 mod config;
 mod doubt;
@@ -74,16 +75,19 @@ mod packed_faults;
 mod packed_residual;
 mod parameters;
 pub mod peft;
+mod penalty;
 mod quantization_errors;
 mod quantized_start;
 mod regularizer;
 mod start;
 mod state;
 mod target;
+mod weight_gradients;
 mod weight_snapshot;
 
 pub use adapter::project;
 pub use attach::{AttachOptions, Attached, ModuleReport, Target};
+pub use auto_rank::{RankEnergy, ResolvedRank, ResolvedRanks};
 pub use config::{AdapterConfig, Scaling};
 pub use doubt::AdapterDoubt;
 pub use error::AdapterError;
@@ -96,6 +100,7 @@ pub use packed::{NothingPacked, OriginalWeights};
 pub use packed_residual::ResidualStorage;
 pub use parameters::{ParameterGroup, Trainable, export_trainable, import_trainable};
 pub use peft::method_of;
+pub use penalty::add_penalties;
 pub use quantization_errors::{ErrorNorms, QuantizationErrors, StartsToMeasure};
 pub use quantized_start::StartError;
 pub use regularizer::{RegularizerForm, RegularizerStats, add_regularizer, regularizer_gradients};
@@ -105,4 +110,5 @@ pub use sorsa_linalg::{Algorithm, SvdOptions};
 pub use sorsa_ops::{PackedFormat, PackedMatrix, PackedWeight, Precision, WeightOperand};
 pub use start::AlphaConvention;
 pub use state::{AdapterState, ModuleState, SavedAdapter};
+pub use weight_gradients::WeightGradients;
 pub use weight_snapshot::{TrainedFactors, WeightSnapshot};

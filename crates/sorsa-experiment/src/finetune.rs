@@ -4,12 +4,13 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-use sorsa_adapter::{AdapterConfig, AdapterState, AttachOptions, Attached, SavedAdapter};
+use sorsa_adapter::{AdapterConfig, AdapterState, AttachOptions, Attached, SavedAdapter, WeightGradients};
+use sorsa_data::Batcher;
 use sorsa_files::peak_memory_bytes;
 use sorsa_models::CausalLm;
 use sorsa_report::report::{self, RunReport, Sample};
 use sorsa_train::metrics::Metric;
-use sorsa_train::{Optimizer, RunOutcome, TrainError, Trainer};
+use sorsa_train::{BatchGradients, Optimizer, RunOutcome, TrainError, Trainer};
 
 use crate::adapter::{BaseModel, LoadedAdapter, with_head_for};
 use crate::answer_log::AnswerLog;
@@ -106,7 +107,15 @@ impl<'a> PreparedRun<'a> {
                 recipe.start_from(&adapter.saved)?;
                 (adapter.model, Start::Adapter(Box::new(adapter.saved)))
             }
-            None => (loaded.model, Start::Fresh),
+            None => {
+                if recipe.adapter.rank_energy.is_some() {
+                    let options = AttachOptions { originals: Some(&originals), ..AttachOptions::default() };
+                    let ranks = recipe.adapter.with_resolved_ranks(&loaded.model, &options)?;
+                    observer.on_event(Event::Note { text: &ranks.to_string() });
+                    recipe.adapter = ranks.config;
+                }
+                (loaded.model, Start::Fresh)
+            }
         };
         let shape = TrainingShape::with_packed_bytes(&recipe, model.config(), loaded.packed_bytes, host)?;
         Ok(Self { recipe, host, model, originals, inputs, files, start, shape })
@@ -166,7 +175,7 @@ impl<'a> PreparedRun<'a> {
         };
         observer.on_event(Event::Planned { recipe: &recipe, data: &data, shape: &shape, run });
         let started = Instant::now();
-        let attached = attach(&recipe, host, PlainModel { model, originals }, start, run, observer)?;
+        let attached = attach(&recipe, host, PlainModel { model, originals }, &train, start, run, observer)?;
         let svd_largest_residual = attached.modules.iter().filter_map(|module| module.svd_residual).reduce(f64::max);
         let svd_seconds = started.elapsed().as_secs_f64();
 
@@ -347,6 +356,7 @@ fn attach(
     recipe: &Recipe,
     host: &Host,
     PlainModel { model, originals }: PlainModel,
+    train: &Batcher,
     start: Start,
     run: &RunDir,
     observer: &mut dyn Observer,
@@ -366,6 +376,10 @@ fn attach(
     }
     let total = recipe.adapter.targets(&model)?.len();
     observer.on_event(Event::Decomposing { done: 0, total });
+    // A second handle keeps the weights that the adapter replaces by residuals.
+    let plain = recipe.adapter.method().needs_gradients().then(|| model.clone());
+    let checkpoint_blocks = recipe.train.checkpoint_blocks;
+    let gradients = plain.as_ref().map(|model| BatchGradients { model, data: train, checkpoint_blocks });
     let attached = {
         let shared = Mutex::new(&mut *observer);
         let show = |done: usize, _total: usize| {
@@ -379,6 +393,7 @@ fn attach(
                 _ => None,
             },
             originals: Some(&originals),
+            gradients: gradients.as_ref().map(|gradients| gradients as &dyn WeightGradients),
             progress: Some(&show),
         };
         recipe.adapter.attach(model, &options)?

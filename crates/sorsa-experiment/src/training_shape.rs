@@ -49,6 +49,14 @@ pub struct ModuleShape {
     pub trainable_parameters: u64,
 }
 
+/// A line of the table.
+struct Line<'a> {
+    module: &'a ModuleShape,
+    count: usize,
+    rank: String,
+    trainable_parameters: u64,
+}
+
 impl TrainingShape {
     /// Counts what `recipe` would train of a dense model with this configuration. Reads no weights.
     ///
@@ -147,6 +155,33 @@ impl TrainingShape {
         Ok(Self { method, parameters, trainable_parameters, modules, memory, memory_total, steps })
     }
 
+    /// The lines of the table: one for each shape and rank, or one for each shape if it has many ranks.
+    fn lines(&self) -> Vec<Line<'_>> {
+        /// The most ranks of one shape that have a line each.
+        const RANKS: usize = 4;
+        let mut lines: Vec<Line<'_>> = Vec::new();
+        for module in &self.modules {
+            let is_same = |other: &&ModuleShape| {
+                (&other.name, other.d_in, other.d_out) == (&module.name, module.d_in, module.d_out)
+            };
+            let same: Vec<&ModuleShape> = self.modules.iter().filter(is_same).collect();
+            if same.len() <= RANKS {
+                let rank = module.rank.map_or_else(|| "-".to_owned(), |rank| rank.to_string());
+                let (count, trainable_parameters) = (module.count, module.trainable_parameters);
+                lines.push(Line { module, count, rank, trainable_parameters });
+            } else if std::ptr::eq(same[0], module) {
+                let ranks = || same.iter().filter_map(|module| module.rank);
+                lines.push(Line {
+                    module,
+                    count: same.iter().map(|module| module.count).sum(),
+                    rank: format!("{}-{}", ranks().min().unwrap_or(0), ranks().max().unwrap_or(0)),
+                    trainable_parameters: same.iter().map(|module| module.trainable_parameters).sum(),
+                });
+            }
+        }
+        lines
+    }
+
     /// The table for people.
     pub fn table(&self) -> String {
         let mut text = format!(
@@ -159,16 +194,15 @@ impl TrainingShape {
         if !self.modules.is_empty() {
             text.push_str("  module        count     d_in  x  d_out   rank    trained\n");
         }
-        for module in &self.modules {
-            let rank = module.rank.map_or_else(|| "-".to_owned(), |rank| rank.to_string());
+        for line in self.lines() {
             text.push_str(&format!(
                 "  {:<12} {:>6} {:>8}  x {:>6} {:>6} {:>10}\n",
-                module.name,
-                module.count,
-                module.d_in,
-                module.d_out,
-                rank,
-                grouped(module.trainable_parameters)
+                line.module.name,
+                line.count,
+                line.module.d_in,
+                line.module.d_out,
+                line.rank,
+                grouped(line.trainable_parameters)
             ));
         }
         let memory = &self.memory;

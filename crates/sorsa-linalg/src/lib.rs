@@ -3,6 +3,7 @@
 //!
 //! - [`truncated_svd`] decomposes a matrix in host memory;
 //! - [`tensor::truncated_svd`] decomposes a burn tensor, on its device or on the host;
+//! - [`squared_singular_values`] and [`rank_of_energy`] give the rank that holds a share of a matrix's energy;
 //! - [`leading_qr`] gives the first columns and rows of a QR decomposition;
 //! - [`drift`] compares the singular triplets of a weight before and after training;
 //! - [`spectral`] measures bases and singular values.
@@ -23,6 +24,7 @@ mod basis;
 mod cholesky;
 pub mod drift;
 mod eigen;
+mod energy;
 mod error;
 mod exact;
 mod gram;
@@ -36,6 +38,7 @@ mod svd;
 pub mod tensor;
 mod tridiagonal;
 
+pub use energy::{rank_of_energy, squared_singular_values};
 pub use error::LinalgError;
 pub use faer;
 pub use qr::{LeadingQr, leading_qr};

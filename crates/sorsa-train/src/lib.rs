@@ -11,6 +11,7 @@ pub mod schedule;
 pub mod tensorboard;
 mod trainable;
 mod trainer;
+mod weight_gradients;
 
 pub use checkpoint::{Best, CheckpointError, Checkpoints, RunState};
 pub use config::{
@@ -22,3 +23,4 @@ pub use repair::Repair;
 pub use run_length::{LastStep, steps_of_equal_epochs, total_steps};
 pub use trainable::{BatchSource, TrainableModel, TrainingBatch};
 pub use trainer::{Observer, RunOutcome, TrainError, Trainer, mean_loss};
+pub use weight_gradients::BatchGradients;
