@@ -33,8 +33,18 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 SORSA = "target/release/sorsa"
-METHODS = ["lora", "rslora", "dora", "pissa", "olora", "sorsa", "lora-xs", "kasa", "mica", "svft", "lora-ga", "partial", "full"]
-SPLIT = ["pissa", "olora", "sorsa"]
+METHODS = ["lora", "rslora", "dora", "pissa", "olora", "sorsa", "lora-xs", "stella", "kasa", "mica", "svft", "lora-ga", "partial", "full"]
+# Methods under other settings than their own.
+FORMS = {
+    "rslora": ("lora", "adapter.scaling=rank-stabilized"),
+    "stella-published": ("stella", "adapter.initial_s=1.0"),
+    "milora": ("pissa", "svd.band=minor"),
+    "sorsa-vectors": ("sorsa", "adapter.train=vectors"),
+    "sorsa-values": ("sorsa", "adapter.train=singular-values"),
+    "sorsa-polar": ("sorsa", "adapter.retraction=polar"),
+}
+# Of the methods that split the weights, those that start from a decomposition that PEFT makes too.
+SPLIT = ["pissa", "olora", "sorsa", "sorsa-vectors", "sorsa-values", "sorsa-polar"]
 TOLERANCE = 1e-4
 # Two singular value decompositions in f32 mix neighbouring vectors differently; what they take from a weight differs by that.
 AGAIN = 1e-3
@@ -73,8 +83,9 @@ class Check:
 
 def trained(check, method, data, steps, *more):
     run = check.scratch / method
-    options = ["--set", "adapter.scaling=rank-stabilized"] if method == "rslora" else []
-    sorsa("finetune", "--model", check.model, "--data", data, "--method", {"rslora": "lora"}.get(method, method), "--rank", 4,
+    method, *settings = FORMS.get(method, (method,))
+    options = [word for setting in settings for word in ("--set", setting)]
+    sorsa("finetune", "--model", check.model, "--data", data, "--method", method, "--rank", 4,
           "--alpha", 6, "--max-steps", steps, "--batch-size", 4, "--limit", 200, "--max-length", 96, "--set", "data.validation_rows=4",
           "--set", "data.truncation=keep-end", "--set", "eval.problems=0", "--set", "svd.cache=false", "--lr", "5e-3", "--quiet",
           "--run-dir", run, *options, *more)
@@ -82,7 +93,7 @@ def trained(check, method, data, steps, *more):
 
 
 def every_method(check, data, steps):
-    for method in METHODS:
+    for method in [*METHODS, *(name for name in FORMS if name not in METHODS)]:
         run, out = trained(check, method, data, steps), check.scratch / f"{method}-out"
         if method == "full":
             sorsa("export", "--format", "hf", "--adapter", run, "--out", out / "hf")

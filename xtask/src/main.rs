@@ -8,8 +8,9 @@ mod check;
 use std::process::ExitCode;
 
 /// The commands of the `sorsa` binary. A word that is not here is refused before anything is built.
-const SORSA: [(&str, &str); 14] = [
+const SORSA: [(&str, &str); 15] = [
     ("finetune", "train an adapter, or all weights; without arguments, on the embedded model and task"),
+    ("lr-find", "find the learning rate for finetune with the same options"),
     ("pretrain", "train a small base model from scratch; without arguments, the embedded one"),
     ("eval", "accuracy on a task, or the perplexity of a text"),
     ("bench", "methods under equal conditions: learning rates, seeds, tables, report"),

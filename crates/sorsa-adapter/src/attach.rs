@@ -15,13 +15,14 @@ use crate::Method;
 use crate::cache::{SvdCache, fingerprint};
 use crate::config::{AdapterConfig, RankAndScale};
 use crate::error::AdapterError;
+use crate::hand_over::{CarriedChanges, with_carried};
 use crate::host_tensor::HostTensorExt;
 use crate::install::{Installation, Subtraction, install};
 use crate::method::{FactoredDefinition, StartsFrom};
 use crate::packed::{NothingPacked, OriginalWeights, packed_formats};
 use crate::packed_residual::ResidualPacking;
 use crate::parameters::{
-    Parameter, Trainable, factor_path, has_adapter, linear_layers, parameters, subtracted_path, weights,
+    Parameter, Trainable, carried_path, factor_path, has_adapter, linear_layers, parameters, subtracted_path, weights,
 };
 use crate::start::{StartingFactors, WeightToAdapt};
 use crate::state::{AdapterState, ModuleState};
@@ -168,9 +169,12 @@ impl AdapterConfig {
             }
             let RankAndScale { rank, scale } = self.rank_and_scale(&path);
             let largest = shape[0].min(shape[1]);
+            // The bound of ranks that the weights decide may be larger than a weight.
+            let rank = if self.rank_energy.is_some() && rank == self.rank { rank.min(largest) } else { rank };
             if method.is_factored() && rank > largest {
                 faults.push(format!("rank {rank} is larger than {largest}, the smaller side of `{path}` {shape:?}"));
             }
+            faults.extend(self.method.band().fault(&path, shape, rank));
             targets.push(Target { path, shape, rank, scale });
         }
         if method.is_factored() {
@@ -223,8 +227,18 @@ impl AdapterConfig {
         model: &M,
         options: &AttachOptions<'_>,
     ) -> Result<(AdapterState, BTreeMap<String, Installation>), AdapterError> {
+        self.prepare_with(model, options, &CarriedChanges::new())
+    }
+
+    /// [`prepare`](Self::prepare) for weights to which the `carried` changes are added first.
+    pub(crate) fn prepare_with<M: Module>(
+        &self,
+        model: &M,
+        options: &AttachOptions<'_>,
+        carried: &CarriedChanges,
+    ) -> Result<(AdapterState, BTreeMap<String, Installation>), AdapterError> {
         if self.rank_energy.is_some() {
-            return self.with_resolved_ranks(model, options)?.config.prepare(model, options);
+            return self.with_resolved_ranks(model, options)?.config.prepare_with(model, options, carried);
         }
         let targets = self.targets(model)?;
         if has_adapter(model) {
@@ -238,13 +252,17 @@ impl AdapterConfig {
         }
         let definition = self.method().factored();
         let mut starts = match &definition {
-            Some(definition) => self.start_all(model, &targets, definition, &packed, originals, options)?,
+            Some(definition) => self.start_all(model, &targets, definition, &packed, (originals, carried), options)?,
             None => BTreeMap::new(),
         };
         let splits_weight = self.method().splits_weight();
         let saved: Vec<&str> = self.method().saved_with_start().iter().map(|factor| factor.name).collect();
         let mut modules = Vec::new();
         let mut initial = NamedTensors::new();
+        for (path, pair) in carried {
+            initial.insert(carried_path(path, "a"), pair.a.clone());
+            initial.insert(carried_path(path, "b"), pair.b.clone());
+        }
         let mut installations = BTreeMap::new();
         for target in targets {
             let start = starts.remove(&target.path);
@@ -336,7 +354,7 @@ impl AdapterConfig {
         targets: &[Target],
         method: &FactoredDefinition,
         packed: &BTreeMap<String, PackedFormat>,
-        originals: &dyn OriginalWeights,
+        (originals, carried): (&dyn OriginalWeights, &CarriedChanges),
         options: &AttachOptions<'_>,
     ) -> Result<BTreeMap<String, (StartingFactors, Option<WeightIdentity>)>, AdapterError> {
         let packing = |target: &Target| self.packing_of(&target.path, packed);
@@ -359,12 +377,20 @@ impl AdapterConfig {
                 None => None,
             };
             let identity = weight.as_ref().filter(|_| decomposes).map(WeightIdentity::of);
+            let (weight, decomposed) = match (weight, carried.get(&target.path)) {
+                (Some(weight), Some(pair)) => {
+                    let weight = with_carried(weight, pair);
+                    let decomposed = fingerprint(&weight);
+                    (Some(weight), Some(decomposed))
+                }
+                (weight, _) => (weight, identity.as_ref().map(|identity| identity.fingerprint.clone())),
+            };
             let to_adapt = WeightToAdapt {
                 target,
                 method: self.method(),
                 weight,
                 packing,
-                fingerprint: identity.as_ref().map(|identity| identity.fingerprint.as_str()),
+                fingerprint: decomposed.as_deref(),
                 seed: self.seed,
                 svd,
                 placement,

@@ -40,6 +40,12 @@ impl CacheKey {
         Self(format!("{} indexes {indexes:?}", self.0))
     }
 
+    /// The key of the triplets after the `first` largest.
+    pub fn of_band(self, first: usize) -> Self {
+        // The key of the leading triplets is that of builds that had no others.
+        if first == 0 { self } else { Self(format!("{} after {first}", self.0)) }
+    }
+
     /// The key of triplets that are fitted to the error of packing; `form` says how the packed residual follows from them.
     pub fn of_fit(self, packing: ResidualPacking, first: FirstFactors, form: &str) -> Self {
         let ResidualPacking { format, rounds } = packing;

@@ -6,7 +6,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sorsa_ops::PackedFormat;
 
+use crate::attach::Target;
 use crate::auto_rank::{RankEnergy, RankField};
+use crate::factors::Factor;
 use crate::packed_residual::{ResidualPacking, ResidualStorage};
 use crate::target::{Pattern, pattern_matches};
 use crate::{AdapterError, AlphaConvention, Method, MethodConfig};
@@ -150,6 +152,31 @@ impl AdapterConfig {
         if faults.is_empty() { Ok(()) } else { Err(AdapterError::Config { faults }) }
     }
 
+    /// How many numbers are trained beside the weight of `target`, or of it.
+    pub fn trained_parameters(&self, target: &Target) -> usize {
+        self.trained_shapes(target).iter().map(|shape| shape.iter().product::<usize>()).sum()
+    }
+
+    /// The shapes of what is trained of the weight of `target` or beside it.
+    pub fn trained_shapes(&self, target: &Target) -> Vec<Vec<usize>> {
+        if !self.method().is_factored() {
+            return vec![target.shape.to_vec()];
+        }
+        self.trained_factors().iter().map(|factor| factor.shape(target.shape, target.rank)).collect()
+    }
+
+    /// How many numbers of the factors beside the weight of `target` stay as they are.
+    pub fn frozen_parameters(&self, target: &Target) -> usize {
+        let method = self.method();
+        let all = target.frozen_parameters(method) + target.trainable_parameters(method);
+        if method.is_factored() { all - self.trained_parameters(target) } else { 0 }
+    }
+
+    /// The factors that are trained.
+    pub(crate) fn trained_factors(&self) -> Vec<Factor> {
+        self.method().factors().iter().filter(|factor| self.method.trains(factor)).copied().collect()
+    }
+
     /// The ranks of all modules.
     pub(crate) fn ranks(&self) -> Vec<usize> {
         self.rank_pattern.values().copied().chain([self.rank]).collect()
@@ -158,6 +185,8 @@ impl AdapterConfig {
     /// How the residual of a weight in this format is packed; absent if it is dense, or if the packed weight stays what it is.
     pub(crate) fn residual_packing(&self, format: PackedFormat) -> Option<ResidualPacking> {
         let rounds = match (self.quantization_rounds, format) {
+            // Rounds fit leading triplets.
+            (None, _) if !self.method.band().is_principal() => 0,
             // There is next to nothing that factors could take up.
             (None, PackedFormat::F16) => 0,
             (rounds, _) => rounds.or(self.method().quantization_rounds()).unwrap_or(0),
@@ -174,6 +203,12 @@ impl AdapterConfig {
             let others = Method::ALL.into_iter().filter(|other| other.quantization_rounds().is_some());
             let others = others.map(Method::name).collect::<Vec<_>>().join(", ");
             faults.push(format!("quantization_rounds is a setting of {others}, not of {method}"));
+        }
+        let band = self.method.band();
+        if self.quantization_rounds.is_some_and(|rounds| rounds > 0) && !band.is_principal() {
+            faults.push(format!(
+                "quantization_rounds take the leading triplets of what packing loses, so that they must be 0 with band {band}"
+            ));
         }
         if self.residual.is_some() && !method.splits_weight() {
             faults.push(format!("residual is a setting of methods that split the weight, not of {method}"));
@@ -422,6 +457,7 @@ mod tests {
         assert_eq!([packing(Method::Sorsa, none.clone()), packing(Method::Pissa, none.clone())], [Some(5); 2]);
         assert_eq!([packing(Method::Sorsa, three.clone()), packing(Method::Lora, three)], [Some(3); 2]);
         assert_eq!(packing(Method::Olora, none.clone()), Some(0));
+        assert_eq!(packing(Method::Pissa, serde_json::json!({ "band": "minor" })), Some(0));
         assert_eq!([packing(Method::Lora, none.clone()), packing(Method::Dora, none)], [None; 2]);
         assert_eq!(packing(Method::Sorsa, serde_json::json!({ "residual": "dense" })), None);
         let packed =
@@ -454,7 +490,10 @@ mod tests {
             assert_eq!(keys[..5], ["method", "rank", "dropout", "target_modules", "scaling"], "{method}");
         }
         let author = read(Method::Sorsa, &serde_json::json!({ "alpha_convention": "author" })).unwrap();
-        assert_eq!(author.method, SorsaConfig { alpha_convention: AlphaConvention::Author }.into());
+        assert_eq!(
+            author.method,
+            SorsaConfig { alpha_convention: AlphaConvention::Author, ..SorsaConfig::default() }.into()
+        );
     }
 
     #[test]

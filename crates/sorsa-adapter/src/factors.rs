@@ -105,15 +105,24 @@ impl FactorPair {
 
     /// `[A, A_0]` and `[B; -B_0]`, of rank `2 r`: their product is this pair's minus that of `start`.
     pub fn minus(&self, start: &Self) -> Self {
-        let (rank, d_in) = (self.a.shape[1], self.a.shape[0]);
-        let rows = self.a.values.chunks_exact(rank).zip(start.a.values.chunks_exact(rank));
-        let a = rows.flat_map(|(now, before)| now.iter().chain(before).copied()).collect();
-        let b = self.b.values.iter().copied().chain(start.b.values.iter().map(|value| -value)).collect();
-        Self { a: HostTensor::new([d_in, 2 * rank], a), b: HostTensor::new([2 * rank, self.b.shape[1]], b) }
+        let negative = start.b.values.iter().map(|value| -value).collect();
+        self.beside(&Self { a: start.a.clone(), b: HostTensor::new(start.b.shape.clone(), negative) })
+    }
+
+    /// `[A, A_2]` and `[B; B_2]`: their product is the sum of the two products.
+    pub fn beside(&self, other: &Self) -> Self {
+        let (d_in, one, two) = (self.a.shape[0], self.a.shape[1], other.a.shape[1]);
+        let mut a = Vec::with_capacity(d_in * (one + two));
+        for i in 0..d_in {
+            a.extend_from_slice(&self.a.values[i * one..(i + 1) * one]);
+            a.extend_from_slice(&other.a.values[i * two..(i + 1) * two]);
+        }
+        let b = self.b.values.iter().chain(&other.b.values).copied().collect();
+        Self { a: HostTensor::new([d_in, one + two], a), b: HostTensor::new([one + two, self.b.shape[1]], b) }
     }
 }
 
-/// The principal triplets of one weight: `u` `[d_in, r]`, `s` `[r]` descending, `vt` `[r, d_out]`.
+/// The leading triplets of one weight, or those of another band: `u` `[d_in, r]`, `s` `[r]` descending, `vt` `[r, d_out]`.
 #[derive(Debug, Clone)]
 pub(crate) struct Principal {
     pub u: HostTensor,

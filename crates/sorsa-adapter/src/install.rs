@@ -2,17 +2,19 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use burn::module::{Param, Reparameterizer};
+use burn::module::{ModuleMapper, Param, Reparameterizer};
 use burn::nn::DropoutConfig;
 use burn::prelude::*;
-use burn::tensor::{DType, FloatDType};
+use burn::tensor::FloatDType;
 use sorsa_files::HostTensor;
-use sorsa_ops::{PackedFormat, PackedMatrix, PackedWeight, Precision, WeightOperand};
+use sorsa_ops::{PackedFormat, PackedMatrix, PackedWeight, Precision, WeightOperand, rounded};
 
 use crate::Adapter;
 use crate::attach::{Attached, ModuleReport};
+use crate::config::AdapterConfig;
 use crate::error::AdapterError;
 use crate::factors::{FactorPair, FactorSet};
+use crate::hand_over::with_carried;
 use crate::method::FactoredDefinition;
 use crate::packed::{
     OriginalWeights, original_or_widened, packed_weights, transposed, with_packed_weights, without_packed_weights,
@@ -78,7 +80,7 @@ pub(crate) fn install<M: Module>(
     }
     let model = without_packed_weights(with_packed_weights(model, packed_residuals), dense_residuals);
     let method = state.config.method();
-    let trainable = trainable(&model, method, |path| dense.contains(path));
+    let trainable = trainable(&model, &state, |path| dense.contains(path));
     let modules = state
         .modules
         .iter()
@@ -130,7 +132,10 @@ impl Reparameterizer for &mut Installer<'_> {
         let device = param.lazy_device();
         let own = self.with_frozen(&path, factors.unwrap_or_else(|| state.factors_at_start(&path)));
         let base = match subtract {
-            None => param,
+            None => match state.carried(&path) {
+                Some(carried) => self.with_change(param, &path, &carried),
+                None => param,
+            },
             Some(subtract) => {
                 let base = self.without_part(param, module, &method, subtract);
                 if self.error.is_some() {
@@ -154,11 +159,55 @@ impl Reparameterizer for &mut Installer<'_> {
         };
         let dropout = DropoutConfig::new(config.dropout).init();
         let adapter = (method.new)(&own, scale, dropout, &device).with_frozen_weight(matrix);
+        let adapter = with_fixed_factors(adapter, config);
         (base, Some(adapter))
     }
 }
 
+/// The adapter with no gradient for the factors that stay as they are by a setting.
+fn with_fixed_factors(adapter: Adapter, config: &AdapterConfig) -> Adapter {
+    struct Fix {
+        names: Vec<&'static str>,
+        path: Vec<String>,
+    }
+    impl ModuleMapper for Fix {
+        fn enter_module(&mut self, name: &str, _container_type: &str) {
+            self.path.push(name.to_owned());
+        }
+        fn exit_module(&mut self, _name: &str, _container_type: &str) {
+            self.path.pop();
+        }
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            let is_fixed = self.path.last().is_some_and(|last| self.names.contains(&last.as_str()));
+            if is_fixed { param.set_require_grad(false) } else { param }
+        }
+    }
+    let fixed = config.method().factors().iter().filter(|factor| !config.method.trains(factor));
+    let names: Vec<&str> = fixed.map(|factor| factor.name).collect();
+    if names.is_empty() { adapter } else { adapter.map(&mut Fix { names, path: Vec::new() }) }
+}
+
 impl Installer<'_> {
+    /// The parameter of a weight after a change is added to it.
+    fn with_change<const D: usize>(
+        &mut self,
+        param: Param<Tensor<D>>,
+        path: &str,
+        carried: &FactorPair,
+    ) -> Param<Tensor<D>> {
+        if self.packed.contains_key(path) {
+            let fault =
+                format!("matrix `{path}` is packed: a change that an adapter carries along cannot be added to it");
+            return self.failed(param, AdapterError::Decomposition { faults: vec![fault] });
+        }
+        param.map(|weight| {
+            let (autodiff, dtype, shape) = (weight.is_autodiff(), FloatDType::from(weight.dtype()), weight.shape());
+            let matrix = weight.without_autodiff().reshape([shape[0], shape[1]]);
+            let sum = with_carried(matrix, carried).cast(dtype).reshape(shape);
+            if autodiff { Tensor::from_inner(sum) } else { sum }
+        })
+    }
+
     fn with_frozen(&self, path: &str, mut factors: FactorSet) -> FactorSet {
         factors.extend(self.state.frozen_factors(path));
         factors
@@ -178,12 +227,19 @@ impl Installer<'_> {
         subtract: Subtraction,
     ) -> Param<Tensor<D>> {
         let (path, packed) = (&module.path, self.packed.get(&module.path).cloned());
-        let (factors, saved, dtype, format) = match subtract {
+        let (factors, saved, dtype, format, carried) = match subtract {
             Subtraction::Start => {
-                (self.state.subtracted_factors(module), FactorSet::new(), module.dtype, module.residual)
+                let factors = self.state.subtracted_factors(module);
+                (factors, FactorSet::new(), module.dtype, module.residual, self.state.carried(path))
             }
-            Subtraction::Merged { factors, saved } => (factors, saved, None, None),
+            // The merged weight has the change already, and keeps it.
+            Subtraction::Merged { factors, saved } => (factors, saved, None, None, None),
         };
+        if carried.is_some() && packed.is_some() {
+            let fault =
+                format!("matrix `{path}` is packed: a change that an adapter carries along cannot be added to it");
+            return self.failed(param, AdapterError::Decomposition { faults: vec![fault] });
+        }
         let factors = self.with_frozen(path, factors);
         let operand = |param: &Param<Tensor<D>>| match &packed {
             Some(packed) => WeightOperand::Packed(packed.clone()),
@@ -228,7 +284,8 @@ impl Installer<'_> {
         let Some(packed) = packed else {
             return param.map(|weight| {
                 let autodiff = weight.is_autodiff();
-                let (rest, rounding) = residual(weight.without_autodiff(), &part, &saved, dtype);
+                let split = Split { part: &part, saved: &saved, carried: carried.as_ref(), dtype };
+                let (rest, rounding) = residual(weight.without_autodiff(), &split);
                 if let Some(rounding) = rounding {
                     self.lost.insert(path.clone(), rounding);
                 }
@@ -239,7 +296,8 @@ impl Installer<'_> {
             Ok(weight) => weight,
             Err(error) => return self.failed(param, error),
         };
-        let (rest, _) = residual(weight, &part, &saved, None);
+        let split = Split { part: &part, saved: &saved, carried: None, dtype: None };
+        let (rest, _) = residual(weight, &split);
         let rest = match packed.matrix().precision() {
             Precision::F32 => rest,
             Precision::Bf16 => {
@@ -275,14 +333,24 @@ fn relative_loss<const D: usize>(a: Tensor<D>, b: Tensor<D>) -> f64 {
     norm(a.clone() - b) / norm(a).max(f64::MIN_POSITIVE)
 }
 
+/// How a weight is split.
+pub(crate) struct Split<'a> {
+    /// What is subtracted from the weight.
+    pub part: &'a Adapter,
+    /// The tensors that a merge saved.
+    pub saved: &'a FactorSet,
+    /// The change that is added to the weight first, if the adapter carries one along.
+    pub carried: Option<&'a FactorPair>,
+    /// Storage dtype of the weight when it was split first, if narrower than f32.
+    pub dtype: Option<FloatDType>,
+}
+
 /// The residual of a weight after `part` is subtracted in f32, rounded to the weight's dtype; and the error of the rounding
 /// relative to the residual's norm. If an f32 weight was stored in the narrower `dtype` before, its residual is the one
 /// that it had then.
 pub(crate) fn residual<const D: usize>(
     weight: Tensor<D>,
-    part: &Adapter,
-    saved: &FactorSet,
-    dtype: Option<FloatDType>,
+    &Split { part, saved, carried, dtype }: &Split<'_>,
 ) -> (Tensor<D>, Option<f64>) {
     let (own, shape) = (FloatDType::from(weight.dtype()), weight.shape());
     let wide = weight.cast(FloatDType::F32);
@@ -290,18 +358,14 @@ pub(crate) fn residual<const D: usize>(
         Some(dtype) if own == FloatDType::F32 => (rounded(wide, dtype), Some(dtype)),
         _ => (wide, (own != FloatDType::F32).then_some(own)),
     };
-    let rest = part.unmerge(weight.reshape([shape[0], shape[1]]), saved).reshape(shape);
+    let weight = weight.reshape([shape[0], shape[1]]);
+    let weight = match carried {
+        Some(carried) => with_carried(weight, carried),
+        None => weight,
+    };
+    let rest = part.unmerge(weight, saved).reshape(shape);
     let Some(narrow) = narrow else { return (rest, None) };
     let result = rounded(rest.clone(), narrow);
     let lost = relative_loss(rest, result.clone());
     (result.cast(own), Some(lost))
-}
-
-/// An f32 tensor with its numbers rounded to `dtype`; on the host if the device does not support this dtype.
-pub(crate) fn rounded<const D: usize>(tensor: Tensor<D>, dtype: FloatDType) -> Tensor<D> {
-    let device = tensor.device();
-    if device.supports_dtype(DType::from(dtype)) {
-        return tensor.cast(dtype).cast(FloatDType::F32);
-    }
-    Tensor::from_data(tensor.into_data().convert_dtype(dtype.into()).convert_dtype(DType::F32), &device)
 }

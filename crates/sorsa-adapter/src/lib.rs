@@ -1,4 +1,5 @@
-//! Adapters for any burn module: SORSA, PiSSA, LoRA, DoRA, OLoRA, LoRA-XS, KaSA, MiCA, SVFT, LoRA-GA and partial fine-tuning.
+//! Adapters for any burn module: SORSA, PiSSA, LoRA, DoRA, OLoRA, LoRA-XS, StelLA, KaSA, MiCA, SVFT, LoRA-GA and partial
+//! fine-tuning.
 //!
 //! An adapter is a burn [`Reparameterization`](burn::module::Reparameterization): it attaches to the linear layers of
 //! an unchanged model. To take the cheap route, a model calls [`project`] instead of `linear.forward`: then no dense
@@ -59,11 +60,14 @@
 mod adapter;
 mod attach;
 mod auto_rank;
+mod band;
 mod cache;
+mod changes;
 mod config;
 mod doubt;
 mod error;
 mod factors;
+mod hand_over;
 mod host_tensor;
 mod install;
 mod linear;
@@ -80,17 +84,24 @@ mod quantization_errors;
 mod quantized_start;
 mod regularizer;
 mod start;
+mod start_memory;
 mod state;
+mod stiefel;
 mod target;
+mod watch;
+mod weight_change;
 mod weight_gradients;
 mod weight_snapshot;
 
 pub use adapter::project;
 pub use attach::{AttachOptions, Attached, ModuleReport, Target};
 pub use auto_rank::{RankEnergy, ResolvedRank, ResolvedRanks};
+pub use band::Band;
+pub use changes::TrainedPart;
 pub use config::{AdapterConfig, Scaling};
 pub use doubt::AdapterDoubt;
 pub use error::AdapterError;
+pub use hand_over::HandOverDefaults;
 pub use host_tensor::HostTensorExt;
 pub use linear::{Linear, LinearLayer, placeholder};
 pub use merged::MergedWeights;
@@ -103,12 +114,15 @@ pub use peft::method_of;
 pub use penalty::add_penalties;
 pub use quantization_errors::{ErrorNorms, QuantizationErrors, StartsToMeasure};
 pub use quantized_start::StartError;
-pub use regularizer::{RegularizerForm, RegularizerStats, add_regularizer, regularizer_gradients};
+pub use regularizer::{Probes, Regularizer, RegularizerForm, RegularizerStats, add_regularizer, regularizer_gradients};
 pub use sorsa_files::{HostTensor, NamedTensors, TensorFile};
 pub use sorsa_linalg::tensor::Placement;
 pub use sorsa_linalg::{Algorithm, SvdOptions};
 pub use sorsa_ops::{PackedFormat, PackedMatrix, PackedWeight, Precision, WeightOperand};
 pub use start::AlphaConvention;
 pub use state::{AdapterState, ModuleState, SavedAdapter};
+pub use stiefel::{Retraction, Stiefel, orthonormality_defect};
+pub use watch::ModuleMeasures;
+pub use weight_change::{KeptChange, KeptRank, WeightChange};
 pub use weight_gradients::WeightGradients;
 pub use weight_snapshot::{TrainedFactors, WeightSnapshot};

@@ -19,7 +19,8 @@ use crate::penalty::Penalty;
 use crate::quantized_start::StartError;
 use crate::start::{StartingFactors, WeightToAdapt};
 use crate::state::ModuleState;
-use crate::{Adapter, AdapterConfig};
+use crate::stiefel::OrthonormalSteps;
+use crate::{Adapter, AdapterConfig, Band};
 
 /// What the factors of a method are made of at the start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -130,6 +131,22 @@ pub(crate) trait FactoredMethod: Module {
         None
     }
 
+    /// Which singular triplets of the weight the start is made of.
+    fn band(_config: &Self::Config) -> Band {
+        Band::Principal
+    }
+
+    /// Whether the factor, one of [`FACTORS`](Self::FACTORS), is trained under these settings. Otherwise it stays as it is at the start,
+    /// for methods that split the weight.
+    fn trains(_config: &Self::Config, _factor: &Factor) -> bool {
+        true
+    }
+
+    /// How the orthonormal ones of [`FACTORS`](Self::FACTORS) stay so; absent if the method's regularizer or nothing holds them.
+    fn orthonormal_steps(_config: &Self::Config) -> Option<OrthonormalSteps> {
+        None
+    }
+
     /// The factors at the start of training, the frozen ones among them.
     fn start(config: &Self::Config, weight: &WeightToAdapt<'_>) -> Result<StartingFactors, StartError>;
 
@@ -203,6 +220,11 @@ pub(crate) trait FactoredMethod: Module {
         None
     }
 
+    /// The factors whose product is that of `pair`, if the method adds any product to the weight, and starts from any.
+    fn of_product(_pair: FactorPair) -> Option<FactorSet> {
+        None
+    }
+
     /// PEFT's variant of LoRA that continues training from the same weights and factors.
     fn to_peft(config: &Self::Config) -> PeftVariant;
 
@@ -251,6 +273,7 @@ pub(crate) struct FactoredDefinition {
     pub new: fn(&FactorSet, f64, Dropout, &Device) -> Adapter,
     pub product: fn(&FactorSet) -> FactorPair,
     pub peft_fault: fn(Option<usize>) -> Option<&'static str>,
+    pub of_product: fn(FactorPair) -> Option<FactorSet>,
 }
 
 impl FactoredDefinition {
@@ -268,6 +291,7 @@ impl FactoredDefinition {
             new: |factors, scale, dropout, device| M::new(factors, scale, dropout, device).into(),
             product: M::product,
             peft_fault: M::peft_fault,
+            of_product: M::of_product,
         }
     }
 

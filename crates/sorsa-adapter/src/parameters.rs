@@ -10,9 +10,11 @@ use sorsa_files::{HostTensor, NamedTensors};
 use sorsa_ops::{PackedWeight, WeightOperand};
 
 use crate::error::AdapterError;
-use crate::factors::Factor;
+use crate::factors::{Factor, Vectors};
 use crate::host_tensor::HostTensorExt;
 use crate::regularizer::{Lengths, Regularized};
+use crate::state::{AdapterState, ModuleState};
+use crate::stiefel::Stiefel;
 use crate::{Adapter, Method};
 
 /// The group of a trained parameter. Optimizers may treat each group in its own way.
@@ -40,6 +42,14 @@ pub struct Trainable {
     /// The group by which the optimizer treats it.
     pub group: ParameterGroup,
     pub(crate) regularized: Option<Regularized>,
+    pub(crate) stiefel: Option<Stiefel>,
+}
+
+impl Trainable {
+    /// The manifold that an optimizer's steps keep the parameter on; absent if it is free.
+    pub fn stiefel(&self) -> Option<&Stiefel> {
+        self.stiefel.as_ref()
+    }
 }
 
 /// A float parameter of a model.
@@ -88,6 +98,11 @@ pub(crate) fn factor_path(module: &str, method: Method, factor: &str) -> String 
 /// The name of a factor that was subtracted before the last packing of the module's residual.
 pub(crate) fn subtracted_path(module: &str, method: Method, factor: &str) -> String {
     format!("{module}.{method}.subtracted.{factor}")
+}
+
+/// The name of a factor of the change that the adapter of the module carries along.
+pub(crate) fn carried_path(module: &str, factor: &str) -> String {
+    format!("{module}.carried.{factor}")
 }
 
 /// Walks every float parameter of a model with its path, without touching values.
@@ -218,28 +233,51 @@ pub(crate) fn weights<M: Module>(model: &M, wanted: &BTreeSet<&str>) -> BTreeMap
     collect.found
 }
 
-/// The trained parameters of a model with an adapter of `method`. `dense` says which paths are trained whole.
-pub(crate) fn trainable<M: Module>(model: &M, method: Method, dense: impl Fn(&str) -> bool) -> Vec<Trainable> {
+/// The trained parameters of a model with the adapter of `state`. `dense` says which paths are trained whole.
+pub(crate) fn trainable<M: Module>(model: &M, state: &AdapterState, dense: impl Fn(&str) -> bool) -> Vec<Trainable> {
+    let method = state.config.method();
+    let (factors, steps) = (state.config.trained_factors(), state.config.method.orthonormal_steps());
+    let width = usual_side(&state.modules);
     let separator = format!(".weight.{}.", Adapter::NAME);
     let mut found = Vec::new();
     for parameter in parameters(model) {
-        let (name, group, regularized) = if let Some((module, rest)) = parameter.path.split_once(&separator) {
+        let (name, group, regularized, stiefel) = if let Some((module, rest)) = parameter.path.split_once(&separator) {
             // `rest` is `<Variant>.<factor>`.
             let name = rest.rsplit('.').next().unwrap_or(rest);
-            let Some(Factor { group, orthonormal, .. }) = method.factors().iter().find(|factor| factor.name == name)
-            else {
+            let Some(Factor { group, orthonormal, .. }) = factors.iter().find(|factor| factor.name == name) else {
                 continue;
             };
-            let regularized = orthonormal.map(|vectors| Regularized { vectors, lengths: Lengths::One });
-            (factor_path(module, method, name), *group, regularized)
+            let (regularized, stiefel) = match (*orthonormal, steps) {
+                (None, _) => (None, None),
+                (Some(vectors), None) => (Some(Regularized { vectors, lengths: Lengths::One }), None),
+                (Some(vectors), Some(steps)) => {
+                    let length = match vectors {
+                        Vectors::Columns => parameter.shape[0],
+                        Vectors::Rows => parameter.shape[1],
+                    };
+                    let step_factor = if steps.scaled_by_width { (width as f64 / length as f64).sqrt() } else { 1.0 };
+                    (None, Some(Stiefel { vectors, steps, step_factor }))
+                }
+            };
+            (factor_path(module, method, name), *group, regularized, stiefel)
         } else if dense(&parameter.path) {
-            (parameter.path, ParameterGroup::Dense, None)
+            (parameter.path, ParameterGroup::Dense, None, None)
         } else {
             continue;
         };
-        found.push(Trainable { id: parameter.id, name, shape: parameter.shape, group, regularized });
+        found.push(Trainable { id: parameter.id, name, shape: parameter.shape, group, regularized, stiefel });
     }
     found
+}
+
+/// The length of a side that most of the weights have: the hidden size of a transformer. The smaller of two that are as frequent.
+fn usual_side(modules: &[ModuleState]) -> usize {
+    let mut counts = BTreeMap::new();
+    for side in modules.iter().flat_map(|module| module.shape) {
+        *counts.entry(side).or_insert(0usize) += 1;
+    }
+    let most = counts.values().max().copied().unwrap_or_default();
+    counts.into_iter().find(|(_, count)| *count == most).map_or(1, |(side, _)| side)
 }
 
 /// The values of the trained parameters, on the host, f32.

@@ -7,10 +7,13 @@
 //! G = U^T U - I
 //! paper, author   ||G||_F      gradient 2 U G / ||G||_F   (0 where ||G||_F is below the rounding floor)
 //! squared         ||G||_F^2    gradient 4 U G
+//! spectral        ||G||_2      gradient 2 U S, S = sign(l) q q^T of the eigenvalue l of G with the largest magnitude
+//! nuclear         ||G||_*      gradient 2 U S, S = Q sign(L) Q^T of G = Q L Q^T
 //! ```
 //!
 //! The paper sums over all factors, the author's code takes their mean. Rows of `V^T` are treated like columns of `U`. It
-//! costs two small products per factor and needs no tape.
+//! costs two small products per factor and needs no tape; the spectral and the nuclear norm also take an eigendecomposition
+//! `[r, r]` on the host (`spectrum.rs`). [`Probes`] make the first three cheaper (`probe.rs`).
 //!
 //! A method without singular values of their own has them in the lengths of its vectors: PiSSA starts at
 //! `A = U sqrt(s)`, `B = sqrt(s) V^T`. Lengths of 1 would take the singular values away, and lengths like those at the start
@@ -25,12 +28,17 @@
 //! the vectors: a weight that suits SORSA is a start for a search, not a setting. [`Attached::keep_vectors_orthogonal`] puts
 //! this regularizer on a model.
 
+mod exact;
+mod probe;
+mod spectrum;
+
 use std::collections::BTreeMap;
 
 use burn::module::{ModuleVisitor, Param, ParamId};
 use burn::optim::GradientsParams;
 use burn::prelude::*;
-use burn::tensor::FloatDType;
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::SeedableRng;
 use serde::{Deserialize, Serialize};
 
 use crate::attach::Attached;
@@ -49,6 +57,48 @@ pub enum RegularizerForm {
     Author,
     /// `sum_k ||G_k||_F^2`.
     Squared,
+    /// `sum_k ||G_k||_2`, the largest singular value of each.
+    Spectral,
+    /// `sum_k ||G_k||_*`, the sum of the singular values of each.
+    Nuclear,
+}
+
+impl RegularizerForm {
+    /// Whether random vectors can estimate the form.
+    pub fn has_probes(self) -> bool {
+        matches!(self, Self::Paper | Self::Author | Self::Squared)
+    }
+}
+
+/// Random vectors that estimate the regularizer, in place of the whole `G`:
+///
+/// ```text
+/// ||G||_F^2  is estimated by  1/p sum_i ||G z_i||^2,   z_i of independent numbers 1 and -1
+/// ```
+///
+/// The estimate and its gradient are unbiased for the squared form. The other forms take the root of the estimate and the
+/// gradient of this root, which are too small on average. `||G z||` takes products of a factor with vectors only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Probes {
+    /// How many vectors, at least 1.
+    pub count: usize,
+    /// The seed of their numbers.
+    pub seed: u64,
+}
+
+/// A form of the regularizer, and whether it is computed or estimated.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Regularizer {
+    /// The form.
+    pub form: RegularizerForm,
+    /// The random vectors that estimate it; absent if it is computed. The spectral and the nuclear norm have no estimate.
+    pub probes: Option<Probes>,
+}
+
+impl From<RegularizerForm> for Regularizer {
+    fn from(form: RegularizerForm) -> Self {
+        Self { form, probes: None }
+    }
 }
 
 /// The regularizer's value and the defects of the factors in one step.
@@ -114,83 +164,41 @@ struct Term {
     gradient: Tensor<2>,
 }
 
-fn term(factor: Tensor<2>, regularized: Regularized, form: RegularizerForm) -> Term {
-    let factor = factor.cast(FloatDType::F32);
-    let gram = match regularized.vectors {
-        Vectors::Columns => factor.clone().transpose().matmul(factor.clone()),
-        Vectors::Rows => factor.clone().matmul(factor.clone().transpose()),
-    };
-    let rank = gram.dims()[0];
-    let identity = Tensor::<2>::eye(rank, &factor.device());
-    let (defect, size) = match regularized.lengths {
-        Lengths::One => (gram - identity, None),
-        Lengths::Free => {
-            let diagonal = gram.clone() * identity;
-            (gram - diagonal.clone(), Some(diagonal.square().sum().sqrt()))
-        }
-    };
-    let product = match regularized.vectors {
-        Vectors::Columns => factor.matmul(defect.clone()),
-        Vectors::Rows => defect.clone().matmul(factor),
-    };
-    let norm = defect.square().sum().sqrt();
-    let gradient = match form {
-        RegularizerForm::Squared => product * 4.0,
-        RegularizerForm::Paper | RegularizerForm::Author => {
-            let (below, divisor) = match &size {
-                None => {
-                    let floor = FLOOR * (rank as f64).sqrt();
-                    (norm.clone().lower_equal_elem(floor), norm.clone().clamp_min(floor))
-                }
-                Some(size) => {
-                    // A factor that is 0, like LoRA's B at the start, has a norm of 0 and a floor of 0.
-                    let below = norm.clone().lower_equal(size.clone() * FLOOR);
-                    (below.clone(), norm.clone().mask_fill(below, 1.0))
-                }
-            };
-            let factor = (divisor.recip() * 2.0).mask_fill(below, 0.0);
-            product * factor.unsqueeze()
-        }
-    };
-    Term { norm, size, gradient }
-}
-
-/// Visits the regularized factors of a model with their gradients from the form.
-struct Terms<'a, F> {
-    regularized: BTreeMap<ParamId, Regularized>,
-    form: RegularizerForm,
-    norms: Vec<Tensor<1>>,
-    /// The sizes of factors whose vectors have free lengths: of all factors or of none.
-    sizes: Vec<Tensor<1>>,
-    ranks: Vec<usize>,
-    receive: &'a mut F,
-}
-
-impl<F: FnMut(ParamId, Tensor<2>)> ModuleVisitor for Terms<'_, F> {
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let Some(regularized) = self.regularized.get(&param.id) else { return };
-        let shape = param.lazy_shape();
-        let factor: Tensor<2> = param.base().without_autodiff().reshape([shape[0], shape[1]]);
-        self.ranks.push(if regularized.vectors == Vectors::Columns { shape[1] } else { shape[0] });
-        let Term { norm, size, gradient } = term(factor, *regularized, self.form);
-        self.norms.push(norm);
-        self.sizes.extend(size);
-        (self.receive)(param.id, gradient);
+/// The regularized factors of a model, in its order, without autodiff.
+fn factors<M: Module>(model: &M, trainable: &[Trainable]) -> Vec<(ParamId, Tensor<2>, Regularized)> {
+    struct Collect {
+        regularized: BTreeMap<ParamId, Regularized>,
+        found: Vec<(ParamId, Tensor<2>, Regularized)>,
     }
+    impl ModuleVisitor for Collect {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let Some(regularized) = self.regularized.get(&param.id) else { return };
+            let shape = param.lazy_shape();
+            let factor: Tensor<2> = param.base().without_autodiff().reshape([shape[0], shape[1]]);
+            self.found.push((param.id, factor, *regularized));
+        }
+    }
+    let regularized = trainable.iter().filter_map(|parameter| Some((parameter.id, parameter.regularized?))).collect();
+    let mut collect = Collect { regularized, found: Vec::new() };
+    if !collect.regularized.is_empty() {
+        model.visit(&mut collect);
+    }
+    collect.found
 }
 
 /// Adds `weight` times the regularizer's gradient to `gradients`. The result is `None` if no factor is regularized. Reads
-/// from the device once for all factors.
+/// from the device once for all factors; the spectral and the nuclear norm also read `G` of each.
 pub fn add_regularizer<M: Module>(
     model: &M,
     trainable: &[Trainable],
-    form: RegularizerForm,
+    regularizer: impl Into<Regularizer>,
     weight: f64,
     gradients: &mut GradientsParams,
 ) -> Option<RegularizerStats> {
-    let regularized = regularized(trainable);
-    let share = share(form, regularized.len());
-    visit(model, regularized, form, |id, gradient| {
+    let regularizer = regularizer.into();
+    let factors = factors(model, trainable);
+    let share = share(regularizer.form, factors.len());
+    measure(factors, regularizer, |id, gradient| {
         if weight == 0.0 {
             return;
         }
@@ -206,42 +214,66 @@ pub fn add_regularizer<M: Module>(
 pub fn regularizer_gradients<M: Module>(
     model: &M,
     trainable: &[Trainable],
-    form: RegularizerForm,
+    regularizer: impl Into<Regularizer>,
 ) -> (BTreeMap<ParamId, Tensor<2>>, Option<RegularizerStats>) {
-    let regularized = regularized(trainable);
-    let share = share(form, regularized.len());
+    let regularizer = regularizer.into();
+    let factors = factors(model, trainable);
+    let share = share(regularizer.form, factors.len());
     let mut gradients = BTreeMap::new();
-    let stats = visit(model, regularized, form, |id, gradient| {
+    let stats = measure(factors, regularizer, |id, gradient| {
         gradients.insert(id, gradient * share);
     });
     (gradients, stats)
 }
 
-fn regularized(trainable: &[Trainable]) -> BTreeMap<ParamId, Regularized> {
-    trainable.iter().filter_map(|parameter| Some((parameter.id, parameter.regularized?))).collect()
-}
-
 fn share(form: RegularizerForm, count: usize) -> f64 {
     match form {
         RegularizerForm::Author => 1.0 / count.max(1) as f64,
-        RegularizerForm::Paper | RegularizerForm::Squared => 1.0,
+        _ => 1.0,
     }
 }
 
-fn visit<M: Module, F: FnMut(ParamId, Tensor<2>)>(
-    model: &M,
-    regularized: BTreeMap<ParamId, Regularized>,
-    form: RegularizerForm,
-    mut receive: F,
+/// Gives the gradient of each factor to `receive`, and measures all of them.
+fn measure(
+    factors: Vec<(ParamId, Tensor<2>, Regularized)>,
+    Regularizer { form, probes }: Regularizer,
+    mut receive: impl FnMut(ParamId, Tensor<2>),
 ) -> Option<RegularizerStats> {
-    if regularized.is_empty() {
+    if factors.is_empty() {
         return None;
     }
-    let share = share(form, regularized.len());
-    let receive = &mut receive;
-    let mut terms = Terms { regularized, form, norms: Vec::new(), sizes: Vec::new(), ranks: Vec::new(), receive };
-    model.visit(&mut terms);
-    let Terms { norms, sizes, ranks, .. } = terms;
+    let share = share(form, factors.len());
+    let mut values = Vec::new();
+    let mut spectra = match form.has_probes() {
+        true => Vec::new(),
+        false => {
+            let factors: Vec<_> =
+                factors.iter().map(|(_, factor, regularized)| (factor.clone(), *regularized)).collect();
+            spectrum::spectra(&factors, form)
+        }
+    }
+    .into_iter();
+    let mut probes = probes.map(|Probes { count, seed }| (count, ChaCha8Rng::seed_from_u64(seed)));
+    // The sizes of factors whose vectors have free lengths: of all factors or of none.
+    let (mut norms, mut sizes, mut ranks) = (Vec::new(), Vec::new(), Vec::new());
+    for (id, factor, regularized) in factors {
+        let rank = factor.dims()[if regularized.vectors == Vectors::Columns { 1 } else { 0 }];
+        let Term { norm, size, gradient } = match (spectra.next(), &mut probes) {
+            (Some(spectrum), _) => {
+                values.push(spectrum.value);
+                spectrum.term(factor, regularized)
+            }
+            (None, Some((count, generator))) => {
+                let z = probe::draw(rank, *count, generator, &factor.device());
+                probe::term(factor, regularized, form, z)
+            }
+            (None, None) => exact::term(factor, regularized, form),
+        };
+        norms.push(norm);
+        sizes.extend(size);
+        ranks.push(rank);
+        receive(id, gradient);
+    }
     let read = Tensor::cat(norms.into_iter().chain(sizes).collect(), 0).into_data().try_into_vec::<f32>().ok()?;
     let (norms, sizes) = read.split_at(ranks.len());
     let defect = |index: usize| match sizes.get(index) {
@@ -250,12 +282,14 @@ fn visit<M: Module, F: FnMut(ParamId, Tensor<2>)>(
         Some(size) => f64::from(norms[index]) / f64::from(*size),
     };
     let defects: Vec<f64> = (0..norms.len()).map(defect).collect();
-    let value = norms.iter().map(|norm| f64::from(*norm)).map(|norm| match form {
-        RegularizerForm::Squared => norm * norm,
-        RegularizerForm::Paper | RegularizerForm::Author => norm,
-    });
+    let norms = norms.iter().map(|norm| f64::from(*norm));
+    let value: f64 = match form {
+        RegularizerForm::Squared => norms.map(|norm| norm * norm).sum(),
+        RegularizerForm::Paper | RegularizerForm::Author => norms.sum(),
+        RegularizerForm::Spectral | RegularizerForm::Nuclear => values.into_iter().sum(),
+    };
     Some(RegularizerStats {
-        value: value.sum::<f64>() * share,
+        value: value * share,
         mean_defect: defects.iter().sum::<f64>() / defects.len() as f64,
         max_defect: defects.iter().copied().fold(0.0, f64::max),
     })
@@ -263,12 +297,30 @@ fn visit<M: Module, F: FnMut(ParamId, Tensor<2>)>(
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
+    use super::exact::term;
     use super::*;
-    use rand_chacha::ChaCha8Rng;
-    use rand_chacha::rand_core::SeedableRng;
     use rand_distr::{Distribution, StandardNormal};
 
     const COLUMNS: Regularized = Regularized { vectors: Vectors::Columns, lengths: Lengths::One };
+
+    /// Numbers of a normal distribution.
+    pub(super) fn drawn(shape: [usize; 2], seed: u64) -> Tensor<2> {
+        let numbers = StandardNormal.sample_iter(ChaCha8Rng::seed_from_u64(seed));
+        let numbers: Vec<f32> = numbers.take(shape[0] * shape[1]).collect();
+        Tensor::from_data(TensorData::new(numbers, shape), &Device::flex())
+    }
+
+    /// Shapes of factors with both kinds of vectors and of lengths.
+    pub(super) fn every_side() -> Vec<([usize; 2], Regularized)> {
+        let sides = [([9, 4], Vectors::Columns), ([3, 7], Vectors::Rows)];
+        let both = [Lengths::One, Lengths::Free];
+        sides
+            .iter()
+            .flat_map(|(shape, vectors)| both.map(|lengths| (*shape, Regularized { vectors: *vectors, lengths })))
+            .collect()
+    }
 
     /// The gradient by burn's tape, of the same equation.
     fn by_tape(factor: Tensor<2>, regularized: Regularized, form: RegularizerForm) -> Tensor<2> {
@@ -289,19 +341,13 @@ mod tests {
 
     #[test]
     fn closed_form_gradients_equal_the_tape() {
-        let device = Device::flex();
-        for (shape, vectors) in [([9, 4], Vectors::Columns), ([3, 7], Vectors::Rows)] {
-            for lengths in [Lengths::One, Lengths::Free] {
-                let regularized = Regularized { vectors, lengths };
-                let drawn: Vec<f32> =
-                    StandardNormal.sample_iter(ChaCha8Rng::seed_from_u64(1)).take(shape[0] * shape[1]).collect();
-                let factor = Tensor::<2>::from_data(TensorData::new::<f32, _>(drawn, shape), &device) * 0.5;
-                for form in [RegularizerForm::Paper, RegularizerForm::Squared] {
-                    let gradient = term(factor.clone(), regularized, form).gradient;
-                    let tape = by_tape(factor.clone(), regularized, form);
-                    let difference = (gradient - tape).abs().max().into_scalar::<f32>();
-                    assert!(difference < 1e-5, "{regularized:?} {form:?} {difference}");
-                }
+        for (shape, regularized) in every_side() {
+            let factor = drawn(shape, 1) * 0.5;
+            for form in [RegularizerForm::Paper, RegularizerForm::Squared] {
+                let gradient = term(factor.clone(), regularized, form).gradient;
+                let tape = by_tape(factor.clone(), regularized, form);
+                let difference = (gradient - tape).abs().max().into_scalar::<f32>();
+                assert!(difference < 1e-5, "{regularized:?} {form:?} {difference}");
             }
         }
     }
@@ -328,6 +374,32 @@ mod tests {
                     gradient < 1e-3 && (form == RegularizerForm::Squared || gradient == 0.0),
                     "{form:?} {gradient}"
                 );
+            }
+        }
+    }
+
+    #[test]
+    fn values_and_gradients_of_every_form_are_those_of_pytorch() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/optimizers/regularizer.json");
+        let cases: Vec<serde_json::Value> = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        let floats = |value: &serde_json::Value| -> Vec<f32> {
+            value.as_array().unwrap().iter().map(|number| number.as_f64().unwrap() as f32).collect()
+        };
+        assert_eq!(cases.len(), 16);
+        for case in cases {
+            let shape = [0, 1].map(|side| case["shape"][side].as_u64().unwrap() as usize);
+            let vectors = if shape[0] > shape[1] { Vectors::Columns } else { Vectors::Rows };
+            let lengths = if case["lengths"] == "one" { Lengths::One } else { Lengths::Free };
+            let form: RegularizerForm = serde_json::from_value(case["form"].clone()).unwrap();
+            let factor = Tensor::<2>::from_data(TensorData::new(floats(&case["factor"]), shape), &Device::flex());
+            let mut gradient: Vec<f32> = Vec::new();
+            let factors = vec![(ParamId::new(), factor, Regularized { vectors, lengths })];
+            let stats = measure(factors, form.into(), |_, found| gradient = found.into_data().try_into_vec().unwrap());
+            let (value, expected) = (stats.unwrap().value, case["value"].as_f64().unwrap());
+            assert!((value - expected).abs() < 1e-5 * expected, "{form:?}: {value}, expected {expected}");
+            for (found, expected) in gradient.iter().zip(floats(&case["gradient"])) {
+                let difference: f32 = found - expected;
+                assert!(difference.abs() < 1e-5, "{form:?} {lengths:?}: {found}, expected {expected}");
             }
         }
     }

@@ -9,15 +9,15 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 use sorsa_files::HostTensor;
 use sorsa_linalg::tensor::Placement;
-use sorsa_linalg::{Algorithm, SvdOptions};
+use sorsa_linalg::{Algorithm, SvdOptions, svd_band};
 
-use crate::Method;
 use crate::attach::Target;
 use crate::cache::{CacheEntry, CacheKey, SvdCache};
 use crate::factors::{FactorSet, Principal};
 use crate::host_tensor::HostTensorExt;
 use crate::packed_residual::ResidualPacking;
 use crate::quantized_start::{FirstFactors, QuantizedStart, StartError};
+use crate::{Band, Method};
 
 /// What happens to the singular values if the scale is not 1, for methods that start from them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -108,15 +108,32 @@ impl WeightToAdapt<'_> {
         }
     }
 
-    /// The start that `factors` makes of the weight's leading singular triplets, or of those that are fitted to the error of
-    /// packing, if the residual is packed in rounds. Triplets come from the cache or from an SVD.
+    /// The start that `factors` makes of the weight's leading singular triplets, like [`factors_from_band`](Self::factors_from_band).
     pub fn factors_from_svd(&self, factors: impl Fn(Principal) -> FactorSet) -> Result<StartingFactors, StartError> {
+        self.factors_from_band(Band::Principal, factors)
+    }
+
+    /// The start that `factors` makes of a band of the weight's singular triplets, or of those that are fitted to the error of
+    /// packing, if the residual is packed in rounds. Triplets come from the cache or from an SVD.
+    pub fn factors_from_band(
+        &self,
+        band: Band,
+        factors: impl Fn(Principal) -> FactorSet,
+    ) -> Result<StartingFactors, StartError> {
         if let Some(packing) = self.packing.filter(|packing| packing.rounds > 0) {
             return self.fitted(packing, FirstFactors::LeadingTriplets, factors);
         }
         let (rank, options) = (self.target.rank, self.svd_options());
+        let first = band.first(self.target.shape, rank);
         let compute = || {
             let (path, placement) = (&self.target.path, self.placement);
+            if first > 0 {
+                let weight = HostTensor::from_tensor(self.values().inner().cast(FloatDType::F32));
+                let svd = svd_band(path, weight.matrix(), first, rank, &options)?;
+                let (u, vt) = (HostTensor::from_matrix(svd.u.as_ref()), HostTensor::from_matrix(svd.v.transpose()));
+                let principal = Principal { u, s: svd.s, vt };
+                return Ok(CacheEntry { principal, subtracted: None, residual: svd.report.residual });
+            }
             let svd = sorsa_linalg::tensor::truncated_svd(path, self.values(), rank, &options, placement)?;
             let principal = Principal {
                 u: HostTensor::from_tensor(svd.u),
@@ -125,7 +142,7 @@ impl WeightToAdapt<'_> {
             };
             Ok(CacheEntry { principal, subtracted: None, residual: svd.report.residual })
         };
-        let (entry, cached) = self.cached(|key| key, compute)?;
+        let (entry, cached) = self.cached(|key| key.of_band(first), compute)?;
         Ok(StartingFactors { factors: factors(entry.principal), subtracted: None, svd: Some((entry.residual, cached)) })
     }
 

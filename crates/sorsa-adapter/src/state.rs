@@ -15,18 +15,18 @@ use burn::prelude::*;
 use burn::tensor::{DType, FloatDType};
 use serde::{Deserialize, Serialize};
 use sorsa_files::{FolderKind, NamedTensors, OwnedFolder, not_finite, read_tensors, write_atomic, write_tensors};
-use sorsa_ops::PackedFormat;
+use sorsa_ops::{PackedFormat, rounded};
 
 use crate::attach::{Attached, HAS_ADAPTER};
 use crate::cache::fingerprint;
 use crate::config::AdapterConfig;
 use crate::error::AdapterError;
-use crate::factors::{Factor, FactorSet};
-use crate::install::{Installation, Subtraction, install, rounded};
+use crate::factors::{Factor, FactorPair, FactorSet};
+use crate::install::{Installation, Subtraction, install};
 use crate::packed::{NothingPacked, OriginalWeights, original_or_widened, packed_weights, widened};
 use crate::packed_residual::format_name;
 use crate::parameters::{
-    check_fits, export_trainable, factor_path, has_adapter, import_trainable, linear_layers, parameters,
+    carried_path, check_fits, export_trainable, factor_path, has_adapter, import_trainable, linear_layers, parameters,
     subtracted_path, tensor_faults, weights,
 };
 use crate::peft::{CONFIG_FILE, TENSORS_FILE};
@@ -103,6 +103,9 @@ struct Manifest {
     format: u32,
     config: AdapterConfig,
     modules: Vec<ModuleState>,
+    /// Ranks of the changes that the adapter carries along, by the path of the module.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    carried: BTreeMap<String, usize>,
 }
 
 const FORMAT: u32 = 1;
@@ -132,6 +135,16 @@ impl<M: Module> Attached<M> {
         }
     }
 
+    /// Writes the adapter's folder, like [`SavedAdapter::save`] of the [`snapshot`](Self::snapshot). The factors at the start are not copied
+    /// for it.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`SavedAdapter::save`].
+    pub fn save(&self, folder: &Path) -> Result<(), AdapterError> {
+        save(folder, &self.state, &export_trainable(&self.model, &self.trainable), &NamedTensors::new())
+    }
+
     /// The plain model with the adapter merged into its weights, and the adapter, for [`SavedAdapter::unmerge`].
     pub fn merge(self) -> (M, SavedAdapter) {
         let mut adapter = self.snapshot();
@@ -148,6 +161,11 @@ impl SavedAdapter {
         Self { state, trained, unmerge_tensors: NamedTensors::new(), source: source.to_owned() }
     }
 
+    /// What is named in errors.
+    pub(crate) fn source(&self) -> &Path {
+        &self.source
+    }
+
     /// Writes the adapter's folder. An older adapter there is replaced as a whole: its files and this adapter's are never
     /// side by side.
     ///
@@ -156,26 +174,7 @@ impl SavedAdapter {
     /// [`AdapterError::Io`] with the file; [`AdapterError::Folder`] if the folder holds more than an adapter;
     /// [`AdapterError::NotFinite`] if a trained value is not finite, with nothing written.
     pub fn save(&self, folder: &Path) -> Result<(), AdapterError> {
-        let tensors = not_finite(&self.trained);
-        if !tensors.is_empty() {
-            return Err(AdapterError::NotFinite { path: folder.join(TRAINED), tensors });
-        }
-        let new = OwnedFolder::create(folder, ADAPTER_FOLDER)?;
-        let folder = new.path();
-        if !self.state.initial.is_empty() {
-            write_tensors(&folder.join(INITIAL), &self.state.initial)?;
-        }
-        if !self.unmerge_tensors.is_empty() {
-            write_tensors(&folder.join(UNMERGE), &self.unmerge_tensors)?;
-        }
-        write_tensors(&folder.join(TRAINED), &self.trained)?;
-        let manifest =
-            Manifest { format: FORMAT, config: self.state.config.clone(), modules: self.state.modules.clone() };
-        let path = folder.join(MANIFEST);
-        let json = serde_json::to_vec_pretty(&manifest)
-            .map_err(|error| AdapterError::Malformed { path: path.clone(), reason: error.to_string() })?;
-        write_atomic(&path, &json)?;
-        Ok(new.commit()?)
+        save(folder, &self.state, &self.trained, &self.unmerge_tensors)
     }
 
     /// Reads an adapter's folder.
@@ -249,7 +248,7 @@ impl SavedAdapter {
         let mut installations = BTreeMap::new();
         if method.is_factored() {
             for module in &state.modules {
-                let factors = state.factor_set(module, method.factors(), &self.trained);
+                let factors = state.own_factors(module, &self.trained);
                 let subtract = match before {
                     WeightsBefore::Original if method.splits_weight() || module.residual.is_some() => {
                         Some(Subtraction::Start)
@@ -312,6 +311,39 @@ impl SavedAdapter {
     }
 }
 
+/// Writes an adapter's folder.
+fn save(
+    folder: &Path,
+    state: &AdapterState,
+    trained: &NamedTensors,
+    unmerge_tensors: &NamedTensors,
+) -> Result<(), AdapterError> {
+    let tensors = not_finite(trained);
+    if !tensors.is_empty() {
+        return Err(AdapterError::NotFinite { path: folder.join(TRAINED), tensors });
+    }
+    let new = OwnedFolder::create(folder, ADAPTER_FOLDER)?;
+    let folder = new.path();
+    if !state.initial.is_empty() {
+        write_tensors(&folder.join(INITIAL), &state.initial)?;
+    }
+    if !unmerge_tensors.is_empty() {
+        write_tensors(&folder.join(UNMERGE), unmerge_tensors)?;
+    }
+    write_tensors(&folder.join(TRAINED), trained)?;
+    let manifest = Manifest {
+        format: FORMAT,
+        config: state.config.clone(),
+        modules: state.modules.clone(),
+        carried: state.carried_ranks(),
+    };
+    let path = folder.join(MANIFEST);
+    let json = serde_json::to_vec_pretty(&manifest)
+        .map_err(|error| AdapterError::Malformed { path: path.clone(), reason: error.to_string() })?;
+    write_atomic(&path, &json)?;
+    Ok(new.commit()?)
+}
+
 impl AdapterState {
     /// Reads the state from an adapter's folder, without the trained values.
     ///
@@ -328,11 +360,41 @@ impl AdapterState {
         }
         manifest.config.validate().map_err(|error| malformed(error.to_string()))?;
         let packed = manifest.modules.iter().any(|module| module.residual.is_some());
-        let initial = match packed || !manifest.config.method().saved_with_start().is_empty() {
+        let has_start = packed || !manifest.carried.is_empty();
+        let initial = match has_start || !manifest.config.method().saved_with_start().is_empty() {
             true => read_tensors(&folder.join(INITIAL))?,
             false => NamedTensors::new(),
         };
-        Ok(Self { config: manifest.config, modules: manifest.modules, initial })
+        let state = Self { config: manifest.config, modules: manifest.modules, initial };
+        if state.carried_ranks() != manifest.carried {
+            let path = folder.join(INITIAL);
+            let reason = format!(
+                "the carried changes should have the ranks {:?}, found {:?}",
+                manifest.carried,
+                state.carried_ranks()
+            );
+            return Err(AdapterError::Malformed { path, reason });
+        }
+        Ok(state)
+    }
+
+    /// The change that the adapter of the module at `path` carries along, if any: it is a part of the frozen weight.
+    pub(crate) fn carried(&self, path: &str) -> Option<FactorPair> {
+        let factor = |name: &str| self.initial.get(&carried_path(path, name)).cloned();
+        Some(FactorPair { a: factor("a")?, b: factor("b")? })
+    }
+
+    /// Whether any module carries a change along.
+    pub(crate) fn carries(&self) -> bool {
+        self.modules.iter().any(|module| self.initial.contains_key(&carried_path(&module.path, "a")))
+    }
+
+    fn carried_ranks(&self) -> BTreeMap<String, usize> {
+        let rank = |module: &ModuleState| {
+            let pair = self.carried(&module.path)?;
+            Some((module.path.clone(), *pair.a.shape.get(1)?))
+        };
+        self.modules.iter().filter_map(rank).collect()
     }
 
     /// A line for each tensor of the start that is missing, misshapen or not expected.
@@ -342,6 +404,12 @@ impl AdapterState {
         for module in self.modules.iter().filter(|module| module.residual.is_some()) {
             let one = |f: &Factor| (subtracted_path(&module.path, method, f.name), f.shape(module.shape, module.rank));
             expected.extend(method.factors().iter().map(one));
+        }
+        for module in &self.modules {
+            let a = self.initial.get(&carried_path(&module.path, "a"));
+            let Some(rank) = a.and_then(|a| a.shape.get(1)) else { continue };
+            expected.push((carried_path(&module.path, "a"), vec![module.shape[0], *rank]));
+            expected.push((carried_path(&module.path, "b"), vec![*rank, module.shape[1]]));
         }
         if expected.is_empty() {
             return Vec::new();
@@ -391,7 +459,7 @@ impl AdapterState {
 
     /// Names and shapes of the trained tensors.
     fn expected<M: Module>(&self, model: &M) -> Vec<(String, Vec<usize>)> {
-        let mut expected = self.tensor_shapes(self.config.method().factors());
+        let mut expected = self.tensor_shapes(&self.config.trained_factors());
         expected.extend(self.dense(model));
         expected
     }
@@ -421,8 +489,18 @@ impl AdapterState {
     /// The trained factors of one module from `tensors`, and its frozen ones.
     pub(crate) fn all_factors(&self, module: &ModuleState, tensors: &NamedTensors) -> FactorSet {
         let Some(definition) = self.config.method().factored() else { return FactorSet::new() };
-        let mut factors = self.factor_set(module, definition.factors, tensors);
+        let mut factors = self.own_factors(module, tensors);
         factors.extend(self.factor_set(module, definition.frozen_factors, &self.initial));
+        factors
+    }
+
+    /// The factors of one module without the method's frozen ones: the trained ones from `tensors`, and those that stay as they are at
+    /// the start by a setting.
+    pub(crate) fn own_factors(&self, module: &ModuleState, tensors: &NamedTensors) -> FactorSet {
+        let (trained, fixed): (Vec<Factor>, Vec<Factor>) =
+            self.config.method().factors().iter().partition(|factor| self.config.method.trains(factor));
+        let mut factors = self.factor_set(module, &fixed, &self.initial);
+        factors.extend(self.factor_set(module, &trained, tensors));
         factors
     }
 

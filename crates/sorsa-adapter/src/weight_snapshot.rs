@@ -12,8 +12,9 @@ use sorsa_ops::{PackedWeight, WeightOperand};
 use crate::attach::Target;
 use crate::error::AdapterError;
 use crate::factors::{FactorSet, Vectors};
+use crate::hand_over::with_carried;
 use crate::host_tensor::HostTensorExt;
-use crate::install::residual;
+use crate::install::{Split, residual};
 use crate::method::{FactoredDefinition, LowRank};
 use crate::packed::{OriginalWeights, original_or_widened};
 use crate::packed_residual::packed_residual;
@@ -132,7 +133,7 @@ impl AdapterState {
         let only = Self { modules: vec![module.clone()], ..self.without_tensors() };
         let definition = self.config.method().factored();
         let expected = match definition {
-            Some(definition) => only.tensor_shapes(definition.factors),
+            Some(_) => only.tensor_shapes(&self.config.trained_factors()),
             None => vec![(weight_path(&module.path), module.shape.to_vec())],
         };
         let read = |(name, _): &(String, Vec<usize>)| Ok((name.clone(), checkpoint.read(name)?));
@@ -155,9 +156,14 @@ impl AdapterState {
             None if definition.splits_weight => {
                 let factors = self.all_factors(module, &self.initial);
                 let part = adapter(&definition, &factors, module, &device);
-                residual(original.clone(), &part, &FactorSet::new(), module.dtype).0
+                let (carried, saved) = (self.carried(&module.path), FactorSet::new());
+                let split = Split { part: &part, saved: &saved, carried: carried.as_ref(), dtype: module.dtype };
+                residual(original.clone(), &split).0
             }
-            None => original.clone(),
+            None => match self.carried(&module.path) {
+                Some(carried) => with_carried(original.clone(), &carried),
+                None => original.clone(),
+            },
         };
         let factors = self.all_factors(module, &found);
         let adapter = adapter(&definition, &factors, module, &device);
@@ -179,8 +185,9 @@ fn trained(definition: &FactoredDefinition, adapter: &Adapter) -> TrainedFactors
     let kept = |side| definition.factors.iter().any(|factor| factor.orthonormal == Some(side));
     TrainedFactors {
         a: HostTensor::from_tensor(a),
+        // A square matrix between the vectors is a part of `A`.
+        orthonormal: s.is_some() && kept(Vectors::Columns) && kept(Vectors::Rows),
         s: s.map(|s| HostTensor::from_tensor(s).values),
         b: HostTensor::from_tensor(b),
-        orthonormal: kept(Vectors::Columns) && kept(Vectors::Rows),
     }
 }

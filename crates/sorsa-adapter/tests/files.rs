@@ -19,6 +19,11 @@ fn a_saved_adapter_loads_onto_the_original_model() {
     let mut patterned = config(Method::Sorsa);
     patterned.rank_pattern.insert("second".into(), 2);
     configs.push(patterned);
+    for (name, value) in
+        [("band", "minor"), ("train", "vectors"), ("train", "singular-values"), ("retraction", "polar")]
+    {
+        configs.push(with_setting(&config(Method::Sorsa).with_alpha(10.0), name, value));
+    }
     for config in configs {
         let folder = tempfile::tempdir().unwrap();
         let adapted = disturbed(attach(&config, &device));
@@ -244,7 +249,7 @@ fn what_peft_would_read_otherwise_does_not_leave_for_it() {
     // PEFT divides the singular values by the scale; the author's code does not.
     let as_trained = PeftExport { form: PeftForm::AsTrained, ..PeftExport::default() };
     for (convention, fits) in [(AlphaConvention::Peft, true), (AlphaConvention::Author, false)] {
-        let method = SorsaConfig { alpha_convention: convention }.into();
+        let method = SorsaConfig { alpha_convention: convention, ..SorsaConfig::default() }.into();
         let config = AdapterConfig { method, ..common::config(Method::Sorsa).with_alpha(10.0) };
         let saved = attach(&config, &device).snapshot();
         assert_eq!(PeftAdapter::from_saved(&saved, &Net::new(&device), &as_trained).is_ok(), fits, "{convention:?}");

@@ -166,7 +166,7 @@ fn norm(tensor: Tensor<2>) -> f64 {
 /// The author's settings of a layer. He keeps the singular values and scales what leaves the weight.
 fn authors_config(meta: &Value) -> AdapterConfig {
     let rank = meta["r"].as_u64().unwrap() as usize;
-    let sorsa = SorsaConfig { alpha_convention: AlphaConvention::Author };
+    let sorsa = SorsaConfig { alpha_convention: AlphaConvention::Author, ..SorsaConfig::default() };
     AdapterConfig { alpha: meta["alpha"].as_f64(), ..AdapterConfig::new(sorsa, rank, &["layer"]) }
 }
 

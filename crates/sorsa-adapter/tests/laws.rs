@@ -26,6 +26,19 @@ fn variants() -> Vec<AdapterConfig> {
         if method.setting_names().contains(&"init") {
             variants.extend(["gaussian", "orthogonal"].map(|init| with_setting(&config(method), "init", init)));
         }
+        if method.setting_names().contains(&"band") {
+            let scaled = config(method).with_alpha(10.0);
+            variants.extend(["minor", "middle"].map(|band| with_setting(&scaled, "band", band)));
+            variants.push(with_setting(&config(method), "band", 1));
+        }
+        if method.setting_names().contains(&"train") {
+            let scaled = config(method).with_alpha(10.0);
+            variants.extend(["vectors", "singular-values"].map(|trained| with_setting(&scaled, "train", trained)));
+        }
+        if method.setting_names().contains(&"retraction") {
+            let forms = ["polar", "qr", "newton-schulz"];
+            variants.extend(forms.map(|form| with_setting(&config(method), "retraction", form)));
+        }
     }
     variants
 }
@@ -77,15 +90,16 @@ fn the_factored_forward_takes_any_number_of_leading_axes() {
 fn only_trained_parameters_get_gradients() {
     // Attached with autodiff, or without and then put in training.
     for device in [device().autodiff(), device()] {
-        for method in Method::ALL {
-            let adapted = disturbed(attach(&config(method), &device));
+        for config in variants() {
+            let method = config.method();
+            let adapted = disturbed(attach(&config, &device));
             let model = adapted.model.train();
             let gradients = model.forward(input(&device).autodiff()).square().sum().backward();
             assert_eq!(model.first.weight.base().grad(&gradients).is_some(), !method.is_factored(), "{method}");
             let bias = model.first.bias.as_ref().unwrap().val();
             assert_eq!(bias.grad(&gradients).is_some(), method == Method::Full, "{method}");
             let gradients = GradientsParams::from_grads(gradients, &model);
-            assert_eq!(gradients.len(), adapted.trainable.len(), "{method}");
+            assert_eq!(gradients.len(), adapted.trainable.len(), "{config:?}");
         }
     }
 }
@@ -121,6 +135,7 @@ fn trainable_parameters_have_their_closed_form() {
         pairs + magnitudes,
         pairs,
         squares,
+        pairs + squares,
         pairs + 2 * RANK,
         RANK * (12 + 20),
         RANK * (12 + 9),
@@ -135,6 +150,44 @@ fn trainable_parameters_have_their_closed_form() {
         let planned: usize = targets.iter().map(|target| target.trainable_parameters(method)).sum();
         assert_eq!(planned, if method == Method::Full { 0 } else { expected }, "{method}");
     }
+}
+
+#[test]
+fn what_is_trained_of_sorsa_is_what_is_counted_and_saved() {
+    let device = device();
+    let pairs = RANK * (12 + 20) + RANK * (20 + 9);
+    for (trained, expected) in [("all", pairs + 2 * RANK), ("vectors", pairs), ("singular-values", 2 * RANK)] {
+        let config = with_setting(&config(Method::Sorsa), "train", trained);
+        let attached = attach(&config, &device);
+        let planned: usize =
+            config.targets(&Net::new(&device)).unwrap().iter().map(|t| config.trained_parameters(t)).sum();
+        assert_eq!((attached.trainable_parameters(), planned), (expected, expected), "{trained}");
+        let frozen: usize =
+            config.targets(&Net::new(&device)).unwrap().iter().map(|t| config.frozen_parameters(t)).sum();
+        assert_eq!(frozen, pairs + 2 * RANK - expected, "{trained}");
+        let saved: usize = attached.snapshot().trained.values().map(|tensor| tensor.values.len()).sum();
+        assert_eq!(saved, expected, "{trained}");
+    }
+}
+
+#[test]
+fn stella_starts_with_random_orthonormal_bases_and_with_nothing_or_the_identity_between_them() {
+    let device = device();
+    let basis = |saved: &HostTensor| saved.to_tensor::<2>(&device);
+    let fresh = attach(&config(Method::Stella), &device).snapshot().trained;
+    for module in ["first", "second"] {
+        let (u, vt) = (basis(&fresh[&format!("{module}.stella.u")]), basis(&fresh[&format!("{module}.stella.vt")]));
+        let identity = Tensor::<2>::eye(RANK, &device);
+        assert_within(u.clone().transpose().matmul(u), identity.clone(), 1e-6, "U");
+        assert_within(vt.clone().matmul(vt.transpose()), identity, 1e-6, "V");
+    }
+    assert_ne!(fresh["first.stella.u"].values[..8], fresh["second.stella.u"].values[..8]);
+    // As published: the product of the bases, times the scale, joins the weight.
+    let published = with_setting(&config(Method::Stella).with_alpha(8.0), "initial_s", 1.0);
+    let attached = attach(&published, &device);
+    let (u, vt) = (basis(&fresh["first.stella.u"]), basis(&fresh["first.stella.vt"]));
+    let change = attached.model.first.weight.val() - Net::new(&device).first.weight.val();
+    assert_near(change, u.matmul(vt) * 2.0, "the start of the paper");
 }
 
 #[test]
@@ -171,8 +224,10 @@ fn the_residual_is_the_tail_of_the_svd_and_under_the_authors_convention_keeps_th
 #[test]
 fn merging_and_unmerging_restores_the_adapter() {
     let device = device();
-    for method in factored() {
-        let adapted = disturbed(attach(&config(method).with_alpha(6.0), &device));
+    let trained = ["vectors", "singular-values"].map(|trained| with_setting(&config(Method::Sorsa), "train", trained));
+    for config in factored().map(config).chain(trained) {
+        let method = config.method();
+        let adapted = disturbed(attach(&config.with_alpha(6.0), &device));
         let (before, base) = (adapted.model.forward(input(&device)), adapted.model.first.weight.base());
         let factors = adapted.snapshot().trained;
         let (merged, adapter) = adapted.merge();

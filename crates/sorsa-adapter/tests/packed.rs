@@ -9,7 +9,7 @@ use sorsa_adapter::{
     export_trainable, import_trainable, project,
 };
 
-use common::{assert_near, device, factored, largest, noise};
+use common::{assert_near, device, factored, largest, noise, with_setting};
 
 /// Two layers, whose weights may be packed.
 #[derive(Module, Debug)]
@@ -125,6 +125,26 @@ fn the_residual_of_a_split_weight_is_packed_and_comes_back_to_the_bit() {
         trained.snapshot().save(folder.path()).unwrap();
         let loaded = SavedAdapter::load(folder.path()).unwrap().attach(packed(&device)).unwrap();
         assert_eq!(loaded.model.forward(input(&device)).to_data(), after.to_data(), "{method}");
+    }
+}
+
+#[test]
+fn bands_and_fixed_factors_beside_packed_weights_come_back_to_the_bit() {
+    let device = device();
+    let before = dense(&device).forward(input(&device));
+    for (name, value) in [("band", "minor"), ("band", "middle"), ("train", "vectors"), ("train", "singular-values")] {
+        let config = with_setting(&config(Method::Sorsa).with_alpha(6.0), name, value);
+        let attached = config.attach(packed(&device), &Default::default()).unwrap();
+        let start = attached.model.forward(input(&device));
+        assert!(largest(start - before.clone()) < 0.2 * largest(before.clone()), "{value} is far from the base");
+        let trained = disturbed(attached);
+        let after = trained.model.forward(input(&device));
+        let folder = tempfile::tempdir().unwrap();
+        trained.snapshot().save(folder.path()).unwrap();
+        let loaded = SavedAdapter::load(folder.path()).unwrap().attach(packed(&device)).unwrap();
+        assert_eq!(loaded.model.forward(input(&device)).to_data(), after.to_data(), "{value}");
+        let (merged, _) = trained.merge();
+        assert_near(merged.forward(input(&device)), after, value);
     }
 }
 

@@ -208,10 +208,14 @@ fn what_cannot_start_beside_these_weights_is_refused_with_the_way_out() {
         let error = config.attach(net, &Default::default()).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
     };
-    let way_out = "packed weights cannot be trained themselves: `first` (nf4), `second` (nf4); take a method that trains \
-                   factors beside them (sorsa, pissa, lora, dora, olora, lora-xs), or a model whose weights are dense";
+    let factored: Vec<&str> = Method::ALL.into_iter().filter(|method| method.is_factored()).map(Method::name).collect();
+    let way_out = format!(
+        "packed weights cannot be trained themselves: `first` (nf4), `second` (nf4); take a method that trains \
+         factors beside them ({}), or a model whose weights are dense",
+        factored.join(", ")
+    );
     for method in [Method::Partial, Method::Full] {
-        refused(config(method, None), packed(&device), way_out);
+        refused(config(method, None), packed(&device), &way_out);
     }
     let mut saves = AdapterConfig::new(Method::Lora, 4, &["first"]);
     saves.modules_to_save = vec!["second".to_owned()];

@@ -7,7 +7,9 @@ use std::collections::BTreeMap;
 use burn::module::ParamId;
 use burn::optim::GradientsParams;
 use burn::prelude::*;
-use sorsa_adapter::{Adapter, Attached, Method, RegularizerForm, Sorsa, add_regularizer, regularizer_gradients};
+use sorsa_adapter::{
+    Adapter, Attached, Method, RegularizerForm, Sorsa, add_regularizer, orthonormality_defect, regularizer_gradients,
+};
 
 use common::*;
 
@@ -153,6 +155,21 @@ fn a_weight_of_zero_measures_and_adds_nothing() {
 }
 
 #[test]
+fn a_retraction_takes_the_place_of_the_regularizer_and_fixed_vectors_have_none() {
+    let device = device();
+    for (name, value) in [("retraction", "polar"), ("train", "singular-values")] {
+        let config = with_setting(&config(Method::Sorsa), name, value);
+        assert!(!config.method.is_regularized());
+        let Attached { model, trainable, .. } = attach(&config, &device);
+        let mut gradients = GradientsParams::new();
+        assert!(add_regularizer(&model, &trainable, RegularizerForm::Paper, 1.0, &mut gradients).is_none(), "{value}");
+        assert_eq!(orthonormality_defect(&model, &trainable).is_some(), name == "retraction");
+    }
+    let vectors = with_setting(&config(Method::Sorsa), "train", "vectors");
+    assert!(vectors.method.is_regularized());
+}
+
+#[test]
 fn methods_without_orthonormal_factors_have_no_regularizer() {
     let device = device();
     for method in Method::ALL.into_iter().filter(|method| *method != Method::Sorsa) {
@@ -243,6 +260,7 @@ fn methods_that_do_not_train_two_factors_say_so_and_stay_without_a_regularizer()
         let error = attached.keep_vectors_orthogonal().unwrap_err().to_string();
         let fault = match method {
             Method::Sorsa => "has a regularizer of its own, of orthonormal vectors",
+            Method::Stella => "keeps its vectors orthonormal by a retraction",
             Method::Kasa => "has penalties of its own, of orthonormal vectors",
             _ => "does not train two factors, whose vectors could be kept orthogonal",
         };

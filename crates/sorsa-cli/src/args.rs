@@ -16,9 +16,9 @@ use crate::format::Format;
 
 pub use analyze::{AnalyzeArgs, Triplets, VerifyArgs};
 pub use bench::{BenchArgs, BenchFormat, BenchSpeedArgs};
-pub use convert::{ExportArgs, ExportFormat, ImportArgs, MergeArgs, UnpackArgs};
+pub use convert::{ConvertArgs, ExportArgs, ExportFormat, ImportArgs, MergeArgs, UnpackArgs};
 pub use eval::{EvalArgs, GenerateArgs, GradeArgs, GradeTask};
-pub use finetune::{FinetuneArgs, InspectArgs, PretrainArgs, RecipeArgs};
+pub use finetune::{FinetuneArgs, InspectArgs, LrFindArgs, PretrainArgs, RecipeArgs};
 
 /// Fine-tunes language models with SVD-based adapters.
 #[derive(Debug, Parser)]
@@ -32,6 +32,8 @@ pub struct Cli {
 pub enum Command {
     /// Train an adapter or all weights; without arguments, on the embedded model and task
     Finetune(Box<FinetuneArgs>),
+    /// Find the learning rate for `finetune` with the same options: a table and a figure of the loss by rate
+    LrFind(Box<LrFindArgs>),
     /// Train a small base model from scratch; without arguments, the embedded model
     Pretrain(Box<PretrainArgs>),
     /// Measure accuracy on a task, or the perplexity of a text
@@ -48,6 +50,8 @@ pub enum Command {
     Export(ExportArgs),
     /// Convert an adapter of PEFT or of SORSA's author into one of this program
     Import(ImportArgs),
+    /// Make a LoRA of any difference: a tuned model minus its base, an adapter, or a weighted sum of adapters
+    Convert(Box<ConvertArgs>),
     /// Write the model in a GGUF file as a Hugging Face folder
     Unpack(UnpackArgs),
     /// Compare a model's outputs with those of another framework

@@ -13,6 +13,7 @@ use anyhow::{anyhow, bail};
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 use sorsa_adapter::Placement;
+use sorsa_kernels::Instructions;
 
 /// What computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -242,8 +243,11 @@ fn describe(device: &Device) -> (String, Option<String>) {
     if let Ok(Some(identity)) = quietly(|| Ok(device.identity())) {
         return (identity.name, Some(identity.fingerprint));
     }
-    let cpu = *device == Device::flex();
-    (if cpu { format!("CPU, {}", std::env::consts::ARCH) } else { format!("{device:?}") }, None)
+    if *device == Device::flex() {
+        let instructions = Instructions::used();
+        return (format!("CPU, {}, {instructions}", std::env::consts::ARCH), Some(instructions.to_string()));
+    }
+    (format!("{device:?}"), None)
 }
 
 fn check(backend: Backend, device: &Device) -> Result<(), String> {

@@ -1,4 +1,4 @@
-//! Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted.
+//! Exit codes: 0 done, 1 failed, 2 bad input, 3 training diverged and was to stop then, 130 interrupted.
 
 use std::io::ErrorKind::BrokenPipe;
 use std::path::Path;
@@ -33,6 +33,21 @@ impl std::fmt::Display for Interrupted {
 }
 
 impl std::error::Error for Interrupted {}
+
+/// The exit code of a run that ended because training made the model worse.
+const DIVERGED: u8 = 3;
+
+/// Marks a run that ended because training made the model worse.
+#[derive(Debug)]
+pub struct Diverged;
+
+impl std::fmt::Display for Diverged {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("training made the model worse, and the run ended")
+    }
+}
+
+impl std::error::Error for Diverged {}
 
 /// Turns any error into the caller's.
 pub trait OrBadInput<T> {
@@ -123,6 +138,9 @@ pub fn report(result: anyhow::Result<()>) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     eprintln!("error: {}", one_line(&error));
+    if error.is::<Diverged>() {
+        return ExitCode::from(DIVERGED);
+    }
     let bad_input = error.is::<BadInput>() || of_experiment.is_some_and(ExperimentError::is_bad_input);
     ExitCode::from(if bad_input { 2 } else { 1 })
 }

@@ -23,7 +23,11 @@ mod terminal;
 
 use std::process::ExitCode;
 
+use anyhow::Context;
+use sorsa_kernels::Instructions;
+
 use crate::args::{Cli, Command};
+use crate::exit::OrBadInput;
 
 /// The system's allocator gives pages back and clears them again in every step; this one keeps them.
 #[global_allocator]
@@ -35,8 +39,12 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return exit::usage(&error),
     };
+    if let Err(error) = choose_instructions() {
+        return exit::report(Err(error));
+    }
     let done = match cli.command {
         Command::Finetune(args) => commands::finetune::run(&args),
+        Command::LrFind(args) => commands::lr_find::run(&args),
         Command::Pretrain(args) => commands::pretrain::run(&args),
         Command::Eval(args) => commands::eval::run(&args),
         Command::Bench(args) => bench::run(&args),
@@ -45,6 +53,7 @@ fn main() -> ExitCode {
         Command::Merge(args) => commands::merge::run(&args),
         Command::Export(args) => commands::export::run(&args),
         Command::Import(args) => commands::import::run(&args),
+        Command::Convert(args) => commands::convert::run(&args),
         Command::Unpack(args) => commands::unpack::run(&args),
         Command::Verify(args) => commands::verify::run(&args),
         Command::Analyze(args) => commands::analyze::run(&args),
@@ -54,4 +63,15 @@ fn main() -> ExitCode {
     };
     session::remove_temporary();
     exit::report(done)
+}
+
+/// Makes the CPU's kernels use the instructions that the variable `SORSA_KERNELS` names, if it is set.
+fn choose_instructions() -> anyhow::Result<()> {
+    match std::env::var("SORSA_KERNELS") {
+        Ok(name) => {
+            let chosen = name.parse::<Instructions>().and_then(Instructions::choose);
+            chosen.context("SORSA_KERNELS").or_bad_input()
+        }
+        Err(_) => Ok(()),
+    }
 }

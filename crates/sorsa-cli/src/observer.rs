@@ -3,17 +3,38 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
-use sorsa_adapter::ModuleReport;
+use sorsa_adapter::{Band, ModuleReport};
 use sorsa_experiment::estimate::grouped;
 use sorsa_experiment::scoreboard::percent;
-use sorsa_experiment::{DataReport, Event, Observer, Recipe, RunDir, TrainingShape};
-use sorsa_train::Best;
+use sorsa_experiment::{DataReport, Event, ModuleShape, Observer, Recipe, RunDir, TrainingShape};
 use sorsa_train::metrics::Metric;
+use sorsa_train::{Best, Divergence};
 
+use crate::commands::lr_find::described;
 use crate::progress::{Progress, Style};
 use crate::session::Warnings;
 use crate::signals;
+
+/// Steps that the trials of a search usually take; there may be more.
+const USUAL_SEARCH_STEPS: usize = 13;
+
+/// Says that training makes the model worse, and what to try.
+pub fn divergence_text(divergence: &Divergence, learning_rate: f64) -> String {
+    let found = match divergence {
+        Divergence::TrainingLoss { step, start, lowest, median } => format!(
+            "step {step}: the training loss climbs: the median of five steps is {median:.4}, after {lowest:.4} at the lowest and {start:.4} at the start"
+        ),
+        Divergence::ValidationLoss { step, start, last } => {
+            format!("step {step}: the validation loss only gets worse: {last:.4}, after {start:.4} before training")
+        }
+    };
+    format!(
+        "{found}. Try a third of the learning rate: --lr {:.1e} instead of {learning_rate:.1e}",
+        learning_rate / 3.0
+    )
+}
 
 /// Prints events as they come.
 pub struct TerminalObserver {
@@ -29,6 +50,10 @@ pub struct TerminalObserver {
     interrupted: Option<Arc<AtomicBool>>,
     /// The folder of the run.
     run: Option<PathBuf>,
+    /// The singular triplets that the adapter starts from.
+    band: Band,
+    /// When the decompositions began.
+    decomposing: Option<Instant>,
 }
 
 impl TerminalObserver {
@@ -42,6 +67,8 @@ impl TerminalObserver {
             best: None,
             interrupted: None,
             run: None,
+            band: Band::Principal,
+            decomposing: None,
         }
     }
 
@@ -101,6 +128,13 @@ impl TerminalObserver {
             data.problems
         ));
         self.say(shape.table().trim_end());
+        if !self.band.is_principal() {
+            self.say(&format!(
+                "band   {} singular triplets of each weight, by its whole SVD in f64: some {:.0} GFLOP",
+                self.band,
+                gigaflops_of_whole_svds(shape)
+            ));
+        }
         self.say(&format!("run    {}", run.path().display()));
     }
 
@@ -111,8 +145,12 @@ impl TerminalObserver {
             None => String::new(),
         };
         let cached = modules.iter().filter(|module| module.cached).count();
+        let band = match (self.band.is_principal(), self.decomposing) {
+            (false, Some(began)) => format!(", band {} in {:.1} s", self.band, began.elapsed().as_secs_f64()),
+            _ => String::new(),
+        };
         self.say(&format!(
-            "svd    {} matrices ({cached} cached), largest residual {residual:.1e} of s_1{rounding}",
+            "svd    {} matrices ({cached} cached){band}, largest residual {residual:.1e} of s_1{rounding}",
             modules.len()
         ));
     }
@@ -137,6 +175,19 @@ impl TerminalObserver {
                     self.best = Some(Best { step: eval.step, loss: eval.loss });
                 }
             }
+            Metric::Watch(watch) => {
+                let part = |name: &str, value: Option<f64>| match value {
+                    Some(value) => format!(", {name} {value:.3e}"),
+                    None => String::new(),
+                };
+                let modules = &watch.all;
+                let values = [
+                    part("condition number of trained parts", modules.kappa_part),
+                    part("of weights", modules.kappa),
+                    part("defect", modules.defect),
+                ];
+                progress.line(&format!("step {:>5}: {} modules{}", watch.step, modules.modules, values.concat()));
+            }
         }
     }
 }
@@ -155,10 +206,14 @@ impl Observer for TerminalObserver {
             Event::Note { text } => self.note(text),
             Event::Planned { recipe, data, shape, run } => {
                 self.run = Some(run.path().to_owned());
+                self.band = recipe.adapter.method.band();
                 self.announce(recipe, data, shape, run);
             }
             Event::AdapterDoubted { .. } => Warnings.on_event(event),
-            Event::Decomposing { done, total } => self.advance("decomposing weights", done, total, ""),
+            Event::Decomposing { done, total } => {
+                self.decomposing.get_or_insert_with(Instant::now);
+                self.advance("decomposing weights", done, total, "");
+            }
             Event::Attached { modules } => {
                 self.finish();
                 self.tell_of_decompositions(modules);
@@ -167,6 +222,15 @@ impl Observer for TerminalObserver {
                 self.advance("answers", done, total, &format!("{:.0} tokens/s", tokens as f64 / seconds));
             }
             Event::Measuring { run, done, total } => self.advance("decomposing weights", done, total, run),
+            Event::FindingLearningRate { steps } => {
+                let done = usize::try_from(steps).unwrap_or(USUAL_SEARCH_STEPS);
+                self.advance("steps of trials", done.min(USUAL_SEARCH_STEPS), USUAL_SEARCH_STEPS, "");
+            }
+            Event::LearningRateFound { search } => {
+                self.finish();
+                self.say(&format!("learning rate {}", described(search)));
+            }
+            Event::Diverged { divergence, learning_rate } => self.note(&divergence_text(divergence, learning_rate)),
             Event::AccuracyBefore { score } => self.say(&format!("accuracy before: {}", percent(score))),
             Event::TrainingStarts { total_steps, best } => {
                 if let Some(run) = &self.run {
@@ -188,6 +252,16 @@ impl Observer for TerminalObserver {
     fn should_stop(&mut self) -> bool {
         self.interrupted.as_ref().is_some_and(|flag| flag.load(Ordering::SeqCst))
     }
+}
+
+/// The cost of the SVDs of all adapted weights `[m, n]`, `m >= n`: `6 m n^2 + 20 n^3` each (Golub and Van Loan, figure 8.6.1).
+fn gigaflops_of_whole_svds(shape: &TrainingShape) -> f64 {
+    let one = |m: f64, n: f64| 6.0 * m * n * n + 20.0 * n.powi(3);
+    let of = |module: &ModuleShape| {
+        let (m, n) = (module.d_in.max(module.d_out), module.d_in.min(module.d_out));
+        module.count as f64 * one(m as f64, n as f64)
+    };
+    shape.modules.iter().map(of).sum::<f64>() / 1e9
 }
 
 /// Training alone, without the rest of an experiment.

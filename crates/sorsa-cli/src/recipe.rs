@@ -2,6 +2,7 @@
 
 use sorsa_experiment::recipe::{read_table, set_field};
 use sorsa_experiment::{Recipe, RunDir};
+use sorsa_train::LearningRate;
 use toml::{Table, Value};
 
 use crate::args::{FinetuneArgs, RecipeArgs};
@@ -19,7 +20,10 @@ pub fn of(args: &FinetuneArgs) -> anyhow::Result<Recipe> {
         }
         None => {
             let recipe = resolve(&args.fields)?;
-            if args.fields.model.is_none() && recipe.model.adapter.is_some() && args.fields.recipe.is_none() {
+            if args.fields.model.is_none()
+                && (recipe.model.adapter.is_some() || recipe.model.continue_from.is_some())
+                && args.fields.recipe.is_none()
+            {
                 session::check_asked(None, &recipe.model.path)?;
             }
             Ok(recipe)
@@ -73,6 +77,9 @@ fn overrides(args: &RecipeArgs) -> anyhow::Result<Vec<(String, Value)>> {
     fn float(value: Option<f64>) -> Option<Value> {
         value.map(Value::Float)
     }
+    fn rate(value: LearningRate) -> Value {
+        value.number().map_or_else(|| Value::String(value.to_string()), Value::Float)
+    }
     fn text(value: Option<&String>) -> Option<Value> {
         value.cloned().map(Value::String)
     }
@@ -84,6 +91,7 @@ fn overrides(args: &RecipeArgs) -> anyhow::Result<Vec<(String, Value)>> {
         ("model.dtype", text(args.dtype.as_ref())),
         ("model.quantize", text(args.quantize.as_ref())),
         ("model.adapter", text(args.adapter.as_ref())),
+        ("model.continue_from", text(args.continue_from.as_ref())),
         ("data.train", text(args.data.as_ref())),
         ("data.validation", text(args.validation.as_ref())),
         ("data.test", text(args.test.as_ref())),
@@ -101,12 +109,13 @@ fn overrides(args: &RecipeArgs) -> anyhow::Result<Vec<(String, Value)>> {
         ("adapter.rank", args.rank.clone()),
         ("adapter.alpha", float(args.alpha)),
         ("adapter.target_modules", targets.map(|t| Value::Array(t.iter().cloned().map(Value::String).collect()))),
-        ("train.optimizer.learning_rate", float(args.lr)),
+        ("train.optimizer.learning_rate", args.lr.map(rate)),
         ("train.regularizer.gamma", float(args.gamma)),
         ("train.epochs", float(args.epochs)),
         ("train.max_steps", integer(args.max_steps)),
         ("train.batch_size", size(args.batch_size)),
         ("train.accumulation", size(args.accumulation)),
+        ("train.stop_on_divergence", args.stop_on_divergence.then_some(Value::Boolean(true))),
         ("train.checkpoint_blocks", args.checkpoint_blocks.then_some(Value::Boolean(true))),
         ("train.seed", integer(args.seed)),
         ("adapter.seed", integer(args.seed)),

@@ -13,6 +13,7 @@ use sorsa_experiment::model::{check_fetched, config_of_run, quantize_of_run};
 use sorsa_experiment::recipe::set_field;
 use sorsa_experiment::sandbox::CodeExecution;
 use sorsa_experiment::{ConfigOverrides, Event, Host, Observer, RunFacts, Sources};
+use sorsa_kernels::Instructions;
 use sorsa_models::{CausalLm, ModelConfig, WeightFormat};
 use toml::Table;
 
@@ -77,7 +78,12 @@ pub fn host(args: &DeviceArgs, style: Style) -> anyhow::Result<Host> {
         cache: cache_folder(),
         sources: sources(style)?,
         code: None,
-        machine: format!("{} {}, {cores} cores", std::env::consts::OS, std::env::consts::ARCH),
+        machine: format!(
+            "{} {}, {cores} cores, {}",
+            std::env::consts::OS,
+            std::env::consts::ARCH,
+            Instructions::used()
+        ),
         device,
     })
 }

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use common::{Place, Succeed};
 use serde_json::Value;
+use sorsa_kernels::Instructions;
 
 const METHODS: [&str; 7] = ["sorsa", "pissa", "lora", "dora", "olora", "partial", "full"];
 const RANK: u64 = 4;
@@ -350,6 +351,36 @@ fn devices_lists_the_cpu_as_working() {
     let devices: Value = serde_json::from_str(&place.command(&["devices", "--format", "json"]).succeed()).unwrap();
     let cpu = devices.as_array().unwrap().iter().find(|device| device["backend"] == "flex").unwrap();
     assert_eq!(cpu["status"], "works");
+}
+
+#[test]
+fn a_variable_chooses_the_instructions_of_the_kernels() {
+    let place = Place::new();
+    let refused = place.command(&["devices"]).env("SORSA_KERNELS", "avx3").output().unwrap();
+    assert_eq!(refused.status.code(), Some(2));
+    let sets = "portable, avx2, avx512, avx512-bf16";
+    let error = String::from_utf8(refused.stderr).unwrap();
+    assert_eq!(error, format!("error: SORSA_KERNELS: unknown instructions `avx3`, expected one of {sets}\n"));
+    let losses = |instructions: Instructions| {
+        let run = instructions.name();
+        let options =
+            ["finetune", "--limit", "40", "--max-steps", "2", "--batch-size", "4", "--dtype", "bf16", "--quiet"];
+        let rest = ["--set", "eval.problems=0", "--set", "data.validation_rows=4", "--run-dir", run];
+        place.command(&options).args(rest).env("SORSA_KERNELS", run).succeed();
+        let log = std::fs::read_to_string(place.path(run).join("metrics.jsonl")).unwrap();
+        let rows = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        rows.filter(|row| row["kind"] == "step").map(|row| row["loss"].as_f64().unwrap()).collect::<Vec<_>>()
+    };
+    let portable = losses(Instructions::Portable);
+    assert_eq!(portable.len(), 2);
+    for instructions in Instructions::available().skip(1) {
+        let devices = place.command(&["devices"]).env("SORSA_KERNELS", instructions.name()).succeed();
+        assert!(devices.contains(&format!("CPU, {}, {instructions} ", std::env::consts::ARCH)), "{devices}");
+        // Activations that are rounded to bf16 are the largest difference.
+        for (found, portable) in losses(instructions).into_iter().zip(&portable) {
+            assert!((found - portable).abs() < 5e-3 * portable, "{instructions}: {found} and {portable}");
+        }
+    }
 }
 
 #[test]

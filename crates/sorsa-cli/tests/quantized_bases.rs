@@ -89,6 +89,24 @@ fn a_dense_model_is_packed_as_the_recipe_says_and_as_its_run_did() {
 }
 
 #[test]
+fn a_run_that_packed_its_model_is_resumed_to_the_same_adapter() {
+    let place = place();
+    for method in ["lora", "sorsa"] {
+        let checkpoints = ["--set", "train.checkpoint_every=2", "--set", "train.keep_checkpoints=9"];
+        let run = ["--method", method, "--quantize", "nf4", "--max-steps", "6", "--run-dir", method];
+        place.finetune(&[&checkpoints[..], &run].concat()).succeed();
+        let adapter = || std::fs::read(place.path(&format!("{method}/adapter/adapter.safetensors"))).unwrap();
+        let expected = adapter();
+        for folder in ["adapter", "checkpoints/step-6"] {
+            std::fs::remove_dir_all(place.path(&format!("{method}/{folder}"))).unwrap();
+        }
+        std::fs::remove_file(place.path(&format!("{method}/summary.json"))).unwrap();
+        place.command(&["finetune", "--resume", method, "--quiet"]).succeed();
+        assert!(adapter() == expected, "{method}");
+    }
+}
+
+#[test]
 fn models_that_cannot_be_read_are_one_line_of_error() {
     let place = place();
     let refused = |args: &[&str]| {

@@ -159,6 +159,24 @@ fn an_adapter_beside_packed_weights_leaves_exactly_and_merges_exactly() {
 }
 
 #[test]
+fn a_merge_of_a_run_that_packed_its_model_compares_its_loss_with_the_packed_weights() {
+    let place = Place::new();
+    let rate = ["--max-steps", "1", "--lr", "1e-5", "--method", "lora", "--run-dir"];
+    let lost = |run: &str, more: &[&str]| {
+        place.finetune(&[&rate[..], &[run], more].concat()).succeed();
+        let merge = ["merge", "--adapter", run, "--dtype", "bf16", "--out", "merged"];
+        let output = place.command(&merge).output().unwrap();
+        assert!(output.status.success());
+        String::from_utf8(output.stderr).unwrap()
+    };
+    // The step is small beside the distance of two numbers of bf16, but not beside what packing loses.
+    for (run, more) in [("dense", &[][..]), ("packed", &["--quantize", "nf4"])] {
+        let words = lost(run, more);
+        assert!(words.contains("rounding the merged weights to bf16"), "{run}: {words}");
+    }
+}
+
+#[test]
 fn a_residual_that_was_packed_again_is_a_model_of_its_own_beside_its_adapter() {
     let place = Place::new();
     place.command(&["export", "--format", "hf", "--model", "model", "--dtype", "nf4", "--out", "packed"]).succeed();

@@ -42,6 +42,30 @@ fn fused_and_plain_steps_end_at_the_same_loss() {
 }
 
 #[test]
+fn packed_layers_are_measured_and_a_format_that_does_not_fit_them_is_refused() {
+    let place = Place::new();
+    let measured = |options: &[&str]| {
+        let text = place
+            .command(&["bench", "--speed", "--method", "sorsa", "--dtype", "bf16"])
+            .args(TINY)
+            .args(options)
+            .succeed();
+        lines(&text).remove(0)
+    };
+    let (dense, packed) = (measured(&[]), measured(&["--quantize", "nf4"]));
+    assert_eq!((&packed["quantize"], dense.get("quantize")), (&"nf4".into(), None));
+    assert_eq!((&packed["n_params"], &packed["trainable"]), (&dense["n_params"], &dense["trainable"]));
+    assert!(packed["last_loss"].as_f64().is_some_and(f64::is_finite), "{packed}");
+    let output = place.command(&["bench", "--speed", "--quantize", "q4_k"]).args(TINY).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        error.starts_with("error: `model.layers.0.self_attn.q_proj.weight`: ") && error.lines().count() == 1,
+        "{error}"
+    );
+}
+
+#[test]
 fn several_configurations_are_measured_in_turn_and_kept_in_a_file() {
     let place = Place::new();
     let options = ["bench", "--speed", "--method", "lora,partial", "--rounds", "2", "--out", "lines.jsonl"];

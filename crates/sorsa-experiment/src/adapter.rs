@@ -232,7 +232,7 @@ fn first_not_finite(tensors: &NamedTensors) -> Option<&str> {
 }
 
 /// Whether `folder` itself holds an adapter, this program's or PEFT's.
-pub(crate) fn holds_adapter(folder: &Path) -> bool {
+pub fn holds_adapter(folder: &Path) -> bool {
     folder.join("adapter.json").is_file() || PeftAdapter::is_in(folder)
 }
 

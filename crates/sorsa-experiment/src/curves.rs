@@ -17,6 +17,7 @@ pub fn training_curves(metrics: &[Metric]) -> TrainingCurves {
                 curves.defect.extend(step.defect.map(|defect| (at, defect)));
             }
             Metric::Eval(eval) => curves.eval_loss.push((eval.step as f64, eval.loss)),
+            Metric::Watch(_) => {}
         }
     }
     curves

@@ -106,6 +106,14 @@ pub enum ExperimentError {
     /// An adapter that does not fit its model, or a file of one.
     #[error(transparent)]
     Adapter(#[from] AdapterError),
+    /// A difference of weights cannot be made a LoRA or cannot be analysed.
+    #[error("{}: {}", path.display(), shown_faults(faults))]
+    Difference {
+        /// The tuned model or the adapter.
+        path: PathBuf,
+        /// What was expected and found, a line for each tensor.
+        faults: Vec<String>,
+    },
     /// A folder without an adapter.
     #[error(
         "{} holds no adapter: adapter.json or {config} should be there, or in adapter/{}",
@@ -533,5 +541,14 @@ fn shown_rows(rows: &[LongPrompt]) -> String {
     match rows.len().saturating_sub(5) {
         0 => shown.join(", "),
         more => format!("{} and {more} more rows", shown.join(", ")),
+    }
+}
+
+/// The first five faults, and how many more there are.
+fn shown_faults(faults: &[String]) -> String {
+    let shown = faults.iter().take(5).map(String::as_str).collect::<Vec<_>>().join("; ");
+    match faults.len().saturating_sub(5) {
+        0 => shown,
+        more => format!("{shown}; and {more} more"),
     }
 }

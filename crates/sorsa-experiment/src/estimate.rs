@@ -8,17 +8,23 @@ use sorsa_ops::{
     layer_norm_memory, rms_norm_memory, rotate_half_memory, wkv4_memory, wkv6_memory,
 };
 
-/// Bytes of each part. Weights, adapter, gradients and optimizer are exact; the rest is an estimate.
+/// Bytes of each part. Weights, adapter, initial factors, gradients and optimizer are exact; the rest is an estimate.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct MemoryEstimate {
     /// The model.
     pub weights: u64,
     /// Factors beside it.
     pub adapter: u64,
+    /// Factors at the start, which the adapter's files need.
+    pub initial: u64,
     /// Gradients of what is trained.
     pub gradients: u64,
     /// The optimizer's buffers.
     pub optimizer: u64,
+    /// The copy of the optimizer's buffers, or of the trained parameters, that becomes a checkpoint's file. There are no gradients then.
+    pub checkpoint: u64,
+    /// What the threads take that make the adapter's start, before there is an optimizer.
+    pub start: u64,
     /// Kept from the forward pass for the backward pass.
     pub activations: u64,
     /// The largest temporaries of the step, and the program itself.
@@ -32,16 +38,22 @@ pub struct Step<'a> {
     pub config: &'a ModelConfig,
     /// Trained parameters.
     pub trained: u64,
-    /// Buffers that the optimizer keeps of each trained parameter, f32.
-    pub optimizer_buffers: u64,
+    /// Numbers in the optimizer's buffers, f32.
+    pub optimizer_numbers: u64,
     /// Numbers of the factors beside the weights, trained or frozen.
     pub factors: u64,
+    /// Numbers of the factors at the start that stay in memory beside those.
+    pub initial: u64,
+    /// Bytes that the threads take which make the adapter's start.
+    pub start: u64,
     /// Whether the trained parameters are weights of the model, not factors beside them.
     pub dense: bool,
     /// What the adapters add to the forward and the backward pass.
     pub adapters: OperationMemory,
     /// Bytes of all weights.
     pub weights: u64,
+    /// Whether weights are packed.
+    pub packed: bool,
     /// The dtype that operations keep for the backward pass if they may round it.
     pub activations: FloatDType,
     /// Whether each block runs again in the backward pass: then only its input is kept from the first time.
@@ -67,7 +79,8 @@ impl MemoryEstimate {
         let block = step.block();
         let count = step.config.num_hidden_layers as u64;
         let blocks = block * count;
-        let activations = match step.checkpoint_blocks {
+        let widened = step.widened();
+        let activations = match step.checkpoint_blocks || widened > 0 {
             // One block at a time keeps what it needs; of all, the input is kept.
             true => {
                 4 * tokens * step.config.hidden_size as u64 * count + block.kept + step.adapters.kept / count.max(1)
@@ -79,22 +92,40 @@ impl MemoryEstimate {
         Self {
             weights: step.weights,
             adapter: step.factors * 4,
+            initial: step.initial * 4,
             gradients: step.trained * 4,
-            optimizer: step.trained * 4 * step.optimizer_buffers,
-            activations: activations + head.kept,
+            optimizer: step.optimizer_numbers * 4,
+            checkpoint: 4 * step.optimizer_numbers.max(step.trained),
+            start: step.start,
+            activations: activations + head.kept + widened,
             workspace: PROGRAM + head.workspace.max(block.workspace).max(step.adapters.workspace).max(passing),
         }
     }
 
-    /// All parts together.
+    /// The peak: that of the start, of a step, or of a checkpoint.
     pub fn total(&self) -> u64 {
-        self.weights + self.adapter + self.gradients + self.optimizer + self.activations + self.workspace
+        let factors = self.adapter + self.initial;
+        let start = self.initial.max(self.adapter) + self.start + PROGRAM;
+        let step = factors + self.optimizer + self.gradients + self.activations + self.workspace;
+        let checkpoint = factors + self.optimizer + self.checkpoint + PROGRAM;
+        self.weights + start.max(step).max(checkpoint)
     }
 }
 
 impl Step<'_> {
     fn tokens(&self) -> usize {
         self.rows * self.len
+    }
+
+    /// Bytes of the weights that plain forms widen and a tape keeps: those of one block, or of the head.
+    fn widened(&self) -> u64 {
+        if !self.packed || self.form == Form::Fused {
+            return 0;
+        }
+        let head = self.config.vocab_size * self.config.hidden_size;
+        let tables = if self.config.tie_word_embeddings { head } else { 2 * head };
+        let block = self.config.num_parameters().saturating_sub(tables) / self.config.num_hidden_layers.max(1);
+        4 * head.max(block) as u64
     }
 
     /// A tensor of the shape of the hidden states.
@@ -260,6 +291,21 @@ mod tests {
     }
 
     #[test]
+    fn the_peak_is_that_of_the_start_of_a_step_or_of_a_checkpoint() {
+        let memory = shape(S, Method::Sorsa).memory;
+        let factors = memory.adapter + memory.initial;
+        assert_eq!((memory.initial, memory.checkpoint), (memory.adapter, memory.optimizer));
+        let step =
+            memory.weights + factors + memory.optimizer + memory.gradients + memory.activations + memory.workspace;
+        assert_eq!(memory.total(), step);
+        let writes = MemoryEstimate { activations: 0, checkpoint: 1 << 30, ..memory };
+        assert_eq!(writes.total(), memory.weights + factors + memory.optimizer + (1 << 30) + PROGRAM);
+        let starts = MemoryEstimate { start: 1 << 30, ..memory };
+        assert_eq!(starts.total(), memory.weights + memory.initial + (1 << 30) + PROGRAM);
+        assert_eq!(shape(S, Method::Lora).memory.initial, 0);
+    }
+
+    #[test]
     fn frozen_factors_are_memory_of_the_adapter_without_gradients_and_buffers() {
         let memory = shape(S, Method::LoraXs).memory;
         let (modules, layers, rank) = (7, 6, 16);
@@ -300,11 +346,14 @@ mod tests {
         let fused = Step {
             config: &config,
             trained: 525_312,
-            optimizer_buffers: 2,
+            optimizer_numbers: 2 * 525_312,
             factors: 525_312,
+            initial: 0,
+            start: 0,
             dense: false,
             adapters: OperationMemory::keeping(672 * 1024),
             weights: 4 * config.num_parameters() as u64,
+            packed: false,
             activations: FloatDType::F32,
             checkpoint_blocks: false,
             rows: 4,
@@ -318,6 +367,15 @@ mod tests {
         let head = MemoryEstimate::new(&Step { adapted_head: true, ..fused });
         let more = head.activations - MemoryEstimate::new(&fused).activations;
         assert_eq!(more, 4 * 1024 * (3 * 32_000 - 4 * 288));
+        // Beside packed weights, the plain form goes block by block and keeps one block widened, or the head, which is larger here.
+        assert_eq!(
+            MemoryEstimate::new(&Step { packed: true, ..fused }).activations,
+            MemoryEstimate::new(&fused).activations
+        );
+        let plain = Step { form: Form::Plain, ..fused };
+        let by_blocks = MemoryEstimate::new(&Step { checkpoint_blocks: true, ..plain });
+        let packed = MemoryEstimate::new(&Step { packed: true, ..plain });
+        assert_eq!(packed.activations - by_blocks.activations, 4 * 32_000 * 288);
     }
 
     #[test]

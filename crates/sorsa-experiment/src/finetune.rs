@@ -10,7 +10,9 @@ use sorsa_files::peak_memory_bytes;
 use sorsa_models::CausalLm;
 use sorsa_report::report::{self, RunReport, Sample};
 use sorsa_train::metrics::Metric;
-use sorsa_train::{BatchGradients, Optimizer, RunOutcome, TrainError, Trainer};
+use sorsa_train::{
+    BatchGradients, Divergence, LearningRate, Optimizer, OptimizerConfig, RateSearch, RunOutcome, TrainError, Trainer,
+};
 
 use crate::adapter::{BaseModel, LoadedAdapter, with_head_for};
 use crate::answer_log::AnswerLog;
@@ -22,10 +24,11 @@ use crate::inputs::{Inputs, Test};
 use crate::model::LoadedModel;
 use crate::observer::{Event, Observer};
 use crate::packed_on_read::PackedOnRead;
+use crate::private_folder::private_folder;
 use crate::recipe::Recipe;
 use crate::run_dir::{RunDir, json_lines};
 use crate::run_inputs::{RunInputs, field_changes};
-use crate::summary::{Baseline, Divergence, RunEnd, Summary};
+use crate::summary::{Baseline, NotFinite, RunEnd, Summary};
 use crate::tasks::{Evaluation, evaluate};
 use crate::training_shape::TrainingShape;
 
@@ -100,22 +103,42 @@ impl<'a> PreparedRun<'a> {
         let (loaded, inputs, files) = read(recipe, host, observer)?;
         let mut recipe = recipe.clone();
         let originals = PackedOnRead::open(&loaded.folder, loaded.quantize)?;
-        let (model, start) = match &recipe.model.adapter {
-            Some(folder) => {
+        if recipe.model.adapter.is_none() && recipe.adapter.rank_energy.is_some() {
+            let options = AttachOptions { originals: Some(&originals), ..AttachOptions::default() };
+            let ranks = recipe.adapter.with_resolved_ranks(&loaded.model, &options)?;
+            observer.on_event(Event::Note { text: &ranks.to_string() });
+            recipe.adapter = ranks.config;
+        }
+        let (model, start) = match (&recipe.model.adapter, &recipe.model.continue_from) {
+            (Some(folder), _) => {
                 let base = BaseModel { name: &loaded.name, folder: &loaded.folder, quantize: loaded.quantize };
                 let adapter = LoadedAdapter::read(loaded.model, base, Path::new(folder), observer)?;
                 recipe.start_from(&adapter.saved)?;
                 (adapter.model, Start::Adapter(Box::new(adapter.saved)))
             }
-            None => {
-                if recipe.adapter.rank_energy.is_some() {
-                    let options = AttachOptions { originals: Some(&originals), ..AttachOptions::default() };
-                    let ranks = recipe.adapter.with_resolved_ranks(&loaded.model, &options)?;
-                    observer.on_event(Event::Note { text: &ranks.to_string() });
-                    recipe.adapter = ranks.config;
-                }
-                (loaded.model, Start::Fresh)
+            (None, Some(folder)) => {
+                let base = BaseModel { name: &loaded.name, folder: &loaded.folder, quantize: loaded.quantize };
+                let LoadedAdapter { model, saved } =
+                    LoadedAdapter::read(loaded.model, base, Path::new(folder), observer)?;
+                saved.check_weights(&model, &originals)?;
+                let old = &saved.state.config;
+                let text = format!(
+                    "{} goes on from the weights of {folder} ({}, rank {}): at the start they are the same",
+                    recipe.adapter.method(),
+                    old.method(),
+                    old.rank
+                );
+                observer.on_event(Event::Note { text: &text });
+                let options = AttachOptions {
+                    svd: recipe.svd_options(),
+                    placement: host.placement,
+                    originals: Some(&originals),
+                    ..AttachOptions::default()
+                };
+                let start = saved.handed_over(&model, &recipe.adapter, &options)?;
+                (model, Start::Adapter(Box::new(start)))
             }
+            (None, None) => (loaded.model, Start::Fresh),
         };
         let shape = TrainingShape::with_packed_bytes(&recipe, model.config(), loaded.packed_bytes, host)?;
         Ok(Self { recipe, host, model, originals, inputs, files, start, shape })
@@ -132,6 +155,12 @@ impl<'a> PreparedRun<'a> {
         let recipe = run
             .recipe()
             .map_err(|error| ExperimentError::NoRun { path: run.path().to_owned(), reason: error.to_string() })?;
+        if recipe.train.optimizer.learning_rate == LearningRate::Auto {
+            // The run wrote the number that it found.
+            let faults =
+                vec!["train.optimizer.learning_rate must be a number in a run that has begun, found auto".to_owned()];
+            return Err(ExperimentError::RecipeValues { name: run.file(RunDir::RECIPE).display().to_string(), faults });
+        }
         let begun = run.inputs()?;
         if let Some(begun) = &begun {
             check_recipe(begun, &recipe, run, observer)?;
@@ -159,13 +188,36 @@ impl<'a> PreparedRun<'a> {
         &self.recipe
     }
 
+    /// Finds the learning rate without training, and tries rates around it too, `beside` of them on each side.
+    ///
+    /// # Errors
+    ///
+    /// Decompositions that fail; failures of training.
+    pub fn find_learning_rate(self, beside: usize, observer: &mut dyn Observer) -> Result<RateSearch, ExperimentError> {
+        let Self { recipe, host, model, originals, inputs, start, shape, .. } = self;
+        let folder = private_folder(&std::env::temp_dir(), "sorsa-lr-find-");
+        let folder = folder.map_err(|source| ExperimentError::CreateFolder { path: std::env::temp_dir(), source })?;
+        let run = RunDir::new(folder.path());
+        observer.on_event(Event::Planned { recipe: &recipe, data: &inputs.data, shape: &shape, run: &run });
+        let attached = attach(&recipe, host, PlainModel { model, originals }, start, &run, observer)?;
+        let mut config = recipe.train.clone();
+        config.optimizer.learning_rate = recipe.learning_rate_guess().into();
+        let optimizer = Optimizer::new(config.optimizer.clone(), &attached.trainable);
+        let mut trainer = Trainer::start(attached, optimizer, inputs.train, None, config, run.path())?;
+        let mut search = find_learning_rate(&mut trainer, &recipe, observer)?;
+        let with_rate = optimizer_with(&recipe, &trainer);
+        trainer.widen(&mut search, &with_rate, beside)?;
+        observer.on_event(Event::LearningRateFound { search: &search });
+        Ok(search)
+    }
+
     /// Trains, evaluates and reports.
     ///
     /// # Errors
     ///
     /// [`ExperimentError::RunExists`] for a folder that holds a run; decompositions that fail; failures of training.
     pub fn train(self, run: &RunDir, observer: &mut dyn Observer) -> Result<Summary, ExperimentError> {
-        let Self { recipe, host, model, originals, inputs, mut files, start, shape } = self;
+        let Self { mut recipe, host, model, originals, inputs, mut files, start, shape } = self;
         let Inputs { train, validation, test, data } = inputs;
         let resumed = matches!(start, Start::Resumed { .. });
         // The folder is this process's until the report is written.
@@ -203,6 +255,26 @@ impl<'a> PreparedRun<'a> {
         if let Some((_, score)) = baseline.scores.first() {
             observer.on_event(Event::AccuracyBefore { score });
         }
+        let mut config = recipe.train.clone();
+        if config.optimizer.learning_rate == LearningRate::Auto {
+            config.optimizer.learning_rate = recipe.learning_rate_guess().into();
+        }
+        let optimizer = Optimizer::new(config.optimizer.clone(), &attached.trainable);
+        let mut trainer = match resumed {
+            true => Trainer::resume(attached, optimizer, train, validation, config, run.path())?,
+            false => Trainer::start(attached, optimizer, train, validation, config, run.path())?,
+        };
+        let search = match recipe.train.optimizer.learning_rate {
+            LearningRate::Auto => {
+                let found = find_learning_rate(&mut trainer, &recipe, observer)?;
+                recipe.train.optimizer.learning_rate = found.learning_rate.into();
+                run.write_json(RunDir::LEARNING_RATE, &found)?;
+                observer.on_event(Event::LearningRateFound { search: &found });
+                Some(found)
+            }
+            // Of a damaged file only the seconds are lost.
+            LearningRate::Rate(_) => run.learning_rate_search().unwrap_or_default(),
+        };
         let _lock = match begun {
             Some(begun) => {
                 files.recipe = recipe.to_toml()?;
@@ -217,31 +289,27 @@ impl<'a> PreparedRun<'a> {
             None => lock,
         };
 
-        let config = recipe.train.clone();
-        let optimizer = Optimizer::new(config.optimizer.clone(), &attached.trainable);
-        let mut trainer = match resumed {
-            true => Trainer::resume(attached, optimizer, train, validation, config, run.path())?,
-            false => Trainer::start(attached, optimizer, train, validation, config, run.path())?,
-        };
+        let learning_rate = trainer.learning_rate();
         for repair in trainer.repairs() {
             observer.on_event(Event::Note { text: &repair.to_string() });
         }
         observer.on_event(Event::TrainingStarts { total_steps: trainer.total_steps(), best: trainer.state().best });
-        let outcome = trainer.run(&mut TrainingObserver { observer: &mut *observer });
+        let outcome = trainer.run(&mut TrainingObserver { observer: &mut *observer, learning_rate });
         // Whoever asks to stop in the last step does not want the evaluation either.
         let stopped = observer.should_stop();
         observer.on_event(Event::TrainingEnded);
         if let Some(step) = outcome.as_ref().err().and_then(TrainError::diverged_at) {
-            run.write_json(RunDir::DIVERGED, &Divergence { step })?;
+            run.write_json(RunDir::DIVERGED, &NotFinite { step })?;
         }
         let end = match outcome? {
             RunOutcome::Completed if !stopped => RunEnd::Completed,
             RunOutcome::EarlyStopped if !stopped => RunEnd::EarlyStopped,
+            RunOutcome::Diverged if !stopped => RunEnd::Diverged,
             _ => return Err(ExperimentError::Interrupted { step: trainer.state().step }),
         };
         let best_step = trainer.restore_best()?;
         let state = trainer.state().clone();
-        trainer.adapter().save(&run.file(RunDir::ADAPTER)).map_err(ExperimentError::SaveAdapter)?;
+        trainer.save_adapter(&run.file(RunDir::ADAPTER)).map_err(ExperimentError::SaveAdapter)?;
         let evaluation = answer(test.as_ref(), &trainer.model(), observer)?;
         if let Some(evaluation) = &evaluation {
             run.write(RunDir::GENERATIONS, json_lines(&evaluation.answers)?)?;
@@ -275,6 +343,9 @@ impl<'a> PreparedRun<'a> {
             peak_memory_bytes: peak_memory_bytes(),
             backend: host.backend.clone(),
             seed: recipe.train.seed,
+            learning_rate: Some(learning_rate),
+            learning_rate_search_seconds: search.map(|search| search.seconds),
+            divergences: trainer.divergences().to_vec(),
             outcome: end,
             version: env!("CARGO_PKG_VERSION").to_owned(),
         };
@@ -399,10 +470,28 @@ fn attach(
         recipe.adapter.attach(model, &options)?
     };
     if factored {
-        attached.snapshot().save(&folder).map_err(ExperimentError::SaveAdapter)?;
+        attached.save(&folder).map_err(ExperimentError::SaveAdapter)?;
     }
     observer.on_event(Event::Attached { modules: &attached.modules });
     Ok(attached)
+}
+
+/// Finds the learning rate of a recipe that names none.
+fn find_learning_rate(
+    trainer: &mut Trainer,
+    recipe: &Recipe,
+    observer: &mut dyn Observer,
+) -> Result<RateSearch, ExperimentError> {
+    let with_rate = optimizer_with(recipe, trainer);
+    observer.on_event(Event::FindingLearningRate { steps: 0 });
+    let mut progress = |steps| observer.on_event(Event::FindingLearningRate { steps });
+    Ok(trainer.find_learning_rate(&with_rate, recipe.learning_rate_guess(), &mut progress)?)
+}
+
+/// Makes the optimizer of a recipe with a peak rate.
+fn optimizer_with(recipe: &Recipe, trainer: &Trainer) -> impl Fn(f64) -> Optimizer + use<> {
+    let (config, trainable) = (recipe.train.optimizer.clone(), trainer.trainable().to_vec());
+    move |rate| Optimizer::new(OptimizerConfig { learning_rate: rate.into(), ..config.clone() }, &trainable)
 }
 
 /// Asks the model the problems of the test, if there is one.
@@ -461,11 +550,16 @@ fn report(
 /// Hands the events of training on.
 struct TrainingObserver<'a> {
     observer: &'a mut dyn Observer,
+    learning_rate: f64,
 }
 
 impl sorsa_train::Observer for TrainingObserver<'_> {
     fn on_metric(&mut self, metric: &Metric, _total_steps: u64) {
         self.observer.on_event(Event::Trained { metric });
+    }
+
+    fn on_divergence(&mut self, divergence: &Divergence) {
+        self.observer.on_event(Event::Diverged { divergence, learning_rate: self.learning_rate });
     }
 
     fn should_stop(&mut self) -> bool {

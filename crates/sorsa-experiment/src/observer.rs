@@ -5,8 +5,8 @@ use std::path::Path;
 use sorsa_adapter::ModuleReport;
 use sorsa_data::BadRows;
 use sorsa_grading::grade::Score;
-use sorsa_train::Best;
 use sorsa_train::metrics::Metric;
+use sorsa_train::{Best, Divergence, RateSearch};
 
 use crate::doubt::Doubt;
 use crate::inputs::DataReport;
@@ -91,6 +91,16 @@ pub enum Event<'a> {
         /// By the grader that counts.
         score: &'a Score,
     },
+    /// The learning rate is searched; the first event has `steps` 0.
+    FindingLearningRate {
+        /// Steps of trials so far.
+        steps: u64,
+    },
+    /// The learning rate is found.
+    LearningRateFound {
+        /// The rate, and from what it was found.
+        search: &'a RateSearch,
+    },
     /// The first step comes next.
     TrainingStarts {
         /// Steps of the whole run.
@@ -102,6 +112,13 @@ pub enum Event<'a> {
     Trained {
         /// What was measured.
         metric: &'a Metric,
+    },
+    /// The metric before shows for the first time that training makes the model worse.
+    Diverged {
+        /// What it shows.
+        divergence: &'a Divergence,
+        /// The peak learning rate.
+        learning_rate: f64,
     },
     /// Training ended: all steps made, early, interrupted or failed.
     TrainingEnded,

@@ -5,11 +5,13 @@ use std::path::Path;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use sorsa_adapter::{AdapterConfig, Algorithm, Method, PackedFormat, SavedAdapter, SvdOptions, method_of};
+use sorsa_adapter::{
+    AdapterConfig, Algorithm, Band, HandOverDefaults, Method, PackedFormat, SavedAdapter, SvdOptions, method_of,
+};
 use sorsa_checkpoint::{ModelConfig, WeightFormat, gguf_file_of};
 use sorsa_data::{AnswerStyle, Format, LoadOptions, TemplateName, Truncation};
 use sorsa_models::float_dtype;
-use sorsa_train::{OptimizerKind, TrainConfig, steps_of_equal_epochs};
+use sorsa_train::{LearningRate, OptimizerKind, TrainConfig, steps_of_equal_epochs};
 use toml::{Table, Value};
 
 use crate::adapter::adapter_folder;
@@ -52,6 +54,9 @@ pub struct ModelRecipe {
     /// Folder of an adapter to start from; it decides all of `[adapter]` but the dropout.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub adapter: Option<String>,
+    /// Folder of an adapter whose weights a new adapter by `[adapter]` starts from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub continue_from: Option<String>,
     /// Fields of the model's `config.json` that are to have other values.
     #[serde(skip_serializing_if = "Table::is_empty")]
     pub config: Table,
@@ -108,6 +113,10 @@ pub struct SvdRecipe {
     pub tolerance: f64,
     /// Keep decomposed weights for the next start.
     pub cache: bool,
+    /// Which singular triplets the adapter starts from: principal, middle, minor, or the number of larger ones. It is `adapter.band`, for
+    /// every method that has one.
+    #[serde(skip_serializing_if = "Band::is_principal")]
+    pub band: Band,
 }
 
 /// `[eval]`
@@ -140,6 +149,7 @@ impl Default for ModelRecipe {
             dtype: WeightFormat::F32,
             quantize: None,
             adapter: None,
+            continue_from: None,
             config: Table::new(),
         }
     }
@@ -169,7 +179,7 @@ impl Default for DataRecipe {
 
 impl Default for SvdRecipe {
     fn default() -> Self {
-        Self { algorithm: Algorithm::Auto, tolerance: 1e-5, cache: true }
+        Self { algorithm: Algorithm::Auto, tolerance: 1e-5, cache: true, band: Band::Principal }
     }
 }
 
@@ -191,7 +201,7 @@ impl Recipe {
         let targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
         let mut train = TrainConfig { batch_size: 16, epochs: 1.0, ..TrainConfig::default() };
         train.optimizer = optimizer.defaults();
-        train.optimizer.learning_rate = embedded_learning_rate(method) * optimizer.relative_rate();
+        train.optimizer.learning_rate = (embedded_learning_rate(method) * optimizer.relative_rate()).into();
         Self {
             model: ModelRecipe::default(),
             data: DataRecipe::default(),
@@ -218,18 +228,22 @@ impl Recipe {
     /// Unknown fields, fields of another type; all values that make no sense in one [`ExperimentError::RecipeValues`].
     pub fn from_table(mut typed: Table, name: &str) -> Result<Self, ExperimentError> {
         let of_model = |field: &str| typed.get("model").and_then(|model| model.get(field));
-        if let (None, Some(Value::String(adapter))) = (of_model("path"), of_model("adapter")) {
+        let source = of_model("continue_from").or(of_model("adapter")).cloned();
+        if let (None, Some(Value::String(adapter))) = (of_model("path"), &source) {
             // An adapter of a run is trained further on the model of that run.
             let model = model_of_run_or_embedded(Path::new(adapter))?;
             set_field(&mut typed, "model.path", Value::String(model))?;
         }
         let method = match typed.get("adapter").and_then(|adapter| adapter.get("method")) {
             Some(Value::String(method)) => method.parse().map_err(ExperimentError::UnknownName)?,
-            _ => match typed.get("model").and_then(|model| model.get("adapter")) {
+            _ => match &source {
                 Some(Value::String(folder)) => method_of(&adapter_folder(Path::new(folder))?)?,
                 _ => Method::Sorsa,
             },
         };
+        if method.setting_names().contains(&"band") {
+            copy_band(&mut typed)?;
+        }
         let optimizer = typed.get("train").and_then(|train| train.get("optimizer"));
         let names_rate = optimizer.is_some_and(|optimizer| optimizer.get("learning_rate").is_some());
         let optimizer = match optimizer.and_then(|optimizer| optimizer.get("kind")) {
@@ -238,7 +252,11 @@ impl Recipe {
             }
             _ => OptimizerKind::AdamW,
         };
-        let mut table = Table::try_from(Self::defaults(method, optimizer))?;
+        let mut defaults = Self::defaults(method, optimizer);
+        if let Some(Value::String(folder)) = typed.get("model").and_then(|model| model.get("continue_from")) {
+            defaults.hold_change_of(Path::new(folder), typed.get("adapter"))?;
+        }
+        let mut table = Table::try_from(defaults)?;
         merge(&mut table, typed);
         let unknown = take_unknown_names(&mut table);
         let mut recipe: Self = table.try_into().map_err(|error: toml::de::Error| ExperimentError::RecipeField {
@@ -246,9 +264,7 @@ impl Recipe {
             message: error.to_string().trim().replace('\n', " "),
         })?;
         if !names_rate && recipe.model.path != EMBEDDED {
-            let width = hidden_size(Path::new(&recipe.model.path));
-            recipe.train.optimizer.learning_rate =
-                published_learning_rate(method, recipe.adapter.rank, width) * optimizer.relative_rate();
+            recipe.train.optimizer.learning_rate = LearningRate::Auto;
         }
         recipe.fill_embedded();
         let faults = recipe.faults(unknown);
@@ -257,6 +273,23 @@ impl Recipe {
         } else {
             Err(ExperimentError::RecipeValues { name: name.to_owned(), faults })
         }
+    }
+
+    /// Rank and targets of an adapter that goes on with the one in `folder`, where `given` names none.
+    fn hold_change_of(&mut self, folder: &Path, given: Option<&Value>) -> Result<(), ExperimentError> {
+        let names = |field: &str| given.is_some_and(|given| given.get(field).is_some());
+        if names("rank") && names("target_modules") {
+            return Ok(());
+        }
+        let held = HandOverDefaults::of(&adapter_folder(folder)?, self.adapter.method())?;
+        if !names("rank") && !names("rank_pattern") {
+            self.adapter.rank = held.rank;
+            self.adapter.rank_pattern = held.rank_pattern;
+        }
+        if !names("target_modules") {
+            self.adapter.target_modules = held.target_modules;
+        }
+        Ok(())
     }
 
     /// Replaces `[adapter]` by the settings of the adapter to start from. Fields that differ from the defaults must agree.
@@ -300,6 +333,18 @@ impl Recipe {
         {
             faults.push(format!("train.regularizer.orthogonal_gamma must be 0: {fault}"));
         }
+        let factors = self.adapter.method().factor_names();
+        for name in self.train.optimizer.factor_rates.keys().filter(|name| !factors.contains(&name.as_str())) {
+            faults.push(match factors.as_slice() {
+                [] => format!("train.optimizer.factor_rates.{name}: {} trains no factors", self.adapter.method()),
+                _ => format!(
+                    "train.optimizer.factor_rates.{name}: {} has no such factor, it has {}",
+                    self.adapter.method(),
+                    factors.join(", ")
+                ),
+            });
+        }
+        faults.extend(self.band_faults());
         if let (Some(name), TemplateName::Alpaca | TemplateName::Code | TemplateName::Question | TemplateName::Raw) =
             (&self.data.chat_template, self.data.template)
         {
@@ -307,6 +352,12 @@ impl Recipe {
                 "data.chat_template = \"{name}\" needs data.template = \"chat\", found {}",
                 self.data.template
             ));
+        }
+        if self.model.adapter.is_some() && self.model.continue_from.is_some() {
+            faults.push(
+                "model.adapter trains an adapter further, model.continue_from starts a new one: give one of them"
+                    .to_owned(),
+            );
         }
         faults.extend(unknown);
         if !(self.svd.tolerance > 0.0 && self.svd.tolerance.is_finite()) {
@@ -316,6 +367,36 @@ impl Recipe {
             faults.push("eval.batch_size must be at least 1".to_owned());
         }
         faults
+    }
+
+    /// A line for each setting that does not fit the band of singular triplets.
+    fn band_faults(&self) -> Vec<String> {
+        let (band, method, svd, mut faults) =
+            (self.adapter.method.band(), self.adapter.method(), &self.svd, Vec::new());
+        if !svd.band.is_principal() && !method.setting_names().contains(&"band") {
+            let methods = Method::ALL.into_iter().filter(|method| method.setting_names().contains(&"band"));
+            let methods = methods.map(Method::name).collect::<Vec<_>>().join(", ");
+            faults.push(format!(
+                "svd.band = {} is for {methods}, which split a weight's triplets, not for {method}",
+                svd.band
+            ));
+        } else if !svd.band.is_principal() && svd.band != band {
+            faults.push(format!("svd.band is {}, but adapter.band, which is the same setting, is {band}", svd.band));
+        }
+        if !band.is_principal() && !matches!(svd.algorithm, Algorithm::Auto | Algorithm::Exact) {
+            faults.push(format!("svd.algorithm must be auto or exact with band {band}: others find leading triplets"));
+        }
+        faults
+    }
+
+    /// The learning rate that the search for one begins with: what published runs have, or the rate of the embedded model.
+    pub fn learning_rate_guess(&self) -> f64 {
+        let method = self.adapter.method();
+        let rate = match self.model.path.as_str() {
+            EMBEDDED => embedded_learning_rate(method),
+            path => published_learning_rate(method, self.adapter.rank, hidden_size(Path::new(path))),
+        };
+        rate * self.train.optimizer.kind.relative_rate()
     }
 
     /// How data files are read.
@@ -364,7 +445,7 @@ fn embedded_learning_rate(method: Method) -> f64 {
     }
 }
 
-/// The learning rate for any other model, if the recipe names none.
+/// A learning rate for any other model, near which the search begins.
 ///
 /// Factors split from the weight: 3e-5, as published for SORSA with rank 128 on a width of 4096 (arXiv 2409.00055, PiSSA
 /// 2e-5), rising with the fourth root of a smaller `rank * width` up to 1e-4. Factors that start from nothing: 2e-4, as
@@ -442,6 +523,15 @@ fn merge(base: &mut Table, over: Table) {
     }
 }
 
+/// Sets `adapter.band` to `svd.band`, if that is given alone.
+fn copy_band(table: &mut Table) -> Result<(), ExperimentError> {
+    let given = |section: &str| table.get(section).and_then(|section| section.get("band")).cloned();
+    match (given("svd"), given("adapter")) {
+        (Some(band), None) if is_a::<Band>(&band) => set_field(table, "adapter.band", band),
+        _ => Ok(()),
+    }
+}
+
 /// Removes each unknown name, so that the other fields can be checked too. Returns a line for each.
 fn take_unknown_names(table: &mut Table) -> Vec<String> {
     let formats = Format::ALL.map(Format::as_str).join(", ");
@@ -460,6 +550,7 @@ fn take_unknown_names(table: &mut Table) -> Vec<String> {
     take("data", "format", "format", &formats, is_a::<Format>);
     take("data", "truncation", "data.truncation", "error, drop-row, keep-end or author-each", is_a::<Truncation>);
     take("svd", "algorithm", "svd.algorithm", "auto, exact, block-krylov or gram", is_a::<Algorithm>);
+    take("svd", "band", "svd.band", "principal, middle, minor or the number of larger triplets", is_a::<Band>);
     take("model", "dtype", "dtype", "f32 or bf16", is_computed_with);
     let packed = PackedFormat::packable().map(PackedFormat::name).collect::<Vec<_>>().join(", ");
     let packed = format!("one of {packed}");
@@ -500,6 +591,44 @@ mod tests {
         ] {
             assert!(error.contains(fault), "{error}");
         }
+    }
+
+    #[test]
+    fn a_band_of_the_svd_is_a_setting_of_the_method_and_fits_it() {
+        let read = |text: &str| Recipe::from_table(text.parse().unwrap(), "r");
+        for method in ["sorsa", "pissa"] {
+            for (text, band) in [("\"minor\"", Band::Minor), ("\"middle\"", Band::Middle), ("7", Band::After(7))] {
+                let recipe = read(&format!("adapter.method = \"{method}\"\nsvd.band = {text}")).unwrap();
+                assert_eq!((recipe.svd.band, recipe.adapter.method.band()), (band, band));
+                assert_eq!(read(&recipe.to_toml().unwrap()).unwrap(), recipe);
+                let alone = read(&format!("adapter.method = \"{method}\"\nadapter.band = {text}")).unwrap();
+                assert_eq!(alone.adapter, recipe.adapter);
+            }
+        }
+        let principal = read("svd.band = \"principal\"").unwrap();
+        assert_eq!(principal, read("").unwrap());
+        assert!(!principal.to_toml().unwrap().contains("band"));
+        for (text, fault) in [
+            (
+                "adapter.method = \"lora\"\nsvd.band = \"minor\"",
+                "r: svd.band = minor is for sorsa, pissa, which split a weight's triplets, not for lora",
+            ),
+            (
+                "svd.band = \"minor\"\nadapter.band = 3",
+                "r: svd.band is minor, but adapter.band, which is the same setting, is 3",
+            ),
+            (
+                "svd.band = \"minor\"\nsvd.algorithm = \"gram\"",
+                "r: svd.algorithm must be auto or exact with band minor: others find leading triplets",
+            ),
+            (
+                "svd.band = \"last\"",
+                "r: unknown svd.band `last`, expected principal, middle, minor or the number of larger triplets",
+            ),
+        ] {
+            assert_eq!(read(text).unwrap_err().to_string(), fault);
+        }
+        assert!(read("svd.band = -3").unwrap_err().to_string().contains("unknown band `-3`"));
     }
 
     #[test]
@@ -549,9 +678,10 @@ mod tests {
     }
 
     #[test]
-    fn a_recipe_without_a_rate_has_a_published_one_for_every_model_but_the_embedded() {
-        let rate =
-            |text: &str| Recipe::from_table(text.parse().unwrap(), "test").unwrap().train.optimizer.learning_rate;
+    fn a_recipe_without_a_rate_finds_one_for_every_model_but_the_embedded() {
+        let read = |text: &str| Recipe::from_table(text.parse().unwrap(), "test").unwrap();
+        let rate = |text: &str| read(text).train.optimizer.learning_rate;
+        let guess = |text: &str| read(text).learning_rate_guess();
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("config.json"), r#"{"hidden_size": 576}"#).unwrap();
         let model = format!("model.path = {:?}\n", folder.path());
@@ -566,14 +696,17 @@ mod tests {
         ] {
             let method = format!("adapter.method = \"{method}\"\n");
             assert_eq!(rate(&method), embedded, "{method}");
-            assert_eq!(rate(&format!("{model}{method}")), published, "{method}");
+            assert_eq!(guess(&method), embedded, "{method}");
+            assert_eq!(rate(&format!("{model}{method}")), LearningRate::Auto, "{method}");
+            assert_eq!(guess(&format!("{model}{method}")), published, "{method}");
+            assert_eq!(rate(&format!("{method}train.optimizer.learning_rate = \"auto\"")), LearningRate::Auto);
             assert_eq!(rate(&format!("{model}{method}train.optimizer.learning_rate = 5e-4")), 5e-4);
         }
         assert_eq!(rate("train.optimizer.kind = \"lion\""), 6e-4);
         let lion = Recipe::from_table("train.optimizer.kind = \"lion\"".parse().unwrap(), "test").unwrap();
         assert_eq!((lion.train.optimizer.beta1, lion.train.optimizer.beta2), (0.9, 0.99));
-        assert_eq!(rate(&format!("{model}adapter.rank = 128")), 5e-5);
-        assert_eq!(rate(&format!("{model}adapter.rank = 1")), 1e-4);
-        assert_eq!(rate("model.path = \"meta-llama/Llama-2-7b-hf\""), 3e-5, "no width is known before the download");
+        assert_eq!(guess(&format!("{model}adapter.rank = 128")), 5e-5);
+        assert_eq!(guess(&format!("{model}adapter.rank = 1")), 1e-4);
+        assert_eq!(guess("model.path = \"meta-llama/Llama-2-7b-hf\""), 3e-5, "no width is known before the download");
     }
 }

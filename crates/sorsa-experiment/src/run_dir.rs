@@ -6,13 +6,14 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sorsa_adapter::SavedAdapter;
 use sorsa_files::{FileLock, LockError, ProvisionalFolder, recover, write_atomic};
+use sorsa_train::RateSearch;
 use sorsa_train::metrics::{self, Metric};
 
 use crate::answer::Answer;
 use crate::error::ExperimentError;
 use crate::recipe::Recipe;
 use crate::run_inputs::RunInputs;
-use crate::summary::{Baseline, Divergence, Summary};
+use crate::summary::{Baseline, NotFinite, Summary};
 
 /// A run's folder. Each file is read back as the type that wrote it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,7 +26,7 @@ impl RunDir {
     pub const RECIPE: &str = "recipe.toml";
     /// The [`Summary`] of a run that came to its end.
     pub const SUMMARY: &str = "summary.json";
-    /// The [`Divergence`] of a run whose loss was no number any more.
+    /// The [`NotFinite`] of a run whose loss was no number any more.
     pub const DIVERGED: &str = "diverged.json";
     /// Every [`Metric`], one a line.
     pub const METRICS: &str = "metrics.jsonl";
@@ -33,6 +34,8 @@ impl RunDir {
     pub const GENERATIONS: &str = "generations.jsonl";
     /// The [`Baseline`].
     pub const BASELINE: &str = "baseline.json";
+    /// The [`RateSearch`] of a run whose recipe asked for one.
+    pub const LEARNING_RATE: &str = "learning-rate.json";
     /// The [`RunInputs`].
     pub const INPUTS: &str = "inputs.json";
     /// The report for people, the last file of a run.
@@ -172,8 +175,18 @@ impl RunDir {
     /// # Errors
     ///
     /// [`ExperimentError::Read`], [`ExperimentError::MalformedResult`].
-    pub fn divergence(&self) -> Result<Option<Divergence>, ExperimentError> {
+    pub fn divergence(&self) -> Result<Option<NotFinite>, ExperimentError> {
         if self.file(Self::DIVERGED).exists() { self.read_json(Self::DIVERGED).map(Some) } else { Ok(None) }
+    }
+
+    /// How the learning rate was found; `None` if the recipe named it.
+    ///
+    /// # Errors
+    ///
+    /// [`ExperimentError::Read`], [`ExperimentError::MalformedResult`].
+    pub fn learning_rate_search(&self) -> Result<Option<RateSearch>, ExperimentError> {
+        let path = self.file(Self::LEARNING_RATE);
+        if path.exists() { self.read_json(Self::LEARNING_RATE).map(Some) } else { Ok(None) }
     }
 
     /// Scores before training.

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use sorsa_adapter::Method;
 use sorsa_grading::grade::Score;
+use sorsa_train::Divergence;
 
 /// The results of a run: `summary.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -55,6 +56,15 @@ pub struct Summary {
     /// Seed of data order and dropout.
     #[serde(default)]
     pub seed: u64,
+    /// Peak learning rate; absent of runs of earlier builds.
+    #[serde(default)]
+    pub learning_rate: Option<f64>,
+    /// Seconds of the search for the learning rate; absent if the recipe named it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub learning_rate_search_seconds: Option<f64>,
+    /// What the metrics showed of a model that gets worse.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub divergences: Vec<Divergence>,
     /// How training ended.
     #[serde(default)]
     pub outcome: RunEnd,
@@ -73,6 +83,9 @@ pub enum RunEnd {
     /// The validation loss stopped falling.
     #[serde(rename = "early stopped")]
     EarlyStopped,
+    /// Training made the model worse, and the recipe asked to stop then.
+    #[serde(rename = "diverged")]
+    Diverged,
 }
 
 /// Scores before training, kept for a resumed run: `baseline.json`.
@@ -85,7 +98,7 @@ pub struct Baseline {
 /// A run whose loss became NaN or infinite: `diverged.json`. It tells a learning rate that is too high from a machine that
 /// failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Divergence {
+pub struct NotFinite {
     /// The step.
     pub step: u64,
 }

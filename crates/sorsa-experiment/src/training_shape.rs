@@ -2,7 +2,7 @@
 
 use burn::tensor::FloatDType;
 use serde::Serialize;
-use sorsa_adapter::Method;
+use sorsa_adapter::{Method, Placement};
 use sorsa_checkpoint::ModelSource;
 use sorsa_models::{CausalLm, ModelConfig, WeightFormat};
 use sorsa_ops::{Form, OperationMemory};
@@ -95,12 +95,20 @@ impl TrainingShape {
         let tokens = recipe.train.batch_size * len;
         let form = if host.fused_operations { Form::Fused } else { Form::Plain };
         let (mut adapters, mut frozen, mut adapted_head) = (OperationMemory::default(), 0, false);
+        let (mut initial, mut starts) = (0, Vec::new());
+        let rule = recipe.train.optimizer.kind.rule(&recipe.train.optimizer);
+        let numbers_for = |shape: &[usize]| (rule.buffers_of(shape).len() * shape.iter().product::<usize>()) as u64;
+        let mut optimizer_numbers = 0;
         for target in recipe.adapter.targets(&model)? {
             let name = target.path.rsplit('.').next().unwrap_or(&target.path).to_owned();
             let rank = method.is_factored().then_some(target.rank);
-            let trained = target.trainable_parameters(method) as u64;
+            let trained = recipe.adapter.trained_parameters(&target) as u64;
+            let shapes = recipe.adapter.trained_shapes(&target);
+            optimizer_numbers += shapes.iter().map(|shape| numbers_for(shape)).sum::<u64>();
             adapters = adapters + target.memory(method, form, tokens);
-            frozen += target.frozen_parameters(method) as u64;
+            frozen += recipe.adapter.frozen_parameters(&target) as u64;
+            initial += target.numbers_at_start(&recipe.adapter, packed.is_some()) as u64;
+            starts.push(target.start_bytes(&recipe.adapter, packed.is_some()) as u64);
             adapted_head |= method.is_factored() && matches!(target.path.as_str(), "lm_head" | "head");
             let same = |module: &&mut ModuleShape| {
                 module.name == name && [module.d_in, module.d_out] == target.shape && module.rank == rank
@@ -121,9 +129,14 @@ impl TrainingShape {
             }
         }
         let parameters = config.num_parameters() as u64;
+        // What is trained whole beside the targets: nearly all of its numbers are in matrices.
+        let whole = match method.has_targets() {
+            true => recipe.adapter.whole_parameters(&model),
+            false => config.num_parameters(),
+        };
+        optimizer_numbers += numbers_for(&[whole, 1]);
         let trainable_parameters = if method.has_targets() {
-            let whole = recipe.adapter.whole_parameters(&model) as u64;
-            whole + modules.iter().map(|module| module.trainable_parameters).sum::<u64>()
+            whole as u64 + modules.iter().map(|module| module.trainable_parameters).sum::<u64>()
         } else {
             parameters
         };
@@ -131,14 +144,22 @@ impl TrainingShape {
             true => frozen + modules.iter().map(|module| module.trainable_parameters).sum::<u64>(),
             false => 0,
         };
-        let optimizer = &recipe.train.optimizer;
+        // The largest layers may be decomposed at the same time.
+        starts.sort_unstable_by(|a, b| b.cmp(a));
+        let at_once = match host.placement {
+            Placement::Host => rayon::current_num_threads(),
+            Placement::Device => 1,
+        };
         let memory = MemoryEstimate::new(&Step {
             config,
             trained: trainable_parameters,
-            optimizer_buffers: optimizer.kind.rule(optimizer).buffers().len() as u64,
+            optimizer_numbers,
             factors,
+            initial,
+            start: starts.iter().take(at_once).sum(),
             dense: !method.is_factored(),
             adapters,
+            packed: packed.is_some(),
             weights: packed.unwrap_or(config.num_parameters() as u64 * recipe.model.dtype.bytes(1) as u64),
             // Activations beside packed weights are f32.
             activations: match packed {
@@ -207,9 +228,11 @@ impl TrainingShape {
         }
         let memory = &self.memory;
         text.push_str(&format!(
-            "memory: weights {}, adapter {}, gradients {}, optimizer {}, activations about {}, workspace about {}; together about {}\n",
+            "memory: weights {}, adapter {}, its start {}, gradients {}, optimizer {}, activations about {}, workspace about {}; at most \
+             about {}\n",
             bytes(memory.weights),
             bytes(memory.adapter),
+            bytes(memory.initial),
             bytes(memory.gradients),
             bytes(memory.optimizer),
             bytes(memory.activations),

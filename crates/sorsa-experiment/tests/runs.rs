@@ -86,7 +86,7 @@ fn a_run_that_is_interrupted_is_resumed_to_the_same_losses() {
         let metrics = run.metrics().unwrap();
         let steps = metrics.iter().filter_map(|metric| match metric {
             Metric::Step(step) => Some(step.loss.to_bits()),
-            Metric::Eval(_) => None,
+            Metric::Eval(_) | Metric::Watch(_) => None,
         });
         steps.collect()
     };

@@ -21,7 +21,7 @@ const SUMS: usize = 8192;
 /// The largest number of rows for which reading the weight in place is faster than packing it first; measured.
 pub(crate) fn most_rows() -> usize {
     #[cfg(target_arch = "x86_64")]
-    if crate::avx512::has_f32() {
+    if crate::instructions::Instructions::used() >= crate::instructions::Instructions::Avx512 {
         return 1;
     }
     8

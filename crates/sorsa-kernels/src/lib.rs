@@ -20,21 +20,30 @@ pub mod rms_norm;
 pub mod rotary;
 
 #[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
 mod bf16;
 mod blocks;
+#[cfg(target_arch = "x86_64")]
+mod f32_panels;
 mod few_rows;
+mod instructions;
 mod matrix;
 pub mod packed;
+#[cfg(target_arch = "x86_64")]
+mod panels;
 mod product;
 pub mod rounding;
 mod simd;
 #[cfg(test)]
 mod testing;
 mod weight;
+mod widened;
 
 pub use bf16::Bf16Matrix;
 pub use blocks::BlockFormat;
+pub use instructions::{Instructions, InstructionsError};
 pub use matrix::Matrix;
 pub use product::{Product, Threads, Update};
 pub use weight::Weight;

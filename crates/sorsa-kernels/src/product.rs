@@ -1,13 +1,13 @@
-//! Matrix products into a buffer of the caller: by the kernels of [`crate::avx512`] if the processor has the instructions,
-//! otherwise by the crate `gemm`.
+//! Matrix products into a buffer of the caller: by a kernel of AVX-512 or AVX2 if the processor has the instructions, otherwise by
+//! the crate `gemm`.
 
 use std::ops::Range;
 
 use gemm::Parallelism;
 
-#[cfg(target_arch = "x86_64")]
-use crate::avx512;
 use crate::matrix::Matrix;
+#[cfg(target_arch = "x86_64")]
+use crate::{avx2::Avx2, avx512::Avx512, f32_panels::multiply, instructions::Instructions};
 
 /// Which threads a product runs on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,8 +84,12 @@ impl<'a> Product<'a> {
     /// Panics if the shapes do not fit each other.
     pub fn compute(&self, out: &mut [f32], update: Update) {
         #[cfg(target_arch = "x86_64")]
-        if self.rhs.has_contiguous_axis() && avx512::has_f32() {
-            return avx512::multiply_f32(out, self, update);
+        if self.rhs.has_contiguous_axis() {
+            match Instructions::used() {
+                Instructions::Avx512 | Instructions::Avx512Bf16 => return multiply::<Avx512>(out, self, update),
+                Instructions::Avx2 => return multiply::<Avx2>(out, self, update),
+                Instructions::Portable => {}
+            }
         }
         self.compute_portable(OutputColumns::all(out, self.rhs.columns()), update);
     }
@@ -194,6 +198,10 @@ mod tests {
     #[test]
     fn products_of_any_size_and_order_are_exact_to_the_sums_of_f32() {
         agrees(|product, out, update| product.compute(out, update));
+        #[cfg(target_arch = "x86_64")]
+        if Instructions::Avx2.is_available() {
+            agrees(|product, out, update| multiply::<Avx2>(out, product, update));
+        }
         agrees(|product, out, update| {
             product.compute_portable(OutputColumns::all(out, product.rhs.columns()), update);
         });
@@ -240,7 +248,7 @@ mod tests {
         let together = product(&a, m, Threads::All);
         assert_eq!(together, product(&a, m, Threads::One));
         #[cfg(target_arch = "x86_64")]
-        if avx512::has_f32() {
+        if Instructions::used() > Instructions::Portable {
             let alone: Vec<f32> = a.chunks_exact(k).flat_map(|row| product(row, 1, Threads::One)).collect();
             assert_eq!(together, alone);
         }

@@ -3,10 +3,21 @@
 
 use pulp::Arch;
 
-/// Runs a closure with the widest vector instructions that this processor has. Mark the closure `#[inline(always)]`: the
+use crate::instructions::Instructions;
+
+/// Runs a closure with the widest vector instructions that the kernels use. Mark the closure `#[inline(always)]`: the
 /// compiler uses the baseline's instructions for whatever it does not inline.
 pub(crate) fn wide<R>(body: impl FnOnce() -> R) -> R {
-    Arch::new().dispatch(body)
+    arch().dispatch(body)
+}
+
+fn arch() -> Arch {
+    match Instructions::used() {
+        Instructions::Portable if cfg!(target_arch = "x86_64") => Arch::Scalar,
+        #[cfg(target_arch = "x86_64")]
+        Instructions::Avx2 => pulp::x86::V3::try_new().map_or_else(Arch::new, Arch::V3),
+        _ => Arch::new(),
+    }
 }
 
 const LANES: usize = 16;

@@ -77,16 +77,20 @@ pub fn effective_rank<T: Scalar>(s: &[T]) -> f64 {
 ///
 /// [`LinalgError::NotFinite`], and [`LinalgError::NotConverged`] if the computation overflows.
 pub fn nuclear_norm<T: Scalar>(name: &str, a: MatRef<'_, T>) -> Result<f64, LinalgError> {
+    Ok(singular_values(name, a)?.iter().sum())
+}
+
+/// All singular values, descending. Errors call the matrix `name`. On one of rayon's workers, the function uses only that thread,
+/// otherwise all threads.
+///
+/// # Errors
+///
+/// [`LinalgError::NotFinite`], and [`LinalgError::NotConverged`] if the computation overflows.
+pub fn singular_values<T: Scalar>(name: &str, a: MatRef<'_, T>) -> Result<Vec<f64>, LinalgError> {
     check_finite(name, a)?;
-    match all_singular_values(a) {
-        Some(values) => Ok(values.iter().sum()),
-        None => Err(LinalgError::NotConverged {
-            name: name.to_owned(),
-            residual: f64::NAN,
-            tolerance: T::EPSILON,
-            blocks: 0,
-        }),
-    }
+    let failed =
+        || LinalgError::NotConverged { name: name.to_owned(), residual: f64::NAN, tolerance: T::EPSILON, blocks: 0 };
+    all_singular_values(a).ok_or_else(failed)
 }
 
 fn widen<T: Scalar>(a: MatRef<'_, T>) -> Mat<f64> {

@@ -290,12 +290,12 @@ fn normalize<T: Scalar>(a: &mut Mat<T>) {
     }
 }
 
-fn sign_of_largest<'a, T: Scalar>(column: impl Iterator<Item = &'a T>) -> T {
+pub(crate) fn sign_of_largest<'a, T: Scalar>(column: impl Iterator<Item = &'a T>) -> T {
     let largest = column.map(|&x| x.into()).fold(0.0f64, |best, x: f64| if x.abs() > best.abs() { x } else { best });
     T::from_f64(if largest < 0.0 { -1.0 } else { 1.0 })
 }
 
-fn not_converged(name: &str, residual: f64, options: &SvdOptions, blocks: usize) -> LinalgError {
+pub(crate) fn not_converged(name: &str, residual: f64, options: &SvdOptions, blocks: usize) -> LinalgError {
     LinalgError::NotConverged { name: name.into(), residual, tolerance: options.tolerance, blocks }
 }
 

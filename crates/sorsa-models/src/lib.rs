@@ -29,6 +29,7 @@ mod layers;
 mod mlp;
 mod model;
 mod model_files;
+mod packed_init;
 mod rwkv;
 mod schedule;
 mod training;

@@ -11,13 +11,14 @@ use sorsa_adapter::{PackedMatrix, PackedWeight, Precision, placeholder};
 use sorsa_checkpoint::weights::{CheckpointWriter, Expected, Number, WeightsError, ignorable};
 use sorsa_checkpoint::{ModelConfig, ModelSource, SourceError, Stored, TensorContent, TensorFormats, WeightFormat};
 use sorsa_files::write_atomic;
+use sorsa_ops::PackedError;
 
 use crate::layers::Packing;
 use crate::model::CausalLm;
 
 /// What products widen a packed weight to, beside frozen weights that are kept in `format`; nothing if models do not compute with such
 /// weights.
-fn precision(format: WeightFormat) -> Option<Precision> {
+pub(crate) fn precision(format: WeightFormat) -> Option<Precision> {
     match format {
         WeightFormat::F32 => Some(Precision::F32),
         WeightFormat::Bf16 => Some(Precision::Bf16),
@@ -46,6 +47,14 @@ pub enum ModelError {
     NotComputed {
         /// The format.
         format: WeightFormat,
+    },
+    /// A fresh matrix that does not fit the format in which it is to be packed.
+    #[error("`{name}`: {source}")]
+    Packing {
+        /// The tensor.
+        name: String,
+        /// The reason.
+        source: PackedError,
     },
     /// Weights that are not numbers.
     #[error("{}: weights that are not finite: {}", folder.display(), faults.join("; "))]
@@ -268,22 +277,22 @@ enum Read {
 
 /// Where a visitor is.
 #[derive(Default)]
-struct Walk {
+pub(crate) struct Walk {
     path: Vec<String>,
     container: String,
 }
 
 impl Walk {
-    fn enter(&mut self, name: &str, container_type: &str) {
+    pub fn enter(&mut self, name: &str, container_type: &str) {
         self.path.push(name.to_owned());
         container_type.clone_into(&mut self.container);
     }
 
-    fn exit(&mut self) {
+    pub fn exit(&mut self) {
         self.path.pop();
     }
 
-    fn name(&self) -> String {
+    pub fn name(&self) -> String {
         self.path.join(".")
     }
 
@@ -293,7 +302,7 @@ impl Walk {
     }
 
     /// PyTorch keeps these as `[d_out, d_in]`: this is where the transpose happens.
-    fn is_linear_weight(&self) -> bool {
+    pub fn is_linear_weight(&self) -> bool {
         self.container == "Struct:Linear" && self.path.last().is_some_and(|name| name == "weight")
     }
 }

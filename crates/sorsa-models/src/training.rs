@@ -8,12 +8,16 @@
 //! L = <f_i(x_i; p_i), dL/dx_{i+1}>        dL/dx_i and dL/dp_i by the tape of f_i
 //! ```
 //!
+//! Packed weights that an operation widens stay widened on the tape. So a model with such weights is always trained block by block: the
+//! tape then holds those of one block.
+//!
 //! Dropout is seeded before each block in both ways, so that a block which runs twice drops the same elements twice, and
 //! those that it drops without checkpoints.
 
+use burn::module::{ModuleVisitor, Param};
 use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::prelude::*;
-use sorsa_ops::on_pool;
+use sorsa_ops::{multiplies_packed_weights, on_pool};
 
 use crate::input::ModelInput;
 use crate::model::CausalLm;
@@ -26,7 +30,8 @@ pub struct Pass {
     pub divisor: f64,
     /// Seed of dropout: of each block of a transformer, of the whole pass of an RWKV.
     pub seed: u64,
-    /// Keep the inputs of blocks alone, and run each block twice. Of no effect on RWKV.
+    /// Keep the inputs of blocks alone, and run each block twice; done anyway if the tape would hold widened weights. Of no effect on
+    /// RWKV.
     pub checkpoint_blocks: bool,
 }
 
@@ -58,13 +63,27 @@ impl CausalLm {
             return None;
         }
         on_pool(&self.device(), || match self {
-            Self::Transformer(model) if pass.checkpoint_blocks => self.by_blocks(model, input, targets, pass),
+            Self::Transformer(model) if pass.checkpoint_blocks || self.tape_holds_widened_weights() => {
+                self.by_blocks(model, input, targets, pass)
+            }
             Self::Transformer(model) => self.on_one_tape(model.seeded_hidden(input, pass), targets, pass),
             Self::Rwkv(model) => {
                 self.device().seed(pass.seed);
                 self.on_one_tape(model.hidden(input), targets, pass)
             }
         })
+    }
+
+    fn tape_holds_widened_weights(&self) -> bool {
+        struct Packed(bool);
+        impl ModuleVisitor for Packed {
+            fn visit_int<const D: usize>(&mut self, words: &Param<Tensor<D, Int>>) {
+                self.0 |= words.lazy_shape().num_elements() > 0;
+            }
+        }
+        let mut packed = Packed(false);
+        self.visit(&mut packed);
+        packed.0 && !multiplies_packed_weights(&self.device())
     }
 
     fn on_one_tape(&self, hidden: Tensor<3>, targets: &[i32], pass: &Pass) -> Option<(Tensor<1>, GradientsParams)> {

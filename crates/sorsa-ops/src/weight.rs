@@ -42,6 +42,12 @@ pub fn activation_dtype<const D: usize>(weight: &Tensor<D>) -> FloatDType {
     }
 }
 
+/// Whether operations on `device` multiply with packed weights as they are. Elsewhere they widen them, and a graph keeps the widened
+/// values until its backward pass.
+pub fn multiplies_packed_weights(device: &Device) -> bool {
+    fused_form_applies([(device.clone(), DType::F32)])
+}
+
 /// Whether a fused form multiplies f32 activations with this weight.
 pub(crate) fn fused_form_takes_weight(weight: &WeightOperand) -> bool {
     match weight {
@@ -49,6 +55,6 @@ pub(crate) fn fused_form_takes_weight(weight: &WeightOperand) -> bool {
             let (device, dtype) = operand(weight);
             WeightStorage::from_dtype(dtype).is_some() && fused_form_applies([(device, DType::F32)])
         }
-        WeightOperand::Packed(weight) => fused_form_applies([(weight.device(), DType::F32)]),
+        WeightOperand::Packed(weight) => multiplies_packed_weights(&weight.device()),
     }
 }

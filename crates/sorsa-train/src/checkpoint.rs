@@ -32,11 +32,19 @@ pub struct RunState {
     pub evaluations_without_improvement: usize,
     /// The gamma multiplier of the next step, if gamma adapts.
     pub gamma_factor: f32,
+    /// The sum of the errors of the controller of gamma, if gamma adapts.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub gamma_integral: f32,
     /// Tokens seen.
     pub tokens: u64,
     /// What the last step of an epoch does.
     #[serde(default = "LastStep::of_earlier_builds")]
     pub last_step: LastStep,
+}
+
+/// Checkpoints of earlier builds have no such field, and a hash of the fields that they have.
+fn is_zero(value: &f32) -> bool {
+    *value == 0.0
 }
 
 /// The evaluation with the lowest loss.
@@ -162,15 +170,17 @@ impl Checkpoints {
     pub(crate) fn save(
         &self,
         state: &RunState,
-        parameters: &NamedTensors,
+        parameters: NamedTensors,
         optimizer: &Optimizer,
         trainable: &[Trainable],
     ) -> Result<(), CheckpointError> {
-        let buffers = optimizer.tensors(trainable);
-        check_finite(state.step, parameters)?;
-        check_finite(state.step, &buffers)?;
+        check_finite(state.step, &parameters)?;
         let folder = AtomicDir::create(self.at(state.step))?;
-        write_tensors(&folder.path().join(PARAMETERS), parameters)?;
+        write_tensors(&folder.path().join(PARAMETERS), &parameters)?;
+        // One copy at a time: of the parameters, then of the buffers.
+        drop(parameters);
+        let buffers = optimizer.tensors(trainable);
+        check_finite(state.step, &buffers)?;
         write_tensors(&folder.path().join(OPTIMIZER), &buffers)?;
         let content = content_hash(state, &[PARAMETERS, OPTIMIZER].map(|name| folder.path().join(name)))?;
         let json = serde_json::to_vec_pretty(&StoredState { state, content: &content });

@@ -1,8 +1,11 @@
 //! The settings of a training run, as a recipe spells them.
 
-use serde::{Deserialize, Serialize};
-use sorsa_adapter::{ParameterGroup, RegularizerForm};
+use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
+use sorsa_adapter::{ParameterGroup, Probes, Regularizer, RegularizerForm};
+
+use crate::learning_rate::LearningRate;
 use crate::optimizer::OptimizerKind;
 use crate::schedule::{Schedule, ScheduleKind};
 
@@ -27,10 +30,22 @@ pub struct TrainConfig {
     pub keep_checkpoints: usize,
     /// Stop after so many evaluations in a row without a lower loss; 0: never.
     pub early_stopping: usize,
+    /// Ends the run with a checkpoint if its training loss diverges; see [`Divergence`](crate::Divergence).
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub stop_on_divergence: bool,
     /// What the summed loss of a step is divided by.
     pub loss_normalization: LossNormalization,
     /// Largest global norm of the task's gradient; 0: no clipping.
     pub clip_norm: f64,
+    /// Largest magnitude of a number of the task's gradient; 0: no clipping. It comes before the global norm's.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub clip_value: f64,
+    /// Measure condition numbers and defects every so many steps, before the first one and at the end; 0: never.
+    #[serde(skip_serializing_if = "is_default")]
+    pub watch_every: u64,
+    /// Weights of each kind of module whose condition number is measured whole, each by all of its singular values.
+    #[serde(skip_serializing_if = "is_one")]
+    pub watch_weights: usize,
     /// Keep only the inputs of each block for the backward pass, and run each block twice: less memory, more time.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub checkpoint_blocks: bool,
@@ -55,8 +70,12 @@ impl Default for TrainConfig {
             checkpoint_every: 100,
             keep_checkpoints: 2,
             early_stopping: 0,
+            stop_on_divergence: false,
             loss_normalization: LossNormalization::Step,
             clip_norm: 1.0,
+            clip_value: 0.0,
+            watch_every: 0,
+            watch_weights: 1,
             checkpoint_blocks: false,
             seed: 42,
             optimizer: OptimizerConfig::default(),
@@ -83,20 +102,23 @@ pub struct OptimizerConfig {
     /// Which optimizer: AdamW if a recipe names none.
     #[serde(skip_serializing_if = "is_adamw")]
     pub kind: OptimizerKind,
-    /// Peak learning rate.
-    pub learning_rate: f64,
-    /// Decoupled weight decay.
+    /// Peak learning rate, or `"auto"`.
+    pub learning_rate: LearningRate,
+    /// Decoupled weight decay; in SGD and RMSprop a part of the gradient.
     pub weight_decay: f64,
-    /// Decay of the gradients' running mean.
+    /// Decay of the gradients' running mean; the momentum in SGD, RMSprop and Muon.
     pub beta1: f64,
     /// Decay of the running mean of squared gradients; of the running mean itself in Lion.
     pub beta2: f64,
-    /// Added to the root of the mean square; unused by Lion.
+    /// Added to the root of the mean square; unused by Lion and SGD.
     pub epsilon: f64,
     /// Other settings for the singular values of SORSA.
     pub singular_values: GroupOverride,
     /// Other settings for the magnitudes of DoRA.
     pub magnitudes: GroupOverride,
+    /// Multiples of the learning rate by the name of a factor. `{ b = 16.0 }` is LoRA+ (arXiv 2402.12354).
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub factor_rates: BTreeMap<String, f64>,
 }
 
 /// Settings that replace the optimizer's for one kind of parameter.
@@ -122,13 +144,14 @@ impl Default for OptimizerConfig {
 #[serde(default, deny_unknown_fields)]
 struct OptimizerFields {
     kind: OptimizerKind,
-    learning_rate: Option<f64>,
+    learning_rate: Option<LearningRate>,
     weight_decay: Option<f64>,
     beta1: Option<f64>,
     beta2: Option<f64>,
     epsilon: Option<f64>,
     singular_values: GroupOverride,
     magnitudes: GroupOverride,
+    factor_rates: BTreeMap<String, f64>,
 }
 
 impl From<OptimizerFields> for OptimizerConfig {
@@ -143,6 +166,7 @@ impl From<OptimizerFields> for OptimizerConfig {
             epsilon: fields.epsilon.unwrap_or(defaults.epsilon),
             singular_values: fields.singular_values,
             magnitudes: fields.magnitudes,
+            factor_rates: fields.factor_rates,
         }
     }
 }
@@ -154,9 +178,14 @@ fn is_adamw(kind: &OptimizerKind) -> bool {
 
 impl OptimizerConfig {
     /// The rates, without the settings of the update rule.
+    ///
+    /// # Panics
+    ///
+    /// If the learning rate is `auto`: the caller finds its number first.
     pub fn rates(&self) -> PeakRates {
+        let learning_rate = self.learning_rate.number().expect("the learning rate is still to be found");
         PeakRates {
-            learning_rate: self.learning_rate,
+            learning_rate,
             weight_decay: self.weight_decay,
             singular_values: self.singular_values,
             magnitudes: self.magnitudes,
@@ -225,25 +254,56 @@ pub enum Coupling {
     Decoupled,
 }
 
+/// How the weight of the regularizer changes in a run.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum GammaSchedule {
+    /// It follows the learning rate: `gamma_t = gamma eta_t / eta_max` (the paper).
+    #[default]
+    LearningRate,
+    /// It stays: `gamma_t = gamma`.
+    Constant,
+}
+
 /// The regularizer of the factors' vectors: orthonormal ones in SORSA, orthogonal ones in other methods.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RegularizerConfig {
-    /// Its weight in SORSA; follows the schedule of the learning rate.
+    /// Its weight in SORSA.
     pub gamma: f64,
     /// Its weight in a method that has no regularizer of its own (PiSSA, LoRA, DoRA, OLoRA); 0: none. A recipe of an
     /// earlier build has a `gamma` for every method and means none, so that this is another field.
     #[serde(skip_serializing_if = "is_zero")]
     pub orthogonal_gamma: f64,
-    /// Sum of norms, mean of norms, or sum of squares.
+    /// Sum of norms, mean of norms, sum of squares, or sum of spectral or nuclear norms.
     pub form: RegularizerForm,
     /// How it enters the update.
     pub coupling: Coupling,
     /// Divides gamma by the number of micro-batches, as the author's published runs did.
     pub author_accumulation: bool,
-    /// Adapts gamma to the measured defect: it is multiplied by `defect / target_defect`, at most 10.
+    /// Whether the weight follows the learning rate.
+    #[serde(skip_serializing_if = "is_default")]
+    pub schedule: GammaSchedule,
+    /// Computes it in every so many steps, with so many times the weight.
+    #[serde(skip_serializing_if = "is_one")]
+    pub every: u64,
+    /// Estimates it with so many random vectors; 0: computes it.
+    #[serde(skip_serializing_if = "is_default")]
+    pub probes: usize,
+    /// Adapts the weight so that the measured mean defect becomes this one: [`GammaController`](crate::GammaController).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub target_defect: Option<f64>,
+}
+
+impl RegularizerConfig {
+    /// What is computed in a step whose random numbers have the seed `seed`.
+    pub fn regularizer(&self, seed: u64) -> Regularizer {
+        let probes = match self.probes {
+            0 => None,
+            count => Some(Probes { count, seed }),
+        };
+        Regularizer { form: self.form, probes }
+    }
 }
 
 impl Default for RegularizerConfig {
@@ -254,6 +314,9 @@ impl Default for RegularizerConfig {
             form: RegularizerForm::Paper,
             coupling: Coupling::Gradient,
             author_accumulation: false,
+            schedule: GammaSchedule::LearningRate,
+            every: 1,
+            probes: 0,
             target_defect: None,
         }
     }
@@ -261,6 +324,15 @@ impl Default for RegularizerConfig {
 
 fn is_zero(value: &f64) -> bool {
     *value == 0.0
+}
+
+/// Recipes of earlier builds lack the fields that are left out at their defaults.
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+fn is_one<T: From<u8> + PartialEq>(value: &T) -> bool {
+    *value == T::from(1)
 }
 
 impl TrainConfig {
@@ -279,7 +351,11 @@ impl TrainConfig {
         check(positive(self.epochs), "train.epochs must be positive");
         check(self.max_steps != Some(0), "train.max_steps must be at least 1");
         check(not_negative(self.clip_norm), "train.clip_norm must be 0 or more");
-        check(positive(self.optimizer.learning_rate), "train.optimizer.learning_rate must be positive");
+        check(not_negative(self.clip_value), "train.clip_value must be 0 or more");
+        check(
+            self.optimizer.learning_rate.number().is_none_or(positive),
+            "train.optimizer.learning_rate must be positive",
+        );
         check(not_negative(self.optimizer.weight_decay), "train.optimizer.weight_decay must be 0 or more");
         for (holds, text) in self.optimizer.kind.checks(&self.optimizer) {
             check(holds, text);
@@ -290,6 +366,15 @@ impl TrainConfig {
         let orthogonal_gamma = self.regularizer.orthogonal_gamma;
         check(not_negative(orthogonal_gamma), "train.regularizer.orthogonal_gamma must be 0 or more");
         check(self.regularizer.target_defect.is_none_or(positive), "train.regularizer.target_defect must be positive");
+        check(self.regularizer.every > 0, "train.regularizer.every must be at least 1");
+        check(
+            self.regularizer.probes == 0 || self.regularizer.form.has_probes(),
+            "train.regularizer.probes must be 0 with the forms spectral and nuclear, which have no estimate",
+        );
+        for (factor, rate) in &self.optimizer.factor_rates {
+            let text = format!("train.optimizer.factor_rates.{factor} must be 0 or more");
+            check(not_negative(*rate), &text);
+        }
         let groups = [("singular_values", self.optimizer.singular_values), ("magnitudes", self.optimizer.magnitudes)];
         for (name, group) in groups {
             // A rate of 0 keeps a kind of parameter as it is.
@@ -313,13 +398,14 @@ impl TrainConfig {
     fn numbers_of_f32(&self) -> Vec<(&'static str, f64)> {
         let (optimizer, regularizer) = (&self.optimizer, &self.regularizer);
         let mut numbers = vec![
-            ("train.optimizer.learning_rate", optimizer.learning_rate),
             ("train.optimizer.weight_decay", optimizer.weight_decay),
             ("train.optimizer.epsilon", optimizer.epsilon),
             ("train.regularizer.gamma", regularizer.gamma),
             ("train.regularizer.orthogonal_gamma", regularizer.orthogonal_gamma),
+            ("train.clip_value", self.clip_value),
         ];
         let others = [
+            ("train.optimizer.learning_rate", optimizer.learning_rate.number()),
             ("train.regularizer.target_defect", regularizer.target_defect),
             ("train.optimizer.singular_values.learning_rate", optimizer.singular_values.learning_rate),
             ("train.optimizer.singular_values.weight_decay", optimizer.singular_values.weight_decay),

@@ -94,22 +94,35 @@ pub(crate) fn parameter_sum<M: Module>(model: &M, trainable: &[Trainable]) -> Op
     sum.sum
 }
 
-/// Multiplies every gradient by `factor`.
-pub(crate) fn scale<M: Module>(model: &M, gradients: GradientsParams, factor: f64) -> GradientsParams {
-    struct Scale {
+/// What clipping does with every number of a gradient.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Clipping {
+    /// Multiplies it.
+    Scale(f64),
+    /// Takes the nearest number of at most this magnitude.
+    Limit(f64),
+}
+
+/// The gradients after `clipping`.
+pub(crate) fn clip<M: Module>(model: &M, gradients: GradientsParams, clipping: Clipping) -> GradientsParams {
+    struct Clip {
         gradients: GradientsParams,
-        factor: f64,
+        clipping: Clipping,
     }
-    impl ModuleVisitor for Scale {
+    impl ModuleVisitor for Clip {
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
             if let Some(gradient) = self.gradients.remove::<D>(param.id) {
-                self.gradients.register::<D>(param.id, gradient * self.factor);
+                let clipped = match self.clipping {
+                    Clipping::Scale(factor) => gradient * factor,
+                    Clipping::Limit(limit) => gradient.clamp(-limit, limit),
+                };
+                self.gradients.register::<D>(param.id, clipped);
             }
         }
     }
-    let mut scale = Scale { gradients, factor };
-    model.visit(&mut scale);
-    scale.gradients
+    let mut clip = Clip { gradients, clipping };
+    model.visit(&mut clip);
+    clip.gradients
 }
 
 #[cfg(test)]
@@ -216,8 +229,18 @@ mod tests {
             |gradients: &GradientsParams| f64::from(global_norm(&model, gradients).unwrap().into_scalar::<f32>());
         let before = norm(&result.gradients);
         assert!((before - squares(&result.gradients).sqrt()).abs() < 1e-5 * before);
-        let clipped = scale(&model, result.gradients, 0.25 / before);
+        let clipped = clip(&model, result.gradients, Clipping::Scale(0.25 / before));
         assert!((norm(&clipped) - 0.25).abs() < 1e-6);
         assert!((squares(&clipped).sqrt() - 0.25).abs() < 1e-6);
+        let largest = |gradients: &GradientsParams| {
+            on_host(&model, gradients).into_values().flatten().fold(0f32, |largest, g| largest.max(g.abs()))
+        };
+        let limit = largest(&clipped) / 3.0;
+        let before = on_host(&model, &clipped);
+        let limited = clip(&model, clipped, Clipping::Limit(f64::from(limit)));
+        for (id, values) in on_host(&model, &limited) {
+            let expected: Vec<f32> = before[&id].iter().map(|g| g.clamp(-limit, limit)).collect();
+            assert_eq!(values, expected);
+        }
     }
 }

@@ -2,7 +2,10 @@
 
 mod checkpoint;
 mod config;
+mod divergence;
+mod gamma;
 mod gradients;
+mod learning_rate;
 pub mod metrics;
 mod optimizer;
 mod repair;
@@ -15,12 +18,15 @@ mod weight_gradients;
 
 pub use checkpoint::{Best, CheckpointError, Checkpoints, RunState};
 pub use config::{
-    Coupling, GroupOverride, LossNormalization, OptimizerConfig, PeakRates, RegularizerConfig, ScheduleConfig,
-    TrainConfig,
+    Coupling, GammaSchedule, GroupOverride, LossNormalization, OptimizerConfig, PeakRates, RegularizerConfig,
+    ScheduleConfig, TrainConfig,
 };
+pub use divergence::{Divergence, DivergenceWatch};
+pub use gamma::GammaController;
+pub use learning_rate::LearningRate;
 pub use optimizer::{Decoupled, Optimizer, OptimizerKind, StepRates, UpdateRule};
 pub use repair::Repair;
 pub use run_length::{LastStep, steps_of_equal_epochs, total_steps};
 pub use trainable::{BatchSource, TrainableModel, TrainingBatch};
-pub use trainer::{Observer, RunOutcome, TrainError, Trainer, mean_loss};
+pub use trainer::{Observer, RateSearch, RunOutcome, TrainError, Trainer, TriedRate, mean_loss, multiple};
 pub use weight_gradients::BatchGradients;

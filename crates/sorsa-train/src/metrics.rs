@@ -1,17 +1,18 @@
-//! `metrics.jsonl`: one JSON object a line, for every optimizer step and every evaluation of a run.
+//! `metrics.jsonl`: one JSON object a line, for every optimizer step, evaluation and measurement of the weights of a run.
 //!
 //! ```text
 //! {"kind":"step","step":1,"epoch":0.01,"loss":3.21,"learning_rate":3e-5,..}
 //! {"kind":"eval","step":100,"loss":2.9,"perplexity":18.2}
+//! {"kind":"watch","step":100,"all":{"modules":28,"kappa_part":41.2,..},"by_kind":{"q_proj":{..},..}}
 //! ```
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Deserializer, Serialize};
-
+use sorsa_adapter::ModuleMeasures;
 use sorsa_files::{FileError, at, write_atomic};
 
 /// One line of `metrics.jsonl`.
@@ -22,6 +23,8 @@ pub enum Metric {
     Step(StepMetrics),
     /// An evaluation between steps.
     Eval(EvalMetrics),
+    /// A measurement of factors and weights between steps.
+    Watch(WatchMetrics),
 }
 
 /// What one optimizer step did. A number that is not finite is written as `null` and read back as NaN.
@@ -74,12 +77,93 @@ pub struct EvalMetrics {
     pub perplexity: f64,
 }
 
+/// Condition numbers and defects after a step.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct WatchMetrics {
+    /// Optimizer steps done before it; 0 is the start.
+    pub step: u64,
+    /// Of all trained modules.
+    pub all: WatchedModules,
+    /// Of the modules of each kind (`q_proj`, ..).
+    pub by_kind: BTreeMap<String, WatchedModules>,
+}
+
+/// Averages over modules: of condition numbers geometric, of defects arithmetic.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct WatchedModules {
+    /// How many modules.
+    pub modules: usize,
+    /// Condition number of the trained part; absent if weights themselves are trained, NaN if a part has a smaller rank, like LoRA's at the
+    /// start.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "some_nan_if_null")]
+    pub kappa_part: Option<f64>,
+    /// How many of the modules are in [`kappa`](Self::kappa).
+    pub weights: usize,
+    /// Condition number of the whole weight.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "some_nan_if_null")]
+    pub kappa: Option<f64>,
+    /// Defect of the regularized factors; absent if none is regularized.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub defect: Option<f64>,
+    /// The largest defect.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_defect: Option<f64>,
+}
+
+impl WatchMetrics {
+    /// The averages of `measures`, after `step`.
+    pub fn new(step: u64, measures: &[ModuleMeasures]) -> Self {
+        let mut kinds: BTreeMap<&str, Vec<&ModuleMeasures>> = BTreeMap::new();
+        for measured in measures {
+            kinds.entry(measured.kind()).or_default().push(measured);
+        }
+        let by_kind =
+            kinds.into_iter().map(|(kind, of_kind)| (kind.to_owned(), WatchedModules::of(&of_kind))).collect();
+        Self { step, all: WatchedModules::of(&measures.iter().collect::<Vec<_>>()), by_kind }
+    }
+
+    /// The values with the names that TensorBoard shows.
+    pub(crate) fn scalars(&self) -> Vec<(String, f64)> {
+        let mut scalars = Vec::new();
+        let kinds = self.by_kind.iter().map(|(kind, modules)| (format!("/{kind}"), modules));
+        for (kind, modules) in std::iter::once((String::new(), &self.all)).chain(kinds) {
+            let values = [("kappa_part", modules.kappa_part), ("kappa", modules.kappa), ("defect", modules.defect)];
+            scalars
+                .extend(values.into_iter().filter_map(|(name, value)| Some((format!("watch/{name}{kind}"), value?))));
+        }
+        scalars
+    }
+}
+
+impl WatchedModules {
+    fn of(measures: &[&ModuleMeasures]) -> Self {
+        let geometric_mean = |values: Vec<f64>| match values.len() {
+            0 => None,
+            count => Some((values.into_iter().map(f64::ln).sum::<f64>() / count as f64).exp()),
+        };
+        let whole: Vec<f64> = measures.iter().filter_map(|measured| measured.kappa).collect();
+        let defects: Vec<f64> = measures.iter().flat_map(|measured| measured.defects.iter().copied()).collect();
+        Self {
+            modules: measures.len(),
+            kappa_part: geometric_mean(measures.iter().filter_map(|measured| measured.kappa_part).collect()),
+            weights: whole.len(),
+            kappa: geometric_mean(whole),
+            defect: match defects.len() {
+                0 => None,
+                count => Some(defects.iter().sum::<f64>() / count as f64),
+            },
+            max_defect: defects.iter().copied().reduce(f64::max),
+        }
+    }
+}
+
 impl Metric {
     /// Optimizer steps done when this was measured.
     pub fn step(&self) -> u64 {
         match self {
             Self::Step(metrics) => metrics.step,
             Self::Eval(metrics) => metrics.step,
+            Self::Watch(metrics) => metrics.step,
         }
     }
 }
@@ -204,6 +288,11 @@ fn nan_if_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Err
     Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
 }
 
+/// A number that is not finite, like an infinite condition number, is written as `null` too.
+fn some_nan_if_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f64>, D::Error> {
+    nan_if_null(deserializer).map(Some)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -227,6 +316,37 @@ mod tests {
 
     fn eval(step: u64) -> Metric {
         Metric::Eval(EvalMetrics { step, loss: 2.0, perplexity: 2f64.exp() })
+    }
+
+    fn measures(path: &str, kappa_part: f64, kappa: Option<f64>, defects: &[f64]) -> ModuleMeasures {
+        ModuleMeasures { path: path.into(), kappa_part: Some(kappa_part), kappa, defects: defects.to_vec() }
+    }
+
+    #[test]
+    fn measures_are_averaged_over_all_modules_and_over_those_of_each_kind_and_read_back() {
+        let measured = [
+            measures("a.q", 2.0, Some(100.0), &[0.1, 0.3]),
+            measures("b.q", 8.0, None, &[0.2, 0.2]),
+            measures("a.v", f64::INFINITY, Some(10.0), &[]),
+        ];
+        let watch = WatchMetrics::new(3, &measured);
+        let q = watch.by_kind["q"];
+        assert_eq!((q.modules, q.weights, q.max_defect), (2, 1, Some(0.3)));
+        for (found, expected) in [(q.kappa_part, 4.0), (q.kappa, 100.0), (q.defect, 0.2)] {
+            assert!((found.unwrap() - expected).abs() < 1e-12, "{q:?}");
+        }
+        assert_eq!((watch.all.modules, watch.all.weights, watch.by_kind["v"].defect), (3, 2, None));
+        assert!(watch.all.kappa_part.unwrap().is_infinite());
+
+        let folder = tempfile::tempdir().unwrap();
+        let path = log(&folder, &[step(3), Metric::Watch(watch.clone())]);
+        let [_, Metric::Watch(read)] = &read(&path).unwrap()[..] else {
+            panic!("a step and a measurement were logged")
+        };
+        assert_eq!(read.by_kind["q"], q);
+        assert!(read.all.kappa_part.unwrap().is_nan());
+        let names: Vec<String> = watch.scalars().into_iter().map(|(name, _)| name).collect();
+        assert_eq!(names[..4], ["watch/kappa_part", "watch/kappa", "watch/defect", "watch/kappa_part/q"]);
     }
 
     fn log(folder: &tempfile::TempDir, metrics: &[Metric]) -> PathBuf {

@@ -4,21 +4,27 @@
 //! the regularizer's closed-form gradient; the optimizer's update. A checkpoint holds everything that the next loss
 //! depends on, so a run that is killed and resumed gives the same numbers as an uninterrupted run.
 
+mod rate_search;
+
+pub use rate_search::{RateSearch, TriedRate, multiple};
+
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use burn::prelude::*;
 use sorsa_adapter::{
-    AdapterError, Attached, RegularizerStats, SavedAdapter, add_penalties, add_regularizer, export_trainable,
-    import_trainable, regularizer_gradients,
+    AdapterError, Attached, RegularizerStats, SavedAdapter, Trainable, add_penalties, add_regularizer,
+    export_trainable, import_trainable, orthonormality_defect, regularizer_gradients,
 };
 use sorsa_data::{Batcher, DataPosition};
 use sorsa_models::{CausalLm, mixed_seed};
 
 use crate::checkpoint::{Best, CheckpointError, Checkpoints, RunState, first_five};
-use crate::config::{Coupling, TrainConfig};
-use crate::gradients::{global_norm, parameter_sum, scale, step_gradients};
-use crate::metrics::{EvalMetrics, LogRepair, Metric, MetricsLog, StepMetrics};
+use crate::config::{Coupling, GammaSchedule, TrainConfig};
+use crate::divergence::{Divergence, DivergenceWatch};
+use crate::gamma::GammaController;
+use crate::gradients::{Clipping, clip, global_norm, parameter_sum, step_gradients};
+use crate::metrics::{self, EvalMetrics, LogRepair, Metric, MetricsLog, StepMetrics, WatchMetrics};
 use crate::optimizer::{Decoupled, Optimizer};
 use crate::repair::{Repair, newest_whole};
 use crate::run_length::RunLength;
@@ -113,6 +119,8 @@ pub enum RunOutcome {
     Completed,
     /// The evaluation loss stopped falling.
     EarlyStopped,
+    /// Training made the model worse, and the run was to end then; a checkpoint was written.
+    Diverged,
     /// The observer asked to stop; a checkpoint was written.
     Interrupted,
 }
@@ -121,6 +129,8 @@ pub enum RunOutcome {
 pub trait Observer {
     /// A step or an evaluation was made.
     fn on_metric(&mut self, _metric: &Metric, _total_steps: u64) {}
+    /// The metric before shows that training makes the model worse.
+    fn on_divergence(&mut self, _divergence: &Divergence) {}
     /// Returns whether to write a checkpoint and end the run. The trainer asks after every step.
     fn should_stop(&mut self) -> bool {
         false
@@ -128,6 +138,11 @@ pub trait Observer {
 }
 
 impl Observer for () {}
+
+/// The part of a step's seed that random probes of the regularizer are drawn from.
+const PROBES: u64 = u64::MAX;
+/// The learning rate as a share of its peak below which a constant gamma is no longer made up for in the gradient.
+const SMALLEST_RATE: f64 = 0.01;
 
 /// A run: model, data, optimizer and progress. The default model is a language model. The loss is the model's own
 /// ([`TrainableModel`]), the optimizer is handed in.
@@ -145,6 +160,7 @@ pub struct Trainer<M = CausalLm, S = Batcher> {
     events: EventWriter,
     device: Device,
     repairs: Vec<Repair>,
+    watch: DivergenceWatch,
 }
 
 /// The folder of a run and its log.
@@ -197,7 +213,7 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
         let log = run.join("metrics.jsonl");
         let (metrics, repair) = MetricsLog::resume(&log, step)?;
         if repair != LogRepair::default() {
-            repairs.push(Repair::Log { path: log, step, repair });
+            repairs.push(Repair::Log { path: log.clone(), step, repair });
         }
         let file = Checkpoints::optimizer_file(&checkpoint.folder);
         let device = attached.model.parameter_device().without_autodiff();
@@ -205,6 +221,9 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
         let run = RunFiles { folder: run, metrics };
         let mut trainer = Self::assemble(attached, optimizer, train, validation, config, run, checkpoint.state)?;
         trainer.repairs = repairs;
+        for metric in metrics::read(&log)? {
+            trainer.watch.add(&metric);
+        }
         trainer.restore(&checkpoint.parameters, &checkpoint.folder)?;
         Ok(trainer)
     }
@@ -243,12 +262,28 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
             events,
             device,
             repairs: Vec::new(),
+            watch: DivergenceWatch::default(),
         })
     }
 
     /// What was damaged in the files of the run that is resumed, and what was done about it.
     pub fn repairs(&self) -> &[Repair] {
         &self.repairs
+    }
+
+    /// What the metrics showed of a model that gets worse.
+    pub fn divergences(&self) -> &[Divergence] {
+        self.watch.found()
+    }
+
+    /// The parameters that are trained.
+    pub fn trainable(&self) -> &[Trainable] {
+        &self.attached.trainable
+    }
+
+    /// The peak learning rate.
+    pub fn learning_rate(&self) -> f64 {
+        self.optimizer.learning_rate()
     }
 
     /// Steps of the whole run.
@@ -271,6 +306,15 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
         self.attached.snapshot()
     }
 
+    /// Writes the folder of the adapter as it is now.
+    ///
+    /// # Errors
+    ///
+    /// [`AdapterError`] with the file; nothing is written if a trained value is not finite.
+    pub fn save_adapter(&self, folder: &Path) -> Result<(), AdapterError> {
+        self.attached.save(folder)
+    }
+
     /// Ends the run and returns the model with its adapter, without autodiff.
     pub fn into_attached(self) -> Attached<M> {
         Attached { model: self.attached.model.valid(), ..self.attached }
@@ -283,26 +327,40 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
     /// [`TrainError`]; the last good checkpoint stays.
     pub fn run(&mut self, observer: &mut dyn Observer) -> Result<RunOutcome, TrainError> {
         // If training never lowers the loss, the parameters before training are the best.
-        if self.state.step == 0 && self.state.best.is_none() && self.evaluate_and_log(observer)? {
-            self.save_checkpoint()?;
+        if self.state.step == 0 && self.state.best.is_none() {
+            if self.config.watch_every > 0 {
+                self.watch(observer)?;
+            }
+            if self.evaluate_and_log(observer)? {
+                self.save_checkpoint()?;
+            }
         }
         while self.state.step < self.total_steps() {
             // A run that is resumed may have ended already.
             if self.has_stalled() {
                 return Ok(RunOutcome::EarlyStopped);
             }
+            if self.has_diverged() {
+                return Ok(RunOutcome::Diverged);
+            }
             let metrics = self.step()?;
             self.log(Metric::Step(metrics), observer)?;
             let (step, last) = (self.state.step, self.state.step == self.total_steps());
             let due = |every: u64| last || (every > 0 && step % every == 0);
+            if self.config.watch_every > 0 && due(self.config.watch_every) {
+                self.watch(observer)?;
+            }
             let improved = due(self.config.eval_every) && self.evaluate_and_log(observer)?;
-            let early = self.has_stalled();
+            let (early, diverged) = (self.has_stalled(), self.has_diverged());
             let stop = !last && observer.should_stop();
-            if improved || stop || early || due(self.config.checkpoint_every) {
+            if improved || stop || early || diverged || due(self.config.checkpoint_every) {
                 self.save_checkpoint()?;
             }
             if early {
                 return Ok(RunOutcome::EarlyStopped);
+            }
+            if diverged {
+                return Ok(RunOutcome::Diverged);
             }
             if stop {
                 return Ok(RunOutcome::Interrupted);
@@ -314,6 +372,10 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
     fn has_stalled(&self) -> bool {
         let patience = self.config.early_stopping;
         patience > 0 && self.state.evaluations_without_improvement >= patience
+    }
+
+    fn has_diverged(&self) -> bool {
+        self.config.stop_on_divergence && !self.watch.found().is_empty()
     }
 
     /// One optimizer step, without evaluation, log or checkpoint.
@@ -349,12 +411,22 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
             let (epoch, batch) = if at_end { (first.epoch + 1, 0) } else { (first.epoch, first.batch) };
             return Err(TrainError::NotFinite { step, loss, grad_norm, epoch, batch, rows, checkpoint });
         }
+        let mut norm = f64::from(grad_norm);
+        if self.config.clip_value > 0.0 {
+            gradients = clip(model, gradients, Clipping::Limit(self.config.clip_value));
+            norm = global_norm(model, &gradients).map_or(0.0, |norm| f64::from(norm.into_scalar::<f32>()));
+        }
         let limit = self.config.clip_norm;
-        if limit > 0.0 && f64::from(grad_norm) > limit {
-            gradients = scale(model, gradients, limit / (f64::from(grad_norm) + 1e-6));
+        if limit > 0.0 && norm > limit {
+            gradients = clip(model, gradients, Clipping::Scale(limit / (norm + 1e-6)));
         }
         let factor = self.schedule.factor(self.state.step);
         let (stats, gamma, decoupled) = self.regularize(&mut gradients, factor);
+        // Before the update, with a regularizer and without one.
+        let defect = match stats {
+            Some(stats) => Some(stats.mean_defect),
+            None => orthonormality_defect(&self.attached.model, &self.attached.trainable),
+        };
         let model = self.attached.model.clone();
         self.attached.model = self.optimizer.step(model, gradients, factor, decoupled);
         self.check_parameters(step, &batches)?;
@@ -366,7 +438,11 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
         self.state.seconds += seconds;
         self.state.tokens += tokens;
         if let (Some(target), Some(stats)) = (self.config.regularizer.target_defect, stats) {
-            self.state.gamma_factor = (stats.mean_defect / target).min(10.0) as f32;
+            let RunState { gamma_factor, gamma_integral, .. } = self.state;
+            let before = GammaController { factor: gamma_factor, integral: gamma_integral };
+            let after = before.after(stats.mean_defect, target);
+            self.state.gamma_factor = after.factor;
+            self.state.gamma_integral = after.integral;
         }
         let per_epoch = self.train.batches_per_epoch(position.epoch).max(1);
         Ok(StepMetrics {
@@ -377,7 +453,7 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
             gamma,
             grad_norm: f64::from(grad_norm),
             regularizer: stats.map(|stats| stats.value),
-            defect: stats.map(|stats| stats.mean_defect),
+            defect,
             tokens,
             target_tokens: batches.iter().map(|batch| batch.targets() as u64).sum(),
             tokens_per_s: tokens as f64 / seconds.max(1e-9),
@@ -418,6 +494,10 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
         factor: f64,
     ) -> (Option<RegularizerStats>, Option<f64>, Decoupled) {
         let config = &self.config.regularizer;
+        let step = self.state.step + 1;
+        if !step.is_multiple_of(config.every) {
+            return (None, None, Decoupled::default());
+        }
         let mut gamma = if config.orthogonal_gamma > 0.0 { config.orthogonal_gamma } else { config.gamma };
         if config.author_accumulation {
             gamma /= self.config.accumulation as f64;
@@ -425,18 +505,30 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
         if config.target_defect.is_some() {
             gamma *= f64::from(self.state.gamma_factor);
         }
+        // One step stands for those without the regularizer too.
+        let skipped = config.every as f64;
+        let gamma_t = match config.schedule {
+            GammaSchedule::LearningRate => gamma * factor,
+            GammaSchedule::Constant => gamma,
+        };
+        // The optimizer multiplies the gradient by the learning rate.
+        let relative = match config.schedule {
+            GammaSchedule::LearningRate => gamma,
+            GammaSchedule::Constant => gamma / factor.max(SMALLEST_RATE),
+        };
         let (model, trainable) = (&self.attached.model, &self.attached.trainable);
+        let regularizer = config.regularizer(mixed_seed(mixed_seed(self.config.seed, step), PROBES));
         let (stats, decoupled) = match config.coupling {
             Coupling::Gradient => {
-                let weight = gamma / self.optimizer.learning_rate();
-                (add_regularizer(model, trainable, config.form, weight, gradients), Decoupled::default())
+                let weight = relative * skipped / self.optimizer.learning_rate();
+                (add_regularizer(model, trainable, regularizer, weight, gradients), Decoupled::default())
             }
             Coupling::Decoupled => {
-                let (directions, stats) = regularizer_gradients(model, trainable, config.form);
-                (stats, Decoupled { rate: gamma * factor, directions })
+                let (directions, stats) = regularizer_gradients(model, trainable, regularizer);
+                (stats, Decoupled { rate: gamma_t * skipped, directions })
             }
         };
-        (stats, stats.map(|_| gamma * factor), decoupled)
+        (stats, stats.map(|_| gamma_t), decoupled)
     }
 
     /// Returns the mean loss per target over the validation data, if there is such data.
@@ -461,6 +553,12 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
         Ok(improved)
     }
 
+    /// Measures factors and weights.
+    fn watch(&mut self, observer: &mut dyn Observer) -> Result<(), TrainError> {
+        let measures = self.attached.module_measures(self.config.watch_weights)?;
+        self.log(Metric::Watch(WatchMetrics::new(self.state.step, &measures)), observer)
+    }
+
     fn log(&mut self, metric: Metric, observer: &mut dyn Observer) -> Result<(), TrainError> {
         self.metrics.append(&metric)?;
         match &metric {
@@ -479,8 +577,15 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
             Metric::Eval(eval) => {
                 self.events.scalars(eval.step, [("eval/loss", eval.loss), ("eval/perplexity", eval.perplexity)])?;
             }
+            Metric::Watch(watch) => {
+                let scalars = watch.scalars();
+                self.events.scalars(watch.step, scalars.iter().map(|(name, value)| (name.as_str(), *value)))?;
+            }
         }
         observer.on_metric(&metric, self.total_steps());
+        if let Some(divergence) = self.watch.add(&metric) {
+            observer.on_divergence(&divergence);
+        }
         Ok(())
     }
 
@@ -489,7 +594,7 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
         self.metrics.sync()?;
         self.events.sync()?;
         let parameters = export_trainable(&self.attached.model, &self.attached.trainable);
-        self.checkpoints.save(&self.state, &parameters, &self.optimizer, &self.attached.trainable)?;
+        self.checkpoints.save(&self.state, parameters, &self.optimizer, &self.attached.trainable)?;
         self.checkpoints.prune(self.config.keep_checkpoints, self.state.best.map(|best| best.step))?;
         Ok(())
     }

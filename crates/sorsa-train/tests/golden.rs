@@ -153,7 +153,7 @@ fn config(settings: &Value, batch_size: usize) -> TrainConfig {
         loss_normalization: LossNormalization::MicroBatch,
         ..TrainConfig::default()
     };
-    config.optimizer.learning_rate = number("lr");
+    config.optimizer.learning_rate = number("lr").into();
     config.optimizer.weight_decay = number("wd");
     config.regularizer.gamma = settings["gamma"].as_f64().unwrap_or(0.0);
     config.regularizer.form = RegularizerForm::Author;
@@ -175,7 +175,7 @@ fn train(
     assert_eq!(trainer.run(&mut ()).unwrap(), RunOutcome::Completed);
     let step = |metric| match metric {
         Metric::Step(step) => step,
-        Metric::Eval(eval) => panic!("nothing to evaluate on: {eval:?}"),
+        other => panic!("nothing to evaluate or to watch: {other:?}"),
     };
     let logged = metrics::read(run.path().join("metrics.jsonl")).unwrap().into_iter().map(step).collect();
     (logged, trainer.adapter().trained)
@@ -222,7 +222,7 @@ fn authors_run(golden: &Path, tag: &str) -> TrainerRun {
     let mut train_config = config(settings, settings["batch_size"].as_u64().unwrap() as usize);
     train_config.schedule.warmup_ratio = settings["warm"].as_f64().unwrap();
     let start = ours(&file, "start.", Method::Sorsa);
-    let sorsa = SorsaConfig { alpha_convention: AlphaConvention::Author };
+    let sorsa = SorsaConfig { alpha_convention: AlphaConvention::Author, ..SorsaConfig::default() };
     let adapter = AdapterConfig::new(sorsa, meta["r"].as_u64().unwrap() as usize, &TARGETS);
     let adapter = AdapterConfig { alpha: meta["alpha"].as_f64(), ..adapter };
     let attached = attach(&base(golden), adapter, principal(golden), start);
@@ -260,7 +260,7 @@ fn twelve_steps_of_two_micro_batches_are_those_of_pytorch() {
             clip_norm: number("clip"),
             ..TrainConfig::default()
         };
-        config.optimizer.learning_rate = number("lr");
+        config.optimizer.learning_rate = number("lr").into();
         config.optimizer.weight_decay = number("weight_decay");
         config.schedule.warmup_ratio = number("warmup") / number("steps");
         config.regularizer = RegularizerConfig { gamma: number("gamma"), form, coupling, ..Default::default() };
@@ -420,7 +420,7 @@ fn adamw_steps_of_one_layer_are_those_of_the_authors_code() {
         let Attached { mut model, trainable, .. } = saved.attach(model).unwrap();
 
         let settings = &meta["adamw10"];
-        let optimizer = OptimizerConfig { learning_rate: number("lr"), ..OptimizerConfig::default() };
+        let optimizer = OptimizerConfig { learning_rate: number("lr").into(), ..OptimizerConfig::default() };
         let mut optimizer = Optimizer::new(optimizer, &trainable);
         let (x, t) = (given("x").to_tensor::<2>(&device), given("t").to_tensor::<2>(&device));
         for (step, row) in settings["rows"].as_array().unwrap().iter().enumerate() {

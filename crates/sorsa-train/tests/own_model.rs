@@ -111,7 +111,7 @@ fn config(kind: OptimizerKind, steps: u64) -> TrainConfig {
         ..TrainConfig::default()
     };
     config.optimizer = kind.defaults();
-    config.optimizer.learning_rate = 0.02;
+    config.optimizer.learning_rate = 0.02.into();
     config
 }
 

@@ -6,12 +6,16 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use burn::prelude::*;
-use sorsa_adapter::{AdapterConfig, Attached, Method, NamedTensors};
+use sorsa_adapter::{
+    AdapterConfig, Attached, Method, MethodConfig, NamedTensors, RegularizerForm, Retraction, SorsaConfig, SorsaTrained,
+};
 use sorsa_data::{BatchOptions, Batcher, Example};
 use sorsa_models::WeightFormat;
 use sorsa_models::{CausalLm, ModelConfig};
 use sorsa_train::metrics::{self, Metric};
-use sorsa_train::{Checkpoints, Observer, RunOutcome, TrainConfig, TrainError};
+use sorsa_train::{
+    Checkpoints, Coupling, GammaSchedule, Observer, OptimizerConfig, OptimizerKind, RunOutcome, TrainConfig, TrainError,
+};
 
 use common::{resume, start};
 
@@ -36,7 +40,7 @@ fn model() -> CausalLm {
     CausalLm::load(folder.path(), WeightFormat::F32, &Device::flex()).unwrap()
 }
 
-fn attach(method: Method) -> Attached<CausalLm> {
+fn attach(method: impl Into<MethodConfig>) -> Attached<CausalLm> {
     let config = AdapterConfig::new(method, 3, &["all-linear"]).with_dropout(0.3);
     config.attach(model(), &Default::default()).unwrap()
 }
@@ -61,7 +65,7 @@ fn batcher(examples: Vec<Example>, shuffle: bool) -> Batcher {
 fn config() -> TrainConfig {
     let mut config =
         TrainConfig { batch_size: 2, accumulation: 2, epochs: 3.4, eval_every: 2, ..TrainConfig::default() };
-    config.optimizer.learning_rate = 0.02;
+    config.optimizer.learning_rate = 0.02.into();
     config.regularizer.gamma = 0.01;
     config
 }
@@ -81,21 +85,30 @@ fn logged(run: &Path) -> Vec<(u64, Vec<f64>)> {
     let numbers = |metric: &Metric| match metric {
         Metric::Step(s) => vec![s.loss, s.grad_norm, s.learning_rate, s.gamma.unwrap_or(0.0), s.defect.unwrap_or(0.0)],
         Metric::Eval(eval) => vec![eval.loss],
+        Metric::Watch(watch) => {
+            let kinds = watch.by_kind.values().flat_map(|kind| [kind.kappa_part, kind.kappa, kind.defect]);
+            kinds.map(|value| value.unwrap_or(0.0)).collect()
+        }
     };
     metrics::read(run.join("metrics.jsonl")).unwrap().iter().map(|m| (m.step(), numbers(m))).collect()
 }
 
 /// Trains in processes of so many steps each, and the last one to the end.
-fn run(method: Method, config: &TrainConfig, interruptions: &[usize]) -> (Vec<(u64, Vec<f64>)>, NamedTensors) {
+fn run(
+    method: impl Into<MethodConfig>,
+    config: &TrainConfig,
+    interruptions: &[usize],
+) -> (Vec<(u64, Vec<f64>)>, NamedTensors) {
+    let method = method.into();
     let folder = tempfile::tempdir().unwrap();
     let data = || (batcher(examples(11, 3), true), Some(batcher(examples(4, 3), false)));
     for steps in interruptions {
         let (train, validation) = data();
-        let mut trainer = resume(attach(method), train, validation, config.clone(), folder.path()).unwrap();
+        let mut trainer = resume(attach(method.clone()), train, validation, config.clone(), folder.path()).unwrap();
         assert_eq!(trainer.run(&mut StopAfter(*steps)).unwrap(), RunOutcome::Interrupted);
     }
     let (train, validation) = data();
-    let mut trainer = resume(attach(method), train, validation, config.clone(), folder.path()).unwrap();
+    let mut trainer = resume(attach(method.clone()), train, validation, config.clone(), folder.path()).unwrap();
     assert_eq!(trainer.run(&mut ()).unwrap(), RunOutcome::Completed);
     assert_eq!(trainer.state().step, trainer.total_steps());
     (logged(folder.path()), trainer.adapter().trained)
@@ -116,13 +129,75 @@ fn a_run_in_pieces_is_the_run_in_one_piece_to_the_bit() {
 }
 
 #[test]
+fn every_form_of_the_regularizer_and_the_measures_of_weights_are_the_same_in_pieces() {
+    let _alone = alone();
+    let form = |change: fn(&mut TrainConfig)| {
+        let mut config = TrainConfig { watch_every: 3, ..config() };
+        config.regularizer.target_defect = Some(0.003);
+        change(&mut config);
+        config
+    };
+    let forms = [
+        form(|config| config.regularizer.probes = 2),
+        form(|config| {
+            config.regularizer.every = 2;
+            config.regularizer.form = RegularizerForm::Nuclear;
+        }),
+        form(|config| {
+            config.regularizer.schedule = GammaSchedule::Constant;
+            config.regularizer.coupling = Coupling::Decoupled;
+        }),
+    ];
+    for config in forms {
+        let whole = run(Method::Sorsa, &config, &[]);
+        let steps: Vec<u64> = whole.0.iter().map(|(step, _)| *step).collect();
+        assert_eq!(steps, [0, 0, 1, 2, 2, 3, 3, 4, 4, 5, 6, 6, 6, 7, 8, 8, 9, 9, 10, 10, 11, 11, 11]);
+        assert_eq!(run(Method::Sorsa, &config, &[3, 4]), whole, "{:?}", config.regularizer);
+    }
+}
+
+#[test]
+fn every_optimizer_goes_on_to_the_bit() {
+    let _alone = alone();
+    for kind in OptimizerKind::ALL {
+        let mut config = TrainConfig { clip_value: 0.01, ..config() };
+        config.optimizer = OptimizerConfig { learning_rate: 0.02.into(), beta1: 0.8, ..kind.defaults() };
+        config.optimizer.factor_rates.insert("vt".into(), 2.0);
+        let whole = run(Method::Sorsa, &config, &[]);
+        assert_eq!(run(Method::Sorsa, &config, &[5]), whole, "{kind}");
+    }
+}
+
+#[test]
+fn a_run_on_the_stiefel_manifold_or_with_fixed_factors_in_pieces_is_the_run_in_one_piece_to_the_bit() {
+    let _alone = alone();
+    let on_manifold = |retraction, retract_every| SorsaConfig { retraction, retract_every, ..SorsaConfig::default() };
+    let fixed = |train| SorsaConfig { train, ..SorsaConfig::default() };
+    let methods: [MethodConfig; 6] = [
+        Method::Stella.into(),
+        on_manifold(Retraction::Polar, 1).into(),
+        on_manifold(Retraction::NewtonSchulz, 2).into(),
+        on_manifold(Retraction::Qr, 3).into(),
+        fixed(SorsaTrained::Vectors).into(),
+        fixed(SorsaTrained::SingularValues).into(),
+    ];
+    for (index, method) in methods.into_iter().enumerate() {
+        let mut config = config();
+        config.optimizer = OptimizerKind::ALL[index % OptimizerKind::ALL.len()].defaults();
+        config.optimizer.learning_rate = 0.01.into();
+        let whole = run(method.clone(), &config, &[]);
+        assert_eq!(run(method.clone(), &config, &[3, 4]), whole, "{method:?}");
+    }
+}
+
+#[test]
 fn dropout_is_drawn_anew_for_every_step_and_from_the_seed() {
     let _alone = alone();
     // Learning nothing from one batch, only dropout can change the loss.
     let losses = |seed| {
         let folder = tempfile::tempdir().unwrap();
         let mut config = TrainConfig { seed, epochs: 3.0, eval_every: 0, ..TrainConfig::default() };
-        config.optimizer.learning_rate = 1e-30;
+        config.optimizer.learning_rate = 1e-30.into();
         config.regularizer.gamma = 0.0;
         let train = batcher(examples(2, 3), false);
         let mut trainer = start(attach(Method::Sorsa), train, None, config, folder.path()).unwrap();
@@ -140,7 +215,7 @@ fn a_run_without_progress_stops_early_and_stays_stopped_when_resumed() {
     let _alone = alone();
     let folder = tempfile::tempdir().unwrap();
     let mut config = TrainConfig { epochs: 10.0, eval_every: 1, early_stopping: 3, ..TrainConfig::default() };
-    config.optimizer.learning_rate = 1e-30;
+    config.optimizer.learning_rate = 1e-30.into();
     for _ in 0..2 {
         let (train, validation) = (batcher(examples(4, 3), false), Some(batcher(examples(4, 3), false)));
         let attached = attach(Method::Full);
@@ -158,7 +233,7 @@ fn the_best_and_the_newest_checkpoint_are_kept_and_the_best_comes_back() {
     // First what the validation data is like, then what it is not: its loss falls and rises.
     let train = batcher([examples(8, 3), examples(8, 7)].concat(), false);
     let mut config = TrainConfig { eval_every: 1, checkpoint_every: 1, keep_checkpoints: 1, ..TrainConfig::default() };
-    config.optimizer.learning_rate = 0.03;
+    config.optimizer.learning_rate = 0.03.into();
     config.schedule.warmup_ratio = 0.0;
     let validation = Some(batcher(examples(8, 3), false));
     let mut trainer = start(attach(Method::Full), train, validation, config, folder.path()).unwrap();
@@ -176,7 +251,7 @@ fn an_error_names_the_batch_of_the_epoch_that_it_is_in() {
     let _alone = alone();
     let folder = tempfile::tempdir().unwrap();
     let mut config = TrainConfig { epochs: 2.0, eval_every: 0, clip_norm: 0.0, ..TrainConfig::default() };
-    config.optimizer.learning_rate = 1e30;
+    config.optimizer.learning_rate = 1e30.into();
     config.schedule.warmup_ratio = 0.0;
     // One batch is an epoch: the second step is the first of the second.
     let train = batcher(examples(2, 3), false);

@@ -70,7 +70,7 @@ fn losses(run: &std::path::Path) -> Vec<(f64, f64)> {
     let steps = metrics::read(run.join("metrics.jsonl")).unwrap();
     let step = |metric: &Metric| match metric {
         Metric::Step(step) => Some((step.loss, step.grad_norm)),
-        Metric::Eval(_) => None,
+        Metric::Eval(_) | Metric::Watch(_) => None,
     };
     steps.iter().filter_map(step).collect()
 }
@@ -84,7 +84,7 @@ fn adamw_follows_its_formula() {
     let device = Device::flex().autodiff();
     let mut model = One { weight: Param::from_tensor(Tensor::from_floats([1.0, -2.0], &device)) };
     let attached = AdapterConfig::new(Method::Full, 0, &[]).attach(model.clone(), &Default::default()).unwrap();
-    let config = OptimizerConfig { learning_rate: 0.1, weight_decay: 0.2, ..OptimizerConfig::default() };
+    let config = OptimizerConfig { learning_rate: 0.1.into(), weight_decay: 0.2, ..OptimizerConfig::default() };
     let mut optimizer = Optimizer::new(config, &attached.trainable);
 
     let (mut p, mut m, mut v) = ([1.0f64, -2.0], [0.0f64; 2], [0.0f64; 2]);
@@ -134,7 +134,7 @@ fn accumulation_gives_the_step_of_the_large_batch() {
 fn a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint() {
     let folder = tempfile::tempdir().unwrap();
     let mut config = config(4, 1);
-    config.optimizer.learning_rate = 1e30;
+    config.optimizer.learning_rate = 1e30.into();
     config.clip_norm = 0.0;
     let mut trainer = start(attach(Method::Full), batcher(4), None, config, folder.path()).unwrap();
     let error = trainer.run(&mut ()).unwrap_err();
@@ -152,7 +152,7 @@ fn training_stops_when_the_validation_loss_does_not_fall_and_the_best_step_comes
     config.early_stopping = 2;
     config.keep_checkpoints = 1;
     // So high a rate that the loss rises after some steps.
-    config.optimizer.learning_rate = 0.5;
+    config.optimizer.learning_rate = 0.5.into();
     let validation = Some(batcher(12));
     let mut trainer = start(attach(Method::Full), batcher(4), validation, config, folder.path()).unwrap();
     assert_eq!(trainer.run(&mut ()).unwrap(), RunOutcome::EarlyStopped);
@@ -165,7 +165,7 @@ fn training_stops_when_the_validation_loss_does_not_fall_and_the_best_step_comes
 /// A configuration whose update leaves the range of f32 in the first step.
 fn overflowing() -> TrainConfig {
     let mut config = config(12, 1);
-    config.optimizer.learning_rate = 1e38;
+    config.optimizer.learning_rate = 1e38.into();
     config
 }
 
@@ -230,7 +230,7 @@ fn the_last_step_of_an_epoch_takes_what_is_left_and_its_loss_is_the_mean_over_it
         config.epochs = 2.0;
         config.loss_normalization = normalization;
         // So small a rate that all losses are those of the start.
-        config.optimizer.learning_rate = 1e-30;
+        config.optimizer.learning_rate = 1e-30.into();
         let train = batcher(2);
         let batches: Vec<Batch> = (0..6).map(|index| train.batch(0, index)).collect();
         let mut trainer = start(attach(Method::Full), batcher(2), None, config, folder.path()).unwrap();
@@ -305,7 +305,7 @@ fn pissa_is_trained_with_a_regularizer_if_the_configuration_gives_it_a_weight() 
             let folder = tempfile::tempdir().unwrap();
             let mut config = config(4, 1);
             config.epochs = 10.0;
-            config.optimizer.learning_rate = 0.02;
+            config.optimizer.learning_rate = 0.02.into();
             config.regularizer.orthogonal_gamma = gamma;
             config.regularizer.coupling = coupling;
             let mut trainer = start(attach(Method::Pissa), batcher(4), None, config, folder.path()).unwrap();

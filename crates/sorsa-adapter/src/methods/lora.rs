@@ -13,7 +13,7 @@ use sorsa_linalg::faer::Mat;
 use sorsa_linalg::leading_qr;
 
 use crate::AdapterConfig;
-use crate::factors::{Axes, Factor, FactorSet};
+use crate::factors::{Axes, Factor, FactorPair, FactorSet};
 use crate::host_tensor::HostTensorExt;
 use crate::method::{FactoredMethod, LowRank, StartsFrom};
 use crate::peft::{PeftInit, PeftVariant};
@@ -150,6 +150,10 @@ impl FactoredMethod for Lora {
 
     fn dropout(&self) -> &Dropout {
         &self.dropout
+    }
+
+    fn of_product(pair: FactorPair) -> Option<FactorSet> {
+        Some(FactorSet::from([("a", pair.a), ("b", pair.b)]))
     }
 
     fn to_peft(config: &LoraConfig) -> PeftVariant {

@@ -7,13 +7,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sorsa_ops::WeightOperand;
 
-use crate::AdapterConfig;
 use crate::factors::{Factor, FactorSet};
 use crate::method::{FactoredDefinition, FactoredMethod, LowRank, StartsFrom, WholeDefinition, WholeMethod};
 use crate::peft::PeftVariant;
 use crate::penalty::Penalty;
 use crate::quantized_start::StartError;
 use crate::start::{StartingFactors, WeightToAdapt};
+use crate::stiefel::OrthonormalSteps;
+use crate::{AdapterConfig, Band};
 
 /// Makes of the list the names ([`Method`]), the settings ([`MethodConfig`]), the state of one weight ([`Adapter`]),
 /// and the way from each of them to the method's file.
@@ -168,6 +169,30 @@ macro_rules! methods {
                 }
             }
 
+            /// Which singular triplets of a weight the start is made of.
+            pub fn band(&self) -> Band {
+                match self {
+                    $(Self::$name(config) => $name::band(config),)+
+                    $(Self::$whole => Band::Principal,)+
+                }
+            }
+
+            /// Whether `factor` of the method is trained under these settings.
+            pub(crate) fn trains(&self, factor: &Factor) -> bool {
+                match self {
+                    $(Self::$name(config) => $name::trains(config, factor),)+
+                    $(Self::$whole => true,)+
+                }
+            }
+
+            /// How the orthonormal factors of the method stay so; absent if nothing but a regularizer holds them.
+            pub(crate) fn orthonormal_steps(&self) -> Option<OrthonormalSteps> {
+                match self {
+                    $(Self::$name(config) => $name::orthonormal_steps(config),)+
+                    $(Self::$whole => None,)+
+                }
+            }
+
             /// The factors of one weight at the start; absent for a method that has none.
             pub(crate) fn start(&self, weight: &WeightToAdapt<'_>) -> Option<Result<StartingFactors, StartError>> {
                 match self {
@@ -290,7 +315,7 @@ impl Method {
 
     /// Whether the method has factors that a regularizer of its own keeps orthonormal.
     pub fn is_regularized(self) -> bool {
-        self.factors().iter().any(|factor| factor.orthonormal.is_some())
+        MethodConfig::from(self).is_regularized()
     }
 
     /// Why the regularizer of orthogonal vectors makes no sense for the method; nothing if the method trains two factors
@@ -302,6 +327,9 @@ impl Method {
         if !MethodConfig::from(self).penalties().is_empty() {
             return Some(format!("{self} has penalties of its own, of orthonormal vectors"));
         }
+        if self.factors().iter().any(|factor| factor.orthonormal.is_some()) {
+            return Some(format!("{self} keeps its vectors orthonormal by a retraction"));
+        }
         match self.factors().iter().filter(|factor| factor.vectors().is_some()).count() {
             2 => None,
             _ => Some(format!("{self} does not train two factors, whose vectors could be kept orthogonal")),
@@ -311,6 +339,11 @@ impl Method {
     /// Whether `target_modules` chooses what the method trains. Otherwise it trains every parameter of the model.
     pub fn has_targets(self) -> bool {
         self.whole().is_none_or(|method| method.has_targets)
+    }
+
+    /// The names of the trained tensors of each weight, like `a` and `b`; none if the method trains weights themselves.
+    pub fn factor_names(self) -> Vec<&'static str> {
+        self.factors().iter().map(|factor| factor.name).collect()
     }
 
     /// The trained tensors of each weight.
@@ -326,6 +359,14 @@ impl Method {
     /// The tensors of each weight that a merge saves for [`SavedAdapter::unmerge`](crate::SavedAdapter::unmerge).
     pub(crate) fn unmerge_factors(self) -> &'static [Factor] {
         self.factored().map_or(&[], |method| method.unmerge_factors)
+    }
+}
+
+impl MethodConfig {
+    /// Whether a regularizer of the method's own keeps trained factors orthonormal under these settings.
+    pub fn is_regularized(&self) -> bool {
+        let is_held = |factor: &&Factor| factor.orthonormal.is_some() && self.trains(factor);
+        self.orthonormal_steps().is_none() && self.method().factors().iter().any(|factor| is_held(&factor))
     }
 }
 
@@ -380,10 +421,12 @@ mod mica;
 mod olora;
 mod pissa;
 pub(crate) mod sorsa;
+mod stella;
 mod svft;
 mod whole;
 
 pub use lora::Init;
+pub use sorsa::SorsaTrained;
 
 methods! {
     factored {
@@ -399,6 +442,8 @@ methods! {
         Olora(OloraConfig) in olora,
         /// A trained square matrix between two frozen factors of the weight's SVD (arXiv 2405.17604).
         LoraXs(LoraXsConfig) in lora_xs,
+        /// A trained square matrix between two bases on the Stiefel manifold (arXiv 2510.01938).
+        Stella(StellaConfig) in stella,
         /// An update in the form of an SVD beside a weight without its minor components (arXiv 2412.06071).
         Kasa(KasaConfig) in kasa,
         /// LoRA with one factor frozen at the minor singular vectors of the weight (arXiv 2604.01694).
@@ -432,7 +477,8 @@ mod tests {
         let error = "vera".parse::<Method>().unwrap_err();
         assert_eq!(
             error,
-            "unknown method `vera`, expected sorsa, pissa, lora, dora, olora, lora-xs, kasa, mica, svft, lora-ga, partial or full"
+            "unknown method `vera`, expected sorsa, pissa, lora, dora, olora, lora-xs, stella, kasa, mica, svft, lora-ga, partial \
+             or full"
         );
     }
 

@@ -6,6 +6,7 @@ use burn::nn::Dropout;
 use burn::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use crate::Band;
 use crate::factors::{Axes, Factor, FactorSet};
 use crate::host_tensor::HostTensorExt;
 use crate::method::{FactoredMethod, LowRank, StartsFrom};
@@ -19,6 +20,9 @@ use crate::start::{AlphaConvention, StartingFactors, WeightToAdapt};
 pub struct PissaConfig {
     /// What happens to the singular values if the scale is not 1.
     pub alpha_convention: AlphaConvention,
+    /// Which singular triplets are split off. With the minor ones it is MiLoRA (arXiv 2406.09044).
+    #[serde(skip_serializing_if = "Band::is_principal")]
+    pub band: Band,
 }
 
 /// The trained factors of one weight.
@@ -38,15 +42,19 @@ impl FactoredMethod for Pissa {
 
     const NAME: &'static str = "pissa";
     const LABEL: &'static str = "PiSSA";
-    const SETTINGS: &'static [&'static str] = &["alpha_convention"];
+    const SETTINGS: &'static [&'static str] = &["alpha_convention", "band"];
     const FACTORS: &'static [Factor] = &[Factor::new("a", Axes::InRank), Factor::new("b", Axes::RankOut)];
     const STARTS_FROM: StartsFrom = StartsFrom::SingularTriplets;
     const SPLITS_WEIGHT: bool = true;
     const QUANTIZATION_ROUNDS: Option<usize> = Some(5);
 
+    fn band(config: &PissaConfig) -> Band {
+        config.band
+    }
+
     fn start(config: &PissaConfig, weight: &WeightToAdapt<'_>) -> Result<StartingFactors, StartError> {
         let divisor = weight.divisor(config.alpha_convention)?;
-        weight.factors_from_svd(|svd| {
+        weight.factors_from_band(config.band, |svd| {
             let [a, b] = svd.balanced(divisor);
             FactorSet::from([("a", a), ("b", b)])
         })
@@ -76,6 +84,6 @@ impl FactoredMethod for Pissa {
     }
 
     fn starting_like_peft(_config: PissaConfig) -> PissaConfig {
-        PissaConfig { alpha_convention: AlphaConvention::Peft }
+        PissaConfig::default()
     }
 }

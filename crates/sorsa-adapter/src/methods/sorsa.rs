@@ -5,7 +5,8 @@
 //! y = x W_r + ((x U_p) * s_p) V_p^T * scale        W_r = W - scale * U_p diag(s_p) V_p^T
 //! ```
 //!
-//! with `U_p [d_in, r]`, `s_p [r]` (a vector) and `V_p^T [r, d_out]`. At the start `s_p = s / scale`.
+//! with `U_p [d_in, r]`, `s_p [r]` (a vector) and `V_p^T [r, d_out]`. At the start `s_p = s / scale`. By settings, the triplets are others
+//! than the leading ones, factors stay as they are at the start, and a retraction takes the place of the regularizer.
 
 pub mod author;
 
@@ -22,13 +23,62 @@ use crate::parameters::ParameterGroup;
 use crate::peft::{PeftInit, PeftVariant};
 use crate::quantized_start::StartError;
 use crate::start::{AlphaConvention, StartingFactors, WeightToAdapt};
+use crate::stiefel::{Metric, OrthonormalSteps, Retraction, Transport};
+use crate::{AdapterConfig, Band};
 
 /// The settings of SORSA.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SorsaConfig {
     /// What happens to the singular values if the scale is not 1.
     pub alpha_convention: AlphaConvention,
+    /// Which singular triplets are split off.
+    #[serde(skip_serializing_if = "Band::is_principal")]
+    pub band: Band,
+    /// Which of the three factors are trained.
+    #[serde(skip_serializing_if = "SorsaTrained::is_all")]
+    pub train: SorsaTrained,
+    /// How the vectors stay orthonormal, in the place of the regularizer.
+    #[serde(skip_serializing_if = "Retraction::is_none")]
+    pub retraction: Retraction,
+    /// Steps from one retraction to the next. Between them the vectors move in the tangent space.
+    #[serde(skip_serializing_if = "is_one")]
+    pub retract_every: u64,
+}
+
+impl Default for SorsaConfig {
+    fn default() -> Self {
+        Self {
+            alpha_convention: AlphaConvention::default(),
+            band: Band::default(),
+            train: SorsaTrained::default(),
+            retraction: Retraction::default(),
+            retract_every: 1,
+        }
+    }
+}
+
+fn is_one(number: &u64) -> bool {
+    *number == 1
+}
+
+/// Which factors of SORSA are trained. The others stay as they are at the start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SorsaTrained {
+    /// `U_p`, `s_p` and `V_p^T`, like the paper.
+    #[default]
+    All,
+    /// `U_p` and `V_p^T`.
+    Vectors,
+    /// `s_p`: `r` numbers of each weight.
+    SingularValues,
+}
+
+impl SorsaTrained {
+    fn is_all(&self) -> bool {
+        *self == Self::All
+    }
 }
 
 /// The trained part of one weight: left singular vectors, singular values, right singular vectors.
@@ -50,7 +100,7 @@ impl FactoredMethod for Sorsa {
 
     const NAME: &'static str = "sorsa";
     const LABEL: &'static str = "SORSA";
-    const SETTINGS: &'static [&'static str] = &["alpha_convention"];
+    const SETTINGS: &'static [&'static str] = &["alpha_convention", "band", "train", "retraction", "retract_every"];
     const FACTORS: &'static [Factor] = &[
         Factor { orthonormal: Some(Vectors::Columns), ..Factor::new("u", Axes::InRank) },
         Factor { group: ParameterGroup::SingularValues, ..Factor::new("s", Axes::Rank) },
@@ -60,9 +110,47 @@ impl FactoredMethod for Sorsa {
     const SPLITS_WEIGHT: bool = true;
     const QUANTIZATION_ROUNDS: Option<usize> = Some(5);
 
+    fn faults(config: &SorsaConfig, _adapter: &AdapterConfig) -> Vec<String> {
+        let mut faults = Vec::new();
+        if config.retract_every == 0 {
+            faults.push("retract_every must be at least 1".to_owned());
+        }
+        if config.retract_every > 1 && config.retraction.is_none() {
+            faults.push("retract_every has no meaning without a retraction".to_owned());
+        }
+        if config.train == SorsaTrained::SingularValues && !config.retraction.is_none() {
+            faults.push(
+                "a retraction has no meaning with train = \"singular-values\", which keeps the vectors".to_owned(),
+            );
+        }
+        faults
+    }
+
+    fn band(config: &SorsaConfig) -> Band {
+        config.band
+    }
+
+    fn trains(config: &SorsaConfig, factor: &Factor) -> bool {
+        match config.train {
+            SorsaTrained::All => true,
+            SorsaTrained::Vectors => factor.axes != Axes::Rank,
+            SorsaTrained::SingularValues => factor.axes == Axes::Rank,
+        }
+    }
+
+    fn orthonormal_steps(config: &SorsaConfig) -> Option<OrthonormalSteps> {
+        (!config.retraction.is_none()).then_some(OrthonormalSteps {
+            retraction: config.retraction,
+            every: config.retract_every,
+            metric: Metric::Embedded,
+            transport: Transport::Projected,
+            scaled_by_width: false,
+        })
+    }
+
     fn start(config: &SorsaConfig, weight: &WeightToAdapt<'_>) -> Result<StartingFactors, StartError> {
         let divisor = weight.divisor(config.alpha_convention)?;
-        weight.factors_from_svd(|svd| {
+        weight.factors_from_band(config.band, |svd| {
             let s = svd.s.iter().map(|value| value / divisor).collect();
             FactorSet::from([("u", svd.u), ("s", HostTensor::new([svd.s.len()], s)), ("vt", svd.vt)])
         })
@@ -99,8 +187,8 @@ impl FactoredMethod for Sorsa {
         PeftVariant { init: PeftInit::Pissa, dora: false }
     }
 
-    fn starting_like_peft(_config: SorsaConfig) -> SorsaConfig {
-        SorsaConfig { alpha_convention: AlphaConvention::Peft }
+    fn starting_like_peft(config: SorsaConfig) -> SorsaConfig {
+        SorsaConfig { alpha_convention: AlphaConvention::Peft, band: Band::Principal, ..config }
     }
 }
 

@@ -8,7 +8,7 @@ use crate::factors::FactorPair;
 
 /// The best approximation of rank `rank` of a difference `[d_in, d_out]`, with factors of equal norm, and its error
 /// `||D - A B||_F / ||D||_F`. A rank above the smaller side of the difference has no error.
-pub(super) fn truncated(
+pub(crate) fn truncated(
     name: &str,
     difference: MatRef<'_, f32>,
     rank: usize,

@@ -12,6 +12,7 @@
 //! ```
 
 mod config;
+mod converted;
 mod difference;
 mod doubts;
 mod pattern;
@@ -23,6 +24,8 @@ use std::path::{Path, PathBuf};
 
 pub(crate) use config::PeftVariant;
 pub use config::{PeftConfig, PeftInit, PeftSelection};
+pub use converted::ConvertedLora;
+pub(crate) use difference::truncated;
 pub use read::method_of;
 use sorsa_files::{HostTensor, NamedTensors, OwnedFolder, read_float_tensors, write_atomic, write_tensors_with};
 pub use write::{PeftExport, PeftForm, Truncation};

@@ -85,6 +85,11 @@ impl PeftAdapter {
         if options.rank == Some(0) {
             return refuse("rank must be at least 1");
         }
+        if saved.state.carries() && options.form == PeftForm::AsTrained {
+            return refuse(
+                "the adapter started from another one, which PEFT cannot start from: leave out the form of training",
+            );
+        }
         let as_trained = method.splits_weight() && options.form == PeftForm::AsTrained && options.rank.is_none();
         if as_trained && matches!(config.method.to_peft(), Some(PeftVariant { init: PeftInit::Lora(_), .. })) {
             return refuse(
@@ -97,7 +102,8 @@ impl PeftAdapter {
         let keeps_factors = as_trained || options.form == PeftForm::OfResidual;
         let plain = PeftVariant { init: PeftInit::Lora(Init::default()), dora: false };
         // Approximations and differences to the start are plain LoRAs.
-        let trainable = (!method.splits_weight() || as_trained) && options.rank.is_none();
+        let keeps_form = !method.splits_weight() && !saved.state.carries();
+        let trainable = (keeps_form || as_trained) && options.rank.is_none();
         let variant = match config.method.to_peft() {
             Some(variant) if trainable => variant,
             _ => plain,
@@ -178,6 +184,11 @@ fn exact(saved: &SavedAdapter, keeps_factors: bool) -> BTreeMap<String, FactorPa
             true => now.minus(&product(saved, module, &saved.state.initial)),
             false => now,
         }
+    };
+    // The carried change has no scale of its own.
+    let pair = |module: &ModuleState| match saved.state.carried(&module.path) {
+        Some(carried) if !keeps_factors => pair(module).beside(&carried.scaled(1.0 / module.scale)),
+        _ => pair(module),
     };
     saved.state.modules.iter().map(|module| (module.path.clone(), pair(module))).collect()
 }

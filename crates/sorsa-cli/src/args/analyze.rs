@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
+use super::convert::IntruderArgs;
 use super::{ConfigArgs, DeviceArgs};
 use crate::format::{Format, TableFormat};
 
@@ -43,9 +44,18 @@ pub enum Triplets {
 
 #[derive(Debug, Args)]
 pub struct AnalyzeArgs {
-    /// Folders of fine-tuning runs. Several runs are compared
+    /// Folders of fine-tuning runs. Several runs are compared. A folder of an adapter (of sorsa or PEFT) instead: the spectrum of its
+    /// factors
     #[arg(value_name = "RUN", required = true)]
     pub runs: Vec<PathBuf>,
+    /// Count the intruder dimensions (arXiv 2410.21228) of tuned weights instead: of runs, adapters, or models
+    #[arg(long)]
+    pub intruders: bool,
+    #[command(flatten)]
+    pub which: IntruderArgs,
+    /// Base model of an adapter or a tuned model [default: the model of the adapter's run]
+    #[arg(long)]
+    pub model: Option<String>,
     /// Analyze these modules only: names, globs or `re:` regular expressions, for example q_proj,v_proj [default: all
     /// modules that the runs train]
     #[arg(long, value_delimiter = ',', value_name = "PATTERN,..")]

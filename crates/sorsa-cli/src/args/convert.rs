@@ -1,7 +1,8 @@
-//! The options of `sorsa merge`, `export` and `import`.
+//! The options of `sorsa merge`, `export`, `import` and `convert`.
 
 use std::path::PathBuf;
 
+use crate::format::Format;
 use crate::output_type::OutputType;
 use clap::{Args, ValueEnum};
 
@@ -116,4 +117,71 @@ pub struct UnpackArgs {
     /// Storage dtype of the weights: f32, f16 or bf16. Packed weights are widened; f32 loses nothing
     #[arg(long, default_value = "f32")]
     pub dtype: String,
+}
+
+#[derive(Debug, Args)]
+pub struct ConvertArgs {
+    /// Tuned weights: a merged or fully fine-tuned model (a folder, a GGUF file, a hub id), an adapter (of sorsa or PEFT), or a run
+    #[arg(value_name = "FROM", required_unless_present = "add")]
+    pub from: Option<String>,
+    /// Add these tuned weights times a number, as in A=0.5; repeatable, in place of FROM. The base must be the same
+    #[arg(long, value_name = "FROM=NUMBER", conflicts_with = "from")]
+    pub add: Vec<String>,
+    /// Base model: a Hugging Face folder, a GGUF file, a hub id, or `embedded` [default: the model of the adapter's run]
+    #[arg(long)]
+    pub model: Option<String>,
+    /// PEFT folder to write
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Rank of the LoRA [default: exact, for adapters with factors]
+    #[arg(long, value_parser = rank)]
+    pub rank: Option<usize>,
+    /// Choose the rank of each module: the smallest that keeps this part of the difference's squared norm, as in 0.95
+    #[arg(long, value_name = "PART", conflicts_with = "rank", value_parser = part)]
+    pub energy: Option<f64>,
+    /// Scale the intruder dimensions of the tuned weights by this factor first (arXiv 2410.21228); 0 removes them [default if given: 0]
+    #[arg(long, value_name = "FACTOR", num_args = 0..=1, require_equals = true, default_missing_value = "0", value_parser = factor)]
+    pub without_intruders: Option<f64>,
+    #[command(flatten)]
+    pub intruders: IntruderArgs,
+    /// Format of the printed table
+    #[arg(long, value_enum, default_value_t)]
+    pub format: Format,
+    /// Print results only, without progress
+    #[arg(long, short)]
+    pub quiet: bool,
+    #[command(flatten)]
+    pub config: ConfigArgs,
+}
+
+/// Which singular vectors are intruder dimensions.
+#[derive(Debug, Clone, Args)]
+pub struct IntruderArgs {
+    /// Leading singular vectors of a tuned weight that may be intruder dimensions
+    #[arg(long, value_name = "COUNT", default_value_t = 10, value_parser = rank)]
+    pub top: usize,
+    /// A vector is an intruder dimension if no singular vector of the base has a cosine of this size with it
+    #[arg(long, value_name = "COSINE", default_value_t = 0.5, value_parser = part)]
+    pub threshold: f64,
+}
+
+fn rank(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(rank) if rank >= 1 => Ok(rank),
+        _ => Err("expected a number of at least 1".to_owned()),
+    }
+}
+
+fn part(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(part) if 0.0 < part && part <= 1.0 => Ok(part),
+        _ => Err("expected a number above 0, at most 1".to_owned()),
+    }
+}
+
+fn factor(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(factor) if (0.0..1.0).contains(&factor) => Ok(factor),
+        _ => Err("expected a number from 0, below 1".to_owned()),
+    }
 }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use sorsa_adapter::RankEnergy;
+use sorsa_train::LearningRate;
 
 use super::{DeviceArgs, MAX_SEED, method_names};
 use crate::format::Format;
@@ -28,6 +29,9 @@ pub struct RecipeArgs {
     /// Start from the adapter in this folder: of sorsa, of PEFT, or of a run. It sets method, rank and target modules
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<String>,
+    /// Start a new adapter, of any method and rank, from the weights that the adapter in this folder has reached
+    #[arg(long, value_name = "DIR", conflicts_with = "adapter")]
+    pub continue_from: Option<String>,
     /// Training data: a JSONL, JSON, parquet or text file, or `embedded` [default: embedded]
     #[arg(long, value_name = "FILE")]
     pub data: Option<String>,
@@ -70,9 +74,9 @@ pub struct RecipeArgs {
     /// q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj]
     #[arg(long, value_delimiter = ',', value_name = "PATTERN,..")]
     pub target_modules: Option<Vec<String>>,
-    /// Peak learning rate [default: depends on method, rank and model]
-    #[arg(long, value_name = "RATE")]
-    pub lr: Option<f64>,
+    /// Peak learning rate, or `auto`: the run finds it by short trials [default: auto; a known rate for the embedded model]
+    #[arg(long, visible_alias = "learning-rate", value_name = "RATE")]
+    pub lr: Option<LearningRate>,
     /// Weight of SORSA's orthonormal regularizer [default: 4e-4]
     #[arg(long)]
     pub gamma: Option<f64>,
@@ -82,6 +86,9 @@ pub struct RecipeArgs {
     /// Stop after this many optimizer steps [default: the end of the last epoch]
     #[arg(long, value_name = "STEPS")]
     pub max_steps: Option<u64>,
+    /// End the run with a checkpoint and exit code 3 if its training loss climbs far, or its evaluations only get worse
+    #[arg(long)]
+    pub stop_on_divergence: bool,
     /// Sequences in a micro-batch [default: 16]
     #[arg(long, value_name = "ROWS")]
     pub batch_size: Option<usize>,
@@ -122,6 +129,26 @@ pub struct FinetuneArgs {
     /// Format of the printed result
     #[arg(long, value_enum, default_value_t)]
     pub format: Format,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct LrFindArgs {
+    #[command(flatten)]
+    pub fields: RecipeArgs,
+    /// Rates to try on each side of the best one, a factor of 2 apart, besides those that the search takes
+    #[arg(long, value_name = "RATES", default_value_t = 3)]
+    pub beside: usize,
+    /// File of the figure (SVG) [default: lr-find.svg; none with --json]
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// Print the result as JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Print results only, without progress
+    #[arg(long, short)]
+    pub quiet: bool,
     #[command(flatten)]
     pub device: DeviceArgs,
 }

@@ -63,7 +63,7 @@ fn show(plan: &ComparisonPlan, format: BenchFormat) -> anyhow::Result<()> {
     let rows = plan.rows.iter().zip(&plan.grids);
     if format == BenchFormat::Json {
         let arms: Vec<_> =
-            rows.map(|(row, grid)| serde_json::json!({ "arm": row.name, "learning_rates": grid.rates() })).collect();
+            rows.map(|(row, grid)| serde_json::json!({ "arm": row.name, "learning_rates": grid.rates(), "around_found_rate": grid.factors() })).collect();
         let mut json = serde_json::json!({
             "arms": arms, "seeds": plan.seeds, "extensions_at_most": plan.extend, "steps": plan.steps,
             "tokens_per_step": plan.tokens_per_step(), "problems": plan.problems, "runs": plan.run_count(),
@@ -79,8 +79,16 @@ fn show(plan: &ComparisonPlan, format: BenchFormat) -> anyhow::Result<()> {
     }
     print(plan.summary())?;
     for (row, grid) in rows {
-        let rates: Vec<String> = grid.rates().iter().map(|rate| format!("{rate:e}")).collect();
-        print(format_args!("  {:<16} learning rates {}", row.name, rates.join(", ")))?;
+        let rates = |rates: &[f64]| rates.iter().map(|rate| format!("{rate:e}")).collect::<Vec<_>>().join(", ");
+        if grid.waits_for_rate() {
+            print(format_args!(
+                "  {:<16} {} times the learning rate that is found first",
+                row.name,
+                rates(grid.factors())
+            ))?;
+        } else {
+            print(format_args!("  {:<16} learning rates {}", row.name, rates(grid.rates())))?;
+        }
     }
     print(format_args!("parameters of the model {}; results go to {}", grouped(plan.parameters), plan.folder.display()))
 }

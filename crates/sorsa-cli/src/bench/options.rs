@@ -42,6 +42,7 @@ pub fn request(args: &BenchArgs) -> anyhow::Result<ComparisonRequest> {
         rates: rates(args, factors)?,
         seeds: checked_list("--seeds", args.seeds.clone())?.unwrap_or_else(|| seeds.to_vec()),
         extend: args.extend.unwrap_or(extensions),
+        extend_found: args.extend.unwrap_or(defaults::FOUND_RATE_EXTENSIONS),
         sets_eval_every: fields.set.iter().any(|field| field.starts_with("train.eval_every=")),
         base: base_recipe(fields, settings)?,
     })
@@ -139,7 +140,7 @@ fn arms(args: &BenchArgs, suite: &Suite) -> anyhow::Result<Vec<Arm>> {
 
 /// An arm of the command line, of the suite or of the default comparison, or else a method.
 fn arm_by_name(name: &str, own: &[Arm], suite: &Suite) -> anyhow::Result<Arm> {
-    let defaults = defaults::arms();
+    let defaults = defaults::named_arms();
     if let Some(arm) = own.iter().chain(&suite.arms).chain(&defaults).find(|arm| arm.name == name) {
         return Ok(arm.clone());
     }

@@ -159,7 +159,7 @@ fn peft(trained: &Trained, args: &ExportArgs) -> anyhow::Result<PeftAdapter> {
 
 /// The name and the revision by which other programs find the base: a repository of the hub, or the whole path of a folder or file.
 /// They do not know the embedded model.
-fn base_for_others(name: &str) -> (Option<String>, Option<String>) {
+pub fn base_for_others(name: &str) -> (Option<String>, Option<String>) {
     if name == EMBEDDED {
         return (None, None);
     }

@@ -10,9 +10,9 @@ use sorsa_train::metrics::Metric;
 
 use crate::args::FinetuneArgs;
 use crate::commands::inspect;
-use crate::exit::Interrupted;
+use crate::exit::{Diverged, Interrupted};
 use crate::format::{Format, print, print_json};
-use crate::observer::TerminalObserver;
+use crate::observer::{TerminalObserver, divergence_text};
 use crate::progress::Style;
 use crate::recipe;
 use crate::session;
@@ -41,6 +41,7 @@ pub fn run(args: &FinetuneArgs) -> anyhow::Result<()> {
                     match summary.outcome {
                         RunEnd::Completed => "completed",
                         RunEnd::EarlyStopped => "early stopped",
+                        RunEnd::Diverged => "diverged",
                     },
                     summary.steps
                 );
@@ -96,11 +97,20 @@ fn run_name(recipe: &Recipe) -> String {
     }
 }
 
-/// Prints the results of the run and the next command.
+/// Prints the results of the run. A run that was to end because it diverged is an error.
 fn conclude(summary: &Summary, run: &RunDir, recipe: &Recipe, format: Format) -> anyhow::Result<()> {
-    if format == Format::Json {
-        return print_json(summary);
+    match format {
+        Format::Json => print_json(summary)?,
+        Format::Table => print_results(summary, run, recipe)?,
     }
+    match summary.outcome {
+        RunEnd::Diverged => Err(Diverged.into()),
+        RunEnd::Completed | RunEnd::EarlyStopped => Ok(()),
+    }
+}
+
+/// Prints the results of the run and the next command.
+fn print_results(summary: &Summary, run: &RunDir, recipe: &Recipe) -> anyhow::Result<()> {
     let rank = summary.rank.map_or_else(String::new, |rank| format!(" rank {rank}"));
     print(format_args!(
         "{}{rank}: {} of {} parameters trained, {} steps, {:.0} s, {:.0} tokens/s, peak memory {}",
@@ -112,6 +122,11 @@ fn conclude(summary: &Summary, run: &RunDir, recipe: &Recipe, format: Format) ->
         summary.tokens_per_s,
         summary.peak_memory_bytes.map_or_else(|| "unknown".to_owned(), bytes)
     ))?;
+    if let Some(learning_rate) = summary.learning_rate {
+        for divergence in &summary.divergences {
+            print(format_args!("DIVERGED: {}", divergence_text(divergence, learning_rate)))?;
+        }
+    }
     if summary.adapter_is_the_start {
         print(not_improved(summary, recipe, &run.metrics()?))?;
     } else if let (Some(before), Some(after)) = (summary.loss_before, summary.loss_after) {
@@ -142,10 +157,12 @@ fn not_improved(summary: &Summary, recipe: &Recipe, metrics: &[Metric]) -> Strin
         _ => None,
     });
     let lowest = evaluations.reduce(f64::min).map_or_else(|| "unknown".to_owned(), |loss| format!("{loss:.4}"));
+    // Of a run of an earlier build the recipe has the rate.
+    let rate = summary.learning_rate.or(recipe.train.optimizer.learning_rate.number()).unwrap_or(f64::NAN);
     format!(
         "NOT IMPROVED: validation loss {:.4} before training, {lowest} at best after it. The adapter that was saved is the \
-         one before training. Try a lower learning rate (--lr, now {:e}) or more steps.",
+         one before training. Try a lower learning rate (--lr {:.1e} instead of {rate:.1e}) or more steps.",
         summary.loss_before.unwrap_or(f64::NAN),
-        recipe.train.optimizer.learning_rate
+        rate / 3.0,
     )
 }

@@ -72,6 +72,8 @@ pub fn write_merged(
 pub struct Merged {
     /// The original, by its files.
     base: ModelSource,
+    /// The weights that the adapter changes: the original ones, or packed like the run packed them.
+    before: ModelSource,
     /// The model's configuration.
     config: ModelConfig,
     /// Names and shapes of all tensors.
@@ -94,10 +96,17 @@ impl Merged {
     /// Merges `adapter` into the model, if there is one.
     pub fn of(named: NamedModel, adapter: Option<&Path>) -> anyhow::Result<Self> {
         let base = ModelSource::open(&named.folder).or_bad_input()?;
+        let mut before = ModelSource::open(&named.folder).or_bad_input()?;
         let (weights, changed) = match adapter {
             None => (Weights::Plain(named.model), BTreeSet::new()),
             Some(adapter) => {
+                let quantize = named.quantize;
                 let attached = named.with_adapter(adapter)?;
+                // Beside a residual, the factors at the start are a part of the original weight.
+                let splits = attached.state.modules.iter().any(|module| module.fingerprint.is_some());
+                if let Some(format) = quantize.filter(|_| !splits) {
+                    before = before.with_packing(format).or_bad_input()?;
+                }
                 let adapted = attached.state.modules.iter().map(|module| format!("{}.weight", module.path));
                 let whole = attached.trainable.iter().map(|parameter| parameter.name.clone());
                 let changed: BTreeSet<String> = adapted.chain(whole).collect();
@@ -113,7 +122,7 @@ impl Merged {
             Weights::Attached(attached) => &attached.model,
         };
         let (config, expected) = (model.config().clone(), model.tensors().expected().to_vec());
-        Ok(Self { base, config, expected, weights, changed })
+        Ok(Self { base, before, config, expected, weights, changed })
     }
 
     /// Whether the adapter changes the tensor.
@@ -181,7 +190,7 @@ impl MergedTensors<'_> {
             && self.of.base.stored(name).is_some()
             && self.compared.insert(name.to_owned())
         {
-            let before = self.of.base.numbers::<f32>(name, false);
+            let before = self.of.before.numbers::<f32>(name, false);
             let before =
                 before.map_err(|source| WeightsError::Produce { name: name.to_owned(), source: source.into() })?;
             self.change += squares(values, &before.values);

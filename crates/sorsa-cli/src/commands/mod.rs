@@ -1,6 +1,7 @@
 //! One file for each command.
 
 pub mod analyze;
+pub mod convert;
 pub mod devices;
 pub mod eval;
 pub mod export;
@@ -9,6 +10,7 @@ pub mod generate;
 pub mod grade;
 pub mod import;
 pub mod inspect;
+pub mod lr_find;
 pub mod merge;
 pub mod pretrain;
 pub mod unpack;

@@ -125,7 +125,7 @@ pub fn run(args: &PretrainArgs) -> anyhow::Result<()> {
         checkpoint_every: 250,
         seed: args.seed,
         optimizer: OptimizerConfig {
-            learning_rate: args.lr,
+            learning_rate: args.lr.into(),
             weight_decay: 0.05,
             beta2: 0.98,
             ..OptimizerConfig::default()

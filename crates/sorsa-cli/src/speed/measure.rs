@@ -1,5 +1,6 @@
 //! Measures one configuration in this process: the trainer's step on a random Llama and random tokens.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -8,10 +9,13 @@ use burn::optim::GradientsParams;
 use burn::prelude::*;
 use burn::tensor::FloatDType;
 use serde::Serialize;
-use sorsa_adapter::{AdapterConfig, AttachOptions, Attached, Method, add_regularizer};
+use sorsa_adapter::{
+    AdapterConfig, AttachOptions, Attached, Method, PackedFormat, Probes, Regularizer, RegularizerForm, add_regularizer,
+};
 use sorsa_data::{BatchOptions, Batcher, Example};
 use sorsa_experiment::private_folder;
 use sorsa_files::{cpu_seconds, peak_memory_bytes};
+use sorsa_kernels::Instructions;
 use sorsa_models::{CausalLm, WeightFormat, float_dtype};
 use sorsa_train::{Optimizer, OptimizerConfig, TrainConfig, Trainer};
 
@@ -36,6 +40,11 @@ pub struct Measurement {
     pub rank: usize,
     pub threads: usize,
     pub dtype: &'static str,
+    /// Format of packed linear layers; absent if they are dense.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quantize: Option<&'static str>,
+    /// Instructions of the CPU's kernels.
+    pub instructions: &'static str,
     /// `fused` or `plain` operations.
     pub form: &'static str,
     pub checkpoint_blocks: bool,
@@ -69,6 +78,9 @@ pub struct StepMeasurement {
     pub regularizer_s: Option<f64>,
     /// [`regularizer_s`](Self::regularizer_s) over the median step.
     pub regularizer_share: Option<f64>,
+    /// CPU seconds of one evaluation of each form of the regularizer.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub regularizer_cpu_s: BTreeMap<String, f64>,
     pub first_loss: f64,
     pub last_loss: f64,
     /// Peak of the measured steps alone, if the system can reset the peak.
@@ -89,9 +101,13 @@ fn measure_form(args: &SpeedArgs, method: Method, backend: Backend, device: &Dev
     let sizes = args.sizes();
     device.seed(args.seed);
     let clock = Instant::now();
-    let model = materialized(CausalLm::init(&sizes.config()?, device), args.dtype);
+    let config = sizes.config()?;
+    let model = match args.quantize {
+        Some(packed) => CausalLm::init_packed(&config, packed, args.dtype, device).or_bad_input()?,
+        None => materialized(CausalLm::init(&config, device), args.dtype),
+    };
     let load_s = clock.elapsed().as_secs_f64();
-    let n_params = model.num_params();
+    let n_params = config.num_parameters();
 
     let clock = Instant::now();
     let options = AttachOptions { placement: backend.svd_placement(), ..AttachOptions::default() };
@@ -115,6 +131,8 @@ fn measure_form(args: &SpeedArgs, method: Method, backend: Backend, device: &Dev
         rank: args.rank,
         threads: rayon::current_num_threads(),
         dtype: args.dtype.torch_name(),
+        quantize: args.quantize.map(PackedFormat::name),
+        instructions: Instructions::used().name(),
         form: if args.plain { "plain" } else { "fused" },
         checkpoint_blocks: args.checkpoint_blocks,
         backend,
@@ -154,7 +172,7 @@ fn steps(args: &SpeedArgs, sizes: &Sizes, attached: Attached<CausalLm>) -> anyho
         batch_size: sizes.batch,
         max_steps: Some(count as u64),
         checkpoint_blocks: args.checkpoint_blocks,
-        optimizer: OptimizerConfig { learning_rate: 1e-4, ..OptimizerConfig::default() },
+        optimizer: OptimizerConfig { learning_rate: 1e-4.into(), ..OptimizerConfig::default() },
         ..TrainConfig::default()
     };
     let form = config.regularizer.form;
@@ -176,16 +194,28 @@ fn steps(args: &SpeedArgs, sizes: &Sizes, attached: Attached<CausalLm>) -> anyho
     }
     let peak_rss_mb_steps = peak_megabytes();
     let step_s_median = median(&seconds);
-    let regularizer_s = (method == Method::Sorsa).then(|| {
+    let (mut regularizer_s, mut regularizer_cpu_s) = (None, BTreeMap::new());
+    if method == Method::Sorsa {
         let model = trainer.into_attached().model;
-        let once = || {
+        let once = |regularizer: Regularizer| {
             let clock = Instant::now();
-            add_regularizer(&model, &attached_parameters, form, 1e-4, &mut GradientsParams::new());
+            add_regularizer(&model, &attached_parameters, regularizer, 1e-4, &mut GradientsParams::new());
             clock.elapsed().as_secs_f64()
         };
-        once();
-        median(&(0..9).map(|_| once()).collect::<Vec<f64>>())
-    });
+        once(form.into());
+        regularizer_s = Some(median(&(0..9).map(|_| once(form.into())).collect::<Vec<f64>>()));
+        for (name, regularizer) in regularizers() {
+            const EVALUATIONS: u32 = 5;
+            once(regularizer);
+            let before = cpu_seconds();
+            for _ in 0..EVALUATIONS {
+                once(regularizer);
+            }
+            if let Some((before, after)) = before.zip(cpu_seconds()) {
+                regularizer_cpu_s.insert(name, rounded((after - before) / f64::from(EVALUATIONS)));
+            }
+        }
+    }
     let least = |values: &[f64]| values.iter().copied().fold(f64::INFINITY, f64::min);
     let cpu = (!cpu.is_empty()).then_some(cpu);
     let tokens = (sizes.batch * sizes.seq) as f64;
@@ -198,11 +228,23 @@ fn steps(args: &SpeedArgs, sizes: &Sizes, attached: Attached<CausalLm>) -> anyho
         tokens_per_s_median: rounded(tokens / step_s_median),
         tokens_per_s_best: rounded(tokens / least(&seconds)),
         regularizer_s: regularizer_s.map(rounded),
+        regularizer_cpu_s,
         regularizer_share: regularizer_s.map(|seconds| rounded(seconds / step_s_median)),
         first_loss: rounded(losses[0]),
         last_loss: rounded(losses[losses.len() - 1]),
         peak_rss_mb_steps,
     })
+}
+
+/// The forms of the regularizer that have a cost of their own, by the settings of a recipe.
+fn regularizers() -> Vec<(String, Regularizer)> {
+    let forms = [RegularizerForm::Paper, RegularizerForm::Spectral, RegularizerForm::Nuclear];
+    let computed = forms.map(|form| (format!("{form:?}").to_lowercase(), Regularizer::from(form)));
+    let estimated = [1, 4].map(|count| {
+        let probes = Some(Probes { count, seed: 0 });
+        (format!("probes={count}"), Regularizer { probes, ..Regularizer::default() })
+    });
+    computed.into_iter().chain(estimated).collect()
 }
 
 /// `count` batches of random tokens. Every token but the first of a sequence is a target.

@@ -50,6 +50,7 @@ impl Variation {
         put("seq", Some(&seq));
         put("rank", Some(&args.rank));
         put("dtype", Some(&args.dtype));
+        put("quantize", args.quantize.as_ref().map(|format| format as &dyn Display));
         put("steps", Some(&args.steps));
         put("warmup", Some(&args.warmup));
         put("seed", Some(&args.seed));
@@ -92,6 +93,8 @@ mod tests {
             "2",
             "--dtype",
             "bf16",
+            "--quantize",
+            "nf4",
             "--plain",
             "--heads",
             "6",
@@ -108,7 +111,7 @@ mod tests {
             assert_eq!(sizes.seq, or("seq", expected.seq));
             assert_eq!(sizes.layers, or("layers", expected.layers));
             assert_eq!((child.rank, child.threads), (or("rank", 8), Some(or("threads", 2))));
-            assert_eq!(child.dtype, WeightFormat::Bf16);
+            assert_eq!((child.dtype, child.quantize), (WeightFormat::Bf16, Some("nf4".parse().unwrap())));
             assert!(child.plain && !child.init_only && child.is_single());
         }
         assert!(variations(&given).iter().filter(|variation| variation.varied == Some("threads")).count() == 2);

@@ -51,7 +51,7 @@ pub struct BaseModel {
 
 impl BaseModel {
     fn is_of(&self, recipe: &ModelRecipe) -> bool {
-        let ModelRecipe { path, dtype, quantize, config, adapter: _ } = recipe;
+        let ModelRecipe { path, dtype, quantize, config, adapter: _, continue_from: _ } = recipe;
         self.path == *path && self.dtype == *dtype && self.quantize == *quantize && self.config == *config
     }
 }
@@ -81,7 +81,7 @@ impl<'a> RunToAnalyze<'a> {
         let adapter = &self.recipe.adapter;
         let method = adapter.method().label().to_owned();
         let regularizer = &self.recipe.train.regularizer;
-        let gamma = match adapter.method().is_regularized() {
+        let gamma = match adapter.method.is_regularized() {
             true => regularizer.gamma,
             false if regularizer.orthogonal_gamma > 0.0 => regularizer.orthogonal_gamma,
             false => return method,

@@ -13,12 +13,16 @@ pub const REFERENCE_ARM: &str = "lora";
 pub const RATE_FACTORS: [f64; 4] = [0.5, 1.0, 2.0, 4.0];
 /// The multiples of the quick comparison.
 pub const QUICK_RATE_FACTORS: [f64; 2] = [1.0, 2.0];
+/// Multiples of a learning rate that is found for an arm, as for every model but the embedded one.
+pub const FOUND_RATE_FACTORS: [f64; 3] = [0.5, 1.0, 2.0];
 /// Seeds of the full comparison.
 pub const SEEDS: [u64; 3] = [42, 43, 44];
 /// Seeds of the quick comparison.
 pub const QUICK_SEEDS: [u64; 2] = [42, 43];
 /// How often a grid of learning rates may be extended.
 pub const EXTENSIONS: usize = 2;
+/// How often a grid around a found rate may be extended: enough for the best rate to lie within.
+pub const FOUND_RATE_EXTENSIONS: usize = 8;
 /// How often the quick comparison may extend a grid.
 pub const QUICK_EXTENSIONS: usize = 0;
 /// Optimizer steps of each run of the quick comparison.
@@ -45,6 +49,30 @@ pub fn quick_arms() -> Vec<Arm> {
         fields: vec![FieldValue::new(METHOD, "sorsa"), FieldValue::new(GAMMA, 0.0)],
     });
     arms
+}
+
+/// The arms that `--methods` takes by name: those of the full comparison, and forms of its methods.
+pub fn named_arms() -> Vec<Arm> {
+    let mut arms = arms();
+    let forms: [(&str, &str, &[(&str, Value)]); 7] = [
+        ("pissa-reg", "pissa", &[("train.regularizer.orthogonal_gamma", Value::Float(4e-4))]),
+        ("milora", "pissa", &[("svd.band", text("minor"))]),
+        ("sorsa-minor", "sorsa", &[("svd.band", text("minor"))]),
+        ("sorsa-middle", "sorsa", &[("svd.band", text("middle"))]),
+        ("sorsa-vectors", "sorsa", &[("adapter.train", text("vectors"))]),
+        ("sorsa-values", "sorsa", &[("adapter.train", text("singular-values"))]),
+        ("sorsa-polar", "sorsa", &[("adapter.retraction", text("polar"))]),
+    ];
+    arms.extend(forms.map(|(name, method, fields)| {
+        let fields = fields.iter().map(|(field, value)| FieldValue::new(field, value.clone()));
+        let fields = [FieldValue::new(METHOD, method)].into_iter().chain(fields).collect();
+        Arm { name: name.to_owned(), fields }
+    }));
+    arms
+}
+
+fn text(value: &str) -> Value {
+    Value::String(value.to_owned())
 }
 
 /// The sweeps of the full comparison; the quick one has none.

@@ -14,7 +14,7 @@ impl ComparisonPlan {
     /// Number of runs, if no grid is extended: one for each rate, the other seeds at the best rates, and one for each value of a sweep that
     /// differs from the row's own.
     pub fn run_count(&self) -> usize {
-        let rates: usize = self.grids.iter().map(|grid| grid.rates().len()).sum();
+        let rates: usize = self.grids.iter().map(|grid| grid.size()).sum();
         let seeds = self.rows.len() * (self.seeds.len() - 1);
         let mut swept = 0;
         for planned in &self.sweeps {
@@ -37,7 +37,7 @@ impl ComparisonPlan {
     pub fn summary(&self) -> String {
         let mut parts = vec![
             format!("{} methods", self.rows.len()),
-            format!("{} rates", self.grids.iter().map(|grid| grid.rates().len()).sum::<usize>()),
+            format!("{} rates", self.grids.iter().map(|grid| grid.size()).sum::<usize>()),
             format!("{} seeds", self.seeds.len()),
         ];
         for planned in &self.sweeps {

@@ -73,11 +73,12 @@ pub const NAMED_FIELDS: [NamedField; 2] = [
 ];
 
 /// Fields that must be equal in all runs of a comparison, with the reason. A name that ends in a dot stands for all fields below it.
-const COMMON_FIELDS: [(&str, &str); 13] = [
+const COMMON_FIELDS: [(&str, &str); 14] = [
     (TRAIN_SEED, "a comparison has seeds of its own, for all runs"),
     (ADAPTER_SEED, "a comparison has seeds of its own, for all runs"),
     ("model.path", "all runs start from one model"),
     ("model.adapter", "all runs start from one model"),
+    ("model.continue_from", "all runs start from one model"),
     ("data.train", "all runs train on the same data"),
     ("data.format", "all runs train on the same data"),
     ("data.validation", "all runs are validated on the same data"),
@@ -100,10 +101,13 @@ pub fn takes_effect(field: &str, recipe: &Recipe) -> bool {
     let method = recipe.adapter.method();
     if field.starts_with("train.regularizer.") {
         return match field {
-            GAMMA => method.is_regularized(),
+            GAMMA => recipe.adapter.method.is_regularized(),
             ORTHOGONAL_GAMMA => method.orthogonality_fault().is_none(),
-            _ => method.is_regularized() || recipe.train.regularizer.orthogonal_gamma > 0.0,
+            _ => recipe.adapter.method.is_regularized() || recipe.train.regularizer.orthogonal_gamma > 0.0,
         };
+    }
+    if field == "svd.band" {
+        return method.setting_names().contains(&"band");
     }
     if field.starts_with("svd.") {
         return method.is_factored();

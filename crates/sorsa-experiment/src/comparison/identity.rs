@@ -140,7 +140,7 @@ mod tests {
 
         let changes: [fn(&mut Recipe); 5] = [
             |recipe| recipe.train.seed = 1,
-            |recipe| recipe.train.optimizer.learning_rate *= 2.0,
+            |recipe| recipe.train.optimizer.learning_rate = 1e-5.into(),
             |recipe| recipe.train.regularizer.gamma = 0.0,
             |recipe| recipe.adapter.method = Method::Lora.into(),
             |recipe| recipe.data.limit = Some(10),

@@ -42,6 +42,6 @@ pub use results::{Comparison, SweepResult, SweptRow, SweptValue};
 pub use row_result::{AccuracyMean, Difference, RowResult, Spread, TriedRate};
 pub use run_conditions::RunConditions;
 pub use run_result::{BaseResult, LossPoint, RunResult, validation_loss};
-pub use run_spec::{ComparisonRuns, RowRuns, RunSpec, SweepRuns};
+pub use run_spec::{ComparisonRuns, RateSearchSpec, RowRuns, RunSpec, SweepRuns};
 pub use suite::Suite;
 pub use sweep::{Sweep, SweepMode};

@@ -10,6 +10,7 @@ use toml::Table;
 
 use super::arm::{Arm, ComparisonRow};
 use super::base_recipe::BaseRecipe;
+use super::defaults::FOUND_RATE_FACTORS;
 use super::fields::{
     ADAPTER_SEED, FieldValue, LEARNING_RATE, METHOD, NAMED_FIELDS, RANK, TRAIN_SEED, label, named_field, takes_effect,
     value_for_name, value_of, value_text,
@@ -17,7 +18,7 @@ use super::fields::{
 use super::identity::{Fingerprints, InputFiles, run_key, short_hash};
 use super::rate_grid::{RateGrid, rounded};
 use super::request::{ComparisonRequest, RequestedRates};
-use super::run_spec::RunSpec;
+use super::run_spec::{RateSearchSpec, RunSpec};
 use super::sweep::{Sweep, SweepMode};
 use crate::embedded::EMBEDDED;
 use crate::model::{model_folder, read_tokenizer};
@@ -43,6 +44,8 @@ pub struct ComparisonPlan {
     pub sweeps: Vec<PlannedSweep>,
     /// How often a grid may be extended.
     pub extend: usize,
+    /// How often a grid around a found rate may be extended.
+    pub extend_found: usize,
     /// Optimizer steps of each run.
     pub steps: u64,
     /// Tokens of one pass over the training data.
@@ -95,7 +98,7 @@ impl ComparisonPlan {
             return Err(ExperimentError::Comparison(fault));
         }
         let common = request.base.common()?;
-        if common.model.adapter.is_some() {
+        if common.model.adapter.is_some() || common.model.continue_from.is_some() {
             return Err(ExperimentError::Comparison(
                 "a comparison starts from a model: model.adapter cannot be set".to_owned(),
             ));
@@ -108,6 +111,7 @@ impl ComparisonPlan {
             seeds: request.seeds,
             sweeps: Vec::new(),
             extend: request.extend,
+            extend_found: request.extend_found,
             steps: 0,
             train_tokens: 0,
             train_examples: 0,
@@ -204,16 +208,21 @@ impl ComparisonPlan {
     fn grid(&self, row: &ComparisonRow, rates: &RequestedRates) -> Result<RateGrid, ExperimentError> {
         let named: Vec<f64> = rates.by_arm.iter().filter(|(name, _)| *name == row.arm).map(|(_, rate)| *rate).collect();
         if !named.is_empty() {
-            return Ok(RateGrid::new(named));
+            return Ok(RateGrid::new(named, self.extend));
         }
         let default = self.base.with(&row.fields)?.train.optimizer.learning_rate;
-        if row.fields.iter().any(|field| field.field == LEARNING_RATE) {
-            return Ok(RateGrid::new(vec![default]));
+        if let (true, Some(rate)) = (row.fields.iter().any(|field| field.field == LEARNING_RATE), default.number()) {
+            return Ok(RateGrid::new(vec![rate], self.extend));
         }
         if !rates.for_all.is_empty() {
-            return Ok(RateGrid::new(rates.for_all.clone()));
+            return Ok(RateGrid::new(rates.for_all.clone(), self.extend));
         }
-        Ok(RateGrid::new(rates.factors.iter().map(|factor| rounded(default * factor)).collect()))
+        Ok(match default.number() {
+            Some(rate) => {
+                RateGrid::new(rates.factors.iter().map(|factor| rounded(rate * factor)).collect(), self.extend)
+            }
+            None => RateGrid::around_found_rate(&FOUND_RATE_FACTORS, self.extend_found),
+        })
     }
 
     fn read_inputs(
@@ -286,6 +295,23 @@ impl ComparisonPlan {
             if self.runs_folder().join(&name).exists() { name } else { self.name_with_key(&key).unwrap_or(name) };
         let folder = self.runs_folder().join(&name);
         Ok(RunSpec { row: row.clone(), learning_rate: rate, seed, recipe, name, folder })
+    }
+
+    /// The search for the learning rate of a row, with the first seed. If an earlier comparison in this folder made it, its result is there.
+    ///
+    /// # Errors
+    ///
+    /// The errors of the recipe.
+    pub fn rate_search(&self, row: &ComparisonRow) -> Result<RateSearchSpec, ExperimentError> {
+        let seed = i64::try_from(self.seeds[0])?;
+        let mut all = row.fields.clone();
+        all.push(FieldValue::new(LEARNING_RATE, "auto"));
+        all.extend([TRAIN_SEED, ADAPTER_SEED].map(|field| FieldValue::new(field, seed)));
+        let recipe = self.base.with(&all)?;
+        let key = run_key(&recipe, &self.files, &self.backend)?;
+        let name = format!("{}-lr-find-s{seed}-{key}", self.start_of_name(&recipe)?);
+        let folder = self.folder.join("learning-rates").join(&name);
+        Ok(RateSearchSpec { recipe, name, folder })
     }
 
     /// `sorsa-r16-g4e-4`: the method, the named fields that have an effect, and other compared fields that differ from the

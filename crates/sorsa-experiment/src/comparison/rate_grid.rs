@@ -1,18 +1,48 @@
 //! The search for a learning rate: a grid that is extended if its best rate is at an end.
 
-/// Rates to try, ascending.
+/// Rates to try, ascending. A grid around a rate that is still to be found has none yet.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RateGrid {
     rates: Vec<f64>,
     extensions: usize,
+    /// The most extensions.
+    limit: usize,
+    /// Multiples of the rate that is still to be found; none if the rates are known.
+    factors: Vec<f64>,
 }
 
 impl RateGrid {
-    /// A grid of these rates, in any order.
-    pub fn new(mut rates: Vec<f64>) -> Self {
+    /// A grid of these rates, in any order, that is extended at most `limit` times.
+    pub fn new(mut rates: Vec<f64>, limit: usize) -> Self {
         rates.sort_by(f64::total_cmp);
         rates.dedup();
-        Self { rates, extensions: 0 }
+        Self { rates, extensions: 0, limit, factors: Vec::new() }
+    }
+
+    /// A grid of multiples of a rate that is still to be found.
+    pub fn around_found_rate(factors: &[f64], limit: usize) -> Self {
+        Self { rates: Vec::new(), extensions: 0, limit, factors: factors.to_vec() }
+    }
+
+    /// The multiples of a rate that is still to be found.
+    pub fn factors(&self) -> &[f64] {
+        &self.factors
+    }
+
+    /// Whether the rate in the middle is still to be found.
+    pub fn waits_for_rate(&self) -> bool {
+        !self.factors.is_empty()
+    }
+
+    /// Gives a grid that waits for a rate its middle.
+    pub fn centre(&mut self, rate: f64) {
+        let factors = std::mem::take(&mut self.factors);
+        self.rates = factors.iter().map(|factor| rounded(rate * factor)).collect();
+    }
+
+    /// Number of rates, known or not.
+    pub fn size(&self) -> usize {
+        self.rates.len().max(self.factors.len())
     }
 
     /// The rates, ascending.
@@ -20,11 +50,11 @@ impl RateGrid {
         &self.rates
     }
 
-    /// If the best rate is at an end of the grid, adds a rate one step beyond this end, at most `limit` times. Returns whether there is a
+    /// If the best rate is at an end of the grid, adds a rate one step beyond this end, unless the limit is reached. Returns whether there is a
     /// new rate to try. `losses` holds the loss of each rate, `None` if its run diverged. If all diverged, the new rate is smaller.
-    pub fn extend(&mut self, losses: &[Option<f64>], limit: usize) -> bool {
+    pub fn extend(&mut self, losses: &[Option<f64>]) -> bool {
         let last = self.rates.len() - 1;
-        if last == 0 || self.extensions >= limit {
+        if last == 0 || self.extensions >= self.limit {
             return false;
         }
         let rate = match best(losses) {
@@ -61,8 +91,8 @@ mod tests {
 
     /// Searches with the losses that `loss` gives. Returns the grid at the end.
     fn search(rates: &[f64], limit: usize, loss: impl Fn(f64) -> Option<f64>) -> RateGrid {
-        let mut grid = RateGrid::new(rates.to_vec());
-        while grid.extend(&grid.rates().iter().map(|rate| loss(*rate)).collect::<Vec<_>>(), limit) {}
+        let mut grid = RateGrid::new(rates.to_vec(), limit);
+        while grid.extend(&grid.rates().iter().map(|rate| loss(*rate)).collect::<Vec<_>>()) {}
         grid
     }
 
@@ -83,6 +113,17 @@ mod tests {
         let single = search(&[1e-3], 2, falling);
         assert_eq!(single.rates(), [1e-3]);
         assert!(!single.ends_at(0), "one rate was asked for");
+    }
+
+    #[test]
+    fn a_grid_around_a_found_rate_has_rates_once_it_is_known() {
+        let mut grid = RateGrid::around_found_rate(&[0.5, 1.0, 2.0], 1);
+        assert!(grid.waits_for_rate() && grid.rates().is_empty() && grid.size() == 3);
+        grid.centre(3.1e-4);
+        assert!(!grid.waits_for_rate() && grid.size() == 3);
+        assert_eq!(grid.rates(), [1.55e-4, 3.1e-4, 6.2e-4]);
+        assert!(grid.extend(&[Some(1.0), Some(2.0), Some(3.0)]));
+        assert_eq!(grid.rates()[0], 7.75e-5);
     }
 
     #[test]

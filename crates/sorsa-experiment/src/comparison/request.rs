@@ -23,6 +23,8 @@ pub struct ComparisonRequest {
     pub seeds: Vec<u64>,
     /// How often a grid of rates may be extended.
     pub extend: usize,
+    /// How often a grid around a found rate may be extended.
+    pub extend_found: usize,
     /// The settings of all runs.
     pub base: BaseRecipe,
     /// Whether the request sets `train.eval_every`. If not, the plan chooses it.
@@ -34,7 +36,7 @@ pub struct ComparisonRequest {
 pub struct RequestedRates {
     /// Rates of single arms, by name.
     pub by_arm: Vec<(String, f64)>,
-    /// Rates of all other arms. If there are none, each arm has multiples of its default.
+    /// Rates of all other arms. If there are none, each arm has multiples of its default, or of the rate that is found for it.
     pub for_all: Vec<f64>,
     /// The multiples.
     pub factors: Vec<f64>,

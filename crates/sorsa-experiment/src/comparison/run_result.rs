@@ -169,9 +169,11 @@ impl RunResult {
                 Metric::Step(step) => {
                     seconds = step.seconds;
                     self.steps = step.step;
-                    self.defect = step.defect;
+                    // Not every step measures it.
+                    self.defect = step.defect.or(self.defect);
                 }
                 Metric::Eval(eval) => self.curve.push(LossPoint { step: eval.step, seconds, loss: eval.loss }),
+                Metric::Watch(_) => {}
             }
         }
     }

@@ -2,13 +2,14 @@
 
 use std::path::PathBuf;
 
+use sorsa_train::RateSearch;
 use toml::Value;
 
 use super::arm::ComparisonRow;
 use super::plan::ComparisonPlan;
 use super::rate_grid::{RateGrid, best};
 use super::run_result::validation_loss;
-use crate::{ExperimentError, Recipe};
+use crate::{ExperimentError, Recipe, RunDir};
 
 /// A run of the comparison.
 #[derive(Debug, Clone)]
@@ -25,6 +26,35 @@ pub struct RunSpec {
     pub name: String,
     /// The run's folder.
     pub folder: PathBuf,
+}
+
+/// The search for the learning rate of a row.
+#[derive(Debug, Clone)]
+pub struct RateSearchSpec {
+    /// The recipe in full.
+    pub recipe: Recipe,
+    /// Its name.
+    pub name: String,
+    /// The folder of its result.
+    pub folder: PathBuf,
+}
+
+impl RateSearchSpec {
+    /// The file of the [`RateSearch`] in the folder.
+    pub const RESULT: &str = RunDir::LEARNING_RATE;
+
+    /// The learning rate that was found.
+    ///
+    /// # Errors
+    ///
+    /// [`ExperimentError::Read`], [`ExperimentError::MalformedResult`].
+    pub fn found(&self) -> Result<f64, ExperimentError> {
+        let search: Option<RateSearch> = RunDir::new(&self.folder).learning_rate_search()?;
+        search.map(|search| search.learning_rate).ok_or_else(|| ExperimentError::Read {
+            path: self.folder.join(Self::RESULT),
+            source: std::io::ErrorKind::NotFound.into(),
+        })
+    }
 }
 
 /// The runs of one row.
@@ -77,6 +107,28 @@ impl ComparisonRuns {
         Ok(Self { rows, sweeps: Vec::new() })
     }
 
+    /// The searches of the rows whose rate is still to be found.
+    ///
+    /// # Errors
+    ///
+    /// The errors of the recipes.
+    pub fn rate_searches(&self, plan: &ComparisonPlan) -> Result<Vec<RateSearchSpec>, ExperimentError> {
+        self.rows.iter().filter(|row| row.grid.waits_for_rate()).map(|row| plan.rate_search(&row.row)).collect()
+    }
+
+    /// Puts the rates that were found into the middle of their grids.
+    ///
+    /// # Errors
+    ///
+    /// The errors of the recipes; results that cannot be read.
+    pub fn centre_grids(&mut self, plan: &ComparisonPlan) -> Result<(), ExperimentError> {
+        for row in self.rows.iter_mut().filter(|row| row.grid.waits_for_rate()) {
+            row.grid.centre(plan.rate_search(&row.row)?.found()?);
+            row.tried = tried(plan, &row.row, &row.grid)?;
+        }
+        Ok(())
+    }
+
     /// The runs at each rate of each grid.
     pub fn tried(&self) -> Vec<&RunSpec> {
         self.rows.iter().flat_map(|row| &row.tried).collect()
@@ -92,7 +144,7 @@ impl ComparisonRuns {
         for row in &mut self.rows {
             let losses: Vec<Option<f64>> = row.tried.iter().map(|run| validation_loss(&run.folder)).collect();
             row.best = best(&losses);
-            if row.grid.extend(&losses, plan.extend) {
+            if row.grid.extend(&losses) {
                 row.tried = tried(plan, &row.row, &row.grid)?;
                 extended = true;
             }

@@ -6,10 +6,11 @@ use std::ops::Range;
 
 use half::bf16;
 
-use super::bf16_product::{available, integers, interleaved, load, pairs_of};
+use super::bf16_product::{integers, interleaved, load, pairs_of};
 use super::mask;
 use crate::bf16::{Bf16Matrix, FEW_ROWS, Order, rounded_rows};
 use crate::few_rows::by_columns;
+use crate::instructions::Instructions;
 use crate::product::Update;
 use crate::rounding::round;
 
@@ -45,11 +46,11 @@ pub fn left_operand(x: &[f32], k: usize, order: Order) -> Vec<u16> {
 ///
 /// Panics if there are more than [`FEW_ROWS`] rows, or if the processor lacks the instructions.
 pub fn add_product(part: &mut [f32], rows: usize, x: &[u16], weight: Bf16Matrix<'_>, columns: Range<usize>) {
-    assert!(available(), "the processor lacks the instructions");
+    assert!(Instructions::Avx512Bf16.is_available(), "the processor lacks the instructions");
     macro_rules! by_rows {
         ($($rows:literal)*) => {
             match (rows, weight.order()) {
-                // SAFETY: `available` says that the processor has the instructions.
+                // SAFETY: the processor has the instructions.
                 $(($rows, Order::Rows) => unsafe { stream::<$rows>(part, x, weight, columns) },
                 ($rows, Order::Columns) => unsafe { inner::<$rows>(part, x, weight, columns) },)*
                 _ => panic!("{rows} rows, at most {FEW_ROWS}"),

@@ -4,16 +4,10 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::{Left, PARALLEL, Right, Store, Tile, mask, multiply as multiply_panels, pack_transposed, prefetch, tile};
+use super::{HEIGHT, LANES, Tile, Update, by_size, mask, pack_transposed, tile};
 use crate::bf16::{Bf16Matrix, Order, paired_rows};
-use crate::product::Update;
-
-/// Whether this processor has the instructions.
-pub fn available() -> bool {
-    is_x86_feature_detected!("avx512bf16")
-        && is_x86_feature_detected!("avx512bw")
-        && is_x86_feature_detected!("avx512f")
-}
+use crate::instructions::Instructions;
+use crate::panels::{self, Left, PARALLEL, Right, Store, prefetch};
 
 /// Like [`crate::bf16::multiply`], for `k` of 1 or more.
 ///
@@ -21,20 +15,22 @@ pub fn available() -> bool {
 ///
 /// Panics if the processor lacks the instructions.
 pub fn multiply(out: &mut [f32], x: &[f32], weight: Bf16Matrix<'_>, update: Update) {
-    assert!(available(), "the processor lacks the instructions");
+    assert!(Instructions::Avx512Bf16.is_available(), "the processor lacks the instructions");
     let (k, n) = (weight.rows(), weight.columns());
     let (rows, pairs) = (x.len() / k, k.div_ceil(2));
     let units = paired_rows(x, k);
     let x = Left { units: &units, rows, row_stride: pairs, unit_stride: 1 };
-    // SAFETY: `available` says that the processor has the instructions.
+    // SAFETY: the processor has the instructions.
     #[allow(unsafe_code, reason = "a function compiled for instructions that the processor has")]
     unsafe {
-        multiply_panels(out, x, &weight, Store { factor: 1.0, update }, rows * n * k >= PARALLEL);
+        panels::multiply(out, x, &weight, Store { factor: 1.0, update }, rows * n * k >= PARALLEL);
     }
 }
 
 impl Right for Bf16Matrix<'_> {
     type Unit = u32;
+    const LANES: usize = LANES;
+    const HEIGHT: usize = HEIGHT;
 
     fn shape(&self) -> [usize; 2] {
         [self.rows().div_ceil(2), self.columns()]
@@ -65,9 +61,9 @@ impl Right for Bf16Matrix<'_> {
     }
 
     #[allow(unsafe_code, reason = "calls a function compiled for instructions, for which the caller vouches")]
-    unsafe fn tile<const ROWS: usize, const VECTORS: usize>(at: Tile<u32>, part: &[u32]) {
+    unsafe fn tile(rows: usize, vectors: usize, at: Tile<u32>, part: &[u32]) {
         // SAFETY: the caller's.
-        unsafe { tile::<ROWS, VECTORS>(at, part) }
+        unsafe { by_size!(tile(rows, vectors, at, part), 1 2 3 4 5 6 7 8 9 10 11 12) }
     }
 }
 

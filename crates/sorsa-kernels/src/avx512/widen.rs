@@ -9,8 +9,8 @@ use std::ops::Range;
 
 use half::bf16;
 
-use super::{has_bf16, has_f32};
 use crate::blocks::{BlockFormat, scale_and_minimum_at};
+use crate::instructions::Instructions;
 use crate::packed::{ColumnGroups, Grouped, PIECE, RoundedTo, Storage};
 
 /// Widens pieces of rows to f32. `columns` is the number of columns of the whole matrix.
@@ -19,8 +19,8 @@ use crate::packed::{ColumnGroups, Grouped, PIECE, RoundedTo, Storage};
 ///
 /// Panics if the processor lacks the instructions, or if the pieces are not pieces of the matrix.
 pub fn widen_f32(storage: &Storage, columns: usize, rows: Range<usize>, pieces: Range<usize>, out: &mut [f32]) {
-    assert!(has_f32(), "the processor lacks the instructions");
-    // SAFETY: `has_f32` says that the processor has the instructions.
+    assert!(Instructions::Avx512.is_available(), "the processor lacks the instructions");
+    // SAFETY: the processor has the instructions.
     #[allow(unsafe_code, reason = "a function compiled for instructions that the processor has")]
     unsafe {
         to_f32(storage, columns, rows, pieces, out);
@@ -33,8 +33,8 @@ pub fn widen_f32(storage: &Storage, columns: usize, rows: Range<usize>, pieces: 
 ///
 /// Panics if the processor lacks the instructions, or if the pieces are not pieces of the matrix.
 pub fn widen_bf16(storage: &Storage, columns: usize, rows: Range<usize>, pieces: Range<usize>, out: &mut [bf16]) {
-    assert!(has_bf16(), "the processor lacks the instructions");
-    // SAFETY: `has_bf16` says that the processor has the instructions.
+    assert!(Instructions::Avx512Bf16.is_available(), "the processor lacks the instructions");
+    // SAFETY: the processor has the instructions.
     #[allow(unsafe_code, reason = "a function compiled for instructions that the processor has")]
     unsafe {
         to_bf16(storage, columns, rows, pieces, out);

@@ -81,7 +81,21 @@ fn agrees(multiply: Multiply, activations: Activations) {
 
 #[test]
 fn the_portable_product_is_exact_to_the_sums_of_f32_at_any_size() {
-    agrees(portable::multiply, Activations::Exact);
+    agrees(|out, x, weight, update| widened::multiply_portable(out, x, weight, update), Activations::Exact);
+    agrees(|out, x, weight, update| widened::multiply(out, x, weight, update), Activations::Exact);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn products_of_a_widened_weight_are_exact_to_the_sums_of_f32_with_every_kernel() {
+    use crate::f32_panels::multiply_widened;
+    use crate::{Instructions, avx2::Avx2};
+    if Instructions::Avx2.is_available() {
+        agrees(|out, x, weight, update| multiply_widened::<Avx2>(out, x, weight, update), Activations::Exact);
+    }
+    if Instructions::Avx512.is_available() {
+        agrees(|out, x, weight, update| multiply_widened::<avx512::Avx512>(out, x, weight, update), Activations::Exact);
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -105,7 +119,8 @@ fn rounding_the_activations_costs_a_quarter_of_a_per_cent() {
         multiply(&mut out, &x, Bf16Matrix::new(&w, k, n), Update::Overwrite);
         out
     };
-    let (found, exact) = (product(multiply), product(portable::multiply));
+    let (found, exact) =
+        (product(multiply), product(|out, x, weight, update| widened::multiply_portable(out, x, weight, update)));
     let norm = |values: &[f32]| values.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
     let difference: Vec<f32> = found.iter().zip(&exact).map(|(a, b)| a - b).collect();
     assert!(norm(&difference) < 2.5e-3 * norm(&exact), "{} of {}", norm(&difference), norm(&exact));

@@ -4,10 +4,10 @@
 //! `[d_in, d_out]`, like every other [`Weight`](crate::Weight), or a part of it.
 
 mod error;
-mod few_rows;
 mod format;
 mod four_bit_parts;
 mod grouped;
+mod layout;
 mod nibbles;
 mod product;
 #[cfg(test)]
@@ -28,6 +28,7 @@ pub use format::{PackedFormat, UnknownPackedFormat};
 pub use four_bit_parts::{BlockScales, FourBitParts, RoundedTo};
 pub use grouped::{AwqParts, GptqBits, GptqParts, ZeroPoints};
 pub(crate) use grouped::{ColumnGroups, Grouped};
+pub use layout::{GroupWords, ScaleWords, WordLayout, WordParts};
 pub(crate) use product::multiply;
 pub(crate) use view::Orientation;
 pub use view::{PackedView, Precision};

@@ -8,12 +8,12 @@ use super::{BlockScales, FourBitParts, PackedError, PackedFormat, PackedMatrix, 
 use crate::four_bit::{CodeBook, NestedScales};
 
 /// The first word: "spk1".
-const MAGIC: u32 = u32::from_le_bytes(*b"spk1");
+pub(super) const MAGIC: u32 = u32::from_le_bytes(*b"spk1");
 
 impl PackedMatrix {
     /// Everything about the matrix as words of 32 bits.
     pub fn to_words(&self) -> Vec<i32> {
-        let mut words = Writer(Vec::new());
+        let mut words = Writer::default();
         let [rows, columns] = self.shape;
         words.number(MAGIC);
         words.number(match self.precision {
@@ -57,12 +57,12 @@ impl PackedMatrix {
                         words.bytes(&nested.codes);
                         words.floats(&nested.scales);
                         words.floats(&nested.book);
-                        words.floats(&[nested.offset]);
+                        words.floats(std::slice::from_ref(&nested.offset));
                     }
                 }
             }
         }
-        words.0
+        words.into_words()
     }
 
     /// The matrix of the little-endian bytes of [`to_words`](Self::to_words), which it shares with the `owner`.
@@ -101,11 +101,19 @@ impl PackedMatrix {
     }
 }
 
-struct Writer(Vec<i32>);
+/// What becomes words, in order.
+#[derive(Default)]
+struct Writer<'a>(Vec<Part<'a>>);
 
-impl Writer {
+enum Part<'a> {
+    Number(u32),
+    Bytes(&'a [u8]),
+    Floats(&'a [f32]),
+}
+
+impl<'a> Writer<'a> {
     fn number(&mut self, value: u32) {
-        self.0.push(value.cast_signed());
+        self.0.push(Part::Number(value));
     }
 
     fn length(&mut self, value: usize) {
@@ -114,20 +122,45 @@ impl Writer {
         self.number((value >> 32) as u32);
     }
 
-    fn bytes(&mut self, bytes: &[u8]) {
+    fn bytes(&mut self, bytes: &'a [u8]) {
         self.length(bytes.len());
-        let (whole, rest) = bytes.as_chunks::<4>();
-        self.0.extend(whole.iter().map(|word| i32::from_le_bytes(*word)));
-        if !rest.is_empty() {
-            let mut last = [0; 4];
-            last[..rest.len()].copy_from_slice(rest);
-            self.0.push(i32::from_le_bytes(last));
-        }
+        self.0.push(Part::Bytes(bytes));
     }
 
-    fn floats(&mut self, values: &[f32]) {
+    fn floats(&mut self, values: &'a [f32]) {
         self.length(4 * values.len());
-        self.0.extend(values.iter().map(|value| value.to_bits().cast_signed()));
+        self.0.push(Part::Floats(values));
+    }
+
+    /// The words in a buffer of their own size: one that grew would hold up to twice of that for as long as the weight lives.
+    fn into_words(self) -> Vec<i32> {
+        let mut words = Vec::with_capacity(self.0.iter().map(Part::words).sum());
+        for part in self.0 {
+            match part {
+                Part::Number(value) => words.push(value.cast_signed()),
+                Part::Bytes(bytes) => {
+                    let (whole, rest) = bytes.as_chunks::<4>();
+                    words.extend(whole.iter().map(|word| i32::from_le_bytes(*word)));
+                    if !rest.is_empty() {
+                        let mut last = [0; 4];
+                        last[..rest.len()].copy_from_slice(rest);
+                        words.push(i32::from_le_bytes(last));
+                    }
+                }
+                Part::Floats(values) => words.extend(values.iter().map(|value| value.to_bits().cast_signed())),
+            }
+        }
+        words
+    }
+}
+
+impl Part<'_> {
+    fn words(&self) -> usize {
+        match self {
+            Self::Number(_) => 1,
+            Self::Bytes(bytes) => bytes.len().div_ceil(4),
+            Self::Floats(values) => values.len(),
+        }
     }
 }
 

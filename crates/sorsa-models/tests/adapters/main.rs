@@ -227,7 +227,7 @@ fn authors(golden: &Path, trained: &str) -> Attached<CausalLm> {
     let meta = json(&folder.join("meta.json"));
     let (rank, alpha) = (meta["r"].as_u64().unwrap() as usize, meta["alpha"].as_f64());
     let read = |file: &str| factors(&tensors(&folder.join(file)), Method::Sorsa);
-    let sorsa = SorsaConfig { alpha_convention: AlphaConvention::Author };
+    let sorsa = SorsaConfig { alpha_convention: AlphaConvention::Author, ..SorsaConfig::default() };
     let config = AdapterConfig { alpha, ..AdapterConfig::new(sorsa, rank, &PROJECTIONS) };
     let mut attached = place.attach(place.model(), config, &read("adapter_init.safetensors"), read(trained));
     attached.model = attached.model.train();

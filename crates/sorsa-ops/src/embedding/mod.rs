@@ -11,8 +11,8 @@ use burn::tensor::DType;
 use crate::form::fused_form_applies;
 use crate::packed::PackedWeight;
 
-/// The rows `ids` of the stored matrix `[vocabulary, width]` of `weight`, widened to f32. The fused form widens these rows only; the
-/// plain form widens the whole matrix. The weight is frozen: the result is no part of a graph.
+/// The rows `ids` of the stored matrix `[vocabulary, width]` of `weight`, widened to f32. The fused form widens these rows only, and
+/// so does the plain form, but for 4 bits of bitsandbytes, GPTQ and AWQ. The weight is frozen: the result is no part of a graph.
 ///
 /// # Shapes
 ///

@@ -66,7 +66,7 @@ pub fn factored_linear<const D: usize>(
     if fused_form_applies(operands) && fused_form_takes_weight(&weight) {
         flex::factored_linear(x, weight, bias, adapter_input, factors)
     } else {
-        plain::factored_linear(x, weight.into_dense(), bias, adapter_input, factors)
+        plain::factored_linear(x, weight, bias, adapter_input, factors)
     }
 }
 

@@ -6,6 +6,7 @@ use burn::tensor::module::linear;
 
 use super::LowRankFactors;
 use crate::linear::plain as plain_linear;
+use crate::packed::WeightOperand;
 
 /// `((x A) * s) B * scale`. The factors are cast to the dtype of `x`; gradients come back in the dtype of the factors.
 ///
@@ -28,7 +29,7 @@ pub fn low_rank_product<const D: usize>(x: Tensor<D>, factors: LowRankFactors) -
 
 pub(super) fn factored_linear<const D: usize>(
     x: Tensor<D>,
-    weight: Tensor<2>,
+    weight: WeightOperand,
     bias: Option<Tensor<1>>,
     adapter_input: Option<Tensor<D>>,
     factors: LowRankFactors,

@@ -13,7 +13,7 @@ use crate::form::{fused_form_applies, operand};
 use crate::packed::WeightOperand;
 use crate::weight::fused_form_takes_weight;
 
-/// `x W + bias`. The plain form casts the weight to the dtype of `x`. The fused form multiplies with the weight in its own
+/// `x W + bias`. The plain form casts the weight to the dtype of `x`; it widens a packed one a part at a time. The fused form multiplies with the weight in its own
 /// [`WeightStorage`](crate::WeightStorage) or packed format; on a processor with AVX-512 BF16 it rounds `x` to bf16 beside a bf16 weight, and sums
 /// in f32.
 ///
@@ -35,6 +35,6 @@ pub fn linear<const D: usize>(x: Tensor<D>, weight: impl Into<WeightOperand>, bi
     if fused_form_takes_weight(&weight) && fused_form_applies([operand(&x), bias_operand]) {
         flex::linear(x, weight, bias)
     } else {
-        plain(x, weight.into_dense(), bias)
+        plain(x, weight, bias)
     }
 }

@@ -3,7 +3,25 @@
 use burn::prelude::*;
 use burn::tensor::FloatDType;
 
-pub(crate) fn linear<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<D> {
+use crate::packed::{StoredMatrix, WeightOperand};
+
+/// A packed weight is widened a part at a time. If `x` has gradients, the graph keeps the parts.
+pub(crate) fn linear<const D: usize>(x: Tensor<D>, weight: WeightOperand, bias: Option<Tensor<1>>) -> Tensor<D> {
+    match weight {
+        WeightOperand::Dense(weight) => dense_linear(x, weight, bias),
+        WeightOperand::Packed(weight) => {
+            let stored = StoredMatrix::new(&weight);
+            let products = stored.parts().map(|rows| dense_linear(x.clone(), stored.rows(rows).transpose(), None));
+            let y = Tensor::cat(products.collect(), D - 1);
+            match bias {
+                Some(bias) => y + bias.cast(FloatDType::from(x.dtype())).unsqueeze(),
+                None => y,
+            }
+        }
+    }
+}
+
+fn dense_linear<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<D> {
     let dtype = x.dtype();
     let weight = if weight.dtype() == dtype { weight } else { weight.cast(FloatDType::from(dtype)) };
     burn::tensor::module::linear(x, weight, bias.map(|bias| bias.cast(FloatDType::from(dtype))))

@@ -53,7 +53,7 @@ pub fn head_loss_sum(hidden: Tensor<2>, weight: impl Into<WeightOperand>, target
     if fused_form_applies([operand(&hidden)]) && fused_form_takes_weight(&weight) {
         flex::head_loss_sum(hidden, weight, targets)
     } else {
-        plain::head_loss_sum(hidden, weight.into_dense(), targets)
+        plain::head_loss_sum(hidden, weight, targets)
     }
 }
 

@@ -4,11 +4,12 @@ use burn::prelude::*;
 
 use super::cross_entropy_sum;
 use crate::linear::plain as linear;
+use crate::packed::WeightOperand;
 
 /// Rows of one chunk of [`sum_over_chunks`].
 pub(crate) const CHUNK_ROWS: usize = 2048;
 
-pub(super) fn head_loss_sum(hidden: Tensor<2>, weight: Tensor<2>, targets: Tensor<1, Int>) -> Tensor<1> {
+pub(super) fn head_loss_sum(hidden: Tensor<2>, weight: WeightOperand, targets: Tensor<1, Int>) -> Tensor<1> {
     sum_over_chunks(hidden, targets, |hidden| linear(hidden, weight.clone(), None))
 }
 

@@ -6,6 +6,8 @@
 //! p <- p - lr / (1 - b1^t) * m / (sqrt(v) / sqrt(1 - b2^t) + eps)
 //! ```
 
+use std::collections::BTreeMap;
+
 use burn::prelude::*;
 
 use super::{OptimizerKind, StepRates, UpdateRule};
@@ -38,13 +40,14 @@ impl AdamW {
     pub(super) fn defaults() -> OptimizerConfig {
         OptimizerConfig {
             kind: OptimizerKind::AdamW,
-            learning_rate: 1e-3,
+            learning_rate: 1e-3.into(),
             weight_decay: 0.0,
             beta1: 0.9,
             beta2: 0.999,
             epsilon: 1e-8,
             singular_values: GroupOverride::default(),
             magnitudes: GroupOverride::default(),
+            factor_rates: BTreeMap::new(),
         }
     }
 }
@@ -52,6 +55,10 @@ impl AdamW {
 impl UpdateRule for AdamW {
     fn buffers(&self) -> &'static [&'static str] {
         &["m", "v"]
+    }
+
+    fn directions(&self) -> &'static [&'static str] {
+        &["m"]
     }
 
     fn update(
@@ -105,8 +112,12 @@ mod tests {
     fn singular_values_follow_their_own_rate_and_decay_and_factors_the_others() {
         let Attached { mut model, trainable, .. } = attached();
         let singular_values = GroupOverride { learning_rate: Some(0.05), weight_decay: Some(0.4) };
-        let config =
-            OptimizerConfig { learning_rate: 0.01, weight_decay: 0.1, singular_values, ..OptimizerConfig::default() };
+        let config = OptimizerConfig {
+            learning_rate: 0.01.into(),
+            weight_decay: 0.1,
+            singular_values,
+            ..OptimizerConfig::default()
+        };
         let start = export_trainable(&model, &trainable);
         let mut optimizer = Optimizer::new(config, &trainable);
         let steps = [(0.5, 1.0), (-0.02, 0.5), (0.3, 0.25)];

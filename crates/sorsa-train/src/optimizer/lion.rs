@@ -37,12 +37,21 @@ impl Lion {
     }
 
     pub(super) fn defaults() -> OptimizerConfig {
-        OptimizerConfig { kind: OptimizerKind::Lion, learning_rate: 3e-4, beta2: 0.99, ..OptimizerConfig::default() }
+        OptimizerConfig {
+            kind: OptimizerKind::Lion,
+            learning_rate: 3e-4.into(),
+            beta2: 0.99,
+            ..OptimizerConfig::default()
+        }
     }
 }
 
 impl UpdateRule for Lion {
     fn buffers(&self) -> &'static [&'static str] {
+        &["m"]
+    }
+
+    fn directions(&self) -> &'static [&'static str] {
         &["m"]
     }
 
@@ -72,7 +81,7 @@ mod tests {
     fn three_steps_are_those_of_the_published_algorithm() {
         let Attached { mut model, trainable, .. } = attached();
         let (rate, decay) = (0.01, 0.1);
-        let config = OptimizerConfig { learning_rate: rate, weight_decay: decay, ..Lion::defaults() };
+        let config = OptimizerConfig { learning_rate: rate.into(), weight_decay: decay, ..Lion::defaults() };
         let start = export_trainable(&model, &trainable);
         let mut optimizer = Optimizer::new(config, &trainable);
         // The last gradient is against the mean and too small to turn it, so that the sign is the mean's.

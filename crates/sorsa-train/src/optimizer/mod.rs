@@ -6,6 +6,8 @@
 
 mod adamw;
 mod lion;
+mod muon;
+mod rmsprop;
 mod sgd;
 
 use std::collections::BTreeMap;
@@ -18,13 +20,15 @@ use burn::optim::GradientsParams;
 use burn::prelude::*;
 use burn::tensor::FloatDType;
 use serde::{Deserialize, Serialize};
-use sorsa_adapter::{AdapterError, HostTensor, HostTensorExt, NamedTensors, ParameterGroup, Trainable};
+use sorsa_adapter::{AdapterError, HostTensor, HostTensorExt, NamedTensors, ParameterGroup, Stiefel, Trainable};
 use sorsa_files::{read_tensors, write_tensors};
 
 use crate::config::{OptimizerConfig, PeakRates};
 
 use adamw::AdamW;
 use lion::Lion;
+use muon::Muon;
+use rmsprop::RmsProp;
 use sgd::Sgd;
 
 /// How an optimizer changes one parameter.
@@ -32,12 +36,23 @@ pub trait UpdateRule: Debug + Send {
     /// Names of the buffers that it keeps of each parameter, as a checkpoint has them: `<parameter>.<name>`.
     fn buffers(&self) -> &'static [&'static str];
 
+    /// Those of them that it keeps of a parameter of `shape`: all, unless the rule treats vectors and matrices in different ways.
+    fn buffers_of(&self, _shape: &[usize]) -> &'static [&'static str] {
+        self.buffers()
+    }
+
+    /// Those of the buffers that are directions, such as a running mean of gradients. They follow a parameter that is kept on a
+    /// manifold; others, such as running means of squares, stay as they are.
+    fn directions(&self) -> &'static [&'static str] {
+        &[]
+    }
+
     /// Returns the parameter after the step, and puts new values into the buffers.
     ///
     /// # Shapes
     ///
     /// `parameter`, `gradient` and each of `buffers` are f32, flat, and of one length. Buffers start as zeros and come in
-    /// the order of [`buffers`](Self::buffers).
+    /// the order of [`buffers_of`](Self::buffers_of). [`StepRates::shape`] is the parameter's own shape.
     fn update(
         &self,
         parameter: Tensor<1>,
@@ -47,15 +62,17 @@ pub trait UpdateRule: Debug + Send {
     ) -> Tensor<1>;
 }
 
-/// Learning rate, weight decay and number of one update.
+/// Learning rate, weight decay and number of one update, and the shape of what is updated.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct StepRates {
+pub struct StepRates<'a> {
     /// The learning rate of this step.
     pub learning_rate: f64,
     /// Decoupled weight decay.
     pub weight_decay: f64,
     /// Number of this step, from 1.
     pub step: u64,
+    /// Shape of the parameter.
+    pub shape: &'a [usize],
 }
 
 macro_rules! optimizers {
@@ -107,6 +124,10 @@ optimizers! {
     Lion,
     /// Stochastic gradient descent with momentum.
     Sgd,
+    /// RMSprop (Tieleman and Hinton, 2012).
+    RmsProp,
+    /// Muon for matrices (Jordan et al., 2024), AdamW for vectors.
+    Muon,
 }
 
 impl fmt::Display for OptimizerKind {
@@ -132,6 +153,10 @@ pub struct Optimizer {
     rule: Box<dyn UpdateRule>,
     rates: PeakRates,
     groups: BTreeMap<ParamId, ParameterGroup>,
+    /// Multiples of the learning rate of some parameters.
+    multiples: BTreeMap<ParamId, f64>,
+    /// The manifolds of the parameters that stay on one.
+    manifolds: BTreeMap<ParamId, Stiefel>,
     buffers: BTreeMap<ParamId, Vec<Tensor<1>>>,
     steps: u64,
 }
@@ -148,13 +173,27 @@ pub struct Decoupled {
 impl Optimizer {
     /// Makes the optimizer that `config` names, with no step done.
     pub fn new(config: OptimizerConfig, trainable: &[Trainable]) -> Self {
-        Self::with_rule(config.kind.rule(&config), config.rates(), trainable)
+        let optimizer = Self::with_rule(config.kind.rule(&config), config.rates(), trainable);
+        optimizer.with_factor_rates(&config.factor_rates, trainable)
     }
 
     /// Makes an optimizer with an update rule of the caller's own, with no step done.
     pub fn with_rule(rule: Box<dyn UpdateRule>, rates: PeakRates, trainable: &[Trainable]) -> Self {
         let groups = trainable.iter().map(|parameter| (parameter.id, parameter.group)).collect();
-        Self { rule, rates, groups, buffers: BTreeMap::new(), steps: 0 }
+        let manifold = |parameter: &Trainable| Some((parameter.id, *parameter.stiefel()?));
+        let manifolds = trainable.iter().filter_map(manifold).collect();
+        Self { rule, rates, groups, multiples: BTreeMap::new(), manifolds, buffers: BTreeMap::new(), steps: 0 }
+    }
+
+    /// The same optimizer with multiples of the learning rate by the names of factors, like `b` (LoRA+, arXiv 2402.12354).
+    pub fn with_factor_rates(mut self, factor_rates: &BTreeMap<String, f64>, trainable: &[Trainable]) -> Self {
+        for parameter in trainable.iter().filter(|parameter| parameter.group != ParameterGroup::Dense) {
+            let factor = parameter.name.rsplit('.').next().unwrap_or_default();
+            if let Some(multiple) = factor_rates.get(factor) {
+                self.multiples.insert(parameter.id, *multiple);
+            }
+        }
+        self
     }
 
     /// The peak learning rate of parameters that have none of their own.
@@ -182,7 +221,7 @@ impl Optimizer {
         let mut tensors = NamedTensors::new();
         for parameter in trainable {
             let Some(buffers) = self.buffers.get(&parameter.id) else { continue };
-            for (name, buffer) in self.rule.buffers().iter().zip(buffers) {
+            for (name, buffer) in self.rule.buffers_of(&parameter.shape).iter().zip(buffers) {
                 tensors.insert(format!("{}.{name}", parameter.name), HostTensor::from_tensor(buffer.clone()));
             }
         }
@@ -206,8 +245,8 @@ impl Optimizer {
         let mut faults = Vec::new();
         for parameter in trainable {
             let size: usize = parameter.shape.iter().product();
-            let mut buffers = Vec::new();
-            for suffix in self.rule.buffers() {
+            let (mut buffers, names) = (Vec::new(), self.rule.buffers_of(&parameter.shape));
+            for suffix in names {
                 let name = format!("{}.{suffix}", parameter.name);
                 match tensors.get(&name) {
                     Some(tensor) if tensor.shape == [size] => buffers.push(tensor.to_tensor::<1>(device)),
@@ -215,7 +254,7 @@ impl Optimizer {
                     None => faults.push(format!("`{name}` is missing")),
                 }
             }
-            if buffers.len() == self.rule.buffers().len() {
+            if buffers.len() == names.len() {
                 self.buffers.insert(parameter.id, buffers);
             }
         }
@@ -237,22 +276,44 @@ struct Update<'a> {
 
 impl ModuleMapper for Update<'_> {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let Optimizer { rule, rates, groups, buffers, steps } = &mut *self.optimizer;
+        let Optimizer { rule, rates, groups, multiples, manifolds, buffers, steps } = &mut *self.optimizer;
         let Some(group) = groups.get(&param.id) else { return param };
         let Some(gradient) = self.gradients.remove::<D>(param.id) else { return param };
         let (rate, weight_decay) = rates.of(*group);
-        let step_rates = StepRates { learning_rate: rate * self.factor, weight_decay, step: *steps };
         let id = param.id;
+        let learning_rate = match multiples.get(&id) {
+            Some(multiple) => rate * multiple * self.factor,
+            None => rate * self.factor,
+        };
+        let dims = param.lazy_shape().to_vec();
+        let step_rates = StepRates { learning_rate, weight_decay, step: *steps, shape: &dims };
+        let manifold = manifolds.get(&id);
         param.map(|old| {
             let (shape, dtype) = (old.shape(), FloatDType::from(old.dtype()));
             let size = shape.num_elements();
-            let gradient = gradient.cast(FloatDType::F32).reshape([size]);
-            let mut kept =
-                buffers.remove(&id).unwrap_or_else(|| rule.buffers().iter().map(|_| gradient.zeros_like()).collect());
+            let mut gradient = gradient.cast(FloatDType::F32).reshape([size]);
             let old = old.without_autodiff().cast(FloatDType::F32).reshape([size]);
+            let matrix = |flat: Tensor<1>| flat.reshape([shape[0], size / shape[0]]);
+            let point = manifold.map(|manifold| (manifold, matrix(old.clone())));
+            if let Some((manifold, point)) = &point {
+                gradient = manifold.gradient(point, matrix(gradient)).reshape([size]);
+            }
+            let fresh = || rule.buffers_of(&dims).iter().map(|_| gradient.zeros_like()).collect();
+            let mut kept = buffers.remove(&id).unwrap_or_else(fresh);
             let mut new = rule.update(old, gradient, &mut kept, &step_rates);
             if let Some(direction) = self.decoupled.directions.remove(&id) {
                 new = new - direction.reshape([size]) * self.decoupled.rate;
+            }
+            if let Some((manifold, point)) = &point {
+                let end = manifold.step(point, matrix(new), *steps);
+                for (name, buffer) in rule.buffers_of(&dims).iter().zip(&mut kept) {
+                    if rule.directions().contains(name)
+                        && let Some(carried) = manifold.transport(&end, matrix(buffer.clone()))
+                    {
+                        *buffer = carried.reshape([size]);
+                    }
+                }
+                new = end.reshape([size]);
             }
             buffers.insert(id, kept);
             Tensor::from_inner(new.reshape(shape).cast(dtype)).require_grad()
@@ -310,6 +371,32 @@ mod tests {
         }
         let error = "adam".parse::<OptimizerKind>().unwrap_err();
         assert!(error.starts_with("unknown optimizer `adam`, expected adamw or lion"), "{error}");
+    }
+
+    #[test]
+    fn a_factor_with_a_multiple_of_its_own_moves_by_it_and_the_others_do_not() {
+        let Attached { model, trainable, .. } = attached();
+        let start = export_trainable(&model, &trainable);
+        for kind in [OptimizerKind::Lion, OptimizerKind::Sgd] {
+            let after = |factor_rates: &[(&str, f64)]| {
+                let factor_rates = factor_rates.iter().map(|(name, rate)| ((*name).to_owned(), *rate)).collect();
+                let config = OptimizerConfig { learning_rate: 0.01.into(), factor_rates, ..kind.defaults() };
+                let mut optimizer = Optimizer::new(config, &trainable);
+                let moved = optimizer.step(model.clone(), gradients(&trainable, 0.1), 0.5, Decoupled::default());
+                export_trainable(&moved, &trainable)
+            };
+            let (plain, other) = (after(&[]), after(&[("vt", 16.0), ("s", 0.0)]));
+            for (name, start) in &start {
+                let multiple = match name.rsplit('.').next().unwrap() {
+                    "vt" => 16.0,
+                    "s" => 0.0,
+                    _ => 1.0,
+                };
+                for ((start, plain), other) in start.values.iter().zip(&plain[name].values).zip(&other[name].values) {
+                    assert!((other - (start + multiple * (plain - start))).abs() < 1e-5, "{kind} {name}");
+                }
+            }
+        }
     }
 
     #[test]

@@ -27,7 +27,7 @@ impl Sgd {
     }
 
     pub(super) fn defaults() -> OptimizerConfig {
-        OptimizerConfig { kind: OptimizerKind::Sgd, learning_rate: 3e-2, ..OptimizerConfig::default() }
+        OptimizerConfig { kind: OptimizerKind::Sgd, learning_rate: 3e-2.into(), ..OptimizerConfig::default() }
     }
 
     pub(super) fn checks(config: &OptimizerConfig) -> Vec<(bool, &'static str)> {
@@ -37,6 +37,10 @@ impl Sgd {
 
 impl UpdateRule for Sgd {
     fn buffers(&self) -> &'static [&'static str] {
+        &["v"]
+    }
+
+    fn directions(&self) -> &'static [&'static str] {
         &["v"]
     }
 
@@ -66,7 +70,7 @@ mod tests {
     fn three_steps_are_those_of_pytorch() {
         let Attached { mut model, trainable, .. } = attached();
         let (rate, decay) = (0.1, 0.2);
-        let config = OptimizerConfig { learning_rate: rate, weight_decay: decay, ..Sgd::defaults() };
+        let config = OptimizerConfig { learning_rate: rate.into(), weight_decay: decay, ..Sgd::defaults() };
         let start = export_trainable(&model, &trainable);
         let mut optimizer = Optimizer::new(config, &trainable);
         let steps = [0.5, -0.2, 0.03];

@@ -200,7 +200,7 @@ pub fn attachable<M: Module>(
     }
     check_fits(faults, source)?;
     let targets: Vec<&str> = config.target_modules.iter().map(String::as_str).collect();
-    let sorsa = SorsaConfig { alpha_convention: AlphaConvention::Author };
+    let sorsa = SorsaConfig { alpha_convention: AlphaConvention::Author, ..SorsaConfig::default() };
     let mut adapter = AdapterConfig::new(sorsa, rank, &targets);
     adapter.alpha = config.alpha;
     adapter.dropout = config.dropout;
@@ -247,6 +247,9 @@ impl<'a> AuthorExport<'a> {
         }
         if !config.modules_to_save.is_empty() {
             faults.push("the author's checkpoint has no modules_to_save".to_owned());
+        }
+        if saved.state.carries() {
+            faults.push("the author's checkpoint cannot hold an adapter that started from another one".to_owned());
         }
         if !faults.is_empty() {
             return Err(AdapterError::Config { faults });

@@ -6,7 +6,7 @@ use serde::de::IgnoredAny;
 use sorsa_files::write_atomic;
 
 use sorsa_experiment::RunDir;
-use sorsa_experiment::comparison::{Evaluation, Measurement, RunSpec, Subject};
+use sorsa_experiment::comparison::{Evaluation, Measurement, RateSearchSpec, RunSpec, Subject};
 
 /// A training run, or a measurement of a model.
 #[derive(Debug, Clone)]
@@ -23,6 +23,8 @@ pub struct Job {
 pub enum JobKind {
     /// A fine-tune into the folder, by this recipe (TOML).
     FineTune { recipe: String },
+    /// A search for the learning rate of this recipe (TOML), whose standard output becomes the file `result` in the folder.
+    FindLearningRate { recipe: String, result: String },
     /// An evaluation whose standard output becomes the file `result` in the folder.
     Evaluate { evaluation: Evaluation, result: String },
 }
@@ -32,6 +34,13 @@ impl Job {
     pub fn fine_tune(run: &RunSpec) -> anyhow::Result<Self> {
         let kind = JobKind::FineTune { recipe: run.recipe.to_toml()? };
         Ok(Self { name: run.name.clone(), folder: run.folder.clone(), kind })
+    }
+
+    /// The job that finds a learning rate.
+    pub fn find_learning_rate(search: &RateSearchSpec) -> anyhow::Result<Self> {
+        let kind =
+            JobKind::FindLearningRate { recipe: search.recipe.to_toml()?, result: RateSearchSpec::RESULT.to_owned() };
+        Ok(Self { name: search.name.clone(), folder: search.folder.clone(), kind })
     }
 
     /// The job that makes a measurement.
@@ -46,7 +55,9 @@ impl Job {
             JobKind::FineTune { .. } => {
                 [RunDir::SUMMARY, RunDir::DIVERGED].iter().any(|name| is_json(&self.folder.join(name)))
             }
-            JobKind::Evaluate { result, .. } => is_json(&self.folder.join(result)),
+            JobKind::Evaluate { result, .. } | JobKind::FindLearningRate { result, .. } => {
+                is_json(&self.folder.join(result))
+            }
         }
     }
 
@@ -58,7 +69,7 @@ impl Job {
     /// The arguments of the command that does the job, or resumes it. Writes the recipe that they name.
     pub fn arguments(&self) -> anyhow::Result<Vec<String>> {
         let recipe = match &self.kind {
-            JobKind::FineTune { recipe } => recipe,
+            JobKind::FineTune { recipe } | JobKind::FindLearningRate { recipe, .. } => recipe,
             JobKind::Evaluate { evaluation, .. } => return Ok(eval_arguments(evaluation)),
         };
         let folder = self.folder.display().to_string();
@@ -68,6 +79,11 @@ impl Job {
         let asked = self.folder.join("asked.toml");
         write_atomic(&asked, recipe)?;
         let asked = asked.display().to_string();
+        if let JobKind::FindLearningRate { .. } = self.kind {
+            return Ok(["lr-find", "--quiet", "--json", "--beside", "0", "--recipe", &asked]
+                .map(str::to_owned)
+                .to_vec());
+        }
         Ok(["finetune", "--quiet", "--recipe", &asked, "--run-dir", &folder].map(str::to_owned).to_vec())
     }
 }

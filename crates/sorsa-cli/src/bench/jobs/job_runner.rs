@@ -152,7 +152,7 @@ impl JobRunner {
                 conditions.write(&job.folder)?;
                 Stdio::null()
             }
-            JobKind::Evaluate { result, .. } => {
+            JobKind::Evaluate { result, .. } | JobKind::FindLearningRate { result, .. } => {
                 let file = AtomicFile::create(job.folder.join(result))?;
                 let output = file.child_output()?.into();
                 unfinished = Some(file);
@@ -167,7 +167,7 @@ impl JobRunner {
     fn conclude(&self, mut ended: AtWork<'_>, status: ExitStatus) -> anyhow::Result<()> {
         let job = ended.job;
         match (&job.kind, status.success()) {
-            (JobKind::Evaluate { .. }, true) => {
+            (JobKind::Evaluate { .. } | JobKind::FindLearningRate { .. }, true) => {
                 if let Some(result) = ended.unfinished.take() {
                     result.commit()?;
                 }

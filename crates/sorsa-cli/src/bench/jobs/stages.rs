@@ -16,6 +16,12 @@ pub fn run(
 ) -> anyhow::Result<(ComparisonRuns, usize)> {
     let mut done_here = 0;
     let mut runs = ComparisonRuns::new(plan)?;
+    let searches =
+        runs.rate_searches(plan)?.iter().map(Job::find_learning_rate).collect::<anyhow::Result<Vec<Job>>>()?;
+    if !searches.is_empty() {
+        done_here += runner.run("estimates", &without_repeats(searches), |job| job.name.clone())?;
+        runs.centre_grids(plan)?;
+    }
     loop {
         done_here += train(runner, "learning rates", &runs.tried())?;
         if !runs.extend_grids(plan)? {

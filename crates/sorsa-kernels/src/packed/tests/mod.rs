@@ -27,8 +27,11 @@ fn any_part_is_a_part_of_the_whole() {
         assert_eq!((packed.format(), packed.shape()), (format, shape));
         assert_eq!(packed.byte_count(), format.bytes(shape).unwrap(), "{format}");
         let narrow = packed.clone().with_precision(Precision::Bf16);
-        let bytes: Vec<u8> = narrow.to_words().into_iter().flat_map(i32::to_le_bytes).collect();
+        let words = narrow.to_words();
+        assert_eq!(words.capacity(), words.len(), "{format}: the words live as long as the weight");
+        let bytes: Vec<u8> = words.into_iter().flat_map(i32::to_le_bytes).collect();
         assert_eq!(PackedMatrix::from_words(bytes.clone()).unwrap(), narrow);
+        check_layout(&narrow);
         for end in (0..bytes.len()).step_by(61) {
             assert!(PackedMatrix::from_words(bytes[..end].to_vec()).is_err(), "{format}: {end} bytes");
         }
@@ -39,6 +42,56 @@ fn any_part_is_a_part_of_the_whole() {
             let expected: Vec<f32> = rows.flat_map(|row| whole[row * 512..][columns.clone()].to_vec()).collect();
             assert_eq!(part, expected, "{format}");
         }
+    }
+}
+
+/// Checks that the layout of a matrix names the places of its parts.
+fn check_layout(matrix: &PackedMatrix) {
+    let words = matrix.to_words();
+    let layout = WordLayout::read(words.len(), |range| words[range].to_vec()).unwrap();
+    assert_eq!((layout.format, layout.shape), (matrix.format(), matrix.shape()));
+    let bytes = |range: &Range<usize>, count: usize| -> Vec<u8> {
+        words[range.clone()].iter().flat_map(|word| word.to_le_bytes()).take(count).collect()
+    };
+    let floats = |range: &Range<usize>| -> Vec<f32> {
+        words[range.clone()].iter().map(|word| f32::from_bits(word.cast_unsigned())).collect()
+    };
+    match (&*matrix.storage, layout.parts) {
+        (Storage::Blocks { bytes: expected, .. } | Storage::F16(expected), WordParts::Rows(rows)) => {
+            assert_eq!(bytes(&rows, expected.len()), *expected);
+        }
+        (Storage::FourBit(parts), WordParts::FourBit { rounded_to, block, book, codes, scales }) => {
+            assert_eq!((rounded_to, block, floats(&book)), (parts.rounded_to, parts.block, parts.values.to_vec()));
+            assert_eq!(bytes(&codes, parts.codes.len()), parts.codes);
+            match (&parts.scales, scales) {
+                (BlockScales::Single(expected), ScaleWords::Single(scales)) => assert_eq!(floats(&scales), *expected),
+                (BlockScales::Nested(nested), ScaleWords::Nested { codes, scales, book, offset }) => {
+                    assert_eq!(bytes(&codes, nested.codes.len()), nested.codes);
+                    assert_eq!((floats(&scales), floats(&book)), (nested.scales.clone(), nested.book.to_vec()));
+                    assert_eq!(floats(&offset), [nested.offset]);
+                }
+                (scales, found) => panic!("{found:?} of {scales:?}"),
+            }
+        }
+        (Storage::Grouped(grouped), WordParts::Grouped { codes, scales, zeros, groups, columns }) => {
+            assert_eq!((bytes(&codes, grouped.codes.len()), groups), (grouped.codes.to_vec(), grouped.groups));
+            assert_eq!(
+                (floats(&scales), bytes(&zeros, grouped.zeros.len())),
+                (grouped.scales.clone(), grouped.zeros.clone())
+            );
+            match (&grouped.columns, columns) {
+                (ColumnGroups::Neighbours(expected), GroupWords::Neighbours(found)) => assert_eq!(found, *expected),
+                (ColumnGroups::Each(expected), GroupWords::Each(found)) => {
+                    let found: Vec<u32> = words[found].iter().map(|word| word.cast_unsigned()).collect();
+                    assert_eq!(found, *expected);
+                }
+                (columns, found) => panic!("{found:?} of {columns:?}"),
+            }
+        }
+        (storage, found) => panic!("{found:?} of {storage:?}"),
+    }
+    for end in 0..words.len().min(99) {
+        assert!(WordLayout::read(end, |range| words[range].to_vec()).is_err(), "{end} words");
     }
 }
 

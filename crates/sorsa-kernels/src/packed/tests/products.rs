@@ -4,11 +4,13 @@ use half::bf16;
 
 use super::*;
 use crate::blocks::BlockFormat;
+#[cfg(target_arch = "x86_64")]
+use crate::f32_panels::multiply_widened;
 use crate::four_bit::CodeBook;
-use crate::packed::product::multiply_portable;
 use crate::product::Update;
 use crate::testing::values;
 use crate::weight::Weight;
+use crate::widened::{self, few_rows};
 
 /// Numbers without a pattern, below `end`.
 fn integers(count: usize, end: u32, seed: u32) -> Vec<i32> {
@@ -158,7 +160,21 @@ fn agrees(multiply: Multiply, rows: &[usize], precision: Precision, activations:
 #[test]
 fn products_without_avx512_are_exact_to_the_sums_of_f32() {
     for precision in [Precision::F32, Precision::Bf16] {
-        agrees(multiply_portable, &[1, 13], precision, Activations::Exact);
+        agrees(
+            |out, x, weight, update| widened::multiply_portable(out, x, weight, update),
+            &[1, 13],
+            precision,
+            Activations::Exact,
+        );
+        #[cfg(target_arch = "x86_64")]
+        if crate::Instructions::Avx2.is_available() {
+            agrees(
+                |out, x, weight, update| multiply_widened::<crate::avx2::Avx2>(out, x, weight, update),
+                &[2, 13],
+                precision,
+                Activations::Exact,
+            );
+        }
         let few: Multiply =
             |out, x, view, update| few_rows::multiply(out, view, update, &few_rows::F32Tiles::new(x, view));
         agrees(few, &[1, 7], precision, Activations::Exact);
@@ -173,7 +189,12 @@ fn products_in_f32_by_avx512_are_exact_to_the_sums_of_f32() {
     }
     agrees(multiply, &[1, 4, 13], Precision::F32, Activations::Exact);
     // On a processor without instructions for bf16, weights are rounded to it and activations are not.
-    agrees(avx512::multiply_packed_f32, &[2, 13], Precision::Bf16, Activations::Exact);
+    agrees(
+        |out, x, weight, update| multiply_widened::<avx512::Avx512>(out, x, weight, update),
+        &[2, 13],
+        Precision::Bf16,
+        Activations::Exact,
+    );
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -65,6 +65,7 @@ fn values_of_gptq_and_awq_are_those_of_their_packages() {
             assert!(PackedMatrix::from_words(bytes[..end].to_vec()).is_err(), "{name}: {end} bytes");
         }
         assert_eq!(PackedMatrix::from_words(bytes).unwrap(), matrix, "{name}");
+        check_layout(&matrix);
         let mut part = vec![0.0; 2 * 31];
         matrix.widen(3..5, 21..52, &mut part);
         let columns = |row: usize| expected[row * columns + 21..row * columns + 52].to_vec();

@@ -1,8 +1,17 @@
 //! A weight in a packed format as a tensor of integers, which moves between devices like every other tensor.
 
+mod blocks;
+mod numbers;
+#[cfg(test)]
+mod tests;
+mod widen;
+
 use burn::prelude::*;
 use burn::tensor::DType;
+pub use numbers::rounded;
 pub use sorsa_kernels::packed::{PackedFormat, PackedMatrix, Precision};
+
+pub(crate) use widen::StoredMatrix;
 
 /// A frozen weight `[d_in, d_out]` in a packed format. A clone shares its memory.
 #[derive(Debug, Clone)]
@@ -41,14 +50,9 @@ impl PackedWeight {
 
     /// The values `[d_in, d_out]`, f32. This is the dense form, for attaching, merging and tests.
     pub fn to_dense(&self) -> Tensor<2> {
-        self.stored_values().transpose()
-    }
-
-    /// The values as they are stored, `[d_out, d_in]`, f32.
-    pub(crate) fn stored_values(&self) -> Tensor<2> {
         let matrix = self.matrix();
         let data = TensorData::new::<f32, _>(matrix.to_f32(), matrix.shape());
-        Tensor::from_data(data, (&self.device(), DType::F32))
+        Tensor::from_data(data, (&self.device(), DType::F32)).transpose()
     }
 
     /// The device, without autodiff.

@@ -1,20 +1,22 @@
-//! Products of a few rows with a packed weight, like in generation. Each thread reads its part of the packed bytes once: it widens a tile
+//! Products of a few rows with a weight that is widened, like in generation. Each thread reads its part of the stored bytes once: it widens a tile
 //! that stays in the first-level cache, and multiplies all rows by it.
 
 use std::ops::Range;
 
-use super::view::{Orientation, PackedView};
+use super::WidenedWeight;
 use crate::few_rows::{self, by_columns};
 use crate::matrix::Matrix;
+use crate::packed::Orientation;
 use crate::product::Update;
 #[cfg(target_arch = "x86_64")]
 use crate::{
     avx512,
     bf16::{Bf16Matrix, Order},
+    packed::PackedView,
 };
 
 /// The largest number of rows for which no panels are packed, if there is AVX-512.
-pub(super) const MOST: usize = 4;
+pub(crate) const MOST: usize = 4;
 /// The most rows of any processor.
 const MOST_ANYWHERE: usize = 8;
 /// Values of a tile.
@@ -23,7 +25,7 @@ const TILE: usize = 8192;
 const LINES: usize = 16;
 
 /// How tiles are widened and multiplied.
-pub(super) trait Tiles: Sync {
+pub(crate) trait Tiles: Sync {
     /// A number of a tile.
     type Value: Copy + Default;
 
@@ -38,8 +40,8 @@ pub(super) trait Tiles: Sync {
 }
 
 /// The product `x W`; `tiles` holds `x`.
-pub(super) fn multiply<T: Tiles>(out: &mut [f32], weight: PackedView<'_>, update: Update, tiles: &T) {
-    let (k, n) = (weight.rows(), weight.columns());
+pub(crate) fn multiply<T: Tiles>(out: &mut [f32], weight: impl WidenedWeight, update: Update, tiles: &T) {
+    let [k, n] = weight.shape();
     let (columns_of_a_tile, k_of_a_tile) = match weight.orientation() {
         // An even number of stored rows, as kernels take two at a time.
         Orientation::Transposed => ((TILE / k).max(2) & !1, k),
@@ -68,23 +70,23 @@ pub(super) fn multiply<T: Tiles>(out: &mut [f32], weight: PackedView<'_>, update
 }
 
 /// Tiles of f32.
-pub(super) struct F32Tiles<'a> {
+pub(crate) struct F32Tiles<'a, W> {
     x: &'a [f32],
-    weight: PackedView<'a>,
+    weight: W,
 }
 
-impl<'a> F32Tiles<'a> {
+impl<'a, W: WidenedWeight> F32Tiles<'a, W> {
     /// `x` is `[rows, k]`.
-    pub(super) fn new(x: &'a [f32], weight: PackedView<'a>) -> Self {
+    pub(crate) fn new(x: &'a [f32], weight: W) -> Self {
         Self { x, weight }
     }
 }
 
-impl Tiles for F32Tiles<'_> {
+impl<W: WidenedWeight> Tiles for F32Tiles<'_, W> {
     type Value = f32;
 
     fn rows(&self) -> usize {
-        self.x.len() / self.weight.rows()
+        self.x.len() / self.weight.shape()[0]
     }
 
     fn widen(&self, k: Range<usize>, columns: Range<usize>, tile: &mut [f32]) {
@@ -100,7 +102,7 @@ impl Tiles for F32Tiles<'_> {
             Orientation::Stored => {
                 let mut x = [0.0; MOST_ANYWHERE * LINES];
                 let x = &mut x[..self.rows() * k.len()];
-                for (some, all) in x.chunks_exact_mut(k.len()).zip(self.x.chunks_exact(self.weight.rows())) {
+                for (some, all) in x.chunks_exact_mut(k.len()).zip(self.x.chunks_exact(self.weight.shape()[0])) {
                     some.copy_from_slice(&all[k.clone()]);
                 }
                 few_rows::add_product(sums, x, Matrix::new(tile, k.len(), columns), 0..columns);
@@ -111,7 +113,7 @@ impl Tiles for F32Tiles<'_> {
 
 /// Tiles of bf16, for the instructions of AVX-512 BF16.
 #[cfg(target_arch = "x86_64")]
-pub(super) struct Bf16Tiles<'a> {
+pub(crate) struct Bf16Tiles<'a> {
     x: Vec<u16>,
     rows: usize,
     weight: PackedView<'a>,
@@ -120,7 +122,7 @@ pub(super) struct Bf16Tiles<'a> {
 #[cfg(target_arch = "x86_64")]
 impl<'a> Bf16Tiles<'a> {
     /// `x` is `[rows, k]`.
-    pub(super) fn new(x: &[f32], weight: PackedView<'a>) -> Self {
+    pub(crate) fn new(x: &[f32], weight: PackedView<'a>) -> Self {
         let k = weight.rows();
         let order = match weight.orientation() {
             Orientation::Stored => Order::Rows,
