@@ -199,7 +199,7 @@ impl<'a> PreparedRun<'a> {
         let folder = folder.map_err(|source| ExperimentError::CreateFolder { path: std::env::temp_dir(), source })?;
         let run = RunDir::new(folder.path());
         observer.on_event(Event::Planned { recipe: &recipe, data: &inputs.data, shape: &shape, run: &run });
-        let attached = attach(&recipe, host, PlainModel { model, originals }, start, &run, observer)?;
+        let attached = attach(&recipe, host, PlainModel { model, originals }, &inputs.train, start, &run, observer)?;
         let mut config = recipe.train.clone();
         config.optimizer.learning_rate = recipe.learning_rate_guess().into();
         let optimizer = Optimizer::new(config.optimizer.clone(), &attached.trainable);
