@@ -33,7 +33,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 SORSA = "target/release/sorsa"
-METHODS = ["lora", "rslora", "dora", "pissa", "olora", "sorsa", "lora-xs", "stella", "partial", "full"]
+METHODS = ["lora", "rslora", "dora", "pissa", "olora", "sorsa", "lora-xs", "stella", "kasa", "mica", "svft", "lora-ga", "partial", "full"]
 # Methods under other settings than their own.
 FORMS = {
     "rslora": ("lora", "adapter.scaling=rank-stabilized"),
@@ -99,7 +99,7 @@ def every_method(check, data, steps):
             sorsa("export", "--format", "hf", "--adapter", run, "--out", out / "hf")
             check.compare(f"{method}: merged, in Transformers", base(out / "hf"), "--adapter", run)
             continue
-        rank = ["--rank", 1000] if method == "partial" else []
+        rank = ["--rank", 1000] if method in ("partial", "svft") else []
         sorsa("export", "--format", "peft", "--adapter", run, "--out", out / "peft", *rank)
         peft = PeftModel.from_pretrained(base(check.model), out / "peft").eval()
         check.compare(f"{method}: PEFT on the original model", peft, "--adapter", run)

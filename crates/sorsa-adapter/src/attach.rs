@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use burn::prelude::*;
 use burn::tensor::{DType, FloatDType};
 use rayon::prelude::*;
-use sorsa_files::NamedTensors;
+use sorsa_files::{HostTensor, NamedTensors};
 use sorsa_linalg::SvdOptions;
 use sorsa_linalg::tensor::Placement;
 use sorsa_ops::{Form, OperationMemory, PackedFormat, WeightOperand};
@@ -27,6 +27,7 @@ use crate::parameters::{
 use crate::start::{StartingFactors, WeightToAdapt};
 use crate::state::{AdapterState, ModuleState};
 use crate::target::pattern_matches;
+use crate::weight_gradients::{WeightGradients, groups};
 
 /// How attaching decomposes weights.
 pub struct AttachOptions<'a> {
@@ -39,15 +40,21 @@ pub struct AttachOptions<'a> {
     /// The weights that were packed while the model was read, as they were before: methods that decompose weights decompose those.
     /// If absent, they decompose the widened ones.
     pub originals: Option<&'a dyn OriginalWeights>,
+    /// Gives gradients of the loss, for methods that start from them. If absent, such a method cannot start.
+    pub gradients: Option<&'a dyn WeightGradients>,
     /// Called after each decomposed matrix with the number of decomposed matrices and the number of all.
     pub progress: Option<&'a (dyn Fn(usize, usize) + Sync)>,
 }
 
 impl Default for AttachOptions<'_> {
     fn default() -> Self {
-        Self { svd: SvdOptions::default(), placement: Placement::Host, cache: None, originals: None, progress: None }
+        let (svd, placement) = (SvdOptions::default(), Placement::Host);
+        Self { svd, placement, cache: None, originals: None, gradients: None, progress: None }
     }
 }
+
+/// The most memory that gradients of dense weights take at a time, unless a single one takes more.
+const GRADIENT_BYTES: usize = 256 << 20;
 
 /// burn holds one adapter per weight and keeps the old one silently.
 pub(crate) const HAS_ADAPTER: &str = "the model has an adapter already: merge it first";
@@ -162,6 +169,8 @@ impl AdapterConfig {
             }
             let RankAndScale { rank, scale } = self.rank_and_scale(&path);
             let largest = shape[0].min(shape[1]);
+            // The bound of ranks that the weights decide may be larger than a weight.
+            let rank = if self.rank_energy.is_some() && rank == self.rank { rank.min(largest) } else { rank };
             if method.is_factored() && rank > largest {
                 faults.push(format!("rank {rank} is larger than {largest}, the smaller side of `{path}` {shape:?}"));
             }
@@ -231,6 +240,9 @@ impl AdapterConfig {
         options: &AttachOptions<'_>,
         carried: &CarriedChanges,
     ) -> Result<(AdapterState, BTreeMap<String, Installation>), AdapterError> {
+        if self.rank_energy.is_some() {
+            return self.with_resolved_ranks(model, options)?.config.prepare_with(model, options, carried);
+        }
         let targets = self.targets(model)?;
         if has_adapter(model) {
             return Err(AdapterError::Targets { faults: vec![HAS_ADAPTER.to_owned()] });
@@ -325,6 +337,24 @@ impl AdapterConfig {
         )
     }
 
+    /// The gradients that the factors of `targets` start from, by path; none of those whose method starts from something else. Several
+    /// methods take the mean over the batches of the one that asks for most.
+    fn gradients(
+        &self,
+        targets: &[Target],
+        options: &AttachOptions<'_>,
+    ) -> Result<BTreeMap<String, HostTensor>, AdapterError> {
+        let batches = |target: &Target| self.method_config_at(&target.path).gradient_batches();
+        let wanted: Vec<Target> = targets.iter().filter(|target| batches(target).is_some()).cloned().collect();
+        let Some(first) = wanted.first() else { return Ok(BTreeMap::new()) };
+        let Some(gradients) = options.gradients else {
+            let method = self.method_at(&first.path);
+            let fault = format!("{method} starts from gradients of the loss, and there are no data for them here");
+            return Err(AdapterError::Config { faults: vec![fault] });
+        };
+        gradients.mean(&wanted, wanted.iter().filter_map(batches).max().unwrap_or(1))
+    }
+
     /// The factors of every target at the start, by path, and the identity of each weight that is decomposed.
     fn start_all<M: Module>(
         &self,
@@ -344,7 +374,8 @@ impl AdapterConfig {
         let weights = weights(model, &wanted);
         let cache = options.cache.as_ref().map(|folder| SvdCache::new(folder.clone()));
         let done = std::sync::atomic::AtomicUsize::new(0);
-        let one = |target: &Target| {
+        let (svd, placement, progress) = (&options.svd, options.placement, options.progress);
+        let one = |target: &Target, gradient: Option<HostTensor>| {
             let packing = packing(target);
             let decomposes = definition(target).is_some_and(|method| method.decomposes()) || packing.is_some();
             // A packed weight is widened, or read again, here: one on each thread.
@@ -371,22 +402,31 @@ impl AdapterConfig {
                 packing,
                 fingerprint: decomposed.as_deref(),
                 seed: self.seed,
-                svd: &options.svd,
-                placement: options.placement,
+                svd,
+                placement,
                 cache: cache.as_ref(),
+                gradient,
             };
             let result = self.method_config_at(&target.path).start(&to_adapt).expect("the method has factors");
             let count = done.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1;
-            if let Some(progress) = options.progress.filter(|_| decomposes) {
+            if let Some(progress) = progress.filter(|_| decomposes) {
                 progress(count, targets.len());
             }
             (target.path.clone(), result.map(|start| (start, identity)).map_err(|error| error.to_string()))
         };
-        let results: Vec<_> = match options.placement {
-            Placement::Host => targets.par_iter().with_max_len(1).map(one).collect(),
-            // A device has one stream for each thread that uses it: stay on this thread.
-            Placement::Device => targets.iter().map(one).collect(),
-        };
+        let mut results = Vec::with_capacity(targets.len());
+        let starts_from_gradient =
+            |target: &Target| definition(target).is_some_and(|method| method.starts_from == StartsFrom::Gradient);
+        let bytes = if targets.iter().any(starts_from_gradient) { GRADIENT_BYTES } else { usize::MAX };
+        for group in groups(targets, bytes) {
+            let gradients = self.gradients(group, options)?;
+            let one = |target: &Target| one(target, gradients.get(&target.path).cloned());
+            match placement {
+                Placement::Host => results.par_extend(group.par_iter().with_max_len(1).map(one)),
+                // A device has one stream for each thread that uses it: stay on this thread.
+                Placement::Device => results.extend(group.iter().map(one)),
+            }
+        }
         let mut faults = Vec::new();
         let mut starts = BTreeMap::new();
         for (path, result) in results {

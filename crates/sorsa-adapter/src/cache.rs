@@ -1,5 +1,6 @@
 //! A cache of principal triplets on disk. The key is the weight's content, the rank, the settings of the SVD and those of packing.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use burn::prelude::*;
@@ -32,6 +33,11 @@ pub(crate) struct CacheKey(String);
 impl CacheKey {
     pub fn new(fingerprint: &str, rank: usize, options: &SvdOptions) -> Self {
         Self(format!("{fingerprint} {rank} {options:?}"))
+    }
+
+    /// The key of the triplets at these indexes of all.
+    pub fn of_indexes(self, indexes: &Range<usize>) -> Self {
+        Self(format!("{} indexes {indexes:?}", self.0))
     }
 
     /// The key of the triplets after the `first` largest.

@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 use sorsa_ops::PackedFormat;
 
 use crate::attach::Target;
+use crate::auto_rank::{RankEnergy, RankField};
 use crate::packed_residual::{ResidualPacking, ResidualStorage};
 use crate::target::{Pattern, pattern_matches};
 use crate::{AdapterError, AlphaConvention, Method, MethodConfig};
@@ -42,8 +43,10 @@ pub struct AdapterConfig {
     /// Methods of the modules that a pattern (like those of `target_modules`) matches, in place of `method`, each with its settings. All
     /// of them train factors. If several patterns match, the first in alphabetical order decides.
     pub method_pattern: BTreeMap<String, MethodConfig>,
-    /// Rank of the factors, if no pattern gives another.
+    /// Rank of the factors, if no pattern gives another. With a [`rank_energy`](Self::rank_energy), the largest.
     pub rank: usize,
+    /// If present, the spectrum of each weight decides its rank. Files hold it as `rank = "auto:0.9"`, and `rank` as `rank_max`.
+    pub rank_energy: Option<RankEnergy>,
     /// Numerator of the scale. If absent, the scale is 1.
     pub alpha: Option<f64>,
     /// Probability with which [`project`](crate::project) drops an element of the adapter's input in training.
@@ -86,6 +89,7 @@ impl AdapterConfig {
             method: method.into(),
             method_pattern: BTreeMap::new(),
             rank,
+            rank_energy: None,
             alpha: None,
             dropout: 0.0,
             target_modules: targets.iter().map(ToString::to_string).collect(),
@@ -286,7 +290,9 @@ struct FlatConfig {
     method: Method,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     method_pattern: BTreeMap<String, NamedMethod>,
-    rank: usize,
+    rank: RankField,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    rank_max: Option<usize>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     alpha: Option<f64>,
     #[serde(default)]
@@ -346,10 +352,11 @@ impl TryFrom<NamedMethod> for MethodConfig {
 }
 
 /// The fields that every method has.
-const SHARED_FIELDS: [&str; 13] = [
+const SHARED_FIELDS: [&str; 14] = [
     "method",
     "method_pattern",
     "rank",
+    "rank_max",
     "alpha",
     "dropout",
     "target_modules",
@@ -377,7 +384,8 @@ impl From<AdapterConfig> for FlatConfig {
                 .into_iter()
                 .map(|(pattern, method)| (pattern, method.into()))
                 .collect(),
-            rank: config.rank,
+            rank: config.rank_energy.map_or(RankField::Number(config.rank), RankField::Energy),
+            rank_max: config.rank_energy.map(|_| config.rank),
             alpha: config.alpha,
             dropout: config.dropout,
             target_modules: config.target_modules,
@@ -403,10 +411,18 @@ impl TryFrom<FlatConfig> for AdapterConfig {
                 MethodConfig::try_from(method).map_err(|fault| format!("method_pattern `{pattern}`: {fault}"))?;
             method_pattern.insert(pattern, method);
         }
+        let (rank, rank_energy) = match (flat.rank, flat.rank_max) {
+            (RankField::Number(rank), None) => (rank, None),
+            (RankField::Energy(energy), most) => (most.unwrap_or(RankEnergy::MOST), Some(energy)),
+            (RankField::Number(rank), Some(most)) => {
+                return Err(format!("rank_max = {most} bounds a rank like \"auto:0.9\", found rank = {rank}"));
+            }
+        };
         Ok(Self {
             method: method_config(flat.method, flat.settings)?,
             method_pattern,
-            rank: flat.rank,
+            rank,
+            rank_energy,
             alpha: flat.alpha,
             dropout: flat.dropout,
             target_modules: flat.target_modules,

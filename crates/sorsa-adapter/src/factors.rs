@@ -1,6 +1,7 @@
 //! Factors of a method: names, shapes and products.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use sorsa_files::HostTensor;
 use sorsa_linalg::faer::{Mat, Scale};
@@ -24,6 +25,12 @@ pub(crate) enum Axes {
     RankOut,
     /// `[d_out]`.
     Out,
+    /// `[d_in, k]` with the smaller side `k` of the weight.
+    InSide,
+    /// `[k, d_out]`.
+    SideOut,
+    /// `[k, r]`.
+    SideRank,
 }
 
 /// Which vectors of a factor the regularizer compares with each other.
@@ -56,7 +63,7 @@ impl Factor {
         match self.axes {
             Axes::InRank => Some(Vectors::Columns),
             Axes::RankOut => Some(Vectors::Rows),
-            Axes::Rank | Axes::RankRank | Axes::Out => None,
+            Axes::Rank | Axes::RankRank | Axes::Out | Axes::InSide | Axes::SideOut | Axes::SideRank => None,
         }
     }
 
@@ -68,6 +75,9 @@ impl Factor {
             Axes::RankRank => vec![rank, rank],
             Axes::RankOut => vec![rank, d_out],
             Axes::Out => vec![d_out],
+            Axes::InSide => vec![d_in, d_in.min(d_out)],
+            Axes::SideOut => vec![d_in.min(d_out), d_out],
+            Axes::SideRank => vec![d_in.min(d_out), rank],
         }
     }
 }
@@ -121,6 +131,18 @@ pub(crate) struct Principal {
 }
 
 impl Principal {
+    /// The triplets of these indexes, which are within those that there are.
+    pub fn part(&self, indexes: Range<usize>) -> Self {
+        let (d_in, d_out) = (self.u.shape[0], self.vt.shape[1]);
+        let columns = self.u.values.chunks_exact(self.s.len()).flat_map(|row| &row[indexes.clone()]).copied().collect();
+        let rows = self.vt.values[indexes.start * d_out..indexes.end * d_out].to_vec();
+        Self {
+            u: HostTensor::new([d_in, indexes.len()], columns),
+            s: self.s[indexes.clone()].to_vec(),
+            vt: HostTensor::new([indexes.len(), d_out], rows),
+        }
+    }
+
     /// `U diag(s)` and `V^T`.
     pub fn pair(&self) -> FactorPair {
         let mut a = self.u.clone();

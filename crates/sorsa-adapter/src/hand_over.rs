@@ -128,6 +128,12 @@ impl SavedAdapter {
             ]);
         }
         let targets = config.targets(model)?;
+        let takes_away = |method: &Method| method.factored().is_some_and(|definition| !definition.keeps_output);
+        if let Some(method) = targets.iter().map(|target| config.method_at(&target.path)).find(takes_away) {
+            return refuse(vec![format!(
+                "{method} takes a part of the weights away at the start: no adapter can be handed over to it"
+            )]);
+        }
         let changes = self.kept_changes()?;
         let lost: Vec<&str> = changes
             .keys()

@@ -1,4 +1,5 @@
-//! Adapters for any burn module: SORSA, PiSSA, LoRA, DoRA, OLoRA, LoRA-XS, StelLA and partial fine-tuning.
+//! Adapters for any burn module: SORSA, PiSSA, LoRA, DoRA, OLoRA, LoRA-XS, StelLA, KaSA, MiCA, SVFT, LoRA-GA and partial
+//! fine-tuning.
 //!
 //! An adapter is a burn [`Reparameterization`](burn::module::Reparameterization): it attaches to the linear layers of
 //! an unchanged model. To take the cheap route, a model calls [`project`] instead of `linear.forward`: then no dense
@@ -58,6 +59,7 @@
 
 mod adapter;
 mod attach;
+mod auto_rank;
 mod band;
 mod cache;
 mod changes;
@@ -77,6 +79,7 @@ mod packed_faults;
 mod packed_residual;
 mod parameters;
 pub mod peft;
+mod penalty;
 mod quantization_errors;
 mod quantized_start;
 mod regularizer;
@@ -87,10 +90,12 @@ mod stiefel;
 mod target;
 mod watch;
 mod weight_change;
+mod weight_gradients;
 mod weight_snapshot;
 
 pub use adapter::project;
 pub use attach::{AttachOptions, Attached, ModuleReport, Target};
+pub use auto_rank::{RankEnergy, ResolvedRank, ResolvedRanks};
 pub use band::Band;
 pub use changes::TrainedPart;
 pub use config::{AdapterConfig, Scaling};
@@ -106,6 +111,7 @@ pub use packed::{NothingPacked, OriginalWeights};
 pub use packed_residual::ResidualStorage;
 pub use parameters::{ParameterGroup, Trainable, export_trainable, import_trainable};
 pub use peft::method_of;
+pub use penalty::add_penalties;
 pub use quantization_errors::{ErrorNorms, QuantizationErrors, StartsToMeasure};
 pub use quantized_start::StartError;
 pub use regularizer::{Probes, Regularizer, RegularizerForm, RegularizerStats, add_regularizer, regularizer_gradients};
@@ -118,4 +124,5 @@ pub use state::{AdapterState, ModuleState, SavedAdapter};
 pub use stiefel::{Retraction, Stiefel, orthonormality_defect};
 pub use watch::ModuleMeasures;
 pub use weight_change::{KeptChange, KeptRank, WeightChange};
+pub use weight_gradients::WeightGradients;
 pub use weight_snapshot::{TrainedFactors, WeightSnapshot};

@@ -15,6 +15,7 @@ use sorsa_ops::{
 use crate::factors::{Axes, Factor, FactorPair, FactorSet};
 use crate::parameters::Parameter;
 use crate::peft::PeftVariant;
+use crate::penalty::Penalty;
 use crate::quantized_start::StartError;
 use crate::start::{StartingFactors, WeightToAdapt};
 use crate::state::ModuleState;
@@ -27,8 +28,10 @@ pub(crate) enum StartsFrom {
     RandomNumbers,
     /// Elements of the weight.
     Weight,
-    /// Leading singular triplets of the weight.
+    /// Singular triplets of the weight.
     SingularTriplets,
+    /// The gradient of the loss with respect to the weight.
+    Gradient,
 }
 
 /// The low-rank part of one adapted weight, `scale * A diag(s) B`.
@@ -98,8 +101,10 @@ pub(crate) trait FactoredMethod: Module {
     /// What the start is made of.
     const STARTS_FROM: StartsFrom;
     /// Whether the adapter at the start is a part of the weight, which is subtracted from the frozen weight.
-    /// Otherwise the adapter adds nothing at the start.
+    /// Otherwise the adapter adds nothing at the start, if [`KEEPS_OUTPUT`](Self::KEEPS_OUTPUT).
     const SPLITS_WEIGHT: bool;
+    /// Whether the model computes the same with the adapter at the start.
+    const KEEPS_OUTPUT: bool = true;
     /// How often the factors are fitted to the error of packing, if the configuration says nothing; absent if they are never.
     const QUANTIZATION_ROUNDS: Option<usize> = None;
     /// Whether the adapter changes the weight by exactly [`product`](Self::product) times the scale.
@@ -114,6 +119,16 @@ pub(crate) trait FactoredMethod: Module {
     /// A line for each setting that does not fit another one of the method's or of `adapter`.
     fn faults(_config: &Self::Config, _adapter: &AdapterConfig) -> Vec<String> {
         Vec::new()
+    }
+
+    /// The terms that the method adds to the loss, each with the name of the factor that it holds small or orthonormal.
+    fn penalties(_config: &Self::Config) -> Vec<(&'static str, Penalty)> {
+        Vec::new()
+    }
+
+    /// How many batches the mean gradient is taken over that the method starts from, if it starts from one.
+    fn gradient_batches(_config: &Self::Config) -> Option<usize> {
+        None
     }
 
     /// Which singular triplets of the weight the start is made of.
@@ -200,6 +215,11 @@ pub(crate) trait FactoredMethod: Module {
         FactorPair { a: factors["a"].clone(), b: factors["b"].clone() }
     }
 
+    /// Why the adapter does not fit a LoRA of rank `rank`; absent: the exact one. Nothing if it fits.
+    fn peft_fault(_rank: Option<usize>) -> Option<&'static str> {
+        None
+    }
+
     /// The factors whose product is that of `pair`, if the method adds any product to the weight, and starts from any.
     fn of_product(_pair: FactorPair) -> Option<FactorSet> {
         None
@@ -246,11 +266,13 @@ pub(crate) struct FactoredDefinition {
     pub unmerge_factors: &'static [Factor],
     pub starts_from: StartsFrom,
     pub splits_weight: bool,
+    pub keeps_output: bool,
     pub quantization_rounds: Option<usize>,
     pub changes_by_product: bool,
     pub memory: fn(Form, [usize; 2], usize, usize) -> OperationMemory,
     pub new: fn(&FactorSet, f64, Dropout, &Device) -> Adapter,
     pub product: fn(&FactorSet) -> FactorPair,
+    pub peft_fault: fn(Option<usize>) -> Option<&'static str>,
     pub of_product: fn(FactorPair) -> Option<FactorSet>,
 }
 
@@ -262,11 +284,13 @@ impl FactoredDefinition {
             unmerge_factors: M::UNMERGE_FACTORS,
             starts_from: M::STARTS_FROM,
             splits_weight: M::SPLITS_WEIGHT,
+            keeps_output: M::KEEPS_OUTPUT,
             quantization_rounds: M::QUANTIZATION_ROUNDS,
             changes_by_product: M::CHANGES_BY_PRODUCT,
             memory: M::memory,
             new: |factors, scale, dropout, device| M::new(factors, scale, dropout, device).into(),
             product: M::product,
+            peft_fault: M::peft_fault,
             of_product: M::of_product,
         }
     }

@@ -22,6 +22,15 @@ impl AdapterConfig {
             faults
                 .extend(set.map(|(name, _)| format!("{name} is a setting of packed weights, but no target is packed")));
         }
+        if self.method().needs_gradients()
+            && let Some(target) = targets.iter().find(|target| is_packed(target))
+        {
+            let method = self.method();
+            faults.push(format!(
+                "{method} starts from gradients of dense weights, but `{}` is packed ({})",
+                target.path, packed[&target.path]
+            ));
+        }
         faults.extend(self.trained_and_packed(targets, packed));
         faults
     }

@@ -44,6 +44,22 @@ pub enum StartError {
         /// The format.
         format: PackedFormat,
     },
+    /// A method that starts from the gradient of the loss has none, or one of zeros.
+    #[error("matrix `{name}`: the start needs a gradient of the loss, and there is none")]
+    NoGradient {
+        /// The weight's module.
+        name: String,
+    },
+    /// A method that takes the minor triplets away from a weight would take all.
+    #[error("matrix `{name}` has {side} singular values: with the {rank} smallest taken away, nothing of it is left")]
+    NothingLeft {
+        /// The weight's module.
+        name: String,
+        /// The smaller side of the weight.
+        side: usize,
+        /// How many would be taken away.
+        rank: usize,
+    },
     /// The residual would not be what the packing leaves of the weight.
     #[error(
         "matrix `{name}`: alpha_convention = \"author\" subtracts {scale} times the principal part, which no rounds of packing \

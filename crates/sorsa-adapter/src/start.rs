@@ -1,5 +1,7 @@
 //! One weight before its adapter exists, and the factors that a method makes for it.
 
+use std::ops::Range;
+
 use burn::prelude::*;
 use burn::tensor::FloatDType;
 use rand::SeedableRng;
@@ -7,7 +9,7 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 use sorsa_files::HostTensor;
 use sorsa_linalg::tensor::Placement;
-use sorsa_linalg::{SvdOptions, svd_band};
+use sorsa_linalg::{Algorithm, SvdOptions, svd_band};
 
 use crate::attach::Target;
 use crate::cache::{CacheEntry, CacheKey, SvdCache};
@@ -54,6 +56,8 @@ pub(crate) struct WeightToAdapt<'a> {
     pub svd: &'a SvdOptions,
     pub placement: Placement,
     pub cache: Option<&'a SvdCache>,
+    /// The mean gradient of the loss `[d_in, d_out]`, for methods that start from it.
+    pub gradient: Option<HostTensor>,
 }
 
 /// The factors of one weight at the start.
@@ -142,6 +146,46 @@ impl WeightToAdapt<'_> {
         Ok(StartingFactors { factors: factors(entry.principal), subtracted: None, svd: Some((entry.residual, cached)) })
     }
 
+    /// The start that `factors` makes of all singular triplets of the weight at these indexes, the largest singular value first. It
+    /// takes the decomposition of the whole weight.
+    pub fn factors_from_all_triplets(
+        &self,
+        indexes: Range<usize>,
+        factors: impl Fn(Principal) -> FactorSet,
+    ) -> Result<StartingFactors, StartError> {
+        let name = &self.target.path;
+        let options = SvdOptions { algorithm: Algorithm::Exact, ..self.svd_options() };
+        let smaller = self.target.shape[0].min(self.target.shape[1]);
+        let compute = || {
+            let weight = HostTensor::from_tensor(self.values().inner().cast(FloatDType::F32));
+            let svd = sorsa_linalg::truncated_svd(name, weight.matrix(), smaller, &options)?;
+            let (u, vt) = (HostTensor::from_matrix(svd.u.as_ref()), HostTensor::from_matrix(svd.v.transpose()));
+            let principal = Principal { u, s: svd.s, vt }.part(indexes.clone());
+            Ok(CacheEntry { principal, subtracted: None, residual: svd.report.residual })
+        };
+        let (entry, cached) = self.cached_triplets(indexes.len(), |key| key.of_indexes(&indexes), compute)?;
+        Ok(StartingFactors { factors: factors(entry.principal), subtracted: None, svd: Some((entry.residual, cached)) })
+    }
+
+    /// The start that `factors` makes of `count` leading singular triplets of the gradient, or of as many as it has.
+    pub fn factors_from_gradient(
+        &self,
+        count: usize,
+        factors: impl Fn(Principal) -> FactorSet,
+    ) -> Result<StartingFactors, StartError> {
+        let name = &self.target.path;
+        let Some(gradient) = &self.gradient else { return Err(StartError::NoGradient { name: name.clone() }) };
+        let count = count.min(self.target.shape[0]).min(self.target.shape[1]);
+        let svd = sorsa_linalg::truncated_svd(name, gradient.matrix(), count, &self.svd_options())?;
+        if svd.s[0] == 0.0 {
+            return Err(StartError::NoGradient { name: name.clone() });
+        }
+        let (u, vt) = (HostTensor::from_matrix(svd.u.as_ref()), HostTensor::from_matrix(svd.v.transpose()));
+        let residual = svd.report.residual;
+        let factors = factors(Principal { u, s: svd.s, vt });
+        Ok(StartingFactors { factors, subtracted: None, svd: Some((residual, false)) })
+    }
+
     /// The start that `factors` makes of the leading triplets of what packing loses of the weight.
     ///
     /// # Errors
@@ -198,8 +242,17 @@ impl WeightToAdapt<'_> {
         key: impl FnOnce(CacheKey) -> CacheKey,
         compute: impl FnOnce() -> Result<CacheEntry, StartError>,
     ) -> Result<(CacheEntry, bool), StartError> {
+        self.cached_triplets(self.target.rank, key, compute)
+    }
+
+    /// [`cached`](Self::cached) of an entry with `rank` triplets.
+    fn cached_triplets(
+        &self,
+        rank: usize,
+        key: impl FnOnce(CacheKey) -> CacheKey,
+        compute: impl FnOnce() -> Result<CacheEntry, StartError>,
+    ) -> Result<(CacheEntry, bool), StartError> {
         let Some((cache, fingerprint)) = self.cache.zip(self.fingerprint) else { return Ok((compute()?, false)) };
-        let rank = self.target.rank;
         let key = key(CacheKey::new(fingerprint, rank, &self.svd_options()));
         if let Some(entry) = cache.get(&key, self.target.shape, rank) {
             return Ok((entry, true));

@@ -188,7 +188,7 @@ fn pairs(net: &Net) -> [[Tensor<2>; 2]; 2] {
     })
 }
 
-const PAIRS: [Method; 4] = [Method::Pissa, Method::Lora, Method::Dora, Method::Olora];
+const PAIRS: [Method; 5] = [Method::Pissa, Method::Lora, Method::Dora, Method::Olora, Method::LoraGa];
 
 #[test]
 fn a_method_of_two_factors_may_have_the_regularizer_that_leaves_lengths_free() {
@@ -261,6 +261,7 @@ fn methods_that_do_not_train_two_factors_say_so_and_stay_without_a_regularizer()
         let fault = match method {
             Method::Sorsa => "has a regularizer of its own, of orthonormal vectors",
             Method::Stella => "keeps its vectors orthonormal by a retraction",
+            Method::Kasa => "has penalties of its own, of orthonormal vectors",
             _ => "does not train two factors, whose vectors could be kept orthogonal",
         };
         assert_eq!(error, format!("adapter configuration: {method} {fault}"));

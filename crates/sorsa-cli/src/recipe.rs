@@ -106,7 +106,7 @@ fn overrides(args: &RecipeArgs) -> anyhow::Result<Vec<(String, Value)>> {
         ("eval.prompt_suffix", text(args.prompt_suffix.as_ref())),
         ("eval.max_new_tokens", size(args.max_new_tokens)),
         ("adapter.method", text(args.method.as_ref())),
-        ("adapter.rank", size(args.rank)),
+        ("adapter.rank", args.rank.clone()),
         ("adapter.alpha", float(args.alpha)),
         ("adapter.target_modules", targets.map(|t| Value::Array(t.iter().cloned().map(Value::String).collect()))),
         ("train.optimizer.learning_rate", args.lr.map(rate)),

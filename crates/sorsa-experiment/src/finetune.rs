@@ -4,12 +4,15 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-use sorsa_adapter::{AdapterConfig, AdapterState, AttachOptions, Attached, SavedAdapter};
+use sorsa_adapter::{AdapterConfig, AdapterState, AttachOptions, Attached, SavedAdapter, WeightGradients};
+use sorsa_data::Batcher;
 use sorsa_files::peak_memory_bytes;
 use sorsa_models::CausalLm;
 use sorsa_report::report::{self, RunReport, Sample};
 use sorsa_train::metrics::Metric;
-use sorsa_train::{Divergence, LearningRate, Optimizer, OptimizerConfig, RateSearch, RunOutcome, TrainError, Trainer};
+use sorsa_train::{
+    BatchGradients, Divergence, LearningRate, Optimizer, OptimizerConfig, RateSearch, RunOutcome, TrainError, Trainer,
+};
 
 use crate::adapter::{BaseModel, LoadedAdapter, with_head_for};
 use crate::answer_log::AnswerLog;
@@ -100,6 +103,12 @@ impl<'a> PreparedRun<'a> {
         let (loaded, inputs, files) = read(recipe, host, observer)?;
         let mut recipe = recipe.clone();
         let originals = PackedOnRead::open(&loaded.folder, loaded.quantize)?;
+        if recipe.model.adapter.is_none() && recipe.adapter.rank_energy.is_some() {
+            let options = AttachOptions { originals: Some(&originals), ..AttachOptions::default() };
+            let ranks = recipe.adapter.with_resolved_ranks(&loaded.model, &options)?;
+            observer.on_event(Event::Note { text: &ranks.to_string() });
+            recipe.adapter = ranks.config;
+        }
         let (model, start) = match (&recipe.model.adapter, &recipe.model.continue_from) {
             (Some(folder), _) => {
                 let base = BaseModel { name: &loaded.name, folder: &loaded.folder, quantize: loaded.quantize };
@@ -196,7 +205,7 @@ impl<'a> PreparedRun<'a> {
             .map_err(|source| ExperimentError::CreateFolder { path: scratch.to_owned(), source })?;
         let run = RunDir::new(folder.path());
         observer.on_event(Event::Planned { recipe: &recipe, data: &inputs.data, shape: &shape, run: &run });
-        let attached = attach(&recipe, host, PlainModel { model, originals }, start, &run, observer)?;
+        let attached = attach(&recipe, host, PlainModel { model, originals }, &inputs.train, start, &run, observer)?;
         let mut config = recipe.train.clone();
         config.optimizer.learning_rate = recipe.learning_rate_guess().into();
         let optimizer = Optimizer::new(config.optimizer.clone(), &attached.trainable);
@@ -224,7 +233,7 @@ impl<'a> PreparedRun<'a> {
         };
         observer.on_event(Event::Planned { recipe: &recipe, data: &data, shape: &shape, run });
         let started = Instant::now();
-        let attached = attach(&recipe, host, PlainModel { model, originals }, start, run, observer)?;
+        let attached = attach(&recipe, host, PlainModel { model, originals }, &train, start, run, observer)?;
         let svd_largest_residual = attached.modules.iter().filter_map(|module| module.svd_residual).reduce(f64::max);
         let svd_seconds = started.elapsed().as_secs_f64();
 
@@ -424,6 +433,7 @@ fn attach(
     recipe: &Recipe,
     host: &Host,
     PlainModel { model, originals }: PlainModel,
+    train: &Batcher,
     start: Start,
     run: &RunDir,
     observer: &mut dyn Observer,
@@ -443,6 +453,10 @@ fn attach(
     }
     let total = recipe.adapter.targets(&model)?.len();
     observer.on_event(Event::Decomposing { done: 0, total });
+    // A second handle keeps the weights that the adapter replaces by residuals.
+    let plain = recipe.adapter.method().needs_gradients().then(|| model.clone());
+    let checkpoint_blocks = recipe.train.checkpoint_blocks;
+    let gradients = plain.as_ref().map(|model| BatchGradients { model, data: train, checkpoint_blocks });
     let attached = {
         let shared = Mutex::new(&mut *observer);
         let show = |done: usize, _total: usize| {
@@ -456,6 +470,7 @@ fn attach(
                 _ => None,
             },
             originals: Some(&originals),
+            gradients: gradients.as_ref().map(|gradients| gradients as &dyn WeightGradients),
             progress: Some(&show),
         };
         recipe.adapter.attach(model, &options)?

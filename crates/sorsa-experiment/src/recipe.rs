@@ -638,7 +638,7 @@ mod tests {
             Recipe::from_table(text.parse().unwrap(), "r")
         };
         for method in Method::ALL {
-            let pair = ["pissa", "lora", "dora", "olora"].contains(&method.name());
+            let pair = ["pissa", "lora", "dora", "olora", "lora-ga"].contains(&method.name());
             assert!(read(method.name(), "0.0").is_ok());
             assert_eq!(read(method.name(), "1e-4").is_ok(), pair, "{method}");
         }

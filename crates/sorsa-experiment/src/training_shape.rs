@@ -52,6 +52,14 @@ pub struct ModuleShape {
     pub trainable_parameters: u64,
 }
 
+/// A line of the table.
+struct Line<'a> {
+    module: &'a ModuleShape,
+    count: usize,
+    rank: String,
+    trainable_parameters: u64,
+}
+
 impl TrainingShape {
     /// Counts what `recipe` would train of a dense model with this configuration. Reads no weights.
     ///
@@ -178,6 +186,34 @@ impl TrainingShape {
         Ok(Self { method, parameters, trainable_parameters, modules, memory, memory_total, steps })
     }
 
+    /// The lines of the table: one for each shape and rank, or one for each shape if it has many ranks.
+    fn lines(&self) -> Vec<Line<'_>> {
+        /// The most ranks of one shape that have a line each.
+        const RANKS: usize = 4;
+        let mut lines: Vec<Line<'_>> = Vec::new();
+        for module in &self.modules {
+            let is_same = |other: &&ModuleShape| {
+                (&other.name, other.d_in, other.d_out, other.method)
+                    == (&module.name, module.d_in, module.d_out, module.method)
+            };
+            let same: Vec<&ModuleShape> = self.modules.iter().filter(is_same).collect();
+            if same.len() <= RANKS {
+                let rank = module.rank.map_or_else(|| "-".to_owned(), |rank| rank.to_string());
+                let (count, trainable_parameters) = (module.count, module.trainable_parameters);
+                lines.push(Line { module, count, rank, trainable_parameters });
+            } else if std::ptr::eq(same[0], module) {
+                let ranks = || same.iter().filter_map(|module| module.rank);
+                lines.push(Line {
+                    module,
+                    count: same.iter().map(|module| module.count).sum(),
+                    rank: format!("{}-{}", ranks().min().unwrap_or(0), ranks().max().unwrap_or(0)),
+                    trainable_parameters: same.iter().map(|module| module.trainable_parameters).sum(),
+                });
+            }
+        }
+        lines
+    }
+
     /// The table for people.
     pub fn table(&self) -> String {
         let mut text = format!(
@@ -190,17 +226,16 @@ impl TrainingShape {
         if !self.modules.is_empty() {
             text.push_str("  module        count     d_in  x  d_out   rank    trained\n");
         }
-        for module in &self.modules {
-            let rank = module.rank.map_or_else(|| "-".to_owned(), |rank| rank.to_string());
+        for line in self.lines() {
             text.push_str(&format!(
                 "  {:<12} {:>6} {:>8}  x {:>6} {:>6} {:>10}{}\n",
-                module.name,
-                module.count,
-                module.d_in,
-                module.d_out,
-                rank,
-                grouped(module.trainable_parameters),
-                module.method.map_or_else(String::new, |method| format!("  {method}"))
+                line.module.name,
+                line.count,
+                line.module.d_in,
+                line.module.d_out,
+                line.rank,
+                grouped(line.trainable_parameters),
+                line.module.method.map_or_else(String::new, |method| format!("  {method}"))
             ));
         }
         let memory = &self.memory;

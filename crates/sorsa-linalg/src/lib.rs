@@ -5,6 +5,7 @@
 //! - [`tensor::truncated_svd`] decomposes a burn tensor, on its device or on the host;
 //! - [`svd_band`] gives any consecutive triplets, by the decomposition of the whole matrix;
 //! - [`inverse_square_root`] and [`inverse_cholesky_factor`] make columns orthonormal, given their Gram matrix;
+//! - [`squared_singular_values`] and [`rank_of_energy`] give the rank that holds a share of a matrix's energy;
 //! - [`leading_qr`] gives the first columns and rows of a QR decomposition;
 //! - [`product_svd`] decomposes a product of thin matrices without forming it;
 //! - [`intruder`] finds singular vectors that training brought in;
@@ -28,6 +29,7 @@ mod basis;
 mod cholesky;
 pub mod drift;
 mod eigen;
+mod energy;
 mod error;
 mod exact;
 mod gram;
@@ -45,6 +47,7 @@ pub mod tensor;
 mod tridiagonal;
 
 pub use band::svd_band;
+pub use energy::{rank_of_energy, squared_singular_values};
 pub use error::LinalgError;
 pub use faer;
 pub use gram_factor::{inverse_cholesky_factor, inverse_square_root};

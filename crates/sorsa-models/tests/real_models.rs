@@ -72,10 +72,14 @@ fn attaching_and_merging_change_no_logit() {
     let Some(models) = models() else { return };
     for name in MODELS {
         let before = logits(&load(models.join(name)));
-        for method in Method::ALL {
+        // Gradients need data, and a start that takes something away changes logits.
+        let methods = Method::ALL.into_iter().filter(|method| !method.needs_gradients());
+        for method in methods {
             let config = AdapterConfig::new(method, 8, &["all-linear"]).with_alpha(16.0);
             let mut attached = config.attach(load(models.join(name)), &Default::default()).unwrap();
-            assert_same(&logits(&attached.model), &before, &format!("attached {method} to {name}"));
+            if method.keeps_output() {
+                assert_same(&logits(&attached.model), &before, &format!("attached {method} to {name}"));
+            }
             let ids = attached.trainable.iter().map(|parameter| parameter.id).collect();
             attached.model = attached.model.map(&mut Noise(ids));
             let trained = logits(&attached.model);

@@ -14,6 +14,7 @@ pub mod schedule;
 pub mod tensorboard;
 mod trainable;
 mod trainer;
+mod weight_gradients;
 
 pub use checkpoint::{Best, CheckpointError, Checkpoints, RunState};
 pub use config::{
@@ -28,3 +29,4 @@ pub use repair::Repair;
 pub use run_length::{LastStep, steps_of_equal_epochs, total_steps};
 pub use trainable::{BatchSource, TrainableModel, TrainingBatch};
 pub use trainer::{Observer, RateSearch, RunOutcome, TrainError, Trainer, TriedRate, mean_loss, multiple};
+pub use weight_gradients::BatchGradients;

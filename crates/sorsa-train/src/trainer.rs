@@ -13,8 +13,8 @@ use std::time::Instant;
 
 use burn::prelude::*;
 use sorsa_adapter::{
-    AdapterError, Attached, RegularizerStats, SavedAdapter, Trainable, add_regularizer, export_trainable,
-    import_trainable, orthonormality_defect, regularizer_gradients,
+    AdapterError, Attached, RegularizerStats, SavedAdapter, Trainable, add_penalties, add_regularizer,
+    export_trainable, import_trainable, orthonormality_defect, regularizer_gradients,
 };
 use sorsa_data::{Batcher, DataPosition};
 use sorsa_models::{CausalLm, mixed_seed};
@@ -402,6 +402,7 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
             return Err(TrainError::NoTargets { step, rows: self.rows(&batches) });
         };
         let mut gradients = result.gradients;
+        add_penalties(model, &self.attached.state.config, &self.attached.trainable, &mut gradients);
         let norm = global_norm(model, &gradients).unwrap_or_else(|| result.loss.zeros_like());
         let read = Tensor::cat(vec![result.loss, norm], 0).into_data().try_into_vec::<f32>().unwrap_or_default();
         let (loss, grad_norm) = (read[0], read[1]);

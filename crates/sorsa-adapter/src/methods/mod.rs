@@ -10,6 +10,7 @@ use sorsa_ops::WeightOperand;
 use crate::factors::{Factor, FactorSet};
 use crate::method::{FactoredDefinition, FactoredMethod, LowRank, StartsFrom, WholeDefinition, WholeMethod};
 use crate::peft::PeftVariant;
+use crate::penalty::Penalty;
 use crate::quantized_start::StartError;
 use crate::start::{StartingFactors, WeightToAdapt};
 use crate::stiefel::OrthonormalSteps;
@@ -152,6 +153,22 @@ macro_rules! methods {
                 }
             }
 
+            /// The terms that the method adds to the loss, by the name of their factor.
+            pub(crate) fn penalties(&self) -> Vec<(&'static str, Penalty)> {
+                match self {
+                    $(Self::$name(config) => $name::penalties(config),)+
+                    $(Self::$whole => Vec::new(),)+
+                }
+            }
+
+            /// How many batches the mean gradient is taken over that the method starts from, if it starts from one.
+            pub(crate) fn gradient_batches(&self) -> Option<usize> {
+                match self {
+                    $(Self::$name(config) => $name::gradient_batches(config),)+
+                    $(Self::$whole => None,)+
+                }
+            }
+
             /// Which singular triplets of a weight the start is made of.
             pub fn band(&self) -> Band {
                 match self {
@@ -280,6 +297,16 @@ impl Method {
         self.factored().is_some_and(|method| method.splits_weight)
     }
 
+    /// Whether a model computes the same with the method's adapter at the start. Otherwise the start takes something away.
+    pub fn keeps_output(self) -> bool {
+        self.factored().is_none_or(|method| method.keeps_output)
+    }
+
+    /// Whether the method starts from gradients of the loss: [`AttachOptions::gradients`](crate::AttachOptions) must give them.
+    pub fn needs_gradients(self) -> bool {
+        self.factored().is_some_and(|method| method.starts_from == StartsFrom::Gradient)
+    }
+
     /// How often the method's factors are fitted to the error of packing, if a configuration says nothing; absent if they are
     /// never.
     pub fn quantization_rounds(self) -> Option<usize> {
@@ -296,6 +323,9 @@ impl Method {
     pub fn orthogonality_fault(self) -> Option<String> {
         if self.is_regularized() {
             return Some(format!("{self} has a regularizer of its own, of orthonormal vectors"));
+        }
+        if !MethodConfig::from(self).penalties().is_empty() {
+            return Some(format!("{self} has penalties of its own, of orthonormal vectors"));
         }
         if self.factors().iter().any(|factor| factor.orthonormal.is_some()) {
             return Some(format!("{self} keeps its vectors orthonormal by a retraction"));
@@ -388,12 +418,16 @@ impl Adapter {
 }
 
 mod dora;
+mod kasa;
 mod lora;
+mod lora_ga;
 mod lora_xs;
+mod mica;
 mod olora;
 mod pissa;
 pub(crate) mod sorsa;
 mod stella;
+mod svft;
 mod whole;
 
 pub use lora::Init;
@@ -415,6 +449,14 @@ methods! {
         LoraXs(LoraXsConfig) in lora_xs,
         /// A trained square matrix between two bases on the Stiefel manifold (arXiv 2510.01938).
         Stella(StellaConfig) in stella,
+        /// An update in the form of an SVD beside a weight without its minor components (arXiv 2412.06071).
+        Kasa(KasaConfig) in kasa,
+        /// LoRA with one factor frozen at the minor singular vectors of the weight (arXiv 2604.01694).
+        Mica(MicaConfig) in mica,
+        /// Trained diagonals between the whole singular bases of the weight (arXiv 2405.19597).
+        Svft(SvftConfig) in svft,
+        /// LoRA that starts from the gradient of the loss (arXiv 2407.05000).
+        LoraGa(LoraGaConfig) in lora_ga,
     }
     whole {
         /// The target weights themselves, dense.
@@ -440,7 +482,8 @@ mod tests {
         let error = "vera".parse::<Method>().unwrap_err();
         assert_eq!(
             error,
-            "unknown method `vera`, expected sorsa, pissa, lora, dora, olora, lora-xs, stella, partial or full"
+            "unknown method `vera`, expected sorsa, pissa, lora, dora, olora, lora-xs, stella, kasa, mica, svft, lora-ga, partial \
+             or full"
         );
     }
 

@@ -218,7 +218,7 @@ impl PeftAdapter {
                 (Axes::InRank, _) => factors.push((factor.name, a.transposed())),
                 (Axes::RankOut, _) => factors.push((factor.name, b.transposed())),
                 (Axes::Out, Some(magnitude)) => factors.push((factor.name, magnitude.clone())),
-                (Axes::Out, None) | (Axes::Rank | Axes::RankRank, _) => {
+                (Axes::Out, None) | (_, _) => {
                     unreachable!("PEFT's LoRA has A, B and a magnitude")
                 }
             }

@@ -79,6 +79,9 @@ impl PeftAdapter {
         if let Some(fault) = method.whole().and_then(|whole| (whole.peft_fault)(options.rank)) {
             return refuse(fault);
         }
+        if let Some(fault) = method.factored().and_then(|definition| (definition.peft_fault)(options.rank)) {
+            return refuse(fault);
+        }
         if options.rank == Some(0) {
             return refuse("rank must be at least 1");
         }
@@ -103,6 +106,11 @@ impl PeftAdapter {
             );
         }
         let as_trained = method.splits_weight() && options.form == PeftForm::AsTrained && options.rank.is_none();
+        if as_trained && matches!(config.method.to_peft(), Some(PeftVariant { init: PeftInit::Lora(_), .. })) {
+            return refuse(
+                "PEFT knows no decomposition of the weights that gives the start again: export the difference to it",
+            );
+        }
         if as_trained {
             check_start(saved, model)?;
         }

@@ -4,19 +4,21 @@
 
 pub mod reference;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use burn::module::{Module, Param};
 use burn::nn::{Linear, LinearConfig};
 use burn::prelude::*;
 use sorsa_adapter::{
-    AdapterConfig, Attached, HostTensor, HostTensorExt, Method, NamedTensors, import_trainable, project,
+    AdapterConfig, AdapterError, AttachOptions, Attached, HostTensor, HostTensorExt, Method, NamedTensors, Target,
+    WeightGradients, import_trainable, project,
 };
 
 /// Largest difference allowed, relative to the largest value: f32 products in another order.
 pub const TOLERANCE: f32 = 1e-4;
 /// The methods that have frozen factors of their own.
-pub const FROZEN: [Method; 1] = [Method::LoraXs];
+pub const FROZEN: [Method; 4] = [Method::LoraXs, Method::Kasa, Method::Mica, Method::Svft];
 /// Rank of [`config`].
 pub const RANK: usize = 4;
 
@@ -139,7 +141,25 @@ pub fn config(method: Method) -> AdapterConfig {
 }
 
 pub fn attach(config: &AdapterConfig, device: &Device) -> Attached<Net> {
-    config.attach(Net::new(device), &Default::default()).unwrap()
+    config.attach(Net::new(device), &with_gradients()).unwrap()
+}
+
+/// Options with gradients, for the methods that start from them.
+pub fn with_gradients() -> AttachOptions<'static> {
+    AttachOptions { gradients: Some(&NoiseGradients), ..AttachOptions::default() }
+}
+
+/// Gradients of noise, always the same.
+pub struct NoiseGradients;
+
+impl WeightGradients for NoiseGradients {
+    fn mean(&self, targets: &[Target], _batches: usize) -> Result<BTreeMap<String, HostTensor>, AdapterError> {
+        let of = |target: &Target| {
+            let count = target.shape[0] * target.shape[1];
+            (target.path.clone(), HostTensor::new(target.shape, noise(count as u64, count)))
+        };
+        Ok(targets.iter().map(of).collect())
+    }
 }
 
 /// The same net with every trained number moved.

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use sorsa_adapter::RankEnergy;
 use sorsa_train::LearningRate;
 
 use super::{DeviceArgs, MAX_SEED, method_names};
@@ -62,9 +63,10 @@ pub struct RecipeArgs {
     pub max_new_tokens: Option<usize>,
     #[arg(long, help = format!("Method: {} [default: sorsa]", method_names(" or ")))]
     pub method: Option<String>,
-    /// Rank of the adapters [default: 16]
-    #[arg(long)]
-    pub rank: Option<usize>,
+    /// Rank of the adapters; auto:0.9 is, for each weight, the smallest rank that holds 0.9 of its squared singular values, at most
+    /// adapter.rank_max (128) [default: 16]
+    #[arg(long, value_parser = rank)]
+    pub rank: Option<toml::Value>,
     /// Numerator of the adapters' scale, alpha / rank [default: the rank]
     #[arg(long)]
     pub alpha: Option<f64>,
@@ -222,4 +224,12 @@ pub struct PretrainArgs {
     pub quiet: bool,
     #[command(flatten)]
     pub device: DeviceArgs,
+}
+
+/// A rank: a number, or `auto:SHARE`.
+fn rank(text: &str) -> Result<toml::Value, String> {
+    match text.parse::<u32>() {
+        Ok(rank) => Ok(toml::Value::Integer(rank.into())),
+        Err(_) => text.parse::<RankEnergy>().map(|energy| toml::Value::String(energy.to_string())),
+    }
 }

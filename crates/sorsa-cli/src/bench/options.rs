@@ -54,7 +54,7 @@ fn base_recipe(mut options: RecipeArgs, settings: &[&str]) -> anyhow::Result<Bas
     options.set = settings.iter().map(ToString::to_string).chain(given).collect();
     let mut fields_if_used = Vec::new();
     if let Some(rank) = options.rank.take() {
-        fields_if_used.push(FieldValue::new(RANK, i64::try_from(rank)?));
+        fields_if_used.push(FieldValue::new(RANK, rank));
     }
     if let Some(gamma) = options.gamma.take() {
         fields_if_used.push(FieldValue::new(GAMMA, gamma));

@@ -87,7 +87,11 @@ fn run_name(recipe: &Recipe) -> String {
     let model = model.map_or("model".into(), |name| name.to_string_lossy().replace('@', "-"));
     let method = recipe.adapter.method();
     if method.is_factored() {
-        format!("{model}-{method}-r{}", recipe.adapter.rank)
+        match recipe.adapter.rank_energy {
+            // No colon: not every system has it in names.
+            Some(energy) => format!("{model}-{method}-auto{}", energy.share()),
+            None => format!("{model}-{method}-r{}", recipe.adapter.rank),
+        }
     } else {
         format!("{model}-{method}")
     }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use sorsa_adapter::{PackedFormat, StartsToMeasure};
+use sorsa_adapter::{AttachOptions, PackedFormat, StartsToMeasure};
 use sorsa_checkpoint::SourceError;
 use sorsa_checkpoint::weights::WeightsError;
 use sorsa_experiment::adapter::{BaseModel, LoadedAdapter};
@@ -46,12 +46,20 @@ pub fn shape(recipe: &Recipe, args: &FinetuneArgs) -> anyhow::Result<TrainingSha
         }
         source => source?,
     };
-    let Some(adapter) = &recipe.model.adapter else {
+    let is_open = recipe.adapter.rank_energy.is_some();
+    if recipe.model.adapter.is_none() && !is_open {
         return Ok(TrainingShape::of_source(recipe, source.config(), &source, &host)?);
-    };
-    // Only a decomposition would need weights.
+    }
     let model = CausalLm::load_from(&source, recipe.model.dtype, &host.device).or_bad_input()?;
     let mut recipe = recipe.clone();
+    let Some(adapter) = &recipe.model.adapter else {
+        // Weights decide the ranks.
+        let ranks = recipe.adapter.with_resolved_ranks(&model, &AttachOptions::default()).or_bad_input()?;
+        eprintln!("note: {ranks}");
+        recipe.adapter = ranks.config;
+        return Ok(TrainingShape::of_source(&recipe, source.config(), &source, &host)?);
+    };
+    // Only a decomposition would need weights.
     let base = BaseModel { name: &recipe.model.path, folder: &folder, quantize: recipe.model.quantize };
     let loaded = LoadedAdapter::read(model, base, Path::new(adapter), &mut session::Warnings)?;
     recipe.start_from(&loaded.saved)?;

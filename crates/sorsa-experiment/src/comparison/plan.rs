@@ -141,7 +141,11 @@ impl ComparisonPlan {
         let mut searched: Vec<Sweep> =
             sweeps.iter().filter(|sweep| sweep.mode == SweepMode::SearchEach).cloned().collect();
         if sweeps.iter().all(|sweep| sweep.field != RANK) {
-            searched.insert(0, Sweep::new(RANK, vec![toml::Value::Integer(i64::try_from(self.common.adapter.rank)?)]));
+            let rank = match self.common.adapter.rank_energy {
+                Some(energy) => toml::Value::String(energy.to_string()),
+                None => toml::Value::Integer(i64::try_from(self.common.adapter.rank)?),
+            };
+            searched.insert(0, Sweep::new(RANK, vec![rank]));
             searched[0].optional = true;
         }
         for arm in arms {
