@@ -193,7 +193,7 @@ fn narrow(device: &Device) -> Net {
 fn an_adapter_of_bf16_weights_fits_the_f32_ones_that_they_were_rounded_from() {
     let device = Device::flex();
     for method in factored().filter(|method| method.splits_weight()) {
-        let trained = disturbed(config(method).attach(narrow(&device), &Default::default()).unwrap());
+        let trained = disturbed(config(method).attach(narrow(&device), &with_gradients()).unwrap());
         let folder = tempfile::tempdir().unwrap();
         trained.snapshot().save(folder.path()).unwrap();
         let saved = SavedAdapter::load(folder.path()).unwrap();
@@ -217,7 +217,7 @@ fn an_adapter_of_bf16_weights_fits_the_f32_ones_that_they_were_rounded_from() {
             net.second.weight = net.second.weight.map(|weight| weight.cast(FloatDType::F32));
             net
         };
-        let saved = config(method).attach(widened(narrow(&device)), &Default::default()).unwrap().snapshot();
+        let saved = config(method).attach(widened(narrow(&device)), &with_gradients()).unwrap().snapshot();
         saved.attach(narrow(&device)).unwrap();
     }
 }
