@@ -87,11 +87,13 @@ pub fn add_penalties<M: Module>(
             self.gradients.register::<D>(param.id, sum);
         }
     }
-    let terms = config.method.penalties();
     let penalty = |parameter: &Trainable| {
-        let name = parameter.name.rsplit('.').next().unwrap_or_default();
-        let (_, penalty) = terms.iter().find(|(factor, penalty)| *factor == name && penalty.weight > 0.0)?;
-        Some((parameter.id, *penalty))
+        // The name is `<module>.<method>.<factor>`.
+        let mut parts = parameter.name.rsplitn(3, '.');
+        let (factor, module) = (parts.next()?, parts.nth(1)?);
+        let terms = config.method_config_at(module).penalties();
+        let (_, penalty) = terms.into_iter().find(|(name, penalty)| *name == factor && penalty.weight > 0.0)?;
+        Some((parameter.id, penalty))
     };
     let penalties: BTreeMap<ParamId, Penalty> = trainable.iter().filter_map(penalty).collect();
     if !penalties.is_empty() {
