@@ -230,7 +230,7 @@ fn only_device_rs_names_a_backend() {
 }
 
 /// The files that may name single methods: the method's own, the list, a format of one method's files, and defaults.
-const NAME_METHODS: [&str; 6] = [
+const NAME_METHODS: [&str; 7] = [
     "crates/sorsa-adapter/src/methods/",
     // The default recipe, whose method is SORSA.
     "crates/sorsa-experiment/src/recipe.rs",
@@ -238,6 +238,7 @@ const NAME_METHODS: [&str; 6] = [
     "crates/sorsa-cli/src/commands/pretrain.rs",
     // Partial fine-tuning's targets are all linear layers that patterns match.
     "crates/sorsa-experiment/src/analysis/run.rs",
+    "crates/sorsa-experiment/src/conversion/mod.rs",
     // The step that `bench --speed` measures is LoRA's, unless told otherwise.
     "crates/sorsa-cli/src/speed/",
     // The arms of a comparison that names none.

@@ -8,7 +8,7 @@ mod check;
 use std::process::ExitCode;
 
 /// The commands of the `sorsa` binary. A word that is not here is refused before anything is built.
-const SORSA: [(&str, &str); 15] = [
+const SORSA: [(&str, &str); 16] = [
     ("finetune", "train an adapter, or all weights; without arguments, on the embedded model and task"),
     ("lr-find", "find the learning rate for finetune with the same options"),
     ("pretrain", "train a small base model from scratch; without arguments, the embedded one"),
@@ -20,6 +20,7 @@ const SORSA: [(&str, &str); 15] = [
     ("merge", "an adapter into its base, as a Hugging Face folder"),
     ("export", "a model or an adapter in the form of another program"),
     ("import", "an adapter that PEFT or SORSA's author wrote"),
+    ("convert", "a LoRA of any difference of weights: a tuned model, an adapter, a sum of adapters"),
     ("unpack", "the model in a GGUF file, as a Hugging Face folder"),
     ("verify", "a model beside results of another framework"),
     ("inspect", "what would be trained: modules, shapes, parameters, memory"),

@@ -10,6 +10,7 @@ use sorsa_experiment::conversion::{ConversionTable, ConvertOptions, Difference, 
 
 use crate::args::{ConfigArgs, ConvertArgs};
 use crate::commands::export::base_for_others;
+use crate::device::{self, Backend};
 use crate::exit::{OrBadInput, bad_input};
 use crate::format::{Format, TableFormat, print, print_json};
 use crate::observer::TerminalObserver;
@@ -137,7 +138,7 @@ pub fn difference(
         session::check_asked(None, &first.base)?;
     }
     let folder = model_folder(&first.base, style)?;
-    let mut difference = Difference::to_base(&folder)?;
+    let mut difference = Difference::to_base(&folder, &device::open(Backend::default(), 0)?)?;
     for one in tuned {
         match &one.adapter {
             Some(adapter) => {

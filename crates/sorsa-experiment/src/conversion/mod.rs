@@ -54,6 +54,7 @@ struct Term {
 pub struct Difference {
     base: ModelSource,
     folder: PathBuf,
+    device: Device,
     linear: Vec<Target>,
     /// The embedding, if it is the head too.
     tied: Option<&'static str>,
@@ -61,17 +62,17 @@ pub struct Difference {
 }
 
 impl Difference {
-    /// The difference of nothing to the base in `folder`.
+    /// The difference of nothing to the base in `folder`. Models are loaded on `device`.
     ///
     /// # Errors
     ///
     /// [`ExperimentError::Source`] of a base that cannot be read.
-    pub fn to_base(folder: &Path) -> Result<Self, ExperimentError> {
+    pub fn to_base(folder: &Path, device: &Device) -> Result<Self, ExperimentError> {
         let base = ModelSource::open(folder)?;
-        let model = CausalLm::init(base.config(), &Device::flex());
+        let model = CausalLm::init(base.config(), device);
         let linear = AdapterConfig::new(Method::Partial, 1, &["re:.*"]).targets(&model)?;
         let tied = base.config().tie_word_embeddings.then(|| model.embedding_path());
-        Ok(Self { base, folder: folder.to_owned(), linear, tied, terms: Vec::new() })
+        Ok(Self { base, folder: folder.to_owned(), device: device.clone(), linear, tied, terms: Vec::new() })
     }
 
     /// Adds `weight` times the change from the base to the model in `folder`.
@@ -108,7 +109,7 @@ impl Difference {
             Some(format) => ModelSource::open(&self.folder)?.with_packing(format)?,
             None => ModelSource::open(&self.folder)?,
         };
-        let model = CausalLm::load_from(&source, WeightFormat::F32, &Device::flex())?;
+        let model = CausalLm::load_from(&source, WeightFormat::F32, &self.device)?;
         let base = BaseModel { name, folder: &self.folder, quantize };
         let LoadedAdapter { model, saved } = LoadedAdapter::read(model, base, folder, observer)?;
         let originals = PackedOnRead::open(&self.folder, quantize)?;
