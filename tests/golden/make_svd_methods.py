@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Makes `svd_methods`: one linear layer under KaSA and MiCA of PEFT, and under SVFT and LoRA-GA as their papers state them.
 
-    python -m venv venv && venv/bin/pip install numpy torch==2.8.0 peft==0.21.0 transformers==5.24.0
+    python -m venv venv && venv/bin/pip install numpy torch==2.8.0 peft==0.21.2 transformers==5.24.0
     venv/bin/python make_svd_methods.py
 
 Python 3.11, on the CPU. Inputs are rounded to four decimals before anything is computed from them, everything is computed in double

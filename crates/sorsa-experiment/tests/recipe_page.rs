@@ -77,6 +77,9 @@ fn the_examples_behind_number_signs_are_valid() {
         if field.starts_with("factor_rates") || field.starts_with("orthogonal_gamma") {
             recipe.insert("adapter".to_owned(), Value::Table("method = \"lora\"".parse().unwrap()));
         }
+        if field.starts_with("rank_max") {
+            recipe.insert("adapter".to_owned(), Value::Table(format!("rank = \"auto:0.9\"\n{field}").parse().unwrap()));
+        }
         // An adapter is looked for, and a chat template needs the template that takes one.
         if field.starts_with("adapter = ")
             || field.starts_with("continue_from = ")
