@@ -230,7 +230,7 @@ fn only_device_rs_names_a_backend() {
 }
 
 /// The files that may name single methods: the method's own, the list, a format of one method's files, and defaults.
-const NAME_METHODS: [&str; 7] = [
+const NAME_METHODS: [&str; 8] = [
     "crates/sorsa-adapter/src/methods/",
     // The default recipe, whose method is SORSA.
     "crates/sorsa-experiment/src/recipe.rs",
@@ -239,6 +239,8 @@ const NAME_METHODS: [&str; 7] = [
     // Partial fine-tuning's targets are all linear layers that patterns match.
     "crates/sorsa-experiment/src/analysis/run.rs",
     "crates/sorsa-experiment/src/conversion/mod.rs",
+    // Gradients of whole weights are those of partial fine-tuning.
+    "crates/sorsa-train/src/weight_gradients.rs",
     // The step that `bench --speed` measures is LoRA's, unless told otherwise.
     "crates/sorsa-cli/src/speed/",
     // The arms of a comparison that names none.

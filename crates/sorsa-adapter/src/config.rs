@@ -541,7 +541,8 @@ mod tests {
     #[test]
     fn settings_of_packed_weights_say_how_the_residual_is_packed() {
         let packing = |method: Method, fields: Value| {
-            let packing = read(method, &fields).unwrap().residual_packing(&method.into(), PackedFormat::NF4);
+            let config = read(method, &fields).unwrap();
+            let packing = config.residual_packing(&config.method, PackedFormat::NF4);
             packing.map(|packing| packing.rounds)
         };
         let (none, three) = (serde_json::json!({}), serde_json::json!({ "quantization_rounds": 3 }));

@@ -103,6 +103,20 @@ impl FactorPair {
         self.a.matrix() * self.b.matrix() * Scale(scale as f32)
     }
 
+    /// The same product with no more vectors than the smaller side: if there are more, one factor becomes the identity.
+    pub fn within_sides(self) -> Self {
+        let (d_in, rank, d_out) = (self.a.shape[0], self.a.shape[1], self.b.shape[1]);
+        if rank <= d_in.min(d_out) {
+            return self;
+        }
+        let product = HostTensor::from_matrix(self.dense(1.0).as_ref());
+        let identity = |size| HostTensor::from_matrix(Mat::<f32>::identity(size, size).as_ref());
+        match d_in < d_out {
+            true => Self { a: identity(d_in), b: product },
+            false => Self { a: product, b: identity(d_out) },
+        }
+    }
+
     /// `[A, A_0]` and `[B; -B_0]`, of rank `2 r`: their product is this pair's minus that of `start`.
     pub fn minus(&self, start: &Self) -> Self {
         let negative = start.b.values.iter().map(|value| -value).collect();

@@ -9,6 +9,7 @@ use std::process::Command;
 
 use common::{Place, Succeed};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use sorsa_kernels::Instructions;
 
 /// Runs, expects a failure of one line and no run directory, and compares the line with its snapshot.
 #[track_caller]
@@ -22,7 +23,8 @@ fn refuse_command(name: &str, place: &Place, command: &mut Command) {
     let before = files(&place.path(""));
     let output = command.output().unwrap();
     let text = String::from_utf8_lossy(&output.stderr).replace(&place.path("").display().to_string(), "[dir]/");
-    let text = text.replace(std::env::consts::ARCH, "[arch]");
+    let processor = format!("{}, {}", std::env::consts::ARCH, Instructions::preferred());
+    let text = text.replace(&processor, "[processor]");
     let failure = format!("exit code {}\n{text}", output.status.code().unwrap_or(-1));
     assert!(!output.status.success(), "{name}: accepted");
     assert!(output.stdout.is_empty(), "{name}: printed a result");

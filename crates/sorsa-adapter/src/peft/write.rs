@@ -207,7 +207,7 @@ fn exact(saved: &SavedAdapter, keeps_factors: bool) -> BTreeMap<String, FactorPa
     };
     // The carried change has no scale of its own.
     let pair = |module: &ModuleState| match saved.state.carried(&module.path) {
-        Some(carried) if !keeps_factors => pair(module).beside(&carried.scaled(1.0 / module.scale)),
+        Some(carried) if !keeps_factors => pair(module).beside(&carried.scaled(1.0 / module.scale)).within_sides(),
         _ => pair(module),
     };
     saved.state.modules.iter().map(|module| (module.path.clone(), pair(module))).collect()
