@@ -68,7 +68,6 @@ fn settings_that_mean_nothing_are_refused() {
     assert!(faults(sorsa("retract_every", 4.into())).contains("retract_every has no meaning without a retraction"));
     let both = with_setting(&sorsa("retraction", "qr".into()), "train", "singular-values");
     assert!(faults(both).contains("a retraction has no meaning with train = \"singular-values\""));
-    let mut endless = sorsa_adapter::StellaConfig::default();
-    endless.initial_s = f64::NAN;
+    let endless = sorsa_adapter::StellaConfig { initial_s: f64::NAN, ..Default::default() };
     assert!(faults(AdapterConfig::new(endless, 4, &["first"])).contains("initial_s must be a finite number"));
 }

@@ -110,7 +110,7 @@ impl FactoredMethod for Stella {
             Ok::<_, StartError>(HostTensor::from_matrix(q.as_ref()))
         };
         let (u, v) = (basis(d_in)?, basis(d_out)?);
-        let on_diagonal = |i: usize| if i % (rank + 1) == 0 { config.initial_s as f32 } else { 0.0 };
+        let on_diagonal = |i: usize| if i.is_multiple_of(rank + 1) { config.initial_s as f32 } else { 0.0 };
         let s = HostTensor::new([rank, rank], (0..rank * rank).map(on_diagonal).collect());
         Ok(FactorSet::from([("u", u), ("s", s), ("vt", v.transposed())]).into())
     }

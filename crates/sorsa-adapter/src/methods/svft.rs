@@ -60,7 +60,7 @@ impl Svft {
         // In rows that are one element longer, each row of the diagonals begins one column further right.
         let zeros = Tensor::zeros([side, side], &diagonals.device());
         let padded = Tensor::cat(vec![diagonals, zeros], 1).reshape([side * (width + 1)]);
-        let band = padded.slice([0..side * width]).reshape([side, width]);
+        let band = padded.narrow(0, 0, side * width).reshape([side, width]);
         band.narrow(1, below(count), side)
     }
 }

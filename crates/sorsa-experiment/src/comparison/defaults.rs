@@ -54,18 +54,17 @@ pub fn quick_arms() -> Vec<Arm> {
 /// The arms that `--methods` takes by name: those of the full comparison, and forms of its methods.
 pub fn named_arms() -> Vec<Arm> {
     let mut arms = arms();
-    let forms: [(&str, &str, &[(&str, Value)]); 7] = [
-        ("pissa-reg", "pissa", &[("train.regularizer.orthogonal_gamma", Value::Float(4e-4))]),
-        ("milora", "pissa", &[("svd.band", text("minor"))]),
-        ("sorsa-minor", "sorsa", &[("svd.band", text("minor"))]),
-        ("sorsa-middle", "sorsa", &[("svd.band", text("middle"))]),
-        ("sorsa-vectors", "sorsa", &[("adapter.train", text("vectors"))]),
-        ("sorsa-values", "sorsa", &[("adapter.train", text("singular-values"))]),
-        ("sorsa-polar", "sorsa", &[("adapter.retraction", text("polar"))]),
+    let forms = [
+        ("pissa-reg", "pissa", "train.regularizer.orthogonal_gamma", Value::Float(4e-4)),
+        ("milora", "pissa", "svd.band", text("minor")),
+        ("sorsa-minor", "sorsa", "svd.band", text("minor")),
+        ("sorsa-middle", "sorsa", "svd.band", text("middle")),
+        ("sorsa-vectors", "sorsa", "adapter.train", text("vectors")),
+        ("sorsa-values", "sorsa", "adapter.train", text("singular-values")),
+        ("sorsa-polar", "sorsa", "adapter.retraction", text("polar")),
     ];
-    arms.extend(forms.map(|(name, method, fields)| {
-        let fields = fields.iter().map(|(field, value)| FieldValue::new(field, value.clone()));
-        let fields = [FieldValue::new(METHOD, method)].into_iter().chain(fields).collect();
+    arms.extend(forms.map(|(name, method, field, value)| {
+        let fields = vec![FieldValue::new(METHOD, method), FieldValue::new(field, value)];
         Arm { name: name.to_owned(), fields }
     }));
     arms

@@ -30,7 +30,7 @@ const SMALLEST_COSINE: f64 = 0.5;
 /// Tuned weights.
 enum Tuned {
     /// A whole model.
-    Model(ModelSource),
+    Model(Box<ModelSource>),
     /// An adapter of the base.
     Adapter(Box<TunedAdapter>),
 }
@@ -88,7 +88,7 @@ impl Difference {
             return Err(ExperimentError::Difference { path, faults });
         }
         self.check_related(&tuned, &path)?;
-        self.terms.push(Term { weight, path, tuned: Tuned::Model(tuned) });
+        self.terms.push(Term { weight, path, tuned: Tuned::Model(Box::new(tuned)) });
         Ok(())
     }
 
