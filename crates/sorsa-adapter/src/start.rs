@@ -9,7 +9,7 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 use sorsa_files::HostTensor;
 use sorsa_linalg::tensor::Placement;
-use sorsa_linalg::{Algorithm, SvdOptions, svd_band};
+use sorsa_linalg::{SvdOptions, svd_band};
 
 use crate::attach::Target;
 use crate::cache::{CacheEntry, CacheKey, SvdCache};
@@ -128,11 +128,7 @@ impl WeightToAdapt<'_> {
         let compute = || {
             let (path, placement) = (&self.target.path, self.placement);
             if first > 0 {
-                let weight = HostTensor::from_tensor(self.values().inner().cast(FloatDType::F32));
-                let svd = svd_band(path, weight.matrix(), first, rank, &options)?;
-                let (u, vt) = (HostTensor::from_matrix(svd.u.as_ref()), HostTensor::from_matrix(svd.v.transpose()));
-                let principal = Principal { u, s: svd.s, vt };
-                return Ok(CacheEntry { principal, subtracted: None, residual: svd.report.residual });
+                return self.triplets(first..first + rank);
             }
             let svd = sorsa_linalg::tensor::truncated_svd(path, self.values(), rank, &options, placement)?;
             let principal = Principal {
@@ -153,18 +149,19 @@ impl WeightToAdapt<'_> {
         indexes: Range<usize>,
         factors: impl Fn(Principal) -> FactorSet,
     ) -> Result<StartingFactors, StartError> {
-        let name = &self.target.path;
-        let options = SvdOptions { algorithm: Algorithm::Exact, ..self.svd_options() };
-        let smaller = self.target.shape[0].min(self.target.shape[1]);
-        let compute = || {
-            let weight = HostTensor::from_tensor(self.values().inner().cast(FloatDType::F32));
-            let svd = sorsa_linalg::truncated_svd(name, weight.matrix(), smaller, &options)?;
-            let (u, vt) = (HostTensor::from_matrix(svd.u.as_ref()), HostTensor::from_matrix(svd.v.transpose()));
-            let principal = Principal { u, s: svd.s, vt }.part(indexes.clone());
-            Ok(CacheEntry { principal, subtracted: None, residual: svd.report.residual })
-        };
+        let compute = || self.triplets(indexes.clone());
         let (entry, cached) = self.cached_triplets(indexes.len(), |key| key.of_indexes(&indexes), compute)?;
         Ok(StartingFactors { factors: factors(entry.principal), subtracted: None, svd: Some((entry.residual, cached)) })
+    }
+
+    /// The singular triplets of the weight at these indexes, by the decomposition of the whole weight.
+    fn triplets(&self, indexes: Range<usize>) -> Result<CacheEntry, StartError> {
+        let weight = HostTensor::from_tensor(self.values().inner().cast(FloatDType::F32));
+        let options = self.svd_options();
+        let svd = svd_band(&self.target.path, weight.matrix(), indexes.start, indexes.len(), &options)?;
+        let (u, vt) = (HostTensor::from_matrix(svd.u.as_ref()), HostTensor::from_matrix(svd.v.transpose()));
+        let principal = Principal { u, s: svd.s, vt };
+        Ok(CacheEntry { principal, subtracted: None, residual: svd.report.residual })
     }
 
     /// The start that `factors` makes of `count` leading singular triplets of the gradient, or of as many as it has.
