@@ -482,6 +482,10 @@ fn attach(
     Ok(attached)
 }
 
+/// The largest rate of AdamW that a search finds. A step moves a number by about the rate, and factors and weights are far smaller than 1:
+/// a few rows of data that ask for more are learned by heart.
+const LARGEST_RATE: f64 = 1.0;
+
 /// Finds the learning rate of a recipe that names none.
 fn find_learning_rate(
     trainer: &mut Trainer,
@@ -491,7 +495,8 @@ fn find_learning_rate(
     let with_rate = optimizer_with(recipe, trainer);
     observer.on_event(Event::FindingLearningRate { steps: 0 });
     let mut progress = |steps| observer.on_event(Event::FindingLearningRate { steps });
-    Ok(trainer.find_learning_rate(&with_rate, recipe.learning_rate_guess(), &mut progress)?)
+    let largest = LARGEST_RATE * recipe.train.optimizer.kind.relative_rate();
+    Ok(trainer.find_learning_rate(&with_rate, recipe.learning_rate_guess(), largest, &mut progress)?)
 }
 
 /// Makes the optimizer of a recipe with a peak rate.

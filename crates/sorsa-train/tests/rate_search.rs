@@ -108,7 +108,7 @@ fn find(trainer: &mut Trainer<Bowl, Batches>, config: &OptimizerConfig, guess: f
     let trainable = trainer.trainable().to_vec();
     let with_rate =
         |rate: f64| Optimizer::new(OptimizerConfig { learning_rate: rate.into(), ..config.clone() }, &trainable);
-    trainer.find_learning_rate(&with_rate, guess, &mut |_| ()).unwrap()
+    trainer.find_learning_rate(&with_rate, guess, f64::INFINITY, &mut |_| ()).unwrap()
 }
 
 /// All that is logged but times.

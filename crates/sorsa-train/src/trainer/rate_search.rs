@@ -104,7 +104,7 @@ struct Before<M> {
 
 impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
     /// Finds a learning rate, and makes it the optimizer's. `with_rate` makes the optimizer with a peak rate, without a step; `guess` is the
-    /// rate to begin with. `progress` is told the steps made so far.
+    /// rate to begin with, and no rate above `largest` is found. `progress` is told the steps made so far.
     ///
     /// # Errors
     ///
@@ -117,16 +117,17 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
         &mut self,
         with_rate: &dyn Fn(f64) -> Optimizer,
         guess: f64,
+        largest: f64,
         progress: &mut dyn FnMut(u64),
     ) -> Result<RateSearch, TrainError> {
         let started = Instant::now();
         let mut before = self.begin_search();
         let probe = self.probe_batches();
-        let found = self.search(with_rate, guess, &probe, &mut before, progress);
+        let found = self.search(with_rate, [guess.min(largest), largest], &probe, &mut before, progress);
         self.end_search(&before);
         let mut found = found?;
         found.multiple = multiple(&self.config.schedule, self.total_steps());
-        found.learning_rate = rounded(found.learning_rate * found.multiple);
+        found.learning_rate = rounded((found.learning_rate * found.multiple).min(largest));
         found.seconds = started.elapsed().as_secs_f64();
         self.optimizer = with_rate(found.learning_rate);
         Ok(found)
@@ -190,7 +191,7 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
     fn search(
         &mut self,
         with_rate: &dyn Fn(f64) -> Optimizer,
-        guess: f64,
+        [guess, largest]: [f64; 2],
         probe: &[M::Batch],
         before: &mut Before<M>,
         progress: &mut dyn FnMut(u64),
@@ -204,13 +205,13 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
         }
         let moved = self.attached.model.clone();
         progress(before.steps);
-        let first_step = bracket(guess, LINE_FACTOR, |rate| {
+        let first_step = bracket([guess, largest], LINE_FACTOR, |rate| {
             self.attached.model = between(before.model.clone(), &moved, &self.attached.trainable, rate / scale);
             before.evaluations += 1;
             Ok(TriedRate { learning_rate: rate, loss: finite(self.probe_loss(probe)) })
         })?;
         let near = best(&first_step).learning_rate;
-        let trials = bracket(near, TRIAL_FACTOR, |rate| {
+        let trials = bracket([near, largest], TRIAL_FACTOR, |rate| {
             let tried = self.trial(with_rate(rate), probe, before);
             progress(before.steps);
             tried
@@ -299,10 +300,10 @@ fn rounded(rate: f64) -> f64 {
     format!("{rate:.1e}").parse().unwrap_or(rate)
 }
 
-/// Tries `first` and rates above and below it, a factor apart, until the lowest loss lies between two others or there are enough. Returns
-/// them ascending.
+/// Tries `first` and rates above and below it, a factor apart and none above `largest`, until the lowest loss lies between two others or there are
+/// enough. Returns them ascending.
 fn bracket(
-    first: f64,
+    [first, largest]: [f64; 2],
     factor: f64,
     mut attempt: impl FnMut(f64) -> Result<TriedRate, TrainError>,
 ) -> Result<Vec<TriedRate>, TrainError> {
@@ -311,7 +312,7 @@ fn bracket(
         let lowest = best_index(&tried);
         if lowest == 0 && (tried.len() > 1 || tried[0].loss.is_none()) {
             tried.insert(0, attempt(tried[0].learning_rate / factor)?);
-        } else if lowest + 1 == tried.len() {
+        } else if lowest + 1 == tried.len() && tried[lowest].learning_rate * factor <= largest {
             tried.push(attempt(tried[lowest].learning_rate * factor)?);
         } else {
             break;
