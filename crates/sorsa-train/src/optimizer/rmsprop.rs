@@ -24,8 +24,8 @@ pub struct RmsProp {
 }
 
 impl RmsProp {
-    /// On the embedded task the best rate is AdamW's; no other model was tried.
-    pub(super) const RELATIVE_RATE: f64 = 1.0;
+    /// Nothing shortens the first steps. With SORSA on SmolLM2-135M, 3e-5 makes the loss of 20 steps worse; no search was made.
+    pub(super) const RELATIVE_RATE: f64 = 0.3;
 
     pub(super) fn new(config: &OptimizerConfig) -> Self {
         Self { momentum: config.beta1, decay: config.beta2, epsilon: config.epsilon }
