@@ -4,8 +4,10 @@
 //! the regularizer's closed-form gradient; the optimizer's update. A checkpoint holds everything that the next loss
 //! depends on, so a run that is killed and resumed gives the same numbers as an uninterrupted run.
 
+mod error;
 mod rate_search;
 
+pub use error::TrainError;
 pub use rate_search::{RateSearch, TriedRate, multiple};
 
 use std::path::{Path, PathBuf};
@@ -19,7 +21,7 @@ use sorsa_adapter::{
 use sorsa_data::{Batcher, DataPosition};
 use sorsa_models::{CausalLm, mixed_seed};
 
-use crate::checkpoint::{Best, CheckpointError, Checkpoints, RunState, first_five};
+use crate::checkpoint::{Best, Checkpoints, RunState};
 use crate::config::{Coupling, GammaSchedule, TrainConfig};
 use crate::divergence::{Divergence, DivergenceWatch};
 use crate::gamma::GammaController;
@@ -31,86 +33,7 @@ use crate::run_length::RunLength;
 use crate::schedule::Schedule;
 use crate::tensorboard::EventWriter;
 use crate::trainable::{BatchSource, TrainableModel, TrainingBatch};
-use sorsa_files::{FileError, not_finite, peak_memory_bytes};
-
-/// Why a run stopped before its end.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum TrainError {
-    /// Files of the run.
-    #[error(transparent)]
-    File(#[from] FileError),
-    /// Checkpoints.
-    #[error(transparent)]
-    Checkpoint(#[from] CheckpointError),
-    /// Parameters that do not fit.
-    #[error(transparent)]
-    Adapter(#[from] AdapterError),
-    /// The loss or its gradient is not a number.
-    #[error(
-        "step {step}: the loss is {loss} and its gradient's norm {grad_norm}; batch {batch} of epoch {epoch}, rows {rows:?}; {}",
-        last_good(checkpoint)
-    )]
-    NotFinite {
-        /// The step.
-        step: u64,
-        /// The loss.
-        loss: f32,
-        /// The norm.
-        grad_norm: f32,
-        /// The epoch.
-        epoch: u64,
-        /// The step's first batch in it.
-        batch: usize,
-        /// Rows of the data file in the step.
-        rows: Vec<usize>,
-        /// The newest checkpoint.
-        checkpoint: Option<u64>,
-    },
-    /// An update left parameters that are not numbers.
-    #[error(
-        "step {step}: its update left numbers that are not finite: {}; rows {rows:?}; {}",
-        first_five(tensors),
-        last_good(checkpoint)
-    )]
-    ParametersNotFinite {
-        /// The step.
-        step: u64,
-        /// A line for each tensor with such numbers.
-        tensors: Vec<String>,
-        /// Rows of the data file in the step.
-        rows: Vec<usize>,
-        /// The newest checkpoint.
-        checkpoint: Option<u64>,
-    },
-    /// No batch of a step has a target token.
-    #[error("step {step}: no target tokens in its batches, rows {rows:?}")]
-    NoTargets {
-        /// The step.
-        step: u64,
-        /// Rows of the data file.
-        rows: Vec<usize>,
-    },
-}
-
-fn last_good(checkpoint: &Option<u64>) -> String {
-    match checkpoint {
-        Some(step) => format!("the last good checkpoint is at step {step}"),
-        None => "no checkpoint was written yet".to_owned(),
-    }
-}
-
-impl TrainError {
-    /// The step at which the run diverged; nothing if it failed for another reason.
-    pub fn diverged_at(&self) -> Option<u64> {
-        match self {
-            Self::NotFinite { step, .. }
-            | Self::ParametersNotFinite { step, .. }
-            | Self::Checkpoint(CheckpointError::NotFinite { step, .. }) => Some(*step),
-            _ => None,
-        }
-    }
-}
+use sorsa_files::{not_finite, peak_memory_bytes};
 
 /// How a run ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
