@@ -8,7 +8,8 @@ use burn::module::ParamId;
 use burn::optim::GradientsParams;
 use burn::prelude::*;
 use sorsa_adapter::{
-    Adapter, Attached, Method, RegularizerForm, Sorsa, add_regularizer, orthonormality_defect, regularizer_gradients,
+    Adapter, AdapterFactors, Attached, Method, RegularizerForm, Sorsa, add_regularizer, orthonormality_defect,
+    regularizer_gradients,
 };
 
 use common::*;
@@ -16,8 +17,8 @@ use common::*;
 const FORMS: [RegularizerForm; 3] = [RegularizerForm::Paper, RegularizerForm::Author, RegularizerForm::Squared];
 
 fn factors(net: &Net) -> [&Sorsa; 2] {
-    [&net.first, &net.second].map(|layer| match layer.weight.reparameterization::<Adapter>() {
-        Some(Adapter::Sorsa(factors)) => factors,
+    [&net.first, &net.second].map(|layer| match layer.weight.reparameterization().map(Adapter::factors) {
+        Some(AdapterFactors::Sorsa(factors)) => factors,
         _ => panic!("no SORSA"),
     })
 }

@@ -37,4 +37,8 @@ impl OriginalWeights for PackedOnRead {
             Err(error) => Err(AdapterError::Original { module: module.to_owned(), source: Box::new(error) }),
         }
     }
+
+    fn contains(&self, module: &str) -> bool {
+        self.source.as_ref().is_some_and(|source| source.packs(&format!("{module}.weight")))
+    }
 }

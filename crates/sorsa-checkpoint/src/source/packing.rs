@@ -58,6 +58,11 @@ impl ModelSource {
         }
     }
 
+    /// Whether a matrix is packed while it is read.
+    pub fn packs(&self, name: &str) -> bool {
+        self.packing.and_then(|_| self.packing_of(&self.tensor(name)?)).is_some()
+    }
+
     /// The format that a dense tensor is packed in while it is read.
     pub(super) fn packing_of(&self, tensor: &Expected) -> Option<PackedFormat> {
         let format = self.packing?;
