@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use sorsa_adapter::{AdapterError, OriginalWeights, PackedFormat};
-use sorsa_checkpoint::ModelSource;
+use sorsa_adapter::{AdapterError, OriginalWeights};
+use sorsa_checkpoint::{ModelSource, PackingFormats};
 use sorsa_files::HostTensor;
 
 use crate::error::ExperimentError;
@@ -20,7 +20,7 @@ impl PackedOnRead {
     /// # Errors
     ///
     /// [`ExperimentError::Source`].
-    pub fn open(folder: &Path, quantize: Option<PackedFormat>) -> Result<Self, ExperimentError> {
+    pub fn open(folder: &Path, quantize: Option<PackingFormats>) -> Result<Self, ExperimentError> {
         let source = match quantize {
             Some(format) => Some(ModelSource::open(folder)?.with_packing(format)?),
             None => None,

@@ -175,9 +175,8 @@ impl TrainingShape {
             adapters,
             packed: packed.is_some(),
             weights: packed.unwrap_or(config.num_parameters() as u64 * recipe.model.dtype.bytes(1) as u64),
-            // Activations beside packed weights are f32.
-            activations: match packed {
-                None if recipe.model.dtype == WeightFormat::Bf16 => FloatDType::BF16,
+            activations: match recipe.model.dtype {
+                WeightFormat::Bf16 => FloatDType::BF16,
                 _ => FloatDType::F32,
             },
             checkpoint_blocks: recipe.train.checkpoint_blocks,

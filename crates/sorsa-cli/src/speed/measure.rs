@@ -10,7 +10,7 @@ use burn::prelude::*;
 use burn::tensor::FloatDType;
 use serde::Serialize;
 use sorsa_adapter::{
-    AdapterConfig, AttachOptions, Attached, Method, PackedFormat, Probes, Regularizer, RegularizerForm, add_regularizer,
+    AdapterConfig, AttachOptions, Attached, Method, Probes, Regularizer, RegularizerForm, add_regularizer,
 };
 use sorsa_data::{BatchOptions, Batcher, Example};
 use sorsa_experiment::private_folder;
@@ -42,7 +42,7 @@ pub struct Measurement {
     pub dtype: &'static str,
     /// Format of packed linear layers; absent if they are dense.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub quantize: Option<&'static str>,
+    pub quantize: Option<String>,
     /// Instructions of the CPU's kernels.
     pub instructions: &'static str,
     /// `fused` or `plain` operations.
@@ -131,7 +131,7 @@ fn measure_form(args: &SpeedArgs, method: Method, backend: Backend, device: &Dev
         rank: args.rank,
         threads: rayon::current_num_threads(),
         dtype: args.dtype.torch_name(),
-        quantize: args.quantize.map(PackedFormat::name),
+        quantize: args.quantize.map(|formats| formats.to_string()),
         instructions: Instructions::used().name(),
         form: if args.plain { "plain" } else { "fused" },
         checkpoint_blocks: args.checkpoint_blocks,
