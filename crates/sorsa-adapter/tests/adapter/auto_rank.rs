@@ -1,12 +1,10 @@
 //! Ranks that the spectrum of each weight decides.
 
-mod common;
-
 use sorsa_adapter::peft::{PeftAdapter, PeftExport};
 use sorsa_adapter::{AdapterConfig, Attached, HostTensor, HostTensorExt, Method, RankEnergy};
 use sorsa_linalg::faer::linalg::solvers::Svd;
 
-use common::*;
+use crate::common::*;
 
 fn auto(method: Method, share: f64) -> AdapterConfig {
     AdapterConfig { rank: 64, rank_energy: RankEnergy::new(share), ..config(method) }
@@ -103,7 +101,7 @@ fn files_hold_it_as_a_text_and_numbers_as_before() {
     let written = serde_json::to_value(&config).unwrap();
     assert_eq!((&written["rank"], &written["rank_max"]), (&"auto:0.9".into(), &128.into()));
     assert_eq!(serde_json::from_value::<AdapterConfig>(written).unwrap(), config);
-    let number = serde_json::to_value(common::config(Method::Sorsa)).unwrap();
+    let number = serde_json::to_value(crate::common::config(Method::Sorsa)).unwrap();
     assert_eq!((&number["rank"], number.get("rank_max")), (&4.into(), None));
     let fault = |rank: &str, more: &str| {
         let json = format!(r#"{{"method": "sorsa", "rank": {rank}, "target_modules": ["q_proj"]{more}}}"#);

@@ -1,7 +1,5 @@
 //! Bands of singular triplets: what PiSSA and SORSA split off, against NumPy and against the exact SVD of faer in f64.
 
-mod common;
-
 use std::path::Path;
 
 use burn::nn::Linear;
@@ -12,8 +10,8 @@ use sorsa_adapter::{
 };
 use sorsa_linalg::faer::Mat;
 
-use common::reference::*;
-use common::*;
+use crate::common::reference::*;
+use crate::common::*;
 
 const BANDS: [(&str, Band); 4] =
     [("principal", Band::Principal), ("middle", Band::Middle), ("minor", Band::Minor), ("1", Band::After(1))];

@@ -1,7 +1,5 @@
 //! Adapters apart from their models: saved, loaded, refused.
 
-mod common;
-
 use burn::module::Module;
 use burn::nn::conv::{Conv1d, Conv1dConfig};
 use burn::nn::{LayerNorm, LayerNormConfig, Linear, LinearConfig};
@@ -10,7 +8,7 @@ use burn::tensor::{DType, FloatDType};
 use sorsa_adapter::peft::{PeftAdapter, PeftExport, PeftForm};
 use sorsa_adapter::{AdapterConfig, AdapterError, AlphaConvention, HostTensor, Method, SavedAdapter, SorsaConfig};
 
-use common::*;
+use crate::common::*;
 
 #[test]
 fn a_saved_adapter_loads_onto_the_original_model() {
@@ -250,7 +248,7 @@ fn what_peft_would_read_otherwise_does_not_leave_for_it() {
     let as_trained = PeftExport { form: PeftForm::AsTrained, ..PeftExport::default() };
     for (convention, fits) in [(AlphaConvention::Peft, true), (AlphaConvention::Author, false)] {
         let method = SorsaConfig { alpha_convention: convention, ..SorsaConfig::default() }.into();
-        let config = AdapterConfig { method, ..common::config(Method::Sorsa).with_alpha(10.0) };
+        let config = AdapterConfig { method, ..crate::common::config(Method::Sorsa).with_alpha(10.0) };
         let saved = attach(&config, &device).snapshot();
         assert_eq!(PeftAdapter::from_saved(&saved, &Net::new(&device), &as_trained).is_ok(), fits, "{convention:?}");
     }

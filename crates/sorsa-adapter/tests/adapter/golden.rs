@@ -1,8 +1,6 @@
 //! PEFT and the author's code on one linear layer. The files of `tests/golden` are compared always; more of them where
 //! `SORSA_GOLDEN` names the folder of reference results.
 
-mod common;
-
 use std::path::{Path, PathBuf};
 
 use burn::prelude::*;
@@ -13,8 +11,8 @@ use sorsa_adapter::{
     MethodConfig, NamedTensors, RegularizerForm, Scaling, SorsaConfig, regularizer_gradients,
 };
 
-use common::reference::*;
-use common::*;
+use crate::common::reference::*;
+use crate::common::*;
 
 /// Folders of layers under `group` of the reference results.
 fn folders(group: &str) -> Vec<PathBuf> {

@@ -1,7 +1,5 @@
 //! Adapter folders that somebody damaged or made up: an error, never a panic. `PROPTEST_CASES=1000000` searches for longer.
 
-mod common;
-
 use std::path::Path;
 
 use proptest::prelude::*;
@@ -9,7 +7,7 @@ use sorsa_adapter::author::AuthorConfig;
 use sorsa_adapter::peft::{CONFIG_FILE, PeftAdapter, PeftConfig, PeftExport, TENSORS_FILE};
 use sorsa_adapter::{AdapterConfig, AttachOptions, Method, SavedAdapter};
 
-use common::*;
+use crate::common::*;
 
 /// The files of a whole adapter with a layer trained whole, in PEFT's form and in this crate's.
 struct Files {

@@ -1,10 +1,8 @@
 //! Hybrids: an adapter that starts from the weights of another one, and several methods in one adapter.
 
-mod common;
-
 use std::collections::BTreeMap;
 
-use common::{Net, RANK, assert_within, attach, config, device, disturbed, factored, input, largest};
+use crate::common::{Net, RANK, assert_within, attach, config, device, disturbed, factored, input, largest};
 use sorsa_adapter::peft::{PeftAdapter, PeftExport, PeftForm};
 use sorsa_adapter::{
     AdapterConfig, AttachOptions, Attached, DoraConfig, Init, LoraConfig, LoraXsConfig, Method, MethodConfig,

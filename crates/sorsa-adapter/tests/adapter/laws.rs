@@ -1,7 +1,5 @@
 //! What must hold of every method, on any burn module and any backend.
 
-mod common;
-
 use burn::nn::Linear;
 use burn::optim::GradientsParams;
 use burn::prelude::*;
@@ -10,7 +8,7 @@ use sorsa_adapter::{
     Adapter, AdapterConfig, Attached, HostTensor, HostTensorExt, Init, LoraConfig, Method, Scaling, project,
 };
 
-use common::*;
+use crate::common::*;
 
 /// Every method with scale absent, 1, not 1, rank-stabilized, under the author's convention, and with every start.
 fn variants() -> Vec<AdapterConfig> {

@@ -1,7 +1,5 @@
 //! Adapters of weights that are packed.
 
-mod common;
-
 use burn::optim::GradientsParams;
 use burn::prelude::*;
 use sorsa_adapter::{
@@ -9,7 +7,7 @@ use sorsa_adapter::{
     export_trainable, import_trainable, project,
 };
 
-use common::{assert_near, device, factored, largest, noise, with_setting};
+use crate::common::{assert_near, device, factored, largest, noise, with_setting};
 
 /// Two layers, whose weights may be packed.
 #[derive(Module, Debug)]

@@ -1,14 +1,12 @@
 //! Starts beside packed weights: QLoRA, LoftQ, QPiSSA, QSORSA.
 
-mod common;
-
 use burn::prelude::*;
 use sorsa_adapter::{
     AdapterConfig, AdapterError, AttachOptions, Attached, HostTensor, HostTensorExt, Linear, Method, OriginalWeights,
     PackedFormat, PackedMatrix, PackedWeight, ResidualStorage, SavedAdapter, project,
 };
 
-use common::{assert_near, device, disturbed_values, largest, noise};
+use crate::common::{assert_near, device, disturbed_values, largest, noise};
 
 /// Two layers, whose weights may be packed.
 #[derive(Module, Debug)]

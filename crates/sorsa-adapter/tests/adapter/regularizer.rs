@@ -1,7 +1,5 @@
 //! The regularizer against burn's autodiff of the same equation, through a whole model.
 
-mod common;
-
 use std::collections::BTreeMap;
 
 use burn::module::ParamId;
@@ -11,7 +9,7 @@ use sorsa_adapter::{
     Adapter, Attached, Method, RegularizerForm, Sorsa, add_regularizer, orthonormality_defect, regularizer_gradients,
 };
 
-use common::*;
+use crate::common::*;
 
 const FORMS: [RegularizerForm; 3] = [RegularizerForm::Paper, RegularizerForm::Author, RegularizerForm::Squared];
 
@@ -139,7 +137,7 @@ fn a_descent_along_the_gradient_makes_the_factors_orthonormal() {
         for parameter in &attached.trainable {
             let Some(gradient) = gradients.get(&parameter.id) else { continue };
             let tensor = values.get_mut(&parameter.name).unwrap();
-            tensor.values.iter_mut().zip(common::values(gradient.clone())).for_each(|(v, g)| *v -= 0.05 * g);
+            tensor.values.iter_mut().zip(crate::common::values(gradient.clone())).for_each(|(v, g)| *v -= 0.05 * g);
         }
         attached = with_values(attached, &values);
     }
@@ -240,7 +238,7 @@ fn the_start_of_pissa_is_orthogonal_and_a_descent_brings_it_back_there() {
         let mut values = attached.snapshot().trained;
         for parameter in &attached.trainable {
             let tensor = values.get_mut(&parameter.name).unwrap();
-            let gradient = common::values(gradients[&parameter.id].clone());
+            let gradient = crate::common::values(gradients[&parameter.id].clone());
             tensor.values.iter_mut().zip(gradient).for_each(|(v, g)| *v -= 0.02 * g);
         }
         attached = with_values(attached, &values);

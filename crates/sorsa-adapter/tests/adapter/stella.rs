@@ -1,15 +1,13 @@
 //! The layer of StelLA against PyTorch, and the adapters of StelLA and of SORSA's forms as LoRAs of PEFT.
 
-mod common;
-
 use std::path::Path;
 
 use burn::prelude::*;
 use sorsa_adapter::peft::{PeftAdapter, PeftExport};
 use sorsa_adapter::{AdapterConfig, Method, NamedTensors};
 
-use common::reference::*;
-use common::*;
+use crate::common::reference::*;
+use crate::common::*;
 
 #[test]
 fn output_gradients_and_the_merged_weight_are_those_of_pytorch() {

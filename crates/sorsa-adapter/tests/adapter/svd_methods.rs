@@ -1,8 +1,6 @@
 //! KaSA and MiCA beside PEFT, SVFT and LoRA-GA beside PyTorch, on one linear layer; and all of them as LoRAs for PEFT. The files of
 //! `tests/golden/svd_methods` are compared.
 
-mod common;
-
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -14,8 +12,8 @@ use sorsa_adapter::{
     Method, MethodConfig, NamedTensors, Target, WeightGradients, add_penalties,
 };
 
-use common::reference::*;
-use common::*;
+use crate::common::reference::*;
+use crate::common::*;
 
 const RANK_OF_FILES: usize = 3;
 

@@ -1,13 +1,11 @@
 //! Which layers are adapted, how they are decomposed, and what is refused.
 
-mod common;
-
 use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
 use burn::prelude::*;
 use sorsa_adapter::{AdapterConfig, AdapterError, Algorithm, AttachOptions, Attached, Method, Placement, SvdOptions};
 
-use common::*;
+use crate::common::*;
 
 #[derive(Module, Debug)]
 struct Tower {

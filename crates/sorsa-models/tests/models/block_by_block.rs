@@ -1,9 +1,6 @@
 //! Gradients block by block are those of one tape. Alone in its process: dropout draws from burn's one generator, which
 //! tests beside this one would draw from too.
 
-#[path = "common/larger.rs"]
-mod larger;
-
 use std::collections::BTreeMap;
 
 use burn::module::{ModuleVisitor, Param, ParamId};
@@ -12,7 +9,7 @@ use burn::prelude::*;
 use sorsa_adapter::{AdapterConfig, Method};
 use sorsa_models::{CausalLm, ModelConfig, ModelInput, Pass};
 
-use larger::larger;
+use crate::common::larger::larger;
 
 const LEN: usize = 9;
 

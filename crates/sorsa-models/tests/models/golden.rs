@@ -1,12 +1,6 @@
 //! Logits, losses and greedy tokens of Transformers, on tiny random checkpoints. Runs where `SORSA_GOLDEN` names the
 //! folder of reference results.
 
-mod common;
-#[path = "common/larger.rs"]
-mod larger;
-#[path = "common/processor.rs"]
-mod processor;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
@@ -16,7 +10,7 @@ use safetensors::{Dtype, SafeTensors};
 use sorsa_adapter::{AdapterConfig, Method};
 use sorsa_models::{CausalLm, GenerateOptions, ModelInput, Sampling, WeightFormat};
 
-use larger::larger;
+use crate::common::larger::larger;
 
 /// Largest difference of a logit at |logit| about 10.
 const LOGITS: f32 = 1e-4;
@@ -166,7 +160,7 @@ fn loss_gradients(folder: &Path) -> BTreeMap<String, Vec<f32>> {
     let batch = Batch::read(&io);
     let count = batch.targets.iter().filter(|target| **target >= 0).count();
     let loss = attached.model.loss_sum(&batch.input(), &batch.targets).unwrap() / count as f64;
-    common::gradients(&attached, loss)
+    crate::common::gradients(&attached, loss)
 }
 
 #[test]
@@ -222,7 +216,7 @@ fn a_model_that_computes_in_bf16_has_the_loss_of_one_that_does_not_to_two_per_ce
         };
         let ratio = loss(WeightFormat::Bf16) / loss(WeightFormat::F32);
         assert!((ratio - 1.0).abs() < 0.02, "{}: {ratio}", folder.display());
-        assert!(ratio != 1.0 || !processor::rounds_activations(), "nothing was rounded");
+        assert!(ratio != 1.0 || !crate::common::processor::rounds_activations(), "nothing was rounded");
         count += 1;
     }
     assert!(count > 0, "no model was computed in bf16");

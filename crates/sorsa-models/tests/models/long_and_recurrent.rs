@@ -1,9 +1,6 @@
 //! Logits and greedy tokens of the small models of `tests/golden` that other frameworks computed: a Phi-3 with LongRoPE
 //! by Transformers, an RWKV 6 by the package of its author.
 
-#[path = "common/larger.rs"]
-mod larger;
-
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
@@ -11,7 +8,7 @@ use burn::prelude::*;
 use safetensors::{Dtype, SafeTensors};
 use sorsa_models::{CausalLm, GenerateOptions, ModelInput, Requests, Sampling, WeightFormat};
 
-use larger::larger;
+use crate::common::larger::larger;
 
 /// Largest difference of a logit; the largest are about 10.
 const LOGITS: f32 = 1e-4;

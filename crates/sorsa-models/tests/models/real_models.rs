@@ -1,8 +1,5 @@
 //! Two small trained Llamas. Runs where `SORSA_DATA` names the folder that holds `models/`.
 
-#[path = "common/larger.rs"]
-mod larger;
-
 use std::path::PathBuf;
 
 use burn::module::{Module, ModuleMapper, Param, ParamId};
@@ -12,7 +9,7 @@ use sorsa_adapter::{AdapterConfig, Method};
 use sorsa_models::{CausalLm, GenerateOptions, ModelInput, Sampling, WeightFormat};
 use tokenizers::Tokenizer;
 
-use larger::larger;
+use crate::common::larger::larger;
 
 const MODELS: [&str; 2] = ["stories260K", "babyllama105"];
 

@@ -1,8 +1,6 @@
 //! RWKV-6 against its definition (Peng et al., 2024, arXiv 2404.05892, section 4.2), written down here token by token
 //! in f64, for gradients too. The logits of its author's package are compared in `long_and_recurrent.rs`.
 
-mod common;
-
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -251,7 +249,7 @@ fn the_gradient_of_every_parameter_is_the_difference_of_losses_of_the_recurrence
     let expected = literal.loss(&ids());
     assert!((f64::from(loss.clone().into_scalar::<f32>()) - expected).abs() < 1e-5 * expected);
 
-    let found = common::gradients(&attached, loss);
+    let found = crate::common::gradients(&attached, loss);
     assert_eq!(found.keys().collect::<Vec<_>>(), literal.tensors.keys().collect::<Vec<_>>());
     for (name, gradient) in found {
         let largest = gradient.iter().fold(0f64, |largest, value| largest.max(f64::from(value.abs())));

@@ -1,7 +1,5 @@
 //! Laws of one optimizer step: the optimizer's formula, accumulation, runs that end early.
 
-mod common;
-
 use std::sync::Arc;
 
 use burn::module::{Module, Param};
@@ -17,7 +15,7 @@ use sorsa_train::{
     TrainError, TrainableModel, Trainer,
 };
 
-use common::{resume, start};
+use crate::common::{resume, start};
 
 fn model() -> CausalLm {
     let config = serde_json::json!({

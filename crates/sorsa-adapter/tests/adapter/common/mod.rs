@@ -1,7 +1,5 @@
 //! What all tests of this crate share: the device, a small network, numbers that are always the same.
 
-#![allow(dead_code, reason = "every file of tests uses a part of it")]
-
 pub mod reference;
 
 use std::collections::BTreeMap;

@@ -1,7 +1,5 @@
 //! Results of PyTorch for one linear layer: files of tensors, read as they are and turned to burn's orientation.
 
-#![allow(dead_code, reason = "every file of tests uses a part of it")]
-
 use std::path::{Path, PathBuf};
 
 use burn::module::{Module, Param, ParamId};

@@ -1,8 +1,6 @@
 //! PEFT's and the author's adapters on a small Llama: logits, losses and gradients with given factors. The model of
 //! `tests/golden` is compared always; every method where `SORSA_GOLDEN` names the folder of reference results.
 
-#[path = "../common/larger.rs"]
-mod larger;
 mod reference;
 mod travel;
 
@@ -19,7 +17,7 @@ use sorsa_models::{CausalLm, WeightFormat};
 
 use reference::*;
 
-use larger::larger;
+use crate::common::larger::larger;
 
 const PROJECTIONS: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
 

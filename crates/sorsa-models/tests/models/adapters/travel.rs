@@ -11,9 +11,9 @@ use sorsa_adapter::{
 use sorsa_checkpoint::weights::Checkpoint;
 use sorsa_models::CausalLm;
 
-use crate::larger::larger;
-use crate::reference::*;
-use crate::{committed, golden, peft_folders, place, projections};
+use super::reference::*;
+use super::{committed, golden, peft_folders, place, projections};
+use crate::common::larger::larger;
 
 fn export(saved: &SavedAdapter, model: &CausalLm, form: PeftForm) -> PeftAdapter {
     PeftAdapter::from_saved(saved, model, &PeftExport { form, ..PeftExport::default() }).unwrap().0

@@ -1,4 +1,7 @@
-//! What several test programs need.
+//! What several files of tests need.
+
+pub mod larger;
+pub mod processor;
 
 use std::collections::BTreeMap;
 

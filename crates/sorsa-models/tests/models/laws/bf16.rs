@@ -12,9 +12,9 @@ use sorsa_checkpoint::WeightFormat;
 use sorsa_models::{CausalLm, Mlp};
 use tempfile::tempdir;
 
-use super::processor::rounds_activations;
 use super::{A, B, Rows, families, generate, greedy, logits, model, prompts, values};
-use crate::larger::larger;
+use crate::common::larger::larger;
+use crate::common::processor::rounds_activations;
 
 /// The model with matrices that are the same in every run: burn's generator is shared by tests that run beside.
 fn repeatable(model: CausalLm) -> CausalLm {

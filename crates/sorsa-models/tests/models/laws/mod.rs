@@ -1,10 +1,6 @@
 //! What holds for every model, on small ones with random weights.
 
 mod bf16;
-#[path = "../common/larger.rs"]
-mod larger;
-#[path = "../common/processor.rs"]
-mod processor;
 mod sizes;
 
 use std::collections::BTreeMap;
@@ -24,7 +20,7 @@ use sorsa_models::{
 };
 use tempfile::tempdir;
 
-use larger::larger;
+use crate::common::larger::larger;
 
 const CLOSE: f32 = 2e-5;
 

@@ -1,4 +1,4 @@
-//! What several test programs need.
+//! What several files of tests need.
 
 use std::path::Path;
 
