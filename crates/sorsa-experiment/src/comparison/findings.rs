@@ -1,7 +1,8 @@
-//! A comparison in sentences. A difference counts as shown if its 95 % interval does not contain 0.
+//! A comparison in sentences. A difference counts as shown if its p-value, corrected for all tests of the comparison, is below 0.05.
 
 use sorsa_grading::stats::{Interval, Mean};
 
+use super::difference::{Difference, DifferenceTest, Tested};
 use super::fields::value_text;
 use super::results::{Comparison, SweepResult, SweptRow};
 use super::row_result::RowResult;
@@ -9,6 +10,7 @@ use super::row_result::RowResult;
 /// Sentences: one for each row's difference, one for each doubtful rate or run, one for each sweep.
 pub fn findings(comparison: &Comparison) -> Vec<String> {
     let mut text: Vec<String> = comparison.rows.iter().filter_map(difference).collect();
+    text.extend(power(comparison));
     for row in &comparison.rows {
         match row.learning_rate {
             None => text.push(format!("{}: every learning rate diverged.", row.name)),
@@ -33,26 +35,23 @@ pub fn findings(comparison: &Comparison) -> Vec<String> {
 fn difference(row: &RowResult) -> Option<String> {
     let difference = row.difference.as_ref()?;
     let mut parts = Vec::new();
-    if let Some(accuracy) = &difference.accuracy {
-        let Interval { low, high } = accuracy.interval;
+    if let Some(Tested { mean, test }) = &difference.accuracy {
+        let Interval { low, high } = mean.interval;
         parts.push(format!(
             "{:+.1} points of accuracy [{:+.1}, {:+.1}], {}",
-            100.0 * accuracy.mean,
+            100.0 * mean.mean,
             100.0 * low,
             100.0 * high,
-            verdict(&accuracy.interval)
+            verdict(test.as_ref())
         ));
     }
-    if let Some(loss) = &difference.loss {
-        parts.push(match loss.interval {
-            Some(interval) => format!(
-                "{:+.4} nats of validation loss [{:+.4}, {:+.4}], {}",
-                loss.mean,
-                interval.low,
-                interval.high,
-                verdict(&interval)
-            ),
-            None => format!("{:+.4} nats of validation loss (one seed, no interval)", loss.mean),
+    for (tested, what) in [(&difference.loss, "validation loss"), (&difference.forgetting, "forgetting")] {
+        let Some(Tested { mean, test }) = tested else { continue };
+        parts.push(match mean.interval {
+            Some(Interval { low, high }) => {
+                format!("{:+.4} nats of {what} [{low:+.4}, {high:+.4}], {}", mean.mean, verdict(test.as_ref()))
+            }
+            None => format!("{:+.4} nats of {what} (one seed, no interval)", mean.mean),
         });
     }
     if parts.is_empty() {
@@ -61,11 +60,46 @@ fn difference(row: &RowResult) -> Option<String> {
     Some(format!("{} minus {}: {}.", row.name, difference.to, parts.join("; ")))
 }
 
-fn verdict(interval: &Interval) -> &'static str {
-    match interval.excludes_zero() {
-        true => "larger than its interval",
-        false => "not larger than its interval: no difference is shown",
+fn verdict(test: Option<&DifferenceTest>) -> String {
+    match test {
+        Some(test) if test.is_shown() => format!("a difference (p {})", p_value(test)),
+        Some(test) => format!("no difference is shown (p {})", p_value(test)),
+        None => "no test".to_owned(),
     }
+}
+
+/// `0.031`, or `< 0.001`. The corrected p-value.
+pub fn p_value(test: &DifferenceTest) -> String {
+    if test.corrected_p < 0.001 { "< 0.001".to_owned() } else { format!("{:.3}", test.corrected_p) }
+}
+
+/// Says which differences the tests would probably have missed: the medians over the rows.
+fn power(comparison: &Comparison) -> Option<String> {
+    let differences = || comparison.rows.iter().filter_map(|row| row.difference.as_ref());
+    let median = |mut values: Vec<f64>| {
+        values.sort_by(f64::total_cmp);
+        values.get(values.len() / 2).copied()
+    };
+    let of_seeds = |of: &dyn Fn(&Difference) -> Option<Tested<Mean>>| {
+        median(differences().filter_map(|difference| Some(of(difference)?.test?.detectable)).collect())
+    };
+    let mut parts = Vec::new();
+    let accuracy = differences().filter_map(|difference| Some(difference.accuracy?.test?.detectable)).collect();
+    parts.extend(median(accuracy).map(|share| format!("{:.1} points of accuracy", 100.0 * share)));
+    parts.extend(of_seeds(&|difference| difference.loss).map(|nats| format!("{nats:.4} nats of validation loss")));
+    parts.extend(of_seeds(&|difference| difference.forgetting).map(|nats| format!("{nats:.4} nats of forgetting")));
+    if parts.is_empty() {
+        return None;
+    }
+    let seeds = match comparison.seeds.len() {
+        1 => "one seed".to_owned(),
+        count => format!("these {count} seeds"),
+    };
+    Some(format!(
+        "With {seeds} a difference below {} would probably not have been seen: one of this size is found in four of five comparisons \
+         (the median over the rows).",
+        parts.join(", ")
+    ))
 }
 
 /// Names the value with the lowest loss, and compares the spread between values with the spread between seeds.
@@ -105,26 +139,38 @@ pub fn with_interval(mean: &Mean, decimals: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::super::arm::tests::row;
-    use super::super::row_result::{AccuracyMean, Difference};
+    use super::super::row_result::AccuracyMean;
     use super::super::run_result::BaseResult;
     use super::*;
+    use sorsa_grading::comparison::CrossedMean;
 
-    fn sentence([mean, low, high]: [f64; 3], losses: &[f64]) -> String {
-        let accuracy = AccuracyMean { mean, interval: Interval { low, high }, problems: 400, seeds: 3 };
+    fn sentence([mean, low, high]: [f64; 3], losses: &[f64], [p, corrected_p]: [f64; 2]) -> String {
+        let crossed = CrossedMean::of(&[vec![mean]]).unwrap().unwrap();
+        let accuracy = AccuracyMean { mean, interval: Interval { low, high }, problems: 400, seeds: 3, crossed };
+        let test = DifferenceTest { p, corrected_p, detectable: 0.05 };
+        let loss = Mean::of(losses).unwrap();
         let mut result = RowResult::new(&row("new", 16), &[], &[], &BaseResult::default()).unwrap();
-        result.difference = Some(Difference { to: "old-r16".into(), loss: Mean::of(losses), accuracy: Some(accuracy) });
+        result.difference = Some(Difference {
+            to: "old-r16".into(),
+            loss: Some(Tested {
+                mean: loss,
+                test: loss.interval.map(|_| DifferenceTest { corrected_p: 4e-4, ..test }),
+            }),
+            accuracy: Some(Tested { mean: accuracy, test: Some(test) }),
+            forgetting: None,
+        });
         difference(&result).unwrap()
     }
 
     #[test]
-    fn a_difference_is_shown_only_if_its_interval_does_not_contain_0() {
-        let text = sentence([0.021, -0.004, 0.046], &[-0.02, -0.021, -0.019]);
-        let expected = "new-r16 minus old-r16: +2.1 points of accuracy [-0.4, +4.6], not larger than its interval: no difference \
-                        is shown; -0.0200 nats of validation loss [-0.0225, -0.0175], larger than its interval.";
+    fn a_difference_is_shown_only_if_its_corrected_p_value_is_below_the_level() {
+        let text = sentence([0.041, 0.002, 0.080], &[-0.02, -0.021, -0.019], [0.04, 0.16]);
+        let expected = "new-r16 minus old-r16: +4.1 points of accuracy [+0.2, +8.0], no difference is shown (p 0.160); -0.0200 nats of \
+                        validation loss [-0.0225, -0.0175], a difference (p < 0.001).";
         assert_eq!(text, expected);
-        let single = sentence([0.03, 0.01, 0.05], &[-0.02]);
+        let single = sentence([0.03, 0.01, 0.05], &[-0.02], [0.01, 0.02]);
         assert!(
-            single.contains("[+1.0, +5.0], larger than its interval; -0.0200 nats of validation loss (one seed"),
+            single.contains("[+1.0, +5.0], a difference (p 0.020); -0.0200 nats of validation loss (one seed"),
             "{single}"
         );
     }

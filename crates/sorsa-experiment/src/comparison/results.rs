@@ -6,10 +6,11 @@ use serde::Serialize;
 use toml::Value;
 
 use super::arm::compared_with;
+use super::difference::{Difference, correct};
 use super::fields::listed_sweeps;
 use super::measurement::Measurements;
 use super::plan::ComparisonPlan;
-use super::row_result::{Difference, RowResult};
+use super::row_result::RowResult;
 use super::run_result::{BaseResult, RunResult};
 use super::run_spec::{ComparisonRuns, RunSpec};
 use super::sweep::Sweep;
@@ -198,6 +199,7 @@ fn row_results(
         }
         rows.push(result);
     }
+    correct(rows.iter_mut().filter_map(|row| row.difference.as_mut()));
     Ok(rows)
 }
 

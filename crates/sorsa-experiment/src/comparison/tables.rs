@@ -3,8 +3,9 @@
 use sorsa_grading::stats::{Interval, Mean};
 use sorsa_report::report::bytes;
 
+use super::difference::{DifferenceTest, Tested};
 use super::fields::{named_field, value_text};
-use super::findings::with_interval;
+use super::findings::{p_value, with_interval};
 use super::results::{Comparison, SweepResult, SweptRow, SweptValue};
 use super::row_result::{AccuracyMean, RowResult, Spread, TriedRate};
 use super::run_result::RunResult;
@@ -77,27 +78,39 @@ fn quality(comparison: &Comparison) -> Table {
 }
 
 fn differences(comparison: &Comparison) -> Table {
-    let mut rows = vec![head(&["method", "rank", "to", "accuracy, points", "shown", "validation loss", "shown"])];
+    let has_forgetting = comparison.base.text_loss.is_some();
+    let mut first = head(&["method", "rank", "to", "accuracy, points", "p", "validation loss", "p"]);
+    if has_forgetting {
+        first.extend(head(&["forgetting", "p"]));
+    }
+    let mut rows = vec![first];
+    let mut tests = 0;
+    let p = |test: Option<DifferenceTest>| or_absent(test.as_ref().map(p_value));
     for row in &comparison.rows {
         let Some(difference) = &row.difference else { continue };
-        let (accuracy, loss) = (difference.accuracy.as_ref(), difference.loss.as_ref());
-        let shown = |excludes: bool| if excludes { "yes" } else { "no" }.to_owned();
-        rows.push(vec![
+        tests += difference.test_count();
+        let accuracy = difference.accuracy.as_ref();
+        let mut cells = vec![
             row.method.clone(),
             or_absent(row.rank.map(|rank| rank.to_string())),
             difference.to.clone(),
-            or_absent(accuracy.map(|rate| {
+            or_absent(accuracy.map(|Tested { mean: rate, .. }| {
                 let [mean, low, high] = [rate.mean, rate.interval.low, rate.interval.high].map(|share| 100.0 * share);
                 format!("{mean:+.1} [{low:+.1}, {high:+.1}]")
             })),
-            or_absent(accuracy.map(|rate| shown(rate.interval.excludes_zero()))),
-            or_absent(loss.map(signed)),
-            or_absent(loss.and_then(|loss| loss.interval).map(|interval| shown(interval.excludes_zero()))),
-        ]);
+            p(accuracy.and_then(|tested| tested.test)),
+        ];
+        let quantities = [Some(&difference.loss), has_forgetting.then_some(&difference.forgetting)];
+        for tested in quantities.into_iter().flatten() {
+            cells.push(or_absent(tested.map(|tested| signed(&tested.mean))));
+            cells.push(p(tested.and_then(|tested| tested.test)));
+        }
+        rows.push(cells);
     }
-    let caption =
-        "Differences, paired by seed and problem, with 95 % intervals; shown: the interval does not contain 0"
-            .to_owned();
+    let caption = format!(
+        "Differences, paired by seed and problem, with 95 % intervals; p: corrected by Holm's method for the {tests} tests of the table, a \
+         difference is shown if it is below 0.05"
+    );
     Table { name: "differences".to_owned(), caption, rows }
 }
 
