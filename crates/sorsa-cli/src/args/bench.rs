@@ -50,10 +50,10 @@ pub struct BenchArgs {
     /// Report the training time until the validation loss is this low [default: the lowest loss that all runs reach]
     #[arg(long, value_name = "NATS")]
     pub target_loss: Option<f64>,
-    /// Texts that show what a model forgets: the comparison measures their loss before and after training [default:
+    /// Texts that show what a model forgets: the comparison measures the loss of each file before and after training [default:
     /// pretraining texts for the embedded model, none for others]
-    #[arg(long, value_name = "FILE")]
-    pub forgetting_text: Option<PathBuf>,
+    #[arg(long, value_name = "FILE,..", value_delimiter = ',')]
+    pub forgetting_text: Vec<PathBuf>,
     /// Folder of runs and results. A second call with the same folder trains only the runs that are missing [default: runs/bench, with
     /// --quick runs/bench-quick]
     #[arg(long, value_name = "DIR")]

@@ -21,7 +21,7 @@ use sorsa_experiment::estimate::grouped;
 
 pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
     let style = Style::choose(args.quiet);
-    if let Some(text) = args.forgetting_text.as_ref().filter(|text| !text.is_file()) {
+    if let Some(text) = args.forgetting_text.iter().find(|text| !text.is_file()) {
         return Err(bad_input(format!("--forgetting-text: {} is no file", text.display())));
     }
     let mut host = session::host(&args.device, style)?;
@@ -35,7 +35,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
         eprintln!("{}", plan.summary());
     }
     let runner = JobRunner::new(&plan.folder, usize::try_from(args.jobs)?, &args.device, style)?;
-    let measurements = Measurements::new(&plan, args.forgetting_text.as_deref())?;
+    let measurements = Measurements::new(&plan, &args.forgetting_text)?;
     let (runs, done_here) = match stages::run(&plan, &measurements, &runner) {
         Err(error) if error.is::<Interrupted>() => {
             let folder = plan.folder.display();

@@ -45,8 +45,10 @@ fn difference(row: &RowResult) -> Option<String> {
             verdict(test.as_ref())
         ));
     }
-    for (tested, what) in [(&difference.loss, "validation loss"), (&difference.forgetting, "forgetting")] {
-        let Some(Tested { mean, test }) = tested else { continue };
+    let loss = difference.loss.iter().map(|tested| (tested, "validation loss".to_owned()));
+    let texts = difference.forgetting.iter();
+    let forgetting = texts.map(|(text, tested)| (tested, forgetting_label(text, difference.forgetting.len())));
+    for (Tested { mean, test }, what) in loss.chain(forgetting) {
         parts.push(match mean.interval {
             Some(Interval { low, high }) => {
                 format!("{:+.4} nats of {what} [{low:+.4}, {high:+.4}], {}", mean.mean, verdict(test.as_ref()))
@@ -87,7 +89,11 @@ fn power(comparison: &Comparison) -> Option<String> {
     let accuracy = differences().filter_map(|difference| Some(difference.accuracy?.test?.detectable)).collect();
     parts.extend(median(accuracy).map(|share| format!("{:.1} points of accuracy", 100.0 * share)));
     parts.extend(of_seeds(&|difference| difference.loss).map(|nats| format!("{nats:.4} nats of validation loss")));
-    parts.extend(of_seeds(&|difference| difference.forgetting).map(|nats| format!("{nats:.4} nats of forgetting")));
+    for text in &comparison.texts {
+        let nats = of_seeds(&|difference| difference.forgetting.get(text).copied());
+        let label = forgetting_label(text, comparison.texts.len());
+        parts.extend(nats.map(|nats| format!("{nats:.4} nats of {label}")));
+    }
     if parts.is_empty() {
         return None;
     }
@@ -128,6 +134,11 @@ fn swept(comparison: &Comparison, sweep: &SweepResult, row: &SweptRow) -> Option
     ))
 }
 
+/// `forgetting`, or `forgetting of NAME` if there are several texts.
+pub fn forgetting_label(text: &str, texts: usize) -> String {
+    if texts == 1 { "forgetting".to_owned() } else { format!("forgetting of {text}") }
+}
+
 /// `0.2512 [0.2440, 0.2584]`.
 pub fn with_interval(mean: &Mean, decimals: usize) -> String {
     match mean.interval {
@@ -142,6 +153,8 @@ mod tests {
     use super::super::row_result::AccuracyMean;
     use super::super::run_result::BaseResult;
     use super::*;
+    use std::collections::BTreeMap;
+
     use sorsa_grading::comparison::CrossedMean;
 
     fn sentence([mean, low, high]: [f64; 3], losses: &[f64], [p, corrected_p]: [f64; 2]) -> String {
@@ -157,7 +170,7 @@ mod tests {
                 test: loss.interval.map(|_| DifferenceTest { corrected_p: 4e-4, ..test }),
             }),
             accuracy: Some(Tested { mean: accuracy, test: Some(test) }),
-            forgetting: None,
+            forgetting: BTreeMap::new(),
         });
         difference(&result).unwrap()
     }

@@ -43,6 +43,8 @@ pub struct Comparison {
     pub problems: usize,
     /// The validation loss for the times to a loss.
     pub target_loss: Option<f64>,
+    /// Names of the forgetting texts.
+    pub texts: Vec<String>,
     /// The results of the model before training.
     pub base: BaseResult,
     /// The results of each row.
@@ -140,6 +142,7 @@ impl Comparison {
             problems: if plan.test.is_some() { plan.problems } else { 0 },
             target_loss,
             rows: row_results(plan, runs, &results, &base)?,
+            texts: measurements.text_names(),
             base: BaseResult { loss: results.iter().find_map(|run| run.loss_before), ..base },
             sweeps,
             sweep_runs,

@@ -1,5 +1,7 @@
 //! The results of one row: means, intervals, and differences to another row.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 use sorsa_grading::comparison::CrossedMean;
 use sorsa_grading::stats::{Interval, Mean};
@@ -44,8 +46,8 @@ pub struct RowResult {
     pub peak_memory_bytes: Option<u64>,
     /// Size of the saved adapter or weights.
     pub adapter_bytes: Option<u64>,
-    /// Loss of the forgetting texts after training, minus the loss before, over seeds.
-    pub forgetting: Option<Mean>,
+    /// Loss of each forgetting text after training, minus the loss before, over seeds, by the name of the text.
+    pub forgetting: BTreeMap<String, Mean>,
     /// The difference to the row that this one is compared with. Absent for the reference row.
     pub difference: Option<Difference>,
 }
@@ -128,7 +130,11 @@ impl RowResult {
             start_seconds: Spread::of(every.iter().filter_map(|run| run.start_seconds).collect()),
             peak_memory_bytes: chosen.iter().filter_map(|run| run.peak_memory_bytes).max(),
             adapter_bytes: chosen.first().and_then(|run| run.adapter_bytes),
-            forgetting: base.text_loss.and_then(|before| mean(&|run| Some(run.text_loss? - before))),
+            forgetting: base
+                .text_losses
+                .keys()
+                .filter_map(|text| Some((text.clone(), mean(&|run| run.forgetting(text, base))?)))
+                .collect(),
             difference: None,
         })
     }

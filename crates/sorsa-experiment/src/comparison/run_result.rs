@@ -46,8 +46,8 @@ pub struct RunResult {
     pub accuracy: Option<f64>,
     /// Test problems.
     pub problems: Option<usize>,
-    /// Loss of the forgetting texts.
-    pub text_loss: Option<f64>,
+    /// Loss of the forgetting texts, by their names.
+    pub text_losses: BTreeMap<String, f64>,
     /// Mean over the factors of `||U^T U - I||_F / sqrt(rank)` after the last step.
     pub defect: Option<f64>,
     /// Parameters that are trained.
@@ -93,8 +93,8 @@ pub struct BaseResult {
     pub loss: Option<f64>,
     /// Share of right answers.
     pub accuracy: Option<f64>,
-    /// Loss of the forgetting texts.
-    pub text_loss: Option<f64>,
+    /// Loss of the forgetting texts, by their names.
+    pub text_losses: BTreeMap<String, f64>,
 }
 
 /// The validation loss of a finished run; `None` if it diverged.
@@ -158,7 +158,7 @@ impl RunResult {
         result.verdicts = verdicts(&files)?;
         result.problems = result.verdicts.as_ref().map(Vec::len);
         result.accuracy = result.verdicts.as_deref().and_then(accuracy);
-        result.text_loss = text_loss(&files)?;
+        result.text_losses = text_losses(&files)?;
         Ok(result)
     }
 
@@ -176,6 +176,11 @@ impl RunResult {
                 Metric::Watch(_) => {}
             }
         }
+    }
+
+    /// The loss of a forgetting text minus that of the model before training.
+    pub fn forgetting(&self, text: &str, base: &BaseResult) -> Option<f64> {
+        Some(self.text_losses.get(text)? - base.text_losses.get(text)?)
     }
 
     /// The lowest loss of any evaluation.
@@ -205,7 +210,7 @@ impl BaseResult {
     pub fn read(measurements: &Measurements) -> Result<Self, ExperimentError> {
         let files = measurements.files(MeasuredModel::Base);
         let accuracy = verdicts(&files)?.as_deref().and_then(accuracy);
-        Ok(Self { loss: None, accuracy, text_loss: text_loss(&files)? })
+        Ok(Self { loss: None, accuracy, text_losses: text_losses(&files)? })
     }
 }
 
@@ -226,15 +231,18 @@ fn verdicts(files: &ResultFiles) -> Result<Option<Vec<(usize, bool)>>, Experimen
     Ok(Some(rows))
 }
 
-fn text_loss(files: &ResultFiles) -> Result<Option<f64>, ExperimentError> {
-    let Some(path) = &files.forgetting else { return Ok(None) };
-    if !path.exists() {
-        return Ok(None);
+fn text_losses(files: &ResultFiles) -> Result<BTreeMap<String, f64>, ExperimentError> {
+    let mut losses = BTreeMap::new();
+    for (name, path) in &files.forgetting {
+        if !path.exists() {
+            continue;
+        }
+        let json = std::fs::read(path).map_err(|source| ExperimentError::Read { path: path.clone(), source })?;
+        let result: serde_json::Value = serde_json::from_slice(&json)
+            .map_err(|source| ExperimentError::MalformedResult { path: path.clone(), source })?;
+        losses.extend(result["loss"].as_f64().map(|loss| (name.clone(), loss)));
     }
-    let json = std::fs::read(path).map_err(|source| ExperimentError::Read { path: path.clone(), source })?;
-    let result: serde_json::Value = serde_json::from_slice(&json)
-        .map_err(|source| ExperimentError::MalformedResult { path: path.clone(), source })?;
-    Ok(result["loss"].as_f64())
+    Ok(losses)
 }
 
 /// Bytes of the files in a folder.
