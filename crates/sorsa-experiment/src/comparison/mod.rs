@@ -43,7 +43,7 @@ pub use request::{ComparisonRequest, RequestedRates};
 pub use results::{Comparison, SweepResult, SweptRow, SweptValue};
 pub use row_result::{AccuracyMean, RowResult, Spread, TriedRate};
 pub use run_conditions::RunConditions;
-pub use run_result::{BaseResult, LossPoint, RunResult, validation_loss};
+pub use run_result::{BaseResult, LossPoint, RunResult, WatchPoint, validation_loss};
 pub use run_spec::{ComparisonRuns, RateSearchSpec, RowRuns, RunSpec, SweepRuns};
 pub use suite::Suite;
 pub use sweep::{Sweep, SweepMode};

@@ -8,6 +8,9 @@ use super::figures::NamedFigure;
 use super::results::Comparison;
 use super::tables::Table;
 
+/// The figures of what `train.watch_every` measures.
+const WATCHED: [&str; 3] = ["kappa-of-the-trained-part", "kappa-of-the-weight", "defect"];
+
 /// The page: findings first, then tables and figures, and how the numbers were made.
 ///
 /// # Errors
@@ -34,17 +37,22 @@ pub fn html(comparison: &Comparison, tables: &[Table], figures: &[NamedFigure]) 
         }
         blocks
     };
+    let starting_with = |start: &str| -> Vec<&str> {
+        figures.iter().map(|named| named.name.as_str()).filter(|name| name.starts_with(start)).collect()
+    };
     let mut sections = vec![
         ("What is shown".to_owned(), list(&comparison.findings)),
         ("Quality".to_owned(), section(&["quality", "differences"], &["accuracy", "loss"])),
+        ("Forgetting".to_owned(), section(&[], &starting_with("frontier"))),
+        ("Condition and orthonormality over training".to_owned(), section(&[], &WATCHED)),
         ("Cost".to_owned(), section(&["cost"], &["speed", "memory"])),
         ("Learning rates".to_owned(), section(&["rates"], &["learning-rates", "learning-curves"])),
     ];
     for sweep in &comparison.sweeps {
-        let figures = ["loss", "accuracy", "defect"].map(|what| format!("{}-{what}", sweep.label));
-        let figures = figures.each_ref().map(String::as_str);
+        let figures = starting_with(&format!("{}-", sweep.label));
         sections.push((format!("Sweep of {}", sweep.field), section(&[&sweep.name], &figures)));
     }
+    sections.retain(|(_, blocks)| !blocks.is_empty());
     sections.push(("How it was made".to_owned(), list(&comparison.notes)));
     Page { title: comparison.title(), setting, sections }.html()
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::Serialize;
-use sorsa_train::metrics::Metric;
+use sorsa_train::metrics::{Metric, WatchedModules};
 use toml::{Table, Value};
 
 use super::fields::{NAMED_FIELDS, RANK, number_of, takes_effect, value_of};
@@ -70,6 +70,9 @@ pub struct RunResult {
     pub resumed: bool,
     /// Evaluations during training.
     pub curve: Vec<LossPoint>,
+    /// What `train.watch_every` measured.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub watched: Vec<WatchPoint>,
     /// The row of each test problem, and whether the answer is right.
     #[serde(skip)]
     pub verdicts: Option<Vec<(usize, bool)>>,
@@ -84,6 +87,19 @@ pub struct LossPoint {
     pub seconds: f64,
     /// The validation loss.
     pub loss: f64,
+}
+
+/// Averages over the trained modules at one step.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct WatchPoint {
+    /// Optimizer steps before it.
+    pub step: u64,
+    /// Condition number of the trained part.
+    pub kappa_part: Option<f64>,
+    /// Condition number of the whole weight.
+    pub kappa: Option<f64>,
+    /// Defect of the regularized factors.
+    pub defect: Option<f64>,
 }
 
 /// The results of the model before training.
@@ -173,7 +189,10 @@ impl RunResult {
                     self.defect = step.defect.or(self.defect);
                 }
                 Metric::Eval(eval) => self.curve.push(LossPoint { step: eval.step, seconds, loss: eval.loss }),
-                Metric::Watch(_) => {}
+                Metric::Watch(watch) => {
+                    let WatchedModules { kappa_part, kappa, defect, .. } = watch.all;
+                    self.watched.push(WatchPoint { step: watch.step, kappa_part, kappa, defect });
+                }
             }
         }
     }
