@@ -13,7 +13,11 @@ use crate::recipe::given_fields;
 /// The comparison that the arguments ask for.
 pub fn request(args: &BenchArgs) -> anyhow::Result<ComparisonRequest> {
     refuse_options_of_one_run(&args.fields)?;
-    let suite = suite(args.suite.as_deref())?;
+    let mut suite = suite(args.suite.as_deref())?;
+    let arms = arms(args, &suite)?;
+    if let Some(methods) = &args.methods {
+        suite = suite.restricted_to(methods);
+    }
     let (settings, factors, seeds, extensions) = match args.quick {
         true => (
             &defaults::QUICK_SETTINGS,
@@ -28,7 +32,6 @@ pub fn request(args: &BenchArgs) -> anyhow::Result<ComparisonRequest> {
         fields.max_steps.get_or_insert(defaults::QUICK_STEPS);
     }
     let reference = args.reference.clone().or_else(|| suite.reference.clone());
-    let arms = arms(args, &suite)?;
     if let Some(name) = &reference
         && arms.iter().all(|arm| arm.name != *name)
     {
@@ -39,7 +42,7 @@ pub fn request(args: &BenchArgs) -> anyhow::Result<ComparisonRequest> {
         sweeps: sweeps(args, &suite)?,
         arms,
         reference: reference.unwrap_or_else(|| defaults::REFERENCE_ARM.to_owned()),
-        rates: rates(args, factors)?,
+        rates: rates(args, &suite, factors)?,
         seeds: checked_list("--seeds", args.seeds.clone())?.unwrap_or_else(|| seeds.to_vec()),
         extend: args.extend.unwrap_or(extensions),
         extend_found: args.extend.unwrap_or(defaults::FOUND_RATE_EXTENSIONS),
@@ -184,13 +187,23 @@ fn gamma(text: &str) -> anyhow::Result<f64> {
     }
 }
 
-fn rates(args: &BenchArgs, factors: &[f64]) -> anyhow::Result<RequestedRates> {
+/// The learning rates of `--lrs`, and those of the suite for arms and for all if `--lrs` gives none.
+fn rates(args: &BenchArgs, suite: &Suite, factors: &[f64]) -> anyhow::Result<RequestedRates> {
     let mut rates = RequestedRates { by_arm: Vec::new(), for_all: Vec::new(), factors: factors.to_vec() };
     for text in checked_list("--lrs", args.lrs.clone())?.unwrap_or_default() {
         match text.split_once('=') {
             Some((name, text)) => rates.by_arm.push((name.to_owned(), rate(text)?)),
             None => rates.for_all.push(rate(&text)?),
         }
+    }
+    for (name, rate) in &suite.rates_by_arm {
+        let given = args.lrs.iter().flatten().any(|text| text.split_once('=').is_some_and(|(arm, _)| arm == name));
+        if !given {
+            rates.by_arm.push((name.clone(), *rate));
+        }
+    }
+    if rates.for_all.is_empty() {
+        rates.for_all.clone_from(&suite.rates_for_all);
     }
     Ok(rates)
 }
