@@ -41,6 +41,8 @@ pub fn request(args: &BenchArgs) -> anyhow::Result<ComparisonRequest> {
         folder: args.bench_dir.clone().unwrap_or_else(|| default_folder(args.quick)),
         sweeps: sweeps(args, &suite)?,
         arms,
+        questions: suite.questions.clone(),
+        watches: suite.watches,
         reference: reference.unwrap_or_else(|| defaults::REFERENCE_ARM.to_owned()),
         rates: rates(args, &suite, factors)?,
         seeds: checked_list("--seeds", args.seeds.clone())?.unwrap_or_else(|| seeds.to_vec()),
@@ -72,8 +74,14 @@ fn default_folder(quick: bool) -> PathBuf {
 
 fn suite(file: Option<&Path>) -> anyhow::Result<Suite> {
     let Some(path) = file else { return Ok(Suite::default()) };
+    if let Some(text) = path.to_str().and_then(Suite::built_in).filter(|_| !path.exists()) {
+        return Suite::parse(text).map_err(bad_input);
+    }
     let fault = |error: String| bad_input(format!("{}: {error}", path.display()));
-    let text = std::fs::read_to_string(path).map_err(|error| fault(error.to_string()))?;
+    let text = std::fs::read_to_string(path).map_err(|error| {
+        let names: Vec<&str> = Suite::names().collect();
+        fault(format!("{error}; the suites of this program are {}", names.join(", ")))
+    })?;
     Suite::parse(&text).map_err(fault)
 }
 
@@ -330,5 +338,21 @@ mod tests {
         assert_eq!(plan.sweeps[0].rows, [1]);
         let error = planned("--arm full-reg=adapter.method=full,train.regularizer.orthogonal_gamma=4e-4").unwrap_err();
         assert!(error.to_string().contains("full does not train two factors"), "{error}");
+    }
+
+    #[test]
+    fn the_suite_of_the_reviewers_asks_ten_questions_and_knows_what_answers_them() {
+        let plan = planned("--suite reviewers --max-steps 20").unwrap();
+        assert_eq!((plan.questions.len(), plan.rows.len(), plan.sweeps.len()), (10, 15, 2));
+        assert_eq!((plan.common.train.eval_every, plan.common.train.watch_every), (2, 2));
+        // Fewer arms leave the questions that they can answer.
+        let fewer = planned("--suite reviewers --methods lora,dora,full --max-steps 20").unwrap();
+        let titles: Vec<&str> = fewer.questions.iter().map(|question| &question.title[..2]).collect();
+        assert_eq!(titles, ["1.", "4.", "6.", "8.", "9."]);
+        let unknown = planned("--suite reviewer").unwrap_err().to_string();
+        assert!(
+            unknown.ends_with("the suites of this program are ablation, regularizer, reviewers, settings"),
+            "{unknown}"
+        );
     }
 }

@@ -6,7 +6,7 @@ use sorsa_report::plot::{Axis, Figure, Marks, Point, Scale, Series};
 use toml::Value;
 
 use super::fields::{number_of, value_text};
-use super::findings::forgetting_label;
+use super::findings::{DEFECT, KAPPA_OF_THE_TRAINED_PART, KAPPA_OF_THE_WEIGHT, forgetting_label};
 use super::results::{Comparison, SweepResult};
 use super::row_result::RowResult;
 use super::run_result::{RunResult, WatchPoint};
@@ -43,11 +43,11 @@ pub fn figures(comparison: &Comparison) -> Vec<NamedFigure> {
         ("learning-rates", rates(comparison)),
         ("learning-curves", curves(comparison)),
         (
-            "kappa-of-the-trained-part",
+            KAPPA_OF_THE_TRAINED_PART,
             watched(comparison, "Condition number of the trained part", "kappa", |point| point.kappa_part),
         ),
-        ("kappa-of-the-weight", watched(comparison, "Condition number of the weight", "kappa", |point| point.kappa)),
-        ("defect", watched(comparison, "Orthonormality defect", "‖UᵀU − I‖ / √rank", |point| point.defect)),
+        (KAPPA_OF_THE_WEIGHT, watched(comparison, "Condition number of the weight", "kappa", |point| point.kappa)),
+        (DEFECT, watched(comparison, "Orthonormality defect", "‖UᵀU − I‖ / √rank", |point| point.defect)),
         (
             "speed",
             by_row(comparison, "Training speed", "tokens per second", Marks::Bars, |row| {

@@ -10,6 +10,7 @@ use super::difference::{Difference, correct};
 use super::fields::listed_sweeps;
 use super::measurement::Measurements;
 use super::plan::ComparisonPlan;
+use super::question::Answered;
 use super::row_result::RowResult;
 use super::run_result::{BaseResult, RunResult};
 use super::run_spec::{ComparisonRuns, RunSpec};
@@ -61,6 +62,8 @@ pub struct Comparison {
     pub compared_fields: Vec<String>,
     /// Sentences about what the numbers show.
     pub findings: Vec<String>,
+    /// The questions of the suite, with their answers.
+    pub questions: Vec<Answered>,
     /// Sentences about how the numbers were made.
     pub notes: Vec<String>,
 }
@@ -149,9 +152,11 @@ impl Comparison {
             runs: results,
             compared_fields: plan.compared_fields.clone(),
             findings: Vec::new(),
+            questions: Vec::new(),
             notes: Vec::new(),
         };
         comparison.findings = super::findings::findings(&comparison);
+        comparison.questions = plan.questions.iter().map(|question| question.answered(&comparison)).collect();
         comparison.notes = super::notes::notes(&comparison, plan);
         Ok(comparison)
     }

@@ -18,6 +18,8 @@ use crate::ExperimentError;
 pub struct RowResult {
     /// Name of the row.
     pub name: String,
+    /// Name of its arm.
+    pub arm: String,
     /// Label of the row, for tables.
     pub method: String,
     /// The rank; absent for methods without factors.
@@ -116,6 +118,7 @@ impl RowResult {
         let seconds_to_target: Option<Vec<f64>> = chosen.iter().map(|run| run.seconds_to_target).collect();
         Ok(Self {
             name: row.name.clone(),
+            arm: row.arm.clone(),
             method: row.label.clone(),
             rank: row.rank,
             tried: Vec::new(),

@@ -15,7 +15,16 @@
 //! field = "adapter.dropout"
 //! values = [0.0, 0.05, 0.1]
 //! arms = ["large"]
+//!
+//! [[questions]]                                       # a heading of the report
+//! title = "Is a large rank better?"
+//! text = "Both ranks have learning rates of their own."
+//! arms = ["large"]
+//! tables = ["differences"]
+//! figures = ["learning-curves"]
 //! ```
+//!
+//! `watch = true` measures condition numbers and defects as often as the validation loss.
 
 use std::collections::BTreeMap;
 
@@ -24,6 +33,7 @@ use toml::{Spanned, Table, Value};
 
 use super::arm::Arm;
 use super::fields::{LEARNING_RATE, flattened};
+use super::question::Question;
 use super::sweep::{Sweep, SweepMode};
 
 /// Arms in the order of the file, sweeps, and the arm to compare with.
@@ -35,6 +45,10 @@ pub struct Suite {
     pub arms: Vec<Arm>,
     /// The sweeps.
     pub sweeps: Vec<Sweep>,
+    /// The questions that the report answers.
+    pub questions: Vec<Question>,
+    /// Whether condition numbers and defects are measured as often as the validation loss.
+    pub watches: bool,
     /// Learning rates of single arms, by name.
     pub rates_by_arm: Vec<(String, f64)>,
     /// Learning rates of all other arms. If there are none, the comparison chooses them.
@@ -51,7 +65,19 @@ struct SuiteFile {
     arms: BTreeMap<Spanned<String>, Table>,
     #[serde(default)]
     sweeps: Vec<SuiteSweep>,
+    #[serde(default)]
+    questions: Vec<Question>,
+    #[serde(default)]
+    watch: bool,
 }
+
+/// The suites of this program: their names, and the texts of their files.
+const BUILT_IN: [(&str, &str); 4] = [
+    ("ablation", include_str!("../../../../docs/suites/ablation.toml")),
+    ("regularizer", include_str!("../../../../docs/suites/regularizer.toml")),
+    ("reviewers", include_str!("../../../../docs/suites/reviewers.toml")),
+    ("settings", include_str!("../../../../docs/suites/settings.toml")),
+];
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -95,9 +121,21 @@ impl Suite {
             reference: file.reference,
             arms,
             sweeps: sweeps.collect(),
+            questions: file.questions,
+            watches: file.watch,
             rates_by_arm,
             rates_for_all: file.learning_rates,
         })
+    }
+
+    /// The names of the built-in suites.
+    pub fn names() -> impl Iterator<Item = &'static str> {
+        BUILT_IN.iter().map(|(name, _)| *name)
+    }
+
+    /// The text of a built-in suite.
+    pub fn built_in(name: &str) -> Option<&'static str> {
+        BUILT_IN.iter().find(|(built_in, _)| *built_in == name).map(|(_, text)| *text)
     }
 
     /// The suite with only the arms of these names, and with the sweeps and rates that are left for them.
@@ -105,10 +143,22 @@ impl Suite {
         let kept = |name: &String| names.contains(name);
         self.arms.retain(|arm| kept(&arm.name));
         self.rates_by_arm.retain(|(name, _)| kept(name));
-        self.sweeps.retain(|sweep| sweep.arms.is_empty() || sweep.arms.iter().any(kept));
+        let (left, removed): (Vec<Sweep>, Vec<Sweep>) =
+            self.sweeps.into_iter().partition(|sweep| sweep.arms.is_empty() || sweep.arms.iter().any(kept));
+        self.sweeps = left;
         for sweep in &mut self.sweeps {
             sweep.arms.retain(kept);
         }
+        for question in &mut self.questions {
+            question.arms.retain(kept);
+            for sweep in &removed {
+                question.sweeps.retain(|field| *field != sweep.field);
+                question.tables.retain(|table| *table != sweep.plural());
+                question.figures.retain(|figure| !figure.starts_with(&format!("{}-", sweep.label())));
+            }
+        }
+        self.questions
+            .retain(|question| !(question.arms.is_empty() && question.sweeps.is_empty() && question.tables.is_empty()));
         self
     }
 }
