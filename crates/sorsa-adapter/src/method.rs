@@ -20,7 +20,7 @@ use crate::quantized_start::StartError;
 use crate::start::{StartingFactors, WeightToAdapt};
 use crate::state::ModuleState;
 use crate::stiefel::OrthonormalSteps;
-use crate::{Adapter, AdapterConfig, Band};
+use crate::{Adapter, AdapterConfig, AdapterFactors, Band};
 
 /// What the factors of a method are made of at the start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -277,7 +277,7 @@ pub(crate) struct FactoredDefinition {
 }
 
 impl FactoredDefinition {
-    pub fn of<M: FactoredMethod + Into<Adapter>>() -> Self {
+    pub fn of<M: FactoredMethod + Into<AdapterFactors>>() -> Self {
         Self {
             factors: M::FACTORS,
             frozen_factors: M::FROZEN_FACTORS,
@@ -288,7 +288,7 @@ impl FactoredDefinition {
             quantization_rounds: M::QUANTIZATION_ROUNDS,
             changes_by_product: M::CHANGES_BY_PRODUCT,
             memory: M::memory,
-            new: |factors, scale, dropout, device| M::new(factors, scale, dropout, device).into(),
+            new: |factors, scale, dropout, device| Adapter::from(M::new(factors, scale, dropout, device).into()),
             product: M::product,
             peft_fault: M::peft_fault,
             of_product: M::of_product,

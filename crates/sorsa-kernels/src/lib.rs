@@ -31,6 +31,7 @@ mod few_rows;
 mod instructions;
 mod matrix;
 pub mod packed;
+mod packed_less;
 #[cfg(target_arch = "x86_64")]
 mod panels;
 mod product;
@@ -45,5 +46,6 @@ pub use bf16::Bf16Matrix;
 pub use blocks::BlockFormat;
 pub use instructions::{Instructions, InstructionsError};
 pub use matrix::Matrix;
+pub use packed_less::PackedLess;
 pub use product::{Product, Threads, Update};
 pub use weight::Weight;

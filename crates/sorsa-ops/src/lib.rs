@@ -48,7 +48,7 @@ pub use layer_norm::{group_norm, layer_norm, layer_norm_memory};
 pub use linear::linear;
 pub use loss::{HeadLossShape, cross_entropy_sum, head_loss_memory, head_loss_sum};
 pub use memory::OperationMemory;
-pub use packed::{PackedFormat, PackedMatrix, PackedWeight, Precision, WeightOperand, rounded};
+pub use packed::{PackedFormat, PackedMatrix, PackedWeight, Precision, WeightOperand, narrow_factors, rounded};
 pub use pool::on_pool;
 pub use rms_norm::{rms_norm, rms_norm_memory, rms_norm_offset};
 pub use rotary::{RotaryAngles, rotate_half, rotate_half_memory};

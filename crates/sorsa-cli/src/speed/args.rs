@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 use serde_json::json;
-use sorsa_adapter::PackedFormat;
+use sorsa_checkpoint::PackingFormats;
 use sorsa_models::{ModelConfig, WeightFormat, float_dtype};
 
 use crate::args::method_names;
@@ -55,10 +55,10 @@ pub struct SpeedArgs {
     /// Storage dtype of the model's matrices
     #[arg(long, default_value = "f32", value_parser = computed_format())]
     pub dtype: WeightFormat,
-    /// Pack the linear layers, and measure the step beside them: nf4, fp4, q8_0, q4_0 and others. The head, the embedding and the norms
-    /// stay dense [default: none are packed]
+    /// Pack the linear layers, and measure the step beside them: nf4, fp4, q8_0, q4_0 and others; nf4+q8_0 packs the embedding and the
+    /// head too. The norms stay dense [default: none are packed]
     #[arg(long, value_name = "FORMAT")]
-    pub quantize: Option<PackedFormat>,
+    pub quantize: Option<PackingFormats>,
     /// Number of measured steps
     #[arg(long, default_value_t = 12)]
     pub steps: usize,

@@ -9,7 +9,7 @@ use burn::optim::GradientsParams;
 use burn::prelude::*;
 use burn::tensor::FloatDType;
 use serde::Serialize;
-use sorsa_adapter::{AdapterConfig, AttachOptions, Attached, Method, PackedFormat, Regularizer, add_regularizer};
+use sorsa_adapter::{AdapterConfig, AttachOptions, Attached, Method, Regularizer, add_regularizer};
 use sorsa_data::{BatchOptions, Batcher, Example};
 use sorsa_experiment::private_folder;
 use sorsa_files::{cpu_seconds, peak_memory_bytes};
@@ -41,7 +41,7 @@ pub struct Measurement {
     pub dtype: &'static str,
     /// Format of packed linear layers; absent if they are dense.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub quantize: Option<&'static str>,
+    pub quantize: Option<String>,
     /// Instructions of the CPU's kernels.
     pub instructions: &'static str,
     /// `fused` or `plain` operations.
@@ -133,7 +133,7 @@ fn measure_form(args: &SpeedArgs, method: Method, backend: Backend, device: &Dev
         rank: args.rank,
         threads: rayon::current_num_threads(),
         dtype: args.dtype.torch_name(),
-        quantize: args.quantize.map(PackedFormat::name),
+        quantize: args.quantize.map(|formats| formats.to_string()),
         instructions: Instructions::used().name(),
         form: if args.plain { "plain" } else { "fused" },
         checkpoint_blocks: args.checkpoint_blocks,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use sorsa_adapter::PackedFormat;
+use sorsa_checkpoint::PackingFormats;
 use sorsa_data::synthetic;
 
 use super::identity::Fingerprints;
@@ -18,7 +18,7 @@ pub struct Evaluation {
     /// Folder, GGUF file, hub id, or `embedded`.
     pub model: String,
     /// Format that the base model is packed in while it is read.
-    pub quantize: Option<PackedFormat>,
+    pub quantize: Option<PackingFormats>,
     /// Folder of the run whose adapter is tested. Absent: the base model.
     pub adapter: Option<PathBuf>,
     /// Whether rows that cannot be read are skipped.
