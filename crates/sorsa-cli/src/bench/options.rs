@@ -355,4 +355,20 @@ mod tests {
             "{unknown}"
         );
     }
+
+    #[test]
+    fn the_suite_of_settings_has_a_grid_for_each_arm_and_methods_take_some_of_them() {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/suites/settings.toml");
+        let plan = planned(&format!("--suite {} --max-steps 2", file.display())).unwrap();
+        assert_eq!((plan.rows.len(), plan.reference.as_str()), (35, "sorsa"));
+        assert!(plan.grids.iter().all(|grid| grid.size() == 2));
+        let some = format!("--suite {} --max-steps 2 --methods sorsa,stella,sorsa-sgd,lora", file.display());
+        let rates = |options: &str| {
+            let plan = planned(&format!("{some} {options}")).unwrap();
+            plan.grids.iter().map(|grid| grid.rates().to_vec()).collect::<Vec<_>>()
+        };
+        assert_eq!(rates(""), [[2e-3, 4e-3], [4e-3, 8e-3], [6e-2, 1.2e-1], [4e-3, 8e-3]]);
+        let given = rates("--lrs 1e-3,stella=1.0");
+        assert_eq!(given, [vec![1e-3], vec![1.0], vec![6e-2, 1.2e-1], vec![4e-3, 8e-3]]);
+    }
 }
