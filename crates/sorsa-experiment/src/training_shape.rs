@@ -4,7 +4,7 @@ use burn::tensor::FloatDType;
 use serde::Serialize;
 use sorsa_adapter::{Method, Placement};
 use sorsa_checkpoint::ModelSource;
-use sorsa_models::{CausalLm, ModelConfig, WeightFormat};
+use sorsa_models::{ActivationFormat, CausalLm, ModelConfig, WeightFormat};
 use sorsa_ops::{Form, OperationMemory};
 use sorsa_report::report::bytes;
 
@@ -172,10 +172,12 @@ impl TrainingShape {
             packed: packed.is_some(),
             weights: packed.unwrap_or(config.num_parameters() as u64 * recipe.model.dtype.bytes(1) as u64),
             // Activations beside packed weights are f32.
-            activations: match packed {
+            gated: match packed {
+                _ if recipe.train.activations == ActivationFormat::Bf16 => FloatDType::BF16,
                 None if recipe.model.dtype == WeightFormat::Bf16 => FloatDType::BF16,
                 _ => FloatDType::F32,
             },
+            activations: recipe.train.activations,
             checkpoint_blocks: recipe.train.checkpoint_blocks,
             rows: recipe.train.batch_size,
             len,

@@ -30,6 +30,7 @@ mod pool;
 mod rms_norm;
 mod rotary;
 mod soft_cap;
+mod stored;
 mod sum;
 #[cfg(test)]
 mod testing;
@@ -54,6 +55,7 @@ pub use rms_norm::{rms_norm, rms_norm_memory, rms_norm_offset};
 pub use rotary::{RotaryAngles, rotate_half, rotate_half_memory};
 pub use soft_cap::{soft_cap, soft_capped_head_loss_sum};
 pub use sorsa_kernels::packed::PackedError;
+pub use stored::stored_as;
 pub use sum::add_product;
 pub use weight::{WeightStorage, activation_dtype, multiplies_packed_weights};
 pub use wkv4::{Wkv4State, wkv4, wkv4_memory};
