@@ -1,7 +1,7 @@
 //! Rotary attention with grouped keys and values.
 
 use burn::prelude::*;
-use sorsa_adapter::{Linear, project};
+use sorsa_adapter::{Linear, project, project_each};
 use sorsa_ops::{rotary_attention, rotate_half, soft_capped_attention, stored_as};
 
 use crate::cache::LayerCache;
@@ -109,9 +109,10 @@ impl SeparateAttention {
             Some(norm) => norm.forward(stored_as(x, view.kept)),
             None => x,
         };
-        let q = normed(&self.q_norm, self.heads.split(project(&self.q_proj, x.clone()), self.heads.queries));
-        let k = normed(&self.k_norm, self.heads.split(project(&self.k_proj, x.clone()), self.heads.keys));
-        let v = self.heads.split(project(&self.v_proj, x), self.heads.keys);
+        let [q, k, v] = project_each([&self.q_proj, &self.k_proj, &self.v_proj], x);
+        let q = normed(&self.q_norm, self.heads.split(q, self.heads.queries));
+        let k = normed(&self.k_norm, self.heads.split(k, self.heads.keys));
+        let v = self.heads.split(v, self.heads.keys);
         project(&self.o_proj, stored_as(self.heads.attend([q, k, v], view, cache), view.kept))
     }
 }

@@ -3,7 +3,7 @@
 use burn::prelude::*;
 use burn::tensor::FloatDType;
 use burn::tensor::activation::gelu;
-use sorsa_adapter::{Linear, project};
+use sorsa_adapter::{Linear, project, project_each};
 use sorsa_ops::{gated_gelu, gated_silu};
 
 use crate::layers::Fresh;
@@ -61,8 +61,7 @@ impl Mlp {
     pub(crate) fn forward(&self, x: Tensor<3>, kept: FloatDType) -> Tensor<3> {
         match self {
             Self::Separate(mlp) => {
-                let gate = project(&mlp.gate_proj, x.clone());
-                let up = project(&mlp.up_proj, x);
+                let [gate, up] = project_each([&mlp.gate_proj, &mlp.up_proj], x);
                 gated_down(mlp.activation, gate, up, &mlp.down_proj, kept)
             }
             Self::Fused(mlp) => {

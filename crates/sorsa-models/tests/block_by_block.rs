@@ -5,6 +5,7 @@
 mod larger;
 
 use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
 
 use burn::module::{ModuleVisitor, Param, ParamId};
 use burn::optim::GradientsParams;
@@ -15,6 +16,8 @@ use sorsa_models::{ActivationFormat, CausalLm, ModelConfig, ModelInput, Pass};
 use larger::larger;
 
 const LEN: usize = 9;
+/// Dropout draws from burn's one generator: one test at a time.
+static GENERATOR: Mutex<()> = Mutex::new(());
 
 fn model(adapter: &AdapterConfig, tied: bool) -> CausalLm {
     let config = serde_json::json!({
@@ -71,6 +74,7 @@ fn distance(a: &BTreeMap<ParamId, Vec<f32>>, b: &BTreeMap<ParamId, Vec<f32>>) ->
 
 #[test]
 fn block_by_block_the_loss_and_all_gradients_are_those_of_one_tape_with_the_same_dropout() {
+    let _alone = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
     let adapter = |method| AdapterConfig::new(method, 2, &["q_proj", "up_proj", "down_proj"]).with_dropout(0.4);
     let full = AdapterConfig::new(Method::Full, 1, &[]);
     let above = AdapterConfig::new(Method::Partial, 1, &["model.layers.1.*"]);
@@ -98,6 +102,7 @@ fn block_by_block_the_loss_and_all_gradients_are_those_of_one_tape_with_the_same
 
 #[test]
 fn activations_kept_in_bf16_change_gradients_by_their_rounding_alone_and_no_loss() {
+    let _alone = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
     let adapter = |method| AdapterConfig::new(method, 2, &["q_proj", "k_proj", "o_proj", "up_proj", "down_proj"]);
     let full = AdapterConfig::new(Method::Full, 1, &[]);
     for config in [adapter(Method::Sorsa), adapter(Method::Lora).with_dropout(0.4), full] {

@@ -239,6 +239,12 @@ macro_rules! methods {
                 }
             }
 
+            pub(crate) fn low_rank_of_same_input(&self) -> Option<LowRank> {
+                match self {
+                    $(Self::$name(inner) => inner.low_rank_of_same_input(),)+
+                }
+            }
+
             /// The factored forward: for most methods `x base + bias + ((x A) * s) B * scale`. In training, elements
             /// of the adapter's `x` are dropped, never those of the base's.
             ///
