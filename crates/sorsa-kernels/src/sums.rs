@@ -88,7 +88,7 @@ fn is_bf16(weight: Weight<'_>) -> bool {
 }
 
 #[cfg(target_arch = "x86_64")]
-fn by_panels<K: F32Kernel>(rows: usize, lists: &[Vec<Summand<'_>>]) -> Vec<Vec<f32>> {
+fn by_panels<'a, K: F32Kernel + 'a>(rows: usize, lists: &'a [Vec<Summand<'a>>]) -> Vec<Vec<f32>> {
     // Products of the same activations share their rounded copy.
     let mut rounded: Vec<(Matrix<'_>, Vec<u32>)> = Vec::new();
     for Summand { x, weight } in lists.iter().flatten() {
@@ -96,35 +96,17 @@ fn by_panels<K: F32Kernel>(rows: usize, lists: &[Vec<Summand<'_>>]) -> Vec<Vec<f
             rounded.push((*x, paired_matrix(*x)));
         }
     }
-    let term = |summand: &Summand<'_>| -> Box<dyn Term + '_> {
-        let Summand { x, weight } = *summand;
-        assert_eq!([x.rows(), x.columns()], [rows, weight.rows()], "operands of a product");
-        let pairs = || match rounded.iter().find(|(other, _)| is_same(*other, x)) {
-            Some((_, pairs)) => pairs.as_slice(),
-            None => unreachable!("rounded above"),
-        };
-        match weight {
-            Weight::F32(weight) => f32_panels::term::<K>(x, weight, 1.0),
-            Weight::Bf16(weight) if avx512::has_bf16() => avx512::bf16_term(pairs(), rows, weight),
-            Weight::Bf16(weight) => f32_panels::widened_term::<K>(x, weight),
-            Weight::Packed(weight) if weight.precision() == Precision::Bf16 && avx512::has_bf16() => {
-                avx512::packed_bf16_term(pairs(), rows, weight)
-            }
-            Weight::Packed(weight) => f32_panels::widened_term::<K>(x, weight),
-        }
-    };
     let mut results: Vec<Vec<f32>> =
         lists.iter().map(|list| Vec::with_capacity(rows * list[0].weight.columns())).collect();
-    let sum = |(list, result): (&'_ Vec<Summand<'_>>, &mut Vec<f32>)| {
-        let columns = list[0].weight.columns();
-        let out = Output { data: result.as_mut_ptr(), stride: columns };
-        (out, columns, list.iter().map(term).collect::<Vec<_>>())
-    };
+    let terms = |list: &'a [Summand<'a>]| list.iter().map(|summand| term::<K>(*summand, &rounded)).collect();
     let sums: Vec<Sum<'_>> = lists
         .iter()
         .zip(&mut results)
-        .map(sum)
-        .map(|(out, columns, terms)| Sum { out, columns, update: Update::Overwrite, terms })
+        .map(|(list, result)| {
+            let columns = list[0].weight.columns();
+            let out = Output { data: result.as_mut_ptr(), stride: columns };
+            Sum { out, columns, update: Update::Overwrite, terms: terms(list) }
+        })
         .collect();
     let work: usize = lists.iter().flatten().map(|Summand { x, weight }| rows * x.columns() * weight.columns()).sum();
     #[allow(
@@ -141,6 +123,26 @@ fn by_panels<K: F32Kernel>(rows: usize, lists: &[Vec<Summand<'_>>]) -> Vec<Vec<f
         }
     }
     results
+}
+
+/// The product as a term of panels. `rounded` has the rounded copy of its activations if the kernel of bf16 multiplies.
+#[cfg(target_arch = "x86_64")]
+fn term<'a, K: F32Kernel + 'a>(summand: Summand<'a>, rounded: &'a [(Matrix<'a>, Vec<u32>)]) -> Box<dyn Term + 'a> {
+    let Summand { x, weight } = summand;
+    assert_eq!(x.columns(), weight.rows(), "operands of a product");
+    if is_bf16(weight) {
+        let pairs = rounded.iter().find(|(other, _)| is_same(*other, x)).map_or(&[][..], |(_, pairs)| pairs);
+        match weight {
+            Weight::Bf16(weight) => return avx512::bf16_term(pairs, x.rows(), weight),
+            Weight::Packed(weight) => return avx512::packed_bf16_term(pairs, x.rows(), weight),
+            Weight::F32(_) => {}
+        }
+    }
+    match weight {
+        Weight::F32(weight) => f32_panels::term::<K>(x, weight, 1.0),
+        Weight::Bf16(weight) => f32_panels::widened_term::<K>(x, weight),
+        Weight::Packed(weight) => f32_panels::widened_term::<K>(x, weight),
+    }
 }
 
 /// Whether two views are the same part of the same matrix.

@@ -62,6 +62,7 @@ fn maps_with_weights_in_bf16_or_packed_equal_their_plain_forms() {
         outputs(t, [0, 1, 2].map(|index| WeightOperand::from(narrow(index))), &[0, 1, 2])
     });
     let device = Device::flex();
-    let weights = [24, 10, 40].map(|d_out| packed(PackedFormat::ALL[0], [d_out, WIDTH], &device).0);
+    let format: PackedFormat = "q8_0".parse().unwrap();
+    let weights = [24, 10, 40].map(|d_out| packed(format, [d_out, WIDTH], &device).0);
     same_to_bf16("packed", &LENGTHS, &tracked, |t| outputs(t, weights.clone().map(WeightOperand::from), &[0, 1, 2]));
 }
