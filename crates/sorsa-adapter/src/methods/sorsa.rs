@@ -101,6 +101,7 @@ impl FactoredMethod for Sorsa {
     const NAME: &'static str = "sorsa";
     const LABEL: &'static str = "SORSA";
     const SETTINGS: &'static [&'static str] = &["alpha_convention", "band", "train", "retraction", "retract_every"];
+    const ADDS_LOW_RANK: bool = true;
     const FACTORS: &'static [Factor] = &[
         Factor { orthonormal: Some(Vectors::Columns), ..Factor::new("u", Axes::InRank) },
         Factor { group: ParameterGroup::SingularValues, ..Factor::new("s", Axes::Rank) },

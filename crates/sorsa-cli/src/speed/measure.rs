@@ -14,7 +14,7 @@ use sorsa_data::{BatchOptions, Batcher, Example};
 use sorsa_experiment::private_folder;
 use sorsa_files::{cpu_seconds, peak_memory_bytes};
 use sorsa_kernels::Instructions;
-use sorsa_models::{CausalLm, WeightFormat, float_dtype};
+use sorsa_models::{ActivationFormat, CausalLm, WeightFormat, float_dtype};
 use sorsa_train::{Optimizer, OptimizerConfig, TrainConfig, Trainer};
 
 use super::args::{Sizes, SpeedArgs};
@@ -47,6 +47,8 @@ pub struct Measurement {
     /// `fused` or `plain` operations.
     pub form: &'static str,
     pub checkpoint_blocks: bool,
+    /// Format in which the backward pass gets activations.
+    pub activations: ActivationFormat,
     pub backend: Backend,
     pub n_params: usize,
     pub trainable: usize,
@@ -137,6 +139,7 @@ fn measure_form(args: &SpeedArgs, method: Method, backend: Backend, device: &Dev
         instructions: Instructions::used().name(),
         form: if args.plain { "plain" } else { "fused" },
         checkpoint_blocks: args.checkpoint_blocks,
+        activations: args.activations,
         backend,
         n_params,
         trainable,
@@ -174,6 +177,7 @@ fn steps(args: &SpeedArgs, sizes: &Sizes, attached: Attached<CausalLm>) -> anyho
         batch_size: sizes.batch,
         max_steps: Some(count as u64),
         checkpoint_blocks: args.checkpoint_blocks,
+        activations: args.activations,
         optimizer: OptimizerConfig { learning_rate: 1e-4.into(), ..OptimizerConfig::default() },
         ..TrainConfig::default()
     };
