@@ -341,6 +341,31 @@ mod tests {
     }
 
     #[test]
+    fn a_budget_leaves_out_seeds_then_sweeps_then_rates() {
+        use sorsa_experiment::comparison::budget::Costs;
+
+        let costs = Costs { start: 1.0, step: 0.1, evaluation: 1.0, test: 10.0 };
+        // 6 arms at 4 rates, 5 seeds, 4 gammas: 52 runs of 10 steps and 11 evaluations, 13 s each, and 35 tests.
+        let asked = || planned("--seeds 1,2,3,4,5 --max-steps 10").unwrap();
+        assert_eq!(asked().seconds(&costs), 52.0 * 13.0 + 35.0 * 10.0);
+        let left_out = |budget: f64| {
+            let mut plan = asked();
+            let said = plan.fit(budget, &costs)?.join("; ");
+            assert!(plan.seconds(&costs) <= budget);
+            Ok::<_, sorsa_experiment::ExperimentError>((plan.seeds.len(), plan.run_count(), said))
+        };
+        assert_eq!(left_out(1100.0).unwrap(), (5, 52, String::new()));
+        assert_eq!(left_out(1000.0).unwrap(), (4, 46, "1 of 5 seeds".to_owned()));
+        let (seeds, runs, said) = left_out(550.0).unwrap();
+        assert_eq!((seeds, runs, said.as_str()), (2, 30, "3 of 5 seeds; the sweeps of train.regularizer.gamma"));
+        let (seeds, runs, said) = left_out(300.0).unwrap();
+        assert_eq!((seeds, runs), (2, 12));
+        assert!(said.ends_with("all learning rates but the middle of each grid"), "{said}");
+        let short = left_out(100.0).unwrap_err().to_string();
+        assert_eq!(short, "the budget of 100 s is too short: one seed of 6 arms at one learning rate each takes 2 min");
+    }
+
+    #[test]
     fn the_suite_of_the_reviewers_asks_ten_questions_and_knows_what_answers_them() {
         let plan = planned("--suite reviewers --max-steps 20").unwrap();
         assert_eq!((plan.questions.len(), plan.rows.len(), plan.sweeps.len()), (10, 15, 2));

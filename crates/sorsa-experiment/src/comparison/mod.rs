@@ -7,6 +7,7 @@
 
 mod arm;
 mod base_recipe;
+pub mod budget;
 mod csv;
 pub mod defaults;
 mod difference;

@@ -26,7 +26,7 @@ use crate::model::{model_folder, read_tokenizer};
 use crate::{ExperimentError, Host, Inputs, Observer, Recipe, TrainingShape, data_file};
 
 /// Evaluations in a run: they show when the run reaches a loss, and take a few percent of its time.
-const EVALUATIONS: u64 = 10;
+pub(super) const EVALUATIONS: u64 = 10;
 
 /// A checked comparison.
 #[derive(Debug)]
