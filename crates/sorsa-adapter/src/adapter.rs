@@ -3,7 +3,7 @@
 use burn::module::Reparameterization;
 use burn::prelude::*;
 use burn::tensor::FloatDType;
-use sorsa_ops::{WeightOperand, add_product, narrow_factors};
+use sorsa_ops::{LinearMap, LowRankFactors, WeightOperand, add_product, linear_maps, narrow_factors};
 
 use crate::AdapterFactors;
 use crate::factors::{FactorPair, FactorSet};
@@ -148,4 +148,32 @@ pub fn project<const D: usize>(linear: &impl LinearLayer, x: Tensor<D>) -> Tenso
         Some(adapter) => adapter.forward(x, linear.frozen_weight(), linear.bias()),
         None => sorsa_ops::linear(x, linear.whole_weight(), linear.bias()),
     }
+}
+
+/// [`project`] of several layers with one input, which are one operation where they may be: see [`sorsa_ops::linear_maps`].
+///
+/// # Shapes
+///
+/// - x: `[.., d_in]`
+/// - results: `[.., d_out]` each
+pub fn project_each<L: LinearLayer, const D: usize, const N: usize>(layers: [&L; N], x: Tensor<D>) -> [Tensor<D>; N] {
+    let maps = layers.iter().map(|layer| map_of(*layer)).collect::<Option<Vec<_>>>();
+    match maps.map(<[LinearMap; N]>::try_from) {
+        Some(Ok(maps)) => linear_maps(x, maps),
+        _ => layers.map(|layer| project(layer, x.clone())),
+    }
+}
+
+/// The layer as a map of its input; none if its adapter does more, or to another input.
+fn map_of(layer: &impl LinearLayer) -> Option<LinearMap> {
+    let bias = layer.bias();
+    let Some(adapter) = layer.weight().reparameterization::<Adapter>() else {
+        return Some(LinearMap { weight: layer.whole_weight(), bias, factors: None });
+    };
+    let LowRank { a, s, b, scale } = adapter.factors.low_rank_of_same_input()?;
+    Some(LinearMap {
+        weight: adapter.less(layer.frozen_weight()),
+        bias,
+        factors: Some(LowRankFactors { a, s, b, scale }),
+    })
 }

@@ -93,7 +93,7 @@ mod weight_change;
 mod weight_gradients;
 mod weight_snapshot;
 
-pub use adapter::{Adapter, project};
+pub use adapter::{Adapter, project, project_each};
 pub use attach::{AttachOptions, Attached, ModuleReport, Target};
 pub use auto_rank::{RankEnergy, ResolvedRank, ResolvedRanks};
 pub use band::Band;

@@ -107,6 +107,8 @@ pub(crate) trait FactoredMethod: Module {
     const KEEPS_OUTPUT: bool = true;
     /// How often the factors are fitted to the error of packing, if the configuration says nothing; absent if they are never.
     const QUANTIZATION_ROUNDS: Option<usize> = None;
+    /// Whether the method leaves [`forward`](Self::forward) as it is. Then maps of one input are computed in one operation.
+    const ADDS_LOW_RANK: bool = false;
     /// Whether the adapter changes the weight by exactly [`product`](Self::product) times the scale.
     const CHANGES_BY_PRODUCT: bool = true;
 
@@ -193,6 +195,16 @@ pub(crate) trait FactoredMethod: Module {
     /// - result: `[d_in, d_out]`
     fn compose(&self, base: Tensor<2>) -> Tensor<2> {
         self.low_rank().added_to(base, 1.0)
+    }
+
+    /// The low-rank part, if [`forward`](Self::forward) now adds the product of `x` with it to `x W + bias` and does nothing else.
+    fn low_rank_of_same_input(&self) -> Option<LowRank> {
+        if !Self::ADDS_LOW_RANK {
+            return None;
+        }
+        let low_rank = self.low_rank();
+        let drops = self.dropout().prob > 0.0 && low_rank.a.is_autodiff();
+        if drops { None } else { Some(low_rank) }
     }
 
     /// The tensors of [`UNMERGE_FACTORS`](Self::UNMERGE_FACTORS) for the frozen weight `base` `[d_in, d_out]`.

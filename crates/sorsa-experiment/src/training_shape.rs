@@ -4,7 +4,7 @@ use burn::tensor::FloatDType;
 use serde::Serialize;
 use sorsa_adapter::{Method, PackingTime, Placement};
 use sorsa_checkpoint::ModelSource;
-use sorsa_models::{CausalLm, ModelConfig, WeightFormat};
+use sorsa_models::{ActivationFormat, CausalLm, ModelConfig, WeightFormat};
 use sorsa_ops::{Form, OperationMemory};
 use sorsa_report::report::bytes;
 
@@ -175,10 +175,12 @@ impl TrainingShape {
             adapters,
             packed: packed.is_some(),
             weights: packed.unwrap_or(config.num_parameters() as u64 * recipe.model.dtype.bytes(1) as u64),
-            activations: match recipe.model.dtype {
+            gated: match recipe.model.dtype {
+                _ if recipe.train.activations == ActivationFormat::Bf16 => FloatDType::BF16,
                 WeightFormat::Bf16 => FloatDType::BF16,
                 _ => FloatDType::F32,
             },
+            activations: recipe.train.activations,
             checkpoint_blocks: recipe.train.checkpoint_blocks,
             rows: recipe.train.batch_size,
             len,

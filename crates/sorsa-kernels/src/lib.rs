@@ -16,6 +16,7 @@ pub mod four_bit;
 pub mod gated;
 pub mod head_loss;
 pub mod linear;
+pub mod linear_maps;
 pub mod rms_norm;
 pub mod rotary;
 
@@ -37,6 +38,7 @@ mod panels;
 mod product;
 pub mod rounding;
 mod simd;
+mod sums;
 #[cfg(test)]
 mod testing;
 mod weight;

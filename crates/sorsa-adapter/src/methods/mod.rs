@@ -238,6 +238,12 @@ macro_rules! methods {
                 }
             }
 
+            pub(crate) fn low_rank_of_same_input(&self) -> Option<LowRank> {
+                match self {
+                    $(Self::$name(inner) => inner.low_rank_of_same_input(),)+
+                }
+            }
+
             pub(crate) fn forward<const D: usize>(
                 &self,
                 x: Tensor<D>,

@@ -7,8 +7,10 @@
 
 mod arm;
 mod base_recipe;
+pub mod budget;
 mod csv;
 pub mod defaults;
+mod difference;
 mod estimate;
 pub mod fields;
 mod figures;
@@ -18,6 +20,7 @@ mod measurement;
 mod notes;
 mod page;
 mod plan;
+mod question;
 mod rate_grid;
 mod report;
 mod request;
@@ -33,15 +36,17 @@ mod texts;
 
 pub use arm::{Arm, ComparisonRow};
 pub use base_recipe::BaseRecipe;
+pub use difference::{Difference, DifferenceTest, Tested};
 pub use measurement::{Evaluation, MeasuredModel, Measurement, Measurements, ResultFiles, Subject};
 pub use plan::{ComparisonPlan, PlannedSweep};
+pub use question::{Answered, Question};
 pub use rate_grid::RateGrid;
 pub use report::Report;
 pub use request::{ComparisonRequest, RequestedRates};
 pub use results::{Comparison, SweepResult, SweptRow, SweptValue};
-pub use row_result::{AccuracyMean, Difference, RowResult, Spread, TriedRate};
+pub use row_result::{AccuracyMean, RowResult, Spread, TriedRate};
 pub use run_conditions::RunConditions;
-pub use run_result::{BaseResult, LossPoint, RunResult, validation_loss};
+pub use run_result::{BaseResult, LossPoint, RunResult, WatchPoint, validation_loss};
 pub use run_spec::{ComparisonRuns, RateSearchSpec, RowRuns, RunSpec, SweepRuns};
 pub use suite::Suite;
 pub use sweep::{Sweep, SweepMode};
