@@ -6,7 +6,7 @@
 
 use crate::matrix::Matrix;
 use crate::packed::{self, PackedView};
-use crate::product::Update;
+use crate::product::{Product, Update};
 use crate::simd::{scale, wide};
 use crate::weight::Weight;
 
@@ -64,6 +64,18 @@ impl<'a> PackedLess<'a> {
     /// Panics if the range is empty or reaches beyond the last column.
     pub fn column_range(self, start: usize, end: usize) -> Self {
         Self { packed: self.packed.column_range(start, end), b: self.b.column_range(start, end), ..self }
+    }
+
+    /// The packed weight `W`, and `B`: `x (W - A B)` is the sum of `x W` and [`narrow_product`](Self::narrow_product)` B`.
+    pub(crate) fn parts(self) -> (PackedView<'a>, Matrix<'a>) {
+        (self.packed, self.b)
+    }
+
+    /// `-(x A)`, `[rows, r]`.
+    pub(crate) fn narrow_product(self, x: Matrix<'_>) -> Vec<f32> {
+        let mut h = vec![0.0; x.rows() * self.a.columns()];
+        Product::new(x, self.a).with_factor(-1.0).compute(&mut h, Update::Overwrite);
+        h
     }
 
     /// The product of `x` `[rows, d_in]`, row-major, with the weight, into `out` `[rows, d_out]`.

@@ -17,7 +17,6 @@ use crate::{
 };
 
 /// Rows above which no product has a kernel for few rows.
-#[cfg(target_arch = "x86_64")]
 const FEW_ROWS: usize = 8;
 
 /// One product: `x [rows, k] W [k, n]`. Rows of `x` are contiguous.
@@ -33,6 +32,52 @@ pub(crate) struct Summand<'a> {
 ///
 /// Panics if the shapes do not fit each other.
 pub(crate) fn sums(rows: usize, lists: &[Vec<Summand<'_>>]) -> Vec<Vec<f32>> {
+    let narrow: Vec<Vec<f32>> = lists.iter().flatten().filter_map(|summand| narrow_product(rows, summand)).collect();
+    if narrow.is_empty() {
+        return sums_of_whole(rows, lists);
+    }
+    sums_of_whole(rows, &taken_apart(rows, lists, &narrow))
+}
+
+/// The lists with two products, `x W` and `-(x A) B`, for each with `W - A B`; `narrow` has their `-(x A)` in order.
+fn taken_apart<'a>(rows: usize, lists: &[Vec<Summand<'a>>], narrow: &'a [Vec<f32>]) -> Vec<Vec<Summand<'a>>> {
+    let mut narrow = narrow.iter();
+    let mut apart = Vec::with_capacity(lists.len());
+    for list in lists {
+        let mut summands = Vec::with_capacity(2 * list.len());
+        for summand in list {
+            match (summand.weight, narrow_width(rows, summand)) {
+                (Weight::PackedLess(less), Some(width)) => {
+                    let (packed, b) = less.parts();
+                    let h = narrow.next().map_or(&[][..], Vec::as_slice);
+                    summands.push(Summand { x: summand.x, weight: Weight::Packed(packed) });
+                    summands.push(Summand { x: Matrix::new(h, rows, width), weight: Weight::F32(b) });
+                }
+                _ => summands.push(*summand),
+            }
+        }
+        apart.push(summands);
+    }
+    apart
+}
+
+/// The rank of what is subtracted from a packed weight, if its product is taken apart: not that of a few rows.
+fn narrow_width(rows: usize, summand: &Summand<'_>) -> Option<usize> {
+    match summand.weight {
+        Weight::PackedLess(less) if rows > FEW_ROWS => Some(less.parts().1.rows()),
+        _ => None,
+    }
+}
+
+/// `-(x A)` of a product that is taken apart.
+fn narrow_product(rows: usize, summand: &Summand<'_>) -> Option<Vec<f32>> {
+    match summand.weight {
+        Weight::PackedLess(less) if narrow_width(rows, summand).is_some() => Some(less.narrow_product(summand.x)),
+        _ => None,
+    }
+}
+
+fn sums_of_whole(rows: usize, lists: &[Vec<Summand<'_>>]) -> Vec<Vec<f32>> {
     #[cfg(target_arch = "x86_64")]
     if rows > FEW_ROWS && lists.iter().flatten().all(has_panels) {
         return match Instructions::used() {
@@ -73,7 +118,7 @@ fn has_panels(summand: &Summand<'_>) -> bool {
     match summand.weight {
         Weight::F32(weight) => weight.has_contiguous_axis(),
         Weight::Bf16(_) | Weight::Packed(_) => summand.x.columns() > 0,
-        // Its product forms another one on the way.
+        // A product of few rows; others are two summands.
         Weight::PackedLess(_) => false,
     }
 }
@@ -162,6 +207,8 @@ mod tests {
 
     use super::*;
     use crate::bf16::Bf16Matrix;
+    use crate::packed::{PackedFormat, PackedMatrix, PackedView};
+    use crate::packed_less::PackedLess;
     use crate::testing::values;
 
     #[test]
@@ -185,6 +232,26 @@ mod tests {
                 ],
             ];
             assert_eq!(sums(rows, &lists), one_by_one(rows, &lists), "{rows} x {k} x {n}");
+        }
+    }
+
+    #[test]
+    fn a_packed_weight_less_a_product_is_two_summands_in_the_place_of_one() {
+        for rows in [1, 9, 70] {
+            let (k, n) = (64, 96);
+            let (x, a, b, w) = (values(rows * k, 1), values(k * 5, 2), values(5 * n, 3), values(k * n, 4));
+            let packed = PackedMatrix::pack(PackedFormat::NF4, [n, k], &w).unwrap();
+            let (a, b) = (Matrix::new(&a, 5, k).transposed(), Matrix::new(&b, 5, n));
+            let less = Weight::PackedLess(PackedLess::new(PackedView::new(&packed), a, b));
+            let (x, w) = (Matrix::new(&x, rows, k), Matrix::new(&w, k, n));
+            let lists = [
+                vec![Summand { x, weight: less }, Summand { x, weight: Weight::F32(w) }],
+                vec![Summand { x, weight: less }],
+            ];
+            for (found, expected) in sums(rows, &lists).iter().zip(one_by_one(rows, &lists)) {
+                let size = expected.iter().fold(1f32, |size, value| size.max(value.abs()));
+                assert!(found.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-5 * size), "{rows} rows");
+            }
         }
     }
 }

@@ -2,7 +2,7 @@ use burn::prelude::*;
 
 use super::{LinearMap, linear_maps};
 use crate::factored::LowRankFactors;
-use crate::testing::{flat, narrowed, packed, same, same_to_bf16};
+use crate::testing::{flat, narrowed, normal, packed, same, same_to_bf16};
 use crate::{PackedFormat, WeightOperand};
 
 const ROWS: usize = 20;
@@ -65,4 +65,9 @@ fn maps_with_weights_in_bf16_or_packed_equal_their_plain_forms() {
     let format: PackedFormat = "q8_0".parse().unwrap();
     let weights = [24, 10, 40].map(|d_out| packed(format, [d_out, WIDTH], &device).0);
     same_to_bf16("packed", &LENGTHS, &tracked, |t| outputs(t, weights.clone().map(WeightOperand::from), &[0, 1, 2]));
+    let less = [0, 1, 2].map(|index| {
+        let d_out = [24, 10, 40][index];
+        weights[index].clone().less(normal([6, WIDTH + d_out], 0.3, index as u64, &device))
+    });
+    same("packed less products", &LENGTHS, &tracked, |t| outputs(t, less.clone().map(WeightOperand::from), &[0, 1, 2]));
 }
