@@ -23,7 +23,7 @@ pub struct BenchArgs {
     /// example --sweep adapter.alpha=8,16,32
     #[arg(long, value_name = "FIELD=VALUE,..")]
     pub sweep: Vec<String>,
-    /// Arms, sweeps and questions in a TOML file, or the name of a built-in suite: ablation, regularizer, reviewers or settings; see
+    /// Arms, sweeps and questions in a TOML file, or the name of a built-in suite: ablation, peft, regularizer, reviewers or settings; see
     /// docs/bench.md
     #[arg(long, value_name = "FILE")]
     pub suite: Option<PathBuf>,
