@@ -55,6 +55,9 @@ pub struct BenchArgs {
     /// pretraining texts for the embedded model, none for others]
     #[arg(long, value_name = "FILE,..", value_delimiter = ',')]
     pub forgetting_text: Vec<PathBuf>,
+    /// Train every chosen run on these data afterwards, and measure what is left of the first task
+    #[arg(long, value_name = "FILE")]
+    pub then: Option<String>,
     /// Folder of runs and results. A second call with the same folder trains only the runs that are missing [default: runs/bench, with
     /// --quick runs/bench-quick]
     #[arg(long, value_name = "DIR")]

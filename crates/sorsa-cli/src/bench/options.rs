@@ -41,6 +41,7 @@ pub fn request(args: &BenchArgs) -> anyhow::Result<ComparisonRequest> {
         folder: args.bench_dir.clone().unwrap_or_else(|| default_folder(args.quick)),
         sweeps: sweeps(args, &suite)?,
         arms,
+        then: args.then.clone(),
         questions: suite.questions.clone(),
         watches: suite.watches,
         reference: reference.unwrap_or_else(|| defaults::REFERENCE_ARM.to_owned()),
