@@ -413,6 +413,9 @@ mod tests {
         let plan = planned(&format!("--suite {} --max-steps 2", file.display())).unwrap();
         assert_eq!((plan.rows.len(), plan.reference.as_str()), (35, "sorsa"));
         assert!(plan.grids.iter().all(|grid| grid.size() == 2));
+        // Every arm but the reference is in a question.
+        let asked: std::collections::BTreeSet<_> = plan.questions.iter().flat_map(|question| &question.arms).collect();
+        assert_eq!((plan.questions.len(), asked.len()), (6, 34));
         let some = format!("--suite {} --max-steps 2 --methods sorsa,stella,sorsa-sgd,lora", file.display());
         let rates = |options: &str| {
             let plan = planned(&format!("{some} {options}")).unwrap();
