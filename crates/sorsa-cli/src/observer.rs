@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use sorsa_adapter::{Band, ModuleReport};
+use sorsa_checkpoint::PackingFormats;
 use sorsa_experiment::estimate::grouped;
 use sorsa_experiment::scoreboard::percent;
 use sorsa_experiment::{DataReport, Event, ModuleShape, Observer, Recipe, RunDir, TrainingShape};
@@ -109,7 +110,13 @@ impl TerminalObserver {
     }
 
     fn announce(&self, recipe: &Recipe, data: &DataReport, shape: &TrainingShape, run: &RunDir) {
-        let packed = recipe.model.quantize.map_or_else(String::new, |format| format!(", linear layers {format}"));
+        let packed = match recipe.model.quantize {
+            None => String::new(),
+            Some(PackingFormats { linear, head: None }) => format!(", linear layers {linear}"),
+            Some(PackingFormats { linear, head: Some(head) }) => {
+                format!(", linear layers {linear}, embedding and head {head}")
+            }
+        };
         self.say(&format!(
             "model  {} on {}, weights {}{packed}, adapter and optimizer f32",
             recipe.model.path, self.backend, recipe.model.dtype

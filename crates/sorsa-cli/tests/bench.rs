@@ -56,7 +56,8 @@ fn a_comparison_leaves_every_file_and_does_nothing_twice() {
     let place = Place::new();
     let mut args = vec!["--methods", "lora,sorsa,full", "--lrs", "1e-3,4e-3,full=1e-3", "--seeds", "1,2"];
     args.extend(["--gammas", "0,4e-4", "--max-steps", "3", "--test", "data.jsonl", "--set", "eval.problems=3"]);
-    args.extend(["--set", "eval.max_new_tokens=4", "--forgetting-text", "data.jsonl"]);
+    args.extend(["--set", "eval.max_new_tokens=4", "--forgetting-text", "data.jsonl,texts.jsonl"]);
+    std::fs::copy(place.path("data.jsonl"), place.path("texts.jsonl")).unwrap();
     let plan: Value =
         serde_json::from_str(&bench(&place, &args).args(["--dry-run", "--format", "json"]).succeed()).unwrap();
     assert_eq!(plan["runs"], 9, "five rates, three more seeds, one gamma: {plan}");
@@ -71,7 +72,7 @@ fn a_comparison_leaves_every_file_and_does_nothing_twice() {
     assert_eq!(found["problems"], 3);
     assert_eq!(found["runs"].as_array().unwrap().len(), 9);
     assert_eq!(found["gammas"].as_array().unwrap().len(), 2);
-    assert!(found["base"]["text_loss"].is_number() && found["base"]["accuracy"].is_number());
+    assert!(found["base"]["text_losses"]["texts"].is_number() && found["base"]["accuracy"].is_number());
     let arms = found["arms"].as_array().unwrap();
     assert_eq!(
         arms.iter().map(|arm| arm["name"].as_str().unwrap()).collect::<Vec<_>>(),
@@ -84,9 +85,11 @@ fn a_comparison_leaves_every_file_and_does_nothing_twice() {
         for field in ["tokens_per_s", "seconds_to_target", "start_seconds"] {
             assert!(arm[field]["median"].is_number(), "{field} of {arm}");
         }
-        for field in ["loss", "forgetting"] {
-            assert!(arm[field]["interval"]["low"].is_number(), "{field} of {arm}");
+        let intervals = [&arm["loss"], &arm["forgetting"]["data"], &arm["forgetting"]["texts"]];
+        for measured in intervals {
+            assert!(measured["interval"]["low"].is_number(), "{arm}");
         }
+        assert_eq!(arm["forgetting"]["data"], arm["forgetting"]["texts"], "the files are the same");
         assert_eq!((&arm["accuracy"]["seeds"], &arm["accuracy"]["problems"]), (&2.into(), &3.into()));
         assert_eq!(arm["difference"].is_null(), arm["name"] == "lora-r4");
         // The chosen rate is that of the lowest validation loss.

@@ -3,6 +3,7 @@
 use burn::tensor::FloatDType;
 use serde::Serialize;
 use sorsa_checkpoint::{Activation, Architecture, BlockNorms, ModelConfig, RwkvConfig, RwkvVersion, TransformerConfig};
+use sorsa_models::ActivationFormat;
 use sorsa_ops::{
     AttentionShape, Form, HeadLossShape, OperationMemory, attention_memory, gated_memory, head_loss_memory,
     layer_norm_memory, rms_norm_memory, rotate_half_memory, wkv4_memory, wkv6_memory,
@@ -58,8 +59,10 @@ pub struct Step<'a> {
     pub weights: u64,
     /// Whether weights are packed.
     pub packed: bool,
-    /// The dtype that operations keep for the backward pass if they may round it.
-    pub activations: FloatDType,
+    /// The dtype in which gated units keep their operands for the backward pass.
+    pub gated: FloatDType,
+    /// The format in which the backward pass gets activations.
+    pub activations: ActivationFormat,
     /// Whether each block runs again in the backward pass: then only its input is kept from the first time.
     pub checkpoint_blocks: bool,
     /// Sequences of a micro-batch.
@@ -152,13 +155,18 @@ impl Step<'_> {
             BlockNorms::BeforeAndAfter => 4,
         };
         let inner = self.tokens() * self.config.intermediate_size;
-        let kept = self.activations;
+        let kept = self.gated;
         let feed_forward = match decoder.activation {
             // Without a gate, by burn's own operation.
             Activation::Gelu => gated_memory(Form::Plain, inner, FloatDType::F32),
             _ => gated_memory(self.form, inner, kept),
         };
-        rms_norm_memory(self.form, self.hidden()) * norms + feed_forward + self.attention(decoder)
+        let others = rms_norm_memory(self.form, self.hidden()) * norms + self.attention(decoder);
+        let rounded = self.form == Form::Fused
+            && self.activations == ActivationFormat::Bf16
+            && decoder.attention_soft_cap.is_none();
+        let kept = if rounded { others.kept / 2 } else { others.kept };
+        feed_forward + OperationMemory { kept, ..others }
     }
 
     fn attention(&self, decoder: &TransformerConfig) -> OperationMemory {
@@ -386,7 +394,8 @@ mod tests {
             adapters: OperationMemory::keeping(672 * 1024),
             weights: 4 * config.num_parameters() as u64,
             packed: false,
-            activations: FloatDType::F32,
+            gated: FloatDType::F32,
+            activations: ActivationFormat::F32,
             checkpoint_blocks: false,
             rows: 4,
             len: 256,

@@ -2,9 +2,9 @@
 
 use burn::tensor::FloatDType;
 use serde::Serialize;
-use sorsa_adapter::{Method, Placement};
+use sorsa_adapter::{Method, PackingTime, Placement};
 use sorsa_checkpoint::ModelSource;
-use sorsa_models::{CausalLm, ModelConfig, WeightFormat};
+use sorsa_models::{ActivationFormat, CausalLm, ModelConfig, WeightFormat};
 use sorsa_ops::{Form, OperationMemory};
 use sorsa_report::report::bytes;
 use sorsa_train::LearningRate;
@@ -100,6 +100,10 @@ impl TrainingShape {
         let form = if host.fused_operations { Form::Fused } else { Form::Plain };
         let (mut adapters, mut frozen, mut adapted_head) = (OperationMemory::default(), 0, false);
         let (mut initial, mut starts) = (0, Vec::new());
+        let packed_when = packed.map(|_| match recipe.model.quantize {
+            Some(_) => PackingTime::WhileRead,
+            None => PackingTime::InFile,
+        });
         let rule = recipe.train.optimizer.kind.rule(&recipe.train.optimizer);
         let numbers_for = |shape: &[usize]| (rule.buffers_of(shape).len() * shape.iter().product::<usize>()) as u64;
         let mut optimizer_numbers = 0;
@@ -112,8 +116,8 @@ impl TrainingShape {
             optimizer_numbers += shapes.iter().map(|shape| numbers_for(shape)).sum::<u64>();
             adapters = adapters + target.memory(method, form, tokens);
             frozen += recipe.adapter.frozen_parameters(&target) as u64;
-            initial += target.numbers_at_start(&recipe.adapter, packed.is_some()) as u64;
-            starts.push(target.start_bytes(&recipe.adapter, packed.is_some()) as u64);
+            initial += target.numbers_at_start(&recipe.adapter, packed_when) as u64;
+            starts.push(target.start_bytes(&recipe.adapter, packed_when) as u64);
             adapted_head |= method.is_factored() && matches!(target.path.as_str(), "lm_head" | "head");
             // Nothing is said of the one method that all modules have.
             let shown = if recipe.adapter.method_pattern.is_empty() { None } else { Some(method) };
@@ -180,11 +184,12 @@ impl TrainingShape {
             adapters,
             packed: packed.is_some(),
             weights: packed.unwrap_or(config.num_parameters() as u64 * recipe.model.dtype.bytes(1) as u64),
-            // Activations beside packed weights are f32.
-            activations: match packed {
-                None if recipe.model.dtype == WeightFormat::Bf16 => FloatDType::BF16,
+            gated: match recipe.model.dtype {
+                _ if recipe.train.activations == ActivationFormat::Bf16 => FloatDType::BF16,
+                WeightFormat::Bf16 => FloatDType::BF16,
                 _ => FloatDType::F32,
             },
+            activations: recipe.train.activations,
             checkpoint_blocks: recipe.train.checkpoint_blocks,
             rows: recipe.train.batch_size,
             len,

@@ -16,6 +16,7 @@ pub mod four_bit;
 pub mod gated;
 pub mod head_loss;
 pub mod linear;
+pub mod linear_maps;
 pub mod rms_norm;
 pub mod rotary;
 
@@ -31,11 +32,13 @@ mod few_rows;
 mod instructions;
 mod matrix;
 pub mod packed;
+mod packed_less;
 #[cfg(target_arch = "x86_64")]
 mod panels;
 mod product;
 pub mod rounding;
 mod simd;
+mod sums;
 #[cfg(test)]
 mod testing;
 mod weight;
@@ -45,5 +48,6 @@ pub use bf16::Bf16Matrix;
 pub use blocks::BlockFormat;
 pub use instructions::{Instructions, InstructionsError};
 pub use matrix::Matrix;
+pub use packed_less::PackedLess;
 pub use product::{Product, Threads, Update};
 pub use weight::Weight;

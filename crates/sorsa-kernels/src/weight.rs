@@ -6,6 +6,7 @@ use crate::bf16::{self, Bf16Matrix};
 use crate::few_rows;
 use crate::matrix::Matrix;
 use crate::packed::{self, PackedView};
+use crate::packed_less::PackedLess;
 use crate::product::{Product, Update};
 
 /// A view of a weight `[d_in, d_out]`.
@@ -17,6 +18,8 @@ pub enum Weight<'a> {
     Bf16(Bf16Matrix<'a>),
     /// A packed format; the product widens it in parts.
     Packed(PackedView<'a>),
+    /// A packed format less the product of two narrow factors.
+    PackedLess(PackedLess<'a>),
 }
 
 /// Evaluates the same expression for every format.
@@ -26,6 +29,7 @@ macro_rules! for_each_format {
             Weight::F32($matrix) => $body,
             Weight::Bf16($matrix) => $body,
             Weight::Packed($matrix) => $body,
+            Weight::PackedLess($matrix) => $body,
         }
     };
 }
@@ -68,6 +72,7 @@ impl Weight<'_> {
             Self::F32(matrix) => Self::F32(matrix.transposed()),
             Self::Bf16(matrix) => Self::Bf16(matrix.transposed()),
             Self::Packed(matrix) => Self::Packed(matrix.transposed()),
+            Self::PackedLess(weight) => Self::PackedLess(weight.transposed()),
         }
     }
 
@@ -81,6 +86,7 @@ impl Weight<'_> {
             Self::F32(matrix) => Self::F32(matrix.column_range(start, end)),
             Self::Bf16(matrix) => Self::Bf16(matrix.column_range(start, end)),
             Self::Packed(matrix) => Self::Packed(matrix.column_range(start, end)),
+            Self::PackedLess(weight) => Self::PackedLess(weight.column_range(start, end)),
         }
     }
 
@@ -100,6 +106,7 @@ impl Weight<'_> {
         match self {
             Self::Bf16(matrix) => bf16::multiply(out, x, matrix, update),
             Self::Packed(matrix) => packed::multiply(out, x, matrix, update),
+            Self::PackedLess(weight) => weight.multiply(out, x, update),
             Self::F32(matrix) if rows > 0 && rows <= few_rows::most_rows() && matrix.has_contiguous_axis() => {
                 few_rows::multiply(out, x, matrix, update);
             }

@@ -5,8 +5,8 @@ use std::path::Path;
 use burn::nn::Linear;
 use sorsa_adapter::peft::{PeftAdapter, PeftExport, PeftForm};
 use sorsa_adapter::{
-    Adapter, AdapterConfig, AdapterError, AttachOptions, Band, HostTensor, HostTensorExt, Method, PissaConfig,
-    SavedAdapter,
+    Adapter, AdapterConfig, AdapterError, AdapterFactors, AttachOptions, Band, HostTensor, HostTensorExt, Method,
+    PissaConfig, SavedAdapter,
 };
 use sorsa_linalg::faer::Mat;
 
@@ -42,7 +42,9 @@ fn a_band_splits_off_the_triplets_that_numpy_finds() {
                 let part = layer.weight.val() - attached.model.layer.weight.base();
                 let expected = file.turned(&format!("{weight}.{band_name}.product")).to_tensor::<2>(&device);
                 assert_within(part, expected, 1e-5, &format!("{what} ({name})"));
-                if let Some(Adapter::Sorsa(factors)) = attached.model.layer.weight.reparameterization() {
+                if let Some(AdapterFactors::Sorsa(factors)) =
+                    attached.model.layer.weight.reparameterization().map(Adapter::factors)
+                {
                     let s = factors.s.val() * (alpha / RANK as f64);
                     let expected = file.get(&format!("{weight}.{band_name}.s")).to_tensor::<1>(&device);
                     assert_within(s, expected, 1e-5, &what);

@@ -7,8 +7,8 @@ use burn::prelude::*;
 use burn::tensor::FloatDType;
 use serde_json::Value;
 use sorsa_adapter::{
-    Adapter, AdapterConfig, AlphaConvention, Attached, HostTensor, HostTensorExt, Init, LoraConfig, Method,
-    MethodConfig, NamedTensors, RegularizerForm, Scaling, SorsaConfig, regularizer_gradients,
+    Adapter, AdapterConfig, AdapterFactors, AlphaConvention, Attached, HostTensor, HostTensorExt, Init, LoraConfig,
+    Method, MethodConfig, NamedTensors, RegularizerForm, Scaling, SorsaConfig, regularizer_gradients,
 };
 
 use crate::common::reference::*;
@@ -133,7 +133,7 @@ fn our_own_start_is_that_of_peft_up_to_signs() {
         assert_same(project_once(&attached, &base.get("x")), &base.get("y_base"), &format!("{what}: y"));
         let weight = &attached.model.layer.weight;
         let adapter = weight.reparameterization::<Adapter>().unwrap();
-        let Adapter::Dora(dora) = adapter else {
+        let AdapterFactors::Dora(dora) = adapter.factors() else {
             if !config.method().splits_weight() {
                 return;
             }
@@ -223,7 +223,9 @@ fn our_own_start_is_that_of_the_authors_layer_up_to_signs() {
         let weight = &attached.model.layer.weight;
         assert_same(weight.base(), &file.turned("W_res"), &format!("{what}: residual"));
         assert_same(project_once(&attached, &file.get("x")), &file.get("y_base"), &format!("{what}: y"));
-        let Some(Adapter::Sorsa(factors)) = weight.reparameterization() else { panic!("no SORSA") };
+        let Some(AdapterFactors::Sorsa(factors)) = weight.reparameterization().map(Adapter::factors) else {
+            panic!("no SORSA")
+        };
         assert_same(factors.s.val(), &file.get("S_init"), &format!("{what}: singular values"));
     }
 }
@@ -239,7 +241,11 @@ fn the_regularizer_has_the_value_and_gradient_of_the_authors_code() {
         let value = stats.unwrap().value;
         assert!((value - meta["ortho"].as_f64().unwrap()).abs() < 1e-5, "{what}: {value}");
         assert_eq!(gradients.len(), 2, "{what}");
-        let Some(Adapter::Sorsa(factors)) = attached.model.layer.weight.reparameterization() else { panic!() };
+        let Some(AdapterFactors::Sorsa(factors)) =
+            attached.model.layer.weight.reparameterization().map(Adapter::factors)
+        else {
+            panic!()
+        };
         for (id, name) in [(factors.u.id, "A"), (factors.vt.id, "B")] {
             let found = gradients[&id].clone() * meta["s_gamma"].as_f64().unwrap();
             let expected = file.turned(&format!("ortho_grad_{name}_times_s_gamma"));

@@ -5,7 +5,8 @@ use burn::optim::GradientsParams;
 use burn::prelude::*;
 use burn::tensor::{DType, FloatDType};
 use sorsa_adapter::{
-    Adapter, AdapterConfig, Attached, HostTensor, HostTensorExt, Init, LoraConfig, Method, Scaling, project,
+    Adapter, AdapterConfig, AdapterFactors, Attached, HostTensor, HostTensorExt, Init, LoraConfig, Method, Scaling,
+    project,
 };
 
 use crate::common::*;
@@ -202,7 +203,9 @@ fn residual_and_principal_part_sum_to_the_weight() {
 /// `U_p^T W_r`: what of the principal directions is left in the residual.
 fn left_in_residual(config: &AdapterConfig, device: &Device) -> (Tensor<2>, Tensor<2>) {
     let layer = attach(config, device).model.first;
-    let Some(Adapter::Sorsa(factors)) = layer.weight.reparameterization() else { panic!("no SORSA") };
+    let Some(AdapterFactors::Sorsa(factors)) = layer.weight.reparameterization().map(Adapter::factors) else {
+        panic!("no SORSA")
+    };
     let principal = factors.s.val().unsqueeze_dim(1) * factors.vt.val();
     (factors.u.val().transpose().matmul(layer.weight.base()), principal)
 }
@@ -372,7 +375,9 @@ fn a_bf16_base_gets_a_rounded_residual_and_f32_factors_and_what_was_lost_is_repo
     let adapted = config(Method::Sorsa).attach(to_bf16(Net::new(&device)), &Default::default()).unwrap();
     let weight = &adapted.model.first.weight;
     assert_eq!(weight.base().dtype(), DType::BF16);
-    let Some(Adapter::Sorsa(factors)) = weight.reparameterization() else { panic!("no SORSA") };
+    let Some(AdapterFactors::Sorsa(factors)) = weight.reparameterization().map(Adapter::factors) else {
+        panic!("no SORSA")
+    };
     assert_eq!([factors.u.val().dtype(), factors.s.val().dtype(), factors.vt.val().dtype()], [DType::F32; 3]);
 
     let residual = before.clone() - weight.reparameterization::<Adapter>().unwrap().compose(before.zeros_like());
@@ -499,7 +504,10 @@ fn olora_takes_the_first_rows_of_the_weight_and_their_directions_from_the_rest()
 fn doras_columns_have_the_lengths_of_its_magnitudes() {
     let device = device();
     let adapted = disturbed(attach(&config(Method::Dora).with_alpha(10.0), &device));
-    let Some(Adapter::Dora(factors)) = adapted.model.first.weight.reparameterization() else { panic!("no DoRA") };
+    let Some(AdapterFactors::Dora(factors)) = adapted.model.first.weight.reparameterization().map(Adapter::factors)
+    else {
+        panic!("no DoRA")
+    };
     let lengths = adapted.model.first.weight.val().square().sum_dim(0).sqrt().squeeze_dim(0);
     assert_near(lengths, factors.magnitude.val().abs(), "lengths");
 }
@@ -509,7 +517,9 @@ fn no_gradient_flows_through_doras_norm() {
     let device = device().autodiff();
     let adapted = disturbed(attach(&config(Method::Dora).with_alpha(10.0), &device));
     let layer = &adapted.model.first;
-    let Some(Adapter::Dora(factors)) = layer.weight.reparameterization() else { panic!("no DoRA") };
+    let Some(AdapterFactors::Dora(factors)) = layer.weight.reparameterization().map(Adapter::factors) else {
+        panic!("no DoRA")
+    };
     let loss = |y: Tensor<2>| y.square().mean().backward();
     let found = loss(project(layer, input(&device)));
     // The same equation with the norm as a number.
@@ -545,7 +555,9 @@ fn lora_xs_trains_a_small_random_matrix_between_the_triplets_of_the_weight() {
     let device = device();
     let layer = attach(&config(Method::LoraXs), &device).model.first;
     assert_near(layer.weight.base(), Net::new(&device).first.weight.val(), "the weight is not split");
-    let Some(Adapter::LoraXs(factors)) = layer.weight.reparameterization() else { panic!("no LoRA-XS") };
+    let Some(AdapterFactors::LoraXs(factors)) = layer.weight.reparameterization().map(Adapter::factors) else {
+        panic!("no LoRA-XS")
+    };
     let deviation = values(factors.r.val()).iter().map(|value| value * value).sum::<f32>().sqrt() / RANK as f32;
     assert!((0.5e-5..1.5e-5).contains(&deviation), "{deviation}");
     // With the identity in place of R, the adapter is the principal part that SORSA splits off.

@@ -57,6 +57,10 @@ impl OriginalWeights for Originals {
         let [first, second] = weights();
         Ok(Some(if module == "first" { first } else { second }))
     }
+
+    fn contains(&self, _module: &str) -> bool {
+        true
+    }
 }
 
 fn with_originals() -> AttachOptions<'static> {
@@ -69,6 +73,12 @@ fn input(device: &Device) -> Tensor<2> {
 
 fn config(method: Method, rounds: Option<usize>) -> AdapterConfig {
     AdapterConfig { quantization_rounds: rounds, ..AdapterConfig::new(method, 4, &["first", "second"]).with_alpha(8.0) }
+}
+
+/// The same, with a residual that is packed again whatever the weights come from.
+fn packing(method: Method, rounds: Option<usize>) -> AdapterConfig {
+    let residual = method.splits_weight().then_some(ResidualStorage::Packed);
+    AdapterConfig { residual, ..config(method, rounds) }
 }
 
 /// `||W - W'||_F` of both weights of an attached net, merged.
@@ -135,7 +145,7 @@ fn a_resumed_adapter_has_the_same_packed_residual_to_the_bit() {
             (Method::Lora, Some(3), true),
         ] {
             let options = if originals { with_originals() } else { AttachOptions::default() };
-            let attached = config(method, rounds).attach(net(), &options).unwrap();
+            let attached = packing(method, rounds).attach(net(), &options).unwrap();
             let before = [words(&attached.model.first), words(&attached.model.second)];
             // LoftQ packs the whole weight in its first round, like the base.
             let is_base = before[0] == words(&net().first);
@@ -230,7 +240,7 @@ fn what_cannot_start_beside_these_weights_is_refused_with_the_way_out() {
         packed(&device),
         "`first` is packed in its file, and what that lost is not known",
     );
-    let mut author = serde_json::to_value(config(Method::Sorsa, None)).unwrap();
+    let mut author = serde_json::to_value(packing(Method::Sorsa, None)).unwrap();
     author["alpha_convention"] = "author".into();
     let author: AdapterConfig = serde_json::from_value(author).unwrap();
     refused(author, packed(&device), "subtracts 2 times the principal part, which no rounds of packing can fit");

@@ -6,7 +6,8 @@ use burn::module::ParamId;
 use burn::optim::GradientsParams;
 use burn::prelude::*;
 use sorsa_adapter::{
-    Adapter, Attached, Method, RegularizerForm, Sorsa, add_regularizer, orthonormality_defect, regularizer_gradients,
+    Adapter, AdapterFactors, Attached, Method, RegularizerForm, Sorsa, add_regularizer, orthonormality_defect,
+    regularizer_gradients,
 };
 
 use crate::common::*;
@@ -14,8 +15,8 @@ use crate::common::*;
 const FORMS: [RegularizerForm; 3] = [RegularizerForm::Paper, RegularizerForm::Author, RegularizerForm::Squared];
 
 fn factors(net: &Net) -> [&Sorsa; 2] {
-    [&net.first, &net.second].map(|layer| match layer.weight.reparameterization::<Adapter>() {
-        Some(Adapter::Sorsa(factors)) => factors,
+    [&net.first, &net.second].map(|layer| match layer.weight.reparameterization().map(Adapter::factors) {
+        Some(AdapterFactors::Sorsa(factors)) => factors,
         _ => panic!("no SORSA"),
     })
 }

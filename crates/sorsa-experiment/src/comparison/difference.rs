@@ -1,5 +1,7 @@
 //! The difference of two rows, and the test whether it is one.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 use sorsa_grading::comparison::CrossedMean;
 use sorsa_grading::significance::{LEVEL, holm};
@@ -18,8 +20,8 @@ pub struct Difference {
     pub loss: Option<Tested<Mean>>,
     /// Of the share of right answers, over seeds and problems.
     pub accuracy: Option<Tested<AccuracyMean>>,
-    /// Of the loss of the forgetting texts, over seeds.
-    pub forgetting: Option<Tested<Mean>>,
+    /// Of the loss of each forgetting text, over seeds, by the name of the text.
+    pub forgetting: BTreeMap<String, Tested<Mean>>,
 }
 
 /// A mean difference with its test, if there is more than one seed or problem.
@@ -79,11 +81,16 @@ impl Difference {
             true => None,
             false => AccuracyMean::of(CrossedMean::of_differences(&left, &right)?, CrossedMean::difference_interval),
         };
+        let mut forgetting = BTreeMap::new();
+        for text in before.iter().flat_map(|run| run.text_losses.keys()) {
+            let tested = of_seeds(&|run| run.text_losses.get(text).copied())?;
+            forgetting.extend(tested.map(|tested| (text.clone(), tested)));
+        }
         let mut difference = Self {
             to,
             loss: of_seeds(&|run| run.loss_after)?,
             accuracy: accuracy.map(|mean| Tested::new(mean, mean.crossed.p_value())),
-            forgetting: of_seeds(&|run| run.text_loss)?,
+            forgetting,
         };
         correct([&mut difference]);
         Ok(difference)
@@ -92,16 +99,16 @@ impl Difference {
     fn tests(&mut self) -> impl Iterator<Item = &mut DifferenceTest> {
         let loss = self.loss.as_mut().and_then(|tested| tested.test.as_mut());
         let accuracy = self.accuracy.as_mut().and_then(|tested| tested.test.as_mut());
-        let forgetting = self.forgetting.as_mut().and_then(|tested| tested.test.as_mut());
-        [loss, accuracy, forgetting].into_iter().flatten()
+        let forgetting = self.forgetting.values_mut().filter_map(|tested| tested.test.as_mut());
+        [loss, accuracy].into_iter().flatten().chain(forgetting)
     }
 
     /// How many tests there are.
     pub fn test_count(&self) -> usize {
         let Self { loss, accuracy, forgetting, .. } = self;
         let of_accuracy = accuracy.is_some_and(|tested| tested.test.is_some());
-        [loss, forgetting].into_iter().flatten().filter(|tested| tested.test.is_some()).count()
-            + usize::from(of_accuracy)
+        let of_losses = loss.iter().chain(forgetting.values()).filter(|tested| tested.test.is_some());
+        of_losses.count() + usize::from(of_accuracy)
     }
 }
 
@@ -118,7 +125,7 @@ pub fn correct<'a>(differences: impl IntoIterator<Item = &'a mut Difference>) {
     let level = LEVEL / count.max(1) as f64;
     for difference in differences {
         let Difference { loss, accuracy, forgetting, .. } = difference;
-        for Tested { mean, test } in [loss, forgetting].into_iter().flatten() {
+        for Tested { mean, test } in loss.iter_mut().chain(forgetting.values_mut()) {
             if let (Some(test), Some(detectable)) = (test, mean.detectable(level)) {
                 test.detectable = detectable;
             }

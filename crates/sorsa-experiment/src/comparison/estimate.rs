@@ -15,14 +15,18 @@ impl ComparisonPlan {
     /// differs from the row's own.
     pub fn run_count(&self) -> usize {
         let rates: usize = self.grids.iter().map(|grid| grid.size()).sum();
-        let seeds = self.rows.len() * (self.seeds.len() - 1);
+        rates + self.rows.len() * (self.seeds.len() - 1) + self.swept_count()
+    }
+
+    /// Number of runs of sweeps that differ from their row's own.
+    pub(super) fn swept_count(&self) -> usize {
         let mut swept = 0;
         for planned in &self.sweeps {
             for &row in &planned.rows {
                 swept += planned.fields().iter().filter(|field| self.is_new(row, field)).count();
             }
         }
-        rates + seeds + swept
+        swept
     }
 
     /// A rough estimate, from the speed of the embedded model, the parameters and the cores.

@@ -6,30 +6,73 @@ use super::difference::{Difference, DifferenceTest, Tested};
 use super::fields::value_text;
 use super::results::{Comparison, SweepResult, SweptRow};
 use super::row_result::RowResult;
+use super::run_result::WatchPoint;
 
 /// Sentences: one for each row's difference, one for each doubtful rate or run, one for each sweep.
 pub fn findings(comparison: &Comparison) -> Vec<String> {
     let mut text: Vec<String> = comparison.rows.iter().filter_map(difference).collect();
     text.extend(power(comparison));
-    for row in &comparison.rows {
-        match row.learning_rate {
-            None => text.push(format!("{}: every learning rate diverged.", row.name)),
-            Some(rate) if row.rate_at_end => text.push(format!(
-                "{}: its best learning rate, {rate:e}, is at an end of the grid, so a better one may lie beyond it.",
-                row.name
-            )),
-            Some(_) => {}
-        }
-        if row.learning_rate.is_some() && row.loss.is_none() {
-            text.push(format!("{}: a seed diverged at the chosen learning rate, so there is no mean.", row.name));
-        }
+    text.extend(comparison.rows.iter().flat_map(doubts));
+    text.extend(comparison.sweeps.iter().flat_map(|sweep| of_sweep(comparison, sweep)));
+    text
+}
+
+/// The difference of a row, and what is doubtful in it.
+pub fn of_row(row: &RowResult) -> Vec<String> {
+    difference(row).into_iter().chain(doubts(row)).collect()
+}
+
+/// A sentence for each row of a sweep.
+pub fn of_sweep(comparison: &Comparison, sweep: &SweepResult) -> Vec<String> {
+    sweep.rows.iter().filter_map(|row| swept(comparison, sweep, row)).collect()
+}
+
+/// What is doubtful in a row's rate or runs.
+fn doubts(row: &RowResult) -> Vec<String> {
+    let mut text = Vec::new();
+    match row.learning_rate {
+        None => text.push(format!("{}: every learning rate diverged.", row.name)),
+        Some(rate) if row.rate_at_end => text.push(format!(
+            "{}: its best learning rate, {rate:e}, is at an end of the grid, so a better one may lie beyond it.",
+            row.name
+        )),
+        Some(_) => {}
     }
-    for sweep in &comparison.sweeps {
-        for row in &sweep.rows {
-            text.extend(swept(comparison, sweep, row));
-        }
+    if row.learning_rate.is_some() && row.loss.is_none() {
+        text.push(format!("{}: a seed diverged at the chosen learning rate, so there is no mean.", row.name));
     }
     text
+}
+
+/// The figure of the condition number of the trained part.
+pub const KAPPA_OF_THE_TRAINED_PART: &str = "kappa-of-the-trained-part";
+/// The figure of the condition number of the whole weight.
+pub const KAPPA_OF_THE_WEIGHT: &str = "kappa-of-the-weight";
+/// The figure of the defect over training.
+pub const DEFECT: &str = "defect";
+
+/// The values of a watched figure at the first and the last step of a row's runs: means over the seeds.
+pub fn watched(comparison: &Comparison, row: &RowResult, figure: &str) -> Option<String> {
+    let (what, value): (_, fn(&WatchPoint) -> Option<f64>) = match figure {
+        KAPPA_OF_THE_TRAINED_PART => ("kappa of the trained part", |point| point.kappa_part),
+        KAPPA_OF_THE_WEIGHT => ("kappa of the weight", |point| point.kappa),
+        DEFECT => ("defect", |point| point.defect),
+        _ => return None,
+    };
+    let runs: Vec<_> = row.runs.iter().filter_map(|name| comparison.run(name)).collect();
+    let mean = |of: &dyn Fn(&[WatchPoint]) -> Option<f64>| {
+        let values: Option<Vec<f64>> =
+            runs.iter().map(|run| of(&run.watched).filter(|value| value.is_finite())).collect();
+        Mean::of(&values?)
+    };
+    let last = mean(&|points| value(points.last()?))?;
+    let number = |value: f64| if value.abs() < 0.01 { format!("{value:.1e}") } else { format!("{value:.3}") };
+    let before = match mean(&|points| value(points.first()?)) {
+        Some(first) => number(first.mean),
+        // The trained part of LoRA has no rank yet.
+        None => "none".to_owned(),
+    };
+    Some(format!("{}: {what} {before} before training, {} after.", row.name, number(last.mean)))
 }
 
 fn difference(row: &RowResult) -> Option<String> {
@@ -45,8 +88,10 @@ fn difference(row: &RowResult) -> Option<String> {
             verdict(test.as_ref())
         ));
     }
-    for (tested, what) in [(&difference.loss, "validation loss"), (&difference.forgetting, "forgetting")] {
-        let Some(Tested { mean, test }) = tested else { continue };
+    let loss = difference.loss.iter().map(|tested| (tested, "validation loss".to_owned()));
+    let texts = difference.forgetting.iter();
+    let forgetting = texts.map(|(text, tested)| (tested, forgetting_label(text, difference.forgetting.len())));
+    for (Tested { mean, test }, what) in loss.chain(forgetting) {
         parts.push(match mean.interval {
             Some(Interval { low, high }) => {
                 format!("{:+.4} nats of {what} [{low:+.4}, {high:+.4}], {}", mean.mean, verdict(test.as_ref()))
@@ -87,7 +132,11 @@ fn power(comparison: &Comparison) -> Option<String> {
     let accuracy = differences().filter_map(|difference| Some(difference.accuracy?.test?.detectable)).collect();
     parts.extend(median(accuracy).map(|share| format!("{:.1} points of accuracy", 100.0 * share)));
     parts.extend(of_seeds(&|difference| difference.loss).map(|nats| format!("{nats:.4} nats of validation loss")));
-    parts.extend(of_seeds(&|difference| difference.forgetting).map(|nats| format!("{nats:.4} nats of forgetting")));
+    for text in &comparison.texts {
+        let nats = of_seeds(&|difference| difference.forgetting.get(text).copied());
+        let label = forgetting_label(text, comparison.texts.len());
+        parts.extend(nats.map(|nats| format!("{nats:.4} nats of {label}")));
+    }
     if parts.is_empty() {
         return None;
     }
@@ -128,6 +177,11 @@ fn swept(comparison: &Comparison, sweep: &SweepResult, row: &SweptRow) -> Option
     ))
 }
 
+/// `forgetting`, or `forgetting of NAME` if there are several texts.
+pub fn forgetting_label(text: &str, texts: usize) -> String {
+    if texts == 1 { "forgetting".to_owned() } else { format!("forgetting of {text}") }
+}
+
 /// `0.2512 [0.2440, 0.2584]`.
 pub fn with_interval(mean: &Mean, decimals: usize) -> String {
     match mean.interval {
@@ -142,6 +196,8 @@ mod tests {
     use super::super::row_result::AccuracyMean;
     use super::super::run_result::BaseResult;
     use super::*;
+    use std::collections::BTreeMap;
+
     use sorsa_grading::comparison::CrossedMean;
 
     fn sentence([mean, low, high]: [f64; 3], losses: &[f64], [p, corrected_p]: [f64; 2]) -> String {
@@ -157,7 +213,7 @@ mod tests {
                 test: loss.interval.map(|_| DifferenceTest { corrected_p: 4e-4, ..test }),
             }),
             accuracy: Some(Tested { mean: accuracy, test: Some(test) }),
-            forgetting: None,
+            forgetting: BTreeMap::new(),
         });
         difference(&result).unwrap()
     }

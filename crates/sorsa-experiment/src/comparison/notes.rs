@@ -59,7 +59,7 @@ pub fn notes(comparison: &Comparison, plan: &ComparisonPlan) -> Vec<String> {
          without factors saves the trained weights."
             .to_owned(),
     );
-    if comparison.base.text_loss.is_some() {
+    if !comparison.texts.is_empty() {
         let which =
             if plan.is_embedded() { "pretraining texts that the model has not seen" } else { "the user's texts" };
         notes.push(format!("Forgetting: loss of {which} after training minus before, in nats per token."));

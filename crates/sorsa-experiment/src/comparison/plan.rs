@@ -16,6 +16,7 @@ use super::fields::{
     value_for_name, value_of, value_text,
 };
 use super::identity::{Fingerprints, InputFiles, run_key, short_hash};
+use super::question::Question;
 use super::rate_grid::{RateGrid, rounded};
 use super::request::{ComparisonRequest, RequestedRates};
 use super::run_spec::{RateSearchSpec, RunSpec};
@@ -25,7 +26,7 @@ use crate::model::{model_folder, read_tokenizer};
 use crate::{ExperimentError, Host, Inputs, Observer, Recipe, TrainingShape, data_file};
 
 /// Evaluations in a run: they show when the run reaches a loss, and take a few percent of its time.
-const EVALUATIONS: u64 = 10;
+pub(super) const EVALUATIONS: u64 = 10;
 
 /// A checked comparison.
 #[derive(Debug)]
@@ -42,6 +43,8 @@ pub struct ComparisonPlan {
     pub seeds: Vec<u64>,
     /// Sweeps at the best rate of their rows.
     pub sweeps: Vec<PlannedSweep>,
+    /// The questions that the report answers.
+    pub questions: Vec<Question>,
     /// How often a grid may be extended.
     pub extend: usize,
     /// How often a grid around a found rate may be extended.
@@ -110,6 +113,7 @@ impl ComparisonPlan {
             reference: request.reference,
             seeds: request.seeds,
             sweeps: Vec::new(),
+            questions: request.questions,
             extend: request.extend,
             extend_found: request.extend_found,
             steps: 0,
@@ -131,7 +135,7 @@ impl ComparisonPlan {
             plan.grids.push(grid);
         }
         plan.add_sweeps(&request.arms, request.sweeps)?;
-        plan.read_inputs(host, observer, request.sets_eval_every)?;
+        plan.read_inputs(host, observer, request.sets_eval_every, request.watches)?;
         Ok(plan)
     }
 
@@ -230,6 +234,7 @@ impl ComparisonPlan {
         host: &Host,
         observer: &mut dyn Observer,
         sets_eval_every: bool,
+        watches: bool,
     ) -> Result<(), ExperimentError> {
         let folder = model_folder(&self.common.model.path, &host.sources.for_model(&self.common.model))?;
         let config = ModelConfig::read(&folder)?;
@@ -256,6 +261,10 @@ impl ComparisonPlan {
         if !sets_eval_every {
             let eval_every = i64::try_from(self.steps.div_ceil(EVALUATIONS))?;
             self.base.set(FieldValue::new("train.eval_every", eval_every))?;
+        }
+        if watches && self.common.train.watch_every == 0 {
+            let every = i64::try_from(self.base.common()?.train.eval_every)?;
+            self.base.set(FieldValue::new("train.watch_every", every))?;
         }
         self.common = self.base.common()?;
         let mut fingerprints = Fingerprints::default();

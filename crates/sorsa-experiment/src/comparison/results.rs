@@ -10,6 +10,7 @@ use super::difference::{Difference, correct};
 use super::fields::listed_sweeps;
 use super::measurement::Measurements;
 use super::plan::ComparisonPlan;
+use super::question::Answered;
 use super::row_result::RowResult;
 use super::run_result::{BaseResult, RunResult};
 use super::run_spec::{ComparisonRuns, RunSpec};
@@ -43,6 +44,8 @@ pub struct Comparison {
     pub problems: usize,
     /// The validation loss for the times to a loss.
     pub target_loss: Option<f64>,
+    /// Names of the forgetting texts.
+    pub texts: Vec<String>,
     /// The results of the model before training.
     pub base: BaseResult,
     /// The results of each row.
@@ -59,6 +62,8 @@ pub struct Comparison {
     pub compared_fields: Vec<String>,
     /// Sentences about what the numbers show.
     pub findings: Vec<String>,
+    /// The questions of the suite, with their answers.
+    pub questions: Vec<Answered>,
     /// Sentences about how the numbers were made.
     pub notes: Vec<String>,
 }
@@ -140,15 +145,18 @@ impl Comparison {
             problems: if plan.test.is_some() { plan.problems } else { 0 },
             target_loss,
             rows: row_results(plan, runs, &results, &base)?,
+            texts: measurements.text_names(),
             base: BaseResult { loss: results.iter().find_map(|run| run.loss_before), ..base },
             sweeps,
             sweep_runs,
             runs: results,
             compared_fields: plan.compared_fields.clone(),
             findings: Vec::new(),
+            questions: Vec::new(),
             notes: Vec::new(),
         };
         comparison.findings = super::findings::findings(&comparison);
+        comparison.questions = plan.questions.iter().map(|question| question.answered(&comparison)).collect();
         comparison.notes = super::notes::notes(&comparison, plan);
         Ok(comparison)
     }

@@ -1,5 +1,7 @@
 //! The results of one row: means, intervals, and differences to another row.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 use sorsa_grading::comparison::CrossedMean;
 use sorsa_grading::stats::{Interval, Mean};
@@ -16,6 +18,8 @@ use crate::ExperimentError;
 pub struct RowResult {
     /// Name of the row.
     pub name: String,
+    /// Name of its arm.
+    pub arm: String,
     /// Label of the row, for tables.
     pub method: String,
     /// The rank; absent for methods without factors.
@@ -44,8 +48,8 @@ pub struct RowResult {
     pub peak_memory_bytes: Option<u64>,
     /// Size of the saved adapter or weights.
     pub adapter_bytes: Option<u64>,
-    /// Loss of the forgetting texts after training, minus the loss before, over seeds.
-    pub forgetting: Option<Mean>,
+    /// Loss of each forgetting text after training, minus the loss before, over seeds, by the name of the text.
+    pub forgetting: BTreeMap<String, Mean>,
     /// The difference to the row that this one is compared with. Absent for the reference row.
     pub difference: Option<Difference>,
 }
@@ -114,6 +118,7 @@ impl RowResult {
         let seconds_to_target: Option<Vec<f64>> = chosen.iter().map(|run| run.seconds_to_target).collect();
         Ok(Self {
             name: row.name.clone(),
+            arm: row.arm.clone(),
             method: row.label.clone(),
             rank: row.rank,
             tried: Vec::new(),
@@ -128,7 +133,11 @@ impl RowResult {
             start_seconds: Spread::of(every.iter().filter_map(|run| run.start_seconds).collect()),
             peak_memory_bytes: chosen.iter().filter_map(|run| run.peak_memory_bytes).max(),
             adapter_bytes: chosen.first().and_then(|run| run.adapter_bytes),
-            forgetting: base.text_loss.and_then(|before| mean(&|run| Some(run.text_loss? - before))),
+            forgetting: base
+                .text_losses
+                .keys()
+                .filter_map(|text| Some((text.clone(), mean(&|run| run.forgetting(text, base))?)))
+                .collect(),
             difference: None,
         })
     }

@@ -5,10 +5,9 @@ use sorsa_report::report::bytes;
 
 use super::difference::{DifferenceTest, Tested};
 use super::fields::{named_field, value_text};
-use super::findings::{p_value, with_interval};
+use super::findings::{forgetting_label, p_value, with_interval};
 use super::results::{Comparison, SweepResult, SweptRow, SweptValue};
 use super::row_result::{AccuracyMean, RowResult, Spread, TriedRate};
-use super::run_result::RunResult;
 use crate::estimate::grouped;
 
 /// A table. The first row is its head.
@@ -47,27 +46,32 @@ fn percent(accuracy: &AccuracyMean) -> String {
 }
 
 fn quality(comparison: &Comparison) -> Table {
-    let mut rows = vec![head(&["method", "rank", "trained", "rate", "validation loss", "accuracy %", "forgetting"])];
+    let texts = &comparison.texts;
+    let mut first = head(&["method", "rank", "trained", "rate", "validation loss", "accuracy %"]);
+    first.extend(texts.iter().map(|text| forgetting_label(text, texts.len())));
+    let mut rows = vec![first];
     let base = &comparison.base;
-    rows.push(vec![
+    let mut before = vec![
         "(before)".to_owned(),
         ABSENT.to_owned(),
         "0".to_owned(),
         ABSENT.to_owned(),
         or_absent(base.loss.map(|loss| format!("{loss:.4}"))),
         or_absent(base.accuracy.map(|share| format!("{:.1}", 100.0 * share))),
-        or_absent(base.text_loss.map(|_| "0".to_owned())),
-    ]);
+    ];
+    before.extend(texts.iter().map(|text| or_absent(base.text_losses.get(text).map(|_| "0".to_owned()))));
+    rows.push(before);
     for row in &comparison.rows {
-        rows.push(vec![
+        let mut cells = vec![
             row.method.clone(),
             or_absent(row.rank.map(|rank| rank.to_string())),
             or_absent(row.trainable_parameters.map(grouped)),
             or_absent(row.learning_rate.map(|rate| format!("{rate:e}"))),
             or_absent(row.loss.as_ref().map(|loss| with_interval(loss, 4))),
             or_absent(row.accuracy.as_ref().map(percent)),
-            or_absent(row.forgetting.as_ref().map(|loss| with_interval(loss, 3))),
-        ]);
+        ];
+        cells.extend(texts.iter().map(|text| or_absent(row.forgetting.get(text).map(|loss| with_interval(loss, 3)))));
+        rows.push(cells);
     }
     let caption = format!(
         "Quality after {} steps, at each method's best learning rate: means over {} seeds with 95 % intervals",
@@ -78,10 +82,10 @@ fn quality(comparison: &Comparison) -> Table {
 }
 
 fn differences(comparison: &Comparison) -> Table {
-    let has_forgetting = comparison.base.text_loss.is_some();
+    let texts = &comparison.texts;
     let mut first = head(&["method", "rank", "to", "accuracy, points", "p", "validation loss", "p"]);
-    if has_forgetting {
-        first.extend(head(&["forgetting", "p"]));
+    for text in texts {
+        first.extend([forgetting_label(text, texts.len()), "p".to_owned()]);
     }
     let mut rows = vec![first];
     let mut tests = 0;
@@ -100,8 +104,8 @@ fn differences(comparison: &Comparison) -> Table {
             })),
             p(accuracy.and_then(|tested| tested.test)),
         ];
-        let quantities = [Some(&difference.loss), has_forgetting.then_some(&difference.forgetting)];
-        for tested in quantities.into_iter().flatten() {
+        let forgetting = texts.iter().map(|text| difference.forgetting.get(text));
+        for tested in std::iter::once(difference.loss.as_ref()).chain(forgetting) {
             cells.push(or_absent(tested.map(|tested| signed(&tested.mean))));
             cells.push(p(tested.and_then(|tested| tested.test)));
         }
@@ -176,10 +180,12 @@ fn swept(comparison: &Comparison, sweep: &SweepResult) -> Table {
     let of = |swept: &SweptValue| comparison.run(&swept.run);
     let values = || sweep.rows.iter().flat_map(|row| &row.values);
     let has_defect = values().any(|swept| of(swept).is_some_and(|run| run.defect.is_some()));
-    let mut first = head(&["method", &sweep.label, "validation loss", "accuracy %", "defect", "forgetting"]);
-    if !has_defect {
-        first.remove(4);
+    let texts = &comparison.texts;
+    let mut first = head(&["method", &sweep.label, "validation loss", "accuracy %"]);
+    if has_defect {
+        first.push("defect".to_owned());
     }
+    first.extend(texts.iter().map(|text| forgetting_label(text, texts.len())));
     let one_row = sweep.rows.len() == 1;
     if one_row {
         first.remove(0);
@@ -189,10 +195,16 @@ fn swept(comparison: &Comparison, sweep: &SweepResult) -> Table {
         for swept in &row.values {
             let Some(run) = of(swept) else { continue };
             let mut cells = if one_row { Vec::new() } else { vec![row.method.clone()] };
-            cells.extend(swept_cells(comparison, swept, run));
+            cells.extend([
+                value_text(&swept.value),
+                or_absent(run.loss_after.map(|loss| format!("{loss:.4}"))),
+                or_absent(run.accuracy.map(|share| format!("{:.1}", 100.0 * share))),
+            ]);
             if has_defect {
-                cells.insert(cells.len() - 1, or_absent(run.defect.map(|defect| format!("{defect:.2e}"))));
+                cells.push(or_absent(run.defect.map(|defect| format!("{defect:.2e}"))));
             }
+            let forgetting = |text| run.forgetting(text, &comparison.base).map(|nats| format!("{nats:.3}"));
+            cells.extend(texts.iter().map(|text| or_absent(forgetting(text))));
             rows.push(cells);
         }
     }
@@ -203,15 +215,4 @@ fn swept(comparison: &Comparison, sweep: &SweepResult) -> Table {
         caption.push_str("; defect: mean of ||U^T U - I|| / sqrt(r)");
     }
     Table { name: sweep.name.clone(), caption, rows }
-}
-
-/// The cells of a sweep's run, without the defect.
-fn swept_cells(comparison: &Comparison, swept: &SweptValue, run: &RunResult) -> [String; 4] {
-    let before = comparison.base.text_loss;
-    [
-        value_text(&swept.value),
-        or_absent(run.loss_after.map(|loss| format!("{loss:.4}"))),
-        or_absent(run.accuracy.map(|share| format!("{:.1}", 100.0 * share))),
-        or_absent(run.text_loss.zip(before).map(|(after, before)| format!("{:.3}", after - before))),
-    ]
 }

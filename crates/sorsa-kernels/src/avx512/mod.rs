@@ -10,8 +10,8 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 
 pub(crate) use self::bf16_few_rows::{add_product, left_operand, multiply as multiply_bf16_few_rows};
-pub(crate) use self::bf16_packed_product::multiply_bf16 as multiply_packed_bf16;
-pub(crate) use self::bf16_product::multiply as multiply_bf16;
+pub(crate) use self::bf16_packed_product::{multiply_bf16 as multiply_packed_bf16, packed_term as packed_bf16_term};
+pub(crate) use self::bf16_product::{multiply as multiply_bf16, term as bf16_term};
 pub(crate) use self::f32_kernel::Avx512;
 pub(crate) use self::widen::{widen_bf16, widen_f32};
 use crate::instructions::Instructions;

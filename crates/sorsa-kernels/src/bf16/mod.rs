@@ -21,7 +21,7 @@ use crate::product::Update;
 use crate::widened;
 
 #[cfg(target_arch = "x86_64")]
-pub(crate) use pack::{paired_rows, rounded_rows};
+pub(crate) use pack::{paired_matrix, paired_rows, rounded_rows};
 
 /// The largest number of rows for which reading the weight in place is faster than packing it first; measured.
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "there is one kernel"))]

@@ -128,7 +128,7 @@ impl<'a> PackedView<'a> {
         self.orientation
     }
 
-    pub(super) fn precision(&self) -> Precision {
+    pub(crate) fn precision(&self) -> Precision {
         self.matrix.precision()
     }
 

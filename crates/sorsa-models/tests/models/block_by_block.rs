@@ -2,16 +2,19 @@
 //! tests beside this one would draw from too.
 
 use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
 
 use burn::module::{ModuleVisitor, Param, ParamId};
 use burn::optim::GradientsParams;
 use burn::prelude::*;
 use sorsa_adapter::{AdapterConfig, Method};
-use sorsa_models::{CausalLm, ModelConfig, ModelInput, Pass};
+use sorsa_models::{ActivationFormat, CausalLm, ModelConfig, ModelInput, Pass};
 
 use crate::common::larger::larger;
 
 const LEN: usize = 9;
+/// Dropout draws from burn's one generator: one test at a time.
+static GENERATOR: Mutex<()> = Mutex::new(());
 
 fn model(adapter: &AdapterConfig, tied: bool) -> CausalLm {
     let config = serde_json::json!({
@@ -39,12 +42,21 @@ impl ModuleVisitor for OnHost<'_> {
 }
 
 fn loss_and_gradients(model: &CausalLm, seed: u64, checkpoint_blocks: bool) -> (f32, BTreeMap<ParamId, Vec<f32>>) {
+    with_activations(model, seed, checkpoint_blocks, ActivationFormat::F32)
+}
+
+fn with_activations(
+    model: &CausalLm,
+    seed: u64,
+    checkpoint_blocks: bool,
+    activations: ActivationFormat,
+) -> (f32, BTreeMap<ParamId, Vec<f32>>) {
     let ids: Vec<i32> = (0..2 * LEN).map(|i| (i * i % 11) as i32).collect();
     let targets: Vec<i32> = (0..2 * LEN).map(|i| if i % 4 == 0 { -100 } else { (i * 5 % 11) as i32 }).collect();
     let positions: Vec<i32> = (0..2 * LEN).map(|i| (i % LEN) as i32).collect();
     let segments = vec![1; 2 * LEN];
     let input = ModelInput { rows: 2, len: LEN, input_ids: &ids, positions: &positions, segments: &segments };
-    let pass = Pass { divisor: 13.0, seed, checkpoint_blocks };
+    let pass = Pass { divisor: 13.0, seed, checkpoint_blocks, activations };
     let (loss, gradients) = model.loss_gradients(&input, &targets, &pass).unwrap();
     let mut on_host = OnHost { gradients: &gradients, found: BTreeMap::new() };
     model.visit(&mut on_host);
@@ -59,6 +71,7 @@ fn distance(a: &BTreeMap<ParamId, Vec<f32>>, b: &BTreeMap<ParamId, Vec<f32>>) ->
 
 #[test]
 fn block_by_block_the_loss_and_all_gradients_are_those_of_one_tape_with_the_same_dropout() {
+    let _alone = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
     let adapter = |method| AdapterConfig::new(method, 2, &["q_proj", "up_proj", "down_proj"]).with_dropout(0.4);
     let full = AdapterConfig::new(Method::Full, 1, &[]);
     let above = AdapterConfig::new(Method::Partial, 1, &["model.layers.1.*"]);
@@ -81,5 +94,27 @@ fn block_by_block_the_loss_and_all_gradients_are_those_of_one_tape_with_the_same
             let (_, other_seed) = loss_and_gradients(&model, 8, false);
             assert!(distance(&one_tape, &other_seed) > 1e-4, "{method}: dropout does not depend on the seed");
         }
+    }
+}
+
+#[test]
+fn activations_kept_in_bf16_change_gradients_by_their_rounding_alone_and_no_loss() {
+    let _alone = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
+    let adapter = |method| AdapterConfig::new(method, 2, &["q_proj", "k_proj", "o_proj", "up_proj", "down_proj"]);
+    let full = AdapterConfig::new(Method::Full, 1, &[]);
+    for config in [adapter(Method::Sorsa), adapter(Method::Lora).with_dropout(0.4), full] {
+        let (model, method) = (model(&config, false), config.method());
+        let (loss, exact) = loss_and_gradients(&model, 7, false);
+        let (rounded_loss, rounded) = with_activations(&model, 7, false, ActivationFormat::Bf16);
+        assert_eq!(loss, rounded_loss, "{method}");
+        assert!(exact.keys().eq(rounded.keys()), "{method}: other parameters have gradients");
+        let norm = |values: &mut dyn Iterator<Item = f32>| values.map(|x| x * x).sum::<f32>().sqrt();
+        let differences = exact.iter().flat_map(|(id, values)| values.iter().zip(&rounded[id])).map(|(a, b)| a - b);
+        let relative = norm(&mut differences.into_iter()) / norm(&mut exact.values().flatten().copied());
+        assert!(relative > 1e-5 && relative < 5e-3, "{method}: {relative}");
+        // Block by block, the same numbers are rounded.
+        let (_, by_blocks) = with_activations(&model, 7, true, ActivationFormat::Bf16);
+        let distance_of_ways = distance(&rounded, &by_blocks);
+        assert!(distance_of_ways < 1e-6, "{method}: {distance_of_ways}");
     }
 }

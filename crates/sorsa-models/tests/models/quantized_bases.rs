@@ -7,7 +7,7 @@ use burn::optim::GradientsParams;
 use burn::prelude::*;
 use serde_json::Value;
 use sorsa_adapter::{AdapterConfig, Method};
-use sorsa_models::{CausalLm, ModelInput, Pass, WeightFormat};
+use sorsa_models::{ActivationFormat, CausalLm, ModelInput, Pass, WeightFormat};
 use sorsa_ops::without_fused;
 
 fn numbers<T>(list: &Value, number: impl Fn(&Value) -> Option<T>) -> Vec<T> {
@@ -68,7 +68,7 @@ fn loss_and_gradients(model: &CausalLm) -> (f32, Vec<f32>) {
     }
     let (ids, positions, targets) = ([1, 5, 2, 7, 3, 1], [0, 1, 2, 3, 4, 5], [5, 2, 7, -100, 1, 4]);
     let input = ModelInput { rows: 1, len: 6, input_ids: &ids, positions: &positions, segments: &[1; 6] };
-    let pass = Pass { divisor: 5.0, seed: 1, checkpoint_blocks: false };
+    let pass = Pass { divisor: 5.0, seed: 1, checkpoint_blocks: false, activations: ActivationFormat::F32 };
     let (loss, gradients) = model.loss_gradients(&input, &targets, &pass).unwrap();
     let mut found = OnHost(&gradients, Vec::new());
     model.visit(&mut found);

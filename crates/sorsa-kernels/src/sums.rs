@@ -1,0 +1,190 @@
+//! Sums of products into new memory: `Y = X1 W1 + X2 W2 + ..`, several of them at once. With kernels of panels, a tile of the result stays
+//! in a core's cache from product to product, and the memory is written without being cleared first. Elsewhere the products run one after
+//! the other.
+
+use crate::matrix::Matrix;
+use crate::product::{Product, Update};
+use crate::weight::Weight;
+#[cfg(target_arch = "x86_64")]
+use crate::{
+    avx2::Avx2,
+    avx512::{self, Avx512},
+    bf16::paired_matrix,
+    f32_panels::{self, F32Kernel},
+    instructions::Instructions,
+    packed::Precision,
+    panels::{self, Output, PARALLEL, Sum, Term},
+};
+
+/// Rows above which no product has a kernel for few rows.
+#[cfg(target_arch = "x86_64")]
+const FEW_ROWS: usize = 8;
+
+/// One product: `x [rows, k] W [k, n]`. Rows of `x` are contiguous.
+#[derive(Clone, Copy)]
+pub(crate) struct Summand<'a> {
+    pub x: Matrix<'a>,
+    pub weight: Weight<'a>,
+}
+
+/// The sums of the products of each list, `[rows, n]`. Lists are not empty, and all products have the same number of rows.
+///
+/// # Panics
+///
+/// Panics if the shapes do not fit each other.
+pub(crate) fn sums(rows: usize, lists: &[Vec<Summand<'_>>]) -> Vec<Vec<f32>> {
+    #[cfg(target_arch = "x86_64")]
+    if rows > FEW_ROWS && lists.iter().flatten().all(has_panels) {
+        return match Instructions::used() {
+            Instructions::Avx512 | Instructions::Avx512Bf16 => by_panels::<Avx512>(rows, lists),
+            Instructions::Avx2 => by_panels::<Avx2>(rows, lists),
+            Instructions::Portable => one_by_one(rows, lists),
+        };
+    }
+    one_by_one(rows, lists)
+}
+
+/// The products one after the other.
+fn one_by_one(rows: usize, lists: &[Vec<Summand<'_>>]) -> Vec<Vec<f32>> {
+    let sum = |list: &Vec<Summand<'_>>| {
+        let mut out = vec![0.0; rows * list[0].weight.columns()];
+        let mut update = Update::Overwrite;
+        for Summand { x, weight } in list {
+            let [row_stride, _] = x.strides();
+            match weight {
+                Weight::F32(weight) if row_stride != x.columns() => Product::new(*x, *weight).compute(&mut out, update),
+                weight if row_stride == x.columns() => {
+                    weight.multiply(&mut out, &x.data()[..rows * x.columns()], update)
+                }
+                weight => {
+                    let copy: Vec<f32> = (0..rows).flat_map(|row| x.row(row)).copied().collect();
+                    weight.multiply(&mut out, &copy, update);
+                }
+            }
+            update = Update::Add;
+        }
+        out
+    };
+    lists.iter().map(sum).collect()
+}
+
+#[cfg(target_arch = "x86_64")]
+fn has_panels(summand: &Summand<'_>) -> bool {
+    match summand.weight {
+        Weight::F32(weight) => weight.has_contiguous_axis(),
+        Weight::Bf16(_) | Weight::Packed(_) => summand.x.columns() > 0,
+        // Its product forms another one on the way.
+        Weight::PackedLess(_) => false,
+    }
+}
+
+/// Whether the kernel of bf16 multiplies.
+#[cfg(target_arch = "x86_64")]
+fn is_bf16(weight: Weight<'_>) -> bool {
+    let applies = match weight {
+        Weight::F32(_) | Weight::PackedLess(_) => false,
+        Weight::Bf16(_) => true,
+        Weight::Packed(weight) => weight.precision() == Precision::Bf16,
+    };
+    applies && avx512::has_bf16()
+}
+
+#[cfg(target_arch = "x86_64")]
+fn by_panels<'a, K: F32Kernel + 'a>(rows: usize, lists: &'a [Vec<Summand<'a>>]) -> Vec<Vec<f32>> {
+    // Products of the same activations share their rounded copy.
+    let mut rounded: Vec<(Matrix<'_>, Vec<u32>)> = Vec::new();
+    for Summand { x, weight } in lists.iter().flatten() {
+        if is_bf16(*weight) && !rounded.iter().any(|(other, _)| is_same(*other, *x)) {
+            rounded.push((*x, paired_matrix(*x)));
+        }
+    }
+    let mut results: Vec<Vec<f32>> =
+        lists.iter().map(|list| Vec::with_capacity(rows * list[0].weight.columns())).collect();
+    let terms = |list: &'a [Summand<'a>]| list.iter().map(|summand| term::<K>(*summand, &rounded)).collect();
+    let sums: Vec<Sum<'_>> = lists
+        .iter()
+        .zip(&mut results)
+        .map(|(list, result)| {
+            let columns = list[0].weight.columns();
+            let out = Output { data: result.as_mut_ptr(), stride: columns };
+            Sum { out, columns, update: Update::Overwrite, terms: terms(list) }
+        })
+        .collect();
+    let work: usize = lists.iter().flatten().map(|Summand { x, weight }| rows * x.columns() * weight.columns()).sum();
+    #[allow(
+        unsafe_code,
+        reason = "functions compiled for instructions that the processor has write to memory of the result's size"
+    )]
+    // SAFETY: the kernels assert that the processor has the instructions. Each result has room for its rows and columns, and all of them are
+    // written before its length is set.
+    unsafe {
+        panels::compute_sums(rows, &sums, work >= PARALLEL);
+        drop(sums);
+        for (list, result) in lists.iter().zip(&mut results) {
+            result.set_len(rows * list[0].weight.columns());
+        }
+    }
+    results
+}
+
+/// The product as a term of panels. `rounded` has the rounded copy of its activations if the kernel of bf16 multiplies.
+#[cfg(target_arch = "x86_64")]
+fn term<'a, K: F32Kernel + 'a>(summand: Summand<'a>, rounded: &'a [(Matrix<'a>, Vec<u32>)]) -> Box<dyn Term + 'a> {
+    let Summand { x, weight } = summand;
+    assert_eq!(x.columns(), weight.rows(), "operands of a product");
+    if is_bf16(weight) {
+        let pairs = rounded.iter().find(|(other, _)| is_same(*other, x)).map_or(&[][..], |(_, pairs)| pairs);
+        match weight {
+            Weight::Bf16(weight) => return avx512::bf16_term(pairs, x.rows(), weight),
+            Weight::Packed(weight) => return avx512::packed_bf16_term(pairs, x.rows(), weight),
+            Weight::F32(_) | Weight::PackedLess(_) => {}
+        }
+    }
+    match weight {
+        Weight::F32(weight) => f32_panels::term::<K>(x, weight, 1.0),
+        Weight::Bf16(weight) => f32_panels::widened_term::<K>(x, weight),
+        Weight::Packed(weight) => f32_panels::widened_term::<K>(x, weight),
+        Weight::PackedLess(_) => unreachable!("such a product has no panels"),
+    }
+}
+
+/// Whether two views are the same part of the same matrix.
+#[cfg(target_arch = "x86_64")]
+fn is_same(a: Matrix<'_>, b: Matrix<'_>) -> bool {
+    std::ptr::eq(a.data().as_ptr(), b.data().as_ptr())
+        && [a.rows(), a.columns()] == [b.rows(), b.columns()]
+        && a.strides() == b.strides()
+}
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+
+    use super::*;
+    use crate::bf16::Bf16Matrix;
+    use crate::testing::values;
+
+    #[test]
+    fn sums_of_products_are_those_of_the_products_one_after_the_other() {
+        for (rows, k, n) in [(1, 5, 7), (9, 40, 33), (70, 385, 100), (1100, 30, 20), (40, 33, 0)] {
+            let (x, narrow) = (values(rows * k, 1), values(rows * 40, 2));
+            let (w, b, other) = (values(k * n, 3), values(16 * n, 4), values(11 * k, 5));
+            let rounded: Vec<bf16> = values(n * k, 6).into_iter().map(bf16::from_f32).collect();
+            let x = Matrix::new(&x, rows, k);
+            // Columns 3 to 18 of 40.
+            let part = Matrix::new(&narrow, rows, 40).column_range(3, 19);
+            let lists = [
+                vec![
+                    Summand { x, weight: Weight::F32(Matrix::new(&w, k, n)) },
+                    Summand { x: part, weight: Weight::F32(Matrix::new(&b, 16, n)) },
+                ],
+                vec![Summand { x, weight: Weight::F32(Matrix::new(&other, 11, k).transposed()) }],
+                vec![
+                    Summand { x, weight: Weight::Bf16(Bf16Matrix::new(&rounded, n, k).transposed()) },
+                    Summand { x, weight: Weight::Bf16(Bf16Matrix::new(&rounded, k, n)) },
+                ],
+            ];
+            assert_eq!(sums(rows, &lists), one_by_one(rows, &lists), "{rows} x {k} x {n}");
+        }
+    }
+}
