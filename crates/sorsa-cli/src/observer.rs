@@ -18,8 +18,8 @@ use crate::progress::{Progress, Style};
 use crate::session::Warnings;
 use crate::signals;
 
-/// Steps that the trials of a search usually take; there may be more.
-const USUAL_SEARCH_STEPS: usize = 13;
+/// Steps that a search usually takes; there may be more.
+const USUAL_SEARCH_STEPS: usize = 14;
 
 /// Says that training makes the model worse, and what to try.
 pub fn divergence_text(divergence: &Divergence, learning_rate: f64) -> String {
@@ -236,6 +236,9 @@ impl Observer for TerminalObserver {
             Event::LearningRateFound { search } => {
                 self.finish();
                 self.say(&format!("learning rate {}", described(search)));
+                if let Some(doubt) = search.doubt {
+                    self.note(&format!("learning rate: {doubt}"));
+                }
             }
             Event::Diverged { divergence, learning_rate } => self.note(&divergence_text(divergence, learning_rate)),
             Event::AccuracyBefore { score } => self.say(&format!("accuracy before: {}", percent(score))),
