@@ -25,6 +25,7 @@ use crate::session;
 
 pub fn run(args: &EvalArgs) -> anyhow::Result<()> {
     check(args)?;
+    args.matmul_precision.choose();
     let (task, path) = choose(args)?;
     let code = match args.allow_code_execution {
         true => Some(session::code_execution(args.code_timeout, args.code_memory << 20)),

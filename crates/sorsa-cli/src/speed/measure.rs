@@ -43,6 +43,8 @@ pub struct Measurement {
     /// Format of packed linear layers; absent if they are dense.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub quantize: Option<&'static str>,
+    /// Precision of products with weights in f32.
+    pub matmul_precision: &'static str,
     /// Instructions of the CPU's kernels.
     pub instructions: &'static str,
     /// `fused` or `plain` operations.
@@ -132,6 +134,7 @@ fn measure_form(args: &SpeedArgs, method: Method, backend: Backend, device: &Dev
         threads: rayon::current_num_threads(),
         dtype: args.dtype.torch_name(),
         quantize: args.quantize.map(PackedFormat::name),
+        matmul_precision: args.matmul_precision.name(),
         instructions: Instructions::used().name(),
         form: if args.plain { "plain" } else { "fused" },
         checkpoint_blocks: args.checkpoint_blocks,
