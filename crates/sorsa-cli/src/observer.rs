@@ -10,6 +10,7 @@ use sorsa_checkpoint::PackingFormats;
 use sorsa_experiment::estimate::grouped;
 use sorsa_experiment::scoreboard::percent;
 use sorsa_experiment::{DataReport, Event, ModuleShape, Observer, Recipe, RunDir, TrainingShape};
+use sorsa_ops::{Arithmetic, MatmulPrecision};
 use sorsa_train::metrics::Metric;
 use sorsa_train::{Best, Divergence};
 
@@ -35,6 +36,18 @@ pub fn divergence_text(divergence: &Divergence, learning_rate: f64) -> String {
         "{found}. Try a third of the learning rate: --lr {:.1e} instead of {learning_rate:.1e}",
         learning_rate / 3.0
     )
+}
+
+/// The precision of products, what they are computed in, and the error of a small one.
+pub fn precision_text(precision: MatmulPrecision) -> String {
+    let arithmetic = precision.arithmetic();
+    let why = match (precision, arithmetic) {
+        (MatmulPrecision::High, _) => ", as three products of bf16 would be slower",
+        (MatmulPrecision::Medium, Arithmetic::F32) => ", as these instructions multiply no bf16 numbers fast",
+        _ => "",
+    };
+    let (computed, error) = (arithmetic.name(), precision.measured_error());
+    format!("{precision}, f32 weights are multiplied in {computed}{why}: error {error:.1e} against f64")
 }
 
 /// Prints events as they come.
@@ -121,6 +134,9 @@ impl TerminalObserver {
             "model  {} on {}, weights {}{packed}, adapter and optimizer f32",
             recipe.model.path, self.backend, recipe.model.dtype
         ));
+        if self.backend == "flex" {
+            self.say(&format!("matmul {}", precision_text(recipe.train.matmul_precision)));
+        }
         let left_out = match data.dropped + data.truncated + data.skipped {
             0 => String::new(),
             _ => format!(" ({} dropped, {} truncated, {} malformed)", data.dropped, data.truncated, data.skipped),

@@ -26,6 +26,7 @@ use crate::session;
 
 pub fn run(args: &EvalArgs) -> anyhow::Result<()> {
     check(args)?;
+    args.matmul_precision.choose();
     if let Some(run) = &args.validation_of {
         return validation_loss(args, run);
     }
