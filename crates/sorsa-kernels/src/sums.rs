@@ -12,15 +12,12 @@ use crate::{
     avx512::{self, Avx512},
     bf16::paired_matrix,
     f32_panels::{self, F32Kernel},
+    few_rows::most_rows,
     instructions::Instructions,
     matmul_precision::Arithmetic,
     packed::Precision,
     panels::{self, Output, PARALLEL, Sum, Term},
 };
-
-/// Rows above which no product has a kernel for few rows.
-#[cfg(target_arch = "x86_64")]
-const FEW_ROWS: usize = 8;
 
 /// One product: `x [rows, k] W [k, n]`. Rows of `x` are contiguous.
 #[derive(Clone, Copy)]
@@ -55,7 +52,7 @@ impl<'a> Summand<'a> {
 /// Panics if the shapes do not fit each other.
 pub(crate) fn sums(rows: usize, lists: &[Vec<Summand<'_>>]) -> Vec<Vec<f32>> {
     #[cfg(target_arch = "x86_64")]
-    if rows > FEW_ROWS && lists.iter().flatten().all(has_panels) {
+    if rows > most_rows() && lists.iter().flatten().all(has_panels) {
         return match Instructions::used() {
             Instructions::Avx512 | Instructions::Avx512Bf16 => by_panels::<Avx512>(rows, lists),
             Instructions::Avx2 => by_panels::<Avx2>(rows, lists),
