@@ -9,6 +9,7 @@ use sorsa_adapter::{Band, ModuleReport};
 use sorsa_experiment::estimate::grouped;
 use sorsa_experiment::scoreboard::percent;
 use sorsa_experiment::{DataReport, Event, ModuleShape, Observer, Recipe, RunDir, TrainingShape};
+use sorsa_models::ActivationFormat;
 use sorsa_train::metrics::Metric;
 use sorsa_train::{Best, Divergence};
 
@@ -54,6 +55,10 @@ pub struct TerminalObserver {
     band: Band,
     /// When the decompositions began.
     decomposing: Option<Instant>,
+    /// When the phase of the start at hand began.
+    phase: Instant,
+    /// The phases of the start so far, with their seconds.
+    phases: Vec<(&'static str, f64)>,
 }
 
 impl TerminalObserver {
@@ -69,6 +74,8 @@ impl TerminalObserver {
             run: None,
             band: Band::Principal,
             decomposing: None,
+            phase: Instant::now(),
+            phases: Vec::new(),
         }
     }
 
@@ -108,10 +115,27 @@ impl TerminalObserver {
         }
     }
 
+    /// Ends a phase of the start.
+    fn end_phase(&mut self, name: &'static str) {
+        let now = Instant::now();
+        self.phases.push((name, now.duration_since(self.phase).as_secs_f64()));
+        self.phase = now;
+    }
+
+    /// The seconds of each phase of the start.
+    fn phases_text(&self) -> String {
+        let phases: Vec<String> = self.phases.iter().map(|(name, seconds)| format!("{name} {seconds:.1} s")).collect();
+        format!("start  {}", phases.join(", "))
+    }
+
     fn announce(&self, recipe: &Recipe, data: &DataReport, shape: &TrainingShape, run: &RunDir) {
         let packed = recipe.model.quantize.map_or_else(String::new, |format| format!(", linear layers {format}"));
+        let activations = match recipe.train.activations {
+            ActivationFormat::F32 => "",
+            ActivationFormat::Bf16 => ", activations of the backward pass bf16",
+        };
         self.say(&format!(
-            "model  {} on {}, weights {}{packed}, adapter and optimizer f32",
+            "model  {} on {}, weights {}{packed}, adapter and optimizer f32{activations}",
             recipe.model.path, self.backend, recipe.model.dtype
         ));
         let left_out = match data.dropped + data.truncated + data.skipped {
@@ -171,6 +195,12 @@ impl TerminalObserver {
                     _ => String::new(),
                 };
                 progress.line(&format!("step {:>5}: validation loss {:.4}{note}", eval.step, eval.loss));
+                if eval.step == 0 {
+                    self.end_phase("validation");
+                    if let Some(progress) = &self.progress {
+                        progress.line(&self.phases_text());
+                    }
+                }
                 if self.best.is_none_or(|best| eval.loss < best.loss) {
                     self.best = Some(Best { step: eval.step, loss: eval.loss });
                 }
@@ -207,6 +237,7 @@ impl Observer for TerminalObserver {
             Event::Planned { recipe, data, shape, run } => {
                 self.run = Some(run.path().to_owned());
                 self.band = recipe.adapter.method.band();
+                self.end_phase("reading");
                 self.announce(recipe, data, shape, run);
             }
             Event::AdapterDoubted { .. } => Warnings.on_event(event),
@@ -216,6 +247,7 @@ impl Observer for TerminalObserver {
             }
             Event::Attached { modules } => {
                 self.finish();
+                self.end_phase("adapter");
                 self.tell_of_decompositions(modules);
             }
             Event::Answering { done, total, tokens, seconds } => {
@@ -228,10 +260,14 @@ impl Observer for TerminalObserver {
             }
             Event::LearningRateFound { search } => {
                 self.finish();
+                self.end_phase("learning rate");
                 self.say(&format!("learning rate {}", described(search)));
             }
             Event::Diverged { divergence, learning_rate } => self.note(&divergence_text(divergence, learning_rate)),
-            Event::AccuracyBefore { score } => self.say(&format!("accuracy before: {}", percent(score))),
+            Event::AccuracyBefore { score } => {
+                self.end_phase("accuracy before");
+                self.say(&format!("accuracy before: {}", percent(score)));
+            }
             Event::TrainingStarts { total_steps, best } => {
                 if let Some(run) = &self.run {
                     signals::advise(format!("go on with: cargo xtask finetune --resume {}", run.display()));
