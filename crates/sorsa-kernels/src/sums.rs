@@ -66,6 +66,9 @@ pub(crate) fn sums(rows: usize, lists: &[Vec<Summand<'_>>]) -> Vec<Vec<f32>> {
 fn one_by_one(rows: usize, lists: &[Vec<Summand<'_>>]) -> Vec<Vec<f32>> {
     let sum = |list: &Vec<Summand<'_>>| {
         let mut out = vec![0.0; rows * list[0].weight.columns()];
+        if out.is_empty() {
+            return out;
+        }
         let mut update = Update::Overwrite;
         for Summand { x, weight, precision } in list {
             let [row_stride, _] = x.strides();
