@@ -68,7 +68,7 @@ pub struct AdapterConfig {
     /// method decides: 5 for SORSA and PiSSA, 0 for LoRA, which is LoftQ with 1 or more.
     pub quantization_rounds: Option<usize>,
     /// Beside packed weights: what methods that split the weight store its residual in. If absent, it is exact for weights that their
-    /// files hold packed, and packed for f16, for weights that are packed while they are read, and with quantization rounds.
+    /// files hold packed, and packed for weights that are packed while they are read, and with quantization rounds.
     pub residual: Option<ResidualStorage>,
     /// Seed of random factors and of the randomized SVD.
     pub seed: u64,
@@ -225,14 +225,11 @@ impl AdapterConfig {
         self.rank_pattern.values().copied().chain([self.rank]).collect()
     }
 
-    /// What the residual of a weight in this format is stored in, if its method splits the weight.
-    pub(crate) fn residual_storage(&self, format: PackedFormat, packed: PackingTime) -> ResidualStorage {
+    /// What the residual of a packed weight is stored in, if its method splits the weight.
+    pub(crate) fn residual_storage(&self, packed: PackingTime) -> ResidualStorage {
         match (self.residual, packed) {
             (Some(storage), _) => storage,
-            // Rounding to f16 loses less than to bf16, which dense residuals are rounded to.
-            (None, PackingTime::InFile) if format != PackedFormat::F16 && self.quantization_rounds.is_none() => {
-                ResidualStorage::Exact
-            }
+            (None, PackingTime::InFile) if self.quantization_rounds.is_none() => ResidualStorage::Exact,
             (None, _) => ResidualStorage::Packed,
         }
     }
@@ -252,7 +249,7 @@ impl AdapterConfig {
             (rounds, _) => rounds.or(method.method().quantization_rounds()).unwrap_or(0),
         };
         let is_packed_again = match method.method().splits_weight() {
-            true => self.residual_storage(format, packed) == ResidualStorage::Packed,
+            true => self.residual_storage(packed) == ResidualStorage::Packed,
             false => rounds > 0,
         };
         let format = if format.is_packable() { format } else { PackedFormat::NF4 };

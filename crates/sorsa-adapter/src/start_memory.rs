@@ -25,9 +25,8 @@ impl Target {
         if self.packs_residual(config, packed) {
             return saved + size(method.factors());
         }
-        let is_exact = packed.is_some_and(|packed| {
-            method.splits_weight() && config.residual_storage(PackedFormat::NF4, packed) == ResidualStorage::Exact
-        });
+        let is_exact = packed
+            .is_some_and(|packed| method.splits_weight() && config.residual_storage(packed) == ResidualStorage::Exact);
         let subtracted = (self.shape[0] + self.shape[1]) * self.rank;
         if is_exact { saved + subtracted } else { saved }
     }

@@ -85,7 +85,7 @@ fn settings_of_packed_weights_say_how_the_residual_is_packed() {
     for storage in ["dense", "exact"] {
         assert_eq!(packing(Method::Sorsa, serde_json::json!({ "residual": storage })), None);
     }
-    // What a file holds packed stays as it is, unless settings say otherwise, or next to nothing would be lost.
+    // What a file holds packed stays as it is, unless settings say otherwise.
     let in_file = |method, fields, format| of(method, fields, format, PackingTime::InFile);
     for method in [Method::Sorsa, Method::Pissa, Method::Olora] {
         assert_eq!(in_file(method, serde_json::json!({}), PackedFormat::NF4), None, "{method}");
@@ -94,7 +94,8 @@ fn settings_of_packed_weights_say_how_the_residual_is_packed() {
         assert_eq!(in_file(method, again, PackedFormat::NF4), Some(0), "{method}");
     }
     assert_eq!(in_file(Method::Sorsa, serde_json::json!({ "quantization_rounds": 2 }), PackedFormat::NF4), Some(2));
-    assert_eq!(in_file(Method::Sorsa, serde_json::json!({}), PackedFormat::F16), Some(0));
+    assert_eq!(in_file(Method::Sorsa, serde_json::json!({}), PackedFormat::F16), None);
+    assert_eq!(in_file(Method::Sorsa, serde_json::json!({ "residual": "packed" }), PackedFormat::F16), Some(0));
     let packed = read(Method::Sorsa, &serde_json::json!({ "residual": "packed", "quantization_rounds": 0 })).unwrap();
     let text = serde_json::to_string(&packed).unwrap();
     assert!(text.contains("\"quantization_rounds\":0,\"residual\":\"packed\""), "{text}");

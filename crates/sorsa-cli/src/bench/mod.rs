@@ -3,6 +3,7 @@
 //! `options` turns the arguments into a request; [`sorsa_experiment::comparison`] plans it and makes reports of its results; `jobs`
 //! runs it, each run in a process of its own.
 
+mod budget;
 mod jobs;
 mod options;
 
@@ -27,7 +28,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
     let mut host = session::host(&args.device, style)?;
     host.code = Some(session::code_execution(PROGRAM_SECONDS, PROGRAM_MEMORY));
     let mut observer = TerminalObserver::new(style, &host.backend);
-    let plan = ComparisonPlan::new(options::request(args)?, &host, &mut observer)?;
+    let mut plan = ComparisonPlan::new(options::request(args)?, &host, &mut observer)?;
     if args.dry_run {
         return show(&plan, args.format);
     }
@@ -36,6 +37,12 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
     }
     let runner = JobRunner::new(&plan.folder, usize::try_from(args.jobs)?, &args.device, style)?;
     let measurements = Measurements::new(&plan, &args.forgetting_text)?;
+    if let Some(seconds) = args.budget {
+        let said = budget::fit(&mut plan, seconds, &measurements, &runner)?;
+        if style != Style::Quiet {
+            eprintln!("{said}");
+        }
+    }
     let (runs, done_here) = match stages::run(&plan, &measurements, &runner) {
         Err(error) if error.is::<Interrupted>() => {
             let folder = plan.folder.display();

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use sorsa_experiment::comparison::fields::{FieldValue, GAMMA, METHOD, RANK};
+use sorsa_experiment::comparison::fields::{FieldValue, GAMMA, METHOD, RANK, value_of};
 use sorsa_experiment::comparison::{Arm, BaseRecipe, ComparisonRequest, RequestedRates, Suite, Sweep, defaults};
 use toml::Value;
 
@@ -41,6 +41,7 @@ pub fn request(args: &BenchArgs) -> anyhow::Result<ComparisonRequest> {
         folder: args.bench_dir.clone().unwrap_or_else(|| default_folder(args.quick)),
         sweeps: sweeps(args, &suite)?,
         arms,
+        then: args.then.clone(),
         questions: suite.questions.clone(),
         watches: suite.watches,
         reference: reference.unwrap_or_else(|| defaults::REFERENCE_ARM.to_owned()),
@@ -49,14 +50,17 @@ pub fn request(args: &BenchArgs) -> anyhow::Result<ComparisonRequest> {
         extend: args.extend.unwrap_or(extensions),
         extend_found: args.extend.unwrap_or(defaults::FOUND_RATE_EXTENSIONS),
         sets_eval_every: fields.set.iter().any(|field| field.starts_with("train.eval_every=")),
-        base: base_recipe(fields, settings)?,
+        base: base_recipe(fields, &suite, settings)?,
     })
 }
 
-/// The fields of all runs: those of the recipe file and the options, then `settings`, then those of `--set`.
-fn base_recipe(mut options: RecipeArgs, settings: &[&str]) -> anyhow::Result<BaseRecipe> {
+/// The fields of all runs: those of the suite, then those of the recipe file and the options, then `settings`, then those of `--set`.
+fn base_recipe(mut options: RecipeArgs, suite: &Suite, settings: &[&str]) -> anyhow::Result<BaseRecipe> {
     let given = std::mem::take(&mut options.set);
-    options.set = settings.iter().map(ToString::to_string).chain(given).collect();
+    let of_suite =
+        |text: &str| suite.settings.iter().any(|own| text.split_once('=').is_some_and(|(field, _)| field == own.field));
+    let settings = settings.iter().filter(|text| !of_suite(text)).map(ToString::to_string);
+    options.set = settings.chain(given).collect();
     let mut fields_if_used = Vec::new();
     if let Some(rank) = options.rank.take() {
         fields_if_used.push(FieldValue::new(RANK, rank));
@@ -65,7 +69,13 @@ fn base_recipe(mut options: RecipeArgs, settings: &[&str]) -> anyhow::Result<Bas
         fields_if_used.push(FieldValue::new(GAMMA, gamma));
     }
     let (fields, source) = given_fields(&options)?;
-    Ok(BaseRecipe { fields, fields_if_used, source })
+    let mut base = BaseRecipe { fields, fields_if_used, source };
+    for setting in &suite.settings {
+        if value_of(&base.fields, &setting.field).is_none() {
+            base.set(setting.clone())?;
+        }
+    }
+    Ok(base)
 }
 
 fn default_folder(quick: bool) -> PathBuf {
@@ -341,6 +351,47 @@ mod tests {
     }
 
     #[test]
+    fn the_settings_of_a_suite_hold_unless_an_option_sets_them() {
+        let data = tempfile::NamedTempFile::with_suffix(".jsonl").unwrap();
+        let row = r#"{"query": "1 + 1?", "response": "2"}"#;
+        std::fs::write(data.path(), [row; 200].join("\n")).unwrap();
+        let file = data.path().display();
+        let options = format!("--suite peft --model embedded --data {file} --max-length 64 --methods lora,sorsa");
+        let plan = planned(&options).unwrap();
+        let train = &plan.common.train;
+        assert_eq!((train.batch_size, train.optimizer.weight_decay, plan.common.data.max_length), (4, 0.1, 64));
+        assert_eq!(plan.common.data.template.to_string(), "question");
+        assert_eq!(plan.grids.iter().map(|grid| grid.rates().to_vec()).collect::<Vec<_>>(), [[1e-4]; 2]);
+        let lora = plan.run(&plan.rows[0], &[], 1e-4, 0).unwrap().recipe;
+        assert_eq!((lora.adapter.rank, lora.adapter.alpha), (32, Some(64.0)));
+    }
+
+    #[test]
+    fn a_budget_leaves_out_seeds_then_sweeps_then_rates() {
+        use sorsa_experiment::comparison::budget::Costs;
+
+        let costs = Costs { start: 1.0, step: 0.1, evaluation: 1.0, test: 10.0 };
+        // 6 arms at 4 rates, 5 seeds, 4 gammas: 52 runs of 10 steps and 11 evaluations, 13 s each, and 35 tests.
+        let asked = || planned("--seeds 1,2,3,4,5 --max-steps 10").unwrap();
+        assert_eq!(asked().seconds(&costs), 52.0 * 13.0 + 35.0 * 10.0);
+        let left_out = |budget: f64| {
+            let mut plan = asked();
+            let said = plan.fit(budget, &costs)?.join("; ");
+            assert!(plan.seconds(&costs) <= budget);
+            Ok::<_, sorsa_experiment::ExperimentError>((plan.seeds.len(), plan.run_count(), said))
+        };
+        assert_eq!(left_out(1100.0).unwrap(), (5, 52, String::new()));
+        assert_eq!(left_out(1000.0).unwrap(), (4, 46, "1 of 5 seeds".to_owned()));
+        let (seeds, runs, said) = left_out(550.0).unwrap();
+        assert_eq!((seeds, runs, said.as_str()), (2, 30, "3 of 5 seeds; the sweeps of train.regularizer.gamma"));
+        let (seeds, runs, said) = left_out(300.0).unwrap();
+        assert_eq!((seeds, runs), (2, 12));
+        assert!(said.ends_with("all learning rates but the middle of each grid"), "{said}");
+        let short = left_out(100.0).unwrap_err().to_string();
+        assert_eq!(short, "the budget of 100 s is too short: one seed of 6 arms at one learning rate each takes 2 min");
+    }
+
+    #[test]
     fn the_suite_of_the_reviewers_asks_ten_questions_and_knows_what_answers_them() {
         let plan = planned("--suite reviewers --max-steps 20").unwrap();
         assert_eq!((plan.questions.len(), plan.rows.len(), plan.sweeps.len()), (10, 15, 2));
@@ -351,7 +402,7 @@ mod tests {
         assert_eq!(titles, ["1.", "4.", "6.", "8.", "9."]);
         let unknown = planned("--suite reviewer").unwrap_err().to_string();
         assert!(
-            unknown.ends_with("the suites of this program are ablation, regularizer, reviewers, settings"),
+            unknown.ends_with("the suites of this program are ablation, peft, regularizer, reviewers, settings"),
             "{unknown}"
         );
     }

@@ -7,6 +7,7 @@
 
 mod arm;
 mod base_recipe;
+pub mod budget;
 mod csv;
 pub mod defaults;
 mod difference;
@@ -28,6 +29,7 @@ mod row_result;
 mod run_conditions;
 mod run_result;
 mod run_spec;
+mod second_task;
 mod suite;
 mod sweep;
 mod tables;
@@ -47,5 +49,6 @@ pub use row_result::{AccuracyMean, RowResult, Spread, TriedRate};
 pub use run_conditions::RunConditions;
 pub use run_result::{BaseResult, LossPoint, RunResult, WatchPoint, validation_loss};
 pub use run_spec::{ComparisonRuns, RateSearchSpec, RowRuns, RunSpec, SweepRuns};
+pub use second_task::SecondTask;
 pub use suite::Suite;
 pub use sweep::{Sweep, SweepMode};
