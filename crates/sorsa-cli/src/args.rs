@@ -117,10 +117,24 @@ pub struct ConfigArgs {
 pub struct DevicesArgs {
     /// Format of the list
     #[arg(long, value_enum, default_value_t)]
-    pub format: Format,
+    format: Format,
+    /// Short for --format json
+    #[arg(long, conflicts_with = "format")]
+    json: bool,
+    /// Check the processor instead: what it has, the speed of each kernel beside the processor's peak, and its error against f64. Takes
+    /// some 20 seconds; exit code 1 if a kernel is wrong
+    #[arg(long)]
+    pub check: bool,
     /// Ignored: the build determines the backends
     #[arg(long, hide = true)]
     pub backend: Option<Backend>,
+}
+
+impl DevicesArgs {
+    /// Format of the result.
+    pub fn format(&self) -> Format {
+        if self.json { Format::Json } else { self.format }
+    }
 }
 
 /// The methods as help texts list them, the last one after `last`: `sorsa, pissa, .. or full`.

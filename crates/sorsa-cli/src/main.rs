@@ -59,7 +59,8 @@ fn main() -> ExitCode {
         Command::Analyze(args) => commands::analyze::run(&args),
         Command::Inspect(args) => commands::inspect::run(&args),
         Command::BenchSpeed(args) => speed::run(&args.speed, &args.device),
-        Command::Devices(args) => commands::devices::run(args.format),
+        Command::Devices(args) if args.check => commands::processor_check::run(args.format()),
+        Command::Devices(args) => commands::devices::run(args.format()),
     };
     session::remove_temporary();
     exit::report(done)

@@ -117,6 +117,7 @@ fn overrides(args: &RecipeArgs) -> anyhow::Result<Vec<(String, Value)>> {
         ("train.accumulation", size(args.accumulation)),
         ("train.stop_on_divergence", args.stop_on_divergence.then_some(Value::Boolean(true))),
         ("train.checkpoint_blocks", args.checkpoint_blocks.then_some(Value::Boolean(true))),
+        ("train.matmul_precision", args.matmul_precision.map(|precision| Value::String(precision.name().to_owned()))),
         ("train.seed", integer(args.seed)),
         ("adapter.seed", integer(args.seed)),
     ];

@@ -142,6 +142,53 @@ fn a_comparison_leaves_every_file_and_does_nothing_twice() {
 }
 
 #[test]
+fn a_second_task_shows_what_is_left_of_the_first() {
+    let place = Place::new();
+    // The second task answers the first one's prompts backwards.
+    let rows = std::fs::read_to_string(place.path("data.jsonl")).unwrap();
+    let backwards = rows.lines().map(|row| {
+        let mut row: Value = serde_json::from_str(row).unwrap();
+        let answer: String = row["response"].as_str().unwrap().chars().rev().collect();
+        row["response"] = answer.into();
+        row.to_string() + "\n"
+    });
+    place.write("backwards.jsonl", backwards.collect::<String>());
+    let mut args =
+        vec!["--methods", "lora,sorsa,dora,full", "--lrs", "1e-2,full=1e-3", "--seeds", "1,2", "--gammas", "none"];
+    args.extend(["--max-steps", "4", "--then", "backwards.jsonl", "--set", "eval.problems=0"]);
+    let table = bench(&place, &args).arg("--quiet").succeed();
+    for part in ["what training on backwards.jsonl afterwards leaves", "after the second task the validation loss"] {
+        assert!(table.contains(part), "{part} is missing from {table}");
+    }
+    assert_eq!(runs(&place).len(), 16);
+    let before = files(&place.path("bench/runs"));
+    bench(&place, &args).arg("--quiet").succeed();
+    assert_eq!(files(&place.path("bench/runs")), before, "a second call wrote into a run");
+    for arm in results(&place)["arms"].as_array().unwrap() {
+        let second = &arm["second_task"];
+        for field in ["loss_before", "loss", "first_loss", "first_loss_change"] {
+            assert!(second[field]["interval"]["low"].is_number(), "{field} of {arm}");
+        }
+        assert!(second["loss"]["mean"].as_f64() < second["loss_before"]["mean"].as_f64(), "{second}");
+        // The first task's loss of the first run is the one that its training reported, and of the second run the one in the report.
+        let folder = |name: &Value| place.path("bench/runs").join(name.as_str().unwrap());
+        let (first, then) = (folder(&arm["runs"][0]), folder(&second["runs"][0]));
+        let loss = |run: &Path| {
+            let [run, first] = [run, &first].map(|path| path.to_str().unwrap());
+            let out = place
+                .command(&["eval", "--quiet", "--format", "json", "--adapter", run, "--validation-of", first])
+                .succeed();
+            serde_json::from_str::<Value>(&out).unwrap()["loss"].as_f64().unwrap()
+        };
+        let number = |file: PathBuf, field: &str| {
+            serde_json::from_slice::<Value>(&std::fs::read(file).unwrap()).unwrap()[field].as_f64().unwrap()
+        };
+        assert!((loss(&first) - number(first.join("summary.json"), "loss_after")).abs() < 1e-4, "{arm}");
+        assert_eq!(loss(&then), number(then.join("first-task.json"), "loss"));
+    }
+}
+
+#[test]
 fn arms_and_sweeps_compare_any_field_of_a_recipe() {
     let place = Place::new();
     place.write(

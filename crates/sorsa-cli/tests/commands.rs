@@ -392,6 +392,46 @@ fn a_variable_chooses_the_instructions_of_the_kernels() {
 }
 
 #[test]
+fn a_precision_of_products_is_announced_and_changes_the_losses_by_its_error_alone() {
+    let place = Place::new();
+    let losses = |precision: &str| {
+        let options = ["finetune", "--limit", "40", "--max-steps", "2", "--batch-size", "8", "--run-dir", precision];
+        let rest = ["--set", "eval.problems=0", "--set", "data.validation_rows=4", "--matmul-precision", precision];
+        let output = place.command(&options).args(rest).output().unwrap();
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(
+            output.status.success() && told.contains(&format!("matmul {precision}, f32 weights are multiplied in ")),
+            "{told}"
+        );
+        let log = std::fs::read_to_string(place.path(precision).join("metrics.jsonl")).unwrap();
+        let rows = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        rows.filter(|row| row["kind"] == "step").map(|row| row["loss"].as_f64().unwrap()).collect::<Vec<_>>()
+    };
+    let highest = losses("highest");
+    assert_eq!(losses("high"), highest);
+    let medium = losses("medium");
+    for (found, highest) in medium.iter().zip(&highest) {
+        assert!((found - highest).abs() < 5e-3 * highest, "{found} and {highest}");
+    }
+    if Instructions::used() == Instructions::Avx512Bf16 {
+        assert_ne!(medium, highest);
+    }
+    let refused = place.command(&["eval", "--matmul-precision", "low"]).output().unwrap();
+    assert_eq!(refused.status.code(), Some(2));
+    let error = String::from_utf8(refused.stderr).unwrap();
+    assert!(error.contains("unknown precision `low`, expected highest, high or medium"), "{error}");
+}
+
+#[test]
+fn the_check_of_the_processor_finds_every_kernel_right() {
+    let place = Place::new();
+    let report: Value = serde_json::from_str(&place.command(&["devices", "--check", "--json"]).succeed()).unwrap();
+    assert_eq!(report["passes"], true, "{report:#}");
+    assert_eq!(report["checks"].as_array().unwrap().len(), Instructions::available().count());
+    assert_eq!(report["instructions"], Instructions::used().name());
+}
+
+#[test]
 fn help_says_what_there_is() {
     let place = Place::new();
     for (name, args) in [

@@ -39,9 +39,19 @@ fn losses(run: &Path) -> Vec<String> {
 /// A run of the given name and a number, stopped at a moment at which `reached` holds of its folder. A try may come too late;
 /// several seldom do.
 fn stopped(place: &Place, name: &str, reached: impl Fn(&Path) -> bool) -> (String, Child) {
+    stopped_start(place, name, |run| start(place, run), reached)
+}
+
+/// [`stopped`] of a run that `start` starts.
+fn stopped_start(
+    place: &Place,
+    name: &str,
+    start: impl Fn(&str) -> Child,
+    reached: impl Fn(&Path) -> bool,
+) -> (String, Child) {
     for number in 0..20 {
         let run = format!("{name}-{number}");
-        let mut child = start(place, &run);
+        let mut child = start(&run);
         let folder = place.path(&run);
         if stop_when(&child, || reached(&folder)) && !folder.join("summary.json").exists() {
             return (run, child);
@@ -100,6 +110,36 @@ fn a_killed_run_goes_on_to_the_same_losses() {
     resume(&place, &run);
     same(&place, &run);
     assert!(!has_unfinished(&place.path(&run)), "leftovers stayed");
+}
+
+#[test]
+fn a_resumed_run_takes_the_instructions_that_it_began_with() {
+    let place = Place::new();
+    let portable = |run: &str| {
+        let mut command = place.finetune(&OPTIONS);
+        command.env("SORSA_KERNELS", "portable").args(["--epochs", "100", "--run-dir", run]);
+        command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    };
+    assert!(portable("whole").wait().unwrap().success());
+    let (run, mut child) = stopped_start(&place, "portable", portable, |run| lines(run) >= 4);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    // Without the variable, kernels would use the best instructions of the processor.
+    resume(&place, &run);
+    same(&place, &run);
+
+    // A run of another processor.
+    let (run, mut child) = stopped_start(&place, "other", portable, |run| lines(run) >= 4);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let inputs = place.path(&run).join("inputs.json");
+    let text = std::fs::read_to_string(&inputs).unwrap();
+    assert!(text.contains("\"instructions\": \"portable\""), "{text}");
+    std::fs::write(&inputs, text.replace("\"portable\"", "\"avx1024\"")).unwrap();
+    let output = place.command(&["finetune", "--quiet", "--resume", &run]).output().unwrap();
+    assert!(output.status.success());
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(told.contains("the run began with the instructions avx1024; this processor lacks them"), "{told}");
 }
 
 #[test]

@@ -8,10 +8,12 @@ use sorsa_adapter::{AdapterConfig, AdapterState, AttachOptions, Attached, SavedA
 use sorsa_data::Batcher;
 use sorsa_files::peak_memory_bytes;
 use sorsa_models::CausalLm;
+use sorsa_ops::Instructions;
 use sorsa_report::report::{self, RunReport, Sample};
 use sorsa_train::metrics::Metric;
 use sorsa_train::{
-    BatchGradients, Divergence, LearningRate, Optimizer, OptimizerConfig, RateSearch, RunOutcome, TrainError, Trainer,
+    BatchGradients, Divergence, LearningRate, Optimizer, OptimizerConfig, OptimizerKind, RateRange, RateSearch,
+    RunOutcome, TrainError, Trainer,
 };
 
 use crate::adapter::{BaseModel, LoadedAdapter, with_head_for};
@@ -164,6 +166,9 @@ impl<'a> PreparedRun<'a> {
         let begun = run.inputs()?;
         if let Some(begun) = &begun {
             check_recipe(begun, &recipe, run, observer)?;
+            if let (true, Some(instructions)) = (host.fused_operations, &begun.instructions) {
+                take_instructions(instructions, observer);
+            }
         }
         let (LoadedModel { model, folder, quantize, packed_bytes, .. }, inputs, files) = read(&recipe, host, observer)?;
         let originals = PackedOnRead::open(&folder, quantize)?;
@@ -284,6 +289,7 @@ impl<'a> PreparedRun<'a> {
         let _lock = match begun {
             Some(begun) => {
                 files.recipe = recipe.to_toml()?;
+                files.instructions = host.fused_operations.then(|| Instructions::used().to_string());
                 if run.file(RunDir::START).exists() {
                     files.start = Some(content::of_adapter(&run.file(RunDir::START))?);
                 }
@@ -374,6 +380,7 @@ fn read(
     host: &Host,
     observer: &mut dyn Observer,
 ) -> Result<(LoadedModel, Inputs, RunInputs), ExperimentError> {
+    recipe.train.matmul_precision.choose();
     let host = &Host { sources: host.sources.for_model(&recipe.model), ..host.clone() };
     let loaded = LoadedModel::load(&recipe.model.path, recipe.model.dtype, host)?;
     for text in &loaded.notes {
@@ -408,6 +415,24 @@ fn check_recipe(
         observer.on_event(Event::Note { text: &text });
     }
     Ok(())
+}
+
+/// Makes a resumed run use the instructions that it began with, so that its numbers are those of a run that was never interrupted. Tells the
+/// observer if the processor lacks them, or if somebody chose others.
+fn take_instructions(begun: &str, observer: &mut dyn Observer) {
+    let used = Instructions::used();
+    if begun == used.name() {
+        return;
+    }
+    let odd = match begun.parse::<Instructions>() {
+        Ok(begun) if Instructions::chosen().is_none() && begun.choose().is_ok() => return,
+        Ok(begun) if begun.is_available() => "others were chosen",
+        _ => "this processor lacks them",
+    };
+    let text = format!(
+        "the run began with the instructions {begun}; {odd}: it goes on with {used}, and its numbers may differ in the last digits"
+    );
+    observer.on_event(Event::Note { text: &text });
 }
 
 /// The adapter that a run began with, checked against its fingerprint and the recipe.
@@ -486,6 +511,10 @@ fn attach(
 /// a few rows of data that ask for more are learned by heart.
 const LARGEST_RATE: f64 = 1.0;
 
+/// The best rate of a short run of AdamW that trains whole weights, as a multiple of the best rate of a trial (`docs/experiments.md`). Rates at
+/// which the loss rises in the first steps and then falls for long are good for it.
+const MULTIPLE_OF_WHOLE_WEIGHTS: f64 = 2.5;
+
 /// Finds the learning rate of a recipe that names none.
 fn find_learning_rate(
     trainer: &mut Trainer,
@@ -495,8 +524,16 @@ fn find_learning_rate(
     let with_rate = optimizer_with(recipe, trainer);
     observer.on_event(Event::FindingLearningRate { steps: 0 });
     let mut progress = |steps| observer.on_event(Event::FindingLearningRate { steps });
-    let largest = LARGEST_RATE * recipe.train.optimizer.kind.relative_rate();
-    Ok(trainer.find_learning_rate(&with_rate, recipe.learning_rate_guess(), largest, &mut progress)?)
+    let kind = recipe.train.optimizer.kind;
+    let range = RateRange {
+        guess: recipe.learning_rate_guess(),
+        largest: LARGEST_RATE * kind.relative_rate(),
+        multiple: match kind {
+            OptimizerKind::AdamW if !recipe.adapter.method().is_factored() => MULTIPLE_OF_WHOLE_WEIGHTS,
+            _ => 1.0,
+        },
+    };
+    Ok(trainer.find_learning_rate(&with_rate, range, &mut progress)?)
 }
 
 /// Makes the optimizer of a recipe with a peak rate.

@@ -28,6 +28,9 @@ pub struct RunInputs {
     pub test: Option<DataFingerprint>,
     /// The adapter under `start/`; see [`content::of_adapter`]. Absent for methods without factors.
     pub start: Option<String>,
+    /// The instructions that the CPU's kernels used; absent on other devices and of runs of earlier builds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instructions: Option<String>,
     /// The recipe (TOML).
     pub recipe: String,
 }
@@ -68,6 +71,7 @@ impl RunInputs {
                 _ => optional(&recipe.data.test, "test")?,
             },
             start: None,
+            instructions: None,
             recipe: recipe.to_toml()?,
         })
     }
@@ -152,6 +156,7 @@ mod tests {
             validation: Some(data),
             test: None,
             start: None,
+            instructions: None,
             recipe: recipe.to_toml().unwrap(),
         }
     }

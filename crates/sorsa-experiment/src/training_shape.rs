@@ -7,6 +7,7 @@ use sorsa_checkpoint::ModelSource;
 use sorsa_models::{ActivationFormat, CausalLm, ModelConfig, WeightFormat};
 use sorsa_ops::{Form, OperationMemory};
 use sorsa_report::report::bytes;
+use sorsa_train::LearningRate;
 
 use crate::error::ExperimentError;
 use crate::estimate::{MemoryEstimate, Step, grouped};
@@ -158,6 +159,13 @@ impl TrainingShape {
             true => frozen + modules.iter().map(|module| module.trainable_parameters).sum::<u64>(),
             false => 0,
         };
+        let dense = !method.is_factored();
+        // The search keeps what is trained as it was at the start, and for factors also where the common steps of its trials end.
+        let search = match recipe.train.optimizer.learning_rate {
+            LearningRate::Auto if dense => trainable_parameters * recipe.model.dtype.bytes(1) as u64,
+            LearningRate::Auto => 4 * (2 * trainable_parameters + optimizer_numbers),
+            LearningRate::Rate(_) => 0,
+        };
         // The largest layers may be decomposed at the same time.
         starts.sort_unstable_by(|a, b| b.cmp(a));
         let at_once = match host.placement {
@@ -170,8 +178,9 @@ impl TrainingShape {
             optimizer_numbers,
             factors,
             initial,
+            search,
             start: starts.iter().take(at_once).sum(),
-            dense: !method.is_factored(),
+            dense,
             adapters,
             packed: packed.is_some(),
             weights: packed.unwrap_or(config.num_parameters() as u64 * recipe.model.dtype.bytes(1) as u64),
@@ -244,9 +253,13 @@ impl TrainingShape {
             ));
         }
         let memory = &self.memory;
+        let search = match memory.search {
+            0 => String::new(),
+            copies => format!(", search for a learning rate {}", bytes(copies)),
+        };
         text.push_str(&format!(
-            "memory: weights {}, adapter {}, its start {}, gradients {}, optimizer {}, activations about {}, workspace about {}; at most \
-             about {}\n",
+            "memory: weights {}, adapter {}, its start {}, gradients {}, optimizer {}, activations about {}, workspace about {}{}; at \
+             most about {}\n",
             bytes(memory.weights),
             bytes(memory.adapter),
             bytes(memory.initial),
@@ -254,6 +267,7 @@ impl TrainingShape {
             bytes(memory.optimizer),
             bytes(memory.activations),
             bytes(memory.workspace),
+            search,
             bytes(self.memory_total)
         ));
         if let Some(steps) = self.steps {

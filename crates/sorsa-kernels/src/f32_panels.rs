@@ -48,7 +48,7 @@ pub(crate) trait F32Kernel: Send + Sync {
 /// Panics if the shapes do not fit each other, if the right operand is contiguous along neither axis, or if the processor lacks
 /// the instructions.
 pub(crate) fn multiply<K: F32Kernel>(out: &mut [f32], product: &Product<'_>, update: Update) {
-    let Product { lhs: x, rhs: weight, factor, threads } = *product;
+    let Product { lhs: x, rhs: weight, factor, threads, .. } = *product;
     assert!(K::is_available(), "the processor lacks the instructions");
     assert!(weight.has_contiguous_axis() && x.columns() == weight.rows(), "operands of a product");
     let parallel = threads == Threads::All && x.rows() * x.columns() * weight.columns() >= PARALLEL;

@@ -66,8 +66,8 @@ impl<'a> FactoredLinear<'a> {
         Product::new(self.adapter_input(), self.a).compute(&mut h, Update::Overwrite);
         let scaled = self.scaled(&h);
         let mut y = sum(vec![
-            Summand { x: self.x, weight: self.weight },
-            Summand { x: Matrix::new(&scaled, rows, rank), weight: Weight::F32(self.b) },
+            Summand::of_weight(self.x, self.weight),
+            Summand::of_factor(Matrix::new(&scaled, rows, rank), self.b),
         ]);
         if let Some(bias) = self.bias {
             add_bias(&mut y, bias, d_out);
@@ -126,9 +126,9 @@ pub struct Backward<'a> {
 impl Backward<'_> {
     /// The gradient of the input of the weight; if there is no adapter input, it includes the gradient through the factors.
     pub fn x(&self) -> Vec<f32> {
-        let mut list = vec![Summand { x: self.d_y, weight: self.operands.weight.transposed() }];
+        let mut list = vec![Summand::of_weight(self.d_y, self.operands.weight.transposed())];
         if self.operands.adapter_input.is_none() {
-            list.push(Summand { x: self.d_h(), weight: Weight::F32(self.operands.a.transposed()) });
+            list.push(Summand::of_factor(self.d_h(), self.operands.a.transposed()));
         }
         sum(list)
     }
@@ -186,7 +186,7 @@ impl Backward<'_> {
 
 /// The sum of at least one product.
 fn sum(list: Vec<Summand<'_>>) -> Vec<f32> {
-    let rows = list[0].x.rows();
+    let rows = list[0].rows();
     sums(rows, &[list]).into_iter().next().unwrap_or_default()
 }
 

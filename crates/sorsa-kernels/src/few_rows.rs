@@ -8,6 +8,8 @@ use rayon::prelude::*;
 use crate::matrix::Matrix;
 use crate::product::Update;
 use crate::simd::wide;
+#[cfg(target_arch = "x86_64")]
+use crate::{avx512, panels::Left};
 
 /// Elements of a weight from which its product with few rows runs on all threads.
 const PARALLEL: usize = 1 << 17;
@@ -18,11 +20,15 @@ const LANES: usize = 16;
 /// Sums of one block of columns; they stay in a core's first-level cache.
 const SUMS: usize = 8192;
 
+/// Rows up to which AVX-512 reads a weight in place; measured.
+#[cfg(target_arch = "x86_64")]
+const MOST_OF_AVX512: usize = 32;
+
 /// The largest number of rows for which reading the weight in place is faster than packing it first; measured.
 pub(crate) fn most_rows() -> usize {
     #[cfg(target_arch = "x86_64")]
     if crate::instructions::Instructions::used() >= crate::instructions::Instructions::Avx512 {
-        return 1;
+        return MOST_OF_AVX512;
     }
     8
 }
@@ -41,6 +47,12 @@ pub(crate) fn multiply(out: &mut [f32], x: &[f32], weight: Matrix<'_>, update: U
 
 /// Adds `x W` of a range of columns to `part` `[rows, columns]`.
 pub(crate) fn add_product(part: &mut [f32], x: &[f32], weight: Matrix<'_>, columns: Range<usize>) {
+    #[cfg(target_arch = "x86_64")]
+    if avx512::has_f32() {
+        let k = weight.rows();
+        let x = Left { units: x, rows: x.len() / k, row_stride: k, unit_stride: 1 };
+        return avx512::add_product_f32(part, x, weight, columns);
+    }
     match weight.has_contiguous_rows() {
         true => stream(part, x, weight, columns),
         false => inner(part, x, weight, columns),
@@ -64,6 +76,13 @@ pub(crate) fn by_columns(
     }
     let rows = out.len() / n;
     let width = n.div_ceil(threads).next_multiple_of(64);
+    if rows == 1 {
+        if update == Update::Overwrite {
+            out.fill(0.0);
+        }
+        let parts = out.par_chunks_mut(width).enumerate();
+        return parts.for_each(|(task, part)| body(task * width..task * width + part.len(), part));
+    }
     let part = |first: usize| {
         let columns = first..n.min(first + width);
         let mut part = vec![0.0; rows * columns.len()];

@@ -12,6 +12,7 @@
 
 use rayon::prelude::*;
 
+use crate::matmul_precision::MatmulPrecision;
 use crate::matrix::Matrix;
 use crate::product::{Product, Update};
 use crate::simd::{exp, exp_in_place, exp_sum, largest, scale};
@@ -160,6 +161,7 @@ impl HeadLoss<'_> {
     fn by_rows(&self, w: Matrix<'_>, d_hidden: &mut [f32], d_weight: &mut [f32]) -> f64 {
         let Self { hidden: x, targets, .. } = *self;
         let (rows, width, vocabulary) = (targets.len(), w.rows(), w.columns());
+        let precision = MatmulPrecision::used();
         let block = rows_of_a_block(rows, vocabulary);
         let mut logits = vec![0.0; block * vocabulary];
         let mut loss = 0.0;
@@ -167,7 +169,7 @@ impl HeadLoss<'_> {
             let count = block.min(rows - start);
             let logits = &mut logits[..count * vocabulary];
             let x = &x[start * width..(start + count) * width];
-            Product::new(Matrix::new(x, count, width), w).compute(logits, Update::Overwrite);
+            Product::new(Matrix::new(x, count, width), w).at_precision(precision).compute(logits, Update::Overwrite);
             let by_row = logits.par_chunks_exact_mut(vocabulary).zip(&targets[start..start + count]);
             // `row` becomes G times `sum`; the factor goes to the narrow side of each product.
             let (losses, factors): (Vec<f64>, Vec<f32>) = by_row
@@ -192,12 +194,13 @@ impl HeadLoss<'_> {
             };
             if !d_hidden.is_empty() {
                 let d_hidden = &mut d_hidden[start * width..(start + count) * width];
-                Product::new(g, w.transposed()).compute(d_hidden, Update::Overwrite);
+                Product::new(g, w.transposed()).at_precision(precision).compute(d_hidden, Update::Overwrite);
                 scaled_rows(d_hidden);
             }
             let mut scaled = x.to_vec();
             scaled_rows(&mut scaled);
-            Product::new(Matrix::new(&scaled, count, width).transposed(), g).compute(d_weight, Update::Add);
+            let product = Product::new(Matrix::new(&scaled, count, width).transposed(), g);
+            product.at_precision(precision).compute(d_weight, Update::Add);
         }
         loss
     }

@@ -78,9 +78,9 @@ impl Instructions {
         Self::ALL.into_iter().filter(|set| set.is_available())
     }
 
-    /// The fastest set of this processor. Of two processors with AVX-512 BF16, those of AMD multiply bf16 numbers twice as fast as f32 numbers;
-    /// Intel's are slower at it than at f32 (measured on Granite Rapids: 112 GFLOP/s by `vdpbf16ps`, 160 by FMA). The choice
-    /// follows the maker and is not measured at each start, since a run that is resumed has to compute the same numbers.
+    /// The fastest set of this processor. AMD's processors with AVX-512 BF16 multiply bf16 numbers twice as fast as f32 numbers; Intel's are slower
+    /// at it than at f32 (measured on Granite Rapids: 112 GFLOP/s by `vdpbf16ps`, 160 by FMA). So the two are measured once a process, in a
+    /// fraction of a millisecond. A run records the set that it used, and a resumed run takes the same.
     pub fn preferred() -> Self {
         static PREFERRED: OnceLock<Instructions> = OnceLock::new();
         *PREFERRED.get_or_init(|| match Self::available().last() {
@@ -104,22 +104,30 @@ impl Instructions {
         Ok(())
     }
 
+    /// The set that [`choose`](Self::choose) chose; `None` if nobody chose.
+    #[inline]
+    pub fn chosen() -> Option<Self> {
+        match CHOSEN.load(Ordering::Relaxed) {
+            0 => None,
+            number => Some(Self::ALL[usize::from(number) - 1]),
+        }
+    }
+
     /// The set that kernels use.
     #[inline]
     pub fn used() -> Self {
-        match CHOSEN.load(Ordering::Relaxed) {
-            0 => Self::preferred(),
-            number => Self::ALL[usize::from(number) - 1],
+        match Self::chosen() {
+            Some(chosen) => chosen,
+            None => Self::preferred(),
         }
     }
 }
 
-/// Whether `vdpbf16ps` is faster than widening to f32.
+/// Whether `vdpbf16ps` is faster than widening to f32, as measured.
 fn multiplies_bf16_fast() -> bool {
     #[cfg(target_arch = "x86_64")]
     {
-        let maker = std::arch::x86_64::__cpuid(0);
-        [maker.ebx, maker.edx, maker.ecx].map(u32::to_le_bytes).concat() != b"GenuineIntel"
+        crate::peak::bf16_by_f32() > 1.2
     }
     #[cfg(not(target_arch = "x86_64"))]
     false

@@ -1,5 +1,6 @@
 //! The linear map `Y = X W + bias` of f32 activations and a weight in any storage format.
 
+use crate::matmul_precision::MatmulPrecision;
 use crate::matrix::Matrix;
 use crate::product::{Product, Update};
 use crate::simd::{add_scaled, wide};
@@ -56,7 +57,8 @@ pub fn input_gradient(d_y: &[f32], rows: usize, weight: Weight<'_>) -> Vec<f32> 
 /// Panics if the shapes do not fit each other.
 pub fn weight_gradient(x: Matrix<'_>, d_y: Matrix<'_>) -> Vec<f32> {
     let mut d_weight = vec![0.0; x.columns() * d_y.columns()];
-    Product::new(x.transposed(), d_y).compute(&mut d_weight, Update::Overwrite);
+    let product = Product::new(x.transposed(), d_y).at_precision(MatmulPrecision::used());
+    product.compute(&mut d_weight, Update::Overwrite);
     d_weight
 }
 

@@ -91,10 +91,10 @@ impl<'a> LinearMaps<'a> {
         Product::new(self.x, self.beside(&a)).compute(&mut h, Update::Overwrite);
         let scaled = self.scaled(&h);
         let list = |(map, columns): (&LinearMap<'a>, Range<usize>)| {
-            let mut list = vec![Summand { x: self.x, weight: map.weight }];
+            let mut list = vec![Summand::of_weight(self.x, map.weight)];
             list.extend(map.factors.map(|Factors { b, .. }| {
                 let x = Matrix::new(&scaled, rows, rank).column_range(columns.start, columns.end);
-                Summand { x, weight: Weight::F32(b) }
+                Summand::of_factor(x, b)
             }));
             list
         };
@@ -121,10 +121,11 @@ impl<'a> LinearMaps<'a> {
             d_y.map(|d_y| Matrix::new(d_y, rows, map.weight.columns()))
         };
         let d_y: Vec<Option<Matrix<'a>>> = d_y.iter().zip(self.maps).map(matrix).collect();
-        let products = self.maps.iter().zip(&d_y).filter_map(|(map, d_y)| {
-            let weight = Weight::F32(map.factors?.b.transposed());
-            Some(vec![Summand { x: (*d_y)?, weight }])
-        });
+        let products = self
+            .maps
+            .iter()
+            .zip(&d_y)
+            .filter_map(|(map, d_y)| Some(vec![Summand::of_factor((*d_y)?, map.factors?.b.transposed())]));
         let products = sums(rows, &products.collect::<Vec<_>>());
         // The narrow results beside each other.
         let mut e = vec![0.0; rows * rank];
@@ -220,10 +221,10 @@ impl Backward<'_> {
         let a = self.operands.first_factors();
         let gradients = self.operands.maps.iter().zip(&self.d_y);
         let mut list: Vec<Summand<'_>> =
-            gradients.filter_map(|(map, d_y)| Some(Summand { x: (*d_y)?, weight: map.weight.transposed() })).collect();
+            gradients.filter_map(|(map, d_y)| Some(Summand::of_weight((*d_y)?, map.weight.transposed()))).collect();
         if rank > 0 {
             let x = Matrix::new(&self.d_h, rows, rank);
-            list.push(Summand { x, weight: Weight::F32(self.operands.beside(&a).transposed()) });
+            list.push(Summand::of_factor(x, self.operands.beside(&a).transposed()));
         }
         if list.is_empty() {
             return vec![0.0; rows * self.operands.x.columns()];

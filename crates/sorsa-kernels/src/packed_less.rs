@@ -7,8 +7,6 @@
 use crate::matrix::Matrix;
 use crate::packed::{self, PackedView};
 use crate::product::{Product, Update};
-use crate::simd::{scale, wide};
-use crate::weight::Weight;
 
 /// A view of `W - A B`, with a packed `W` `[d_in, d_out]`.
 #[derive(Debug, Clone, Copy)]
@@ -82,13 +80,8 @@ impl<'a> PackedLess<'a> {
     pub(crate) fn multiply(self, out: &mut [f32], x: &[f32], update: Update) {
         packed::multiply(out, x, self.packed, update);
         let rows = out.len() / self.columns().max(1);
-        let mut h = vec![0.0; rows * self.a.columns()];
-        Weight::F32(self.a).multiply(&mut h, x, Update::Overwrite);
-        wide(
-            #[inline(always)]
-            || scale(&mut h, -1.0),
-        );
-        Weight::F32(self.b).multiply(out, &h, Update::Add);
+        let h = self.narrow_product(Matrix::new(x, rows, self.rows()));
+        Product::new(Matrix::new(&h, rows, self.b.rows()), self.b).compute(out, Update::Add);
     }
 }
 
@@ -97,6 +90,7 @@ mod tests {
     use super::*;
     use crate::packed::{PackedFormat, PackedMatrix};
     use crate::testing::values;
+    use crate::weight::Weight;
 
     #[test]
     fn a_packed_weight_less_a_product_multiplies_like_the_difference_both_ways() {

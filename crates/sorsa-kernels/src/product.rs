@@ -5,9 +5,12 @@ use std::ops::Range;
 
 use gemm::Parallelism;
 
+#[cfg(target_arch = "x86_64")]
+use crate::avx512::{Avx512, multiply_rounded};
+use crate::matmul_precision::MatmulPrecision;
 use crate::matrix::Matrix;
 #[cfg(target_arch = "x86_64")]
-use crate::{avx2::Avx2, avx512::Avx512, f32_panels::multiply, instructions::Instructions};
+use crate::{avx2::Avx2, f32_panels::multiply, instructions::Instructions, matmul_precision::Arithmetic};
 
 /// Which threads a product runs on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,17 +58,24 @@ pub struct Product<'a> {
     pub factor: f32,
     /// Which threads compute it.
     pub threads: Threads,
+    /// Its precision.
+    pub precision: MatmulPrecision,
 }
 
 impl<'a> Product<'a> {
-    /// `lhs rhs` with a factor of 1, on all threads.
+    /// `lhs rhs` with a factor of 1, on all threads, in f32.
     pub fn new(lhs: Matrix<'a>, rhs: Matrix<'a>) -> Self {
-        Self { lhs, rhs, factor: 1.0, threads: Threads::All }
+        Self { lhs, rhs, factor: 1.0, threads: Threads::All, precision: MatmulPrecision::Highest }
     }
 
     /// The same product multiplied by `factor`.
     pub fn with_factor(self, factor: f32) -> Self {
         Self { factor, ..self }
+    }
+
+    /// The same product in another precision, if both operands are contiguous along one axis.
+    pub fn at_precision(self, precision: MatmulPrecision) -> Self {
+        Self { precision, ..self }
     }
 
     /// The same product on the caller's thread alone.
@@ -85,6 +95,9 @@ impl<'a> Product<'a> {
     pub fn compute(&self, out: &mut [f32], update: Update) {
         #[cfg(target_arch = "x86_64")]
         if self.rhs.has_contiguous_axis() {
+            if self.rounds_to_bf16() {
+                return multiply_rounded(out, self, update);
+            }
             match Instructions::used() {
                 Instructions::Avx512 | Instructions::Avx512Bf16 => return multiply::<Avx512>(out, self, update),
                 Instructions::Avx2 => return multiply::<Avx2>(out, self, update),
@@ -94,10 +107,17 @@ impl<'a> Product<'a> {
         self.compute_portable(OutputColumns::all(out, self.rhs.columns()), update);
     }
 
+    /// Whether operands are rounded to bf16: if the precision allows it, and both are contiguous along one axis and not empty.
+    #[cfg(target_arch = "x86_64")]
+    fn rounds_to_bf16(&self) -> bool {
+        let is_empty = self.lhs.rows() == 0 || self.lhs.columns() == 0 || self.rhs.columns() == 0;
+        self.precision.arithmetic() == Arithmetic::Bf16 && self.lhs.has_contiguous_axis() && !is_empty
+    }
+
     /// [`compute`](Self::compute) into some columns of a matrix, by the crate `gemm`.
     #[allow(unsafe_code, reason = "gemm takes pointers; every bound that it relies on is asserted here or in `Matrix`")]
     pub(crate) fn compute_portable(&self, out: OutputColumns<'_>, update: Update) {
-        let Self { lhs, rhs, factor, threads } = *self;
+        let Self { lhs, rhs, factor, threads, .. } = *self;
         let (m, n, k) = (lhs.rows(), rhs.columns(), lhs.columns());
         assert_eq!(k, rhs.rows(), "[{m}, {k}] times [{}, {n}]", rhs.rows());
         let OutputColumns { data: out, row_stride, columns } = out;
@@ -179,7 +199,11 @@ mod tests {
                     [(1.0, Update::Overwrite, Threads::All), (-0.5, Update::Add, Threads::One)]
                 {
                     let mut out = start.clone();
-                    compute(&Product { lhs, rhs, factor, threads }, &mut out, update);
+                    compute(
+                        &Product { lhs, rhs, factor, threads, precision: MatmulPrecision::Highest },
+                        &mut out,
+                        update,
+                    );
                     for (index, found) in out.iter().enumerate() {
                         let (row, column) = (index / n, index % n);
                         let before = if update == Update::Add { f64::from(start[index]) } else { 0.0 };
@@ -205,6 +229,37 @@ mod tests {
         agrees(|product, out, update| {
             product.compute_portable(OutputColumns::all(out, product.rhs.columns()), update);
         });
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn a_product_of_medium_precision_is_that_of_rounded_operands() {
+        if MatmulPrecision::Medium.arithmetic() != Arithmetic::Bf16 {
+            eprintln!("no AVX-512 BF16: nothing tested");
+            return;
+        }
+        let rounded =
+            |values: &[f32]| -> Vec<f32> { values.iter().map(|value| half::bf16::from_f32(*value).to_f32()).collect() };
+        for [m, k, n] in SIZES {
+            let (a, b, start) = (values(m * k, 1), values(k * n, 2), values(m * n, 3));
+            let (a_rounded, b_rounded) = (rounded(&a), rounded(&b));
+            for turned in [[false, false], [true, false], [false, true], [true, true]] {
+                let view = |data, rows, columns, turned| match turned {
+                    false => Matrix::new(data, rows, columns),
+                    true => Matrix::new(data, columns, rows).transposed(),
+                };
+                let product = |a, b| Product::new(view(a, m, k, turned[0]), view(b, k, n, turned[1])).with_factor(-0.5);
+                let (mut found, mut exact) = (start.clone(), start.clone());
+                product(&a, &b).at_precision(MatmulPrecision::Medium).compute(&mut found, Update::Add);
+                product(&a_rounded, &b_rounded).compute(&mut exact, Update::Add);
+                for (found, exact) in found.iter().zip(&exact) {
+                    assert!(
+                        (found - exact).abs() < 1e-5 * (1.0 + k as f32).sqrt(),
+                        "{m} {k} {n}: {found}, not {exact}"
+                    );
+                }
+            }
+        }
     }
 
     #[test]

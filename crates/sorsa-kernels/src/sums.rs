@@ -2,6 +2,8 @@
 //! in a core's cache from product to product, and the memory is written without being cleared first. Elsewhere the products run one after
 //! the other.
 
+use crate::few_rows::most_rows;
+use crate::matmul_precision::MatmulPrecision;
 use crate::matrix::Matrix;
 use crate::product::{Product, Update};
 use crate::weight::Weight;
@@ -12,18 +14,35 @@ use crate::{
     bf16::paired_matrix,
     f32_panels::{self, F32Kernel},
     instructions::Instructions,
+    matmul_precision::Arithmetic,
     packed::Precision,
     panels::{self, Output, PARALLEL, Sum, Term},
 };
 
-/// Rows above which no product has a kernel for few rows.
-const FEW_ROWS: usize = 8;
-
 /// One product: `x [rows, k] W [k, n]`. Rows of `x` are contiguous.
 #[derive(Clone, Copy)]
 pub(crate) struct Summand<'a> {
-    pub x: Matrix<'a>,
-    pub weight: Weight<'a>,
+    x: Matrix<'a>,
+    weight: Weight<'a>,
+    /// Of a weight in f32.
+    precision: MatmulPrecision,
+}
+
+impl<'a> Summand<'a> {
+    /// The product with a weight, in the precision of the process.
+    pub fn of_weight(x: Matrix<'a>, weight: Weight<'a>) -> Self {
+        Self { x, weight, precision: MatmulPrecision::used() }
+    }
+
+    /// The rows of the product.
+    pub fn rows(&self) -> usize {
+        self.x.rows()
+    }
+
+    /// The product with a factor of an adapter, in f32.
+    pub fn of_factor(x: Matrix<'a>, factor: Matrix<'a>) -> Self {
+        Self { x, weight: Weight::F32(factor), precision: MatmulPrecision::Highest }
+    }
 }
 
 /// The sums of the products of each list, `[rows, n]`. Lists are not empty, and all products have the same number of rows.
@@ -50,8 +69,8 @@ fn taken_apart<'a>(rows: usize, lists: &[Vec<Summand<'a>>], narrow: &'a [Vec<f32
                 (Weight::PackedLess(less), Some(width)) => {
                     let (packed, b) = less.parts();
                     let h = narrow.next().map_or(&[][..], Vec::as_slice);
-                    summands.push(Summand { x: summand.x, weight: Weight::Packed(packed) });
-                    summands.push(Summand { x: Matrix::new(h, rows, width), weight: Weight::F32(b) });
+                    summands.push(Summand { weight: Weight::Packed(packed), ..*summand });
+                    summands.push(Summand::of_factor(Matrix::new(h, rows, width), b));
                 }
                 _ => summands.push(*summand),
             }
@@ -64,7 +83,7 @@ fn taken_apart<'a>(rows: usize, lists: &[Vec<Summand<'a>>], narrow: &'a [Vec<f32
 /// The rank of what is subtracted from a packed weight, if its product is taken apart: not that of a few rows.
 fn narrow_width(rows: usize, summand: &Summand<'_>) -> Option<usize> {
     match summand.weight {
-        Weight::PackedLess(less) if rows > FEW_ROWS => Some(less.parts().1.rows()),
+        Weight::PackedLess(less) if rows > most_rows() => Some(less.parts().1.rows()),
         _ => None,
     }
 }
@@ -79,7 +98,7 @@ fn narrow_product(rows: usize, summand: &Summand<'_>) -> Option<Vec<f32>> {
 
 fn sums_of_whole(rows: usize, lists: &[Vec<Summand<'_>>]) -> Vec<Vec<f32>> {
     #[cfg(target_arch = "x86_64")]
-    if rows > FEW_ROWS && lists.iter().flatten().all(has_panels) {
+    if rows > most_rows() && lists.iter().flatten().all(has_panels) {
         return match Instructions::used() {
             Instructions::Avx512 | Instructions::Avx512Bf16 => by_panels::<Avx512>(rows, lists),
             Instructions::Avx2 => by_panels::<Avx2>(rows, lists),
@@ -93,11 +112,16 @@ fn sums_of_whole(rows: usize, lists: &[Vec<Summand<'_>>]) -> Vec<Vec<f32>> {
 fn one_by_one(rows: usize, lists: &[Vec<Summand<'_>>]) -> Vec<Vec<f32>> {
     let sum = |list: &Vec<Summand<'_>>| {
         let mut out = vec![0.0; rows * list[0].weight.columns()];
+        if out.is_empty() {
+            return out;
+        }
         let mut update = Update::Overwrite;
-        for Summand { x, weight } in list {
+        for Summand { x, weight, precision } in list {
             let [row_stride, _] = x.strides();
             match weight {
-                Weight::F32(weight) if row_stride != x.columns() => Product::new(*x, *weight).compute(&mut out, update),
+                Weight::F32(weight) if row_stride != x.columns() || *precision != MatmulPrecision::used() => {
+                    Product::new(*x, *weight).at_precision(*precision).compute(&mut out, update);
+                }
                 weight if row_stride == x.columns() => {
                     weight.multiply(&mut out, &x.data()[..rows * x.columns()], update)
                 }
@@ -125,9 +149,10 @@ fn has_panels(summand: &Summand<'_>) -> bool {
 
 /// Whether the kernel of bf16 multiplies.
 #[cfg(target_arch = "x86_64")]
-fn is_bf16(weight: Weight<'_>) -> bool {
-    let applies = match weight {
-        Weight::F32(_) | Weight::PackedLess(_) => false,
+fn is_bf16(summand: &Summand<'_>) -> bool {
+    let applies = match summand.weight {
+        Weight::PackedLess(_) => false,
+        Weight::F32(_) => summand.precision.arithmetic() == Arithmetic::Bf16,
         Weight::Bf16(_) => true,
         Weight::Packed(weight) => weight.precision() == Precision::Bf16,
     };
@@ -138,9 +163,9 @@ fn is_bf16(weight: Weight<'_>) -> bool {
 fn by_panels<'a, K: F32Kernel + 'a>(rows: usize, lists: &'a [Vec<Summand<'a>>]) -> Vec<Vec<f32>> {
     // Products of the same activations share their rounded copy.
     let mut rounded: Vec<(Matrix<'_>, Vec<u32>)> = Vec::new();
-    for Summand { x, weight } in lists.iter().flatten() {
-        if is_bf16(*weight) && !rounded.iter().any(|(other, _)| is_same(*other, *x)) {
-            rounded.push((*x, paired_matrix(*x)));
+    for summand in lists.iter().flatten() {
+        if is_bf16(summand) && !rounded.iter().any(|(other, _)| is_same(*other, summand.x)) {
+            rounded.push((summand.x, paired_matrix(summand.x)));
         }
     }
     let mut results: Vec<Vec<f32>> =
@@ -155,7 +180,8 @@ fn by_panels<'a, K: F32Kernel + 'a>(rows: usize, lists: &'a [Vec<Summand<'a>>]) 
             Sum { out, columns, update: Update::Overwrite, terms: terms(list) }
         })
         .collect();
-    let work: usize = lists.iter().flatten().map(|Summand { x, weight }| rows * x.columns() * weight.columns()).sum();
+    let work: usize =
+        lists.iter().flatten().map(|Summand { x, weight, .. }| rows * x.columns() * weight.columns()).sum();
     #[allow(
         unsafe_code,
         reason = "functions compiled for instructions that the processor has write to memory of the result's size"
@@ -175,14 +201,15 @@ fn by_panels<'a, K: F32Kernel + 'a>(rows: usize, lists: &'a [Vec<Summand<'a>>]) 
 /// The product as a term of panels. `rounded` has the rounded copy of its activations if the kernel of bf16 multiplies.
 #[cfg(target_arch = "x86_64")]
 fn term<'a, K: F32Kernel + 'a>(summand: Summand<'a>, rounded: &'a [(Matrix<'a>, Vec<u32>)]) -> Box<dyn Term + 'a> {
-    let Summand { x, weight } = summand;
+    let Summand { x, weight, .. } = summand;
     assert_eq!(x.columns(), weight.rows(), "operands of a product");
-    if is_bf16(weight) {
+    if is_bf16(&summand) {
         let pairs = rounded.iter().find(|(other, _)| is_same(*other, x)).map_or(&[][..], |(_, pairs)| pairs);
         match weight {
             Weight::Bf16(weight) => return avx512::bf16_term(pairs, x.rows(), weight),
             Weight::Packed(weight) => return avx512::packed_bf16_term(pairs, x.rows(), weight),
-            Weight::F32(_) | Weight::PackedLess(_) => {}
+            Weight::F32(weight) => return avx512::rounded_term(pairs, x.rows(), weight),
+            Weight::PackedLess(_) => {}
         }
     }
     match weight {
@@ -212,6 +239,24 @@ mod tests {
     use crate::testing::values;
 
     #[test]
+    fn weights_in_f32_are_rounded_at_medium_precision_and_factors_are_not() {
+        for (rows, k, n) in [(33, 70, 45), (100, 64, 130)] {
+            let (x, w, b) = (values(rows * k, 1), values(k * n, 2), values(k * n, 3));
+            let x = Matrix::new(&x, rows, k);
+            let [weight, factor] = [&w, &b].map(|values| Matrix::new(values, k, n));
+            let medium = Summand { precision: MatmulPrecision::Medium, ..Summand::of_weight(x, Weight::F32(weight)) };
+            let found = sums(rows, &[vec![medium, Summand::of_factor(x, factor)]]);
+            let mut expected = vec![0.0; rows * n];
+            Product::new(x, weight).at_precision(MatmulPrecision::Medium).compute(&mut expected, Update::Overwrite);
+            Product::new(x, factor).compute(&mut expected, Update::Add);
+            let largest = expected.iter().fold(0f32, |largest, value| largest.max(value.abs()));
+            for (found, expected) in found[0].iter().zip(&expected) {
+                assert!((found - expected).abs() < 1e-5 * largest, "{found}, not {expected}");
+            }
+        }
+    }
+
+    #[test]
     fn sums_of_products_are_those_of_the_products_one_after_the_other() {
         for (rows, k, n) in [(1, 5, 7), (9, 40, 33), (70, 385, 100), (1100, 30, 20), (40, 33, 0)] {
             let (x, narrow) = (values(rows * k, 1), values(rows * 40, 2));
@@ -222,13 +267,13 @@ mod tests {
             let part = Matrix::new(&narrow, rows, 40).column_range(3, 19);
             let lists = [
                 vec![
-                    Summand { x, weight: Weight::F32(Matrix::new(&w, k, n)) },
-                    Summand { x: part, weight: Weight::F32(Matrix::new(&b, 16, n)) },
+                    Summand::of_weight(x, Weight::F32(Matrix::new(&w, k, n))),
+                    Summand::of_factor(part, Matrix::new(&b, 16, n)),
                 ],
-                vec![Summand { x, weight: Weight::F32(Matrix::new(&other, 11, k).transposed()) }],
+                vec![Summand::of_weight(x, Weight::F32(Matrix::new(&other, 11, k).transposed()))],
                 vec![
-                    Summand { x, weight: Weight::Bf16(Bf16Matrix::new(&rounded, n, k).transposed()) },
-                    Summand { x, weight: Weight::Bf16(Bf16Matrix::new(&rounded, k, n)) },
+                    Summand::of_weight(x, Weight::Bf16(Bf16Matrix::new(&rounded, n, k).transposed())),
+                    Summand::of_weight(x, Weight::Bf16(Bf16Matrix::new(&rounded, k, n))),
                 ],
             ];
             assert_eq!(sums(rows, &lists), one_by_one(rows, &lists), "{rows} x {k} x {n}");
@@ -245,8 +290,8 @@ mod tests {
             let less = Weight::PackedLess(PackedLess::new(PackedView::new(&packed), a, b));
             let (x, w) = (Matrix::new(&x, rows, k), Matrix::new(&w, k, n));
             let lists = [
-                vec![Summand { x, weight: less }, Summand { x, weight: Weight::F32(w) }],
-                vec![Summand { x, weight: less }],
+                vec![Summand::of_weight(x, less), Summand::of_weight(x, Weight::F32(w))],
+                vec![Summand::of_weight(x, less)],
             ];
             for (found, expected) in sums(rows, &lists).iter().zip(one_by_one(rows, &lists)) {
                 let size = expected.iter().fold(1f32, |size, value| size.max(value.abs()));

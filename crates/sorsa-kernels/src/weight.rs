@@ -4,6 +4,7 @@
 
 use crate::bf16::{self, Bf16Matrix};
 use crate::few_rows;
+use crate::matmul_precision::MatmulPrecision;
 use crate::matrix::Matrix;
 use crate::packed::{self, PackedView};
 use crate::packed_less::PackedLess;
@@ -90,7 +91,7 @@ impl Weight<'_> {
         }
     }
 
-    /// The product `x W`, on all threads if it is large enough.
+    /// The product `x W`, on all threads if it is large enough. An f32 weight is multiplied in the [`MatmulPrecision`] of the process.
     ///
     /// # Shapes
     ///
@@ -101,7 +102,10 @@ impl Weight<'_> {
     ///
     /// Panics if the shapes do not fit each other.
     pub fn multiply(self, out: &mut [f32], x: &[f32], update: Update) {
-        let rows = out.len() / self.columns().max(1);
+        if self.columns() == 0 {
+            return;
+        }
+        let rows = out.len() / self.columns();
         assert_eq!(x.len(), rows * self.rows(), "the rows of x have another width than the weight has rows");
         match self {
             Self::Bf16(matrix) => bf16::multiply(out, x, matrix, update),
@@ -110,7 +114,10 @@ impl Weight<'_> {
             Self::F32(matrix) if rows > 0 && rows <= few_rows::most_rows() && matrix.has_contiguous_axis() => {
                 few_rows::multiply(out, x, matrix, update);
             }
-            Self::F32(matrix) => Product::new(Matrix::new(x, rows, matrix.rows()), matrix).compute(out, update),
+            Self::F32(matrix) => {
+                let product = Product::new(Matrix::new(x, rows, matrix.rows()), matrix);
+                product.at_precision(MatmulPrecision::used()).compute(out, update);
+            }
         }
     }
 }

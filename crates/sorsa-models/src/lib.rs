@@ -47,5 +47,7 @@ pub use rwkv::{ChannelMix, ChannelMix4, ChannelMix6, Rwkv, RwkvBlock, RwkvModel,
 pub use schedule::Requests;
 // The two types of sorsa-checkpoint that `CausalLm` is made of and saved as.
 pub use sorsa_checkpoint::{ModelConfig, TensorFormats, WeightFormat};
+// The precision of a model's products.
+pub use sorsa_ops::MatmulPrecision;
 pub use training::{ActivationFormat, Pass, mixed_seed};
 pub use transformer::{Block, Decoder, Transformer};

@@ -16,6 +16,7 @@
 //! ```
 
 mod attention;
+pub mod check;
 mod embedding;
 mod factored;
 mod flex;
@@ -57,6 +58,7 @@ pub use rms_norm::{rms_norm, rms_norm_memory, rms_norm_offset};
 pub use rotary::{RotaryAngles, rotate_half, rotate_half_memory};
 pub use soft_cap::{soft_cap, soft_capped_head_loss_sum};
 pub use sorsa_kernels::packed::PackedError;
+pub use sorsa_kernels::{Arithmetic, Instructions, MatmulPrecision};
 pub use stored::stored_as;
 pub use sum::add_product;
 pub use weight::{WeightStorage, activation_dtype, multiplies_packed_weights};

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use sorsa_adapter::{ParameterGroup, Probes, Regularizer, RegularizerForm};
-use sorsa_models::ActivationFormat;
+use sorsa_models::{ActivationFormat, MatmulPrecision};
 
 use crate::learning_rate::LearningRate;
 use crate::optimizer::OptimizerKind;
@@ -53,6 +53,9 @@ pub struct TrainConfig {
     /// Format in which the backward pass gets activations: `"bf16"` takes half of their memory and rounds gradients.
     #[serde(skip_serializing_if = "is_default")]
     pub activations: ActivationFormat,
+    /// The precision of products with weights in f32, on the CPU; see [`MatmulPrecision`].
+    #[serde(skip_serializing_if = "is_default")]
+    pub matmul_precision: MatmulPrecision,
     /// Seed of data order and dropout.
     pub seed: u64,
     /// The optimizer.
@@ -82,6 +85,7 @@ impl Default for TrainConfig {
             watch_weights: 1,
             checkpoint_blocks: false,
             activations: ActivationFormat::F32,
+            matmul_precision: MatmulPrecision::default(),
             seed: 42,
             optimizer: OptimizerConfig::default(),
             schedule: ScheduleConfig::default(),

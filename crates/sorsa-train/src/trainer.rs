@@ -8,7 +8,7 @@ mod error;
 mod rate_search;
 
 pub use error::TrainError;
-pub use rate_search::{RateSearch, TriedRate, multiple};
+pub use rate_search::{RateDoubt, RateRange, RateSearch, TriedRate, multiple};
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;

@@ -62,7 +62,17 @@ fn spectrum(defect: &HostTensor, size: Option<f64>, form: RegularizerForm) -> Sp
 fn largest(g: &Mat<f64>, sign: impl Fn(f64) -> f64) -> Option<(f64, Mat<f64>)> {
     // The error of the value is the square of this.
     const TOLERANCE: f64 = 1e-5;
-    let (value, q) = dominant_eigenpair(g.as_ref(), TOLERANCE)?;
+    /// Up to this rank all eigenpairs take less time.
+    const SMALL: usize = 32;
+    let rank = g.nrows();
+    let (value, q) = if rank > SMALL {
+        dominant_eigenpair(g.as_ref(), TOLERANCE)?
+    } else {
+        let eigen = g.self_adjoint_eigen(Side::Lower).ok()?;
+        let values = eigen.S().column_vector();
+        let index = if values[rank - 1].abs() > values[0].abs() { rank - 1 } else { 0 };
+        (values[index], eigen.U().col(index).iter().copied().collect())
+    };
     Some((value.abs(), Mat::from_fn(q.len(), q.len(), |i, j| sign(value) * q[i] * q[j])))
 }
 
@@ -143,6 +153,22 @@ mod tests {
                 assert!((slope - expected).abs() < 1e-2 * expected.abs().max(1.0), "{form:?}: {slope}, {expected}");
             }
         }
+    }
+
+    #[test]
+    fn one_eigenpair_of_many_gives_the_norm_that_all_give() {
+        let factor = drawn([90, 60], 10) * 0.2;
+        let regularized = Regularized { vectors: Vectors::Columns, lengths: Lengths::One };
+        let (value, gradient) = value_and_gradient(&factor, regularized, RegularizerForm::Spectral);
+        let g = HostTensor::from_tensor(gram(&factor, regularized).defect);
+        let g = Mat::from_fn(60, 60, |i, j| f64::from(g.values[i * 60 + j]));
+        let eigen = g.self_adjoint_eigen(Side::Lower).unwrap();
+        let (largest, q) = (eigen.S().column_vector()[59], eigen.U().col(59));
+        assert!((value - largest).abs() < 1e-6 * largest, "{value}, {largest}");
+        // The gradient is 2 U q q^T.
+        let direction = HostTensor::new([60, 60], (0..3600).map(|i| (q[i / 60] * q[i % 60]) as f32).collect());
+        let expected = factor.matmul(direction.to_tensor(&Device::flex())) * 2.0;
+        assert!((gradient - expected).abs().max().into_scalar::<f32>() < 1e-4);
     }
 
     #[test]

@@ -23,7 +23,7 @@ pub struct BenchArgs {
     /// example --sweep adapter.alpha=8,16,32
     #[arg(long, value_name = "FIELD=VALUE,..")]
     pub sweep: Vec<String>,
-    /// Arms, sweeps and questions in a TOML file, or the name of a built-in suite: ablation, regularizer, reviewers or settings; see
+    /// Arms, sweeps and questions in a TOML file, or the name of a built-in suite: ablation, peft, regularizer, reviewers or settings; see
     /// docs/bench.md
     #[arg(long, value_name = "FILE")]
     pub suite: Option<PathBuf>,
@@ -55,6 +55,9 @@ pub struct BenchArgs {
     /// pretraining texts for the embedded model, none for others]
     #[arg(long, value_name = "FILE,..", value_delimiter = ',')]
     pub forgetting_text: Vec<PathBuf>,
+    /// Train every chosen run on these data afterwards, and measure what is left of the first task
+    #[arg(long, value_name = "FILE")]
+    pub then: Option<String>,
     /// Folder of runs and results. A second call with the same folder trains only the runs that are missing [default: runs/bench, with
     /// --quick runs/bench-quick]
     #[arg(long, value_name = "DIR")]

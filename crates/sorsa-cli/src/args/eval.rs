@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::builder::{NonEmptyStringValueParser, PossibleValuesParser};
 use clap::{Args, ValueEnum};
 use sorsa_experiment::tasks::data_sets;
+use sorsa_ops::MatmulPrecision;
 
 use super::{ConfigArgs, DeviceArgs, MAX_SEED};
 use crate::format::TableFormat;
@@ -20,6 +21,9 @@ pub struct EvalArgs {
     /// Storage dtype of the weights: f32 or bf16 [default: that of the adapter's run, or f32]
     #[arg(long)]
     pub dtype: Option<String>,
+    /// Precision of products with weights in f32, on the CPU: highest (f32), high or medium (bf16 where the processor multiplies it fast)
+    #[arg(long, value_name = "NAME", default_value_t)]
+    pub matmul_precision: MatmulPrecision,
     /// File of problems: GSM8K, MATH, SVAMP, HumanEval, ARC, MetaMathQA, or rows with a prompt and its answer [default: the
     /// embedded test problems]
     #[arg(long, value_name = "FILE")]
@@ -30,6 +34,9 @@ pub struct EvalArgs {
     /// Measure the perplexity of these texts instead of accuracy
     #[arg(long, value_name = "FILE", conflicts_with = "data")]
     pub text: Option<PathBuf>,
+    /// Measure the loss of the validation data of the run in this folder instead of accuracy: how much of that run's task is left, for example
+    #[arg(long, value_name = "RUN", conflicts_with_all = ["data", "text", "task"])]
+    pub validation_of: Option<PathBuf>,
     /// Use the first rows only [default: all rows]
     #[arg(long, value_name = "ROWS")]
     pub limit: Option<usize>,
@@ -147,6 +154,9 @@ pub struct GenerateArgs {
     /// Storage dtype of the weights: f32 or bf16 [default: that of the adapter's run, or f32]
     #[arg(long)]
     pub dtype: Option<String>,
+    /// Precision of products with weights in f32, on the CPU: highest (f32), high or medium (bf16 where the processor multiplies it fast)
+    #[arg(long, value_name = "NAME", default_value_t)]
+    pub matmul_precision: MatmulPrecision,
     /// Prompt template: alpaca, code, question, raw or chat [default: that of the adapter's run, or raw]
     #[arg(long)]
     pub template: Option<String>,

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use sorsa_adapter::RankEnergy;
+use sorsa_ops::MatmulPrecision;
 use sorsa_train::LearningRate;
 
 use super::{DeviceArgs, MAX_SEED, method_names};
@@ -101,6 +102,10 @@ pub struct RecipeArgs {
     /// Gradient checkpointing: run each block twice instead of storing its activations. Less memory, more time
     #[arg(long)]
     pub checkpoint_blocks: bool,
+    /// Precision of products with weights in f32, on the CPU: highest (f32), high or medium (bf16 where the processor multiplies it
+    /// fast) [default: highest]
+    #[arg(long, value_name = "NAME")]
+    pub matmul_precision: Option<MatmulPrecision>,
     /// Seed of data order, dropout, LoRA's initialization and the randomized SVD [default: 42 for data order and dropout,
     /// 0 for the others]
     #[arg(long, value_parser = clap::value_parser!(u64).range(..=MAX_SEED))]

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use sorsa_experiment::comparison::fields::{FieldValue, GAMMA, METHOD, RANK};
+use sorsa_experiment::comparison::fields::{FieldValue, GAMMA, METHOD, RANK, value_of};
 use sorsa_experiment::comparison::{Arm, BaseRecipe, ComparisonRequest, RequestedRates, Suite, Sweep, defaults};
 use toml::Value;
 
@@ -41,6 +41,7 @@ pub fn request(args: &BenchArgs) -> anyhow::Result<ComparisonRequest> {
         folder: args.bench_dir.clone().unwrap_or_else(|| default_folder(args.quick)),
         sweeps: sweeps(args, &suite)?,
         arms,
+        then: args.then.clone(),
         questions: suite.questions.clone(),
         watches: suite.watches,
         reference: reference.unwrap_or_else(|| defaults::REFERENCE_ARM.to_owned()),
@@ -49,14 +50,17 @@ pub fn request(args: &BenchArgs) -> anyhow::Result<ComparisonRequest> {
         extend: args.extend.unwrap_or(extensions),
         extend_found: args.extend.unwrap_or(defaults::FOUND_RATE_EXTENSIONS),
         sets_eval_every: fields.set.iter().any(|field| field.starts_with("train.eval_every=")),
-        base: base_recipe(fields, settings)?,
+        base: base_recipe(fields, &suite, settings)?,
     })
 }
 
-/// The fields of all runs: those of the recipe file and the options, then `settings`, then those of `--set`.
-fn base_recipe(mut options: RecipeArgs, settings: &[&str]) -> anyhow::Result<BaseRecipe> {
+/// The fields of all runs: those of the suite, then those of the recipe file and the options, then `settings`, then those of `--set`.
+fn base_recipe(mut options: RecipeArgs, suite: &Suite, settings: &[&str]) -> anyhow::Result<BaseRecipe> {
     let given = std::mem::take(&mut options.set);
-    options.set = settings.iter().map(ToString::to_string).chain(given).collect();
+    let of_suite =
+        |text: &str| suite.settings.iter().any(|own| text.split_once('=').is_some_and(|(field, _)| field == own.field));
+    let settings = settings.iter().filter(|text| !of_suite(text)).map(ToString::to_string);
+    options.set = settings.chain(given).collect();
     let mut fields_if_used = Vec::new();
     if let Some(rank) = options.rank.take() {
         fields_if_used.push(FieldValue::new(RANK, rank));
@@ -65,7 +69,13 @@ fn base_recipe(mut options: RecipeArgs, settings: &[&str]) -> anyhow::Result<Bas
         fields_if_used.push(FieldValue::new(GAMMA, gamma));
     }
     let (fields, source) = given_fields(&options)?;
-    Ok(BaseRecipe { fields, fields_if_used, source })
+    let mut base = BaseRecipe { fields, fields_if_used, source };
+    for setting in &suite.settings {
+        if value_of(&base.fields, &setting.field).is_none() {
+            base.set(setting.clone())?;
+        }
+    }
+    Ok(base)
 }
 
 fn default_folder(quick: bool) -> PathBuf {
@@ -341,6 +351,22 @@ mod tests {
     }
 
     #[test]
+    fn the_settings_of_a_suite_hold_unless_an_option_sets_them() {
+        let data = tempfile::NamedTempFile::with_suffix(".jsonl").unwrap();
+        let row = r#"{"query": "1 + 1?", "response": "2"}"#;
+        std::fs::write(data.path(), [row; 200].join("\n")).unwrap();
+        let file = data.path().display();
+        let options = format!("--suite peft --model embedded --data {file} --max-length 64 --methods lora,sorsa");
+        let plan = planned(&options).unwrap();
+        let train = &plan.common.train;
+        assert_eq!((train.batch_size, train.optimizer.weight_decay, plan.common.data.max_length), (4, 0.1, 64));
+        assert_eq!(plan.common.data.template.to_string(), "question");
+        assert_eq!(plan.grids.iter().map(|grid| grid.rates().to_vec()).collect::<Vec<_>>(), [[1e-4]; 2]);
+        let lora = plan.run(&plan.rows[0], &[], 1e-4, 0).unwrap().recipe;
+        assert_eq!((lora.adapter.rank, lora.adapter.alpha), (32, Some(64.0)));
+    }
+
+    #[test]
     fn a_budget_leaves_out_seeds_then_sweeps_then_rates() {
         use sorsa_experiment::comparison::budget::Costs;
 
@@ -376,7 +402,7 @@ mod tests {
         assert_eq!(titles, ["1.", "4.", "6.", "8.", "9."]);
         let unknown = planned("--suite reviewer").unwrap_err().to_string();
         assert!(
-            unknown.ends_with("the suites of this program are ablation, regularizer, reviewers, settings"),
+            unknown.ends_with("the suites of this program are ablation, peft, regularizer, reviewers, settings"),
             "{unknown}"
         );
     }
@@ -387,6 +413,9 @@ mod tests {
         let plan = planned(&format!("--suite {} --max-steps 2", file.display())).unwrap();
         assert_eq!((plan.rows.len(), plan.reference.as_str()), (35, "sorsa"));
         assert!(plan.grids.iter().all(|grid| grid.size() == 2));
+        // Every arm but the reference is in a question.
+        let asked: std::collections::BTreeSet<_> = plan.questions.iter().flat_map(|question| &question.arms).collect();
+        assert_eq!((plan.questions.len(), asked.len()), (6, 34));
         let some = format!("--suite {} --max-steps 2 --methods sorsa,stella,sorsa-sgd,lora", file.display());
         let rates = |options: &str| {
             let plan = planned(&format!("{some} {options}")).unwrap();

@@ -21,6 +21,7 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     if args.top_p.is_some_and(|p| !(0.0..=1.0).contains(&p)) || args.top_k == Some(0) {
         return Err(bad_input("--top-p should be between 0 and 1, and --top-k at least 1"));
     }
+    args.matmul_precision.choose();
     session::set_config(&args.config, args.adapter.as_deref())?;
     let host = session::host(&args.device, Style::choose(false))?;
     let name = model_or_of_run(args.model.as_deref(), args.adapter.as_deref())?;

@@ -13,5 +13,6 @@ pub mod inspect;
 pub mod lr_find;
 pub mod merge;
 pub mod pretrain;
+pub mod processor_check;
 pub mod unpack;
 pub mod verify;

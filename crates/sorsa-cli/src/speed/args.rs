@@ -6,7 +6,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 use serde_json::json;
 use sorsa_checkpoint::PackingFormats;
-use sorsa_models::{ActivationFormat, ModelConfig, WeightFormat, float_dtype};
+use sorsa_models::{ActivationFormat, MatmulPrecision, ModelConfig, WeightFormat, float_dtype};
 
 use crate::args::method_names;
 use crate::exit::bad_input;
@@ -63,6 +63,9 @@ pub struct SpeedArgs {
     /// Storage dtype of the model's matrices
     #[arg(long, default_value = "f32", value_parser = computed_format())]
     pub dtype: WeightFormat,
+    /// Precision of products with weights in f32: highest (f32), high or medium (bf16 where the processor multiplies it fast)
+    #[arg(long, value_name = "NAME", default_value_t)]
+    pub matmul_precision: MatmulPrecision,
     /// Pack the linear layers, and measure the step beside them: nf4, fp4, q8_0, q4_0 and others; nf4+q8_0 packs the embedding and the
     /// head too. The norms stay dense [default: none are packed]
     #[arg(long, value_name = "FORMAT")]

@@ -42,6 +42,8 @@ pub struct Measurement {
     /// Format of packed linear layers; absent if they are dense.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub quantize: Option<String>,
+    /// Precision of products with weights in f32.
+    pub matmul_precision: &'static str,
     /// Instructions of the CPU's kernels.
     pub instructions: &'static str,
     /// `fused` or `plain` operations.
@@ -136,6 +138,7 @@ fn measure_form(args: &SpeedArgs, method: Method, backend: Backend, device: &Dev
         threads: rayon::current_num_threads(),
         dtype: args.dtype.torch_name(),
         quantize: args.quantize.map(|formats| formats.to_string()),
+        matmul_precision: args.matmul_precision.name(),
         instructions: Instructions::used().name(),
         form: if args.plain { "plain" } else { "fused" },
         checkpoint_blocks: args.checkpoint_blocks,

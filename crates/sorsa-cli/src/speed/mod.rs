@@ -42,6 +42,7 @@ pub fn run(args: &SpeedArgs, device: &DeviceArgs) -> anyhow::Result<()> {
     if let Some(threads) = args.threads {
         rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().context("setting the number of threads")?;
     }
+    args.matmul_precision.choose();
     let opened = device::open(device.backend, device.device)?;
     let line = measure::measure(args, methods[0], device.backend, &opened)?;
     emit(args, &serde_json::to_value(line)?)

@@ -52,6 +52,7 @@ impl Variation {
         put("dtype", Some(&args.dtype));
         put("activations", Some(&args.activations.name()));
         put("quantize", args.quantize.as_ref().map(|format| format as &dyn Display));
+        put("matmul-precision", Some(&args.matmul_precision));
         put("steps", Some(&args.steps));
         put("warmup", Some(&args.warmup));
         put("seed", Some(&args.seed));

@@ -70,7 +70,8 @@ impl ComparisonPlan {
         let run = costs.start + steps * costs.step + (EVALUATIONS + 1) as f64 * costs.evaluation;
         let searches = self.grids.iter().filter(|grid| grid.waits_for_rate()).count() as f64;
         let search = costs.start + SEARCH_STEPS * costs.step + 2.0 * costs.evaluation;
-        let tested = self.rows.len() * self.seeds.len() + self.swept_count();
+        let tasks = if self.then.is_some() { 2 } else { 1 };
+        let tested = tasks * self.rows.len() * self.seeds.len() + self.swept_count();
         searches * search + self.run_count() as f64 * run + (tested + 1) as f64 * costs.test
     }
 

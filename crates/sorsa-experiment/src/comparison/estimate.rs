@@ -11,11 +11,12 @@ const EMBEDDED_CORES: f64 = 2.0;
 const BESIDE_TRAINING: f64 = 1.33;
 
 impl ComparisonPlan {
-    /// Number of runs, if no grid is extended: one for each rate, the other seeds at the best rates, and one for each value of a sweep that
-    /// differs from the row's own.
+    /// Number of runs, if no grid is extended: one for each rate, the other seeds at the best rates, one for each value of a sweep that
+    /// differs from the row's own, and one for each seed on a second task.
     pub fn run_count(&self) -> usize {
         let rates: usize = self.grids.iter().map(|grid| grid.size()).sum();
-        rates + self.rows.len() * (self.seeds.len() - 1) + self.swept_count()
+        let then = if self.then.is_some() { self.rows.len() * self.seeds.len() } else { 0 };
+        rates + self.rows.len() * (self.seeds.len() - 1) + self.swept_count() + then
     }
 
     /// Number of runs of sweeps that differ from their row's own.

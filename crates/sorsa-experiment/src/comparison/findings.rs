@@ -12,14 +12,29 @@ use super::run_result::WatchPoint;
 pub fn findings(comparison: &Comparison) -> Vec<String> {
     let mut text: Vec<String> = comparison.rows.iter().filter_map(difference).collect();
     text.extend(power(comparison));
+    text.extend(comparison.rows.iter().filter_map(kept));
     text.extend(comparison.rows.iter().flat_map(doubts));
     text.extend(comparison.sweeps.iter().flat_map(|sweep| of_sweep(comparison, sweep)));
     text
 }
 
-/// The difference of a row, and what is doubtful in it.
+/// The difference of a row, what a second task leaves of the first, and what is doubtful.
 pub fn of_row(row: &RowResult) -> Vec<String> {
-    difference(row).into_iter().chain(doubts(row)).collect()
+    difference(row).into_iter().chain(kept(row)).chain(doubts(row)).collect()
+}
+
+/// What a second task leaves of the first.
+fn kept(row: &RowResult) -> Option<String> {
+    let second = row.second_task.as_ref()?;
+    let (before, after, change) = (row.loss?, second.first_loss?, second.first_loss_change?);
+    let interval = match change.interval {
+        Some(Interval { low, high }) => format!(" [{low:+.4}, {high:+.4}]"),
+        None => String::new(),
+    };
+    Some(format!(
+        "{}: after the second task the validation loss of the first is {:.4} instead of {:.4} ({:+.4}{interval}).",
+        row.name, after.mean, before.mean, change.mean
+    ))
 }
 
 /// A sentence for each row of a sweep.

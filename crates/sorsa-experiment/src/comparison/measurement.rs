@@ -1,7 +1,7 @@
 //! The measurements of a comparison's models, and the files of their results.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use sorsa_checkpoint::PackingFormats;
 use sorsa_data::synthetic;
@@ -56,6 +56,11 @@ pub enum Subject {
         /// File of the texts.
         path: PathBuf,
     },
+    /// Loss of the validation data of a run.
+    ValidationOf {
+        /// Folder of the run.
+        run: PathBuf,
+    },
 }
 
 /// An evaluation, and the file of its result.
@@ -107,6 +112,20 @@ struct ForgettingText {
     path: PathBuf,
     /// The start of its fingerprint.
     key: String,
+}
+
+/// The loss of the first task after the second one, in the folder of the second run.
+const FIRST_TASK: &str = "first-task.json";
+
+/// The field `loss` of a result; absent if there is no file.
+pub(super) fn loss_in(path: &Path) -> Result<Option<f64>, ExperimentError> {
+    if !path.exists() {
+        return Ok(None);
+    }
+    let json = std::fs::read(path).map_err(|source| ExperimentError::Read { path: path.to_owned(), source })?;
+    let result: serde_json::Value = serde_json::from_slice(&json)
+        .map_err(|source| ExperimentError::MalformedResult { path: path.to_owned(), source })?;
+    Ok(result["loss"].as_f64())
 }
 
 /// Characters of a fingerprint in the name of a result.
@@ -168,6 +187,22 @@ impl Measurements {
             measurements.push(self.measurement(model, "forgetting", key, Subject::Text { path: path.clone() }));
         }
         measurements
+    }
+
+    /// The measurement of what a model that `then` trained on a second task has left of the first, whose run is `first`.
+    pub fn of_first_task(&self, first: &RunSpec, then: &RunSpec) -> Measurement {
+        let subject = Subject::ValidationOf { run: first.folder.clone() };
+        let model = MeasuredModel::Trained(then);
+        Measurement { result: FIRST_TASK.to_owned(), ..self.measurement(model, "first-task", "loss", subject) }
+    }
+
+    /// The loss that [`Self::of_first_task`] measured; absent if it has not been measured.
+    ///
+    /// # Errors
+    ///
+    /// The errors of reading the result.
+    pub fn first_task_loss(then: &RunSpec) -> Result<Option<f64>, ExperimentError> {
+        loss_in(&then.folder.join(FIRST_TASK))
     }
 
     /// The files of one model's results.

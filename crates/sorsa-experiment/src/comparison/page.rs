@@ -8,7 +8,7 @@ use super::figures::NamedFigure;
 use super::findings::{DEFECT, KAPPA_OF_THE_TRAINED_PART, KAPPA_OF_THE_WEIGHT};
 use super::question::Answered;
 use super::results::Comparison;
-use super::tables::Table;
+use super::tables::{SECOND_TASK, Table};
 
 /// The figures of what `train.watch_every` measures.
 const WATCHED: [&str; 3] = [KAPPA_OF_THE_TRAINED_PART, KAPPA_OF_THE_WEIGHT, DEFECT];
@@ -56,7 +56,7 @@ pub fn html(comparison: &Comparison, tables: &[Table], figures: &[NamedFigure]) 
     }
     sections.extend([
         ("Quality".to_owned(), section(&["quality", "differences"], &["accuracy", "loss"])),
-        ("Forgetting".to_owned(), section(&[], &starting_with("frontier"))),
+        ("Forgetting".to_owned(), section(&[SECOND_TASK], &starting_with("frontier"))),
         ("Condition and orthonormality over training".to_owned(), section(&[], &WATCHED)),
         ("Cost".to_owned(), section(&["cost"], &["speed", "memory"])),
         ("Learning rates".to_owned(), section(&["rates"], &["learning-rates", "learning-curves"])),

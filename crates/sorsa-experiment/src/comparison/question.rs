@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::findings;
 use super::results::Comparison;
+use super::tables::SECOND_TASK;
 
 /// A question, and what answers it.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize)]
@@ -39,7 +40,7 @@ pub struct Answered {
 }
 
 /// Tables of every comparison.
-const TABLES: [&str; 4] = ["quality", "differences", "cost", "rates"];
+const TABLES: [&str; 5] = ["quality", "differences", "cost", "rates", SECOND_TASK];
 /// Figures of every comparison that has their values. A sweep adds figures that begin with its label.
 const FIGURES: [&str; 10] = [
     "accuracy",

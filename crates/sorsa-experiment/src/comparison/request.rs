@@ -28,6 +28,8 @@ pub struct ComparisonRequest {
     pub extend: usize,
     /// How often a grid around a found rate may be extended.
     pub extend_found: usize,
+    /// Data to train every chosen run on afterwards.
+    pub then: Option<String>,
     /// The settings of all runs.
     pub base: BaseRecipe,
     /// Whether the request sets `train.eval_every`. If not, the plan chooses it.

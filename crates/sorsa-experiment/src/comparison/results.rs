@@ -14,6 +14,7 @@ use super::question::Answered;
 use super::row_result::RowResult;
 use super::run_result::{BaseResult, RunResult};
 use super::run_spec::{ComparisonRuns, RunSpec};
+use super::second_task::SecondTask;
 use super::sweep::Sweep;
 use crate::ExperimentError;
 
@@ -44,6 +45,8 @@ pub struct Comparison {
     pub problems: usize,
     /// The validation loss for the times to a loss.
     pub target_loss: Option<f64>,
+    /// The data of the second task.
+    pub then: Option<String>,
     /// Names of the forgetting texts.
     pub texts: Vec<String>,
     /// The results of the model before training.
@@ -144,7 +147,8 @@ impl Comparison {
             seeds: plan.seeds.clone(),
             problems: if plan.test.is_some() { plan.problems } else { 0 },
             target_loss,
-            rows: row_results(plan, runs, &results, &base)?,
+            rows: row_results(plan, runs, &results, &base, measurements)?,
+            then: plan.then.clone(),
             texts: measurements.text_names(),
             base: BaseResult { loss: results.iter().find_map(|run| run.loss_before), ..base },
             sweeps,
@@ -193,6 +197,7 @@ fn row_results(
     runs: &ComparisonRuns,
     results: &[RunResult],
     base: &BaseResult,
+    measurements: &Measurements,
 ) -> Result<Vec<RowResult>, ExperimentError> {
     let chosen: Vec<Vec<RunResult>> = runs.rows.iter().map(|row| find(results, &row.chosen)).collect();
     let mut rows = Vec::new();
@@ -201,6 +206,7 @@ fn row_results(
         let losses: Vec<Option<f64>> = tried.iter().map(|run| run.loss_after).collect();
         let every = [tried, find(results, &row.chosen)].concat();
         let mut result = RowResult::new(&row.row, &chosen[index], &every, base)?.with_search(row, &losses);
+        result.second_task = SecondTask::read(&row.then, measurements)?;
         if let Some(other) = compared_with(&plan.rows, &plan.reference, index) {
             let to = plan.rows[other].name.clone();
             result.difference = Some(Difference::new(to, &chosen[other], &chosen[index])?);

@@ -11,6 +11,7 @@ use super::difference::Difference;
 use super::rate_grid::best;
 use super::run_result::{BaseResult, RunResult};
 use super::run_spec::RowRuns;
+use super::second_task::SecondTask;
 use crate::ExperimentError;
 
 /// One row of the comparison.
@@ -50,6 +51,8 @@ pub struct RowResult {
     pub adapter_bytes: Option<u64>,
     /// Loss of each forgetting text after training, minus the loss before, over seeds, by the name of the text.
     pub forgetting: BTreeMap<String, Mean>,
+    /// What a second task has left of the first, if there is one.
+    pub second_task: Option<SecondTask>,
     /// The difference to the row that this one is compared with. Absent for the reference row.
     pub difference: Option<Difference>,
 }
@@ -138,6 +141,7 @@ impl RowResult {
                 .keys()
                 .filter_map(|text| Some((text.clone(), mean(&|run| run.forgetting(text, base))?)))
                 .collect(),
+            second_task: None,
             difference: None,
         })
     }

@@ -8,7 +8,7 @@ use sorsa_train::metrics::{Metric, WatchedModules};
 use toml::{Table, Value};
 
 use super::fields::{NAMED_FIELDS, RANK, number_of, takes_effect, value_of};
-use super::measurement::{MeasuredModel, Measurements, ResultFiles};
+use super::measurement::{MeasuredModel, Measurements, ResultFiles, loss_in};
 use super::run_conditions::RunConditions;
 use super::run_spec::RunSpec;
 use crate::{Answer, ExperimentError, RunDir};
@@ -253,13 +253,7 @@ fn verdicts(files: &ResultFiles) -> Result<Option<Vec<(usize, bool)>>, Experimen
 fn text_losses(files: &ResultFiles) -> Result<BTreeMap<String, f64>, ExperimentError> {
     let mut losses = BTreeMap::new();
     for (name, path) in &files.forgetting {
-        if !path.exists() {
-            continue;
-        }
-        let json = std::fs::read(path).map_err(|source| ExperimentError::Read { path: path.clone(), source })?;
-        let result: serde_json::Value = serde_json::from_slice(&json)
-            .map_err(|source| ExperimentError::MalformedResult { path: path.clone(), source })?;
-        losses.extend(result["loss"].as_f64().map(|loss| (name.clone(), loss)));
+        losses.extend(loss_in(path)?.map(|loss| (name.clone(), loss)));
     }
     Ok(losses)
 }

@@ -4,6 +4,9 @@
 //! reference = "small"
 //! learning_rates = [1e-3, 2e-3]                       # of arms that name none
 //!
+//! [settings]                                          # of all runs, unless a recipe or an option sets them
+//! train.batch_size = 4
+//!
 //! [arms.small]
 //! adapter.rank = 4
 //!
@@ -32,7 +35,7 @@ use serde::Deserialize;
 use toml::{Spanned, Table, Value};
 
 use super::arm::Arm;
-use super::fields::{LEARNING_RATE, flattened};
+use super::fields::{FieldValue, LEARNING_RATE, flattened};
 use super::question::Question;
 use super::sweep::{Sweep, SweepMode};
 
@@ -41,6 +44,8 @@ use super::sweep::{Sweep, SweepMode};
 pub struct Suite {
     /// Name of the arm to compare with.
     pub reference: Option<String>,
+    /// Fields of all runs, unless a recipe or an option sets them.
+    pub settings: Vec<FieldValue>,
     /// The arms, in the order of the file.
     pub arms: Vec<Arm>,
     /// The sweeps.
@@ -60,6 +65,8 @@ pub struct Suite {
 struct SuiteFile {
     reference: Option<String>,
     #[serde(default)]
+    settings: Table,
+    #[serde(default)]
     learning_rates: Vec<f64>,
     #[serde(default)]
     arms: BTreeMap<Spanned<String>, Table>,
@@ -72,8 +79,9 @@ struct SuiteFile {
 }
 
 /// The suites of this program: their names, and the texts of their files.
-const BUILT_IN: [(&str, &str); 4] = [
+const BUILT_IN: [(&str, &str); 5] = [
     ("ablation", include_str!("../../../../docs/suites/ablation.toml")),
+    ("peft", include_str!("../../../../docs/suites/peft.toml")),
     ("regularizer", include_str!("../../../../docs/suites/regularizer.toml")),
     ("reviewers", include_str!("../../../../docs/suites/reviewers.toml")),
     ("settings", include_str!("../../../../docs/suites/settings.toml")),
@@ -119,6 +127,7 @@ impl Suite {
         });
         Ok(Self {
             reference: file.reference,
+            settings: flattened(&file.settings),
             arms,
             sweeps: sweeps.collect(),
             questions: file.questions,

@@ -18,6 +18,9 @@ pub struct Table {
     pub rows: Vec<Vec<String>>,
 }
 
+/// Name of the table of the second task.
+pub const SECOND_TASK: &str = "second-task";
+
 const ABSENT: &str = "-";
 
 fn or_absent(text: Option<String>) -> String {
@@ -34,6 +37,7 @@ pub fn tables(comparison: &Comparison) -> Vec<Table> {
     if comparison.rows.iter().any(|row| row.difference.is_some()) {
         tables.insert(1, differences(comparison));
     }
+    tables.extend(comparison.then.as_ref().map(|data| second_task(comparison, data)));
     tables.extend(comparison.sweeps.iter().map(|sweep| swept(comparison, sweep)));
     tables
 }
@@ -116,6 +120,45 @@ fn differences(comparison: &Comparison) -> Table {
          difference is shown if it is below 0.05"
     );
     Table { name: "differences".to_owned(), caption, rows }
+}
+
+fn second_task(comparison: &Comparison, data: &str) -> Table {
+    let has_accuracy = comparison.problems > 0;
+    let mut first = head(&[
+        "method",
+        "rank",
+        "loss of the second task",
+        "before",
+        "loss of the first task",
+        "after the second",
+        "change",
+    ]);
+    if has_accuracy {
+        first.extend(head(&["accuracy % of the first task", "after the second"]));
+    }
+    let mut rows = vec![first];
+    for row in &comparison.rows {
+        let Some(second) = &row.second_task else { continue };
+        let loss = |mean: Option<&Mean>| or_absent(mean.map(|mean| with_interval(mean, 4)));
+        let mut cells = vec![
+            row.method.clone(),
+            or_absent(row.rank.map(|rank| rank.to_string())),
+            loss(second.loss.as_ref()),
+            loss(second.loss_before.as_ref()),
+            loss(row.loss.as_ref()),
+            loss(second.first_loss.as_ref()),
+            or_absent(second.first_loss_change.as_ref().map(signed)),
+        ];
+        if has_accuracy {
+            cells.push(or_absent(row.accuracy.as_ref().map(percent)));
+            cells.push(or_absent(second.first_accuracy.as_ref().map(percent)));
+        }
+        rows.push(cells);
+    }
+    let caption = format!(
+        "Two tasks in sequence: what training on {data} afterwards leaves of the first task; means over seeds with 95 % intervals"
+    );
+    Table { name: SECOND_TASK.to_owned(), caption, rows }
 }
 
 fn signed(mean: &Mean) -> String {

@@ -1,19 +1,21 @@
 //! The kernels of AVX-512: of f32 numbers, and of bf16 numbers with sums in f32. A tile has 12 rows, in 24 registers.
 
-mod bf16_few_rows;
 mod bf16_packed_product;
 mod bf16_product;
 mod f32_kernel;
+mod few_rows;
+mod rounded_product;
 mod widen;
 
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-pub(crate) use self::bf16_few_rows::{add_product, left_operand, multiply as multiply_bf16_few_rows};
 pub(crate) use self::bf16_packed_product::{multiply_bf16 as multiply_packed_bf16, packed_term as packed_bf16_term};
 pub(crate) use self::bf16_product::{multiply as multiply_bf16, term as bf16_term};
 pub(crate) use self::f32_kernel::Avx512;
-pub(crate) use self::widen::{widen_bf16, widen_f32};
+pub(crate) use self::few_rows::{add_product_bf16, add_product_f32, multiply_bf16 as multiply_few_rows_bf16};
+pub(crate) use self::rounded_product::{multiply_rounded, term as rounded_term};
+pub(crate) use self::widen::{MOST_DOTS, add_dots_bf16, add_dots_f32, widen_bf16, widen_f32};
 use crate::instructions::Instructions;
 use crate::panels::{Tile, by_size};
 use crate::product::Update;

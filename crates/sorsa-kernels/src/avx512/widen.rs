@@ -9,9 +9,14 @@ use std::ops::Range;
 
 use half::bf16;
 
+use super::bf16_product::pairs_of;
 use crate::blocks::{BlockFormat, scale_and_minimum_at};
 use crate::instructions::Instructions;
 use crate::packed::{ColumnGroups, Grouped, PIECE, RoundedTo, Storage};
+use crate::panels::Left;
+
+/// The most rows of `x` of [`add_dots_f32`] and [`add_dots_bf16`].
+pub const MOST_DOTS: usize = 4;
 
 /// Widens pieces of rows to f32. `columns` is the number of columns of the whole matrix.
 ///
@@ -152,12 +157,7 @@ fn to_f32(storage: &Storage, columns: usize, rows: Range<usize>, pieces: Range<u
 
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 fn to_bf16(storage: &Storage, columns: usize, rows: Range<usize>, pieces: Range<usize>, out: &mut [bf16]) {
-    // Here every value is rounded to bf16, so a first rounding to bf16 changes nothing.
-    let rounding = |rounded_to| match rounded_to {
-        RoundedTo::F16 => RoundedTo::F16,
-        RoundedTo::F32 | RoundedTo::Bf16 => RoundedTo::F32,
-    };
-    with_pieces!(storage, columns, rounding, |piece| each(rows, pieces, out, |row, index, out| {
+    with_pieces!(storage, columns, before_bf16, |piece| each(rows, pieces, out, |row, index, out| {
         let [low, high] = piece(row, index);
         // SAFETY: 32 numbers of 16 bits, and a register of as many.
         #[allow(unsafe_code, reason = "a store of a register to 32 elements")]
@@ -166,6 +166,136 @@ fn to_bf16(storage: &Storage, columns: usize, rows: Range<usize>, pieces: Range<
             _mm512_storeu_si512(out.as_mut_ptr().cast(), values);
         }
     }))
+}
+
+/// Adds to `sums` `[rows of x, rows]` the inner products of rows of `x` with stored rows, in f32; no tile is widened for them.
+///
+/// # Panics
+///
+/// Panics if the processor lacks the instructions, if the pieces are not pieces of the matrix, or if `x` has more rows than
+/// [`MOST_DOTS`] or is too small.
+pub fn add_dots_f32(
+    storage: &Storage,
+    columns: usize,
+    rows: Range<usize>,
+    pieces: Range<usize>,
+    x: Left<'_, f32>,
+    sums: &mut [f32],
+) {
+    assert!(Instructions::Avx512.is_available(), "the processor lacks the instructions");
+    check(x, pieces.len() * PIECE);
+    // SAFETY: the processor has the instructions, and `x` the units.
+    #[allow(unsafe_code, reason = "functions compiled for instructions that the processor has")]
+    unsafe {
+        match x.rows {
+            1 => dots_f32::<1>(storage, columns, rows, pieces, x, sums),
+            2 => dots_f32::<2>(storage, columns, rows, pieces, x, sums),
+            3 => dots_f32::<3>(storage, columns, rows, pieces, x, sums),
+            _ => dots_f32::<4>(storage, columns, rows, pieces, x, sums),
+        }
+    }
+}
+
+/// Like [`add_dots_f32`], of values rounded to bf16; the units of `x` are pairs of neighbours.
+///
+/// # Panics
+///
+/// Panics like [`add_dots_f32`].
+pub fn add_dots_bf16(
+    storage: &Storage,
+    columns: usize,
+    rows: Range<usize>,
+    pieces: Range<usize>,
+    x: Left<'_, u32>,
+    sums: &mut [f32],
+) {
+    assert!(Instructions::Avx512Bf16.is_available(), "the processor lacks the instructions");
+    check(x, pieces.len() * PIECE / 2);
+    // SAFETY: the processor has the instructions, and `x` the units.
+    #[allow(unsafe_code, reason = "functions compiled for instructions that the processor has")]
+    unsafe {
+        match x.rows {
+            1 => dots_bf16::<1>(storage, columns, rows, pieces, x, sums),
+            2 => dots_bf16::<2>(storage, columns, rows, pieces, x, sums),
+            3 => dots_bf16::<3>(storage, columns, rows, pieces, x, sums),
+            _ => dots_bf16::<4>(storage, columns, rows, pieces, x, sums),
+        }
+    }
+}
+
+fn check<U>(x: Left<'_, U>, units: usize) {
+    assert!((1..=MOST_DOTS).contains(&x.rows), "{} rows of x", x.rows);
+    assert!(x.unit_stride == 1 && (x.rows - 1) * x.row_stride + units <= x.units.len(), "rows of {units} units");
+}
+
+#[target_feature(enable = "avx512f,avx512bw")]
+#[allow(unsafe_code, reason = "reads units through pointers; the caller vouches for them")]
+unsafe fn dots_f32<const ROWS: usize>(
+    storage: &Storage,
+    columns: usize,
+    rows: Range<usize>,
+    pieces: Range<usize>,
+    x: Left<'_, f32>,
+    sums: &mut [f32],
+) {
+    let (count, x, stride) = (rows.len(), x.units.as_ptr(), x.row_stride);
+    with_pieces!(storage, columns, |rounded_to| rounded_to, |piece| {
+        for (at, stored) in rows.enumerate() {
+            let mut lanes = [[_mm512_setzero_ps(); 2]; ROWS];
+            for (index, number) in pieces.clone().enumerate() {
+                let [low, high] = piece(stored, number);
+                for (row, lanes) in lanes.iter_mut().enumerate() {
+                    // SAFETY: 32 units of this row of `x`.
+                    let units = unsafe {
+                        let first = x.add(row * stride + index * PIECE);
+                        [_mm512_loadu_ps(first), _mm512_loadu_ps(first.add(16))]
+                    };
+                    *lanes = [_mm512_fmadd_ps(units[0], low, lanes[0]), _mm512_fmadd_ps(units[1], high, lanes[1])];
+                }
+            }
+            for (row, [low, high]) in lanes.into_iter().enumerate() {
+                sums[row * count + at] += _mm512_reduce_add_ps(_mm512_add_ps(low, high));
+            }
+        }
+    })
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+#[allow(unsafe_code, reason = "reads units through pointers; the caller vouches for them")]
+unsafe fn dots_bf16<const ROWS: usize>(
+    storage: &Storage,
+    columns: usize,
+    rows: Range<usize>,
+    pieces: Range<usize>,
+    x: Left<'_, u32>,
+    sums: &mut [f32],
+) {
+    let (count, x, stride) = (rows.len(), x.units.as_ptr(), x.row_stride);
+    with_pieces!(storage, columns, before_bf16, |piece| {
+        for (at, stored) in rows.enumerate() {
+            let mut lanes = [_mm512_setzero_ps(); ROWS];
+            for (index, number) in pieces.clone().enumerate() {
+                let [low, high] = piece(stored, number);
+                let weights = _mm512_cvtne2ps_pbh(high, low);
+                for (row, lanes) in lanes.iter_mut().enumerate() {
+                    // SAFETY: 16 units of this row of `x`.
+                    let units = unsafe { _mm512_loadu_si512(x.add(row * stride + index * (PIECE / 2)).cast()) };
+                    *lanes = _mm512_dpbf16_ps(*lanes, pairs_of(units), weights);
+                }
+            }
+            for (row, lanes) in lanes.into_iter().enumerate() {
+                sums[row * count + at] += _mm512_reduce_add_ps(lanes);
+            }
+        }
+    })
+}
+
+/// The rounding of values of bitsandbytes that are rounded to bf16 in the end: a first rounding to bf16 would change nothing.
+fn before_bf16(rounded_to: RoundedTo) -> RoundedTo {
+    match rounded_to {
+        RoundedTo::F16 => RoundedTo::F16,
+        RoundedTo::F32 | RoundedTo::Bf16 => RoundedTo::F32,
+    }
 }
 
 /// Calls `store` with the row, the index and the place of each piece.

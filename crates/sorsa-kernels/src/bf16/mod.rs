@@ -21,11 +21,7 @@ use crate::product::Update;
 use crate::widened;
 
 #[cfg(target_arch = "x86_64")]
-pub(crate) use pack::{paired_matrix, paired_rows, rounded_rows};
-
-/// The largest number of rows for which reading the weight in place is faster than packing it first; measured.
-#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "there is one kernel"))]
-pub(crate) const FEW_ROWS: usize = 4;
+pub(crate) use pack::{paired_columns, paired_matrix, paired_rows};
 
 /// A view of a bf16 matrix that is contiguous along one axis; along the other, elements are `stride` apart.
 #[derive(Debug, Clone, Copy)]
@@ -35,6 +31,16 @@ pub struct Bf16Matrix<'a> {
     columns: usize,
     stride: usize,
     order: Order,
+}
+
+/// The largest number of rows for which reading a weight in place is faster than packing it first; measured.
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "there is one kernel"))]
+pub(crate) fn most_few_rows(order: Order) -> usize {
+    match order {
+        // Each group of rows interleaves the weight's rows again.
+        Order::Rows => 8,
+        Order::Columns => 32,
+    }
 }
 
 /// The axis along which a matrix is contiguous.
@@ -109,6 +115,12 @@ impl<'a> Bf16Matrix<'a> {
         Self { data: &self.data[self.index(0, start)..], columns: end - start, ..self }.checked()
     }
 
+    /// The distance between neighbouring lines, in elements.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "only kernels of AVX-512 prefetch"))]
+    pub(crate) fn stride(&self) -> usize {
+        self.stride
+    }
+
     pub(crate) fn order(&self) -> Order {
         self.order
     }
@@ -141,7 +153,7 @@ impl<'a> Bf16Matrix<'a> {
 
 /// The product `x W`, on all threads if it is large enough.
 ///
-/// A row of `out` depends on the same row of `x`, and on whether there are more than [`FEW_ROWS`] rows; neither on the other
+/// A row of `out` depends on the same row of `x`, and on whether there are more than [`most_few_rows`]; neither on the other
 /// rows nor on the number of threads.
 ///
 /// # Shapes
@@ -165,8 +177,8 @@ pub(crate) fn multiply(out: &mut [f32], x: &[f32], weight: Bf16Matrix<'_>, updat
     }
     #[cfg(target_arch = "x86_64")]
     if avx512::has_bf16() {
-        if rows <= FEW_ROWS {
-            avx512::multiply_bf16_few_rows(out, x, weight, update);
+        if rows <= most_few_rows(weight.order) {
+            avx512::multiply_few_rows_bf16(out, x, weight, update);
         } else {
             avx512::multiply_bf16(out, x, weight, update);
         }

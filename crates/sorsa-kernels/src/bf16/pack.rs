@@ -6,20 +6,6 @@ use crate::matrix::Matrix;
 use crate::rounding::round;
 use crate::simd::wide;
 
-/// Rounds rows `[rows, k]` and pads each with zeros to `width` elements.
-pub(crate) fn rounded_rows(x: &[f32], k: usize, width: usize) -> Vec<u16> {
-    let mut rounded = vec![0; x.len() / k * width];
-    wide(
-        #[inline(always)]
-        || {
-            for (out, row) in rounded.chunks_exact_mut(width).zip(x.chunks_exact(k)) {
-                out.iter_mut().zip(row).for_each(|(out, x)| *out = round(*x));
-            }
-        },
-    );
-    rounded
-}
-
 /// Rounds rows `[rows, k]` and packs each pair of neighbours along `k` into one element, the earlier in the lower half. If `k`
 /// is odd, the upper half of a row's last element is zero.
 pub(crate) fn paired_rows(x: &[f32], k: usize) -> Vec<u32> {
@@ -50,6 +36,26 @@ pub(crate) fn paired_matrix(x: Matrix<'_>) -> Vec<u32> {
     paired
 }
 
+/// Rounds a matrix with contiguous columns and packs each pair of neighbours along a row into one element, `[pairs, rows]`.
+pub(crate) fn paired_columns(x: Matrix<'_>) -> Vec<u32> {
+    let (rows, turned) = (x.rows(), x.transposed());
+    let mut paired = vec![0; x.columns().div_ceil(2) * rows];
+    paired.par_chunks_exact_mut(rows.max(1)).enumerate().for_each(|(pair, out)| {
+        wide(
+            #[inline(always)]
+            || {
+                let low = turned.row(2 * pair);
+                out.iter_mut().zip(low).for_each(|(out, low)| *out = u32::from(round(*low)));
+                if 2 * pair + 1 < turned.rows() {
+                    let high = turned.row(2 * pair + 1);
+                    out.iter_mut().zip(high).for_each(|(out, high)| *out |= u32::from(round(*high)) << 16);
+                }
+            },
+        );
+    });
+    paired
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -60,5 +66,8 @@ mod tests {
         let pair = |a: f32, b: f32| u32::from(round(a)) | u32::from(round(b)) << 16;
         assert_eq!(paired_rows(&x, 3), [pair(0.0, 1.0), pair(2.0, 0.0), pair(3.0, 4.0), pair(5.0, 0.0)]);
         assert_eq!(paired_rows(&x, 2), [pair(0.0, 1.0), pair(2.0, 3.0), pair(4.0, 5.0)]);
+        // The rows 0 2 4 and 1 3 5.
+        let turned = Matrix::new(&x, 3, 2).transposed();
+        assert_eq!(paired_columns(turned), [pair(0.0, 2.0), pair(1.0, 3.0), pair(4.0, 0.0), pair(5.0, 0.0)]);
     }
 }

@@ -34,11 +34,11 @@ pub(crate) use view::Orientation;
 pub use view::{PackedView, Precision};
 
 use self::error::check_size;
-#[cfg(target_arch = "x86_64")]
-use crate::avx512;
 use crate::blocks::BlockFormat;
 use crate::rounding::round;
 use crate::simd::wide;
+#[cfg(target_arch = "x86_64")]
+use crate::{avx512, panels::Left};
 
 /// Values that kernels widen at a time; they share a scale, or each half of them does.
 pub(crate) const PIECE: usize = 32;
@@ -219,6 +219,43 @@ impl PackedMatrix {
             #[inline(always)]
             || values.iter_mut().zip(&widened).for_each(|(value, wide)| *value = bf16::from_bits(round(*wide))),
         );
+    }
+
+    /// Adds to `sums` `[rows of x, rows]` the inner products of `x` with some columns of some rows, without widening a tile. Returns whether it
+    /// could: few rows of `x`, whole pieces, AVX-512.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn add_dots_f32(
+        &self,
+        rows: Range<usize>,
+        columns: Range<usize>,
+        x: Left<'_, f32>,
+        sums: &mut [f32],
+    ) -> bool {
+        match self.pieces(&columns) {
+            Some(pieces) if avx512::has_f32() && x.rows <= avx512::MOST_DOTS => {
+                avx512::add_dots_f32(&self.storage, self.shape[1], rows, pieces, x, sums);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Like [`add_dots_f32`](Self::add_dots_f32), of values rounded to bf16; the units of `x` are pairs of neighbours.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn add_dots_bf16(
+        &self,
+        rows: Range<usize>,
+        columns: Range<usize>,
+        x: Left<'_, u32>,
+        sums: &mut [f32],
+    ) -> bool {
+        match self.pieces(&columns) {
+            Some(pieces) if avx512::has_bf16() && x.rows <= avx512::MOST_DOTS => {
+                avx512::add_dots_bf16(&self.storage, self.shape[1], rows, pieces, x, sums);
+                true
+            }
+            _ => false,
+        }
     }
 
     /// Widens rows to f32, in the order of `rows`, on all threads: the lookup of an embedding.

@@ -5,6 +5,8 @@ use std::ops::Range;
 use half::bf16;
 
 use super::PackedMatrix;
+#[cfg(target_arch = "x86_64")]
+use crate::panels::Left;
 use crate::rounding::round;
 use crate::simd::wide;
 
@@ -115,6 +117,21 @@ impl<'a> PackedView<'a> {
     pub(crate) fn widen_bf16(&self, rows: Range<usize>, columns: Range<usize>, values: &mut [bf16]) {
         let [stored_rows, stored_columns] = self.stored(rows, columns);
         self.matrix.widen_bf16(stored_rows, stored_columns, values);
+    }
+
+    /// Adds to `sums` `[rows of x, columns]` the product of `x` with some columns of a transposed view, if the matrix can without widening a
+    /// tile; returns whether it could.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn add_dots_f32(&self, columns: Range<usize>, x: Left<'_, f32>, sums: &mut [f32]) -> bool {
+        let [stored_rows, stored_columns] = self.stored(0..self.rows(), columns);
+        self.orientation == Orientation::Transposed && self.matrix.add_dots_f32(stored_rows, stored_columns, x, sums)
+    }
+
+    /// Like [`add_dots_f32`](Self::add_dots_f32), of values rounded to bf16; the units of `x` are pairs of neighbours.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn add_dots_bf16(&self, columns: Range<usize>, x: Left<'_, u32>, sums: &mut [f32]) -> bool {
+        let [stored_rows, stored_columns] = self.stored(0..self.rows(), columns);
+        self.orientation == Orientation::Transposed && self.matrix.add_dots_bf16(stored_rows, stored_columns, x, sums)
     }
 
     /// The address of the byte that holds an element, or of the first of several.

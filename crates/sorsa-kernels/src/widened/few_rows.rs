@@ -11,14 +11,13 @@ use crate::product::Update;
 #[cfg(target_arch = "x86_64")]
 use crate::{
     avx512,
-    bf16::{Bf16Matrix, Order},
+    bf16::{Bf16Matrix, paired_rows},
     packed::PackedView,
+    panels::Left,
 };
 
 /// The largest number of rows for which no panels are packed, if there is AVX-512.
-pub(crate) const MOST: usize = 4;
-/// The most rows of any processor.
-const MOST_ANYWHERE: usize = 8;
+pub(crate) const MOST: usize = 32;
 /// Values of a tile.
 const TILE: usize = 8192;
 /// Stored rows of a tile whose rows run across the columns of the result; even, so that pairs of rows are not parted.
@@ -35,6 +34,9 @@ pub(crate) trait Tiles: Sync {
     /// Widens a part of the weight.
     fn widen(&self, k: Range<usize>, columns: Range<usize>, tile: &mut [Self::Value]);
 
+    /// Adds to `sums` `[rows, columns]` the product of `x` with these columns, if no tile is needed for it; returns whether it did.
+    fn add_without_tile(&self, sums: &mut [f32], columns: Range<usize>) -> bool;
+
     /// Adds to `sums` `[rows, columns]` the product of these columns of `x` with a tile.
     fn add(&self, sums: &mut [f32], k: Range<usize>, columns: usize, tile: &[Self::Value]);
 }
@@ -43,11 +45,14 @@ pub(crate) trait Tiles: Sync {
 pub(crate) fn multiply<T: Tiles>(out: &mut [f32], weight: impl WidenedWeight, update: Update, tiles: &T) {
     let [k, n] = weight.shape();
     let (columns_of_a_tile, k_of_a_tile) = match weight.orientation() {
-        // An even number of stored rows, as kernels take two at a time.
-        Orientation::Transposed => ((TILE / k).max(2) & !1, k),
+        // Kernels take four stored rows at a time.
+        Orientation::Transposed => ((TILE / k).max(4) & !3, k),
         Orientation::Stored => (TILE / LINES, LINES),
     };
     by_columns(out, [k, n], update, |columns, part| {
+        if tiles.add_without_tile(part, columns.clone()) {
+            return;
+        }
         let width = columns.len();
         let mut tile = Vec::new();
         let mut sums = Vec::new();
@@ -93,6 +98,10 @@ impl<W: WidenedWeight> Tiles for F32Tiles<'_, W> {
         self.weight.widen_f32(k, columns, tile);
     }
 
+    fn add_without_tile(&self, sums: &mut [f32], columns: Range<usize>) -> bool {
+        self.weight.add_dots(columns, self.x, sums)
+    }
+
     fn add(&self, sums: &mut [f32], k: Range<usize>, columns: usize, tile: &[f32]) {
         match self.weight.orientation() {
             Orientation::Transposed => {
@@ -100,7 +109,7 @@ impl<W: WidenedWeight> Tiles for F32Tiles<'_, W> {
                 few_rows::add_product(sums, self.x, weight, 0..columns);
             }
             Orientation::Stored => {
-                let mut x = [0.0; MOST_ANYWHERE * LINES];
+                let mut x = [0.0; MOST * LINES];
                 let x = &mut x[..self.rows() * k.len()];
                 for (some, all) in x.chunks_exact_mut(k.len()).zip(self.x.chunks_exact(self.weight.shape()[0])) {
                     some.copy_from_slice(&all[k.clone()]);
@@ -114,7 +123,8 @@ impl<W: WidenedWeight> Tiles for F32Tiles<'_, W> {
 /// Tiles of bf16, for the instructions of AVX-512 BF16.
 #[cfg(target_arch = "x86_64")]
 pub(crate) struct Bf16Tiles<'a> {
-    x: Vec<u16>,
+    /// `[rows, pairs of k]`.
+    x: Vec<u32>,
     rows: usize,
     weight: PackedView<'a>,
 }
@@ -124,11 +134,7 @@ impl<'a> Bf16Tiles<'a> {
     /// `x` is `[rows, k]`.
     pub(crate) fn new(x: &[f32], weight: PackedView<'a>) -> Self {
         let k = weight.rows();
-        let order = match weight.orientation() {
-            Orientation::Stored => Order::Rows,
-            Orientation::Transposed => Order::Columns,
-        };
-        Self { x: avx512::left_operand(x, k, order), rows: x.len() / k, weight }
+        Self { x: paired_rows(x, k), rows: x.len() / k, weight }
     }
 }
 
@@ -144,12 +150,19 @@ impl Tiles for Bf16Tiles<'_> {
         self.weight.widen_bf16(k, columns, tile);
     }
 
+    fn add_without_tile(&self, sums: &mut [f32], columns: Range<usize>) -> bool {
+        let row_stride = self.weight.rows().div_ceil(2);
+        self.weight.add_dots_bf16(columns, Left { units: &self.x, rows: self.rows, row_stride, unit_stride: 1 }, sums)
+    }
+
     fn add(&self, sums: &mut [f32], k: Range<usize>, columns: usize, tile: &[half::bf16]) {
-        let (x, weight) = match self.weight.orientation() {
-            Orientation::Transposed => (&self.x[..], Bf16Matrix::new(tile, columns, k.len()).transposed()),
-            // Two numbers of each row for each pair of rows of the weight.
-            Orientation::Stored => (&self.x[k.start * self.rows..], Bf16Matrix::new(tile, k.len(), columns)),
+        let weight = match self.weight.orientation() {
+            Orientation::Transposed => Bf16Matrix::new(tile, columns, k.len()).transposed(),
+            Orientation::Stored => Bf16Matrix::new(tile, k.len(), columns),
         };
-        avx512::add_product(sums, self.rows, x, weight, 0..columns);
+        // A tile begins at an even `k`.
+        let units = &self.x[k.start / 2..];
+        let x = Left { units, rows: self.rows, row_stride: self.weight.rows().div_ceil(2), unit_stride: 1 };
+        avx512::add_product_bf16(sums, x, weight, 0..columns);
     }
 }

@@ -17,7 +17,7 @@ use crate::packed::{Orientation, PIECE, PackedView};
 use crate::product::{OutputColumns, Product, Update};
 use crate::simd::wide;
 #[cfg(target_arch = "x86_64")]
-use crate::{avx2::Avx2, avx512::Avx512, f32_panels::multiply_widened};
+use crate::{avx2::Avx2, avx512::Avx512, f32_panels::multiply_widened, panels::Left};
 
 /// Values that are widened at a time for `gemm`.
 const WIDENED: usize = 1 << 19;
@@ -34,6 +34,9 @@ pub(crate) trait WidenedWeight: Copy + Sync {
 
     /// Widens a part to f32, in the order in which it is stored.
     fn widen_f32(&self, rows: Range<usize>, columns: Range<usize>, values: &mut [f32]);
+
+    /// Adds to `sums` `[rows, columns]` the product of `x` `[rows, k]` with some columns, if that needs no widened tile; returns whether it did.
+    fn add_dots(&self, columns: Range<usize>, x: &[f32], sums: &mut [f32]) -> bool;
 
     /// The address of the byte that holds an element, or of the first of several.
     fn address(&self, row: usize, column: usize) -> *const u8;
@@ -53,6 +56,16 @@ impl WidenedWeight for PackedView<'_> {
 
     fn widen_f32(&self, rows: Range<usize>, columns: Range<usize>, values: &mut [f32]) {
         self.widen_f32(rows, columns, values);
+    }
+
+    fn add_dots(&self, columns: Range<usize>, x: &[f32], sums: &mut [f32]) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        {
+            let k = self.rows();
+            self.add_dots_f32(columns, Left { units: x, rows: x.len() / k, row_stride: k, unit_stride: 1 }, sums)
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        false
     }
 
     fn address(&self, row: usize, column: usize) -> *const u8 {
@@ -91,6 +104,10 @@ impl WidenedWeight for Bf16Matrix<'_> {
                 }
             },
         );
+    }
+
+    fn add_dots(&self, _: Range<usize>, _: &[f32], _: &mut [f32]) -> bool {
+        false
     }
 
     fn address(&self, row: usize, column: usize) -> *const u8 {

@@ -280,6 +280,7 @@ impl Backward<Flex, 10> for LinearMaps {
         let backward = Kernel { x: rows(&x), maps: &kernels }.backward(&h, &d_y);
         let [x_node, factor_nodes @ ..] = ops.parents;
         let mut factor_nodes = factor_nodes.into_iter();
+        // The factors of an output without a gradient get zeros, as the nodes before them ask for one.
         for (found, map) in backward.factors().into_iter().zip(&maps) {
             let nodes = [factor_nodes.next(), factor_nodes.next(), factor_nodes.next()].map(Option::flatten);
             let Some(found) = found else { continue };

@@ -9,7 +9,7 @@ use sorsa_adapter::{AdapterConfig, Attached, Method, export_trainable, project};
 use sorsa_models::Pass;
 use sorsa_train::metrics::{self, Metric};
 use sorsa_train::{
-    BatchSource, Divergence, Optimizer, OptimizerConfig, OptimizerKind, RateSearch, RunOutcome, ScheduleConfig,
+    BatchSource, Divergence, Optimizer, OptimizerConfig, OptimizerKind, RateDoubt, RateRange, RateSearch, RunOutcome,
     TrainConfig, TrainableModel, Trainer, TrainingBatch, multiple,
 };
 
@@ -91,24 +91,29 @@ fn attached(method: Method) -> Attached<Bowl> {
 
 fn trainer(method: Method, optimizer: &OptimizerConfig, batches: Batches, run: &Path) -> Trainer<Bowl, Batches> {
     let attached = attached(method);
-    let config = TrainConfig {
-        max_steps: Some(20),
-        eval_every: 5,
-        clip_norm: 0.0,
-        optimizer: optimizer.clone(),
-        ..TrainConfig::default()
-    };
+    let config = short(optimizer);
     let spread = batches.spread;
     let validation = Batches { curvature: batches.curvature, spread };
     let optimizer = Optimizer::new(optimizer.clone(), &attached.trainable);
     Trainer::start(attached, optimizer, batches, Some(validation), config, run).unwrap()
 }
 
+fn short(optimizer: &OptimizerConfig) -> TrainConfig {
+    TrainConfig {
+        max_steps: Some(20),
+        eval_every: 5,
+        clip_norm: 0.0,
+        optimizer: optimizer.clone(),
+        ..TrainConfig::default()
+    }
+}
+
 fn find(trainer: &mut Trainer<Bowl, Batches>, config: &OptimizerConfig, guess: f64) -> RateSearch {
     let trainable = trainer.trainable().to_vec();
     let with_rate =
         |rate: f64| Optimizer::new(OptimizerConfig { learning_rate: rate.into(), ..config.clone() }, &trainable);
-    trainer.find_learning_rate(&with_rate, guess, f64::INFINITY, &mut |_| ()).unwrap()
+    let range = RateRange { guess, largest: f64::INFINITY, multiple: 1.0 };
+    trainer.find_learning_rate(&with_rate, range, &mut |_| ()).unwrap()
 }
 
 /// All that is logged but times.
@@ -170,8 +175,80 @@ fn a_search_leaves_everything_as_before_and_is_the_same_again() {
 }
 
 #[test]
+fn a_trial_ends_like_a_run_of_six_steps() {
+    let config = OptimizerKind::AdamW.defaults();
+    for method in [Method::Lora, Method::Pissa, Method::Sorsa, Method::Full] {
+        let batches = || Batches { curvature: 0.3, spread: 0.1 };
+        let folder = tempfile::tempdir().unwrap();
+        let mut searched = trainer(method, &config, batches(), folder.path());
+        let mut found = find(&mut searched, &config, 1e-2);
+        let trainable = searched.trainable().to_vec();
+        let with_rate =
+            |rate: f64| Optimizer::new(OptimizerConfig { learning_rate: rate.into(), ..config.clone() }, &trainable);
+        searched.widen(&mut found, &with_rate, 2).unwrap();
+        assert!(found.trials.len() >= 5, "{method}");
+        for trial in &found.trials {
+            let folder = tempfile::tempdir().unwrap();
+            let attached = attached(method);
+            let train = TrainConfig { max_steps: Some(6), eval_every: 0, ..short(&config) };
+            let optimizer = Optimizer::new(
+                OptimizerConfig { learning_rate: trial.learning_rate.into(), ..config.clone() },
+                &attached.trainable,
+            );
+            let mut run = Trainer::start(attached, optimizer, batches(), None, train, folder.path()).unwrap();
+            run.run(&mut ()).unwrap();
+            // The batch after those of the trial.
+            let loss = f64::from(run.model().batch_loss(&batches().batch(0, 6)).unwrap().into_scalar::<f32>());
+            let of_trial = trial.loss.unwrap();
+            assert!((loss / of_trial - 1.0).abs() < 2e-4, "{method} {trial:?}: {loss}");
+        }
+    }
+}
+
+#[test]
+fn a_search_that_finds_nothing_inside_its_range_says_so() {
+    let config = OptimizerConfig { beta1: 0.0, ..OptimizerKind::Sgd.defaults() };
+    let doubt = |curvature: f64, guess: f64, largest: f64| {
+        let folder = tempfile::tempdir().unwrap();
+        let mut trainer = trainer(Method::Full, &config, Batches { curvature, spread: 0.0 }, folder.path());
+        let trainable = trainer.trainable().to_vec();
+        let with_rate =
+            |rate: f64| Optimizer::new(OptimizerConfig { learning_rate: rate.into(), ..config.clone() }, &trainable);
+        let range = RateRange { guess, largest, multiple: 1.0 };
+        let mut found = trainer.find_learning_rate(&with_rate, range, &mut |_| ()).unwrap();
+        let doubt = found.doubt;
+        trainer.widen(&mut found, &with_rate, 1).unwrap();
+        assert_eq!(found.doubt, doubt);
+        doubt
+    };
+    assert_eq!(doubt(1.0, 0.3, f64::INFINITY), None);
+    assert_eq!(doubt(1.0, 1e-3, 1e-2), Some(RateDoubt::HighestTried));
+    assert_eq!(doubt(0.0, 1e-3, 1.0), Some(RateDoubt::NothingBetter));
+    let old = r#"{"learning_rate":1e-3,"multiple":1.5,"loss_at_start":2.0,"first_step":[],"trials":[],"steps":10,"evaluations":7,"seconds":1.0}"#;
+    assert_eq!(serde_json::from_str::<RateSearch>(old).unwrap().doubt, None, "a file of an earlier build");
+}
+
+#[test]
+fn a_multiple_ends_where_half_of_the_gain_is_lost() {
+    let config = OptimizerConfig { beta1: 0.0, ..OptimizerKind::Sgd.defaults() };
+    let rate = |multiple: f64| {
+        let folder = tempfile::tempdir().unwrap();
+        let mut trainer = trainer(Method::Full, &config, Batches { curvature: 1.0, spread: 0.0 }, folder.path());
+        let trainable = trainer.trainable().to_vec();
+        let with_rate =
+            |rate: f64| Optimizer::new(OptimizerConfig { learning_rate: rate.into(), ..config.clone() }, &trainable);
+        let range = RateRange { guess: 0.3, largest: f64::INFINITY, multiple };
+        trainer.find_learning_rate(&with_rate, range, &mut |_| ()).unwrap().learning_rate
+    };
+    // Above a rate of 2 / curvature, gradient descent diverges.
+    let (one, many) = (rate(1.0), rate(1000.0));
+    assert!(one < 2.0 && (one..5.0).contains(&many), "{one} {many}");
+    assert!((rate(1.1) / one - 1.1).abs() < 0.06);
+}
+
+#[test]
 fn a_long_run_gets_a_smaller_multiple_than_a_short_one() {
-    let of = |steps| multiple(&ScheduleConfig::default(), steps);
+    let of = multiple;
     assert_eq!(of(1), of(20));
     assert!(of(20) > of(200) && of(200) > of(20_000) && of(20_000) > 0.05);
 }

@@ -187,7 +187,7 @@ fn products_in_f32_by_avx512_are_exact_to_the_sums_of_f32() {
     if !avx512::has_f32() {
         return;
     }
-    agrees(multiply, &[1, 4, 13], Precision::F32, Activations::Exact);
+    agrees(multiply, &[1, 4, 13, few_rows::MOST + 5], Precision::F32, Activations::Exact);
     // On a processor without instructions for bf16, weights are rounded to it and activations are not.
     agrees(
         |out, x, weight, update| multiply_widened::<avx512::Avx512>(out, x, weight, update),
@@ -203,7 +203,7 @@ fn products_in_bf16_by_avx512_are_those_of_rounded_activations() {
     if !avx512::has_bf16() {
         return;
     }
-    agrees(multiply, &[1, 2, 3, 4, 13], Precision::Bf16, Activations::Rounded);
+    agrees(multiply, &[1, 2, 3, 4, 5, 13, few_rows::MOST + 5], Precision::Bf16, Activations::Rounded);
     // Few rows, too, by the kernel for many.
     agrees(avx512::multiply_packed_bf16, &[4], Precision::Bf16, Activations::Rounded);
 }
@@ -223,7 +223,7 @@ fn large_products_on_all_threads_have_the_rows_of_small_ones() {
                 out
             };
             // Few rows, and many.
-            for (rows, some) in [(4, 1), (90, 9)] {
+            for (rows, some) in [(4, 1), (10 * (few_rows::MOST + 1), few_rows::MOST + 1)] {
                 let x = values(rows * k, 2);
                 let parts: Vec<f32> = x.chunks_exact(some * k).flat_map(product).collect();
                 let whole = product(&x);
