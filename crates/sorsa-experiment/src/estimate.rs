@@ -373,6 +373,25 @@ mod tests {
     }
 
     #[test]
+    fn activations_of_the_backward_pass_in_bf16_take_half() {
+        let [exact, rounded] = [ActivationFormat::F32, ActivationFormat::Bf16].map(|activations| {
+            let fields = json!({
+                "model_type": "llama", "hidden_size": 288, "intermediate_size": 768, "num_hidden_layers": 6,
+                "num_attention_heads": 6, "vocab_size": 32_000, "max_position_embeddings": 256,
+            });
+            let config = ModelConfig::parse(fields.as_object().unwrap().clone()).unwrap();
+            let mut recipe = Recipe::default();
+            recipe.train.activations = activations;
+            let host = Host::cpu(burn::prelude::Device::flex());
+            TrainingShape::new(&recipe, &config, &host).unwrap().memory
+        });
+        // What norms read 2 d, q, k, v and the input of the output projection 4 d, gate and up 2 ffn.
+        let tokens = 16 * 256;
+        assert_eq!(exact.activations - rounded.activations, 2 * tokens * 6 * (6 * 288 + 2 * 768));
+        assert_eq!(exact.weights, rounded.weights);
+    }
+
+    #[test]
     fn plain_forms_keep_scores_and_logits() {
         let config = ModelConfig::parse(
             json!({"model_type": "llama", "hidden_size": 288, "intermediate_size": 768, "num_hidden_layers": 6,

@@ -513,7 +513,7 @@ const LARGEST_RATE: f64 = 1.0;
 
 /// The best rate of a short run of AdamW that trains whole weights, as a multiple of the best rate of a trial (`docs/experiments.md`). Rates at
 /// which the loss rises in the first steps and then falls for long are good for it.
-const MULTIPLE_OF_WHOLE_WEIGHTS: f64 = 2.0;
+const MULTIPLE_OF_WHOLE_WEIGHTS: f64 = 2.5;
 
 /// Finds the learning rate of a recipe that names none.
 fn find_learning_rate(

@@ -280,11 +280,10 @@ impl Backward<Flex, 10> for LinearMaps {
         let backward = Kernel { x: rows(&x), maps: &kernels }.backward(&h, &d_y);
         let [x_node, factor_nodes @ ..] = ops.parents;
         let mut factor_nodes = factor_nodes.into_iter();
-        for ((found, map), has_gradient) in
-            backward.factors().into_iter().zip(&maps).zip(d_y.iter().map(Option::is_some))
-        {
+        // The factors of an output without a gradient get zeros, as the nodes before them ask for one.
+        for (found, map) in backward.factors().into_iter().zip(&maps) {
             let nodes = [factor_nodes.next(), factor_nodes.next(), factor_nodes.next()].map(Option::flatten);
-            let (Some(found), true) = (found, has_gradient) else { continue };
+            let Some(found) = found else { continue };
             for (node, (gradient, factor)) in
                 nodes.into_iter().zip([(found.a, &map.a), (found.s, &map.s), (found.b, &map.b)])
             {

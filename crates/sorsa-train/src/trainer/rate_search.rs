@@ -115,7 +115,8 @@ pub struct RateRange {
     pub guess: f64,
     /// No rate above this one is tried or found.
     pub largest: f64,
-    /// The best rate of a run of up to 20 steps, as a multiple of the best rate of a trial. 1 unless something else was measured.
+    /// The best rate of a run of up to 20 steps, as a multiple of the best rate of a trial: 1 unless something else was measured. A multiple
+    /// above 1 ends at the highest rate whose trial keeps half of the best trial's gain.
     pub multiple: f64,
 }
 
@@ -181,8 +182,11 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
         let found = self.search(with_rate, range, &probe, &mut before, progress);
         self.end_search(&before);
         let mut found = found?;
-        found.multiple = range.multiple * multiple(self.total_steps());
-        found.learning_rate = rounded((found.learning_rate * found.multiple).min(range.largest));
+        let of_trial = found.learning_rate;
+        let limit = highest_good_rate(&found.trials, found.loss_at_start).max(of_trial);
+        let of_short_run = (of_trial * range.multiple).min(limit);
+        found.multiple = of_short_run / of_trial * multiple(self.total_steps());
+        found.learning_rate = rounded((of_trial * found.multiple).min(range.largest));
         found.seconds = started.elapsed().as_secs_f64();
         self.optimizer = with_rate(found.learning_rate);
         Ok(found)
@@ -450,6 +454,20 @@ fn vertex(trials: &[TriedRate]) -> f64 {
     let curvature = below - 2.0 * lowest + above;
     let shift = if curvature.is_infinite() { -0.5 } else { 0.5 * (below - above) / curvature.max(f64::MIN_POSITIVE) };
     found * TRIAL_FACTOR.powf(shift.clamp(-0.5, 0.5))
+}
+
+/// The highest tried rate, from the best on, whose trial keeps half of what the best trial gains.
+fn highest_good_rate(trials: &[TriedRate], loss_at_start: f64) -> f64 {
+    let lowest = best_index(trials);
+    let half = (loss_at_start + trials[lowest].score()) / 2.0;
+    let mut highest = trials[lowest].learning_rate;
+    for trial in &trials[lowest..] {
+        if trial.score() > half {
+            break;
+        }
+        highest = trial.learning_rate;
+    }
+    highest
 }
 
 /// The model whose trained parameters are `start + share (moved - start)`.

@@ -229,6 +229,24 @@ fn a_search_that_finds_nothing_inside_its_range_says_so() {
 }
 
 #[test]
+fn a_multiple_ends_where_half_of_the_gain_is_lost() {
+    let config = OptimizerConfig { beta1: 0.0, ..OptimizerKind::Sgd.defaults() };
+    let rate = |multiple: f64| {
+        let folder = tempfile::tempdir().unwrap();
+        let mut trainer = trainer(Method::Full, &config, Batches { curvature: 1.0, spread: 0.0 }, folder.path());
+        let trainable = trainer.trainable().to_vec();
+        let with_rate =
+            |rate: f64| Optimizer::new(OptimizerConfig { learning_rate: rate.into(), ..config.clone() }, &trainable);
+        let range = RateRange { guess: 0.3, largest: f64::INFINITY, multiple };
+        trainer.find_learning_rate(&with_rate, range, &mut |_| ()).unwrap().learning_rate
+    };
+    // Above a rate of 2 / curvature, gradient descent diverges.
+    let (one, many) = (rate(1.0), rate(1000.0));
+    assert!(one < 2.0 && (one..5.0).contains(&many), "{one} {many}");
+    assert!((rate(1.1) / one - 1.1).abs() < 0.06);
+}
+
+#[test]
 fn a_long_run_gets_a_smaller_multiple_than_a_short_one() {
     let of = multiple;
     assert_eq!(of(1), of(20));
