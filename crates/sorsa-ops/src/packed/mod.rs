@@ -19,7 +19,7 @@ pub(crate) use widen::StoredMatrix;
 pub struct PackedWeight {
     words: Tensor<1, Int>,
     /// The factors of the product that is subtracted, `[r, d_in + d_out]`: the columns of `A`, and beside them the rows of `B`.
-    less: Option<Tensor<2>>,
+    less: Option<Box<Tensor<2>>>,
 }
 
 impl PackedWeight {
@@ -35,12 +35,12 @@ impl PackedWeight {
     /// The same weight less the product of `A` `[d_in, r]` and `B` `[r, d_out]`, which is never formed. `factors` `[r, d_in + d_out]` are
     /// the columns of `A`, and beside them the rows of `B`.
     pub fn less(self, factors: Tensor<2>) -> Self {
-        Self { less: Some(factors.without_autodiff()), ..self }
+        Self { less: Some(Box::new(factors.without_autodiff())), ..self }
     }
 
     /// The factors of the product that is subtracted, `[r, d_in + d_out]`, if there is one.
     pub(crate) fn subtracted(&self) -> Option<&Tensor<2>> {
-        self.less.as_ref()
+        self.less.as_deref()
     }
 
     /// The weight that these words are; absent if there are none.
