@@ -124,7 +124,9 @@ impl<'a> PackedView<'a> {
     #[cfg(target_arch = "x86_64")]
     pub(crate) fn add_dots_f32(&self, columns: Range<usize>, x: Left<'_, f32>, sums: &mut [f32]) -> bool {
         let [stored_rows, stored_columns] = self.stored(0..self.rows(), columns);
-        self.orientation == Orientation::Transposed && self.matrix.add_dots_f32(stored_rows, stored_columns, x, sums)
+        // Values in another precision are rounded while a tile is widened.
+        let applies = self.orientation == Orientation::Transposed && self.precision() == Precision::F32;
+        applies && self.matrix.add_dots_f32(stored_rows, stored_columns, x, sums)
     }
 
     /// Like [`add_dots_f32`](Self::add_dots_f32), of values rounded to bf16; the units of `x` are pairs of neighbours.
