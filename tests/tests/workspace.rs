@@ -141,7 +141,7 @@ fn kernels_know_no_burn_and_ops_multiplies_through_kernels_alone() {
         let dependencies = package(&metadata, name).dependencies.iter().filter(|d| d.kind == Default::default());
         dependencies.map(|d| d.name.clone()).collect()
     };
-    assert_eq!(normal("sorsa-kernels"), ["bytes", "gemm", "half", "pulp", "rayon", "thiserror"]);
+    assert_eq!(normal("sorsa-kernels"), ["bytes", "gemm", "half", "pulp", "rayon", "serde", "thiserror"]);
     assert_eq!(normal("sorsa-ops"), ["burn", "rayon", "sorsa-kernels"]);
 }
 

@@ -20,7 +20,7 @@ use crate::host_tensor::HostTensorExt;
 use crate::install::{Installation, Subtraction, install};
 use crate::method::StartsFrom;
 use crate::packed::{NothingPacked, OriginalWeights, packed_formats};
-use crate::packed_residual::ResidualPacking;
+use crate::packed_residual::{PackingTime, ResidualPacking};
 use crate::parameters::{
     Parameter, Trainable, carried_path, factor_path, has_adapter, linear_layers, parameters, subtracted_path, weights,
 };
@@ -253,8 +253,9 @@ impl AdapterConfig {
         if !faults.is_empty() {
             return Err(AdapterError::Targets { faults });
         }
+        let packings = self.packings(&targets, &packed, originals);
         let mut starts = match self.method().is_factored() {
-            true => self.start_all(model, &targets, &packed, (originals, carried), options)?,
+            true => self.start_all(model, &targets, &packings, (originals, carried), options)?,
             false => BTreeMap::new(),
         };
         let mut modules = Vec::new();
@@ -272,7 +273,7 @@ impl AdapterConfig {
             let mut module =
                 ModuleState { path: path.clone(), shape, rank, scale, fingerprint: None, dtype: None, residual: None };
             if let Some((StartingFactors { mut factors, subtracted, svd }, identity)) = start {
-                module.residual = self.packing_of(&path, &packed).map(|packing| packing.format);
+                module.residual = packings.get(&path).map(|packing| packing.format);
                 if module.residual.is_some() {
                     for (name, tensor) in subtracted.as_ref().unwrap_or(&factors) {
                         initial.insert(subtracted_path(&path, method, name), tensor.clone());
@@ -328,13 +329,20 @@ impl AdapterConfig {
         }
     }
 
-    /// How the residual of the module at `path` is packed, if that of a packed weight is. `packed` has the formats of such weights.
-    fn packing_of(&self, path: &str, packed: &BTreeMap<String, PackedFormat>) -> Option<ResidualPacking> {
-        let format = *packed.get(path)?;
-        self.residual_packing(
-            self.method_config_at(path),
-            if format.is_packable() { format } else { PackedFormat::NF4 },
-        )
+    /// How residuals are packed, by the path of the module; without those that are not. `packed` has the formats of packed weights.
+    pub(crate) fn packings(
+        &self,
+        targets: &[Target],
+        packed: &BTreeMap<String, PackedFormat>,
+        originals: &dyn OriginalWeights,
+    ) -> BTreeMap<String, ResidualPacking> {
+        let packing = |target: &Target| {
+            let path = &target.path;
+            let time = if originals.contains(path) { PackingTime::WhileRead } else { PackingTime::InFile };
+            let packing = self.residual_packing(self.method_config_at(path), *packed.get(path)?, time)?;
+            Some((path.clone(), packing))
+        };
+        targets.iter().filter_map(packing).collect()
     }
 
     /// The gradients that the factors of `targets` start from, by path; none of those whose method starts from something else. Several
@@ -360,11 +368,11 @@ impl AdapterConfig {
         &self,
         model: &M,
         targets: &[Target],
-        packed: &BTreeMap<String, PackedFormat>,
+        packings: &BTreeMap<String, ResidualPacking>,
         (originals, carried): (&dyn OriginalWeights, &CarriedChanges),
         options: &AttachOptions<'_>,
     ) -> Result<BTreeMap<String, (StartingFactors, Option<WeightIdentity>)>, AdapterError> {
-        let packing = |target: &Target| self.packing_of(&target.path, packed);
+        let packing = |target: &Target| packings.get(&target.path).copied();
         let definition = |target: &Target| self.method_at(&target.path).factored();
         let needs_weight = |target: &&Target| {
             let starts_from = definition(target).map(|method| method.starts_from);

@@ -8,7 +8,7 @@ use sorsa_ops::PackedFormat;
 
 use crate::attach::Target;
 use crate::auto_rank::{RankEnergy, RankField};
-use crate::packed_residual::{ResidualPacking, ResidualStorage};
+use crate::packed_residual::{PackingTime, ResidualPacking, ResidualStorage};
 use crate::target::{Pattern, pattern_matches};
 use crate::{AdapterError, AlphaConvention, Method, MethodConfig};
 
@@ -67,7 +67,8 @@ pub struct AdapterConfig {
     /// Beside packed weights: how often the factors are fitted to the error of the packing, in turns with it. If absent, the
     /// method decides: 5 for SORSA and PiSSA, 0 for LoRA, which is LoftQ with 1 or more.
     pub quantization_rounds: Option<usize>,
-    /// Beside packed weights: what methods that split the weight store its residual in. If absent, it is packed.
+    /// Beside packed weights: what methods that split the weight store its residual in. If absent, it is exact for weights that their
+    /// files hold packed, and packed for weights that are packed while they are read, and with quantization rounds.
     pub residual: Option<ResidualStorage>,
     /// Seed of random factors and of the randomized SVD.
     pub seed: u64,
@@ -224,8 +225,22 @@ impl AdapterConfig {
         self.rank_pattern.values().copied().chain([self.rank]).collect()
     }
 
+    /// What the residual of a packed weight is stored in, if its method splits the weight.
+    pub(crate) fn residual_storage(&self, packed: PackingTime) -> ResidualStorage {
+        match (self.residual, packed) {
+            (Some(storage), _) => storage,
+            (None, PackingTime::InFile) if self.quantization_rounds.is_none() => ResidualStorage::Exact,
+            (None, _) => ResidualStorage::Packed,
+        }
+    }
+
     /// How the residual of a weight in this format is packed; absent if it is dense, or if the packed weight stays what it is.
-    pub(crate) fn residual_packing(&self, method: &MethodConfig, format: PackedFormat) -> Option<ResidualPacking> {
+    pub(crate) fn residual_packing(
+        &self,
+        method: &MethodConfig,
+        format: PackedFormat,
+        packed: PackingTime,
+    ) -> Option<ResidualPacking> {
         let rounds = match (self.quantization_rounds, format) {
             // Rounds fit leading triplets.
             (None, _) if !method.band().is_principal() => 0,
@@ -233,9 +248,12 @@ impl AdapterConfig {
             (None, PackedFormat::F16) => 0,
             (rounds, _) => rounds.or(method.method().quantization_rounds()).unwrap_or(0),
         };
-        let splits = method.method().splits_weight();
-        let dense = self.residual == Some(ResidualStorage::Dense);
-        ((splits && !dense) || (!splits && rounds > 0)).then_some(ResidualPacking { format, rounds })
+        let is_packed_again = match method.method().splits_weight() {
+            true => self.residual_storage(packed) == ResidualStorage::Packed,
+            false => rounds > 0,
+        };
+        let format = if format.is_packable() { format } else { PackedFormat::NF4 };
+        is_packed_again.then_some(ResidualPacking { format, rounds })
     }
 
     /// A line for each setting of packed weights that does not fit the method or the other one.
@@ -255,9 +273,14 @@ impl AdapterConfig {
         if self.residual.is_some() && !method.splits_weight() {
             faults.push(format!("residual is a setting of methods that split the weight, not of {method}"));
         }
-        if self.residual == Some(ResidualStorage::Dense) && self.quantization_rounds.is_some_and(|rounds| rounds > 0) {
+        let other = match self.residual {
+            Some(ResidualStorage::Dense) => Some("dense"),
+            Some(ResidualStorage::Exact) => Some("exact"),
+            Some(ResidualStorage::Packed) | None => None,
+        };
+        if let Some(other) = other.filter(|_| self.quantization_rounds.is_some_and(|rounds| rounds > 0)) {
             faults
-                .push("quantization_rounds fit the factors to a packed residual, but residual is \"dense\"".to_owned());
+                .push(format!("quantization_rounds fit the factors to a packed residual, but residual is \"{other}\""));
         }
         faults
     }

@@ -98,6 +98,17 @@ impl FactorPair {
         self
     }
 
+    /// The columns of `A`, and beside them the rows of `B`: `[r, d_in + d_out]`.
+    pub fn side_by_side(&self) -> HostTensor {
+        let (rank, d_out) = (self.b.shape[0], self.b.shape[1]);
+        let mut values = Vec::with_capacity(self.a.values.len() + self.b.values.len());
+        for k in 0..rank {
+            values.extend(self.a.values.iter().skip(k).step_by(rank));
+            values.extend_from_slice(&self.b.values[k * d_out..(k + 1) * d_out]);
+        }
+        HostTensor::new([rank, self.a.shape[0] + d_out], values)
+    }
+
     /// The product times `scale`, `[d_in, d_out]`.
     pub fn dense(&self, scale: f64) -> Mat<f32> {
         self.a.matrix() * self.b.matrix() * Scale(scale as f32)

@@ -24,7 +24,8 @@ use crate::factors::FactorPair;
 use crate::host_tensor::HostTensorExt;
 use crate::install::Installation;
 use crate::method::FactoredDefinition;
-use crate::packed::packed_formats;
+use crate::packed::{NothingPacked, packed_formats};
+use crate::packed_residual::ResidualStorage;
 use crate::parameters::factor_path;
 use crate::peft::PeftAdapter;
 use crate::state::{AdapterState, SavedAdapter};
@@ -100,7 +101,7 @@ impl SavedAdapter {
     /// # Errors
     ///
     /// [`AdapterError::Config`] for methods without factors, for DoRA and packed residuals, whose change is no product, for a rank that
-    /// is too small, with what it would lose, and for weights that are packed, unless the new method is LoRA; those of
+    /// is too small, with what it would lose, and for weights whose residual is packed again; those of
     /// [`AdapterConfig::attach`].
     pub fn handed_over<M: Module>(
         &self,
@@ -151,11 +152,17 @@ impl SavedAdapter {
         let (products, carried): (BTreeMap<_, _>, BTreeMap<_, _>) =
             changes.into_iter().partition(|(path, _)| takes_products(path));
         let packed = packed_formats(model);
-        if let Some(path) = carried.keys().find(|path| packed.contains_key(*path)) {
+        let originals = options.originals.unwrap_or(&NothingPacked);
+        let packings = config.packings(&targets, &packed, originals);
+        let is_stored = |path: &&String| {
+            let dense = config.residual == Some(ResidualStorage::Dense) && config.method_at(path).splits_weight();
+            packings.contains_key(*path) || (dense && packed.contains_key(*path))
+        };
+        if let Some(path) = carried.keys().find(is_stored) {
             let method = config.method_at(path);
             return refuse(vec![format!(
-                "`{path}` is packed, and {method} would pack it again with the change, which rounds it: go on with lora, or merge the \
-                 adapter and train the merged model"
+                "`{path}` is packed, and {method} would store its residual with the change, which rounds it: take residual = \"exact\", \
+                 go on with lora, or merge the adapter and train the merged model"
             )]);
         }
         if !products.is_empty() && config.quantization_rounds.is_some_and(|rounds| rounds > 0) {

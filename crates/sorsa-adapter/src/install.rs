@@ -131,9 +131,14 @@ impl Reparameterizer for &mut Installer<'_> {
         let module = state.modules.iter().find(|module| module.path == path).expect("an installation of the state's");
         let device = param.lazy_device();
         let own = self.with_frozen(&path, factors.unwrap_or_else(|| state.factors_at_start(&path)));
+        let beside = match (&subtract, self.packed.contains_key(&path)) {
+            (Some(Subtraction::Merged { .. }), _) | (_, false) => None,
+            (Some(Subtraction::Start) | None, true) => state.subtracted_beside(module),
+        };
         let base = match subtract {
+            _ if beside.is_some() => param,
             None => match state.carried(&path) {
-                Some(carried) => self.with_change(param, &path, &carried),
+                Some(carried) => with_change(param, &carried),
                 None => param,
             },
             Some(subtract) => {
@@ -158,7 +163,12 @@ impl Reparameterizer for &mut Installer<'_> {
             }
         };
         let dropout = DropoutConfig::new(config.dropout).init();
-        let adapter = (method.new)(&own, scale, dropout, &device).with_frozen_weight(matrix);
+        let adapter = (method.new)(&own, scale, dropout, &device);
+        let adapter = match beside {
+            Some(pair) => adapter.subtracting(&pair, &device),
+            None => adapter,
+        };
+        let adapter = adapter.with_frozen_weight(matrix);
         let adapter = with_fixed_factors(adapter, config.method_config_at(&path));
         (base, Some(adapter))
     }
@@ -187,27 +197,17 @@ fn with_fixed_factors(adapter: Adapter, config: &MethodConfig) -> Adapter {
     if names.is_empty() { adapter } else { adapter.map(&mut Fix { names, path: Vec::new() }) }
 }
 
-impl Installer<'_> {
-    /// The parameter of a weight after a change is added to it.
-    fn with_change<const D: usize>(
-        &mut self,
-        param: Param<Tensor<D>>,
-        path: &str,
-        carried: &FactorPair,
-    ) -> Param<Tensor<D>> {
-        if self.packed.contains_key(path) {
-            let fault =
-                format!("matrix `{path}` is packed: a change that an adapter carries along cannot be added to it");
-            return self.failed(param, AdapterError::Decomposition { faults: vec![fault] });
-        }
-        param.map(|weight| {
-            let (autodiff, dtype, shape) = (weight.is_autodiff(), FloatDType::from(weight.dtype()), weight.shape());
-            let matrix = weight.without_autodiff().reshape([shape[0], shape[1]]);
-            let sum = with_carried(matrix, carried).cast(dtype).reshape(shape);
-            if autodiff { Tensor::from_inner(sum) } else { sum }
-        })
-    }
+/// The parameter of a dense weight after a change is added to it.
+fn with_change<const D: usize>(param: Param<Tensor<D>>, carried: &FactorPair) -> Param<Tensor<D>> {
+    param.map(|weight| {
+        let (autodiff, dtype, shape) = (weight.is_autodiff(), FloatDType::from(weight.dtype()), weight.shape());
+        let matrix = weight.without_autodiff().reshape([shape[0], shape[1]]);
+        let sum = with_carried(matrix, carried).cast(dtype).reshape(shape);
+        if autodiff { Tensor::from_inner(sum) } else { sum }
+    })
+}
 
+impl Installer<'_> {
     fn with_frozen(&self, path: &str, mut factors: FactorSet) -> FactorSet {
         factors.extend(self.state.frozen_factors(path));
         factors
@@ -236,8 +236,9 @@ impl Installer<'_> {
             Subtraction::Merged { factors, saved } => (factors, saved, None, None, None),
         };
         if carried.is_some() && packed.is_some() {
-            let fault =
-                format!("matrix `{path}` is packed: a change that an adapter carries along cannot be added to it");
+            let fault = format!(
+                "matrix `{path}` is packed, and so is its residual: a change that an adapter carries along cannot be added to it"
+            );
             return self.failed(param, AdapterError::Decomposition { faults: vec![fault] });
         }
         let factors = self.with_frozen(path, factors);

@@ -93,7 +93,7 @@ mod weight_change;
 mod weight_gradients;
 mod weight_snapshot;
 
-pub use adapter::project;
+pub use adapter::{Adapter, project, project_each};
 pub use attach::{AttachOptions, Attached, ModuleReport, Target};
 pub use auto_rank::{RankEnergy, ResolvedRank, ResolvedRanks};
 pub use band::Band;
@@ -108,7 +108,7 @@ pub use merged::MergedWeights;
 pub use methods::sorsa::author;
 pub use methods::*;
 pub use packed::{NothingPacked, OriginalWeights};
-pub use packed_residual::ResidualStorage;
+pub use packed_residual::{PackingTime, ResidualStorage};
 pub use parameters::{ParameterGroup, Trainable, export_trainable, import_trainable};
 pub use peft::method_of;
 pub use penalty::add_penalties;

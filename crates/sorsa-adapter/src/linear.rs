@@ -3,7 +3,7 @@
 use burn::module::{Param, ParamId};
 use burn::prelude::*;
 use burn::tensor::DType;
-use sorsa_ops::{PackedMatrix, PackedWeight, WeightOperand};
+use sorsa_ops::{PackedMatrix, PackedWeight, Precision, WeightOperand};
 
 /// A linear layer `y = x W + bias` that [`project`](crate::project) takes.
 pub trait LinearLayer {
@@ -70,7 +70,7 @@ impl Linear {
         assert_eq!(self.weight.lazy_shape().to_vec(), [d_in, d_out], "a packed weight of another shape");
         let device = self.weight.lazy_device();
         let words = PackedWeight::new(matrix, &device).words();
-        let weight = Param::initialized(self.weight.id, placeholder([d_in, d_out], &device));
+        let weight = Param::initialized(self.weight.id, placeholder([d_in, d_out], matrix.precision(), &device));
         Self { weight, packed: Some(Param::initialized(ParamId::new(), words)), ..self }
     }
 }
@@ -95,9 +95,13 @@ impl LinearLayer for Linear {
     }
 }
 
-/// What stands in a parameter `[rows, columns]` whose values are packed elsewhere: one NaN that is seen at every place. Code that
-/// takes it for the weight computes NaN, and nothing that looks right. A reshape would copy it to its whole size.
-pub fn placeholder<const D: usize>(shape: [usize; D], device: &Device) -> Tensor<D> {
-    let device = device.clone().without_autodiff();
-    Tensor::<D>::full([1; D], f32::NAN, (&device, DType::F32)).expand(shape)
+/// What stands in a parameter `[rows, columns]` whose values are packed elsewhere: one NaN that is seen at every place, in the dtype that
+/// products widen the values to. Code that takes it for the weight computes NaN, and nothing that looks right. A reshape would copy it to
+/// its whole size.
+pub fn placeholder<const D: usize>(shape: [usize; D], precision: Precision, device: &Device) -> Tensor<D> {
+    let (device, dtype) = match precision {
+        Precision::F32 => (device.clone().without_autodiff(), DType::F32),
+        Precision::Bf16 => (device.clone().without_autodiff(), DType::BF16),
+    };
+    Tensor::<D>::full([1; D], f32::NAN, (&device, dtype)).expand(shape)
 }

@@ -1,7 +1,6 @@
 //! The weights of a model with its adapter merged, one at a time: the model itself stays as it is, and no more than one weight is widened.
 
 use burn::module::Module;
-use burn::nn::DropoutConfig;
 use burn::tensor::FloatDType;
 use sorsa_files::HostTensor;
 
@@ -30,11 +29,9 @@ impl<M: Module> MergedWeights<'_, M> {
         let state = &self.adapter.state;
         let definition = state.config.method_at(path).factored()?;
         let module = state.modules.iter().find(|module| module.path == path)?;
-        let frozen = weights(self.model, &[path].into()).remove(path)?.into_dense().cast(FloatDType::F32);
-        let factors = state.all_factors(module, &self.adapter.trained);
-        let dropout = DropoutConfig::new(0.0).init();
-        let adapter = (definition.new)(&factors, module.scale, dropout, &frozen.device());
-        Some(HostTensor::from_tensor(adapter.compose(frozen).transpose()))
+        let frozen = weights(self.model, &[path].into()).remove(path)?;
+        let adapter = self.adapter.adapter_of(module, &definition, &frozen);
+        Some(HostTensor::from_tensor(adapter.compose(frozen.into_dense().cast(FloatDType::F32)).transpose()))
     }
 }
 

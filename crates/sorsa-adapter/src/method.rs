@@ -20,7 +20,7 @@ use crate::quantized_start::StartError;
 use crate::start::{StartingFactors, WeightToAdapt};
 use crate::state::ModuleState;
 use crate::stiefel::OrthonormalSteps;
-use crate::{Adapter, AdapterConfig, Band};
+use crate::{Adapter, AdapterConfig, AdapterFactors, Band};
 
 /// What the factors of a method are made of at the start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,6 +107,8 @@ pub(crate) trait FactoredMethod: Module {
     const KEEPS_OUTPUT: bool = true;
     /// How often the factors are fitted to the error of packing, if the configuration says nothing; absent if they are never.
     const QUANTIZATION_ROUNDS: Option<usize> = None;
+    /// Whether the method leaves [`forward`](Self::forward) as it is. Then maps of one input are computed in one operation.
+    const ADDS_LOW_RANK: bool = false;
     /// Whether the adapter changes the weight by exactly [`product`](Self::product) times the scale.
     const CHANGES_BY_PRODUCT: bool = true;
 
@@ -195,6 +197,16 @@ pub(crate) trait FactoredMethod: Module {
         self.low_rank().added_to(base, 1.0)
     }
 
+    /// The low-rank part, if [`forward`](Self::forward) now adds the product of `x` with it to `x W + bias` and does nothing else.
+    fn low_rank_of_same_input(&self) -> Option<LowRank> {
+        if !Self::ADDS_LOW_RANK {
+            return None;
+        }
+        let low_rank = self.low_rank();
+        let drops = self.dropout().prob > 0.0 && low_rank.a.is_autodiff();
+        if drops { None } else { Some(low_rank) }
+    }
+
     /// The tensors of [`UNMERGE_FACTORS`](Self::UNMERGE_FACTORS) for the frozen weight `base` `[d_in, d_out]`.
     fn unmerge_factors(&self, _base: Tensor<2>) -> FactorSet {
         FactorSet::new()
@@ -277,7 +289,7 @@ pub(crate) struct FactoredDefinition {
 }
 
 impl FactoredDefinition {
-    pub fn of<M: FactoredMethod + Into<Adapter>>() -> Self {
+    pub fn of<M: FactoredMethod + Into<AdapterFactors>>() -> Self {
         Self {
             factors: M::FACTORS,
             frozen_factors: M::FROZEN_FACTORS,
@@ -288,7 +300,7 @@ impl FactoredDefinition {
             quantization_rounds: M::QUANTIZATION_ROUNDS,
             changes_by_product: M::CHANGES_BY_PRODUCT,
             memory: M::memory,
-            new: |factors, scale, dropout, device| M::new(factors, scale, dropout, device).into(),
+            new: |factors, scale, dropout, device| Adapter::from(M::new(factors, scale, dropout, device).into()),
             product: M::product,
             peft_fault: M::peft_fault,
             of_product: M::of_product,

@@ -59,6 +59,9 @@ pub trait OriginalWeights: Sync {
     ///
     /// [`AdapterError::Original`] if it cannot be read any more.
     fn read(&self, module: &str) -> Result<Option<HostTensor>, AdapterError>;
+
+    /// Whether [`read`](Self::read) has the weight, so that it was packed while the model was read.
+    fn contains(&self, module: &str) -> bool;
 }
 
 /// The original weights of a model that has its weights as they are in its files: there are none.
@@ -68,6 +71,10 @@ pub struct NothingPacked;
 impl OriginalWeights for NothingPacked {
     fn read(&self, _module: &str) -> Result<Option<HostTensor>, AdapterError> {
         Ok(None)
+    }
+
+    fn contains(&self, _module: &str) -> bool {
+        false
     }
 }
 

@@ -1,4 +1,5 @@
-//! The residual of a packed weight: packed again after the product of the factors is subtracted, or dense.
+//! The residual of a packed weight: the weight as it is beside the product that is subtracted from it, packed again after the product is
+//! subtracted, or dense.
 
 use std::ops::Range;
 
@@ -13,14 +14,25 @@ use crate::factors::FactorPair;
 use crate::host_tensor::HostTensorExt;
 
 /// What the residual of a packed weight is stored in, for methods that split the weight.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ResidualStorage {
-    /// The format of the packed weight, or NF4 if nothing can be packed to that format.
-    #[default]
+    /// The packed weight as it is, and beside it the factors at the start, frozen, whose product is subtracted. Nothing is lost, and the
+    /// adapter is one of the original model.
+    Exact,
+    /// The format of the packed weight, or NF4 if nothing can be packed to that format. Packing the residual loses a part of it.
     Packed,
     /// The dtype of dense weights. Nothing is lost by packing, and the residual is as large as that of a dense weight.
     Dense,
+}
+
+/// When a packed weight was packed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PackingTime {
+    /// Before: its file holds it packed. The values before are not known.
+    InFile,
+    /// While the model was read, from a dense weight.
+    WhileRead,
 }
 
 /// How the residual of one weight is packed.

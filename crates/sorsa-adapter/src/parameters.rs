@@ -14,7 +14,7 @@ use crate::factors::{Factor, Vectors};
 use crate::host_tensor::HostTensorExt;
 use crate::regularizer::{Lengths, Regularized};
 use crate::state::{AdapterState, ModuleState};
-use crate::stiefel::Stiefel;
+use crate::stiefel::{OrthonormalSteps, Retraction, Stiefel};
 use crate::{Adapter, Method};
 
 /// The group of a trained parameter. Optimizers may treat each group in its own way.
@@ -49,6 +49,15 @@ impl Trainable {
     /// The manifold that an optimizer's steps keep the parameter on; absent if it is free.
     pub fn stiefel(&self) -> Option<&Stiefel> {
         self.stiefel.as_ref()
+    }
+
+    /// The parameter on the manifold of SORSA's retractions instead of under its regularizer, if its vectors are to be orthonormal.
+    pub fn retracted_by(mut self, retraction: Retraction) -> Self {
+        if let Some(Regularized { vectors, lengths: Lengths::One }) = self.regularized.take() {
+            let steps = OrthonormalSteps::projected(retraction, 1);
+            self.stiefel = Some(Stiefel { vectors, steps, step_factor: 1.0 });
+        }
+        self
     }
 }
 

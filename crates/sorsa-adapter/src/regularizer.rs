@@ -12,8 +12,8 @@
 //! ```
 //!
 //! The paper sums over all factors, the author's code takes their mean. Rows of `V^T` are treated like columns of `U`. It
-//! costs two small products per factor and needs no tape; the spectral and the nuclear norm also take an eigendecomposition
-//! `[r, r]` on the host (`spectrum.rs`). [`Probes`] make the first three cheaper (`probe.rs`).
+//! costs two small products per factor and needs no tape; the nuclear norm also takes an eigendecomposition `[r, r]` on the
+//! host, the spectral norm one eigenpair (`spectrum.rs`). [`Probes`] make the first three cheaper (`probe.rs`).
 //!
 //! A method without singular values of their own has them in the lengths of its vectors: PiSSA starts at
 //! `A = U sqrt(s)`, `B = sqrt(s) V^T`. Lengths of 1 would take the singular values away, and lengths like those at the start

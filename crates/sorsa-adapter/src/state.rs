@@ -15,7 +15,7 @@ use burn::prelude::*;
 use burn::tensor::{DType, FloatDType};
 use serde::{Deserialize, Serialize};
 use sorsa_files::{FolderKind, NamedTensors, OwnedFolder, not_finite, read_tensors, write_atomic, write_tensors};
-use sorsa_ops::{PackedFormat, rounded};
+use sorsa_ops::{PackedFormat, WeightOperand, rounded};
 
 use crate::attach::{Attached, HAS_ADAPTER};
 use crate::cache::fingerprint;
@@ -23,14 +23,15 @@ use crate::config::AdapterConfig;
 use crate::error::AdapterError;
 use crate::factors::{Factor, FactorPair, FactorSet};
 use crate::install::{Installation, Subtraction, install};
+use crate::method::FactoredDefinition;
 use crate::packed::{NothingPacked, OriginalWeights, original_or_widened, packed_weights, widened};
-use crate::packed_residual::format_name;
+use crate::packed_residual::{ResidualStorage, format_name};
 use crate::parameters::{
     carried_path, check_fits, export_trainable, factor_path, has_adapter, import_trainable, linear_layers, parameters,
     subtracted_path, tensor_faults, weights,
 };
 use crate::peft::{CONFIG_FILE, TENSORS_FILE};
-use crate::{Method, MethodConfig};
+use crate::{Adapter, Method, MethodConfig};
 
 /// One adapted module, as saved.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -283,15 +284,32 @@ impl SavedAdapter {
         for module in &state.modules {
             let method = state.config.method_at(&module.path);
             let Some(definition) = method.factored().filter(|_| needs_any(&method)) else { continue };
-            let weight = weights[&module.path].clone().into_dense();
-            let dropout = DropoutConfig::new(0.0).init();
-            let factors = state.all_factors(module, &self.trained);
-            let adapter = (definition.new)(&factors, module.scale, dropout, &weight.device());
-            for (name, tensor) in adapter.unmerge_factors(weight) {
+            let weight = weights[&module.path].clone();
+            let adapter = self.adapter_of(module, &definition, &weight);
+            for (name, tensor) in adapter.unmerge_factors(weight.into_dense()) {
                 tensors.insert(factor_path(&module.path, method, name), tensor);
             }
         }
         tensors
+    }
+
+    /// The adapter of a frozen weight, as the model with this adapter has it.
+    pub(crate) fn adapter_of(
+        &self,
+        module: &ModuleState,
+        definition: &FactoredDefinition,
+        weight: &WeightOperand,
+    ) -> Adapter {
+        let (device, subtracted) = match weight {
+            WeightOperand::Dense(weight) => (weight.device(), None),
+            WeightOperand::Packed(weight) => (weight.device(), self.state.subtracted_beside(module)),
+        };
+        let factors = self.state.all_factors(module, &self.trained);
+        let adapter = (definition.new)(&factors, module.scale, DropoutConfig::new(0.0).init(), &device);
+        match subtracted {
+            Some(pair) => adapter.subtracting(&pair, &device),
+            None => adapter,
+        }
     }
 
     /// Checks whether names and shapes fit `model`. The content of its weights is not compared.
@@ -527,6 +545,24 @@ impl AdapterState {
             Some((factor.name, tensor.clone()))
         };
         method.factors().iter().filter_map(named).collect()
+    }
+
+    /// The product that is subtracted beside the weight of `module` if that is packed and stays as it is: the part that the method takes
+    /// out of the weight, without the change that the adapter carries along. Absent if nothing is, and if the residual is packed again or
+    /// dense.
+    pub(crate) fn subtracted_beside(&self, module: &ModuleState) -> Option<FactorPair> {
+        let definition = self.config.method_at(&module.path).factored()?;
+        let is_stored = module.residual.is_some() || self.config.residual == Some(ResidualStorage::Dense);
+        if is_stored && definition.splits_weight {
+            return None;
+        }
+        let start = || (definition.product)(&self.all_factors(module, &self.initial)).scaled(module.scale);
+        match (definition.splits_weight, self.carried(&module.path)) {
+            (true, Some(carried)) => Some(start().minus(&carried)),
+            (true, None) => Some(start()),
+            (false, Some(carried)) if module.residual.is_none() => Some(carried.scaled(-1.0)),
+            (false, _) => None,
+        }
     }
 
     /// The frozen factors of the module at `path`.

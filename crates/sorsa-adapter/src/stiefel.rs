@@ -79,6 +79,13 @@ pub(crate) struct OrthonormalSteps {
     pub scaled_by_width: bool,
 }
 
+impl OrthonormalSteps {
+    /// Steps whose gradients, directions and running means are projected to the tangent space, with a retraction in every `every`-th.
+    pub fn projected(retraction: Retraction, every: u64) -> Self {
+        Self { retraction, every, metric: Metric::Embedded, transport: Transport::Projected, scaled_by_width: false }
+    }
+}
+
 /// The manifold of one trained factor.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Stiefel {

@@ -26,6 +26,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::gguf::parts::PartName;
 use crate::weights::{GENERATION_CONFIG, INDEX_FILE, Index, SINGLE_FILE, TOKENIZER_FILES};
 use cache::ModelCache;
 use client::{Client, FileList, without_credentials};
@@ -112,7 +113,8 @@ pub struct HubProgress<'a> {
 }
 
 /// The folder with the files of `model`: `model` itself if it is a folder or a GGUF file, otherwise a snapshot in the cache of the
-/// model `owner/name` or `owner/name@revision`, fetched unless it is there already.
+/// model `owner/name` or `owner/name@revision`, fetched unless it is there already. Of `owner/name:FILE.gguf` and
+/// `owner/name@revision:FILE.gguf`, it is that file, fetched with the other parts of a model in several files.
 ///
 /// # Errors
 /// Every way in which this can fail is a variant of [`HubError`] that says what to do about it.
@@ -129,9 +131,10 @@ pub fn resolve(model: &str, options: &HubOptions) -> Result<PathBuf, HubError> {
     if is_gguf(Path::new(model)) {
         return Ok(model.into());
     }
-    let (id, revision) = model.split_once('@').map_or((model, None), |(id, revision)| (id, Some(revision)));
+    let (name, file) = model.split_once(':').map_or((model, None), |(name, file)| (name, Some(file)));
+    let (id, revision) = name.split_once('@').map_or((name, None), |(id, revision)| (id, Some(revision)));
     let revision = revision.or(options.revision.as_deref()).unwrap_or("main");
-    if Path::new(model).exists() || !is_model_id(id) || !is_revision(revision) {
+    if Path::new(model).exists() || !is_model_id(id) || !is_revision(revision) || !file.is_none_or(is_gguf_name) {
         return Err(HubError::NotAModel { model: model.to_owned() });
     }
     let cache = match &options.cache_dir {
@@ -139,6 +142,9 @@ pub fn resolve(model: &str, options: &HubOptions) -> Result<PathBuf, HubError> {
         None => return Err(HubError::NoHome),
     };
     let wanted = Wanted { model, id, revision, cache, options };
+    if let Some(file) = file {
+        return wanted.gguf(file);
+    }
 
     let snapshot = wanted.cached();
     match snapshot {
@@ -158,7 +164,7 @@ pub fn resolve(model: &str, options: &HubOptions) -> Result<PathBuf, HubError> {
 /// Whether [`resolve`] finds `model` without a request to the hub.
 pub fn is_local(model: &str, options: &HubOptions) -> bool {
     let offline = HubOptions { offline: true, ..options.clone() };
-    resolve(model, &offline).is_ok_and(|folder| Path::new(model).exists() || has_tokenizer(&folder))
+    resolve(model, &offline).is_ok_and(|found| Path::new(model).exists() || found.is_file() || has_tokenizer(&found))
 }
 
 /// Whether this is a file that is called or begins like a GGUF file. Ollama's have no name.
@@ -176,7 +182,13 @@ fn is_gguf(path: &Path) -> bool {
 
 /// Whether this can be the name of a model on a hub, and is no folder.
 pub fn is_name(model: &str) -> bool {
-    !Path::new(model).exists() && is_model_id(model.split_once('@').map_or(model, |(id, _)| id))
+    let name = model.split_once(':').map_or(model, |(name, _)| name);
+    !Path::new(model).exists() && is_model_id(name.split_once('@').map_or(name, |(id, _)| id))
+}
+
+/// Whether this can be a GGUF file of a model, perhaps in a folder.
+fn is_gguf_name(file: &str) -> bool {
+    file.ends_with(".gguf") && is_revision(file)
 }
 
 fn has_tokenizer(folder: &Path) -> bool {
@@ -200,6 +212,37 @@ impl Wanted<'_> {
             && (folder.join(SINGLE_FILE).exists()
                 || Index::read(&folder).is_ok_and(|index| index.shards().iter().all(|f| folder.join(f).exists())));
         complete.then_some(folder)
+    }
+
+    /// A GGUF file in the cache, with the other parts of its model, fetched unless they are there.
+    fn gguf(&self, file: &str) -> Result<PathBuf, HubError> {
+        const ASKED: &str = "the list of files";
+        let (folder, name) = file.rsplit_once('/').map_or(("", file), |(folder, name)| (folder, name));
+        let beside = |name: String| if folder.is_empty() { name } else { format!("{folder}/{name}") };
+        let files: Vec<String> = match PartName::parse(name) {
+            Some(part) => (1..=part.count).map(|number| beside(part.of_part(number))).collect(),
+            None => vec![file.to_owned()],
+        };
+        let cached = self.cache.commit(self.revision).map(|commit| self.cache.snapshot(&commit));
+        let cached = cached.filter(|folder| files.iter().all(|file| folder.join(file).exists()));
+        if let Some(folder) = cached {
+            return Ok(folder.join(&files[0]));
+        }
+        if self.options.offline {
+            return Err(HubError::Offline { model: self.model.to_owned(), cache: self.cache.path().to_owned() });
+        }
+        let client = Client::new(self.endpoint(), self.options.token.read(), self.options.timeouts);
+        let client = client.map_err(|error| self.unreachable(ASKED, error))?;
+        let list = ask(|| client.list(self.id, self.revision)).map_err(|error| self.explain(&client, ASKED, error))?;
+        let commit = Commit { wanted: self, client: &client, sha: &list.sha };
+        for file in &files {
+            if !list.has(file) {
+                return Err(self.explain(&client, file, TransferError::Status(404)));
+            }
+            commit.get(file)?;
+        }
+        self.cache.set_commit(self.revision, &list.sha).map_err(|source| self.disk(source))?;
+        Ok(self.cache.snapshot(&list.sha).join(&files[0]))
     }
 
     fn fetch(&self) -> Result<PathBuf, HubError> {

@@ -30,6 +30,6 @@ pub use config::{
 };
 pub use families::Family;
 pub use rope::{Frequencies, LongRope, Rope, RopeScaling, Yarn};
-pub use source::{DenseMatrix, GGUF_FILE, ModelSource, NamedFile, SourceError, Stored, gguf_file_of};
+pub use source::{DenseMatrix, GGUF_FILE, ModelSource, NamedFile, PackingFormats, SourceError, Stored, gguf_file_of};
 pub use tensor_content::TensorContent;
 pub use weight_format::{FourBitFormat, TensorFormats, UnknownFormat, WeightFormat};

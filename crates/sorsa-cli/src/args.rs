@@ -9,7 +9,8 @@ mod finetune;
 use std::ffi::OsString;
 
 use clap::{Args, Parser, Subcommand};
-use sorsa_adapter::{Method, PackedFormat};
+use sorsa_adapter::Method;
+use sorsa_checkpoint::PackingFormats;
 
 use crate::device::Backend;
 use crate::format::Format;
@@ -106,10 +107,10 @@ pub struct ConfigArgs {
     /// Read the model as if its config.json said this, as in model.config.rope_theta=5e5; repeatable
     #[arg(long, value_name = "FIELD=VALUE")]
     pub set: Vec<String>,
-    /// Pack the linear layers of a dense model while reading it: nf4, fp4, q8_0, q4_0 and others [default: as the adapter's
-    /// run did, or not]
+    /// Pack the linear layers of a dense model while reading it: nf4, fp4, q8_0, q4_0 and others; nf4+q8_0 packs the embedding and
+    /// the head too [default: as the adapter's run did, or not]
     #[arg(long, value_name = "FORMAT")]
-    pub quantize: Option<PackedFormat>,
+    pub quantize: Option<PackingFormats>,
 }
 
 #[derive(Debug, Args)]

@@ -6,9 +6,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use sorsa_adapter::{Band, ModuleReport};
+use sorsa_checkpoint::PackingFormats;
 use sorsa_experiment::estimate::grouped;
 use sorsa_experiment::scoreboard::percent;
 use sorsa_experiment::{DataReport, Event, ModuleShape, Observer, Recipe, RunDir, TrainingShape};
+use sorsa_models::ActivationFormat;
 use sorsa_ops::{Arithmetic, MatmulPrecision};
 use sorsa_train::metrics::Metric;
 use sorsa_train::{Best, Divergence};
@@ -18,8 +20,8 @@ use crate::progress::{Progress, Style};
 use crate::session::Warnings;
 use crate::signals;
 
-/// Steps that the trials of a search usually take; there may be more.
-const USUAL_SEARCH_STEPS: usize = 13;
+/// Steps that a search usually takes; there may be more.
+const USUAL_SEARCH_STEPS: usize = 14;
 
 /// Says that training makes the model worse, and what to try.
 pub fn divergence_text(divergence: &Divergence, learning_rate: f64) -> String {
@@ -67,6 +69,10 @@ pub struct TerminalObserver {
     band: Band,
     /// When the decompositions began.
     decomposing: Option<Instant>,
+    /// When the phase of the start at hand began.
+    phase: Instant,
+    /// The phases of the start so far, with their seconds.
+    phases: Vec<(&'static str, f64)>,
 }
 
 impl TerminalObserver {
@@ -82,6 +88,8 @@ impl TerminalObserver {
             run: None,
             band: Band::Principal,
             decomposing: None,
+            phase: Instant::now(),
+            phases: Vec::new(),
         }
     }
 
@@ -121,10 +129,33 @@ impl TerminalObserver {
         }
     }
 
+    /// Ends a phase of the start.
+    fn end_phase(&mut self, name: &'static str) {
+        let now = Instant::now();
+        self.phases.push((name, now.duration_since(self.phase).as_secs_f64()));
+        self.phase = now;
+    }
+
+    /// The seconds of each phase of the start.
+    fn phases_text(&self) -> String {
+        let phases: Vec<String> = self.phases.iter().map(|(name, seconds)| format!("{name} {seconds:.1} s")).collect();
+        format!("start  {}", phases.join(", "))
+    }
+
     fn announce(&self, recipe: &Recipe, data: &DataReport, shape: &TrainingShape, run: &RunDir) {
-        let packed = recipe.model.quantize.map_or_else(String::new, |format| format!(", linear layers {format}"));
+        let packed = match recipe.model.quantize {
+            None => String::new(),
+            Some(PackingFormats { linear, head: None }) => format!(", linear layers {linear}"),
+            Some(PackingFormats { linear, head: Some(head) }) => {
+                format!(", linear layers {linear}, embedding and head {head}")
+            }
+        };
+        let activations = match recipe.train.activations {
+            ActivationFormat::F32 => "",
+            ActivationFormat::Bf16 => ", activations of the backward pass bf16",
+        };
         self.say(&format!(
-            "model  {} on {}, weights {}{packed}, adapter and optimizer f32",
+            "model  {} on {}, weights {}{packed}, adapter and optimizer f32{activations}",
             recipe.model.path, self.backend, recipe.model.dtype
         ));
         if self.backend == "flex" {
@@ -187,6 +218,12 @@ impl TerminalObserver {
                     _ => String::new(),
                 };
                 progress.line(&format!("step {:>5}: validation loss {:.4}{note}", eval.step, eval.loss));
+                if eval.step == 0 {
+                    self.end_phase("validation");
+                    if let Some(progress) = &self.progress {
+                        progress.line(&self.phases_text());
+                    }
+                }
                 if self.best.is_none_or(|best| eval.loss < best.loss) {
                     self.best = Some(Best { step: eval.step, loss: eval.loss });
                 }
@@ -223,6 +260,7 @@ impl Observer for TerminalObserver {
             Event::Planned { recipe, data, shape, run } => {
                 self.run = Some(run.path().to_owned());
                 self.band = recipe.adapter.method.band();
+                self.end_phase("reading");
                 self.announce(recipe, data, shape, run);
             }
             Event::AdapterDoubted { .. } => Warnings.on_event(event),
@@ -232,6 +270,7 @@ impl Observer for TerminalObserver {
             }
             Event::Attached { modules } => {
                 self.finish();
+                self.end_phase("adapter");
                 self.tell_of_decompositions(modules);
             }
             Event::Answering { done, total, tokens, seconds } => {
@@ -244,10 +283,17 @@ impl Observer for TerminalObserver {
             }
             Event::LearningRateFound { search } => {
                 self.finish();
+                self.end_phase("learning rate");
                 self.say(&format!("learning rate {}", described(search)));
+                if let Some(doubt) = search.doubt {
+                    self.note(&format!("learning rate: {doubt}"));
+                }
             }
             Event::Diverged { divergence, learning_rate } => self.note(&divergence_text(divergence, learning_rate)),
-            Event::AccuracyBefore { score } => self.say(&format!("accuracy before: {}", percent(score))),
+            Event::AccuracyBefore { score } => {
+                self.end_phase("accuracy before");
+                self.say(&format!("accuracy before: {}", percent(score)));
+            }
             Event::TrainingStarts { total_steps, best } => {
                 if let Some(run) = &self.run {
                     signals::advise(format!("go on with: cargo xtask finetune --resume {}", run.display()));

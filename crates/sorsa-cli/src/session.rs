@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::prelude::Device;
-use sorsa_adapter::{Attached, PackedFormat};
+use sorsa_adapter::Attached;
+use sorsa_checkpoint::PackingFormats;
 use sorsa_checkpoint::hub::{HubOptions, HubProgress};
 use sorsa_data::TemplateName;
 use sorsa_experiment::adapter::{BaseModel, LoadedAdapter};
@@ -33,7 +34,7 @@ static EMBEDDED_FILES: Mutex<Option<Arc<EmbeddedFiles>>> = Mutex::new(None);
 static CONFIG: Mutex<Option<ConfigOverrides>> = Mutex::new(None);
 
 /// The format that models are packed in while they are read, by the command line or the adapter's run.
-static QUANTIZE: Mutex<Option<PackedFormat>> = Mutex::new(None);
+static QUANTIZE: Mutex<Option<PackingFormats>> = Mutex::new(None);
 
 /// Takes the options `--set model.config.FIELD=VALUE` and `--quantize`, and before them the same fields of the run of an adapter, for
 /// every model that is read from here on.
@@ -151,7 +152,7 @@ pub fn chat_template(
 /// A model with its name and its files.
 pub struct NamedModel {
     /// Format that its linear layers were packed in while it was read, if any.
-    pub quantize: Option<PackedFormat>,
+    pub quantize: Option<PackingFormats>,
     /// The name that the user gave.
     pub name: String,
     /// Its files.

@@ -10,7 +10,7 @@ use serde_json::Value;
 fn train(place: &Place, run: &str, options: &[&str]) {
     place
         .finetune(&["--max-steps", "4", "--set", "train.checkpoint_every=2", "--set", "train.keep_checkpoints=9"])
-        .args(["--set", "train.schedule.warmup_ratio=0", "--run-dir", run])
+        .args(["--lr", "1e-3", "--set", "train.schedule.warmup_ratio=0", "--run-dir", run])
         .args(options)
         .succeed();
 }

@@ -56,7 +56,8 @@ fn a_comparison_leaves_every_file_and_does_nothing_twice() {
     let place = Place::new();
     let mut args = vec!["--methods", "lora,sorsa,full", "--lrs", "1e-3,4e-3,full=1e-3", "--seeds", "1,2"];
     args.extend(["--gammas", "0,4e-4", "--max-steps", "3", "--test", "data.jsonl", "--set", "eval.problems=3"]);
-    args.extend(["--set", "eval.max_new_tokens=4", "--forgetting-text", "data.jsonl"]);
+    args.extend(["--set", "eval.max_new_tokens=4", "--forgetting-text", "data.jsonl,texts.jsonl"]);
+    std::fs::copy(place.path("data.jsonl"), place.path("texts.jsonl")).unwrap();
     let plan: Value =
         serde_json::from_str(&bench(&place, &args).args(["--dry-run", "--format", "json"]).succeed()).unwrap();
     assert_eq!(plan["runs"], 9, "five rates, three more seeds, one gamma: {plan}");
@@ -64,14 +65,14 @@ fn a_comparison_leaves_every_file_and_does_nothing_twice() {
 
     let table = bench(&place, &args).arg("--quiet").succeed();
     assert_eq!(runs(&place).len(), 9);
-    for part in ["Quality after 3 steps", "sorsa", "minus lora-r4", "its interval", "results: bench"] {
+    for part in ["Quality after 3 steps", "sorsa", "minus lora-r4", "no difference is shown", "results: bench"] {
         assert!(table.contains(part), "{part} is missing from {table}");
     }
     let found = results(&place);
     assert_eq!(found["problems"], 3);
     assert_eq!(found["runs"].as_array().unwrap().len(), 9);
     assert_eq!(found["gammas"].as_array().unwrap().len(), 2);
-    assert!(found["base"]["text_loss"].is_number() && found["base"]["accuracy"].is_number());
+    assert!(found["base"]["text_losses"]["texts"].is_number() && found["base"]["accuracy"].is_number());
     let arms = found["arms"].as_array().unwrap();
     assert_eq!(
         arms.iter().map(|arm| arm["name"].as_str().unwrap()).collect::<Vec<_>>(),
@@ -84,9 +85,11 @@ fn a_comparison_leaves_every_file_and_does_nothing_twice() {
         for field in ["tokens_per_s", "seconds_to_target", "start_seconds"] {
             assert!(arm[field]["median"].is_number(), "{field} of {arm}");
         }
-        for field in ["loss", "forgetting"] {
-            assert!(arm[field]["interval"]["low"].is_number(), "{field} of {arm}");
+        let intervals = [&arm["loss"], &arm["forgetting"]["data"], &arm["forgetting"]["texts"]];
+        for measured in intervals {
+            assert!(measured["interval"]["low"].is_number(), "{arm}");
         }
+        assert_eq!(arm["forgetting"]["data"], arm["forgetting"]["texts"], "the files are the same");
         assert_eq!((&arm["accuracy"]["seeds"], &arm["accuracy"]["problems"]), (&2.into(), &3.into()));
         assert_eq!(arm["difference"].is_null(), arm["name"] == "lora-r4");
         // The chosen rate is that of the lowest validation loss.
@@ -136,6 +139,53 @@ fn a_comparison_leaves_every_file_and_does_nothing_twice() {
     let loss = |results: &mut Value| results["arms"][1]["loss"].take();
     assert_eq!(loss(&mut again), loss(&mut found));
     assert!(again["notes"].to_string().contains("interrupted and gone on with: 1."));
+}
+
+#[test]
+fn a_second_task_shows_what_is_left_of_the_first() {
+    let place = Place::new();
+    // The second task answers the first one's prompts backwards.
+    let rows = std::fs::read_to_string(place.path("data.jsonl")).unwrap();
+    let backwards = rows.lines().map(|row| {
+        let mut row: Value = serde_json::from_str(row).unwrap();
+        let answer: String = row["response"].as_str().unwrap().chars().rev().collect();
+        row["response"] = answer.into();
+        row.to_string() + "\n"
+    });
+    place.write("backwards.jsonl", backwards.collect::<String>());
+    let mut args =
+        vec!["--methods", "lora,sorsa,dora,full", "--lrs", "1e-2,full=1e-3", "--seeds", "1,2", "--gammas", "none"];
+    args.extend(["--max-steps", "4", "--then", "backwards.jsonl", "--set", "eval.problems=0"]);
+    let table = bench(&place, &args).arg("--quiet").succeed();
+    for part in ["what training on backwards.jsonl afterwards leaves", "after the second task the validation loss"] {
+        assert!(table.contains(part), "{part} is missing from {table}");
+    }
+    assert_eq!(runs(&place).len(), 16);
+    let before = files(&place.path("bench/runs"));
+    bench(&place, &args).arg("--quiet").succeed();
+    assert_eq!(files(&place.path("bench/runs")), before, "a second call wrote into a run");
+    for arm in results(&place)["arms"].as_array().unwrap() {
+        let second = &arm["second_task"];
+        for field in ["loss_before", "loss", "first_loss", "first_loss_change"] {
+            assert!(second[field]["interval"]["low"].is_number(), "{field} of {arm}");
+        }
+        assert!(second["loss"]["mean"].as_f64() < second["loss_before"]["mean"].as_f64(), "{second}");
+        // The first task's loss of the first run is the one that its training reported, and of the second run the one in the report.
+        let folder = |name: &Value| place.path("bench/runs").join(name.as_str().unwrap());
+        let (first, then) = (folder(&arm["runs"][0]), folder(&second["runs"][0]));
+        let loss = |run: &Path| {
+            let [run, first] = [run, &first].map(|path| path.to_str().unwrap());
+            let out = place
+                .command(&["eval", "--quiet", "--format", "json", "--adapter", run, "--validation-of", first])
+                .succeed();
+            serde_json::from_str::<Value>(&out).unwrap()["loss"].as_f64().unwrap()
+        };
+        let number = |file: PathBuf, field: &str| {
+            serde_json::from_slice::<Value>(&std::fs::read(file).unwrap()).unwrap()[field].as_f64().unwrap()
+        };
+        assert!((loss(&first) - number(first.join("summary.json"), "loss_after")).abs() < 1e-4, "{arm}");
+        assert_eq!(loss(&then), number(then.join("first-task.json"), "loss"));
+    }
 }
 
 #[test]

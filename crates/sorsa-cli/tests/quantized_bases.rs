@@ -79,6 +79,13 @@ fn a_dense_model_is_packed_as_the_recipe_says_and_as_its_run_did() {
         perplexity(&place, &["--model", "model"]),
         perplexity(&place, &["--model", "model", "--quantize", "fp4"])
     );
+    // The embedding and the head are packed too if a second format says so.
+    let both = ["--method", "lora", "--max-steps", "3", "--quantize", "nf4+fp4", "--run-dir", "both"];
+    place.finetune(&both).succeed();
+    assert!(files_of(&place, "both/recipe.toml").contains("quantize = \"nf4+fp4\""));
+    let of_both = perplexity(&place, &["--adapter", "both"]);
+    assert_eq!(perplexity(&place, &["--adapter", "both", "--quantize", "nf4+fp4"]), of_both);
+    assert_ne!(perplexity(&place, &["--adapter", "both", "--quantize", "nf4"]), of_both);
     // Rows of 48 are no blocks of 32.
     let output = place
         .command(&["generate", "--model", "model", "--quantize", "q4_k", "--max-new-tokens", "1", "A"])
@@ -91,10 +98,12 @@ fn a_dense_model_is_packed_as_the_recipe_says_and_as_its_run_did() {
 #[test]
 fn a_run_that_packed_its_model_is_resumed_to_the_same_adapter() {
     let place = place();
-    for method in ["lora", "sorsa"] {
+    for (method, base) in
+        [("lora", ["--quantize", "nf4"]), ("sorsa", ["--quantize", "nf4"]), ("pissa", ["--model", "packed.gguf"])]
+    {
         let checkpoints = ["--set", "train.checkpoint_every=2", "--set", "train.keep_checkpoints=9"];
-        let run = ["--method", method, "--quantize", "nf4", "--max-steps", "6", "--run-dir", method];
-        place.finetune(&[&checkpoints[..], &run].concat()).succeed();
+        let run = ["--method", method, "--max-steps", "6", "--run-dir", method];
+        place.finetune(&[&checkpoints[..], &base, &run].concat()).succeed();
         let adapter = || std::fs::read(place.path(&format!("{method}/adapter/adapter.safetensors"))).unwrap();
         let expected = adapter();
         for folder in ["adapter", "checkpoints/step-6"] {

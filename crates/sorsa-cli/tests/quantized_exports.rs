@@ -51,9 +51,12 @@ fn refused(place: &Place, args: &[&str]) -> String {
 }
 
 fn trained(place: &Place, model: &str, run: &str, method: &str) {
-    place
-        .finetune(&["--max-steps", "3", "--run-dir", run, "--lr", "1e-2", "--model", model, "--method", method])
-        .succeed();
+    trained_with(place, model, run, method, &[]);
+}
+
+fn trained_with(place: &Place, model: &str, run: &str, method: &str, more: &[&str]) {
+    let options = ["--max-steps", "3", "--run-dir", run, "--lr", "1e-2", "--model", model, "--method", method];
+    place.finetune(&[&options[..], more].concat()).succeed();
 }
 
 #[test]
@@ -137,8 +140,14 @@ fn an_adapter_beside_packed_weights_leaves_exactly_and_merges_exactly() {
     place
         .command(&["export", "--format", "gguf", "--model", "model", "--dtype", "q5_1", "--out", "packed.gguf"])
         .succeed();
-    for base in ["packed", "packed.gguf"] {
-        trained(&place, base, "run", "lora");
+    for (base, method) in [
+        ("packed", "lora"),
+        ("packed.gguf", "lora"),
+        ("packed", "sorsa"),
+        ("packed.gguf", "pissa"),
+        ("packed", "olora"),
+    ] {
+        trained(&place, base, "run", method);
         let adapted = ["--model", base, "--adapter", "run"];
         place.command(&["export", "--format", "peft", "--adapter", "run", "--out", "peft"]).succeed();
         let named = json_of(&place, "peft/adapter_config.json")["base_model_name_or_path"].clone();
@@ -153,6 +162,12 @@ fn an_adapter_beside_packed_weights_leaves_exactly_and_merges_exactly() {
         place.command(&["export", "--format", "gguf-lora", "--adapter", "run", "--out", "lora.gguf"]).succeed();
         let needless = ["export", "--format", "peft", "--adapter", "run", "--residual", "rest", "--out", "x"];
         assert!(refused(&place, &needless).contains("added to the weights of the model as they are"));
+        if method == "sorsa" {
+            // Another adapter starts where this one has ended.
+            let rate = ["--max-steps", "1", "--lr", "1e-12", "--model", base, "--method", "pissa"];
+            place.finetune(&[&rate[..], &["--continue-from", "run", "--run-dir", "next"]].concat()).succeed();
+            assert_same(&place, &["--model", base, "--adapter", "next"], &adapted);
+        }
         std::fs::remove_dir_all(place.path("run")).unwrap();
     }
     assert!(!place.path("rest").exists());
@@ -184,7 +199,7 @@ fn a_residual_that_was_packed_again_is_a_model_of_its_own_beside_its_adapter() {
         .command(&["export", "--format", "gguf", "--model", "model", "--dtype", "q5_1", "--out", "packed.gguf"])
         .succeed();
     for (base, method) in [("packed", "sorsa"), ("packed", "pissa"), ("packed.gguf", "sorsa")] {
-        trained(&place, base, "run", method);
+        trained_with(&place, base, "run", method, &["--set", "adapter.residual=packed"]);
         let adapted = ["--model", base, "--adapter", "run"];
         let export = ["export", "--format", "peft", "--adapter", "run", "--out", "peft"];
         let message = refused(&place, &export);

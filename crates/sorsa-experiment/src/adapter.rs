@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use sorsa_adapter::peft::{CONFIG_FILE, PeftAdapter};
-use sorsa_adapter::{AdapterError, AdapterState, AttachOptions, Attached, HostTensorExt, PackedFormat, SavedAdapter};
+use sorsa_adapter::{AdapterError, AdapterState, AttachOptions, Attached, HostTensorExt, SavedAdapter};
+use sorsa_checkpoint::PackingFormats;
 use sorsa_files::{HostTensor, NamedTensors};
 use sorsa_models::CausalLm;
 
@@ -25,7 +26,7 @@ pub struct BaseModel<'a> {
     /// Its files.
     pub folder: &'a Path,
     /// Format that its linear layers were packed in while it was read, if any.
-    pub quantize: Option<PackedFormat>,
+    pub quantize: Option<PackingFormats>,
 }
 
 /// An adapter and the model that it fits. If the adapter trains the head of a model whose head is the embedding, the

@@ -3,6 +3,7 @@
 use burn::tensor::FloatDType;
 use serde::Serialize;
 use sorsa_checkpoint::{Activation, Architecture, BlockNorms, ModelConfig, RwkvConfig, RwkvVersion, TransformerConfig};
+use sorsa_models::ActivationFormat;
 use sorsa_ops::{
     AttentionShape, Form, HeadLossShape, OperationMemory, attention_memory, gated_memory, head_loss_memory,
     layer_norm_memory, rms_norm_memory, rotate_half_memory, wkv4_memory, wkv6_memory,
@@ -23,6 +24,8 @@ pub struct MemoryEstimate {
     pub optimizer: u64,
     /// The copy of the optimizer's buffers, or of the trained parameters, that becomes a checkpoint's file. There are no gradients then.
     pub checkpoint: u64,
+    /// Copies of what is trained, and of the optimizer's buffers, that the search for a learning rate keeps beside its steps.
+    pub search: u64,
     /// What the threads take that make the adapter's start, before there is an optimizer.
     pub start: u64,
     /// Kept from the forward pass for the backward pass.
@@ -44,6 +47,8 @@ pub struct Step<'a> {
     pub factors: u64,
     /// Numbers of the factors at the start that stay in memory beside those.
     pub initial: u64,
+    /// Bytes of the copies that a search for a learning rate keeps; 0 if the rate is known.
+    pub search: u64,
     /// Bytes that the threads take which make the adapter's start.
     pub start: u64,
     /// Whether the trained parameters are weights of the model, not factors beside them.
@@ -54,8 +59,10 @@ pub struct Step<'a> {
     pub weights: u64,
     /// Whether weights are packed.
     pub packed: bool,
-    /// The dtype that operations keep for the backward pass if they may round it.
-    pub activations: FloatDType,
+    /// The dtype in which gated units keep their operands for the backward pass.
+    pub gated: FloatDType,
+    /// The format in which the backward pass gets activations.
+    pub activations: ActivationFormat,
     /// Whether each block runs again in the backward pass: then only its input is kept from the first time.
     pub checkpoint_blocks: bool,
     /// Sequences of a micro-batch.
@@ -96,17 +103,18 @@ impl MemoryEstimate {
             gradients: step.trained * 4,
             optimizer: step.optimizer_numbers * 4,
             checkpoint: 4 * step.optimizer_numbers.max(step.trained),
+            search: step.search,
             start: step.start,
             activations: activations + head.kept + widened,
             workspace: PROGRAM + head.workspace.max(block.workspace).max(step.adapters.workspace).max(passing),
         }
     }
 
-    /// The peak: that of the start, of a step, or of a checkpoint.
+    /// The peak: that of the start, of a step, in the search for a learning rate if there is one, or of a checkpoint.
     pub fn total(&self) -> u64 {
         let factors = self.adapter + self.initial;
         let start = self.initial.max(self.adapter) + self.start + PROGRAM;
-        let step = factors + self.optimizer + self.gradients + self.activations + self.workspace;
+        let step = factors + self.optimizer + self.gradients + self.activations + self.workspace + self.search;
         let checkpoint = factors + self.optimizer + self.checkpoint + PROGRAM;
         self.weights + start.max(step).max(checkpoint)
     }
@@ -147,13 +155,18 @@ impl Step<'_> {
             BlockNorms::BeforeAndAfter => 4,
         };
         let inner = self.tokens() * self.config.intermediate_size;
-        let kept = self.activations;
+        let kept = self.gated;
         let feed_forward = match decoder.activation {
             // Without a gate, by burn's own operation.
             Activation::Gelu => gated_memory(Form::Plain, inner, FloatDType::F32),
             _ => gated_memory(self.form, inner, kept),
         };
-        rms_norm_memory(self.form, self.hidden()) * norms + feed_forward + self.attention(decoder)
+        let others = rms_norm_memory(self.form, self.hidden()) * norms + self.attention(decoder);
+        let rounded = self.form == Form::Fused
+            && self.activations == ActivationFormat::Bf16
+            && decoder.attention_soft_cap.is_none();
+        let kept = if rounded { others.kept / 2 } else { others.kept };
+        feed_forward + OperationMemory { kept, ..others }
     }
 
     fn attention(&self, decoder: &TransformerConfig) -> OperationMemory {
@@ -291,6 +304,32 @@ mod tests {
     }
 
     #[test]
+    fn a_search_for_a_learning_rate_keeps_copies_of_what_is_trained() {
+        let fields = json!({
+            "model_type": "llama", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "vocab_size": 500, "max_position_embeddings": 128,
+        });
+        let config = ModelConfig::parse(fields.as_object().unwrap().clone()).unwrap();
+        let of = |method: &str, dtype: &str, rate: &str| {
+            let text = format!(
+                "adapter.method = \"{method}\"\nmodel.dtype = \"{dtype}\"\ntrain.optimizer.learning_rate = {rate}"
+            );
+            let recipe = Recipe::from_table(text.parse().unwrap(), "test").unwrap();
+            TrainingShape::new(&recipe, &config, &Host::cpu(burn::prelude::Device::flex())).unwrap()
+        };
+        for method in ["full", "partial", "lora", "sorsa"] {
+            for (dtype, bytes) in [("f32", 4), ("bf16", 2)] {
+                let (named, found) = (of(method, dtype, "1e-3"), of(method, dtype, "\"auto\""));
+                let trained = named.trainable_parameters;
+                // Whole weights: those at the start. Factors: those at the start and after the common steps, and AdamW's two buffers.
+                let copies = if matches!(method, "full" | "partial") { bytes * trained } else { 4 * (2 + 2) * trained };
+                assert_eq!((named.memory.search, found.memory.search), (0, copies), "{method} {dtype}");
+                assert_eq!(found.memory_total, named.memory_total + copies, "{method} {dtype}");
+            }
+        }
+    }
+
+    #[test]
     fn the_peak_is_that_of_the_start_of_a_step_or_of_a_checkpoint() {
         let memory = shape(S, Method::Sorsa).memory;
         let factors = memory.adapter + memory.initial;
@@ -334,6 +373,25 @@ mod tests {
     }
 
     #[test]
+    fn activations_of_the_backward_pass_in_bf16_take_half() {
+        let [exact, rounded] = [ActivationFormat::F32, ActivationFormat::Bf16].map(|activations| {
+            let fields = json!({
+                "model_type": "llama", "hidden_size": 288, "intermediate_size": 768, "num_hidden_layers": 6,
+                "num_attention_heads": 6, "vocab_size": 32_000, "max_position_embeddings": 256,
+            });
+            let config = ModelConfig::parse(fields.as_object().unwrap().clone()).unwrap();
+            let mut recipe = Recipe::default();
+            recipe.train.activations = activations;
+            let host = Host::cpu(burn::prelude::Device::flex());
+            TrainingShape::new(&recipe, &config, &host).unwrap().memory
+        });
+        // What norms read 2 d, q, k, v and the input of the output projection 4 d, gate and up 2 ffn.
+        let tokens = 16 * 256;
+        assert_eq!(exact.activations - rounded.activations, 2 * tokens * 6 * (6 * 288 + 2 * 768));
+        assert_eq!(exact.weights, rounded.weights);
+    }
+
+    #[test]
     fn plain_forms_keep_scores_and_logits() {
         let config = ModelConfig::parse(
             json!({"model_type": "llama", "hidden_size": 288, "intermediate_size": 768, "num_hidden_layers": 6,
@@ -349,12 +407,14 @@ mod tests {
             optimizer_numbers: 2 * 525_312,
             factors: 525_312,
             initial: 0,
+            search: 0,
             start: 0,
             dense: false,
             adapters: OperationMemory::keeping(672 * 1024),
             weights: 4 * config.num_parameters() as u64,
             packed: false,
-            activations: FloatDType::F32,
+            gated: FloatDType::F32,
+            activations: ActivationFormat::F32,
             checkpoint_blocks: false,
             rows: 4,
             len: 256,

@@ -12,7 +12,8 @@ use sorsa_ops::Instructions;
 use sorsa_report::report::{self, RunReport, Sample};
 use sorsa_train::metrics::Metric;
 use sorsa_train::{
-    BatchGradients, Divergence, LearningRate, Optimizer, OptimizerConfig, RateSearch, RunOutcome, TrainError, Trainer,
+    BatchGradients, Divergence, LearningRate, Optimizer, OptimizerConfig, OptimizerKind, RateRange, RateSearch,
+    RunOutcome, TrainError, Trainer,
 };
 
 use crate::adapter::{BaseModel, LoadedAdapter, with_head_for};
@@ -510,6 +511,10 @@ fn attach(
 /// a few rows of data that ask for more are learned by heart.
 const LARGEST_RATE: f64 = 1.0;
 
+/// The best rate of a short run of AdamW that trains whole weights, as a multiple of the best rate of a trial (`docs/experiments.md`). Rates at
+/// which the loss rises in the first steps and then falls for long are good for it.
+const MULTIPLE_OF_WHOLE_WEIGHTS: f64 = 2.5;
+
 /// Finds the learning rate of a recipe that names none.
 fn find_learning_rate(
     trainer: &mut Trainer,
@@ -519,8 +524,16 @@ fn find_learning_rate(
     let with_rate = optimizer_with(recipe, trainer);
     observer.on_event(Event::FindingLearningRate { steps: 0 });
     let mut progress = |steps| observer.on_event(Event::FindingLearningRate { steps });
-    let largest = LARGEST_RATE * recipe.train.optimizer.kind.relative_rate();
-    Ok(trainer.find_learning_rate(&with_rate, recipe.learning_rate_guess(), largest, &mut progress)?)
+    let kind = recipe.train.optimizer.kind;
+    let range = RateRange {
+        guess: recipe.learning_rate_guess(),
+        largest: LARGEST_RATE * kind.relative_rate(),
+        multiple: match kind {
+            OptimizerKind::AdamW if !recipe.adapter.method().is_factored() => MULTIPLE_OF_WHOLE_WEIGHTS,
+            _ => 1.0,
+        },
+    };
+    Ok(trainer.find_learning_rate(&with_rate, range, &mut progress)?)
 }
 
 /// Makes the optimizer of a recipe with a peak rate.

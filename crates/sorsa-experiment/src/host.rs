@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use burn::prelude::Device;
-use sorsa_adapter::{PackedFormat, Placement};
-use sorsa_checkpoint::ModelSource;
+use sorsa_adapter::Placement;
 use sorsa_checkpoint::hub::HubOptions;
+use sorsa_checkpoint::{ModelSource, PackingFormats};
 
 use crate::config_overrides::ConfigOverrides;
 use crate::embedded::EmbeddedFiles;
@@ -46,7 +46,7 @@ pub struct Sources {
     /// Fields of the `config.json` of every model that is read.
     pub config: ConfigOverrides,
     /// Format that the linear layers of every dense model are packed in while it is read; absent, they stay dense.
-    pub quantize: Option<PackedFormat>,
+    pub quantize: Option<PackingFormats>,
 }
 
 impl Sources {

@@ -3,8 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use sorsa_adapter::PackedFormat;
-use sorsa_checkpoint::{ModelSource, WeightFormat, gguf_file_of, hub};
+use sorsa_checkpoint::{ModelSource, PackingFormats, WeightFormat, gguf_file_of, hub};
 use sorsa_data::{EncodeOptions, Encoder, PromptTemplate, TemplateName, TextTokenizer, TurnEnd};
 use sorsa_models::{CausalLm, ModelConfig, float_dtype};
 use toml::Table;
@@ -28,7 +27,7 @@ pub struct LoadedModel {
     /// The tokenizer.
     pub tokenizer: Arc<TextTokenizer>,
     /// Format that its linear layers were packed in while it was read, if any.
-    pub quantize: Option<PackedFormat>,
+    pub quantize: Option<PackingFormats>,
     /// Bytes of all its weights if some are packed.
     pub packed_bytes: Option<u64>,
     /// What its user should know about its weights, a sentence each.
@@ -158,7 +157,7 @@ pub fn config_of_run(adapter: &Path) -> Result<Table, ExperimentError> {
 /// # Errors
 ///
 /// A recipe that cannot be read.
-pub fn quantize_of_run(adapter: &Path) -> Result<Option<PackedFormat>, ExperimentError> {
+pub fn quantize_of_run(adapter: &Path) -> Result<Option<PackingFormats>, ExperimentError> {
     match recipe_of_run(adapter) {
         Some(recipe) => Ok(Recipe::read(&recipe)?.model.quantize),
         None => Ok(None),

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use sorsa_adapter::{AdapterError, OriginalWeights, PackedFormat};
-use sorsa_checkpoint::ModelSource;
+use sorsa_adapter::{AdapterError, OriginalWeights};
+use sorsa_checkpoint::{ModelSource, PackingFormats};
 use sorsa_files::HostTensor;
 
 use crate::error::ExperimentError;
@@ -20,7 +20,7 @@ impl PackedOnRead {
     /// # Errors
     ///
     /// [`ExperimentError::Source`].
-    pub fn open(folder: &Path, quantize: Option<PackedFormat>) -> Result<Self, ExperimentError> {
+    pub fn open(folder: &Path, quantize: Option<PackingFormats>) -> Result<Self, ExperimentError> {
         let source = match quantize {
             Some(format) => Some(ModelSource::open(folder)?.with_packing(format)?),
             None => None,
@@ -36,5 +36,9 @@ impl OriginalWeights for PackedOnRead {
             Ok(found) => Ok(found.map(|(shape, values)| HostTensor::new(shape, values))),
             Err(error) => Err(AdapterError::Original { module: module.to_owned(), source: Box::new(error) }),
         }
+    }
+
+    fn contains(&self, module: &str) -> bool {
+        self.source.as_ref().is_some_and(|source| source.packs(&format!("{module}.weight")))
     }
 }

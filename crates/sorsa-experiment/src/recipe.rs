@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use sorsa_adapter::{
     AdapterConfig, Algorithm, Band, HandOverDefaults, Method, PackedFormat, SavedAdapter, SvdOptions, method_of,
 };
-use sorsa_checkpoint::{ModelConfig, WeightFormat, gguf_file_of};
+use sorsa_checkpoint::{ModelConfig, PackingFormats, WeightFormat, gguf_file_of};
 use sorsa_data::{AnswerStyle, Format, LoadOptions, TemplateName, Truncation};
 use sorsa_models::float_dtype;
 use sorsa_train::{LearningRate, OptimizerKind, TrainConfig, steps_of_equal_epochs};
@@ -48,9 +48,9 @@ pub struct ModelRecipe {
     /// dtype of the frozen weights: f32 or bf16.
     pub dtype: WeightFormat,
     /// Format that the linear layers of a dense model are packed in while it is read: nf4, fp4, q8_0, q4_0 and others; absent, they stay
-    /// dense.
+    /// dense. Like `nf4+q8_0`, it names that of the embedding and the head too.
     #[serde(with = "packed_format", skip_serializing_if = "Option::is_none")]
-    pub quantize: Option<PackedFormat>,
+    pub quantize: Option<PackingFormats>,
     /// Folder of an adapter to start from; it decides all of `[adapter]` but the dropout.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub adapter: Option<String>,
@@ -553,7 +553,7 @@ fn take_unknown_names(table: &mut Table) -> Vec<String> {
     take("svd", "band", "svd.band", "principal, middle, minor or the number of larger triplets", is_a::<Band>);
     take("model", "dtype", "dtype", "f32 or bf16", is_computed_with);
     let packed = PackedFormat::packable().map(PackedFormat::name).collect::<Vec<_>>().join(", ");
-    let packed = format!("one of {packed}");
+    let packed = format!("one of {packed}, or two with a plus, the second for the embedding and the head");
     take("model", "quantize", "format", &packed, is_packable);
     take("data", "template", "data.template", &templates, is_a::<TemplateName>);
     faults
@@ -561,8 +561,8 @@ fn take_unknown_names(table: &mut Table) -> Vec<String> {
 
 /// Whether weights can be packed in the format of this name.
 fn is_packable(value: &Value) -> bool {
-    let format = value.as_str().and_then(|name| name.parse::<PackedFormat>().ok());
-    format.is_some_and(PackedFormat::is_packable)
+    let formats = value.as_str().and_then(|name| name.parse::<PackingFormats>().ok());
+    formats.is_some_and(|formats| formats.not_packable().is_none())
 }
 
 /// Whether a model computes with weights in the format of this name.

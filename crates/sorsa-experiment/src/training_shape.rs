@@ -2,11 +2,12 @@
 
 use burn::tensor::FloatDType;
 use serde::Serialize;
-use sorsa_adapter::{Method, Placement};
+use sorsa_adapter::{Method, PackingTime, Placement};
 use sorsa_checkpoint::ModelSource;
-use sorsa_models::{CausalLm, ModelConfig, WeightFormat};
+use sorsa_models::{ActivationFormat, CausalLm, ModelConfig, WeightFormat};
 use sorsa_ops::{Form, OperationMemory};
 use sorsa_report::report::bytes;
+use sorsa_train::LearningRate;
 
 use crate::error::ExperimentError;
 use crate::estimate::{MemoryEstimate, Step, grouped};
@@ -99,6 +100,10 @@ impl TrainingShape {
         let form = if host.fused_operations { Form::Fused } else { Form::Plain };
         let (mut adapters, mut frozen, mut adapted_head) = (OperationMemory::default(), 0, false);
         let (mut initial, mut starts) = (0, Vec::new());
+        let packed_when = packed.map(|_| match recipe.model.quantize {
+            Some(_) => PackingTime::WhileRead,
+            None => PackingTime::InFile,
+        });
         let rule = recipe.train.optimizer.kind.rule(&recipe.train.optimizer);
         let numbers_for = |shape: &[usize]| (rule.buffers_of(shape).len() * shape.iter().product::<usize>()) as u64;
         let mut optimizer_numbers = 0;
@@ -111,8 +116,8 @@ impl TrainingShape {
             optimizer_numbers += shapes.iter().map(|shape| numbers_for(shape)).sum::<u64>();
             adapters = adapters + target.memory(method, form, tokens);
             frozen += recipe.adapter.frozen_parameters(&target) as u64;
-            initial += target.numbers_at_start(&recipe.adapter, packed.is_some()) as u64;
-            starts.push(target.start_bytes(&recipe.adapter, packed.is_some()) as u64);
+            initial += target.numbers_at_start(&recipe.adapter, packed_when) as u64;
+            starts.push(target.start_bytes(&recipe.adapter, packed_when) as u64);
             adapted_head |= method.is_factored() && matches!(target.path.as_str(), "lm_head" | "head");
             // Nothing is said of the one method that all modules have.
             let shown = if recipe.adapter.method_pattern.is_empty() { None } else { Some(method) };
@@ -154,6 +159,13 @@ impl TrainingShape {
             true => frozen + modules.iter().map(|module| module.trainable_parameters).sum::<u64>(),
             false => 0,
         };
+        let dense = !method.is_factored();
+        // The search keeps what is trained as it was at the start, and for factors also where the common steps of its trials end.
+        let search = match recipe.train.optimizer.learning_rate {
+            LearningRate::Auto if dense => trainable_parameters * recipe.model.dtype.bytes(1) as u64,
+            LearningRate::Auto => 4 * (2 * trainable_parameters + optimizer_numbers),
+            LearningRate::Rate(_) => 0,
+        };
         // The largest layers may be decomposed at the same time.
         starts.sort_unstable_by(|a, b| b.cmp(a));
         let at_once = match host.placement {
@@ -166,16 +178,18 @@ impl TrainingShape {
             optimizer_numbers,
             factors,
             initial,
+            search,
             start: starts.iter().take(at_once).sum(),
-            dense: !method.is_factored(),
+            dense,
             adapters,
             packed: packed.is_some(),
             weights: packed.unwrap_or(config.num_parameters() as u64 * recipe.model.dtype.bytes(1) as u64),
-            // Activations beside packed weights are f32.
-            activations: match packed {
-                None if recipe.model.dtype == WeightFormat::Bf16 => FloatDType::BF16,
+            gated: match recipe.model.dtype {
+                _ if recipe.train.activations == ActivationFormat::Bf16 => FloatDType::BF16,
+                WeightFormat::Bf16 => FloatDType::BF16,
                 _ => FloatDType::F32,
             },
+            activations: recipe.train.activations,
             checkpoint_blocks: recipe.train.checkpoint_blocks,
             rows: recipe.train.batch_size,
             len,
@@ -239,9 +253,13 @@ impl TrainingShape {
             ));
         }
         let memory = &self.memory;
+        let search = match memory.search {
+            0 => String::new(),
+            copies => format!(", search for a learning rate {}", bytes(copies)),
+        };
         text.push_str(&format!(
-            "memory: weights {}, adapter {}, its start {}, gradients {}, optimizer {}, activations about {}, workspace about {}; at most \
-             about {}\n",
+            "memory: weights {}, adapter {}, its start {}, gradients {}, optimizer {}, activations about {}, workspace about {}{}; at \
+             most about {}\n",
             bytes(memory.weights),
             bytes(memory.adapter),
             bytes(memory.initial),
@@ -249,6 +267,7 @@ impl TrainingShape {
             bytes(memory.optimizer),
             bytes(memory.activations),
             bytes(memory.workspace),
+            search,
             bytes(self.memory_total)
         ));
         if let Some(steps) = self.steps {

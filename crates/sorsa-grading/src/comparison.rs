@@ -21,6 +21,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::GradingError;
+use crate::significance::{detectable, student_p};
 use crate::stats::{Interval, score_interval_of, t_quantile};
 
 /// The mean of a table of problems and seeds.
@@ -32,6 +33,8 @@ pub struct CrossedMean {
     pub standard_error: Option<f64>,
     /// Degrees of freedom of the standard error; 0 if there is none.
     pub degrees: f64,
+    /// The standard error over the seeds alone, for these problems, with one degree of freedom less than there are seeds; `None` of one seed.
+    pub seed_error: Option<f64>,
     /// Problems, `n`.
     pub problems: usize,
     /// Seeds, `m`.
@@ -95,6 +98,7 @@ impl CrossedMean {
                 true => (n.max(m) - 1) as f64,
                 false => 0.0,
             },
+            seed_error: (m > 1).then(|| (square(seeds_part) / cells).sqrt()),
             problems: n,
             seeds: m,
         }))
@@ -118,9 +122,44 @@ impl CrossedMean {
         Self::of(&differences)
     }
 
-    /// Student's quantile for a 95 % interval, with the degrees of freedom rounded down.
+    /// The degrees of freedom, rounded down, at least 1.
+    fn whole_degrees(&self) -> usize {
+        (self.degrees.floor() as usize).max(1)
+    }
+
+    /// Student's quantile for a 95 % interval.
     fn quantile(&self) -> f64 {
-        t_quantile((self.degrees.floor() as usize).max(1))
+        t_quantile(self.whole_degrees())
+    }
+
+    /// The two-sided p-value of a mean of differences that is 0: the larger of two, that of the standard error and that of the seeds alone.
+    /// 1 if no cell differs, `None` of a single cell.
+    ///
+    /// The standard error leaves out a variance of the seeds that is not larger than the noise. That makes little of intervals of 95 %, but far
+    /// smaller p-values than there should be: in simulations, many comparisons then claim differences where there are none.
+    pub fn p_value(&self) -> Option<f64> {
+        let crossed = match self.standard_error? {
+            0.0 => 1.0,
+            error => student_p(self.mean / error, self.whole_degrees()),
+        };
+        Some(match self.seed_error {
+            None => crossed,
+            Some(0.0) if self.mean == 0.0 => 1.0,
+            Some(error) => crossed.max(student_p(self.mean / error, self.seeds - 1)),
+        })
+    }
+
+    /// The mean of differences that a test at `level` finds with the chance [`POWER`](crate::significance::POWER). If no cell differs, the
+    /// end of [`Self::difference_interval`]. `None` of a single cell.
+    pub fn detectable(&self, level: f64) -> Option<f64> {
+        let crossed = match self.standard_error? {
+            0.0 => self.difference_interval().high,
+            error => detectable(error, self.whole_degrees(), level),
+        };
+        Some(match self.seed_error {
+            None => crossed,
+            Some(error) => crossed.max(detectable(error, self.seeds - 1, level)),
+        })
     }
 
     /// The 95 % interval of a mean of differences between right (1) and wrong (0) answers, within `-1..=1`. Where no cell differs

@@ -26,6 +26,7 @@ pub mod grade;
 mod latex;
 pub mod number;
 mod reading;
+pub mod significance;
 pub mod stats;
 
 pub use error::GradingError;

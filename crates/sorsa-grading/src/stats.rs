@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::GradingError;
+use crate::significance::{detectable, student_p};
 
 /// A 95 % interval.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -129,21 +130,44 @@ impl Mean {
         let differences: Vec<f64> = before.iter().zip(after).map(|(before, after)| after - before).collect();
         Ok(Self::of(&differences))
     }
+
+    /// The standard error of the mean; `None` of a single value.
+    fn standard_error(&self) -> Option<f64> {
+        self.deviation.map(|deviation| deviation / (self.count as f64).sqrt())
+    }
+
+    /// The two-sided p-value of Student's test of a mean of 0; `None` of a single value.
+    pub fn p_value(&self) -> Option<f64> {
+        let error = self.standard_error()?;
+        Some(if self.mean == 0.0 { 1.0 } else { student_p(self.mean / error, self.count - 1) })
+    }
+
+    /// The mean that Student's test at `level` finds with the chance [`POWER`](crate::significance::POWER); `None` of a single value.
+    pub fn detectable(&self, level: f64) -> Option<f64> {
+        Some(detectable(self.standard_error()?, self.count - 1, level))
+    }
 }
 
-/// The `t` with `P(|T| <= t) = 0.95` for Student's distribution, by bisection.
+/// The `t` with `P(|T| <= t) = 0.95` for Student's distribution.
 pub(crate) fn t_quantile(degrees: usize) -> f64 {
-    // 12.706, for one degree of freedom, is the largest.
+    t_quantile_of(0.95, degrees)
+}
+
+/// The `t` with `P(|T| <= t) = share` for Student's distribution, by bisection.
+pub(crate) fn t_quantile_of(share: f64, degrees: usize) -> f64 {
     let (mut low, mut high) = (0.0, 13.0);
+    while t_central(high, degrees) < share {
+        high *= 2.0;
+    }
     for _ in 0..60 {
         let middle = 0.5 * (low + high);
-        if t_central(middle, degrees) < 0.95 { low = middle } else { high = middle }
+        if t_central(middle, degrees) < share { low = middle } else { high = middle }
     }
     low
 }
 
 /// `P(|T| <= t)` for whole degrees of freedom: Abramowitz and Stegun 26.7.3 and 26.7.4.
-fn t_central(t: f64, degrees: usize) -> f64 {
+pub(crate) fn t_central(t: f64, degrees: usize) -> f64 {
     let angle = (t / (degrees as f64).sqrt()).atan();
     let (sin, cos) = angle.sin_cos();
     // The powers of the cosine go by twos, from `first` to `degrees - 2`.

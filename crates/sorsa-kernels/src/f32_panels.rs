@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use crate::matrix::Matrix;
 use crate::packed::Orientation;
-use crate::panels::{self, Left, PARALLEL, Right, Store, Tile, prefetch};
+use crate::panels::{self, Left, PARALLEL, Panels, Right, Store, Term, Tile, prefetch};
 use crate::product::{Product, Threads, Update};
 use crate::widened::WidenedWeight;
 
@@ -52,13 +52,12 @@ pub(crate) fn multiply<K: F32Kernel>(out: &mut [f32], product: &Product<'_>, upd
     assert!(K::is_available(), "the processor lacks the instructions");
     assert!(weight.has_contiguous_axis() && x.columns() == weight.rows(), "operands of a product");
     let parallel = threads == Threads::All && x.rows() * x.columns() * weight.columns() >= PARALLEL;
-    let [row_stride, unit_stride] = x.strides();
-    let x = Left { units: x.data(), rows: x.rows(), row_stride, unit_stride };
+    let x = left(x);
     let right = MatrixPanels::<K> { weight, kernel: PhantomData };
     // SAFETY: the processor has the instructions.
     #[allow(unsafe_code, reason = "a function compiled for instructions that the processor has")]
     unsafe {
-        panels::multiply(out, x, &right, Store { factor, update }, parallel);
+        panels::multiply(out, x, right, Store { factor, update }, parallel);
     }
 }
 
@@ -76,8 +75,30 @@ pub(crate) fn multiply_widened<K: F32Kernel>(out: &mut [f32], x: &[f32], weight:
     // SAFETY: the processor has the instructions.
     #[allow(unsafe_code, reason = "a function compiled for instructions that the processor has")]
     unsafe {
-        panels::multiply(out, x, &right, Store { factor: 1.0, update }, rows * n * k >= PARALLEL);
+        panels::multiply(out, x, right, Store { factor: 1.0, update }, rows * n * k >= PARALLEL);
     }
+}
+
+/// The product of f32 matrices as a term of a sum; see [`multiply`].
+pub(crate) fn term<'a, K: F32Kernel + 'a>(x: Matrix<'a>, weight: Matrix<'a>, factor: f32) -> Box<dyn Term + 'a> {
+    assert!(K::is_available(), "the processor lacks the instructions");
+    assert!(weight.has_contiguous_axis() && x.columns() == weight.rows(), "operands of a product");
+    Box::new(Panels::new(left(x), MatrixPanels::<K> { weight, kernel: PhantomData }, factor))
+}
+
+/// The product with a widened weight as a term of a sum; see [`multiply_widened`].
+pub(crate) fn widened_term<'a, K: F32Kernel + 'a>(
+    x: Matrix<'a>,
+    weight: impl WidenedWeight + 'a,
+) -> Box<dyn Term + 'a> {
+    assert!(K::is_available(), "the processor lacks the instructions");
+    assert_eq!(x.columns(), weight.shape()[0], "operands of a product");
+    Box::new(Panels::new(left(x), WidenedPanels::<_, K> { weight, kernel: PhantomData }, 1.0))
+}
+
+fn left(x: Matrix<'_>) -> Left<'_, f32> {
+    let [row_stride, unit_stride] = x.strides();
+    Left { units: x.data(), rows: x.rows(), row_stride, unit_stride }
 }
 
 struct MatrixPanels<'a, K> {

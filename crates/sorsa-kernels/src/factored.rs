@@ -11,6 +11,7 @@ use crate::linear::add_bias;
 use crate::matrix::Matrix;
 use crate::product::{Product, Update};
 use crate::simd::{scale, wide};
+use crate::sums::{Summand, sums};
 use crate::weight::Weight;
 
 /// The operands of both passes.
@@ -53,7 +54,7 @@ pub struct Output {
 }
 
 impl<'a> FactoredLinear<'a> {
-    /// The forward pass. `x` must be contiguous.
+    /// The forward pass. Rows of `x` must be contiguous.
     ///
     /// # Panics
     ///
@@ -63,10 +64,11 @@ impl<'a> FactoredLinear<'a> {
         assert!(self.s.is_none_or(|s| s.len() == rank), "there are not as many singular values as the rank");
         let mut h = vec![0.0; rows * rank];
         Product::new(self.adapter_input(), self.a).compute(&mut h, Update::Overwrite);
-        let mut y = vec![0.0; rows * d_out];
-        self.weight.multiply(&mut y, self.x.data(), Update::Overwrite);
         let scaled = self.scaled(&h);
-        Product::new(Matrix::new(&scaled, rows, rank), self.b).compute(&mut y, Update::Add);
+        let mut y = sum(vec![
+            Summand::of_weight(self.x, self.weight),
+            Summand::of_factor(Matrix::new(&scaled, rows, rank), self.b),
+        ]);
         if let Some(bias) = self.bias {
             add_bias(&mut y, bias, d_out);
         }
@@ -124,12 +126,11 @@ pub struct Backward<'a> {
 impl Backward<'_> {
     /// The gradient of the input of the weight; if there is no adapter input, it includes the gradient through the factors.
     pub fn x(&self) -> Vec<f32> {
-        let mut d_x = vec![0.0; self.operands.x.rows() * self.operands.x.columns()];
-        self.operands.weight.transposed().multiply(&mut d_x, self.d_y.data(), Update::Overwrite);
+        let mut list = vec![Summand::of_weight(self.d_y, self.operands.weight.transposed())];
         if self.operands.adapter_input.is_none() {
-            Product::new(self.d_h(), self.operands.a.transposed()).compute(&mut d_x, Update::Add);
+            list.push(Summand::of_factor(self.d_h(), self.operands.a.transposed()));
         }
-        d_x
+        sum(list)
     }
 
     /// The gradient of the weight.
@@ -181,6 +182,12 @@ impl Backward<'_> {
     fn d_h(&self) -> Matrix<'_> {
         Matrix::new(&self.d_h, self.operands.x.rows(), self.operands.a.columns())
     }
+}
+
+/// The sum of at least one product.
+fn sum(list: Vec<Summand<'_>>) -> Vec<f32> {
+    let rows = list[0].rows();
+    sums(rows, &[list]).into_iter().next().unwrap_or_default()
 }
 
 fn product(lhs: Matrix<'_>, rhs: Matrix<'_>) -> Vec<f32> {

@@ -16,6 +16,7 @@ pub mod four_bit;
 pub mod gated;
 pub mod head_loss;
 pub mod linear;
+pub mod linear_maps;
 pub mod rms_norm;
 pub mod rotary;
 
@@ -32,6 +33,7 @@ mod instructions;
 mod matmul_precision;
 mod matrix;
 pub mod packed;
+mod packed_less;
 #[cfg(target_arch = "x86_64")]
 mod panels;
 pub mod peak;
@@ -39,6 +41,7 @@ pub mod processor;
 mod product;
 pub mod rounding;
 mod simd;
+mod sums;
 #[cfg(test)]
 mod testing;
 mod weight;
@@ -49,5 +52,6 @@ pub use blocks::BlockFormat;
 pub use instructions::{Instructions, InstructionsError};
 pub use matmul_precision::{Arithmetic, MatmulPrecision, UnknownMatmulPrecision};
 pub use matrix::Matrix;
+pub use packed_less::PackedLess;
 pub use product::{Product, Threads, Update};
 pub use weight::Weight;

@@ -11,6 +11,15 @@ pub struct Processor {
     pub features: Vec<&'static str>,
 }
 
+/// The name of a processor that does not tell its own.
+const ARCHITECTURE: &str = if cfg!(target_arch = "x86_64") {
+    "x86_64"
+} else if cfg!(target_arch = "aarch64") {
+    "aarch64"
+} else {
+    "unknown"
+};
+
 impl Processor {
     /// The processor of this process.
     pub fn of_this_process() -> Self {
@@ -20,7 +29,7 @@ impl Processor {
         }
         #[cfg(not(target_arch = "x86_64"))]
         {
-            Self { name: std::env::consts::ARCH.to_owned(), family_and_model: None, features: Vec::new() }
+            Self { name: ARCHITECTURE.to_owned(), family_and_model: None, features: Vec::new() }
         }
     }
 }
@@ -53,7 +62,7 @@ fn x86() -> Processor {
         name = String::from_utf8_lossy(&bytes).trim().to_owned();
     }
     if name.is_empty() {
-        name = std::env::consts::ARCH.to_owned();
+        name = ARCHITECTURE.to_owned();
     }
     let version = __cpuid(1).eax;
     let (base_family, base_model) = (version >> 8 & 15, version >> 4 & 15);

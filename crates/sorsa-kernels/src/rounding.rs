@@ -62,6 +62,22 @@ pub fn rounded_to_bf16(values: &[f32]) -> Vec<bf16> {
     rounded
 }
 
+/// Widens each value to f32.
+pub fn widened_from_bf16(values: &[bf16]) -> Vec<f32> {
+    let mut widened = vec![0.0; values.len()];
+    widened.par_chunks_mut(ELEMENTS).zip(values.par_chunks(ELEMENTS)).for_each(|(widened, values)| {
+        wide(
+            #[inline(always)]
+            || {
+                for (out, value) in widened.iter_mut().zip(values) {
+                    *out = f32::from_bits(u32::from(value.to_bits()) << 16);
+                }
+            },
+        );
+    });
+    widened
+}
+
 /// The bits of the nearest bf16 number, ties to even; NaN stays NaN. The function has no branch, so the compiler turns a loop
 /// over it into vector instructions.
 #[inline(always)]
@@ -75,6 +91,15 @@ pub(crate) fn round(x: f32) -> u16 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn widening_gives_the_rounded_numbers_back() {
+        let values: Vec<f32> = (0..200_000u32).map(|i| (i as f32 - 1e5) * 0.37).collect();
+        let rounded = rounded_to_bf16(&values);
+        assert!(
+            widened_from_bf16(&rounded).iter().zip(&values).all(|(found, x)| *found == bf16::from_f32(*x).to_f32())
+        );
+    }
 
     #[test]
     fn rounding_is_that_of_the_half_crate() {

@@ -7,6 +7,7 @@ use crate::few_rows;
 use crate::matmul_precision::MatmulPrecision;
 use crate::matrix::Matrix;
 use crate::packed::{self, PackedView};
+use crate::packed_less::PackedLess;
 use crate::product::{Product, Update};
 
 /// A view of a weight `[d_in, d_out]`.
@@ -18,6 +19,8 @@ pub enum Weight<'a> {
     Bf16(Bf16Matrix<'a>),
     /// A packed format; the product widens it in parts.
     Packed(PackedView<'a>),
+    /// A packed format less the product of two narrow factors.
+    PackedLess(PackedLess<'a>),
 }
 
 /// Evaluates the same expression for every format.
@@ -27,6 +30,7 @@ macro_rules! for_each_format {
             Weight::F32($matrix) => $body,
             Weight::Bf16($matrix) => $body,
             Weight::Packed($matrix) => $body,
+            Weight::PackedLess($matrix) => $body,
         }
     };
 }
@@ -69,6 +73,7 @@ impl Weight<'_> {
             Self::F32(matrix) => Self::F32(matrix.transposed()),
             Self::Bf16(matrix) => Self::Bf16(matrix.transposed()),
             Self::Packed(matrix) => Self::Packed(matrix.transposed()),
+            Self::PackedLess(weight) => Self::PackedLess(weight.transposed()),
         }
     }
 
@@ -82,6 +87,7 @@ impl Weight<'_> {
             Self::F32(matrix) => Self::F32(matrix.column_range(start, end)),
             Self::Bf16(matrix) => Self::Bf16(matrix.column_range(start, end)),
             Self::Packed(matrix) => Self::Packed(matrix.column_range(start, end)),
+            Self::PackedLess(weight) => Self::PackedLess(weight.column_range(start, end)),
         }
     }
 
@@ -96,11 +102,15 @@ impl Weight<'_> {
     ///
     /// Panics if the shapes do not fit each other.
     pub fn multiply(self, out: &mut [f32], x: &[f32], update: Update) {
-        let rows = out.len() / self.columns().max(1);
+        if self.columns() == 0 {
+            return;
+        }
+        let rows = out.len() / self.columns();
         assert_eq!(x.len(), rows * self.rows(), "the rows of x have another width than the weight has rows");
         match self {
             Self::Bf16(matrix) => bf16::multiply(out, x, matrix, update),
             Self::Packed(matrix) => packed::multiply(out, x, matrix, update),
+            Self::PackedLess(weight) => weight.multiply(out, x, update),
             Self::F32(matrix) if rows > 0 && rows <= few_rows::most_rows() && matrix.has_contiguous_axis() => {
                 few_rows::multiply(out, x, matrix, update);
             }

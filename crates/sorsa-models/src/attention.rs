@@ -1,8 +1,8 @@
 //! Rotary attention with grouped keys and values.
 
 use burn::prelude::*;
-use sorsa_adapter::{Linear, project};
-use sorsa_ops::{rotary_attention, rotate_half, soft_capped_attention};
+use sorsa_adapter::{Linear, project, project_each};
+use sorsa_ops::{rotary_attention, rotate_half, soft_capped_attention, stored_as};
 
 use crate::cache::LayerCache;
 use crate::layers::{Fresh, RmsNorm};
@@ -106,13 +106,14 @@ impl Attention {
 impl SeparateAttention {
     fn forward(&self, x: Tensor<3>, view: &View, cache: Option<&mut LayerCache>) -> Tensor<3> {
         let normed = |norm: &Option<RmsNorm>, x: Tensor<4>| match norm {
-            Some(norm) => norm.forward(x),
+            Some(norm) => norm.forward(stored_as(x, view.kept)),
             None => x,
         };
-        let q = normed(&self.q_norm, self.heads.split(project(&self.q_proj, x.clone()), self.heads.queries));
-        let k = normed(&self.k_norm, self.heads.split(project(&self.k_proj, x.clone()), self.heads.keys));
-        let v = self.heads.split(project(&self.v_proj, x), self.heads.keys);
-        project(&self.o_proj, self.heads.attend([q, k, v], view, cache))
+        let [q, k, v] = project_each([&self.q_proj, &self.k_proj, &self.v_proj], x);
+        let q = normed(&self.q_norm, self.heads.split(q, self.heads.queries));
+        let k = normed(&self.k_norm, self.heads.split(k, self.heads.keys));
+        let v = self.heads.split(v, self.heads.keys);
+        project(&self.o_proj, stored_as(self.heads.attend([q, k, v], view, cache), view.kept))
     }
 }
 
@@ -123,7 +124,7 @@ impl FusedAttention {
         let part =
             |first: usize, count: usize| self.heads.split(qkv.clone().narrow(2, first * width, count * width), count);
         let parts = [part(0, queries), part(queries, keys), part(queries + keys, keys)];
-        project(&self.o_proj, self.heads.attend(parts, view, cache))
+        project(&self.o_proj, stored_as(self.heads.attend(parts, view, cache), view.kept))
     }
 }
 
@@ -140,12 +141,19 @@ impl Heads {
         // A whole sequence whose heads are rotated wholly, with no cap: the rotation is a part of the operation.
         let whole = self.soft_cap.is_none() && self.rotated == self.width;
         let y = match (cache, &view.mask) {
-            (None, Some(mask)) if whole => rotary_attention(q, k, v, &view.angles, mask, self.scale),
+            (None, Some(mask)) if whole => {
+                let [q, k, v] = [q, k, v].map(|x| stored_as(x, view.kept));
+                rotary_attention(q, k, v, &view.angles, mask, self.scale)
+            }
             (cache, mask) => {
                 let (q, k) = (self.rotate(q, view), self.rotate(k, view));
                 let (k, v) = match cache {
                     Some(cache) => cache.append(k, v),
                     None => (k, v),
+                };
+                let [q, k, v] = match self.soft_cap {
+                    None => [q, k, v].map(|x| stored_as(x, view.kept)),
+                    Some(_) => [q, k, v],
                 };
                 soft_capped_attention(q, k, v, mask.as_ref(), self.scale, self.soft_cap)
             }

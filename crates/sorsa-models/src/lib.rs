@@ -49,5 +49,5 @@ pub use schedule::Requests;
 pub use sorsa_checkpoint::{ModelConfig, TensorFormats, WeightFormat};
 // The precision of a model's products.
 pub use sorsa_ops::MatmulPrecision;
-pub use training::{Pass, mixed_seed};
+pub use training::{ActivationFormat, Pass, mixed_seed};
 pub use transformer::{Block, Decoder, Transformer};

@@ -3,7 +3,7 @@
 use burn::prelude::*;
 use burn::tensor::FloatDType;
 use burn::tensor::activation::gelu;
-use sorsa_adapter::{Linear, project};
+use sorsa_adapter::{Linear, project, project_each};
 use sorsa_ops::{gated_gelu, gated_silu};
 
 use crate::layers::Fresh;
@@ -58,30 +58,30 @@ impl Mlp {
         Self::Separate(SeparateMlp { gate_proj, up_proj, down_proj, activation })
     }
 
-    pub(crate) fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+    pub(crate) fn forward(&self, x: Tensor<3>, kept: FloatDType) -> Tensor<3> {
         match self {
             Self::Separate(mlp) => {
-                let gate = project(&mlp.gate_proj, x.clone());
-                gated_down(mlp.activation, gate, project(&mlp.up_proj, x), &mlp.down_proj)
+                let [gate, up] = project_each([&mlp.gate_proj, &mlp.up_proj], x);
+                gated_down(mlp.activation, gate, up, &mlp.down_proj, kept)
             }
             Self::Fused(mlp) => {
                 let both = project(&mlp.gate_up_proj, x);
                 let width = both.dims()[2] / 2;
                 let (gate, up) = (both.clone().narrow(2, 0, width), both.narrow(2, width, width));
-                gated_down(mlp.activation, gate, up, &mlp.down_proj)
+                gated_down(mlp.activation, gate, up, &mlp.down_proj, kept)
             }
         }
     }
 }
 
-/// `down(f(gate) * up)`. What the gated unit keeps has the dtype of the weight that follows.
+/// `down(f(gate) * up)`. The gated unit keeps its operands in bf16 if `kept` is bf16 or the weight that follows is.
 ///
 /// # Shapes
 ///
 /// - `gate`, `up`: `[rows, len, intermediate_size]`
 /// - output: `[rows, len, hidden_size]`
-fn gated_down(activation: Activation, gate: Tensor<3>, up: Tensor<3>, down: &Linear) -> Tensor<3> {
-    let kept = FloatDType::from(down.weight.dtype());
+fn gated_down(activation: Activation, gate: Tensor<3>, up: Tensor<3>, down: &Linear, kept: FloatDType) -> Tensor<3> {
+    let kept = if kept == FloatDType::BF16 { kept } else { FloatDType::from(down.weight.dtype()) };
     let gated = match activation {
         Activation::Silu => gated_silu(gate, up, kept),
         Activation::Gelu => gelu(gate) * up,

@@ -297,7 +297,7 @@ impl Walk {
     }
 
     /// Whether the parameter is one of those that may be kept in half precision.
-    fn is_weight(&self) -> bool {
+    pub fn is_weight(&self) -> bool {
         matches!(self.container.as_str(), "Struct:Linear" | "Struct:Embedding")
     }
 
@@ -361,8 +361,10 @@ impl ModuleMapper for Fill<'_> {
                 Param::initialized(param.id, Tensor::from_data(data, (&device, dtype)))
             }
             Ok(Read::Packed(matrix)) => {
+                let shape = param.lazy_shape().dims::<D>();
+                let placeholder = placeholder(shape, matrix.precision(), &param.lazy_device());
                 self.packed = Some(matrix);
-                Param::initialized(param.id, placeholder(param.lazy_shape().dims::<D>(), &param.lazy_device()))
+                Param::initialized(param.id, placeholder)
             }
             Err(error) => {
                 self.error = Some(error);

@@ -17,6 +17,8 @@
 use burn::module::{ModuleVisitor, Param};
 use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::prelude::*;
+use burn::tensor::FloatDType;
+use serde::{Deserialize, Serialize};
 use sorsa_ops::{multiplies_packed_weights, on_pool};
 
 use crate::input::ModelInput;
@@ -33,6 +35,41 @@ pub struct Pass {
     /// Keep the inputs of blocks alone, and run each block twice; done anyway if the tape would hold widened weights. Of no effect on
     /// RWKV.
     pub checkpoint_blocks: bool,
+    /// The format in which the backward pass gets activations. Of no effect on RWKV.
+    pub activations: ActivationFormat,
+}
+
+/// The format in which the backward pass gets what the forward pass computed: inputs of linear layers and of norms, gate and up, queries,
+/// keys and values. The forward pass is the same in both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ActivationFormat {
+    /// f32; gate and up in the format of the weights.
+    #[default]
+    F32,
+    /// bf16: half of the memory. It has an effect on the CPU's fused operations alone.
+    Bf16,
+}
+
+impl ActivationFormat {
+    /// All formats.
+    pub const ALL: [Self; 2] = [Self::F32, Self::Bf16];
+
+    /// The name in recipes.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        }
+    }
+
+    /// The dtype.
+    pub fn dtype(self) -> FloatDType {
+        match self {
+            Self::F32 => FloatDType::F32,
+            Self::Bf16 => FloatDType::BF16,
+        }
+    }
 }
 
 impl Pass {
@@ -100,7 +137,7 @@ impl CausalLm {
         pass: &Pass,
     ) -> Option<(Tensor<1>, GradientsParams)> {
         let device = self.device();
-        let (views, layers) = (model.views_of(input), &model.model.layers);
+        let (views, layers) = (model.views_keeping(input, pass.activations.dtype()), &model.model.layers);
         let embedded = model.embedded(input.input_ids, [input.rows, input.len]);
         let mut x = embedded.clone().inner();
         let mut inputs = Vec::with_capacity(layers.len());
@@ -142,7 +179,7 @@ impl CausalLm {
 impl Transformer {
     /// [`CausalLm::hidden`], dropout seeded before each block.
     fn seeded_hidden(&self, input: &ModelInput<'_>, pass: &Pass) -> Tensor<3> {
-        let (views, device) = (self.views_of(input), self.device());
+        let (views, device) = (self.views_keeping(input, pass.activations.dtype()), self.device());
         let mut x = self.embedded(input.input_ids, [input.rows, input.len]);
         for (index, block) in self.model.layers.iter().enumerate() {
             pass.seed_block(&device, index);

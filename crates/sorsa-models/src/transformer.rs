@@ -5,7 +5,8 @@
 use std::collections::BTreeMap;
 
 use burn::prelude::*;
-use sorsa_ops::{AttentionMask, RotaryAngles};
+use burn::tensor::FloatDType;
+use sorsa_ops::{AttentionMask, RotaryAngles, stored_as};
 
 use sorsa_adapter::Linear;
 
@@ -63,6 +64,8 @@ pub struct Block {
 pub(crate) struct View {
     pub angles: RotaryAngles,
     pub mask: Option<AttentionMask>,
+    /// The dtype in which the backward pass gets activations.
+    pub kept: FloatDType,
 }
 
 /// The views of all types that a model has.
@@ -113,6 +116,13 @@ impl Transformer {
     pub(crate) fn views_of(&self, input: &ModelInput<'_>) -> Views {
         let device = self.device().without_autodiff();
         self.views(input.positions, [input.rows, input.len], |window| Some(input.mask(window, &device)))
+    }
+
+    /// The views of whole sequences whose activations the backward pass gets in the dtype `kept`.
+    pub(crate) fn views_keeping(&self, input: &ModelInput<'_>, kept: FloatDType) -> Views {
+        let mut views = self.views_of(input);
+        views.values_mut().for_each(|view| view.kept = kept);
+        views
     }
 
     /// What the first block takes in.
@@ -194,7 +204,7 @@ impl Transformer {
             let frequencies = self.decoder.layer_rope(layer_type).frequencies(self.decoder.rotary_dim(), longest);
             let (inverse, amplitude) = (&frequencies.inverse, frequencies.amplitude);
             let angles = RotaryAngles::new(inverse, amplitude, &positions[..rows * len], [rows, len], &device);
-            View { angles, mask: mask(self.decoder.window(layer_type)) }
+            View { angles, mask: mask(self.decoder.window(layer_type)), kept: FloatDType::F32 }
         };
         let mut views = Views::new();
         for layer_type in &self.decoder.layer_types {
@@ -206,12 +216,13 @@ impl Transformer {
 
 impl Block {
     pub(crate) fn forward(&self, x: Tensor<3>, view: &View, cache: Option<&mut LayerCache>) -> Tensor<3> {
-        let attention = self.self_attn.forward(self.input_layernorm.forward(x.clone()), view, cache);
+        let normed = |norm: &RmsNorm, x: Tensor<3>| norm.forward(stored_as(x, view.kept));
+        let attention = self.self_attn.forward(normed(&self.input_layernorm, x.clone()), view, cache);
         let (Some(before), Some(after)) = (&self.pre_feedforward_layernorm, &self.post_feedforward_layernorm) else {
             let x = x + attention;
-            return x.clone() + self.mlp.forward(self.post_attention_layernorm.forward(x));
+            return x.clone() + self.mlp.forward(normed(&self.post_attention_layernorm, x), view.kept);
         };
-        let x = x + self.post_attention_layernorm.forward(attention);
-        x.clone() + after.forward(self.mlp.forward(before.forward(x)))
+        let x = x + normed(&self.post_attention_layernorm, attention);
+        x.clone() + normed(after, self.mlp.forward(normed(before, x), view.kept))
     }
 }

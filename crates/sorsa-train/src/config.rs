@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use sorsa_adapter::{ParameterGroup, Probes, Regularizer, RegularizerForm};
-use sorsa_models::MatmulPrecision;
+use sorsa_models::{ActivationFormat, MatmulPrecision};
 
 use crate::learning_rate::LearningRate;
 use crate::optimizer::OptimizerKind;
@@ -50,6 +50,9 @@ pub struct TrainConfig {
     /// Keep only the inputs of each block for the backward pass, and run each block twice: less memory, more time.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub checkpoint_blocks: bool,
+    /// Format in which the backward pass gets activations: `"bf16"` takes half of their memory and rounds gradients.
+    #[serde(skip_serializing_if = "is_default")]
+    pub activations: ActivationFormat,
     /// The precision of products with weights in f32, on the CPU; see [`MatmulPrecision`].
     #[serde(skip_serializing_if = "is_default")]
     pub matmul_precision: MatmulPrecision,
@@ -81,6 +84,7 @@ impl Default for TrainConfig {
             watch_every: 0,
             watch_weights: 1,
             checkpoint_blocks: false,
+            activations: ActivationFormat::F32,
             matmul_precision: MatmulPrecision::default(),
             seed: 42,
             optimizer: OptimizerConfig::default(),

@@ -7,7 +7,7 @@ use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::prelude::*;
 use burn::tensor::FloatDType;
 use sorsa_adapter::Trainable;
-use sorsa_models::{Pass, mixed_seed};
+use sorsa_models::{ActivationFormat, Pass, mixed_seed};
 
 use crate::config::LossNormalization;
 use crate::trainable::{TrainableModel, TrainingBatch};
@@ -27,6 +27,7 @@ pub(crate) fn step_gradients<M: TrainableModel>(
     normalization: LossNormalization,
     seed: u64,
     checkpoint_blocks: bool,
+    activations: ActivationFormat,
 ) -> Option<StepGradients> {
     let targets: usize = batches.iter().map(TrainingBatch::targets).sum();
     let mut accumulator = GradientsAccumulator::new();
@@ -36,7 +37,8 @@ pub(crate) fn step_gradients<M: TrainableModel>(
             LossNormalization::Step => targets,
             LossNormalization::MicroBatch => batches.len() * batch.targets(),
         };
-        let pass = Pass { divisor: divisor as f64, seed: mixed_seed(seed, index as u64), checkpoint_blocks };
+        let seed = mixed_seed(seed, index as u64);
+        let pass = Pass { divisor: divisor as f64, seed, checkpoint_blocks, activations };
         let Some((value, gradients)) = model.batch_gradients(batch, &pass) else {
             continue;
         };
@@ -166,7 +168,7 @@ mod tests {
         normalization: LossNormalization,
     ) -> (f32, BTreeMap<ParamId, Vec<f32>>) {
         let StepGradients { gradients, loss } =
-            step_gradients(model, &batches(batch_size), normalization, 0, false).unwrap();
+            step_gradients(model, &batches(batch_size), normalization, 0, false, ActivationFormat::F32).unwrap();
         (loss.into_scalar::<f32>(), on_host(model, &gradients))
     }
 
@@ -221,7 +223,8 @@ mod tests {
     #[test]
     fn the_norm_is_over_all_gradients_and_scaling_scales_it() {
         let model = model();
-        let result = step_gradients(&model, &batches(6), LossNormalization::Step, 0, false).unwrap();
+        let result =
+            step_gradients(&model, &batches(6), LossNormalization::Step, 0, false, ActivationFormat::F32).unwrap();
         let squares = |gradients: &GradientsParams| {
             on_host(&model, gradients).into_values().flatten().map(|g| f64::from(g).powi(2)).sum::<f64>()
         };

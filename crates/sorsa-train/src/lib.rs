@@ -28,5 +28,7 @@ pub use optimizer::{Decoupled, Optimizer, OptimizerKind, StepRates, UpdateRule};
 pub use repair::Repair;
 pub use run_length::{LastStep, steps_of_equal_epochs, total_steps};
 pub use trainable::{BatchSource, TrainableModel, TrainingBatch};
-pub use trainer::{Observer, RateSearch, RunOutcome, TrainError, Trainer, TriedRate, mean_loss, multiple};
+pub use trainer::{
+    Observer, RateDoubt, RateRange, RateSearch, RunOutcome, TrainError, Trainer, TriedRate, mean_loss, multiple,
+};
 pub use weight_gradients::BatchGradients;

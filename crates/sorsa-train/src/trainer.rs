@@ -8,7 +8,7 @@ mod error;
 mod rate_search;
 
 pub use error::TrainError;
-pub use rate_search::{RateSearch, TriedRate, multiple};
+pub use rate_search::{RateDoubt, RateRange, RateSearch, TriedRate, multiple};
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -320,7 +320,8 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
 
         let model = &self.attached.model;
         let config = &self.config;
-        let result = step_gradients(model, &batches, config.loss_normalization, seed, config.checkpoint_blocks);
+        let (by_blocks, activations) = (config.checkpoint_blocks, config.activations);
+        let result = step_gradients(model, &batches, config.loss_normalization, seed, by_blocks, activations);
         let Some(result) = result else {
             return Err(TrainError::NoTargets { step, rows: self.rows(&batches) });
         };

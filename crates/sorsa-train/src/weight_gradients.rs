@@ -7,6 +7,7 @@ use burn::optim::GradientsParams;
 use burn::prelude::*;
 use sorsa_adapter::{AdapterConfig, AdapterError, HostTensor, HostTensorExt, Method, Target, WeightGradients};
 use sorsa_data::DataPosition;
+use sorsa_models::ActivationFormat;
 
 use crate::config::LossNormalization;
 use crate::gradients::step_gradients;
@@ -33,7 +34,8 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> WeightGradients for Ba
         let model = attached.model.train();
         let mut position = DataPosition { epoch: 0, batch: 0 };
         let batches: Vec<M::Batch> = (0..batches).map(|_| self.data.next_batch(&mut position)).collect();
-        let Some(step) = step_gradients(&model, &batches, LossNormalization::Step, 0, self.checkpoint_blocks) else {
+        let (normalization, activations) = (LossNormalization::Step, ActivationFormat::F32);
+        let Some(step) = step_gradients(&model, &batches, normalization, 0, self.checkpoint_blocks, activations) else {
             return Ok(BTreeMap::new());
         };
         let weights = attached.trainable.iter().filter_map(|parameter| {

@@ -1,5 +1,7 @@
-//! Runs that are interrupted, end early or fail: their checkpoints, and the runs that resume from them.
+//! Runs that are interrupted, end early or fail: their checkpoints, and the runs that resume from them. A program of its own, as the
+//! generator behind dropout is one for the whole process.
 
+#[path = "train/common/mod.rs"]
 mod common;
 
 use std::path::Path;
@@ -19,7 +21,7 @@ use sorsa_train::{
 
 use common::{resume, start};
 
-/// The generator behind dropout is one for the whole process: no two runs at a time.
+/// One run at a time, for the generator behind dropout.
 fn alone() -> MutexGuard<'static, ()> {
     static RUNNING: Mutex<()> = Mutex::new(());
     RUNNING.lock().unwrap_or_else(PoisonError::into_inner)

@@ -57,9 +57,12 @@ fn settings_of_packed_weights_are_refused_by_methods_that_do_not_pack_again() {
         let expected = format!("residual is a setting of methods that split the weight, not of {method}");
         assert_eq!(faults(method, dense.clone()), [expected]);
     }
-    let both = serde_json::json!({ "residual": "dense", "quantization_rounds": 1 });
-    let expected = "quantization_rounds fit the factors to a packed residual, but residual is \"dense\"";
-    assert_eq!(faults(Method::Sorsa, both), [expected]);
+    for storage in ["dense", "exact"] {
+        let both = serde_json::json!({ "residual": storage, "quantization_rounds": 1 });
+        let expected =
+            format!("quantization_rounds fit the factors to a packed residual, but residual is \"{storage}\"");
+        assert_eq!(faults(Method::Sorsa, both), [expected]);
+    }
     let gaussian = serde_json::json!({ "init": "gaussian", "quantization_rounds": 1 });
     let expected =
         "init = \"gaussian\" has no meaning with quantization_rounds, which start from the error of the packing";
@@ -68,18 +71,31 @@ fn settings_of_packed_weights_are_refused_by_methods_that_do_not_pack_again() {
 
 #[test]
 fn settings_of_packed_weights_say_how_the_residual_is_packed() {
-    let packing = |method: Method, fields: Value| {
+    let of = |method: Method, fields: Value, format: PackedFormat, time: PackingTime| {
         let config = read(method, &fields).unwrap();
-        let packing = config.residual_packing(&config.method, PackedFormat::NF4);
-        packing.map(|packing| packing.rounds)
+        config.residual_packing(&config.method, format, time).map(|packing| packing.rounds)
     };
+    let packing = |method: Method, fields: Value| of(method, fields, PackedFormat::NF4, PackingTime::WhileRead);
     let (none, three) = (serde_json::json!({}), serde_json::json!({ "quantization_rounds": 3 }));
     assert_eq!([packing(Method::Sorsa, none.clone()), packing(Method::Pissa, none.clone())], [Some(5); 2]);
     assert_eq!([packing(Method::Sorsa, three.clone()), packing(Method::Lora, three)], [Some(3); 2]);
     assert_eq!(packing(Method::Olora, none.clone()), Some(0));
     assert_eq!(packing(Method::Pissa, serde_json::json!({ "band": "minor" })), Some(0));
     assert_eq!([packing(Method::Lora, none.clone()), packing(Method::Dora, none)], [None; 2]);
-    assert_eq!(packing(Method::Sorsa, serde_json::json!({ "residual": "dense" })), None);
+    for storage in ["dense", "exact"] {
+        assert_eq!(packing(Method::Sorsa, serde_json::json!({ "residual": storage })), None);
+    }
+    // What a file holds packed stays as it is, unless settings say otherwise.
+    let in_file = |method, fields, format| of(method, fields, format, PackingTime::InFile);
+    for method in [Method::Sorsa, Method::Pissa, Method::Olora] {
+        assert_eq!(in_file(method, serde_json::json!({}), PackedFormat::NF4), None, "{method}");
+        let again = serde_json::json!({ "residual": "packed", "quantization_rounds": 0 });
+        let again = if method == Method::Olora { serde_json::json!({ "residual": "packed" }) } else { again };
+        assert_eq!(in_file(method, again, PackedFormat::NF4), Some(0), "{method}");
+    }
+    assert_eq!(in_file(Method::Sorsa, serde_json::json!({ "quantization_rounds": 2 }), PackedFormat::NF4), Some(2));
+    assert_eq!(in_file(Method::Sorsa, serde_json::json!({}), PackedFormat::F16), None);
+    assert_eq!(in_file(Method::Sorsa, serde_json::json!({ "residual": "packed" }), PackedFormat::F16), Some(0));
     let packed = read(Method::Sorsa, &serde_json::json!({ "residual": "packed", "quantization_rounds": 0 })).unwrap();
     let text = serde_json::to_string(&packed).unwrap();
     assert!(text.contains("\"quantization_rounds\":0,\"residual\":\"packed\""), "{text}");

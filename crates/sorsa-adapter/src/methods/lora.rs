@@ -110,6 +110,7 @@ impl FactoredMethod for Lora {
     const NAME: &'static str = "lora";
     const LABEL: &'static str = "LoRA";
     const SETTINGS: &'static [&'static str] = &["init"];
+    const ADDS_LOW_RANK: bool = true;
     const FACTORS: &'static [Factor] = &[Factor::new("a", Axes::InRank), Factor::new("b", Axes::RankOut)];
     const STARTS_FROM: StartsFrom = StartsFrom::RandomNumbers;
     const SPLITS_WEIGHT: bool = false;

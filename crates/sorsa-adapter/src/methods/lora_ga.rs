@@ -55,6 +55,7 @@ impl FactoredMethod for LoraGa {
     const NAME: &'static str = "lora-ga";
     const LABEL: &'static str = "LoRA-GA";
     const SETTINGS: &'static [&'static str] = &["gradient_batches", "stable_gamma"];
+    const ADDS_LOW_RANK: bool = true;
     const FACTORS: &'static [Factor] = &[Factor::new("a", Axes::InRank), Factor::new("b", Axes::RankOut)];
     const STARTS_FROM: StartsFrom = StartsFrom::Gradient;
     const SPLITS_WEIGHT: bool = true;

@@ -39,6 +39,7 @@ impl FactoredMethod for Mica {
 
     const NAME: &'static str = "mica";
     const LABEL: &'static str = "MiCA";
+    const ADDS_LOW_RANK: bool = true;
     const FACTORS: &'static [Factor] = &[Factor::new("a", Axes::InRank)];
     const FROZEN_FACTORS: &'static [Factor] = &[Factor::new("b", Axes::RankOut)];
     const STARTS_FROM: StartsFrom = StartsFrom::SingularTriplets;

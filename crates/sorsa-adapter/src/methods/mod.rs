@@ -2,7 +2,6 @@
 //! at the end of this file; nothing else in the workspace names it.
 
 use burn::prelude::*;
-use burn::tensor::FloatDType;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sorsa_ops::WeightOperand;
@@ -16,7 +15,7 @@ use crate::start::{StartingFactors, WeightToAdapt};
 use crate::stiefel::OrthonormalSteps;
 use crate::{AdapterConfig, Band};
 
-/// Makes of the list the names ([`Method`]), the settings ([`MethodConfig`]), the state of one weight ([`Adapter`]),
+/// Makes of the list the names ([`Method`]), the settings ([`MethodConfig`]), the state of one weight ([`AdapterFactors`]),
 /// and the way from each of them to the method's file.
 macro_rules! methods {
     (
@@ -40,10 +39,10 @@ macro_rules! methods {
             $($(#[$whole_doc])* $whole,)+
         }
 
-        /// The adapter of one weight.
+        /// The factors that a method trains beside one weight.
         #[derive(Module, Debug)]
         #[allow(clippy::large_enum_variant, reason = "there is one for each adapted weight, hundreds at most")]
-        pub enum Adapter {
+        pub enum AdapterFactors {
             $($(#[$doc])* $name($name),)+
         }
 
@@ -109,7 +108,7 @@ macro_rules! methods {
             }
         }
 
-        impl From<$name> for Adapter {
+        impl From<$name> for AdapterFactors {
             fn from(module: $name) -> Self {
                 Self::$name(module)
             }
@@ -226,7 +225,7 @@ macro_rules! methods {
             }
         }
 
-        impl Adapter {
+        impl AdapterFactors {
             pub(crate) fn with_frozen_weight(self, base: impl FnOnce() -> Tensor<2>) -> Self {
                 match self {
                     $(Self::$name(inner) => Self::$name(inner.with_frozen_weight(base)),)+
@@ -239,28 +238,25 @@ macro_rules! methods {
                 }
             }
 
-            /// The factored forward: for most methods `x base + bias + ((x A) * s) B * scale`. In training, elements
-            /// of the adapter's `x` are dropped, never those of the base's.
-            ///
-            /// # Shapes
-            ///
-            /// - x: `[.., d_in]`
-            /// - base, the frozen weight: `[d_in, d_out]`
-            /// - bias: `[d_out]`
-            /// - result: `[.., d_out]`
-            pub fn forward<const D: usize>(
+            pub(crate) fn low_rank_of_same_input(&self) -> Option<LowRank> {
+                match self {
+                    $(Self::$name(inner) => inner.low_rank_of_same_input(),)+
+                }
+            }
+
+            pub(crate) fn forward<const D: usize>(
                 &self,
                 x: Tensor<D>,
-                base: impl Into<WeightOperand>,
+                base: WeightOperand,
                 bias: Option<Tensor<1>>,
             ) -> Tensor<D> {
-                let base = base.into();
                 match self {
                     $(Self::$name(inner) => inner.forward(x, base, bias),)+
                 }
             }
 
-            fn compose_f32(&self, base: Tensor<2>) -> Tensor<2> {
+            /// The adapted weight from the frozen one, both f32.
+            pub(crate) fn compose(&self, base: Tensor<2>) -> Tensor<2> {
                 match self {
                     $(Self::$name(inner) => inner.compose(base),)+
                 }
@@ -390,30 +386,6 @@ impl std::str::FromStr for Method {
             let (last, others) = names.split_last().expect("there are methods");
             format!("unknown method `{text}`, expected {} or {last}", others.join(", "))
         })
-    }
-}
-
-impl Adapter {
-    /// The scale of the adapter's part of the weight.
-    pub fn scale(&self) -> f64 {
-        self.low_rank().scale
-    }
-
-    /// `A` `[d_in, r]`, `s` `[r]` if the method has singular values, `B` `[r, d_out]`.
-    pub fn parts(&self) -> (Tensor<2>, Option<Tensor<1>>, Tensor<2>) {
-        let LowRank { a, s, b, .. } = self.low_rank();
-        (a, s, b)
-    }
-
-    /// The adapted weight from the frozen one, computed in f32. This is the dense form, for merging and tests.
-    ///
-    /// # Shapes
-    ///
-    /// - base: `[d_in, d_out]`
-    /// - result: `[d_in, d_out]`
-    pub fn compose(&self, base: Tensor<2>) -> Tensor<2> {
-        let dtype = FloatDType::from(base.dtype());
-        self.compose_f32(base.cast(FloatDType::F32)).cast(dtype)
     }
 }
 

@@ -44,6 +44,7 @@ impl FactoredMethod for Olora {
 
     const NAME: &'static str = "olora";
     const LABEL: &'static str = "OLoRA";
+    const ADDS_LOW_RANK: bool = true;
     const FACTORS: &'static [Factor] = &[Factor::new("a", Axes::InRank), Factor::new("b", Axes::RankOut)];
     const STARTS_FROM: StartsFrom = StartsFrom::Weight;
     const SPLITS_WEIGHT: bool = true;

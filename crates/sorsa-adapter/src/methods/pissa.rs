@@ -43,6 +43,7 @@ impl FactoredMethod for Pissa {
     const NAME: &'static str = "pissa";
     const LABEL: &'static str = "PiSSA";
     const SETTINGS: &'static [&'static str] = &["alpha_convention", "band"];
+    const ADDS_LOW_RANK: bool = true;
     const FACTORS: &'static [Factor] = &[Factor::new("a", Axes::InRank), Factor::new("b", Axes::RankOut)];
     const STARTS_FROM: StartsFrom = StartsFrom::SingularTriplets;
     const SPLITS_WEIGHT: bool = true;

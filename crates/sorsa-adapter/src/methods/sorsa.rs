@@ -23,7 +23,7 @@ use crate::parameters::ParameterGroup;
 use crate::peft::{PeftInit, PeftVariant};
 use crate::quantized_start::StartError;
 use crate::start::{AlphaConvention, StartingFactors, WeightToAdapt};
-use crate::stiefel::{Metric, OrthonormalSteps, Retraction, Transport};
+use crate::stiefel::{OrthonormalSteps, Retraction};
 use crate::{AdapterConfig, Band};
 
 /// The settings of SORSA.
@@ -101,6 +101,7 @@ impl FactoredMethod for Sorsa {
     const NAME: &'static str = "sorsa";
     const LABEL: &'static str = "SORSA";
     const SETTINGS: &'static [&'static str] = &["alpha_convention", "band", "train", "retraction", "retract_every"];
+    const ADDS_LOW_RANK: bool = true;
     const FACTORS: &'static [Factor] = &[
         Factor { orthonormal: Some(Vectors::Columns), ..Factor::new("u", Axes::InRank) },
         Factor { group: ParameterGroup::SingularValues, ..Factor::new("s", Axes::Rank) },
@@ -139,13 +140,10 @@ impl FactoredMethod for Sorsa {
     }
 
     fn orthonormal_steps(config: &SorsaConfig) -> Option<OrthonormalSteps> {
-        (!config.retraction.is_none()).then_some(OrthonormalSteps {
-            retraction: config.retraction,
-            every: config.retract_every,
-            metric: Metric::Embedded,
-            transport: Transport::Projected,
-            scaled_by_width: false,
-        })
+        match config.retraction {
+            Retraction::None => None,
+            retraction => Some(OrthonormalSteps::projected(retraction, config.retract_every)),
+        }
     }
 
     fn start(config: &SorsaConfig, weight: &WeightToAdapt<'_>) -> Result<StartingFactors, StartError> {

@@ -9,7 +9,8 @@
 //! tangent space, scaled by `sqrt(width / d)`, and the polar retraction, after every step (`stiefel.rs`). `width` is the model's hidden
 //! size in the paper; here it is the side that most targets have.
 //!
-//! The paper starts with `S = I`, so that attaching the adapter changes the model by `scale U V^T`. Here `S` is `initial_s` times the
+//! The paper and its authors' code start with `S = I` and leave the weight as it is, so that attaching the adapter changes the model by
+//! `scale U V^T`, a random matrix with `r` singular values of `scale` (2 in their experiments). Here `S` is `initial_s` times the
 //! identity, and 0 if nothing is said: then attaching changes nothing, like `B = 0` of LoRA. The weight is not split: the adapter is an
 //! exact LoRA of the factors `U S` and `V^T`.
 

@@ -5,6 +5,7 @@
 use burn::prelude::*;
 use burn::tensor::FloatDType;
 use rayon::prelude::*;
+use sorsa_linalg::dominant_eigenpair;
 use sorsa_linalg::faer::{Mat, Side};
 
 use super::exact::{Gram, combined, gram};
@@ -42,30 +43,45 @@ fn spectrum(defect: &HostTensor, size: Option<f64>, form: RegularizerForm) -> Sp
         // The update that follows is found not to be finite.
         return nothing(f64::NAN);
     }
-    let Ok(eigen) = g.self_adjoint_eigen(Side::Lower) else { return nothing(f64::NAN) };
-    let (values, vectors) = (eigen.S().column_vector(), eigen.U());
     let floor = FLOOR * size.unwrap_or((rank as f64).sqrt());
-    // The weight of each eigenvector's `q q^T` in `S`.
-    let sign = |i: usize| if values[i].abs() > floor { values[i].signum() } else { 0.0 };
-    let weights: Vec<f64> = match form {
-        RegularizerForm::Spectral => {
-            let largest = (0..rank).max_by(|a, b| values[*a].abs().total_cmp(&values[*b].abs()));
-            (0..rank).map(|i| if Some(i) == largest { sign(i) } else { 0.0 }).collect()
-        }
-        _ => (0..rank).map(sign).collect(),
+    let sign = |value: f64| if value.abs() > floor { value.signum() } else { 0.0 };
+    let found = match form {
+        RegularizerForm::Spectral => largest(&g, sign),
+        _ => all(&g, sign),
     };
-    let value = match form {
-        RegularizerForm::Spectral => (0..rank).map(|i| values[i].abs()).fold(0.0, f64::max),
-        _ => (0..rank).map(|i| values[i].abs()).sum(),
-    };
-    let scaled = Mat::from_fn(rank, rank, |i, j| vectors[(i, j)] * weights[j]);
-    let direction = &scaled * vectors.transpose();
+    let Some((value, direction)) = found else { return nothing(f64::NAN) };
     let element = |index: usize| match size {
         Some(_) if index / rank == index % rank => 0.0,
         _ => direction[(index / rank, index % rank)] as f32,
     };
     let direction = HostTensor::new([rank, rank], (0..rank * rank).map(element).collect());
     Spectrum { value, frobenius, size, direction }
+}
+
+/// The largest magnitude of the eigenvalues, and `sign q q^T` of its eigenvector.
+fn largest(g: &Mat<f64>, sign: impl Fn(f64) -> f64) -> Option<(f64, Mat<f64>)> {
+    // The error of the value is the square of this.
+    const TOLERANCE: f64 = 1e-5;
+    /// Up to this rank all eigenpairs take less time.
+    const SMALL: usize = 32;
+    let rank = g.nrows();
+    let (value, q) = if rank > SMALL {
+        dominant_eigenpair(g.as_ref(), TOLERANCE)?
+    } else {
+        let eigen = g.self_adjoint_eigen(Side::Lower).ok()?;
+        let values = eigen.S().column_vector();
+        let index = if values[rank - 1].abs() > values[0].abs() { rank - 1 } else { 0 };
+        (values[index], eigen.U().col(index).iter().copied().collect())
+    };
+    Some((value.abs(), Mat::from_fn(q.len(), q.len(), |i, j| sign(value) * q[i] * q[j])))
+}
+
+/// The sum of the magnitudes of the eigenvalues, and the sum of `sign q q^T` over all eigenvectors.
+fn all(g: &Mat<f64>, sign: impl Fn(f64) -> f64) -> Option<(f64, Mat<f64>)> {
+    let eigen = g.self_adjoint_eigen(Side::Lower).ok()?;
+    let (values, vectors) = (eigen.S().column_vector(), eigen.U());
+    let scaled = Mat::from_fn(g.nrows(), g.ncols(), |i, j| vectors[(i, j)] * sign(values[j]));
+    Some((values.iter().map(|value| value.abs()).sum(), &scaled * vectors.transpose()))
 }
 
 impl Spectrum {
@@ -137,6 +153,22 @@ mod tests {
                 assert!((slope - expected).abs() < 1e-2 * expected.abs().max(1.0), "{form:?}: {slope}, {expected}");
             }
         }
+    }
+
+    #[test]
+    fn one_eigenpair_of_many_gives_the_norm_that_all_give() {
+        let factor = drawn([90, 60], 10) * 0.2;
+        let regularized = Regularized { vectors: Vectors::Columns, lengths: Lengths::One };
+        let (value, gradient) = value_and_gradient(&factor, regularized, RegularizerForm::Spectral);
+        let g = HostTensor::from_tensor(gram(&factor, regularized).defect);
+        let g = Mat::from_fn(60, 60, |i, j| f64::from(g.values[i * 60 + j]));
+        let eigen = g.self_adjoint_eigen(Side::Lower).unwrap();
+        let (largest, q) = (eigen.S().column_vector()[59], eigen.U().col(59));
+        assert!((value - largest).abs() < 1e-6 * largest, "{value}, {largest}");
+        // The gradient is 2 U q q^T.
+        let direction = HostTensor::new([60, 60], (0..3600).map(|i| (q[i / 60] * q[i % 60]) as f32).collect());
+        let expected = factor.matmul(direction.to_tensor(&Device::flex())) * 2.0;
+        assert!((gradient - expected).abs().max().into_scalar::<f32>() < 1e-4);
     }
 
     #[test]

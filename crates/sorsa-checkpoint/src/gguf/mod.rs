@@ -19,6 +19,7 @@ mod file_type;
 mod import;
 mod model;
 mod packing_error;
+pub(crate) mod parts;
 mod reader;
 mod tensors;
 #[cfg(test)]

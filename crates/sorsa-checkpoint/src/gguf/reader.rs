@@ -14,7 +14,7 @@ use sorsa_files::open_regular;
 
 use super::value::{ARRAY, encode_string};
 use super::writer::{ALIGNMENT, MAGIC, MAX_AXES, VERSION};
-use super::{Array, GgufError, GgufType, Value};
+use super::{Array, GgufError, GgufType, Value, parts};
 use crate::weights::read_exact_at;
 
 /// Bytes that are read first; twice as many each time, while what is said before the tensors is longer.
@@ -33,6 +33,8 @@ pub struct GgufTensorInfo {
     pub type_id: u32,
     /// Where its bytes begin in the file.
     pub offset: usize,
+    /// Which file it is in, of a model in several: 0 for the first.
+    pub part: usize,
 }
 
 impl GgufTensorInfo {
@@ -43,13 +45,22 @@ impl GgufTensorInfo {
 }
 
 /// A GGUF file of version 3, or 2, which differs in nothing that is read here.
+///
+/// Of a model in several files, this is all of them, with the metadata of the first.
 #[derive(Debug)]
 pub struct GgufFile {
-    path: PathBuf,
-    file: File,
+    /// At least one.
+    parts: Vec<Part>,
     contents: Contents,
     /// Position of each tensor in the list of tensors.
     positions: HashMap<String, usize>,
+}
+
+/// One of the files.
+#[derive(Debug)]
+struct Part {
+    path: PathBuf,
+    file: File,
 }
 
 /// All that is said before the first tensor.
@@ -60,37 +71,39 @@ pub(super) struct Contents {
 }
 
 impl GgufFile {
-    /// Opens a file and reads what is said before the tensors; their places are checked against the file's size.
+    /// Opens a file and reads what is said before the tensors; their places are checked against the file's size. If it is the first part
+    /// of a model in several files, it opens the others too.
     ///
     /// # Errors
     ///
     /// [`GgufError::Io`] and [`GgufError::Malformed`].
     pub fn open(path: &Path) -> Result<Self, GgufError> {
-        let file = open_regular(path).map_err(GgufError::io(path))?;
-        let size = file.metadata().map_err(GgufError::io(path))?.len();
-        let mut bytes = Vec::new();
-        let contents = loop {
-            let wanted = (2 * bytes.len() as u64).max(FIRST_READ) - bytes.len() as u64;
-            let read = (&file).take(wanted).read_to_end(&mut bytes).map_err(GgufError::io(path))?;
-            let missing = size.saturating_sub(bytes.len() as u64);
-            match parse_start(&bytes, size) {
-                Err(fault) if fault.is_end && missing > 0 && read > 0 => {}
-                contents => break contents,
+        let malformed = |path: &Path, reason: String| GgufError::Malformed { path: path.to_owned(), offset: 0, reason };
+        let (file, mut contents) = open_one(path)?;
+        let others = parts::others(path, &contents.metadata).map_err(|reason| malformed(path, reason))?;
+        let mut positions: HashMap<String, usize> = HashMap::new();
+        positions.extend(contents.tensors.iter().enumerate().map(|(position, tensor)| (tensor.name.clone(), position)));
+        let count = 1 + others.len();
+        let mut parts = vec![Part { path: path.to_owned(), file }];
+        for path in others {
+            let (file, part) = open_one(&path)?;
+            if let Some(reason) = parts::fault(&part.metadata, parts.len(), count) {
+                return Err(malformed(&path, reason));
             }
-        };
-        let contents = contents.map_err(|fault| GgufError::Malformed {
-            path: path.to_owned(),
-            offset: fault.offset,
-            reason: fault.reason,
-        })?;
-        let names = contents.tensors.iter().enumerate();
-        let positions = names.map(|(position, tensor)| (tensor.name.clone(), position)).collect();
-        Ok(Self { path: path.to_owned(), file, contents, positions })
+            for tensor in part.tensors {
+                if positions.insert(tensor.name.clone(), contents.tensors.len()).is_some() {
+                    return Err(malformed(&path, format!("the tensor `{}` is in another part too", tensor.name)));
+                }
+                contents.tensors.push(GgufTensorInfo { part: parts.len(), ..tensor });
+            }
+            parts.push(Part { path, file });
+        }
+        Ok(Self { parts, contents, positions })
     }
 
-    /// The file.
+    /// The file, or the first of several.
     pub fn path(&self) -> &Path {
-        &self.path
+        &self.parts[0].path
     }
 
     /// All metadata, in the file's order.
@@ -130,11 +143,7 @@ impl GgufFile {
     ///
     /// [`GgufError::NoTensor`], also for a type whose size is not known here; [`GgufError::Io`].
     pub fn raw(&self, name: &str) -> Result<Vec<u8>, GgufError> {
-        let missing = || GgufError::NoTensor { path: self.path.clone(), name: name.to_owned() };
-        let range = self.info(name).and_then(range).ok_or_else(missing)?;
-        let mut bytes = vec![0; range.len()];
-        read_exact_at(&self.file, &mut bytes, range.start as u64).map_err(GgufError::io(&self.path))?;
-        Ok(bytes)
+        self.raw_part(name, 0..usize::MAX)
     }
 
     /// A part of the bytes of a tensor, which ends where the tensor does at the latest.
@@ -143,17 +152,19 @@ impl GgufFile {
     ///
     /// As [`GgufFile::raw`].
     pub fn raw_part(&self, name: &str, part: Range<usize>) -> Result<Vec<u8>, GgufError> {
-        let missing = || GgufError::NoTensor { path: self.path.clone(), name: name.to_owned() };
-        let range = self.info(name).and_then(range).ok_or_else(missing)?;
+        let missing = || GgufError::NoTensor { path: self.path().to_owned(), name: name.to_owned() };
+        let info = self.info(name).ok_or_else(missing)?;
+        let range = range(info).ok_or_else(missing)?;
         let mut bytes = vec![0; part.end.min(range.len()).saturating_sub(part.start)];
         let start = range.start + part.start;
-        read_exact_at(&self.file, &mut bytes, start as u64).map_err(GgufError::io(&self.path))?;
+        let Part { path, file } = &self.parts[info.part];
+        read_exact_at(file, &mut bytes, start as u64).map_err(GgufError::io(path))?;
         Ok(bytes)
     }
 
-    /// The opened file, for readers of parts.
-    pub(super) fn handle(&self) -> &File {
-        &self.file
+    /// The opened file of a tensor, for readers of parts.
+    pub(super) fn handle(&self, tensor: &GgufTensorInfo) -> &File {
+        &self.parts[tensor.part].file
     }
 
     /// The values of a tensor, row-major.
@@ -166,6 +177,28 @@ impl GgufFile {
         let dtype = self.info(name).and_then(GgufTensorInfo::dtype);
         Ok(dtype.map(|dtype| dtype.decode(&bytes)).unwrap_or_default())
     }
+}
+
+/// Opens one file and reads what is said before its tensors.
+fn open_one(path: &Path) -> Result<(File, Contents), GgufError> {
+    let file = open_regular(path).map_err(GgufError::io(path))?;
+    let size = file.metadata().map_err(GgufError::io(path))?.len();
+    let mut bytes = Vec::new();
+    let contents = loop {
+        let wanted = (2 * bytes.len() as u64).max(FIRST_READ) - bytes.len() as u64;
+        let read = (&file).take(wanted).read_to_end(&mut bytes).map_err(GgufError::io(path))?;
+        let missing = size.saturating_sub(bytes.len() as u64);
+        match parse_start(&bytes, size) {
+            Err(fault) if fault.is_end && missing > 0 && read > 0 => {}
+            contents => break contents,
+        }
+    };
+    let contents = contents.map_err(|fault| GgufError::Malformed {
+        path: path.to_owned(),
+        offset: fault.offset,
+        reason: fault.reason,
+    })?;
+    Ok((file, contents))
 }
 
 /// Where the bytes of a tensor of a known type are in the file.
@@ -388,6 +421,6 @@ impl<'a> Cursor<'a> {
         let type_id = self.u32("the type of a tensor")?;
         let offset = self.u64("the offset of a tensor")?;
         let offset = usize::try_from(offset).map_err(|_| self.fault(format!("an offset of {offset}")))?;
-        Ok(GgufTensorInfo { name, shape, type_id, offset })
+        Ok(GgufTensorInfo { name, shape, type_id, offset, part: 0 })
     }
 }

@@ -182,3 +182,37 @@ fn a_damaged_file_is_named_with_the_place_and_the_reason() {
     std::fs::write(&path, b"GGML").unwrap();
     assert!(GgufFile::open(&path).unwrap_err().to_string().contains("begins with GGUF"));
 }
+
+#[test]
+fn a_model_in_several_files_is_opened_by_the_first_of_them() {
+    let dir = tempdir().unwrap();
+    let path = |part: usize| dir.path().join(format!("m-{part:05}-of-00002.gguf"));
+    let part = |number: u16| -> Vec<(String, Value)> {
+        vec![("split.no".to_owned(), number.into()), ("split.count".to_owned(), 2u16.into())]
+    };
+    let tensors = [GgufTensor::new("w", [2, 32], GgufType::F32), GgufTensor::new("v", [3, 32], GgufType::Q8_0)];
+    for (number, tensor) in (0u16..).zip(&tensors) {
+        let bytes = written(&part(number), std::slice::from_ref(tensor));
+        std::fs::write(path(usize::from(number) + 1), bytes).unwrap();
+    }
+    let file = GgufFile::open(&path(1)).unwrap();
+    assert_eq!(file.tensors().len(), 2);
+    for tensor in &tensors {
+        assert_eq!(file.to_f32(&tensor.name).unwrap(), exact(tensor));
+    }
+    let found = crate::source::gguf_file_of(dir.path()).unwrap();
+    assert_eq!(found, Some(path(1)));
+
+    let refused = |path: &std::path::Path| GgufFile::open(path).unwrap_err().to_string();
+    let second = refused(&path(2));
+    assert!(second.contains("a part of a model in 2 files: expected the first, m-00001-of-00002.gguf"), "{second}");
+    std::fs::write(path(2), written(&part(1), &tensors[..1])).unwrap();
+    assert!(refused(&path(1)).contains("the tensor `w` is in another part too"));
+    std::fs::write(path(2), written(&part(0), &tensors[1..])).unwrap();
+    assert!(refused(&path(1)).contains("`split.no` should be 1 and `split.count` 2, found 0 and 2"));
+    std::fs::remove_file(path(2)).unwrap();
+    assert!(refused(&path(1)).contains("m-00002-of-00002.gguf"));
+    let renamed = dir.path().join("m.gguf");
+    std::fs::rename(path(1), &renamed).unwrap();
+    assert!(refused(&renamed).contains("like NAME-00001-of-00002.gguf, found m.gguf"));
+}

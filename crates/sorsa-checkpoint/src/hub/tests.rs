@@ -74,6 +74,31 @@ fn all_shards_of_the_index_are_fetched_and_a_missing_one_again() {
 }
 
 #[test]
+fn a_gguf_file_is_fetched_by_its_name_with_the_other_parts_of_its_model() {
+    let files: [(&str, &[u8]); 4] = [
+        ("a.Q4_0.gguf", b"GGUF one"),
+        ("b-00001-of-00002.gguf", b"GGUF two"),
+        ("b-00002-of-00002.gguf", b"GGUF three"),
+        ("README.md", b"text"),
+    ];
+    let (hub, cache) = (TestHub::start(&files, |_| {}), tempfile::tempdir().unwrap());
+    let file = resolve("owner/name:a.Q4_0.gguf", &hub.options(cache.path())).unwrap();
+    assert_eq!(std::fs::read(&file).unwrap(), b"GGUF one");
+    assert_eq!(names(file.parent().unwrap()), ["a.Q4_0.gguf"]);
+    let offline = HubOptions { offline: true, ..hub.options(cache.path()) };
+    assert_eq!(resolve("owner/name:a.Q4_0.gguf", &offline).unwrap(), file);
+    assert!(is_local("owner/name@main:a.Q4_0.gguf", &offline));
+    assert!(matches!(resolve("owner/name:b-00001-of-00002.gguf", &offline), Err(HubError::Offline { .. })));
+    let first = resolve("owner/name@main:b-00001-of-00002.gguf", &hub.options(cache.path())).unwrap();
+    assert_eq!(names(first.parent().unwrap()), ["a.Q4_0.gguf", "b-00001-of-00002.gguf", "b-00002-of-00002.gguf"]);
+    let error = resolve("owner/name:c.gguf", &hub.options(cache.path())).unwrap_err();
+    assert!(matches!(&error, HubError::NotFound { asked, .. } if asked == "c.gguf"), "{error}");
+    for name in ["owner/name:README.md", "owner/name:../a.gguf", "owner/name:"] {
+        assert!(matches!(resolve(name, &hub.options(cache.path())), Err(HubError::NotAModel { .. })), "{name}");
+    }
+}
+
+#[test]
 fn a_download_that_breaks_off_goes_on_where_it_ended_and_is_reported() {
     let weights: Vec<u8> = (0..300_000u32).map(|i| (i % 251) as u8).collect();
     let files: [(&str, &[u8]); 2] = [("config.json", b"{}"), ("model.safetensors", &weights)];

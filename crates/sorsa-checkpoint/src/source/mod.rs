@@ -14,7 +14,7 @@ use sorsa_kernels::packed::{PackedFormat, PackedMatrix};
 
 pub use self::error::SourceError;
 use self::folder::Folder;
-pub use self::packing::DenseMatrix;
+pub use self::packing::{DenseMatrix, PackingFormats};
 pub use self::place::GGUF_FILE;
 pub(crate) use self::place::ModelPlace;
 pub(crate) use self::quantization::Quantization;
@@ -56,7 +56,7 @@ pub struct ModelSource {
     config: ModelConfig,
     files: Files,
     /// The format that dense linear layers are packed in.
-    packing: Option<PackedFormat>,
+    packing: Option<PackingFormats>,
 }
 
 #[derive(Debug)]

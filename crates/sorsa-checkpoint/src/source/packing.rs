@@ -1,7 +1,10 @@
-//! Packing the linear layers of a dense model while it is read.
+//! Packing the linear layers of a dense model while it is read, and its embedding and head if asked for.
+
+use std::fmt;
+use std::str::FromStr;
 
 use sorsa_kernels::BlockFormat;
-use sorsa_kernels::packed::{PackedFormat, PackedMatrix};
+use sorsa_kernels::packed::{PackedFormat, PackedMatrix, UnknownPackedFormat};
 
 use super::{ModelSource, SourceError, Stored};
 use crate::message::quoted;
@@ -10,37 +13,85 @@ use crate::weights::{Expected, HEADS, Numbers};
 /// Shape `[rows, columns]` and numbers, row-major.
 pub type DenseMatrix = ([usize; 2], Vec<f32>);
 
+/// The formats that a dense model is packed in while it is read. Their text is that of the linear layers, or both with a plus between them:
+/// `nf4`, `nf4+q8_0`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PackingFormats {
+    /// That of the linear layers.
+    pub linear: PackedFormat,
+    /// That of the embedding and of the head; if absent, they stay as they are, like in bitsandbytes.
+    pub head: Option<PackedFormat>,
+}
+
+impl PackingFormats {
+    /// The format whose matrices come from files alone, if one of them is such a format.
+    pub fn not_packable(self) -> Option<PackedFormat> {
+        [Some(self.linear), self.head].into_iter().flatten().find(|format| !format.is_packable())
+    }
+}
+
+impl From<PackedFormat> for PackingFormats {
+    fn from(linear: PackedFormat) -> Self {
+        Self { linear, head: None }
+    }
+}
+
+impl FromStr for PackingFormats {
+    type Err = UnknownPackedFormat;
+
+    fn from_str(text: &str) -> Result<Self, UnknownPackedFormat> {
+        match text.split_once('+') {
+            Some((linear, head)) => Ok(Self { linear: linear.parse()?, head: Some(head.parse()?) }),
+            None => Ok(text.parse::<PackedFormat>()?.into()),
+        }
+    }
+}
+
+impl fmt::Display for PackingFormats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.head {
+            Some(head) => write!(f, "{}+{head}", self.linear),
+            None => self.linear.fmt(f),
+        }
+    }
+}
+
 impl ModelSource {
-    /// The same model, whose dense linear layers are packed in `format` while they are read. The head, the embedding and the norms stay
-    /// as they are, like in bitsandbytes, and so does what the files have packed already. Matrices whose rows are not whole blocks of
-    /// the format take the one that llama.cpp falls back to; see [`packing_note`](Self::packing_note).
+    /// The same model, whose dense linear layers are packed while they are read, and its dense embedding and head if `formats` has a format
+    /// for them. The norms stay as they are, and so does what the files have packed already. Matrices whose rows are not whole blocks of
+    /// their format take the one that llama.cpp falls back to; see [`packing_note`](Self::packing_note).
     ///
     /// # Errors
     ///
     /// [`SourceError::NotPackable`] of a format whose matrices come from files alone.
-    pub fn with_packing(self, format: PackedFormat) -> Result<Self, SourceError> {
-        match format.is_packable() {
-            true => Ok(Self { packing: Some(format), ..self }),
-            false => Err(SourceError::NotPackable { format }),
+    pub fn with_packing(self, formats: impl Into<PackingFormats>) -> Result<Self, SourceError> {
+        let formats = formats.into();
+        match formats.not_packable() {
+            None => Ok(Self { packing: Some(formats), ..self }),
+            Some(format) => Err(SourceError::NotPackable { format }),
         }
     }
 
     /// What is odd about the packing: matrices in another format than asked for, or that there was nothing to pack.
     pub fn packing_note(&self) -> Option<String> {
-        let format = self.packing?;
-        let linear: Vec<Expected> = self.tensors().into_iter().filter(is_linear_weight).collect();
-        let packed = linear.iter().filter_map(|tensor| Some((tensor, self.packing_of(tensor)?)));
+        let formats = self.packing?;
+        let tensors = self.tensors();
+        let packed = tensors.iter().filter_map(|tensor| Some((tensor, self.packing_of(tensor)?)));
         let packed: Vec<(&Expected, PackedFormat)> = packed.collect();
-        let others: Vec<&(&Expected, PackedFormat)> = packed.iter().filter(|(_, found)| *found != format).collect();
+        let others: Vec<&(&Expected, PackedFormat)> =
+            packed.iter().filter(|(tensor, found)| formats.asked(tensor) != Some(*found)).collect();
+        let has_linear = packed.iter().any(|(tensor, _)| is_linear_weight(tensor));
         match others.as_slice() {
-            [] if packed.is_empty() => {
-                Some(format!("no linear layer was packed as {format}: the files have none that is dense"))
+            _ if !has_linear => {
+                Some(format!("no linear layer was packed as {}: the files have none that is dense", formats.linear))
             }
             [] => None,
             [(first, other), ..] => Some(format!(
-                "{} linear layers, {} among them, are not {format} but {other}: their rows are not whole blocks of it",
+                "{} {}, {} among them, are not {} but {other}: their rows are not whole blocks of it",
                 others.len(),
-                quoted(&first.name.as_str().into())
+                if others.iter().all(|(tensor, _)| is_linear_weight(tensor)) { "linear layers" } else { "matrices" },
+                quoted(&first.name.as_str().into()),
+                formats.asked(first).unwrap_or(formats.linear)
             )),
         }
     }
@@ -58,13 +109,18 @@ impl ModelSource {
         }
     }
 
+    /// Whether a matrix is packed while it is read.
+    pub fn packs(&self, name: &str) -> bool {
+        self.packing.and_then(|_| self.packing_of(&self.tensor(name)?)).is_some()
+    }
+
     /// The format that a dense tensor is packed in while it is read.
     pub(super) fn packing_of(&self, tensor: &Expected) -> Option<PackedFormat> {
-        let format = self.packing?;
+        let format = self.packing?.asked(tensor)?;
         let &[_, columns] = tensor.shape.as_slice() else { return None };
         match self.stored_in_files(&tensor.name)? {
-            Stored::Dense(_) if is_linear_weight(tensor) => Some(for_columns(format, columns)),
-            Stored::Dense(_) | Stored::Packed(_) => None,
+            Stored::Dense(_) => Some(for_columns(format, columns)),
+            Stored::Packed(_) => None,
         }
     }
 
@@ -90,10 +146,25 @@ impl ModelSource {
     }
 }
 
+impl PackingFormats {
+    /// The format that is asked for a tensor.
+    fn asked(self, tensor: &Expected) -> Option<PackedFormat> {
+        match (is_linear_weight(tensor), is_head(tensor)) {
+            (true, _) => Some(self.linear),
+            (_, true) => self.head,
+            _ => None,
+        }
+    }
+}
+
 /// Whether a tensor is the weight of a linear layer and not of the head.
 fn is_linear_weight(tensor: &Expected) -> bool {
-    let is_other = |name: &str| HEADS.iter().any(|(head, embedding)| name == *head || name == *embedding);
-    tensor.shape.len() == 2 && tensor.name.ends_with(".weight") && !is_other(&tensor.name)
+    tensor.shape.len() == 2 && tensor.name.ends_with(".weight") && !is_head(tensor)
+}
+
+/// Whether a tensor is the weight of the embedding or of the head.
+fn is_head(tensor: &Expected) -> bool {
+    HEADS.iter().any(|(head, embedding)| tensor.name == *head || tensor.name == *embedding)
 }
 
 /// The format of a matrix with rows of `columns` values: llama.cpp takes smaller blocks if they are not whole blocks, and f16 if they are

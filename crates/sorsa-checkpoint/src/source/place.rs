@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 
 use crate::ConfigError;
 use crate::config::{CONFIG_FILE, read_object};
+use crate::gguf::parts::PartName;
 use crate::weights::{INDEX_FILE, SINGLE_FILE};
 
 /// The field of a `config.json` that names a GGUF file of the same folder. The other fields replace those of that file.
@@ -83,5 +84,11 @@ fn gguf_files(folder: &Path) -> Result<Vec<String>, ConfigError> {
         }
     }
     files.sort();
+    // A model in several files is named by the first.
+    let all = files.clone();
+    files.retain(|name| match PartName::parse(name) {
+        Some(part) => part.number == 1 || !all.contains(&part.of_part(1)),
+        None => true,
+    });
     Ok(files)
 }

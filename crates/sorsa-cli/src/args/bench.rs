@@ -23,7 +23,8 @@ pub struct BenchArgs {
     /// example --sweep adapter.alpha=8,16,32
     #[arg(long, value_name = "FIELD=VALUE,..")]
     pub sweep: Vec<String>,
-    /// Arms and sweeps in a TOML file; see docs/bench.md
+    /// Arms, sweeps and questions in a TOML file, or the name of a built-in suite: ablation, peft, regularizer, reviewers or settings; see
+    /// docs/bench.md
     #[arg(long, value_name = "FILE")]
     pub suite: Option<PathBuf>,
     /// Arm to compare the others with [default: lora, or the first arm if lora is not among them]
@@ -50,10 +51,13 @@ pub struct BenchArgs {
     /// Report the training time until the validation loss is this low [default: the lowest loss that all runs reach]
     #[arg(long, value_name = "NATS")]
     pub target_loss: Option<f64>,
-    /// Texts that show what a model forgets: the comparison measures their loss before and after training [default:
+    /// Texts that show what a model forgets: the comparison measures the loss of each file before and after training [default:
     /// pretraining texts for the embedded model, none for others]
+    #[arg(long, value_name = "FILE,..", value_delimiter = ',')]
+    pub forgetting_text: Vec<PathBuf>,
+    /// Train every chosen run on these data afterwards, and measure what is left of the first task
     #[arg(long, value_name = "FILE")]
-    pub forgetting_text: Option<PathBuf>,
+    pub then: Option<String>,
     /// Folder of runs and results. A second call with the same folder trains only the runs that are missing [default: runs/bench, with
     /// --quick runs/bench-quick]
     #[arg(long, value_name = "DIR")]
@@ -61,6 +65,10 @@ pub struct BenchArgs {
     /// Number of runs that train at the same time. If it is more than 1, their speeds cannot be compared
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=256))]
     pub jobs: u64,
+    /// Leave out as much as is needed for the comparison to take at most this long, for example 3h or 90m: seeds, then sweeps, then learning
+    /// rates. A step, an evaluation and a test are measured first
+    #[arg(long, value_name = "TIME", value_parser = seconds_of)]
+    pub budget: Option<f64>,
     /// Compare LoRA, PiSSA and SORSA in minutes: 150 steps, two learning rates, two seeds
     #[arg(long)]
     pub quick: bool,
@@ -104,4 +112,41 @@ pub struct BenchSpeedArgs {
     pub speed: SpeedArgs,
     #[command(flatten)]
     pub device: DeviceArgs,
+}
+
+/// Reads `3h`, `2h30m`, `90m` or `45s`.
+fn seconds_of(text: &str) -> Result<f64, String> {
+    let fault = || format!("expected a time like 3h, 2h30m, 90m or 45s, found `{text}`");
+    let (mut seconds, mut digits) = (0.0, String::new());
+    for c in text.chars() {
+        let unit = match c {
+            '0'..='9' | '.' => {
+                digits.push(c);
+                continue;
+            }
+            'h' => 3600.0,
+            'm' => 60.0,
+            's' => 1.0,
+            _ => return Err(fault()),
+        };
+        seconds += unit * digits.parse::<f64>().map_err(|_| fault())?;
+        digits.clear();
+    }
+    if seconds > 0.0 && digits.is_empty() { Ok(seconds) } else { Err(fault()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_has_units() {
+        assert_eq!(
+            ["3h", "2h30m", "90m", "45s", "1.5h"].map(|text| seconds_of(text).unwrap()),
+            [10800.0, 9000.0, 5400.0, 45.0, 5400.0]
+        );
+        for text in ["", "3", "h", "2h30", "3d", "0s", "-3h"] {
+            assert!(seconds_of(text).is_err(), "{text}");
+        }
+    }
 }

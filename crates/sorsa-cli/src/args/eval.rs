@@ -34,6 +34,9 @@ pub struct EvalArgs {
     /// Measure the perplexity of these texts instead of accuracy
     #[arg(long, value_name = "FILE", conflicts_with = "data")]
     pub text: Option<PathBuf>,
+    /// Measure the loss of the validation data of the run in this folder instead of accuracy: how much of that run's task is left, for example
+    #[arg(long, value_name = "RUN", conflicts_with_all = ["data", "text", "task"])]
+    pub validation_of: Option<PathBuf>,
     /// Use the first rows only [default: all rows]
     #[arg(long, value_name = "ROWS")]
     pub limit: Option<usize>,

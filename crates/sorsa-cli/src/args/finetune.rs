@@ -23,8 +23,8 @@ pub struct RecipeArgs {
     /// Storage dtype of the frozen weights: f32 or bf16 [default: f32]
     #[arg(long)]
     pub dtype: Option<String>,
-    /// Pack the linear layers of a dense model while reading it: nf4, fp4, q8_0, q4_0 and others. The head, the embedding and
-    /// the norms stay dense [default: none are packed]
+    /// Pack the linear layers of a dense model while reading it: nf4, fp4, q8_0, q4_0 and others; nf4+q8_0 packs the embedding and
+    /// the head too. The norms stay dense [default: none are packed]
     #[arg(long, value_name = "FORMAT")]
     pub quantize: Option<String>,
     /// Start from the adapter in this folder: of sorsa, of PEFT, or of a run. It sets method, rank and target modules

@@ -3,6 +3,7 @@
 //! `options` turns the arguments into a request; [`sorsa_experiment::comparison`] plans it and makes reports of its results; `jobs`
 //! runs it, each run in a process of its own.
 
+mod budget;
 mod jobs;
 mod options;
 
@@ -21,13 +22,13 @@ use sorsa_experiment::estimate::grouped;
 
 pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
     let style = Style::choose(args.quiet);
-    if let Some(text) = args.forgetting_text.as_ref().filter(|text| !text.is_file()) {
+    if let Some(text) = args.forgetting_text.iter().find(|text| !text.is_file()) {
         return Err(bad_input(format!("--forgetting-text: {} is no file", text.display())));
     }
     let mut host = session::host(&args.device, style)?;
     host.code = Some(session::code_execution(PROGRAM_SECONDS, PROGRAM_MEMORY));
     let mut observer = TerminalObserver::new(style, &host.backend);
-    let plan = ComparisonPlan::new(options::request(args)?, &host, &mut observer)?;
+    let mut plan = ComparisonPlan::new(options::request(args)?, &host, &mut observer)?;
     if args.dry_run {
         return show(&plan, args.format);
     }
@@ -35,7 +36,13 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
         eprintln!("{}", plan.summary());
     }
     let runner = JobRunner::new(&plan.folder, usize::try_from(args.jobs)?, &args.device, style)?;
-    let measurements = Measurements::new(&plan, args.forgetting_text.as_deref())?;
+    let measurements = Measurements::new(&plan, &args.forgetting_text)?;
+    if let Some(seconds) = args.budget {
+        let said = budget::fit(&mut plan, seconds, &measurements, &runner)?;
+        if style != Style::Quiet {
+            eprintln!("{said}");
+        }
+    }
     let (runs, done_here) = match stages::run(&plan, &measurements, &runner) {
         Err(error) if error.is::<Interrupted>() => {
             let folder = plan.folder.display();

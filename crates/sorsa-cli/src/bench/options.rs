@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use sorsa_experiment::comparison::fields::{FieldValue, GAMMA, METHOD, RANK};
+use sorsa_experiment::comparison::fields::{FieldValue, GAMMA, METHOD, RANK, value_of};
 use sorsa_experiment::comparison::{Arm, BaseRecipe, ComparisonRequest, RequestedRates, Suite, Sweep, defaults};
 use toml::Value;
 
@@ -13,7 +13,11 @@ use crate::recipe::given_fields;
 /// The comparison that the arguments ask for.
 pub fn request(args: &BenchArgs) -> anyhow::Result<ComparisonRequest> {
     refuse_options_of_one_run(&args.fields)?;
-    let suite = suite(args.suite.as_deref())?;
+    let mut suite = suite(args.suite.as_deref())?;
+    let arms = arms(args, &suite)?;
+    if let Some(methods) = &args.methods {
+        suite = suite.restricted_to(methods);
+    }
     let (settings, factors, seeds, extensions) = match args.quick {
         true => (
             &defaults::QUICK_SETTINGS,
@@ -28,7 +32,6 @@ pub fn request(args: &BenchArgs) -> anyhow::Result<ComparisonRequest> {
         fields.max_steps.get_or_insert(defaults::QUICK_STEPS);
     }
     let reference = args.reference.clone().or_else(|| suite.reference.clone());
-    let arms = arms(args, &suite)?;
     if let Some(name) = &reference
         && arms.iter().all(|arm| arm.name != *name)
     {
@@ -38,20 +41,26 @@ pub fn request(args: &BenchArgs) -> anyhow::Result<ComparisonRequest> {
         folder: args.bench_dir.clone().unwrap_or_else(|| default_folder(args.quick)),
         sweeps: sweeps(args, &suite)?,
         arms,
+        then: args.then.clone(),
+        questions: suite.questions.clone(),
+        watches: suite.watches,
         reference: reference.unwrap_or_else(|| defaults::REFERENCE_ARM.to_owned()),
-        rates: rates(args, factors)?,
+        rates: rates(args, &suite, factors)?,
         seeds: checked_list("--seeds", args.seeds.clone())?.unwrap_or_else(|| seeds.to_vec()),
         extend: args.extend.unwrap_or(extensions),
         extend_found: args.extend.unwrap_or(defaults::FOUND_RATE_EXTENSIONS),
         sets_eval_every: fields.set.iter().any(|field| field.starts_with("train.eval_every=")),
-        base: base_recipe(fields, settings)?,
+        base: base_recipe(fields, &suite, settings)?,
     })
 }
 
-/// The fields of all runs: those of the recipe file and the options, then `settings`, then those of `--set`.
-fn base_recipe(mut options: RecipeArgs, settings: &[&str]) -> anyhow::Result<BaseRecipe> {
+/// The fields of all runs: those of the suite, then those of the recipe file and the options, then `settings`, then those of `--set`.
+fn base_recipe(mut options: RecipeArgs, suite: &Suite, settings: &[&str]) -> anyhow::Result<BaseRecipe> {
     let given = std::mem::take(&mut options.set);
-    options.set = settings.iter().map(ToString::to_string).chain(given).collect();
+    let of_suite =
+        |text: &str| suite.settings.iter().any(|own| text.split_once('=').is_some_and(|(field, _)| field == own.field));
+    let settings = settings.iter().filter(|text| !of_suite(text)).map(ToString::to_string);
+    options.set = settings.chain(given).collect();
     let mut fields_if_used = Vec::new();
     if let Some(rank) = options.rank.take() {
         fields_if_used.push(FieldValue::new(RANK, rank));
@@ -60,7 +69,13 @@ fn base_recipe(mut options: RecipeArgs, settings: &[&str]) -> anyhow::Result<Bas
         fields_if_used.push(FieldValue::new(GAMMA, gamma));
     }
     let (fields, source) = given_fields(&options)?;
-    Ok(BaseRecipe { fields, fields_if_used, source })
+    let mut base = BaseRecipe { fields, fields_if_used, source };
+    for setting in &suite.settings {
+        if value_of(&base.fields, &setting.field).is_none() {
+            base.set(setting.clone())?;
+        }
+    }
+    Ok(base)
 }
 
 fn default_folder(quick: bool) -> PathBuf {
@@ -69,8 +84,14 @@ fn default_folder(quick: bool) -> PathBuf {
 
 fn suite(file: Option<&Path>) -> anyhow::Result<Suite> {
     let Some(path) = file else { return Ok(Suite::default()) };
+    if let Some(text) = path.to_str().and_then(Suite::built_in).filter(|_| !path.exists()) {
+        return Suite::parse(text).map_err(bad_input);
+    }
     let fault = |error: String| bad_input(format!("{}: {error}", path.display()));
-    let text = std::fs::read_to_string(path).map_err(|error| fault(error.to_string()))?;
+    let text = std::fs::read_to_string(path).map_err(|error| {
+        let names: Vec<&str> = Suite::names().collect();
+        fault(format!("{error}; the suites of this program are {}", names.join(", ")))
+    })?;
     Suite::parse(&text).map_err(fault)
 }
 
@@ -184,13 +205,23 @@ fn gamma(text: &str) -> anyhow::Result<f64> {
     }
 }
 
-fn rates(args: &BenchArgs, factors: &[f64]) -> anyhow::Result<RequestedRates> {
+/// The learning rates of `--lrs`, and those of the suite for arms and for all if `--lrs` gives none.
+fn rates(args: &BenchArgs, suite: &Suite, factors: &[f64]) -> anyhow::Result<RequestedRates> {
     let mut rates = RequestedRates { by_arm: Vec::new(), for_all: Vec::new(), factors: factors.to_vec() };
     for text in checked_list("--lrs", args.lrs.clone())?.unwrap_or_default() {
         match text.split_once('=') {
             Some((name, text)) => rates.by_arm.push((name.to_owned(), rate(text)?)),
             None => rates.for_all.push(rate(&text)?),
         }
+    }
+    for (name, rate) in &suite.rates_by_arm {
+        let given = args.lrs.iter().flatten().any(|text| text.split_once('=').is_some_and(|(arm, _)| arm == name));
+        if !given {
+            rates.by_arm.push((name.clone(), *rate));
+        }
+    }
+    if rates.for_all.is_empty() {
+        rates.for_all.clone_from(&suite.rates_for_all);
     }
     Ok(rates)
 }
@@ -317,5 +348,81 @@ mod tests {
         assert_eq!(plan.sweeps[0].rows, [1]);
         let error = planned("--arm full-reg=adapter.method=full,train.regularizer.orthogonal_gamma=4e-4").unwrap_err();
         assert!(error.to_string().contains("full does not train two factors"), "{error}");
+    }
+
+    #[test]
+    fn the_settings_of_a_suite_hold_unless_an_option_sets_them() {
+        let data = tempfile::NamedTempFile::with_suffix(".jsonl").unwrap();
+        let row = r#"{"query": "1 + 1?", "response": "2"}"#;
+        std::fs::write(data.path(), [row; 200].join("\n")).unwrap();
+        let file = data.path().display();
+        let options = format!("--suite peft --model embedded --data {file} --max-length 64 --methods lora,sorsa");
+        let plan = planned(&options).unwrap();
+        let train = &plan.common.train;
+        assert_eq!((train.batch_size, train.optimizer.weight_decay, plan.common.data.max_length), (4, 0.1, 64));
+        assert_eq!(plan.common.data.template.to_string(), "question");
+        assert_eq!(plan.grids.iter().map(|grid| grid.rates().to_vec()).collect::<Vec<_>>(), [[1e-4]; 2]);
+        let lora = plan.run(&plan.rows[0], &[], 1e-4, 0).unwrap().recipe;
+        assert_eq!((lora.adapter.rank, lora.adapter.alpha), (32, Some(64.0)));
+    }
+
+    #[test]
+    fn a_budget_leaves_out_seeds_then_sweeps_then_rates() {
+        use sorsa_experiment::comparison::budget::Costs;
+
+        let costs = Costs { start: 1.0, step: 0.1, evaluation: 1.0, test: 10.0 };
+        // 6 arms at 4 rates, 5 seeds, 4 gammas: 52 runs of 10 steps and 11 evaluations, 13 s each, and 35 tests.
+        let asked = || planned("--seeds 1,2,3,4,5 --max-steps 10").unwrap();
+        assert_eq!(asked().seconds(&costs), 52.0 * 13.0 + 35.0 * 10.0);
+        let left_out = |budget: f64| {
+            let mut plan = asked();
+            let said = plan.fit(budget, &costs)?.join("; ");
+            assert!(plan.seconds(&costs) <= budget);
+            Ok::<_, sorsa_experiment::ExperimentError>((plan.seeds.len(), plan.run_count(), said))
+        };
+        assert_eq!(left_out(1100.0).unwrap(), (5, 52, String::new()));
+        assert_eq!(left_out(1000.0).unwrap(), (4, 46, "1 of 5 seeds".to_owned()));
+        let (seeds, runs, said) = left_out(550.0).unwrap();
+        assert_eq!((seeds, runs, said.as_str()), (2, 30, "3 of 5 seeds; the sweeps of train.regularizer.gamma"));
+        let (seeds, runs, said) = left_out(300.0).unwrap();
+        assert_eq!((seeds, runs), (2, 12));
+        assert!(said.ends_with("all learning rates but the middle of each grid"), "{said}");
+        let short = left_out(100.0).unwrap_err().to_string();
+        assert_eq!(short, "the budget of 100 s is too short: one seed of 6 arms at one learning rate each takes 2 min");
+    }
+
+    #[test]
+    fn the_suite_of_the_reviewers_asks_ten_questions_and_knows_what_answers_them() {
+        let plan = planned("--suite reviewers --max-steps 20").unwrap();
+        assert_eq!((plan.questions.len(), plan.rows.len(), plan.sweeps.len()), (10, 15, 2));
+        assert_eq!((plan.common.train.eval_every, plan.common.train.watch_every), (2, 2));
+        // Fewer arms leave the questions that they can answer.
+        let fewer = planned("--suite reviewers --methods lora,dora,full --max-steps 20").unwrap();
+        let titles: Vec<&str> = fewer.questions.iter().map(|question| &question.title[..2]).collect();
+        assert_eq!(titles, ["1.", "4.", "6.", "8.", "9."]);
+        let unknown = planned("--suite reviewer").unwrap_err().to_string();
+        assert!(
+            unknown.ends_with("the suites of this program are ablation, peft, regularizer, reviewers, settings"),
+            "{unknown}"
+        );
+    }
+
+    #[test]
+    fn the_suite_of_settings_has_a_grid_for_each_arm_and_methods_take_some_of_them() {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/suites/settings.toml");
+        let plan = planned(&format!("--suite {} --max-steps 2", file.display())).unwrap();
+        assert_eq!((plan.rows.len(), plan.reference.as_str()), (35, "sorsa"));
+        assert!(plan.grids.iter().all(|grid| grid.size() == 2));
+        // Every arm but the reference is in a question.
+        let asked: std::collections::BTreeSet<_> = plan.questions.iter().flat_map(|question| &question.arms).collect();
+        assert_eq!((plan.questions.len(), asked.len()), (6, 34));
+        let some = format!("--suite {} --max-steps 2 --methods sorsa,stella,sorsa-sgd,lora", file.display());
+        let rates = |options: &str| {
+            let plan = planned(&format!("{some} {options}")).unwrap();
+            plan.grids.iter().map(|grid| grid.rates().to_vec()).collect::<Vec<_>>()
+        };
+        assert_eq!(rates(""), [[2e-3, 4e-3], [4e-3, 8e-3], [6e-2, 1.2e-1], [4e-3, 8e-3]]);
+        let given = rates("--lrs 1e-3,stella=1.0");
+        assert_eq!(given, [vec![1e-3], vec![1.0], vec![6e-2, 1.2e-1], vec![4e-3, 8e-3]]);
     }
 }

@@ -12,9 +12,10 @@ use sorsa_experiment::model::{LoadedModel, Stops, model_or_of_run, weight_format
 use sorsa_experiment::tasks::{
     HUMANEVAL, PERPLEXITY, ProblemSource, Problems, Scores, Task, evaluate, of_data_set, recognise,
 };
-use sorsa_experiment::{Answer, Event, Observer, content, json_lines};
+use sorsa_experiment::{Answer, Event, Inputs, Observer, RunDir, content, json_lines};
 use sorsa_files::write_atomic;
 use sorsa_models::Sampling;
+use sorsa_train::mean_loss;
 
 use crate::args::EvalArgs;
 use crate::exit::{OrBadInput, bad_input};
@@ -26,6 +27,9 @@ use crate::session;
 pub fn run(args: &EvalArgs) -> anyhow::Result<()> {
     check(args)?;
     args.matmul_precision.choose();
+    if let Some(run) = &args.validation_of {
+        return validation_loss(args, run);
+    }
     let (task, path) = choose(args)?;
     let code = match args.allow_code_execution {
         true => Some(session::code_execution(args.code_timeout, args.code_memory << 20)),
@@ -91,6 +95,40 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<()> {
         write_atomic(out, json_lines(&disputed)?)?;
     }
     show(&evaluation.scores, args.format)
+}
+
+/// Prints the loss of the validation data of the run in a folder.
+fn validation_loss(args: &EvalArgs, run: &Path) -> anyhow::Result<()> {
+    let style = Style::choose(args.quiet);
+    let recipe = RunDir::new(run).recipe()?;
+    session::set_config(&args.config, args.adapter.as_deref())?;
+    let host = session::host(&args.device, style)?;
+    let name = model_or_of_run(args.model.as_deref(), args.adapter.as_deref())?;
+    session::check_asked(args.model.as_deref(), &name)?;
+    let dtype = match (&args.dtype, session::run_facts(args.adapter.as_deref())) {
+        (Some(dtype), _) => weight_format(dtype)?,
+        (None, Some(facts)) => facts.dtype,
+        (None, None) => WeightFormat::F32,
+    };
+    let mut loaded = LoadedModel::load(&name, dtype, &host)?;
+    if let Some(adapter) = &args.adapter {
+        loaded = loaded.with_adapter(adapter, &mut session::Warnings)?;
+    }
+    let mut observer = TerminalObserver::new(style, &host.backend);
+    let inputs = Inputs::read(&recipe, &loaded.tokenizer, loaded.model.config(), &host, &mut observer)?;
+    let Some(validation) = inputs.validation else {
+        return Err(bad_input(format!("{}: the run has no validation data", run.display())));
+    };
+    let loss = mean_loss(&loaded.model, &validation);
+    let examples = inputs.data.validation_examples;
+    let text = json!({"loss": loss, "rows": examples, "validation_of": run});
+    match args.format {
+        TableFormat::Json => print_json(&text),
+        _ => print(format_args!(
+            "loss {loss:.4} nats per target token of {examples} validation rows of {}",
+            run.display()
+        )),
+    }
 }
 
 /// How the model is asked: by the options, else as its run did it, else by the defaults.

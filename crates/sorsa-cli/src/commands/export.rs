@@ -8,12 +8,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use burn::prelude::Device;
+use sorsa_adapter::HostTensor;
 use sorsa_adapter::author::AuthorExport;
 use sorsa_adapter::peft::{PeftAdapter, PeftExport, PeftForm};
-use sorsa_adapter::{HostTensor, PackedFormat};
 use sorsa_checkpoint::gguf::GgufType;
 use sorsa_checkpoint::weights::{Checkpoint, CheckpointWriter, Expected, ModelFolder};
-use sorsa_checkpoint::{ModelSource, WeightFormat};
+use sorsa_checkpoint::{ModelSource, PackingFormats, WeightFormat};
 use sorsa_experiment::adapter::{LoadedAdapter, check_tied};
 use sorsa_experiment::embedded::EMBEDDED;
 use sorsa_files::write_atomic;
@@ -33,7 +33,7 @@ struct Trained {
     name: String,
     folder: PathBuf,
     /// Format that the model's linear layers were packed in while it was read, if any.
-    quantize: Option<PackedFormat>,
+    quantize: Option<PackingFormats>,
     adapter: LoadedAdapter,
 }
 

@@ -74,7 +74,7 @@ fn quantization_error(args: &InspectArgs) -> anyhow::Result<()> {
     let InspectArgs { training, ranks, .. } = args;
     let (mut recipe, style) = (recipe::of(training)?, Style::choose(training.quiet));
     // The weights are measured as they are in their files.
-    let format = recipe.model.quantize.take().unwrap_or(PackedFormat::NF4);
+    let format = recipe.model.quantize.take().map_or(PackedFormat::NF4, |formats| formats.linear);
     // The CPU decomposes, whichever device would train.
     let host = session::host(&DeviceArgs { backend: Backend::Flex, device: 0 }, style)?;
     let sources = host.sources.for_model(&recipe.model);

@@ -40,6 +40,9 @@ pub fn run(args: &LrFindArgs) -> anyhow::Result<()> {
     }
     print(table::aligned(&rows(&search)).trim_end())?;
     print(format_args!("learning rate {}", described(&search)))?;
+    if let Some(doubt) = search.doubt {
+        print(doubt)?;
+    }
     if let Some(out) = out {
         print(format_args!("figure: {}", out.display()))?;
     }

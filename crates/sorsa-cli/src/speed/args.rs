@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 use serde_json::json;
-use sorsa_adapter::PackedFormat;
-use sorsa_models::{MatmulPrecision, ModelConfig, WeightFormat, float_dtype};
+use sorsa_checkpoint::PackingFormats;
+use sorsa_models::{ActivationFormat, MatmulPrecision, ModelConfig, WeightFormat, float_dtype};
 
 use crate::args::method_names;
 use crate::exit::bad_input;
@@ -15,6 +15,14 @@ use crate::exit::bad_input;
 fn computed_format() -> impl TypedValueParser<Value = WeightFormat> {
     let computed = WeightFormat::ALL.into_iter().filter(|format| float_dtype(*format).is_some());
     PossibleValuesParser::new(computed.map(WeightFormat::name)).try_map(|name| name.parse::<WeightFormat>())
+}
+
+/// The names of formats of activations.
+fn activation_format() -> impl TypedValueParser<Value = ActivationFormat> {
+    PossibleValuesParser::new(ActivationFormat::ALL.map(ActivationFormat::name)).map(|name| match name.as_str() {
+        "bf16" => ActivationFormat::Bf16,
+        _ => ActivationFormat::F32,
+    })
 }
 
 /// Options of `bench --speed`, which measures the training step of a random Llama.
@@ -34,7 +42,7 @@ pub struct SpeedArgs {
     /// Number of query heads [default: the preset's]
     #[arg(long)]
     pub heads: Option<usize>,
-    /// Number of key and value heads [default: the number of query heads]
+    /// Number of key and value heads [default: the preset's, or the number of query heads if that is given]
     #[arg(long)]
     pub kv_heads: Option<usize>,
     /// Hidden width of the feed-forward layers [default: the preset's]
@@ -58,10 +66,10 @@ pub struct SpeedArgs {
     /// Precision of products with weights in f32: highest (f32), high or medium (bf16 where the processor multiplies it fast)
     #[arg(long, value_name = "NAME", default_value_t)]
     pub matmul_precision: MatmulPrecision,
-    /// Pack the linear layers, and measure the step beside them: nf4, fp4, q8_0, q4_0 and others. The head, the embedding and the norms
-    /// stay dense [default: none are packed]
+    /// Pack the linear layers, and measure the step beside them: nf4, fp4, q8_0, q4_0 and others; nf4+q8_0 packs the embedding and the
+    /// head too. The norms stay dense [default: none are packed]
     #[arg(long, value_name = "FORMAT")]
-    pub quantize: Option<PackedFormat>,
+    pub quantize: Option<PackingFormats>,
     /// Number of measured steps
     #[arg(long, default_value_t = 12)]
     pub steps: usize,
@@ -80,6 +88,9 @@ pub struct SpeedArgs {
     /// Gradient checkpointing: run each block twice instead of storing its activations. Less memory, more time
     #[arg(long)]
     pub checkpoint_blocks: bool,
+    /// Format in which the backward pass gets activations: f32 or bf16
+    #[arg(long, default_value = "f32", value_parser = activation_format())]
+    pub activations: ActivationFormat,
     /// Measure the start only, and no steps
     #[arg(long)]
     pub init_only: bool,
@@ -107,6 +118,10 @@ pub enum Shape {
     /// Width 768, 12 blocks, vocabulary 32,000, batch 1 x 256
     #[value(name = "L")]
     L,
+    /// That of SmolLM2-135M with an output head of its own: width 576, 30 blocks, 9 query and 3 key heads, feed-forward 1536, vocabulary
+    /// 49,152, batch 4 x 256
+    #[value(name = "SmolLM2")]
+    SmolLm2,
 }
 
 /// Sizes of the model and of the batch.
@@ -129,6 +144,9 @@ impl Shape {
             Self::S => small,
             Self::S8 => Sizes { vocab: 8192, ..small },
             Self::L => Sizes { dim: 768, layers: 12, heads: 12, kv_heads: 12, ffn: 2048, batch: 1, ..small },
+            Self::SmolLm2 => {
+                Sizes { dim: 576, layers: 30, heads: 9, kv_heads: 3, ffn: 1536, vocab: 49_152, batch: 4, seq: 256 }
+            }
         }
     }
 }
@@ -138,11 +156,12 @@ impl SpeedArgs {
     pub fn sizes(&self) -> Sizes {
         let preset = self.shape.sizes();
         let heads = self.heads.unwrap_or(preset.heads);
+        let kv_heads = if self.heads.is_some() { heads } else { preset.kv_heads };
         Sizes {
             dim: self.dim.unwrap_or(preset.dim),
             layers: self.layers.unwrap_or(preset.layers),
             heads,
-            kv_heads: self.kv_heads.unwrap_or(heads),
+            kv_heads: self.kv_heads.unwrap_or(kv_heads),
             ffn: self.ffn.unwrap_or(preset.ffn),
             vocab: self.vocab.unwrap_or(preset.vocab),
             batch: self.batch.unwrap_or(preset.batch),

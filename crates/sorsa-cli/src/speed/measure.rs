@@ -9,17 +9,16 @@ use burn::optim::GradientsParams;
 use burn::prelude::*;
 use burn::tensor::FloatDType;
 use serde::Serialize;
-use sorsa_adapter::{
-    AdapterConfig, AttachOptions, Attached, Method, PackedFormat, Probes, Regularizer, RegularizerForm, add_regularizer,
-};
+use sorsa_adapter::{AdapterConfig, AttachOptions, Attached, Method, Regularizer, add_regularizer};
 use sorsa_data::{BatchOptions, Batcher, Example};
 use sorsa_experiment::private_folder;
 use sorsa_files::{cpu_seconds, peak_memory_bytes};
 use sorsa_kernels::Instructions;
-use sorsa_models::{CausalLm, WeightFormat, float_dtype};
+use sorsa_models::{ActivationFormat, CausalLm, WeightFormat, float_dtype};
 use sorsa_train::{Optimizer, OptimizerConfig, TrainConfig, Trainer};
 
 use super::args::{Sizes, SpeedArgs};
+use super::orthonormality::{regularizer_cpu_seconds, retraction_cpu_seconds};
 use crate::device::Backend;
 use crate::exit::OrBadInput;
 
@@ -42,7 +41,7 @@ pub struct Measurement {
     pub dtype: &'static str,
     /// Format of packed linear layers; absent if they are dense.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub quantize: Option<&'static str>,
+    pub quantize: Option<String>,
     /// Precision of products with weights in f32.
     pub matmul_precision: &'static str,
     /// Instructions of the CPU's kernels.
@@ -50,6 +49,8 @@ pub struct Measurement {
     /// `fused` or `plain` operations.
     pub form: &'static str,
     pub checkpoint_blocks: bool,
+    /// Format in which the backward pass gets activations.
+    pub activations: ActivationFormat,
     pub backend: Backend,
     pub n_params: usize,
     pub trainable: usize,
@@ -83,6 +84,9 @@ pub struct StepMeasurement {
     /// CPU seconds of one evaluation of each form of the regularizer.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub regularizer_cpu_s: BTreeMap<String, f64>,
+    /// CPU seconds that each retraction adds to a step.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub retraction_cpu_s: BTreeMap<String, f64>,
     pub first_loss: f64,
     pub last_loss: f64,
     /// Peak of the measured steps alone, if the system can reset the peak.
@@ -133,11 +137,12 @@ fn measure_form(args: &SpeedArgs, method: Method, backend: Backend, device: &Dev
         rank: args.rank,
         threads: rayon::current_num_threads(),
         dtype: args.dtype.torch_name(),
-        quantize: args.quantize.map(PackedFormat::name),
+        quantize: args.quantize.map(|formats| formats.to_string()),
         matmul_precision: args.matmul_precision.name(),
         instructions: Instructions::used().name(),
         form: if args.plain { "plain" } else { "fused" },
         checkpoint_blocks: args.checkpoint_blocks,
+        activations: args.activations,
         backend,
         n_params,
         trainable,
@@ -175,6 +180,7 @@ fn steps(args: &SpeedArgs, sizes: &Sizes, attached: Attached<CausalLm>) -> anyho
         batch_size: sizes.batch,
         max_steps: Some(count as u64),
         checkpoint_blocks: args.checkpoint_blocks,
+        activations: args.activations,
         optimizer: OptimizerConfig { learning_rate: 1e-4.into(), ..OptimizerConfig::default() },
         ..TrainConfig::default()
     };
@@ -197,7 +203,7 @@ fn steps(args: &SpeedArgs, sizes: &Sizes, attached: Attached<CausalLm>) -> anyho
     }
     let peak_rss_mb_steps = peak_megabytes();
     let step_s_median = median(&seconds);
-    let (mut regularizer_s, mut regularizer_cpu_s) = (None, BTreeMap::new());
+    let (mut regularizer_s, mut regularizer_cpu_s, mut retraction_cpu_s) = (None, BTreeMap::new(), BTreeMap::new());
     if method == Method::Sorsa {
         let model = trainer.into_attached().model;
         let once = |regularizer: Regularizer| {
@@ -207,17 +213,10 @@ fn steps(args: &SpeedArgs, sizes: &Sizes, attached: Attached<CausalLm>) -> anyho
         };
         once(form.into());
         regularizer_s = Some(median(&(0..9).map(|_| once(form.into())).collect::<Vec<f64>>()));
-        for (name, regularizer) in regularizers() {
-            const EVALUATIONS: u32 = 5;
-            once(regularizer);
-            let before = cpu_seconds();
-            for _ in 0..EVALUATIONS {
-                once(regularizer);
-            }
-            if let Some((before, after)) = before.zip(cpu_seconds()) {
-                regularizer_cpu_s.insert(name, rounded((after - before) / f64::from(EVALUATIONS)));
-            }
-        }
+        let all_rounded =
+            |found: BTreeMap<String, f64>| found.into_iter().map(|(name, cpu)| (name, rounded(cpu))).collect();
+        regularizer_cpu_s = all_rounded(regularizer_cpu_seconds(&model, &attached_parameters));
+        retraction_cpu_s = all_rounded(retraction_cpu_seconds(&model, &attached_parameters));
     }
     let least = |values: &[f64]| values.iter().copied().fold(f64::INFINITY, f64::min);
     let cpu = (!cpu.is_empty()).then_some(cpu);
@@ -232,22 +231,12 @@ fn steps(args: &SpeedArgs, sizes: &Sizes, attached: Attached<CausalLm>) -> anyho
         tokens_per_s_best: rounded(tokens / least(&seconds)),
         regularizer_s: regularizer_s.map(rounded),
         regularizer_cpu_s,
+        retraction_cpu_s,
         regularizer_share: regularizer_s.map(|seconds| rounded(seconds / step_s_median)),
         first_loss: rounded(losses[0]),
         last_loss: rounded(losses[losses.len() - 1]),
         peak_rss_mb_steps,
     })
-}
-
-/// The forms of the regularizer that have a cost of their own, by the settings of a recipe.
-fn regularizers() -> Vec<(String, Regularizer)> {
-    let forms = [RegularizerForm::Paper, RegularizerForm::Spectral, RegularizerForm::Nuclear];
-    let computed = forms.map(|form| (format!("{form:?}").to_lowercase(), Regularizer::from(form)));
-    let estimated = [1, 4].map(|count| {
-        let probes = Some(Probes { count, seed: 0 });
-        (format!("probes={count}"), Regularizer { probes, ..Regularizer::default() })
-    });
-    computed.into_iter().chain(estimated).collect()
 }
 
 /// `count` batches of random tokens. Every token but the first of a sequence is a target.

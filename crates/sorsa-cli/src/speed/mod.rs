@@ -7,6 +7,7 @@
 
 mod args;
 mod measure;
+mod orthonormality;
 mod scale;
 mod scaling;
 

@@ -50,6 +50,7 @@ impl Variation {
         put("seq", Some(&seq));
         put("rank", Some(&args.rank));
         put("dtype", Some(&args.dtype));
+        put("activations", Some(&args.activations.name()));
         put("quantize", args.quantize.as_ref().map(|format| format as &dyn Display));
         put("matmul-precision", Some(&args.matmul_precision));
         put("steps", Some(&args.steps));

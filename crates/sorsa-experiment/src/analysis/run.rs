@@ -6,8 +6,9 @@ use std::sync::{Mutex, PoisonError};
 use burn::prelude::*;
 use rayon::prelude::*;
 use sorsa_adapter::{
-    AdapterConfig, AdapterError, AdapterState, HostTensor, HostTensorExt, Method, ModuleState, PackedFormat, TensorFile,
+    AdapterConfig, AdapterError, AdapterState, HostTensor, HostTensorExt, Method, ModuleState, TensorFile,
 };
+use sorsa_checkpoint::PackingFormats;
 use sorsa_models::{CausalLm, WeightFormat};
 use sorsa_report::analysis::{CheckpointAnalysis, RunAnalysis, Spectrum};
 use sorsa_train::Checkpoints;
@@ -43,7 +44,7 @@ pub struct RunToAnalyze<'a> {
 pub struct BaseModel {
     path: String,
     dtype: WeightFormat,
-    quantize: Option<PackedFormat>,
+    quantize: Option<PackingFormats>,
     config: toml::Table,
     model: CausalLm,
     originals: PackedOnRead,

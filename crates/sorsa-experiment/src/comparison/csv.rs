@@ -4,18 +4,23 @@ use super::fields::{NAMED_FIELDS, RANK, value_text};
 use super::run_result::RunResult;
 use sorsa_report::table;
 
-/// The runs as CSV. `compared_fields` have a column each, after all others.
-pub fn csv(runs: &[RunResult], compared_fields: &[String]) -> String {
+/// The runs as CSV. After all other columns, the forgetting `texts` but the first and the `compared_fields` have a column each.
+pub fn csv(runs: &[RunResult], texts: &[String], compared_fields: &[String]) -> String {
     let named: Vec<&str> = NAMED_FIELDS.iter().filter(|named| named.field != RANK).map(|named| named.label).collect();
     let mut head = vec!["run", "method", "rank", "learning_rate"];
     head.extend(&named);
     head.extend(MEASURED);
+    // The column of the first text has had its name since there was one text.
+    let other_texts = texts.get(1..).unwrap_or_default();
+    let other_heads: Vec<String> = other_texts.iter().map(|text| format!("text_loss.{text}")).collect();
+    head.extend(other_heads.iter().map(String::as_str));
     head.extend(compared_fields.iter().map(String::as_str));
     let mut text = line(head.into_iter().map(str::to_owned).collect());
     for run in runs {
         let mut cells = vec![run.name.clone(), run.method.clone(), cell(run.rank), run.learning_rate.to_string()];
         cells.extend(named.iter().map(|label| cell(run.named.get(label).copied().flatten())));
-        cells.extend(measured(run));
+        cells.extend(measured(run, texts.first()));
+        cells.extend(other_texts.iter().map(|text| cell(run.text_losses.get(text))));
         cells.extend(compared_fields.iter().map(|field| cell(run.fields.get(field).map(value_text))));
         text.push_str(&line(cells));
     }
@@ -45,7 +50,7 @@ const MEASURED: [&str; 19] = [
 ];
 
 /// The cells below [`MEASURED`].
-fn measured(run: &RunResult) -> [String; MEASURED.len()] {
+fn measured(run: &RunResult, text: Option<&String>) -> [String; MEASURED.len()] {
     [
         run.seed.to_string(),
         run.diverged.to_string(),
@@ -55,7 +60,7 @@ fn measured(run: &RunResult) -> [String; MEASURED.len()] {
         cell(run.loss_after),
         cell(run.accuracy),
         cell(run.problems),
-        cell(run.text_loss),
+        cell(text.and_then(|text| run.text_losses.get(text))),
         cell(run.defect),
         cell(run.trainable_parameters),
         cell(run.tokens_per_s),
@@ -85,7 +90,7 @@ mod tests {
 
     #[test]
     fn a_row_of_the_file_has_a_cell_for_every_column() {
-        let text = csv(&[with_curve(&[(0.0, 1.0)])], &[]);
+        let text = csv(&[with_curve(&[(0.0, 1.0)])], &[], &[]);
         let columns: Vec<usize> = text.lines().map(|line| line.split(',').count()).collect();
         assert_eq!(columns, [24, 24]);
         assert!(text.ends_with("\nrun,lora,4,0.001,,42,false,10,,,,,,,,,,,,,,,1,false\n"), "{text}");
@@ -96,8 +101,17 @@ mod tests {
         let mut run = with_curve(&[]);
         run.fields.insert("adapter.alpha".into(), 8.0.into());
         run.fields.insert("adapter.target_modules".into(), toml::Value::Array(vec!["q".into(), "v".into()]));
-        let text = csv(&[run], &["adapter.alpha".into(), "adapter.target_modules".into()]);
+        let text = csv(&[run], &[], &["adapter.alpha".into(), "adapter.target_modules".into()]);
         assert!(text.lines().next().unwrap().ends_with(",resumed,adapter.alpha,adapter.target_modules"), "{text}");
         assert!(text.ends_with(",false,8,\"[\"\"q\"\", \"\"v\"\"]\"\n"), "{text}");
+    }
+
+    #[test]
+    fn every_forgetting_text_has_a_column() {
+        let mut run = with_curve(&[]);
+        run.text_losses = [("stories".into(), 1.5), ("wiki".into(), 2.5)].into();
+        let text = csv(&[run], &["stories".into(), "wiki".into()], &[]);
+        assert!(text.lines().next().unwrap().ends_with(",resumed,text_loss.wiki"), "{text}");
+        assert!(text.contains(",text_loss,") && text.contains(",1.5,") && text.ends_with(",false,2.5\n"), "{text}");
     }
 }

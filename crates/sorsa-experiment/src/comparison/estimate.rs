@@ -11,18 +11,23 @@ const EMBEDDED_CORES: f64 = 2.0;
 const BESIDE_TRAINING: f64 = 1.33;
 
 impl ComparisonPlan {
-    /// Number of runs, if no grid is extended: one for each rate, the other seeds at the best rates, and one for each value of a sweep that
-    /// differs from the row's own.
+    /// Number of runs, if no grid is extended: one for each rate, the other seeds at the best rates, one for each value of a sweep that
+    /// differs from the row's own, and one for each seed on a second task.
     pub fn run_count(&self) -> usize {
         let rates: usize = self.grids.iter().map(|grid| grid.size()).sum();
-        let seeds = self.rows.len() * (self.seeds.len() - 1);
+        let then = if self.then.is_some() { self.rows.len() * self.seeds.len() } else { 0 };
+        rates + self.rows.len() * (self.seeds.len() - 1) + self.swept_count() + then
+    }
+
+    /// Number of runs of sweeps that differ from their row's own.
+    pub(super) fn swept_count(&self) -> usize {
         let mut swept = 0;
         for planned in &self.sweeps {
             for &row in &planned.rows {
                 swept += planned.fields().iter().filter(|field| self.is_new(row, field)).count();
             }
         }
-        rates + seeds + swept
+        swept
     }
 
     /// A rough estimate, from the speed of the embedded model, the parameters and the cores.

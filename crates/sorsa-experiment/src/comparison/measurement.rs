@@ -1,8 +1,9 @@
 //! The measurements of a comparison's models, and the files of their results.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use sorsa_adapter::PackedFormat;
+use sorsa_checkpoint::PackingFormats;
 use sorsa_data::synthetic;
 
 use super::identity::Fingerprints;
@@ -17,7 +18,7 @@ pub struct Evaluation {
     /// Folder, GGUF file, hub id, or `embedded`.
     pub model: String,
     /// Format that the base model is packed in while it is read.
-    pub quantize: Option<PackedFormat>,
+    pub quantize: Option<PackingFormats>,
     /// Folder of the run whose adapter is tested. Absent: the base model.
     pub adapter: Option<PathBuf>,
     /// Whether rows that cannot be read are skipped.
@@ -55,6 +56,11 @@ pub enum Subject {
         /// File of the texts.
         path: PathBuf,
     },
+    /// Loss of the validation data of a run.
+    ValidationOf {
+        /// Folder of the run.
+        run: PathBuf,
+    },
 }
 
 /// An evaluation, and the file of its result.
@@ -84,8 +90,8 @@ pub enum MeasuredModel<'a> {
 pub struct ResultFiles {
     /// The scores of the test problems, and every answer.
     pub test: Option<[PathBuf; 2]>,
-    /// The loss of the forgetting texts.
-    pub forgetting: Option<PathBuf>,
+    /// The loss of each of the forgetting texts, by the name of the text.
+    pub forgetting: BTreeMap<String, PathBuf>,
 }
 
 /// The measurements of a comparison.
@@ -95,39 +101,65 @@ pub struct Measurements {
     model_key: String,
     base_folder: PathBuf,
     test_key: Option<String>,
-    /// The forgetting texts, with the start of their fingerprint.
-    forgetting: Option<(PathBuf, String)>,
+    forgetting: Vec<ForgettingText>,
+}
+
+/// A text whose loss shows what a model forgets.
+#[derive(Debug)]
+struct ForgettingText {
+    /// The name of its file, without the ending.
+    name: String,
+    path: PathBuf,
+    /// The start of its fingerprint.
+    key: String,
+}
+
+/// The loss of the first task after the second one, in the folder of the second run.
+const FIRST_TASK: &str = "first-task.json";
+
+/// The field `loss` of a result; absent if there is no file.
+pub(super) fn loss_in(path: &Path) -> Result<Option<f64>, ExperimentError> {
+    if !path.exists() {
+        return Ok(None);
+    }
+    let json = std::fs::read(path).map_err(|source| ExperimentError::Read { path: path.to_owned(), source })?;
+    let result: serde_json::Value = serde_json::from_slice(&json)
+        .map_err(|source| ExperimentError::MalformedResult { path: path.to_owned(), source })?;
+    Ok(result["loss"].as_f64())
 }
 
 /// Characters of a fingerprint in the name of a result.
 const KEY_LENGTH: usize = 10;
 
 impl Measurements {
-    /// The measurements of a plan. Forgetting is measured on the user's text. Without one, and for the embedded model only, it is measured on
+    /// The measurements of a plan. Forgetting is measured on the user's texts. Without one, and for the embedded model only, it is measured on
     /// held-out pretraining texts, which this call writes into the plan's folder.
     ///
     /// # Errors
     ///
-    /// The errors of writing the pretraining texts, and of reading the texts.
-    pub fn new(plan: &ComparisonPlan, forgetting_text: Option<&Path>) -> Result<Self, ExperimentError> {
-        let text = match forgetting_text {
-            Some(path) => Some(path.to_owned()),
-            None if plan.is_embedded() => {
-                let path = plan.folder.join("pretraining-text.jsonl");
-                if !path.exists() {
-                    synthetic::write_corpus(&path, synthetic::VALIDATION_SEED_OFFSET, synthetic::VALIDATION_DOCUMENTS)?;
-                }
-                Some(path)
+    /// [`ExperimentError::Comparison`] for two texts of one name, and the errors of writing the pretraining texts and of reading the texts.
+    pub fn new(plan: &ComparisonPlan, forgetting_texts: &[PathBuf]) -> Result<Self, ExperimentError> {
+        let mut paths = forgetting_texts.to_vec();
+        if paths.is_empty() && plan.is_embedded() {
+            let path = plan.folder.join("pretraining-text.jsonl");
+            if !path.exists() {
+                synthetic::write_corpus(&path, synthetic::VALIDATION_SEED_OFFSET, synthetic::VALIDATION_DOCUMENTS)?;
             }
-            None => None,
-        };
-        let forgetting = match text {
-            Some(path) => {
-                let key = Fingerprints::default().of(&path)?[..KEY_LENGTH].to_owned();
-                Some((path, key))
+            paths.push(path);
+        }
+        let mut forgetting: Vec<ForgettingText> = Vec::new();
+        for path in paths {
+            let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            if let Some(other) = forgetting.iter().find(|text| text.name == name) {
+                return Err(ExperimentError::Comparison(format!(
+                    "the forgetting texts {} and {} have one name, which the columns of the report would share",
+                    other.path.display(),
+                    path.display()
+                )));
             }
-            None => None,
-        };
+            let key = Fingerprints::default().of(&path)?[..KEY_LENGTH].to_owned();
+            forgetting.push(ForgettingText { name, path, key });
+        }
         Ok(Self {
             recipe: plan.common.clone(),
             model_key: match plan.common.model.quantize {
@@ -140,16 +172,37 @@ impl Measurements {
         })
     }
 
+    /// The names of the forgetting texts.
+    pub fn text_names(&self) -> Vec<String> {
+        self.forgetting.iter().map(|text| text.name.clone()).collect()
+    }
+
     /// The measurements of one model.
     pub fn of(&self, model: MeasuredModel<'_>) -> Vec<Measurement> {
         let mut measurements = Vec::new();
         if let Some(key) = &self.test_key {
             measurements.push(self.measurement(model, "test", key, self.problems(model, key)));
         }
-        if let Some((path, key)) = &self.forgetting {
+        for ForgettingText { path, key, .. } in &self.forgetting {
             measurements.push(self.measurement(model, "forgetting", key, Subject::Text { path: path.clone() }));
         }
         measurements
+    }
+
+    /// The measurement of what a model that `then` trained on a second task has left of the first, whose run is `first`.
+    pub fn of_first_task(&self, first: &RunSpec, then: &RunSpec) -> Measurement {
+        let subject = Subject::ValidationOf { run: first.folder.clone() };
+        let model = MeasuredModel::Trained(then);
+        Measurement { result: FIRST_TASK.to_owned(), ..self.measurement(model, "first-task", "loss", subject) }
+    }
+
+    /// The loss that [`Self::of_first_task`] measured; absent if it has not been measured.
+    ///
+    /// # Errors
+    ///
+    /// The errors of reading the result.
+    pub fn first_task_loss(then: &RunSpec) -> Result<Option<f64>, ExperimentError> {
+        loss_in(&then.folder.join(FIRST_TASK))
     }
 
     /// The files of one model's results.
@@ -160,7 +213,11 @@ impl Measurements {
                 .test_key
                 .as_ref()
                 .map(|key| [self.result(model, "test", key), self.answers(model, key)].map(path)),
-            forgetting: self.forgetting.as_ref().map(|(_, key)| path(self.result(model, "forgetting", key))),
+            forgetting: self
+                .forgetting
+                .iter()
+                .map(|text| (text.name.clone(), path(self.result(model, "forgetting", &text.key))))
+                .collect(),
         }
     }
 
@@ -170,7 +227,7 @@ impl Measurements {
             MeasuredModel::Trained(run) => (run.name.clone(), Some(run.folder.clone())),
         };
         Measurement {
-            name: format!("{kind}-{owner}"),
+            name: format!("{kind}-{key}-{owner}"),
             folder: self.folder(model),
             result: self.result(model, kind, key),
             evaluation: Evaluation {

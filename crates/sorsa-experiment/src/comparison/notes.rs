@@ -1,5 +1,6 @@
 //! How the numbers of a comparison were made, in sentences.
 
+use super::difference::Difference;
 use super::fields::decides_steps;
 use super::plan::ComparisonPlan;
 use super::results::Comparison;
@@ -38,10 +39,12 @@ pub fn notes(comparison: &Comparison, plan: &ComparisonPlan) -> Vec<String> {
             }
         ),
     });
-    let compared = comparison.rows.iter().filter(|row| row.difference.is_some()).count();
-    if compared > 1 {
+    let tests: usize =
+        comparison.rows.iter().filter_map(|row| row.difference.as_ref()).map(Difference::test_count).sum();
+    if tests > 0 {
         notes.push(format!(
-            "{compared} comparisons at 95 % each: one in twenty is expected to look like a difference by chance."
+            "p-values: two-sided t tests of paired differences, corrected by Holm's method for {tests} tests. If no method differed, at most \
+             one such report in twenty would say that one does. Intervals are not corrected."
         ));
     }
     if let Some(target) = comparison.target_loss {
@@ -56,7 +59,7 @@ pub fn notes(comparison: &Comparison, plan: &ComparisonPlan) -> Vec<String> {
          without factors saves the trained weights."
             .to_owned(),
     );
-    if comparison.base.text_loss.is_some() {
+    if !comparison.texts.is_empty() {
         let which =
             if plan.is_embedded() { "pretraining texts that the model has not seen" } else { "the user's texts" };
         notes.push(format!("Forgetting: loss of {which} after training minus before, in nats per token."));

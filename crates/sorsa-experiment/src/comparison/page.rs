@@ -5,8 +5,13 @@ use sorsa_report::page::{Block, Page};
 use sorsa_report::plot::Figure;
 
 use super::figures::NamedFigure;
+use super::findings::{DEFECT, KAPPA_OF_THE_TRAINED_PART, KAPPA_OF_THE_WEIGHT};
+use super::question::Answered;
 use super::results::Comparison;
-use super::tables::Table;
+use super::tables::{SECOND_TASK, Table};
+
+/// The figures of what `train.watch_every` measures.
+const WATCHED: [&str; 3] = [KAPPA_OF_THE_TRAINED_PART, KAPPA_OF_THE_WEIGHT, DEFECT];
 
 /// The page: findings first, then tables and figures, and how the numbers were made.
 ///
@@ -34,17 +39,33 @@ pub fn html(comparison: &Comparison, tables: &[Table], figures: &[NamedFigure]) 
         }
         blocks
     };
-    let mut sections = vec![
-        ("What is shown".to_owned(), list(&comparison.findings)),
+    let starting_with = |start: &str| -> Vec<&str> {
+        figures.iter().map(|named| named.name.as_str()).filter(|name| name.starts_with(start)).collect()
+    };
+    let mut sections = vec![("What is shown".to_owned(), list(&comparison.findings))];
+    for Answered { question, findings } in &comparison.questions {
+        let table_names: Vec<&str> = question.tables.iter().map(String::as_str).collect();
+        let figure_names: Vec<&str> = question.figures.iter().map(String::as_str).collect();
+        let mut blocks = Vec::new();
+        if !question.text.is_empty() {
+            blocks.push(Block::Text(question.text.clone()));
+        }
+        blocks.extend(list(findings));
+        blocks.extend(section(&table_names, &figure_names));
+        sections.push((question.title.clone(), blocks));
+    }
+    sections.extend([
         ("Quality".to_owned(), section(&["quality", "differences"], &["accuracy", "loss"])),
+        ("Forgetting".to_owned(), section(&[SECOND_TASK], &starting_with("frontier"))),
+        ("Condition and orthonormality over training".to_owned(), section(&[], &WATCHED)),
         ("Cost".to_owned(), section(&["cost"], &["speed", "memory"])),
         ("Learning rates".to_owned(), section(&["rates"], &["learning-rates", "learning-curves"])),
-    ];
+    ]);
     for sweep in &comparison.sweeps {
-        let figures = ["loss", "accuracy", "defect"].map(|what| format!("{}-{what}", sweep.label));
-        let figures = figures.each_ref().map(String::as_str);
+        let figures = starting_with(&format!("{}-", sweep.label));
         sections.push((format!("Sweep of {}", sweep.field), section(&[&sweep.name], &figures)));
     }
+    sections.retain(|(_, blocks)| !blocks.is_empty());
     sections.push(("How it was made".to_owned(), list(&comparison.notes)));
     Page { title: comparison.title(), setting, sections }.html()
 }

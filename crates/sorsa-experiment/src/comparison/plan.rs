@@ -16,6 +16,7 @@ use super::fields::{
     value_for_name, value_of, value_text,
 };
 use super::identity::{Fingerprints, InputFiles, run_key, short_hash};
+use super::question::Question;
 use super::rate_grid::{RateGrid, rounded};
 use super::request::{ComparisonRequest, RequestedRates};
 use super::run_spec::{RateSearchSpec, RunSpec};
@@ -25,7 +26,7 @@ use crate::model::{model_folder, read_tokenizer};
 use crate::{ExperimentError, Host, Inputs, Observer, Recipe, TrainingShape, data_file};
 
 /// Evaluations in a run: they show when the run reaches a loss, and take a few percent of its time.
-const EVALUATIONS: u64 = 10;
+pub(super) const EVALUATIONS: u64 = 10;
 
 /// A checked comparison.
 #[derive(Debug)]
@@ -42,6 +43,8 @@ pub struct ComparisonPlan {
     pub seeds: Vec<u64>,
     /// Sweeps at the best rate of their rows.
     pub sweeps: Vec<PlannedSweep>,
+    /// The questions that the report answers.
+    pub questions: Vec<Question>,
     /// How often a grid may be extended.
     pub extend: usize,
     /// How often a grid around a found rate may be extended.
@@ -56,6 +59,8 @@ pub struct ComparisonPlan {
     pub problems: usize,
     /// Parameters of the model.
     pub parameters: u64,
+    /// Data to train every chosen run on afterwards.
+    pub then: Option<String>,
     /// The settings that all runs have in common.
     pub common: Recipe,
     /// Fingerprint of the test problems, if there are any.
@@ -64,6 +69,8 @@ pub struct ComparisonPlan {
     pub compared_fields: Vec<String>,
     base: BaseRecipe,
     files: InputFiles,
+    /// Fingerprint of `then`.
+    then_file: String,
     /// Name of the backend.
     pub backend: String,
     /// The machine, for reports.
@@ -110,6 +117,7 @@ impl ComparisonPlan {
             reference: request.reference,
             seeds: request.seeds,
             sweeps: Vec::new(),
+            questions: request.questions,
             extend: request.extend,
             extend_found: request.extend_found,
             steps: 0,
@@ -117,11 +125,13 @@ impl ComparisonPlan {
             train_examples: 0,
             problems: 0,
             parameters: 0,
+            then: request.then,
             common,
             test: None,
             compared_fields: compared_fields(&request.arms, &request.sweeps),
             base: request.base,
             files: InputFiles { model: String::new(), train: String::new(), validation: None },
+            then_file: String::new(),
             backend: host.backend.clone(),
             machine: host.machine.clone(),
         };
@@ -131,7 +141,7 @@ impl ComparisonPlan {
             plan.grids.push(grid);
         }
         plan.add_sweeps(&request.arms, request.sweeps)?;
-        plan.read_inputs(host, observer, request.sets_eval_every)?;
+        plan.read_inputs(host, observer, request.sets_eval_every, request.watches)?;
         Ok(plan)
     }
 
@@ -230,6 +240,7 @@ impl ComparisonPlan {
         host: &Host,
         observer: &mut dyn Observer,
         sets_eval_every: bool,
+        watches: bool,
     ) -> Result<(), ExperimentError> {
         let folder = model_folder(&self.common.model.path, &host.sources.for_model(&self.common.model))?;
         let config = ModelConfig::read(&folder)?;
@@ -257,6 +268,10 @@ impl ComparisonPlan {
             let eval_every = i64::try_from(self.steps.div_ceil(EVALUATIONS))?;
             self.base.set(FieldValue::new("train.eval_every", eval_every))?;
         }
+        if watches && self.common.train.watch_every == 0 {
+            let every = i64::try_from(self.base.common()?.train.eval_every)?;
+            self.base.set(FieldValue::new("train.watch_every", every))?;
+        }
         self.common = self.base.common()?;
         let mut fingerprints = Fingerprints::default();
         let mut of = |name: &str, split: &str| fingerprints.of(&data_file(name, split, &host.sources)?);
@@ -268,6 +283,14 @@ impl ComparisonPlan {
             _ => None,
         };
         self.files.model = fingerprints.of(&folder)?;
+        if let Some(then) = self.then.clone() {
+            self.then_file = fingerprints.of(&data_file(&then, "train", &host.sources)?)?;
+            let recipe = second_task(&self.common, &then);
+            let inputs = Inputs::read(&recipe, &tokenizer, &config, host, observer)?;
+            if inputs.validation.is_none() {
+                return Err(ExperimentError::Comparison(format!("{then}: no row is left to validate on")));
+            }
+        }
         Ok(())
     }
 
@@ -295,6 +318,26 @@ impl ComparisonPlan {
             if self.runs_folder().join(&name).exists() { name } else { self.name_with_key(&key).unwrap_or(name) };
         let folder = self.runs_folder().join(&name);
         Ok(RunSpec { row: row.clone(), learning_rate: rate, seed, recipe, name, folder })
+    }
+
+    /// The run that trains what `first` has trained on the data [`then`](Self::then); none if there are no such data. Its adapter, or the weights, are
+    /// those of `first` at its lowest validation loss, and its settings those of `first`.
+    ///
+    /// # Errors
+    ///
+    /// The errors of the recipe.
+    pub fn run_then(&self, first: &RunSpec) -> Result<Option<RunSpec>, ExperimentError> {
+        let Some(then) = &self.then else { return Ok(None) };
+        let mut recipe = second_task(&first.recipe, then);
+        // The name, not the folder, decides the key: the folder of the comparison may be moved.
+        recipe.model.adapter = Some(first.name.clone());
+        let files = InputFiles { train: self.then_file.clone(), validation: None, ..self.files.clone() };
+        let key = run_key(&recipe, &files, &self.backend)?;
+        recipe.model.adapter = Some(first.folder.to_string_lossy().into_owned());
+        let (rate, seed) = (first.learning_rate, first.seed);
+        let name = format!("{}-then-lr{rate:e}-s{seed}-{key}", self.start_of_name(&first.recipe)?);
+        let folder = self.runs_folder().join(&name);
+        Ok(Some(RunSpec { row: first.row.clone(), learning_rate: rate, seed, recipe, name, folder }))
     }
 
     /// The search for the learning rate of a row, with the first seed. If an earlier comparison in this folder made it, its result is there.
@@ -409,6 +452,16 @@ impl ComparisonRow {
         row.swept.push(field);
         row
     }
+}
+
+/// The recipe of a second task with these data, some of which are held out.
+fn second_task(recipe: &Recipe, data: &str) -> Recipe {
+    let mut recipe = recipe.clone();
+    recipe.data.train = data.to_owned();
+    recipe.data.validation = None;
+    recipe.data.test = None;
+    recipe.eval.problems = 0;
+    recipe
 }
 
 /// Whether a sweep has values for an arm, whose recipe without the sweep is `recipe`.

@@ -40,6 +40,12 @@ impl RateGrid {
         self.rates = factors.iter().map(|factor| rounded(rate * factor)).collect();
     }
 
+    /// The grid with its middle alone, which is never extended.
+    pub fn middle(&self) -> Self {
+        let middle = |values: &[f64]| values.get(values.len() / 2).copied().into_iter().collect();
+        Self { rates: middle(&self.rates), factors: middle(&self.factors), extensions: 0, limit: 0 }
+    }
+
     /// Number of rates, known or not.
     pub fn size(&self) -> usize {
         self.rates.len().max(self.factors.len())

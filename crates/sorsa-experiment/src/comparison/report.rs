@@ -37,7 +37,7 @@ impl Report {
         let report = Self {
             plain: plain(comparison, &tables, folder),
             json: serde_json::to_string_pretty(comparison)?,
-            csv: csv(&comparison.runs, &comparison.compared_fields),
+            csv: csv(&comparison.runs, &comparison.texts, &comparison.compared_fields),
             markdown: markdown(comparison, &tables),
             latex: latex(comparison, &tables),
         };

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use super::arm::Arm;
 use super::base_recipe::BaseRecipe;
+use super::question::Question;
 use super::sweep::Sweep;
 
 /// The request for a comparison.
@@ -17,6 +18,8 @@ pub struct ComparisonRequest {
     pub reference: String,
     /// The sweeps: fields that run at several values.
     pub sweeps: Vec<Sweep>,
+    /// The questions that the report answers under headings of their own.
+    pub questions: Vec<Question>,
     /// The learning rates to begin with.
     pub rates: RequestedRates,
     /// The seeds; the first one searches the learning rates.
@@ -25,10 +28,14 @@ pub struct ComparisonRequest {
     pub extend: usize,
     /// How often a grid around a found rate may be extended.
     pub extend_found: usize,
+    /// Data to train every chosen run on afterwards.
+    pub then: Option<String>,
     /// The settings of all runs.
     pub base: BaseRecipe,
     /// Whether the request sets `train.eval_every`. If not, the plan chooses it.
     pub sets_eval_every: bool,
+    /// Whether condition numbers and defects are measured as often as the validation loss.
+    pub watches: bool,
 }
 
 /// The learning rates to begin with.
@@ -65,6 +72,12 @@ impl ComparisonRequest {
             if let Some(name) = sweep.arms.iter().find(|name| self.arms.iter().all(|arm| arm.name != **name)) {
                 return Some(format!("the sweep of {field} names {name}, which is not among the arms"));
             }
+        }
+        let arms: Vec<&str> = self.arms.iter().map(|arm| arm.name.as_str()).collect();
+        let sweeps: Vec<_> =
+            self.sweeps.iter().map(|sweep| (sweep.field.as_str(), sweep.label(), sweep.plural())).collect();
+        if let Some(fault) = self.questions.iter().find_map(|question| question.fault(&arms, &sweeps)) {
+            return Some(fault);
         }
         let is_arm = |name: &str| self.arms.iter().any(|arm| arm.name == name);
         let stranger = self.rates.by_arm.iter().find(|(name, _)| !is_arm(name));

@@ -6,12 +6,15 @@ use serde::Serialize;
 use toml::Value;
 
 use super::arm::compared_with;
+use super::difference::{Difference, correct};
 use super::fields::listed_sweeps;
 use super::measurement::Measurements;
 use super::plan::ComparisonPlan;
-use super::row_result::{Difference, RowResult};
+use super::question::Answered;
+use super::row_result::RowResult;
 use super::run_result::{BaseResult, RunResult};
 use super::run_spec::{ComparisonRuns, RunSpec};
+use super::second_task::SecondTask;
 use super::sweep::Sweep;
 use crate::ExperimentError;
 
@@ -42,6 +45,10 @@ pub struct Comparison {
     pub problems: usize,
     /// The validation loss for the times to a loss.
     pub target_loss: Option<f64>,
+    /// The data of the second task.
+    pub then: Option<String>,
+    /// Names of the forgetting texts.
+    pub texts: Vec<String>,
     /// The results of the model before training.
     pub base: BaseResult,
     /// The results of each row.
@@ -58,6 +65,8 @@ pub struct Comparison {
     pub compared_fields: Vec<String>,
     /// Sentences about what the numbers show.
     pub findings: Vec<String>,
+    /// The questions of the suite, with their answers.
+    pub questions: Vec<Answered>,
     /// Sentences about how the numbers were made.
     pub notes: Vec<String>,
 }
@@ -138,16 +147,20 @@ impl Comparison {
             seeds: plan.seeds.clone(),
             problems: if plan.test.is_some() { plan.problems } else { 0 },
             target_loss,
-            rows: row_results(plan, runs, &results, &base)?,
+            rows: row_results(plan, runs, &results, &base, measurements)?,
+            then: plan.then.clone(),
+            texts: measurements.text_names(),
             base: BaseResult { loss: results.iter().find_map(|run| run.loss_before), ..base },
             sweeps,
             sweep_runs,
             runs: results,
             compared_fields: plan.compared_fields.clone(),
             findings: Vec::new(),
+            questions: Vec::new(),
             notes: Vec::new(),
         };
         comparison.findings = super::findings::findings(&comparison);
+        comparison.questions = plan.questions.iter().map(|question| question.answered(&comparison)).collect();
         comparison.notes = super::notes::notes(&comparison, plan);
         Ok(comparison)
     }
@@ -184,6 +197,7 @@ fn row_results(
     runs: &ComparisonRuns,
     results: &[RunResult],
     base: &BaseResult,
+    measurements: &Measurements,
 ) -> Result<Vec<RowResult>, ExperimentError> {
     let chosen: Vec<Vec<RunResult>> = runs.rows.iter().map(|row| find(results, &row.chosen)).collect();
     let mut rows = Vec::new();
@@ -192,12 +206,14 @@ fn row_results(
         let losses: Vec<Option<f64>> = tried.iter().map(|run| run.loss_after).collect();
         let every = [tried, find(results, &row.chosen)].concat();
         let mut result = RowResult::new(&row.row, &chosen[index], &every, base)?.with_search(row, &losses);
+        result.second_task = SecondTask::read(&row.then, measurements)?;
         if let Some(other) = compared_with(&plan.rows, &plan.reference, index) {
             let to = plan.rows[other].name.clone();
             result.difference = Some(Difference::new(to, &chosen[other], &chosen[index])?);
         }
         rows.push(result);
     }
+    correct(rows.iter_mut().filter_map(|row| row.difference.as_mut()));
     Ok(rows)
 }
 

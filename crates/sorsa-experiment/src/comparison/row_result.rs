@@ -1,13 +1,17 @@
 //! The results of one row: means, intervals, and differences to another row.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 use sorsa_grading::comparison::CrossedMean;
 use sorsa_grading::stats::{Interval, Mean};
 
 use super::arm::ComparisonRow;
+use super::difference::Difference;
 use super::rate_grid::best;
 use super::run_result::{BaseResult, RunResult};
 use super::run_spec::RowRuns;
+use super::second_task::SecondTask;
 use crate::ExperimentError;
 
 /// One row of the comparison.
@@ -15,6 +19,8 @@ use crate::ExperimentError;
 pub struct RowResult {
     /// Name of the row.
     pub name: String,
+    /// Name of its arm.
+    pub arm: String,
     /// Label of the row, for tables.
     pub method: String,
     /// The rank; absent for methods without factors.
@@ -43,8 +49,10 @@ pub struct RowResult {
     pub peak_memory_bytes: Option<u64>,
     /// Size of the saved adapter or weights.
     pub adapter_bytes: Option<u64>,
-    /// Loss of the forgetting texts after training, minus the loss before, over seeds.
-    pub forgetting: Option<Mean>,
+    /// Loss of each forgetting text after training, minus the loss before, over seeds, by the name of the text.
+    pub forgetting: BTreeMap<String, Mean>,
+    /// What a second task has left of the first, if there is one.
+    pub second_task: Option<SecondTask>,
     /// The difference to the row that this one is compared with. Absent for the reference row.
     pub difference: Option<Difference>,
 }
@@ -82,17 +90,9 @@ pub struct AccuracyMean {
     pub problems: usize,
     /// Seeds.
     pub seeds: usize,
-}
-
-/// A row minus another row, seed by seed.
-#[derive(Debug, Serialize)]
-pub struct Difference {
-    /// Name of the other row.
-    pub to: String,
-    /// Of the validation loss, over seeds.
-    pub loss: Option<Mean>,
-    /// Of the share of right answers, over seeds and problems.
-    pub accuracy: Option<AccuracyMean>,
+    /// What the interval is of.
+    #[serde(skip)]
+    pub crossed: CrossedMean,
 }
 
 impl RowResult {
@@ -121,6 +121,7 @@ impl RowResult {
         let seconds_to_target: Option<Vec<f64>> = chosen.iter().map(|run| run.seconds_to_target).collect();
         Ok(Self {
             name: row.name.clone(),
+            arm: row.arm.clone(),
             method: row.label.clone(),
             rank: row.rank,
             tried: Vec::new(),
@@ -135,7 +136,12 @@ impl RowResult {
             start_seconds: Spread::of(every.iter().filter_map(|run| run.start_seconds).collect()),
             peak_memory_bytes: chosen.iter().filter_map(|run| run.peak_memory_bytes).max(),
             adapter_bytes: chosen.first().and_then(|run| run.adapter_bytes),
-            forgetting: base.text_loss.and_then(|before| mean(&|run| Some(run.text_loss? - before))),
+            forgetting: base
+                .text_losses
+                .keys()
+                .filter_map(|text| Some((text.clone(), mean(&|run| run.forgetting(text, base))?)))
+                .collect(),
+            second_task: None,
             difference: None,
         })
     }
@@ -154,7 +160,7 @@ impl RowResult {
 }
 
 /// Answers of each seed: 1 if right, 0 if wrong. Empty if a run was not tested.
-fn answers(runs: &[RunResult]) -> Vec<Vec<f64>> {
+pub(super) fn answers(runs: &[RunResult]) -> Vec<Vec<f64>> {
     let row = |run: &RunResult| {
         let verdicts = run.verdicts.as_ref()?;
         Some(verdicts.iter().map(|(_, right)| f64::from(u8::from(*right))).collect())
@@ -173,30 +179,10 @@ impl Spread {
 }
 
 impl AccuracyMean {
-    fn of(mean: Option<CrossedMean>, interval: impl Fn(&CrossedMean) -> Interval) -> Option<Self> {
-        let mean = mean?;
-        Some(Self { mean: mean.mean, interval: interval(&mean), problems: mean.problems, seeds: mean.seeds })
-    }
-}
-
-impl Difference {
-    /// `after` minus `before`, whose row is named `to`.
-    ///
-    /// # Errors
-    ///
-    /// [`ExperimentError::Grading`] if the rows have different numbers of seeds or problems.
-    pub fn new(to: String, before: &[RunResult], after: &[RunResult]) -> Result<Self, ExperimentError> {
-        let losses = |runs: &[RunResult]| runs.iter().map(|run| run.loss_after).collect::<Option<Vec<_>>>();
-        let loss = match (losses(before), losses(after)) {
-            (Some(before), Some(after)) => Mean::of_differences(&before, &after)?,
-            _ => None,
-        };
-        let (left, right) = (answers(before), answers(after));
-        let accuracy = match left.is_empty() || right.is_empty() {
-            true => None,
-            false => AccuracyMean::of(CrossedMean::of_differences(&left, &right)?, CrossedMean::difference_interval),
-        };
-        Ok(Self { to, loss, accuracy })
+    pub(super) fn of(mean: Option<CrossedMean>, interval: impl Fn(&CrossedMean) -> Interval) -> Option<Self> {
+        let crossed = mean?;
+        let CrossedMean { mean, problems, seeds, .. } = crossed;
+        Some(Self { mean, interval: interval(&crossed), problems, seeds, crossed })
     }
 }
 
@@ -212,19 +198,6 @@ mod tests {
             verdicts: Some(verdicts.iter().enumerate().map(|(row, right)| (row, *right == 1)).collect()),
             ..with_curve(&[])
         }
-    }
-
-    #[test]
-    fn differences_are_taken_seed_by_seed_and_problem_by_problem() {
-        let before = [run(0.30, &[0, 1, 1, 0]), run(0.40, &[0, 1, 1, 1])];
-        let after = [run(0.25, &[1, 1, 1, 0]), run(0.35, &[1, 1, 1, 1])];
-        let difference = Difference::new("before".into(), &before, &after).unwrap();
-        let loss = difference.loss.unwrap();
-        // The seeds differ by 0.1, the difference does not.
-        assert!((loss.mean + 0.05).abs() < 1e-12 && loss.interval.unwrap().excludes_zero(), "{loss:?}");
-        let accuracy = difference.accuracy.unwrap();
-        assert!((accuracy.mean - 0.25).abs() < 1e-12 && accuracy.seeds == 2 && accuracy.problems == 4);
-        assert!(!accuracy.interval.excludes_zero(), "one problem of four shows nothing");
     }
 
     #[test]

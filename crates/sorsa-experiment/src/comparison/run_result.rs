@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::Serialize;
-use sorsa_train::metrics::Metric;
+use sorsa_train::metrics::{Metric, WatchedModules};
 use toml::{Table, Value};
 
 use super::fields::{NAMED_FIELDS, RANK, number_of, takes_effect, value_of};
-use super::measurement::{MeasuredModel, Measurements, ResultFiles};
+use super::measurement::{MeasuredModel, Measurements, ResultFiles, loss_in};
 use super::run_conditions::RunConditions;
 use super::run_spec::RunSpec;
 use crate::{Answer, ExperimentError, RunDir};
@@ -46,8 +46,8 @@ pub struct RunResult {
     pub accuracy: Option<f64>,
     /// Test problems.
     pub problems: Option<usize>,
-    /// Loss of the forgetting texts.
-    pub text_loss: Option<f64>,
+    /// Loss of the forgetting texts, by their names.
+    pub text_losses: BTreeMap<String, f64>,
     /// Mean over the factors of `||U^T U - I||_F / sqrt(rank)` after the last step.
     pub defect: Option<f64>,
     /// Parameters that are trained.
@@ -70,6 +70,9 @@ pub struct RunResult {
     pub resumed: bool,
     /// Evaluations during training.
     pub curve: Vec<LossPoint>,
+    /// What `train.watch_every` measured.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub watched: Vec<WatchPoint>,
     /// The row of each test problem, and whether the answer is right.
     #[serde(skip)]
     pub verdicts: Option<Vec<(usize, bool)>>,
@@ -86,6 +89,19 @@ pub struct LossPoint {
     pub loss: f64,
 }
 
+/// Averages over the trained modules at one step.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct WatchPoint {
+    /// Optimizer steps before it.
+    pub step: u64,
+    /// Condition number of the trained part.
+    pub kappa_part: Option<f64>,
+    /// Condition number of the whole weight.
+    pub kappa: Option<f64>,
+    /// Defect of the regularized factors.
+    pub defect: Option<f64>,
+}
+
 /// The results of the model before training.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct BaseResult {
@@ -93,8 +109,8 @@ pub struct BaseResult {
     pub loss: Option<f64>,
     /// Share of right answers.
     pub accuracy: Option<f64>,
-    /// Loss of the forgetting texts.
-    pub text_loss: Option<f64>,
+    /// Loss of the forgetting texts, by their names.
+    pub text_losses: BTreeMap<String, f64>,
 }
 
 /// The validation loss of a finished run; `None` if it diverged.
@@ -158,7 +174,7 @@ impl RunResult {
         result.verdicts = verdicts(&files)?;
         result.problems = result.verdicts.as_ref().map(Vec::len);
         result.accuracy = result.verdicts.as_deref().and_then(accuracy);
-        result.text_loss = text_loss(&files)?;
+        result.text_losses = text_losses(&files)?;
         Ok(result)
     }
 
@@ -173,9 +189,17 @@ impl RunResult {
                     self.defect = step.defect.or(self.defect);
                 }
                 Metric::Eval(eval) => self.curve.push(LossPoint { step: eval.step, seconds, loss: eval.loss }),
-                Metric::Watch(_) => {}
+                Metric::Watch(watch) => {
+                    let WatchedModules { kappa_part, kappa, defect, .. } = watch.all;
+                    self.watched.push(WatchPoint { step: watch.step, kappa_part, kappa, defect });
+                }
             }
         }
+    }
+
+    /// The loss of a forgetting text minus that of the model before training.
+    pub fn forgetting(&self, text: &str, base: &BaseResult) -> Option<f64> {
+        Some(self.text_losses.get(text)? - base.text_losses.get(text)?)
     }
 
     /// The lowest loss of any evaluation.
@@ -205,7 +229,7 @@ impl BaseResult {
     pub fn read(measurements: &Measurements) -> Result<Self, ExperimentError> {
         let files = measurements.files(MeasuredModel::Base);
         let accuracy = verdicts(&files)?.as_deref().and_then(accuracy);
-        Ok(Self { loss: None, accuracy, text_loss: text_loss(&files)? })
+        Ok(Self { loss: None, accuracy, text_losses: text_losses(&files)? })
     }
 }
 
@@ -226,15 +250,12 @@ fn verdicts(files: &ResultFiles) -> Result<Option<Vec<(usize, bool)>>, Experimen
     Ok(Some(rows))
 }
 
-fn text_loss(files: &ResultFiles) -> Result<Option<f64>, ExperimentError> {
-    let Some(path) = &files.forgetting else { return Ok(None) };
-    if !path.exists() {
-        return Ok(None);
+fn text_losses(files: &ResultFiles) -> Result<BTreeMap<String, f64>, ExperimentError> {
+    let mut losses = BTreeMap::new();
+    for (name, path) in &files.forgetting {
+        losses.extend(loss_in(path)?.map(|loss| (name.clone(), loss)));
     }
-    let json = std::fs::read(path).map_err(|source| ExperimentError::Read { path: path.clone(), source })?;
-    let result: serde_json::Value = serde_json::from_slice(&json)
-        .map_err(|source| ExperimentError::MalformedResult { path: path.clone(), source })?;
-    Ok(result["loss"].as_f64())
+    Ok(losses)
 }
 
 /// Bytes of the files in a folder.

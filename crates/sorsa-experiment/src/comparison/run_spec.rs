@@ -70,6 +70,8 @@ pub struct RowRuns {
     pub best: Option<usize>,
     /// Every seed at the best rate.
     pub chosen: Vec<RunSpec>,
+    /// The chosen runs trained on a second task, each beside its first run; empty if there is no second task.
+    pub then: Vec<(RunSpec, RunSpec)>,
 }
 
 /// The runs of one sweep in one row.
@@ -102,7 +104,14 @@ impl ComparisonRuns {
         let mut rows = Vec::new();
         for (row, grid) in plan.rows.iter().zip(&plan.grids) {
             let tried = tried(plan, row, grid)?;
-            rows.push(RowRuns { row: row.clone(), grid: grid.clone(), tried, best: None, chosen: Vec::new() });
+            rows.push(RowRuns {
+                row: row.clone(),
+                grid: grid.clone(),
+                tried,
+                best: None,
+                chosen: Vec::new(),
+                then: Vec::new(),
+            });
         }
         Ok(Self { rows, sweeps: Vec::new() })
     }
@@ -166,6 +175,25 @@ impl ComparisonRuns {
             }
         }
         Ok(())
+    }
+
+    /// Adds the runs of the second task: each chosen run that is trained further. The chosen runs must be finished.
+    ///
+    /// # Errors
+    ///
+    /// The errors of the recipes.
+    pub fn go_on(&mut self, plan: &ComparisonPlan) -> Result<(), ExperimentError> {
+        for row in &mut self.rows {
+            for first in row.chosen.iter().filter(|run| !run.folder.join(RunDir::DIVERGED).exists()) {
+                row.then.extend(plan.run_then(first)?.map(|then| (first.clone(), then)));
+            }
+        }
+        Ok(())
+    }
+
+    /// The runs of the second task, each beside its first run.
+    pub fn then(&self) -> impl Iterator<Item = &(RunSpec, RunSpec)> {
+        self.rows.iter().flat_map(|row| &row.then)
     }
 
     /// The runs of every seed at the best rates.

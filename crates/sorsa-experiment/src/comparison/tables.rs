@@ -3,11 +3,11 @@
 use sorsa_grading::stats::{Interval, Mean};
 use sorsa_report::report::bytes;
 
+use super::difference::{DifferenceTest, Tested};
 use super::fields::{named_field, value_text};
-use super::findings::with_interval;
+use super::findings::{forgetting_label, p_value, with_interval};
 use super::results::{Comparison, SweepResult, SweptRow, SweptValue};
 use super::row_result::{AccuracyMean, RowResult, Spread, TriedRate};
-use super::run_result::RunResult;
 use crate::estimate::grouped;
 
 /// A table. The first row is its head.
@@ -17,6 +17,9 @@ pub struct Table {
     pub caption: String,
     pub rows: Vec<Vec<String>>,
 }
+
+/// Name of the table of the second task.
+pub const SECOND_TASK: &str = "second-task";
 
 const ABSENT: &str = "-";
 
@@ -34,6 +37,7 @@ pub fn tables(comparison: &Comparison) -> Vec<Table> {
     if comparison.rows.iter().any(|row| row.difference.is_some()) {
         tables.insert(1, differences(comparison));
     }
+    tables.extend(comparison.then.as_ref().map(|data| second_task(comparison, data)));
     tables.extend(comparison.sweeps.iter().map(|sweep| swept(comparison, sweep)));
     tables
 }
@@ -46,27 +50,32 @@ fn percent(accuracy: &AccuracyMean) -> String {
 }
 
 fn quality(comparison: &Comparison) -> Table {
-    let mut rows = vec![head(&["method", "rank", "trained", "rate", "validation loss", "accuracy %", "forgetting"])];
+    let texts = &comparison.texts;
+    let mut first = head(&["method", "rank", "trained", "rate", "validation loss", "accuracy %"]);
+    first.extend(texts.iter().map(|text| forgetting_label(text, texts.len())));
+    let mut rows = vec![first];
     let base = &comparison.base;
-    rows.push(vec![
+    let mut before = vec![
         "(before)".to_owned(),
         ABSENT.to_owned(),
         "0".to_owned(),
         ABSENT.to_owned(),
         or_absent(base.loss.map(|loss| format!("{loss:.4}"))),
         or_absent(base.accuracy.map(|share| format!("{:.1}", 100.0 * share))),
-        or_absent(base.text_loss.map(|_| "0".to_owned())),
-    ]);
+    ];
+    before.extend(texts.iter().map(|text| or_absent(base.text_losses.get(text).map(|_| "0".to_owned()))));
+    rows.push(before);
     for row in &comparison.rows {
-        rows.push(vec![
+        let mut cells = vec![
             row.method.clone(),
             or_absent(row.rank.map(|rank| rank.to_string())),
             or_absent(row.trainable_parameters.map(grouped)),
             or_absent(row.learning_rate.map(|rate| format!("{rate:e}"))),
             or_absent(row.loss.as_ref().map(|loss| with_interval(loss, 4))),
             or_absent(row.accuracy.as_ref().map(percent)),
-            or_absent(row.forgetting.as_ref().map(|loss| with_interval(loss, 3))),
-        ]);
+        ];
+        cells.extend(texts.iter().map(|text| or_absent(row.forgetting.get(text).map(|loss| with_interval(loss, 3)))));
+        rows.push(cells);
     }
     let caption = format!(
         "Quality after {} steps, at each method's best learning rate: means over {} seeds with 95 % intervals",
@@ -77,28 +86,79 @@ fn quality(comparison: &Comparison) -> Table {
 }
 
 fn differences(comparison: &Comparison) -> Table {
-    let mut rows = vec![head(&["method", "rank", "to", "accuracy, points", "shown", "validation loss", "shown"])];
+    let texts = &comparison.texts;
+    let mut first = head(&["method", "rank", "to", "accuracy, points", "p", "validation loss", "p"]);
+    for text in texts {
+        first.extend([forgetting_label(text, texts.len()), "p".to_owned()]);
+    }
+    let mut rows = vec![first];
+    let mut tests = 0;
+    let p = |test: Option<DifferenceTest>| or_absent(test.as_ref().map(p_value));
     for row in &comparison.rows {
         let Some(difference) = &row.difference else { continue };
-        let (accuracy, loss) = (difference.accuracy.as_ref(), difference.loss.as_ref());
-        let shown = |excludes: bool| if excludes { "yes" } else { "no" }.to_owned();
-        rows.push(vec![
+        tests += difference.test_count();
+        let accuracy = difference.accuracy.as_ref();
+        let mut cells = vec![
             row.method.clone(),
             or_absent(row.rank.map(|rank| rank.to_string())),
             difference.to.clone(),
-            or_absent(accuracy.map(|rate| {
+            or_absent(accuracy.map(|Tested { mean: rate, .. }| {
                 let [mean, low, high] = [rate.mean, rate.interval.low, rate.interval.high].map(|share| 100.0 * share);
                 format!("{mean:+.1} [{low:+.1}, {high:+.1}]")
             })),
-            or_absent(accuracy.map(|rate| shown(rate.interval.excludes_zero()))),
-            or_absent(loss.map(signed)),
-            or_absent(loss.and_then(|loss| loss.interval).map(|interval| shown(interval.excludes_zero()))),
-        ]);
+            p(accuracy.and_then(|tested| tested.test)),
+        ];
+        let forgetting = texts.iter().map(|text| difference.forgetting.get(text));
+        for tested in std::iter::once(difference.loss.as_ref()).chain(forgetting) {
+            cells.push(or_absent(tested.map(|tested| signed(&tested.mean))));
+            cells.push(p(tested.and_then(|tested| tested.test)));
+        }
+        rows.push(cells);
     }
-    let caption =
-        "Differences, paired by seed and problem, with 95 % intervals; shown: the interval does not contain 0"
-            .to_owned();
+    let caption = format!(
+        "Differences, paired by seed and problem, with 95 % intervals; p: corrected by Holm's method for the {tests} tests of the table, a \
+         difference is shown if it is below 0.05"
+    );
     Table { name: "differences".to_owned(), caption, rows }
+}
+
+fn second_task(comparison: &Comparison, data: &str) -> Table {
+    let has_accuracy = comparison.problems > 0;
+    let mut first = head(&[
+        "method",
+        "rank",
+        "loss of the second task",
+        "before",
+        "loss of the first task",
+        "after the second",
+        "change",
+    ]);
+    if has_accuracy {
+        first.extend(head(&["accuracy % of the first task", "after the second"]));
+    }
+    let mut rows = vec![first];
+    for row in &comparison.rows {
+        let Some(second) = &row.second_task else { continue };
+        let loss = |mean: Option<&Mean>| or_absent(mean.map(|mean| with_interval(mean, 4)));
+        let mut cells = vec![
+            row.method.clone(),
+            or_absent(row.rank.map(|rank| rank.to_string())),
+            loss(second.loss.as_ref()),
+            loss(second.loss_before.as_ref()),
+            loss(row.loss.as_ref()),
+            loss(second.first_loss.as_ref()),
+            or_absent(second.first_loss_change.as_ref().map(signed)),
+        ];
+        if has_accuracy {
+            cells.push(or_absent(row.accuracy.as_ref().map(percent)));
+            cells.push(or_absent(second.first_accuracy.as_ref().map(percent)));
+        }
+        rows.push(cells);
+    }
+    let caption = format!(
+        "Two tasks in sequence: what training on {data} afterwards leaves of the first task; means over seeds with 95 % intervals"
+    );
+    Table { name: SECOND_TASK.to_owned(), caption, rows }
 }
 
 fn signed(mean: &Mean) -> String {
@@ -163,10 +223,12 @@ fn swept(comparison: &Comparison, sweep: &SweepResult) -> Table {
     let of = |swept: &SweptValue| comparison.run(&swept.run);
     let values = || sweep.rows.iter().flat_map(|row| &row.values);
     let has_defect = values().any(|swept| of(swept).is_some_and(|run| run.defect.is_some()));
-    let mut first = head(&["method", &sweep.label, "validation loss", "accuracy %", "defect", "forgetting"]);
-    if !has_defect {
-        first.remove(4);
+    let texts = &comparison.texts;
+    let mut first = head(&["method", &sweep.label, "validation loss", "accuracy %"]);
+    if has_defect {
+        first.push("defect".to_owned());
     }
+    first.extend(texts.iter().map(|text| forgetting_label(text, texts.len())));
     let one_row = sweep.rows.len() == 1;
     if one_row {
         first.remove(0);
@@ -176,10 +238,16 @@ fn swept(comparison: &Comparison, sweep: &SweepResult) -> Table {
         for swept in &row.values {
             let Some(run) = of(swept) else { continue };
             let mut cells = if one_row { Vec::new() } else { vec![row.method.clone()] };
-            cells.extend(swept_cells(comparison, swept, run));
+            cells.extend([
+                value_text(&swept.value),
+                or_absent(run.loss_after.map(|loss| format!("{loss:.4}"))),
+                or_absent(run.accuracy.map(|share| format!("{:.1}", 100.0 * share))),
+            ]);
             if has_defect {
-                cells.insert(cells.len() - 1, or_absent(run.defect.map(|defect| format!("{defect:.2e}"))));
+                cells.push(or_absent(run.defect.map(|defect| format!("{defect:.2e}"))));
             }
+            let forgetting = |text| run.forgetting(text, &comparison.base).map(|nats| format!("{nats:.3}"));
+            cells.extend(texts.iter().map(|text| or_absent(forgetting(text))));
             rows.push(cells);
         }
     }
@@ -190,15 +258,4 @@ fn swept(comparison: &Comparison, sweep: &SweepResult) -> Table {
         caption.push_str("; defect: mean of ||U^T U - I|| / sqrt(r)");
     }
     Table { name: sweep.name.clone(), caption, rows }
-}
-
-/// The cells of a sweep's run, without the defect.
-fn swept_cells(comparison: &Comparison, swept: &SweptValue, run: &RunResult) -> [String; 4] {
-    let before = comparison.base.text_loss;
-    [
-        value_text(&swept.value),
-        or_absent(run.loss_after.map(|loss| format!("{loss:.4}"))),
-        or_absent(run.accuracy.map(|share| format!("{:.1}", 100.0 * share))),
-        or_absent(run.text_loss.zip(before).map(|(after, before)| format!("{:.3}", after - before))),
-    ]
 }

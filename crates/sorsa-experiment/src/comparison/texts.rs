@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::question::Answered;
 use super::results::Comparison;
 use super::tables::Table;
 use sorsa_report::table::{aligned, latex_row, latex_text, markdown as markdown_table, markdown_text, one_line};
@@ -29,6 +30,14 @@ pub fn markdown(comparison: &Comparison, tables: &[Table]) -> String {
     for table in tables {
         let rows = markdown_table(&table.rows);
         text.push_str(&format!("{}.\n\n{rows}\n", markdown_text(&table.caption)));
+    }
+    for Answered { question, findings } in &comparison.questions {
+        let items: String = findings.iter().map(|line| format!("- {}\n", markdown_text(line))).collect();
+        text.push_str(&format!(
+            "## {}\n\n{}\n\n{items}\n",
+            markdown_text(&question.title),
+            markdown_text(&question.text)
+        ));
     }
     for (heading, lines) in [("What is shown", &comparison.findings), ("How it was made", &comparison.notes)] {
         if !lines.is_empty() {

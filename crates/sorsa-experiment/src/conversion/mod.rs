@@ -10,11 +10,9 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use burn::prelude::Device;
-use sorsa_adapter::{
-    AdapterConfig, Attached, HostTensor, MergedWeights, Method, PackedFormat, SavedAdapter, Target, WeightChange,
-};
-use sorsa_checkpoint::ModelSource;
+use sorsa_adapter::{AdapterConfig, Attached, HostTensor, MergedWeights, Method, SavedAdapter, Target, WeightChange};
 use sorsa_checkpoint::weights::ignorable;
+use sorsa_checkpoint::{ModelSource, PackingFormats};
 use sorsa_models::{CausalLm, WeightFormat};
 
 pub use self::convert::{Conversion, ConversionTable, ConvertOptions, KindConversion};
@@ -102,7 +100,7 @@ impl Difference {
         &mut self,
         folder: &Path,
         weight: f64,
-        (name, quantize): (&str, Option<PackedFormat>),
+        (name, quantize): (&str, Option<PackingFormats>),
         observer: &mut dyn Observer,
     ) -> Result<(), ExperimentError> {
         let source = match quantize {

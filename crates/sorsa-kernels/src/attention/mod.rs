@@ -64,11 +64,9 @@ pub struct Gradients {
     pub v: Option<Vec<f32>>,
 }
 
-/// What the backward pass needs of the forward pass, and the gradient of its output.
+/// What the backward pass needs of the forward pass beside its operands, and the gradient of its output.
 #[derive(Debug, Clone, Copy)]
 pub struct Backward<'a> {
-    /// The output, `[batch, heads, seq, width]`.
-    pub output: Heads<'a>,
     /// The normalizers of the forward pass.
     pub normalizers: &'a [f32],
     /// The gradient of the output, `[batch, heads, seq, width]`.
@@ -161,7 +159,7 @@ impl Attention<'_> {
         let q = self.rotated(self.q.head(batch, head), batch, self.scale);
         let k = self.rotated(self.k.head(batch, key_head), batch, 1.0);
         let v = self.v.head(batch, key_head);
-        let (output, d_output) = (backward.output.head(batch, head), backward.d_output.head(batch, head));
+        let d_output = backward.d_output.head(batch, head);
         let normalizers = &backward.normalizers[(batch * heads + head) * seq..][..seq];
 
         let [mut dq, mut dk, mut dv] = [(); 3].map(|()| vec![0.0; seq * width]);
@@ -187,9 +185,9 @@ impl Attention<'_> {
             wide(
                 #[inline(always)]
                 || {
-                    let rows = d_scores.chunks_exact_mut(keys).zip(scores.chunks_exact(keys));
-                    for (query, (d_row, row)) in (start..end).zip(rows) {
-                        let mean = dot(d_output.row(query), output.row(query));
+                    for (d_row, row) in d_scores.chunks_exact_mut(keys).zip(scores.chunks_exact(keys)) {
+                        // The inner product of the output and its gradient, without the output.
+                        let mean = dot(d_row, row);
                         for (d_score, probability) in d_row.iter_mut().zip(row) {
                             *d_score = probability * (*d_score - mean);
                         }

@@ -9,7 +9,7 @@ use crate::bf16::{Bf16Matrix, paired_rows};
 use crate::f32_panels::{prefetch_stored, step};
 use crate::instructions::Instructions;
 use crate::packed::{Orientation, PackedView};
-use crate::panels::{self, Left, PARALLEL, Right, Store};
+use crate::panels::{self, Left, PARALLEL, Panels, Right, Store, Term};
 
 /// Units of `k` of a tile, so that it stays in a core's first-level cache.
 const TILE: usize = 64;
@@ -28,8 +28,15 @@ pub fn multiply_bf16(out: &mut [f32], x: &[f32], weight: PackedView<'_>, update:
     // SAFETY: the processor has the instructions.
     #[allow(unsafe_code, reason = "a function compiled for instructions that the processor has")]
     unsafe {
-        panels::multiply(out, x, &Bf16Panels(weight), Store { factor: 1.0, update }, rows * n * k >= PARALLEL);
+        panels::multiply(out, x, Bf16Panels(weight), Store { factor: 1.0, update }, rows * n * k >= PARALLEL);
     }
+}
+
+/// The product of `x` in pairs ([`paired_rows`]) with a packed weight as a term of a sum.
+pub fn packed_term<'a>(pairs: &'a [u32], rows: usize, weight: PackedView<'a>) -> Box<dyn Term + 'a> {
+    assert!(Instructions::Avx512Bf16.is_available(), "the processor lacks the instructions");
+    let x = Left { units: pairs, rows, row_stride: weight.rows().div_ceil(2), unit_stride: 1 };
+    Box::new(Panels::new(x, Bf16Panels(weight), 1.0))
 }
 
 /// A unit is two numbers that are neighbours along `k`.

@@ -7,7 +7,7 @@ use std::ops::Range;
 use super::{HEIGHT, LANES, Tile, Update, by_size, mask, pack_transposed, tile};
 use crate::bf16::{Bf16Matrix, Order, paired_rows};
 use crate::instructions::Instructions;
-use crate::panels::{self, Left, PARALLEL, Right, Store, prefetch};
+use crate::panels::{self, Left, PARALLEL, Panels, Right, Store, Term, prefetch};
 
 /// Like [`crate::bf16::multiply`], for `k` of 1 or more.
 ///
@@ -23,8 +23,15 @@ pub fn multiply(out: &mut [f32], x: &[f32], weight: Bf16Matrix<'_>, update: Upda
     // SAFETY: the processor has the instructions.
     #[allow(unsafe_code, reason = "a function compiled for instructions that the processor has")]
     unsafe {
-        panels::multiply(out, x, &weight, Store { factor: 1.0, update }, rows * n * k >= PARALLEL);
+        panels::multiply(out, x, weight, Store { factor: 1.0, update }, rows * n * k >= PARALLEL);
     }
+}
+
+/// The product of `x` in pairs ([`paired_rows`]) with a bf16 weight as a term of a sum.
+pub fn term<'a>(pairs: &'a [u32], rows: usize, weight: Bf16Matrix<'a>) -> Box<dyn Term + 'a> {
+    assert!(Instructions::Avx512Bf16.is_available(), "the processor lacks the instructions");
+    let x = Left { units: pairs, rows, row_stride: weight.rows().div_ceil(2), unit_stride: 1 };
+    Box::new(Panels::new(x, weight, 1.0))
 }
 
 impl Right for Bf16Matrix<'_> {

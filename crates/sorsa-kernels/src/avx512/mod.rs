@@ -10,11 +10,11 @@ mod widen;
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-pub(crate) use self::bf16_packed_product::multiply_bf16 as multiply_packed_bf16;
-pub(crate) use self::bf16_product::multiply as multiply_bf16;
+pub(crate) use self::bf16_packed_product::{multiply_bf16 as multiply_packed_bf16, packed_term as packed_bf16_term};
+pub(crate) use self::bf16_product::{multiply as multiply_bf16, term as bf16_term};
 pub(crate) use self::f32_kernel::Avx512;
 pub(crate) use self::few_rows::{add_product_bf16, add_product_f32, multiply_bf16 as multiply_few_rows_bf16};
-pub(crate) use self::rounded_product::multiply_rounded;
+pub(crate) use self::rounded_product::{multiply_rounded, term as rounded_term};
 pub(crate) use self::widen::{MOST_DOTS, add_dots_bf16, add_dots_f32, widen_bf16, widen_f32};
 use crate::instructions::Instructions;
 use crate::panels::{Tile, by_size};

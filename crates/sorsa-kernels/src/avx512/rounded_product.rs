@@ -8,7 +8,7 @@ use super::{HEIGHT, LANES, Tile, mask, pack_transposed};
 use crate::bf16::{Bf16Matrix, paired_columns, paired_rows};
 use crate::instructions::Instructions;
 use crate::matrix::Matrix;
-use crate::panels::{self, Left, PARALLEL, Right, Store, prefetch};
+use crate::panels::{self, Left, PARALLEL, Panels, Right, Store, Term, prefetch};
 use crate::product::{Product, Threads, Update};
 
 /// The product of rounded matrices, each of which is contiguous along one axis.
@@ -38,8 +38,15 @@ pub fn multiply_rounded(out: &mut [f32], product: &Product<'_>, update: Update) 
     // SAFETY: the processor has the instructions.
     #[allow(unsafe_code, reason = "a function compiled for instructions that the processor has")]
     unsafe {
-        panels::multiply(out, x, &RoundedPanels(rhs), Store { factor, update }, parallel);
+        panels::multiply(out, x, RoundedPanels(rhs), Store { factor, update }, parallel);
     }
+}
+
+/// The product of `x` in pairs ([`paired_rows`]) with an f32 matrix that is contiguous along one axis, as a term of a sum.
+pub fn term<'a>(pairs: &'a [u32], rows: usize, rhs: Matrix<'a>) -> Box<dyn Term + 'a> {
+    assert!(Instructions::Avx512Bf16.is_available(), "the processor lacks the instructions");
+    let x = Left { units: pairs, rows, row_stride: rhs.rows().div_ceil(2), unit_stride: 1 };
+    Box::new(Panels::new(x, RoundedPanels(rhs), 1.0))
 }
 
 /// A unit is two numbers that are neighbours along `k`.

@@ -21,7 +21,7 @@ use crate::product::Update;
 use crate::widened;
 
 #[cfg(target_arch = "x86_64")]
-pub(crate) use pack::{paired_columns, paired_rows};
+pub(crate) use pack::{paired_columns, paired_matrix, paired_rows};
 
 /// A view of a bf16 matrix that is contiguous along one axis; along the other, elements are `stride` apart.
 #[derive(Debug, Clone, Copy)]

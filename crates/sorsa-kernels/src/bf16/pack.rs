@@ -9,18 +9,23 @@ use crate::simd::wide;
 /// Rounds rows `[rows, k]` and packs each pair of neighbours along `k` into one element, the earlier in the lower half. If `k`
 /// is odd, the upper half of a row's last element is zero.
 pub(crate) fn paired_rows(x: &[f32], k: usize) -> Vec<u32> {
+    paired_matrix(Matrix::new(x, x.len() / k, k))
+}
+
+/// [`paired_rows`] of a matrix with contiguous rows of at least one element.
+pub(crate) fn paired_matrix(x: Matrix<'_>) -> Vec<u32> {
     /// Elements from which the work runs on all threads.
     const PARALLEL: usize = 1 << 15;
-    let pairs = k.div_ceil(2);
-    let mut paired = vec![0; x.len() / k * pairs];
+    let pairs = x.columns().div_ceil(2);
+    let mut paired = vec![0; x.rows() * pairs];
     let both = |low: f32, high: f32| u32::from(round(low)) | u32::from(round(high)) << 16;
-    let lines = paired.par_chunks_exact_mut(pairs).zip(x.par_chunks_exact(k));
-    let least = if x.len() < PARALLEL { usize::MAX } else { 1 };
-    lines.with_min_len(least).for_each(|(out, row)| {
+    let lines = paired.par_chunks_exact_mut(pairs).enumerate();
+    let least = if x.rows() * x.columns() < PARALLEL { usize::MAX } else { 1 };
+    lines.with_min_len(least).for_each(|(row, out)| {
         wide(
             #[inline(always)]
             || {
-                let (whole, rest) = row.as_chunks::<2>();
+                let (whole, rest) = x.row(row).as_chunks::<2>();
                 out.iter_mut().zip(whole).for_each(|(out, [low, high])| *out = both(*low, *high));
                 if let [last] = rest {
                     out[pairs - 1] = both(*last, 0.0);

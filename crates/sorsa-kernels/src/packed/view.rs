@@ -147,7 +147,7 @@ impl<'a> PackedView<'a> {
         self.orientation
     }
 
-    pub(super) fn precision(&self) -> Precision {
+    pub(crate) fn precision(&self) -> Precision {
         self.matrix.precision()
     }
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use burn::backend::autodiff::NodeId;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::grads::Gradients;
@@ -153,19 +154,17 @@ fn by_head(values: Vec<f32>, [batch, heads, seq, width]: [usize; 4]) -> FlexTens
 fn tracked<C: CheckpointStrategy>(operands: Operands<Autodiff<Flex, C>>) -> Tracked {
     let Operands { q, k, v, cos, sin, visible, scale } = operands;
     let prepared = Attention.prepare::<C>([q.node(), k.node(), v.node()]).compute_bound().stateful();
-    let operands = Operands::<Flex> {
-        q: q.into_primitive(),
-        k: k.into_primitive(),
-        v: v.into_primitive(),
-        cos: cos.into_primitive(),
-        sin: sin.into_primitive(),
-        visible,
-        scale,
-    };
-    let operands = operands.with_kernel_strides();
+    let inputs = [q, k, v];
+    let [q, k, v] = inputs.clone().map(|input| input.into_primitive());
+    let (cos, sin) = (cos.into_primitive(), sin.into_primitive());
+    let operands = Operands::<Flex> { q, k, v, cos, sin, visible, scale }.with_kernel_strides();
     let (output, normalizers) = forward(&operands);
     match prepared {
-        OpsKind::Tracked(prepared) => prepared.finish(State { operands, output: output.clone(), normalizers }, output),
+        OpsKind::Tracked(mut prepared) => {
+            let nodes = inputs.each_ref().map(|input| prepared.checkpoint(input));
+            let Operands { cos, sin, visible, .. } = operands;
+            prepared.finish(State { nodes, cos, sin, visible, scale, normalizers }, output)
+        }
         OpsKind::UnTracked(prepared) => prepared.finish(output),
     }
 }
@@ -175,19 +174,24 @@ struct Attention;
 
 #[derive(Debug, Clone)]
 struct State {
-    operands: Operands<Flex>,
-    output: FlexTensor,
+    /// The graph keeps q, k and v at these nodes, or computes them again.
+    nodes: [NodeId; 3],
+    cos: FlexTensor,
+    sin: FlexTensor,
+    visible: FirstVisible,
+    scale: f64,
     normalizers: Vec<f32>,
 }
 
 impl Backward<Flex, 3> for Attention {
     type State = State;
 
-    fn backward(self, ops: Ops<State, 3>, gradients: &mut Gradients, _: &mut Checkpointer) {
+    fn backward(self, ops: Ops<State, 3>, gradients: &mut Gradients, checkpointer: &mut Checkpointer) {
         let d_output = with_contiguous_rows(gradients.consume::<Flex>(&ops.node));
-        let State { operands, output, normalizers } = ops.state;
+        let State { nodes, cos, sin, visible, scale, normalizers } = ops.state;
+        let [q, k, v] = nodes.map(|node| checkpointer.retrieve_node_output(node));
+        let operands = Operands::<Flex> { q, k, v, cos, sin, visible, scale }.with_kernel_strides();
         let backward = KernelBackward {
-            output: heads(&output),
             normalizers: &normalizers,
             d_output: heads(&d_output),
             wanted: ops.parents.each_ref().map(Option::is_some),

@@ -1,8 +1,8 @@
 use burn::prelude::*;
 
 use super::{LowRankFactors, factored_linear};
-use crate::packed::PackedFormat;
-use crate::testing::{flat, narrowed, normal, packed, same, same_to_bf16};
+use crate::packed::{PackedFormat, WeightOperand};
+use crate::testing::{flat, narrowed, normal, packed, run, same, same_to_bf16};
 
 #[test]
 fn the_factored_form_equals_the_dense_one_with_its_gradients() {
@@ -89,5 +89,38 @@ fn the_factored_linear_map_of_a_packed_weight_equals_its_plain_form() {
             let factors = LowRankFactors { a: two(1, [33, 4]), s: Some(t[2].clone()), b: two(3, [4, 65]), scale: 1.5 };
             flat(factored_linear(two(0, [40, 33]), weight.clone(), Some(t[4].clone()), None, factors))
         });
+    }
+}
+
+#[test]
+fn factors_beside_a_packed_weight_less_a_product_equal_their_plain_form() {
+    let device = Device::flex();
+    let (weight, dense) = packed(PackedFormat::NF4, [80, 128], &device);
+    let subtracted = normal::<2>([4, 128 + 80], 0.3, 5, &device);
+    let product = subtracted.clone().narrow(1, 0, 128).transpose().matmul(subtracted.clone().narrow(1, 128, 80));
+    let (less, dense) = (weight.less(subtracted), dense - product);
+    for rows in [1, 30] {
+        let lengths = [rows * 128, 80, 128 * 6, 6, 6 * 80];
+        let output = |t: &[Tensor<1>], weight: WeightOperand| {
+            let factors = LowRankFactors {
+                a: t[2].clone().reshape([128, 6]),
+                s: Some(t[3].clone()),
+                b: t[4].clone().reshape([6, 80]),
+                scale: 0.5,
+            };
+            flat(factored_linear(t[0].clone().reshape([1, rows, 128]), weight, Some(t[1].clone()), None, factors))
+        };
+        same("factored linear less a product", &lengths, &[true; 5], |t| output(t, less.clone().into()));
+        let (found, expected) = (
+            run(&lengths, &[true; 5], &|t| output(t, less.clone().into())),
+            run(&lengths, &[true; 5], &|t| {
+                let device = t[0].device();
+                output(t, Tensor::from_data(dense.to_data(), &device).into())
+            }),
+        );
+        for (found, expected) in found.into_iter().flatten().zip(expected.into_iter().flatten()) {
+            let size = expected.iter().fold(0.1f32, |size, value| size.max(value.abs()));
+            assert!(found.iter().zip(&expected).all(|(a, b)| (a - b).abs() <= 5e-5 * size), "{rows} rows");
+        }
     }
 }

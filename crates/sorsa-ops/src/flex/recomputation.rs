@@ -16,18 +16,18 @@ use burn::backend::autodiff::ops::{Backward, OpsKind};
 
 use super::tensors::{FlexTensor, Tracked};
 
-/// An operation of two operands whose result the graph does not keep.
-pub(crate) trait Recompute: Debug + Send + 'static {
+/// An operation whose result the graph does not keep.
+pub(crate) trait Recompute<const N: usize>: Debug + Send + 'static {
     /// Computes the result.
-    fn forward(&self, a: FlexTensor, b: FlexTensor) -> FlexTensor;
+    fn forward(&self, operands: [FlexTensor; N]) -> FlexTensor;
 }
 
 /// Prepares the node of an operation with the backward pass `backward`, whose result the graph does not keep.
-pub(crate) fn prepare<B: Backward<Flex, 2>>(
+pub(crate) fn prepare<B: Backward<Flex, N>, const N: usize>(
     backward: B,
-    operands: [&Tracked; 2],
-    recompute: impl Recompute,
-) -> OpsKind<B, Flex, B::State, BalancedCheckpointing, 2> {
+    operands: [&Tracked; N],
+    recompute: impl Recompute<N>,
+) -> OpsKind<B, Flex, B::State, BalancedCheckpointing, N> {
     let prepared = backward.prepare::<BalancedCheckpointing>(operands.map(|operand| operand.node()));
     let tracked = operands.into_iter().filter(|operand| operand.is_tracked());
     if tracked.clone().next().is_none() {
@@ -57,19 +57,19 @@ enum Operand {
 }
 
 #[derive(Debug)]
-struct Recomputation<R> {
-    operands: [Operand; 2],
+struct Recomputation<R, const N: usize> {
+    operands: [Operand; N],
     recompute: R,
 }
 
-impl<R: Recompute> RetroForward for Recomputation<R> {
+impl<R: Recompute<N>, const N: usize> RetroForward for Recomputation<R, N> {
     fn forward(&self, states: &mut BackwardStates, out_node: NodeId) {
         #[cfg(test)]
         RECOMPUTATIONS.set(RECOMPUTATIONS.get() + 1);
-        let [a, b] = self.operands.each_ref().map(|operand| match operand {
+        let operands = self.operands.each_ref().map(|operand| match operand {
             Operand::Node(node) => states.get_state::<FlexTensor>(node),
             Operand::Constant(values) => values.clone(),
         });
-        states.save(out_node, self.recompute.forward(a, b));
+        states.save(out_node, self.recompute.forward(operands));
     }
 }

@@ -8,7 +8,7 @@ use burn::tensor::{DType, FloatDType, bf16};
 use sorsa_kernels::attention::{Angles, Heads};
 use sorsa_kernels::packed::{PackedMatrix, PackedView};
 use sorsa_kernels::rounding::FloatSlice;
-use sorsa_kernels::{Bf16Matrix, Matrix, Weight};
+use sorsa_kernels::{Bf16Matrix, Matrix, PackedLess, Weight};
 
 use crate::packed::WeightOperand;
 use crate::weight::WeightStorage;
@@ -105,11 +105,14 @@ pub(crate) fn matrix(tensor: &FlexTensor) -> Matrix<'_> {
 }
 
 /// The two tensors by which an operation of a backend takes a weight: its values, and the words of a packed weight. One of them is
-/// [`absent`].
+/// [`absent`], unless a product is subtracted from the packed weight: then the first one holds its factors.
 pub(crate) fn weight_operands(weight: WeightOperand, device: &Device) -> (Tensor<2>, Tensor<1, Int>) {
     match weight {
         WeightOperand::Dense(weight) => (weight, Tensor::empty([0], (device, DType::I32))),
-        WeightOperand::Packed(weight) => (absent(device), weight.words()),
+        WeightOperand::Packed(weight) => {
+            let factors = weight.subtracted().cloned();
+            (factors.unwrap_or_else(|| absent(device)), weight.words())
+        }
     }
 }
 
@@ -120,13 +123,19 @@ pub(crate) enum KernelWeight {
     Dense(FlexTensor),
     /// A packed matrix that shares the memory of its words.
     Packed(PackedMatrix),
+    /// Such a matrix, and the factors `[r, d_in + d_out]` of the product that is subtracted from it.
+    PackedLess(PackedMatrix, FlexTensor),
 }
 
 impl KernelWeight {
     /// The weight of the [`weight_operands`] `values` and `words`.
     pub(crate) fn new(values: FlexTensor, words: IntTensor<Flex>) -> Self {
         if words.layout().num_elements() > 0 {
-            return Self::Packed(packed_matrix(words));
+            let matrix = packed_matrix(words);
+            return match is_absent(&values) {
+                true => Self::Packed(matrix),
+                false => Self::PackedLess(matrix, contiguous(values)),
+            };
         }
         let has_strides = weight_view(&values).is_some();
         Self::Dense(if has_strides { values } else { values.to_contiguous() })
@@ -137,6 +146,13 @@ impl KernelWeight {
         match self {
             Self::Dense(tensor) => weight_view(tensor).expect("two axes, strides of zero or more"),
             Self::Packed(matrix) => Weight::Packed(PackedView::new(matrix)),
+            Self::PackedLess(matrix, factors) => {
+                let [rank, width] = rows_and_width(factors);
+                let ([d_out, d_in], values) = (matrix.shape(), floats(factors));
+                let a = Matrix::with_strides(values, [d_in, rank], [1, width]);
+                let b = Matrix::with_row_stride(&values[d_in..], rank, d_out, width);
+                Weight::PackedLess(PackedLess::new(PackedView::new(matrix), a, b))
+            }
         }
     }
 
@@ -148,7 +164,7 @@ impl KernelWeight {
     pub(crate) fn gradient(&self, values: Vec<f32>) -> FlexTensor {
         match self {
             Self::Dense(tensor) => gradient_of(values, tensor),
-            Self::Packed(_) => unreachable!("a packed weight is no node of a graph"),
+            Self::Packed(_) | Self::PackedLess(..) => unreachable!("a packed weight is no node of a graph"),
         }
     }
 }

@@ -79,8 +79,8 @@ struct Recomputed {
     activation: Activation,
 }
 
-impl Recompute for Recomputed {
-    fn forward(&self, gate: FlexTensor, up: FlexTensor) -> FlexTensor {
+impl Recompute<2> for Recomputed {
+    fn forward(&self, [gate, up]: [FlexTensor; 2]) -> FlexTensor {
         forward(gate, up, self.activation)
     }
 }

@@ -3,9 +3,9 @@
 use burn::prelude::*;
 use burn::tensor::FloatDType;
 
-use crate::packed::{StoredMatrix, WeightOperand};
+use crate::packed::{StoredMatrix, WeightOperand, narrow_factors};
 
-/// A packed weight is widened a part at a time. If `x` has gradients, the graph keeps the parts.
+/// A packed weight is widened a part at a time; what is subtracted from it stays in factors. If `x` has gradients, the graph keeps the parts.
 pub(crate) fn linear<const D: usize>(x: Tensor<D>, weight: WeightOperand, bias: Option<Tensor<1>>) -> Tensor<D> {
     match weight {
         WeightOperand::Dense(weight) => dense_linear(x, weight, bias),
@@ -13,6 +13,13 @@ pub(crate) fn linear<const D: usize>(x: Tensor<D>, weight: WeightOperand, bias: 
             let stored = StoredMatrix::new(&weight);
             let products = stored.parts().map(|rows| dense_linear(x.clone(), stored.rows(rows).transpose(), None));
             let y = Tensor::cat(products.collect(), D - 1);
+            let y = match weight.subtracted() {
+                None => y,
+                Some(factors) => {
+                    let [a, b] = narrow_factors(factors, x.dims()[D - 1]);
+                    y - dense_linear(dense_linear(x.clone(), a, None), b, None)
+                }
+            };
             match bias {
                 Some(bias) => y + bias.cast(FloatDType::from(x.dtype())).unsqueeze(),
                 None => y,

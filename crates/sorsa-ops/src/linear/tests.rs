@@ -69,3 +69,24 @@ fn a_packed_weight_is_its_widened_values_with_the_same_gradients() {
         }
     }
 }
+
+#[test]
+fn a_packed_weight_less_a_product_is_the_difference_with_the_same_gradients_and_the_products_factors_get_none() {
+    let device = Device::flex();
+    for (format, rank) in [(PackedFormat::NF4, 1), ("q4_1".parse().unwrap(), 16)] {
+        let (weight, dense) = packed(format, [96, 256], &device);
+        let factors = leaf(rank * (256 + 96), 8, &device).reshape([rank, 256 + 96]);
+        let product = factors.clone().narrow(1, 0, 256).transpose().matmul(factors.clone().narrow(1, 256, 96));
+        let (less, dense) = (weight.less(factors), dense - product);
+        let far = (less.to_dense() - dense.clone()).abs().max().into_scalar::<f32>();
+        assert!(far < 1e-4, "{far}");
+        for rows in [1, 20] {
+            same("packed linear less a product", &[rows * 256, 96], &[true, true], |t| {
+                flat(linear(t[0].clone().reshape([1, rows, 256]), less.clone(), Some(t[1].clone())))
+            });
+            let x = leaf(rows * 256, 1, &device).reshape([rows, 256]);
+            let difference = linear(x.clone(), less.clone(), None) - linear(x, dense.clone(), None);
+            assert!(difference.abs().max().into_scalar::<f32>() < 1e-3, "{format}");
+        }
+    }
+}

@@ -13,10 +13,13 @@ pub use sorsa_kernels::packed::{PackedFormat, PackedMatrix, Precision};
 
 pub(crate) use widen::StoredMatrix;
 
-/// A frozen weight `[d_in, d_out]` in a packed format. A clone shares its memory.
+/// A frozen weight `[d_in, d_out]` in a packed format, or such a weight less the product `A B` of two narrow factors. A clone shares its
+/// memory.
 #[derive(Debug, Clone)]
 pub struct PackedWeight {
     words: Tensor<1, Int>,
+    /// The factors of the product that is subtracted, `[r, d_in + d_out]`: the columns of `A`, and beside them the rows of `B`.
+    less: Option<Tensor<2>>,
 }
 
 impl PackedWeight {
@@ -26,7 +29,18 @@ impl PackedWeight {
         let count = words.len();
         let device = device.clone().without_autodiff();
         let words = Tensor::from_data(TensorData::new::<i32, _>(words, [count]), (&device, DType::I32));
-        Self { words }
+        Self { words, less: None }
+    }
+
+    /// The same weight less the product of `A` `[d_in, r]` and `B` `[r, d_out]`, which is never formed. `factors` `[r, d_in + d_out]` are
+    /// the columns of `A`, and beside them the rows of `B`.
+    pub fn less(self, factors: Tensor<2>) -> Self {
+        Self { less: Some(factors.without_autodiff()), ..self }
+    }
+
+    /// The factors of the product that is subtracted, `[r, d_in + d_out]`, if there is one.
+    pub(crate) fn subtracted(&self) -> Option<&Tensor<2>> {
+        self.less.as_ref()
     }
 
     /// The weight that these words are; absent if there are none.
@@ -34,15 +48,15 @@ impl PackedWeight {
         if words.dims()[0] == 0 {
             return None;
         }
-        Some(Self { words: words.without_autodiff() })
+        Some(Self { words: words.without_autodiff(), less: None })
     }
 
-    /// The words, for a parameter of a module.
+    /// The words of the packed matrix, for a parameter of a module.
     pub fn words(&self) -> Tensor<1, Int> {
         self.words.clone()
     }
 
-    /// The transpose `[d_out, d_in]`, on the host.
+    /// The transpose `[d_out, d_in]` of the packed matrix, on the host. Nothing is subtracted from it.
     pub fn matrix(&self) -> PackedMatrix {
         let data = self.words.to_data().convert::<i32>();
         PackedMatrix::from_words(HostWords(data)).expect("words that a packed matrix became")
@@ -52,13 +66,26 @@ impl PackedWeight {
     pub fn to_dense(&self) -> Tensor<2> {
         let matrix = self.matrix();
         let data = TensorData::new::<f32, _>(matrix.to_f32(), matrix.shape());
-        Tensor::from_data(data, (&self.device(), DType::F32)).transpose()
+        let widened = Tensor::from_data(data, (&self.device(), DType::F32)).transpose();
+        match &self.less {
+            None => widened,
+            Some(factors) => {
+                let [a, b] = narrow_factors(factors, matrix.shape()[1]);
+                widened - a.matmul(b)
+            }
+        }
     }
 
     /// The device, without autodiff.
     pub fn device(&self) -> Device {
         self.words.device()
     }
+}
+
+/// `A` `[d_in, r]` and `B` `[r, d_out]` of `factors` `[r, d_in + d_out]`.
+pub fn narrow_factors(factors: &Tensor<2>, d_in: usize) -> [Tensor<2>; 2] {
+    let d_out = factors.dims()[1] - d_in;
+    [factors.clone().narrow(1, 0, d_in).transpose(), factors.clone().narrow(1, d_in, d_out)]
 }
 
 struct HostWords(TensorData);

@@ -1,5 +1,6 @@
 //! RMSNorm on flex. The graph does not keep the result; the backward pass computes it again.
 
+use burn::backend::autodiff::NodeId;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::grads::Gradients;
@@ -44,13 +45,14 @@ fn forward(x: FlexTensor, weight: FlexTensor, epsilon: f64) -> (FlexTensor, Vec<
 
 fn tracked(x: Tracked, weight: Tracked, epsilon: f64) -> Tracked {
     let prepared = prepare(RmsNorm, [&x, &weight], Recomputed { epsilon });
-    let (x, weight) = (x.into_primitive(), weight.into_primitive());
+    let weight = weight.into_primitive();
     match prepared {
-        OpsKind::Tracked(prepared) => {
-            let (y, scales) = forward(x.clone(), weight.clone(), epsilon);
-            prepared.finish(State { x, weight, scales }, y)
+        OpsKind::Tracked(mut prepared) => {
+            let x_node = prepared.checkpoint(&x);
+            let (y, scales) = forward(x.into_primitive(), weight.clone(), epsilon);
+            prepared.finish(State { x_node, weight, scales }, y)
         }
-        OpsKind::UnTracked(prepared) => prepared.finish(forward(x, weight, epsilon).0),
+        OpsKind::UnTracked(prepared) => prepared.finish(forward(x.into_primitive(), weight, epsilon).0),
     }
 }
 
@@ -59,8 +61,8 @@ struct Recomputed {
     epsilon: f64,
 }
 
-impl Recompute for Recomputed {
-    fn forward(&self, x: FlexTensor, weight: FlexTensor) -> FlexTensor {
+impl Recompute<2> for Recomputed {
+    fn forward(&self, [x, weight]: [FlexTensor; 2]) -> FlexTensor {
         forward(x, weight, self.epsilon).0
     }
 }
@@ -70,7 +72,8 @@ struct RmsNorm;
 
 #[derive(Debug, Clone)]
 struct State {
-    x: FlexTensor,
+    /// The graph keeps the input at this node, or computes it again.
+    x_node: NodeId,
     weight: FlexTensor,
     scales: Vec<f32>,
 }
@@ -78,10 +81,10 @@ struct State {
 impl Backward<Flex, 2> for RmsNorm {
     type State = State;
 
-    fn backward(self, ops: Ops<State, 2>, gradients: &mut Gradients, _: &mut Checkpointer) {
+    fn backward(self, ops: Ops<State, 2>, gradients: &mut Gradients, checkpointer: &mut Checkpointer) {
         let d_y = contiguous(gradients.consume::<Flex>(&ops.node));
-        let State { x, weight, scales } = ops.state;
-        let (x, weight) = (contiguous(x), contiguous(weight));
+        let State { x_node, weight, scales } = ops.state;
+        let (x, weight) = (contiguous(checkpointer.retrieve_node_output(x_node)), contiguous(weight));
         let backward = kernel::Backward { x: floats(&x), weight: floats(&weight), scales: &scales, d_y: floats(&d_y) };
         let [x_node, weight_node] = ops.parents;
         if let Some(node) = x_node {

@@ -207,6 +207,12 @@ impl Optimizer {
         model.map(&mut Update { optimizer: self, gradients, factor, decoupled })
     }
 
+    /// Goes on from where another optimizer of the same rule and parameters stands, at its own rates.
+    pub(crate) fn take_buffers_of(&mut self, other: &Self) {
+        self.buffers = other.buffers.clone();
+        self.steps = other.steps;
+    }
+
     /// Writes the buffers.
     ///
     /// # Errors

@@ -1,18 +1,19 @@
 //! The search for a learning rate before the first step.
 //!
-//! Two parts look at the loss of the same held-aside training rows, which no trial trains on:
+//! A trial is the run in small: one step of rate 0, like a run's warm-up, and five steps of the recipe's schedule. A step is the trainer's
+//! own: clipping, the regularizer and the optimizer count. All losses are those of the same held-aside training rows, which no trial trains on.
 //!
-//! 1. One step of the optimizer gives a direction, and the loss along it at rates a factor of 4 apart brings the search near the rate.
-//!    An update rule's first step is linear in the rate, so that this takes the gradient of one step.
-//! 2. Trials of a few whole steps at a constant rate, a factor of 2 apart, until the best rate lies between two others. A step is the
-//!    trainer's own: clipping, the regularizer and the optimizer count.
+//! 1. The first two steps see the same parameters at every rate, since the first has rate 0. So their gradients are computed once, and the
+//!    update of the second is a direction. The loss along it, at rates a factor of 4 apart, brings the search near the rate.
+//! 2. Trials at rates a factor of 2 apart go on from there, until the best rate lies between two others.
 //!
 //! The vertex of the parabola through the best trial and its neighbours, times [`multiple`], is the rate. `docs/experiments.md` compares
-//! this with the largest eigenvalue of the Hessian and with a rate that rises during one trial, and has the table of the multiple.
+//! this with the largest eigenvalue of the Hessian and with other trials, and has the measurements of the multiple.
 //!
 //! Every trial starts from the same parameters, state and batches. Afterwards the trainer is as before, with the rate that was found.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::time::Instant;
 
 use burn::module::{ModuleMapper, ModuleVisitor, Param, ParamId};
@@ -23,13 +24,15 @@ use sorsa_adapter::Trainable;
 use sorsa_data::DataPosition;
 
 use super::{TrainError, Trainer};
-use crate::config::ScheduleConfig;
+use crate::checkpoint::RunState;
 use crate::optimizer::Optimizer;
-use crate::schedule::{Schedule, ScheduleKind};
+use crate::schedule::Schedule;
 use crate::trainable::{BatchSource, TrainableModel, TrainingBatch};
 
-/// Steps of a trial.
-const TRIAL_STEPS: u64 = 3;
+/// Steps of a trial: one of rate 0, and five of the schedule.
+const TRIAL_STEPS: u64 = 6;
+/// The steps of a trial whose gradients are those of the parameters at the start.
+const COMMON_STEPS: u64 = 2;
 /// The ratio of the rates along the first direction.
 const LINE_FACTOR: f64 = 4.0;
 /// The ratio of the rates of the trials.
@@ -37,15 +40,13 @@ const TRIAL_FACTOR: f64 = 2.0;
 /// The most rates of each part.
 const MOST_RATES: usize = 9;
 /// The first direction is computed at this multiple of the guess: dtypes of few digits keep little of a small step.
-const DIRECTION_SCALE: f64 = 64.0;
+const DIRECTION_SCALE: f64 = 16.0;
 /// The rows that the loss is measured on, if batches are smaller, and the most batches.
-const PROBE_ROWS: usize = 16;
+const PROBE_ROWS: usize = 8;
 const MOST_PROBE_BATCHES: usize = 4;
 
-/// Peak of a decaying schedule, as a multiple of the best constant rate of a trial.
-const PEAK_OF_DECAYING_SCHEDULE: f64 = 1.5;
 /// Steps from which on the multiple falls.
-const LONG_RUN: f64 = 100.0;
+const SHORT_RUN: f64 = 20.0;
 
 /// What a search found, and from what.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -60,12 +61,63 @@ pub struct RateSearch {
     pub first_step: Vec<TriedRate>,
     /// The losses after the trials, rates ascending.
     pub trials: Vec<TriedRate>,
-    /// Optimizer steps that the search made.
+    /// Gradients of optimizer steps that the search computed.
     pub steps: u64,
     /// How often it measured the loss of the held-aside rows.
     pub evaluations: u64,
     /// What it took.
     pub seconds: f64,
+    /// Why the rate may be wrong.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub doubt: Option<RateDoubt>,
+}
+
+/// Why the rate of a search may be wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RateDoubt {
+    /// No trial ended below the loss at the start.
+    NothingBetter,
+    /// The best trial has the lowest of the rates, and the search tries no more.
+    LowestTried,
+    /// The best trial has the highest of the rates, and the search tries no more.
+    HighestTried,
+}
+
+impl fmt::Display for RateDoubt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NothingBetter => "no tried rate lowered the loss: this one may make the model worse",
+            Self::LowestTried => "the best of the tried rates is the lowest: a lower one may be better",
+            Self::HighestTried => "the best of the tried rates is the highest: a higher one may be better",
+        })
+    }
+}
+
+impl RateDoubt {
+    fn of(trials: &[TriedRate], loss_at_start: f64) -> Option<Self> {
+        let index = best_index(trials);
+        // Also if the loss at the start is no number.
+        if !trials[index].loss.is_some_and(|loss| loss < loss_at_start) {
+            return Some(Self::NothingBetter);
+        }
+        if index == 0 {
+            return Some(Self::LowestTried);
+        }
+        if index + 1 == trials.len() { Some(Self::HighestTried) } else { None }
+    }
+}
+
+/// Where a search looks.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RateRange {
+    /// The rate to begin with.
+    pub guess: f64,
+    /// No rate above this one is tried or found.
+    pub largest: f64,
+    /// The best rate of a run of up to 20 steps, as a multiple of the best rate of a trial: 1 unless something else was measured. A multiple
+    /// above 1 ends at the highest rate whose trial keeps half of the best trial's gain.
+    pub multiple: f64,
 }
 
 /// The loss after a trial.
@@ -83,28 +135,32 @@ impl TriedRate {
     }
 }
 
-/// The peak rate of a run as a multiple of the best constant rate of a trial. A schedule that decays has a higher peak than a constant rate, and
-/// a run recovers from first steps that are too large, which a trial of three steps does not. From 100 steps on, a longer run gets a smaller
-/// multiple. `docs/experiments.md` has the measurements at 20 and 100 steps; the exponent for longer runs is a choice to be careful.
-pub fn multiple(schedule: &ScheduleConfig, total_steps: u64) -> f64 {
-    let peak = match schedule.kind {
-        ScheduleKind::Constant => 1.0,
-        ScheduleKind::Cosine | ScheduleKind::Linear => PEAK_OF_DECAYING_SCHEDULE,
-    };
-    peak * (LONG_RUN / LONG_RUN.max(total_steps as f64)).powf(0.25)
+/// The share of the rate of short runs, up to 20 steps, that a run of `total_steps` gets. The fourth root fits runs of 20, 60 and 100 steps
+/// (`docs/experiments.md`); for longer runs it is a choice to be careful.
+pub fn multiple(total_steps: u64) -> f64 {
+    (SHORT_RUN / SHORT_RUN.max(total_steps as f64)).powf(0.25)
 }
 
 /// Where the trainer stands before a search.
 struct Before<M> {
     model: M,
     schedule: Schedule,
+    state: RunState,
     steps: u64,
     evaluations: u64,
 }
 
+/// The common steps of all trials: what they leave but for the parameters, which are on a line from the start, at their rate.
+struct Common<M> {
+    moved: M,
+    rate: f64,
+    optimizer: Optimizer,
+    state: RunState,
+}
+
 impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
-    /// Finds a learning rate, and makes it the optimizer's. `with_rate` makes the optimizer with a peak rate, without a step; `guess` is the
-    /// rate to begin with, and no rate above `largest` is found. `progress` is told the steps made so far.
+    /// Finds a learning rate, and makes it the optimizer's. `with_rate` makes the optimizer with a peak rate, without a step. `progress` is told
+    /// the gradients computed so far.
     ///
     /// # Errors
     ///
@@ -116,18 +172,21 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
     pub fn find_learning_rate(
         &mut self,
         with_rate: &dyn Fn(f64) -> Optimizer,
-        guess: f64,
-        largest: f64,
+        range: RateRange,
         progress: &mut dyn FnMut(u64),
     ) -> Result<RateSearch, TrainError> {
         let started = Instant::now();
+        let range = RateRange { guess: range.guess.min(range.largest), ..range };
         let mut before = self.begin_search();
         let probe = self.probe_batches();
-        let found = self.search(with_rate, [guess.min(largest), largest], &probe, &mut before, progress);
+        let found = self.search(with_rate, range, &probe, &mut before, progress);
         self.end_search(&before);
         let mut found = found?;
-        found.multiple = multiple(&self.config.schedule, self.total_steps());
-        found.learning_rate = rounded((found.learning_rate * found.multiple).min(largest));
+        let of_trial = found.learning_rate;
+        let limit = highest_good_rate(&found.trials, found.loss_at_start).max(of_trial);
+        let of_short_run = (of_trial * range.multiple).min(limit);
+        found.multiple = of_short_run / of_trial * multiple(self.total_steps());
+        found.learning_rate = rounded((of_trial * found.multiple).min(range.largest));
         found.seconds = started.elapsed().as_secs_f64();
         self.optimizer = with_rate(found.learning_rate);
         Ok(found)
@@ -153,20 +212,9 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
         let mut before = self.begin_search();
         let probe = self.probe_batches();
         let found = self.optimizer.learning_rate();
-        let middle = best(&search.trials).learning_rate;
-        let mut end = Ok(());
-        for step in 1..=beside {
-            for exponent in [-(step as i32), step as i32] {
-                let rate = middle * TRIAL_FACTOR.powi(exponent);
-                if end.is_ok() && search.trials.iter().all(|tried| (tried.learning_rate / rate - 1.0).abs() > 1e-6) {
-                    match self.trial(with_rate(rate), &probe, &mut before) {
-                        Ok(tried) => search.trials.push(tried),
-                        Err(error) => end = Err(error),
-                    }
-                }
-            }
-        }
+        let end = self.more_trials(search, with_rate, beside, &probe, &mut before);
         search.trials.sort_by(|a, b| a.learning_rate.total_cmp(&b.learning_rate));
+        search.doubt = RateDoubt::of(&search.trials, search.loss_at_start);
         search.steps += before.steps;
         search.evaluations += before.evaluations;
         search.seconds += started.elapsed().as_secs_f64();
@@ -175,44 +223,68 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
         end
     }
 
+    fn more_trials(
+        &mut self,
+        search: &mut RateSearch,
+        with_rate: &dyn Fn(f64) -> Optimizer,
+        beside: usize,
+        probe: &[M::Batch],
+        before: &mut Before<M>,
+    ) -> Result<(), TrainError> {
+        let middle = best(&search.trials).learning_rate;
+        let common = self.common_steps(with_rate, middle, before)?;
+        let common = self.kept(common);
+        for step in 1..=beside {
+            for exponent in [-(step as i32), step as i32] {
+                let rate = middle * TRIAL_FACTOR.powi(exponent);
+                if search.trials.iter().all(|tried| (tried.learning_rate / rate - 1.0).abs() > 1e-6) {
+                    search.trials.push(self.trial(with_rate(rate), &common, probe, before)?);
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn begin_search(&mut self) -> Before<M> {
         assert!(self.state.step == 0, "a learning rate is found before the first step");
-        let before = Before { model: self.attached.model.clone(), schedule: self.schedule, steps: 0, evaluations: 0 };
-        let total_steps = self.schedule.total_steps.max(TRIAL_STEPS);
-        self.schedule = Schedule { kind: ScheduleKind::Constant, warmup_steps: 0, total_steps, min_ratio: 1.0 };
+        let before = Before {
+            model: self.attached.model.clone(),
+            schedule: self.schedule,
+            state: self.state.clone(),
+            steps: 0,
+            evaluations: 0,
+        };
+        self.schedule = Schedule { warmup_steps: 1, ..self.config.schedule.over(TRIAL_STEPS) };
         before
     }
 
     fn end_search(&mut self, before: &Before<M>) {
         self.attached.model = before.model.clone();
         self.schedule = before.schedule;
+        self.state = before.state.clone();
     }
 
     fn search(
         &mut self,
         with_rate: &dyn Fn(f64) -> Optimizer,
-        [guess, largest]: [f64; 2],
+        range: RateRange,
         probe: &[M::Batch],
         before: &mut Before<M>,
         progress: &mut dyn FnMut(u64),
     ) -> Result<RateSearch, TrainError> {
         before.evaluations += 1;
         let loss_at_start = self.probe_loss(probe);
-        // A rate at which the first step itself overflows has no direction.
-        let mut scale = guess * DIRECTION_SCALE;
-        while self.trial_steps(with_rate(scale), 1, before)?.is_none() && scale > guess {
-            scale /= LINE_FACTOR;
-        }
-        let moved = self.attached.model.clone();
+        let common = self.common_steps(with_rate, range.guess, before)?;
         progress(before.steps);
-        let first_step = bracket([guess, largest], LINE_FACTOR, |rate| {
-            self.attached.model = between(before.model.clone(), &moved, &self.attached.trainable, rate / scale);
+        let first_step = bracket([range.guess, range.largest], LINE_FACTOR, |rate| {
+            self.attached.model = self.after_common_steps(before, &common, rate);
             before.evaluations += 1;
             Ok(TriedRate { learning_rate: rate, loss: finite(self.probe_loss(probe)) })
         })?;
         let near = best(&first_step).learning_rate;
-        let trials = bracket([near, largest], TRIAL_FACTOR, |rate| {
-            let tried = self.trial(with_rate(rate), probe, before);
+        let common = self.kept(common);
+        let trials = bracket([near, range.largest], TRIAL_FACTOR, |rate| {
+            let tried = self.trial(with_rate(rate), &common, probe, before);
             progress(before.steps);
             tried
         })?;
@@ -221,6 +293,7 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
             multiple: 1.0,
             loss_at_start,
             first_step,
+            doubt: RateDoubt::of(&trials, loss_at_start),
             trials,
             steps: before.steps,
             evaluations: before.evaluations,
@@ -228,44 +301,77 @@ impl<M: TrainableModel, S: BatchSource<Batch = M::Batch>> Trainer<M, S> {
         })
     }
 
+    /// The steps of a trial that see the parameters at the start, at a multiple of `guess`.
+    fn common_steps(
+        &mut self,
+        with_rate: &dyn Fn(f64) -> Optimizer,
+        guess: f64,
+        before: &mut Before<M>,
+    ) -> Result<Common<M>, TrainError> {
+        let mut rate = guess * DIRECTION_SCALE;
+        loop {
+            self.begin_trial(with_rate(rate), before);
+            let finished = self.steps_until(COMMON_STEPS, before)?;
+            // A rate at which the first update itself overflows has no direction.
+            if finished || rate <= guess {
+                break;
+            }
+            rate /= LINE_FACTOR;
+        }
+        let optimizer = std::mem::replace(&mut self.optimizer, with_rate(guess));
+        Ok(Common { moved: self.attached.model.clone(), rate, optimizer, state: self.state.clone() })
+    }
+
+    /// What trials go on from. Weights are large, and so are their copies: trials of whole weights make the common steps again.
+    fn kept(&self, common: Common<M>) -> Option<Common<M>> {
+        if self.attached.state.config.method().is_factored() { Some(common) } else { None }
+    }
+
+    /// The model after the common steps at a rate.
+    fn after_common_steps(&self, before: &Before<M>, common: &Common<M>, rate: f64) -> M {
+        between(before.model.clone(), &common.moved, &self.attached.trainable, rate / common.rate)
+    }
+
     /// A trial from the parameters before the search. Leaves other parameters behind.
     fn trial(
         &mut self,
         optimizer: Optimizer,
+        common: &Option<Common<M>>,
         probe: &[M::Batch],
         before: &mut Before<M>,
     ) -> Result<TriedRate, TrainError> {
         let learning_rate = optimizer.learning_rate();
-        let loss = match self.trial_steps(optimizer, TRIAL_STEPS, before)? {
-            Some(()) => {
-                before.evaluations += 1;
-                finite(self.probe_loss(probe))
-            }
-            None => None,
-        };
+        self.begin_trial(optimizer, before);
+        if let Some(common) = common {
+            self.attached.model = self.after_common_steps(before, common, learning_rate);
+            self.optimizer.take_buffers_of(&common.optimizer);
+            self.state = common.state.clone();
+        }
+        let mut loss = None;
+        if self.steps_until(TRIAL_STEPS, before)? {
+            before.evaluations += 1;
+            loss = finite(self.probe_loss(probe));
+        }
         Ok(TriedRate { learning_rate, loss })
     }
 
-    /// Some steps from the parameters before the search; nothing if they diverge.
-    fn trial_steps(
-        &mut self,
-        optimizer: Optimizer,
-        steps: u64,
-        before: &mut Before<M>,
-    ) -> Result<Option<()>, TrainError> {
+    fn begin_trial(&mut self, optimizer: Optimizer, before: &Before<M>) {
         self.attached.model = before.model.clone();
+        self.state = before.state.clone();
         self.optimizer = optimizer;
-        let state = self.state.clone();
-        let mut end = Ok(Some(()));
-        for _ in 0..steps {
+    }
+
+    /// Makes the steps up to the one of this number. Returns whether all numbers stay finite.
+    fn steps_until(&mut self, last: u64, before: &mut Before<M>) -> Result<bool, TrainError> {
+        while self.state.step < last {
             before.steps += 1;
-            if let Err(error) = self.step() {
-                end = if error.diverged_at().is_some() { Ok(None) } else { Err(error) };
-                break;
+            match self.step() {
+                Ok(_) => {}
+                Err(error) if error.diverged_at().is_some() => return Ok(false),
+                Err(error) => return Err(error),
             }
         }
-        self.state = state;
-        end
+        Ok(true)
     }
 
     /// Batches after those of a trial.
@@ -348,6 +454,20 @@ fn vertex(trials: &[TriedRate]) -> f64 {
     let curvature = below - 2.0 * lowest + above;
     let shift = if curvature.is_infinite() { -0.5 } else { 0.5 * (below - above) / curvature.max(f64::MIN_POSITIVE) };
     found * TRIAL_FACTOR.powf(shift.clamp(-0.5, 0.5))
+}
+
+/// The highest tried rate, from the best on, whose trial keeps half of what the best trial gains.
+fn highest_good_rate(trials: &[TriedRate], loss_at_start: f64) -> f64 {
+    let lowest = best_index(trials);
+    let half = (loss_at_start + trials[lowest].score()) / 2.0;
+    let mut highest = trials[lowest].learning_rate;
+    for trial in &trials[lowest..] {
+        if trial.score() > half {
+            break;
+        }
+        highest = trial.learning_rate;
+    }
+    highest
 }
 
 /// The model whose trained parameters are `start + share (moved - start)`.

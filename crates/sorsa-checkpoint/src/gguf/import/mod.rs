@@ -162,7 +162,7 @@ impl GgufModel {
         };
         let bytes = match planned.change {
             Change::Heads(_) => Bytes::Memory(&reordered),
-            _ => Bytes::File { file: self.file.handle(), start: info.offset as u64 },
+            _ => Bytes::File { file: self.file.handle(info), start: info.offset as u64 },
         };
         let section = Section { bytes, size: format.bytes(1) };
         let numbers = match (transposed, planned.source.shape.as_slice()) {

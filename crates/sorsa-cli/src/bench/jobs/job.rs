@@ -101,8 +101,11 @@ fn eval_arguments(evaluation: &Evaluation) -> Vec<String> {
     let mut arguments = vec!["eval".to_owned(), "--quiet".to_owned(), "--format=json".to_owned()];
     let mut option = |name: &str, value: &dyn std::fmt::Display| arguments.push(format!("--{name}={value}"));
     option("model", &evaluation.model);
-    // In f32 whatever the runs are trained in, like the base model: the results of a comparison are of one kind.
-    option("dtype", &"f32");
+    // In f32 whatever the runs are trained in, like the base model: the results of a comparison are of one kind. But a validation loss is
+    // compared with that of a run.
+    if !matches!(evaluation.subject, Subject::ValidationOf { .. }) {
+        option("dtype", &"f32");
+    }
     if let Some(format) = &evaluation.quantize {
         option("quantize", format);
     }
@@ -141,6 +144,7 @@ fn eval_arguments(evaluation: &Evaluation) -> Vec<String> {
             option("text", &path(text));
             option("batch-size", &TEXT_BATCH);
         }
+        Subject::ValidationOf { run } => option("validation-of", &path(run)),
     }
     if evaluation.skip_bad_rows {
         arguments.push("--skip-bad-rows".to_owned());

@@ -1,5 +1,5 @@
 //! Running a comparison: each job is a child process of this binary.
 
-mod job;
+pub mod job;
 pub mod job_runner;
 pub mod stages;

@@ -1,4 +1,4 @@
-//! The stages of a comparison: rates, seeds, sweeps, then the test of the chosen runs. Runs that are already there cost
+//! The stages of a comparison: rates, seeds, a second task, sweeps, then the test of the chosen runs. Runs that are already there cost
 //! nothing.
 
 use super::job::Job;
@@ -30,6 +30,8 @@ pub fn run(
     }
     runs.choose(plan)?;
     done_here += train(runner, "seeds", &runs.chosen())?;
+    runs.go_on(plan)?;
+    done_here += train(runner, "second task", &runs.then().map(|(_, then)| then).collect::<Vec<_>>())?;
     runs.sweep(plan)?;
     done_here += train(runner, "sweeps", &runs.swept())?;
 
@@ -37,6 +39,12 @@ pub fn run(
     for run in runs.chosen().into_iter().chain(runs.swept()) {
         if !run.folder.join(RunDir::DIVERGED).exists() {
             jobs.extend(measurements.of(MeasuredModel::Trained(run)).into_iter().map(Job::evaluate));
+        }
+    }
+    for (first, then) in runs.then() {
+        if !then.folder.join(RunDir::DIVERGED).exists() {
+            jobs.extend(measurements.of(MeasuredModel::Trained(then)).into_iter().map(Job::evaluate));
+            jobs.push(Job::evaluate(measurements.of_first_task(first, then)));
         }
     }
     done_here += runner.run("tests", &without_repeats(jobs), |job| job.name.clone())?;

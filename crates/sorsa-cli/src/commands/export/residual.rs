@@ -26,6 +26,8 @@ pub struct Residual {
     attached: Attached<CausalLm>,
     /// The formats of the packed weights that are others than in the original model.
     packed_again: Option<PackedFormat>,
+    /// A packed weight that is as it is in the original model, although the adapter took its part of it.
+    exact: Option<String>,
 }
 
 impl Residual {
@@ -48,10 +50,17 @@ impl Residual {
             let (before, after) = (before.packed(&tensor.name)?, after.packed(&tensor.name)?);
             (before != after).then(|| after.format())
         });
-        if packed_again.is_none() && !splits {
+        let split = attached.state.modules.iter().filter(|module| {
+            let config = &attached.state.config;
+            config.method_at(&module.path).splits_weight()
+        });
+        let names: Vec<String> = split.map(|module| format!("{}.weight", module.path)).collect();
+        let stays = |name: &String| after.packed(name).is_some() && after.packed(name) == before.packed(name);
+        if packed_again.is_none() && names.iter().all(stays) {
             return Ok(None);
         }
-        Ok(Some(Self { source, attached, packed_again }))
+        let exact = names.into_iter().find(stays);
+        Ok(Some(Self { source, attached, packed_again, exact }))
     }
 
     /// Refuses an adapter that fits no other model than this one, unless it is to be written.
@@ -64,6 +73,9 @@ impl Residual {
             (Some(Self { packed_again: Some(format), .. }), None) => Err(bad_input(format!(
                 "the adapter took its part of the weights before the rest was packed as {format}, so it does not fit the original \
                  model: {option} PATH writes the model that it fits, or `sorsa merge` merges both"
+            ))),
+            (Some(Self { exact: Some(name), .. }), Some(_)) => Err(bad_input(format!(
+                "{option} has no form for `{name}`, which stays packed as it is while the factors at the start are subtracted beside it"
             ))),
             (Some(_), Some(_)) if args.rank.is_some() || args.as_trained => {
                 Err(bad_input(format!("{option} is for the exact adapter: leave out --rank and --as-trained")))
