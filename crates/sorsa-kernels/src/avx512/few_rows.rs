@@ -176,6 +176,8 @@ macro_rules! kernels {
                 let mut first = 0;
                 while first < width {
                     let count = match width - first {
+                        // One row: the weight is read from end to end, which the processor prefetches itself.
+                        _ if x.rows == 1 => 1,
                         4.. => 4,
                         _ => 1,
                     };
@@ -308,7 +310,9 @@ fn bf16_lines<const VECTORS: usize>(weight: Bf16Matrix<'_>, unit: usize, columns
 #[target_feature(enable = "avx512f,avx512bw")]
 fn f32_along(weight: Matrix<'_>, column: usize, unit: usize, next: usize) -> __m512 {
     let line = &weight.transposed().row(column)[unit..];
-    _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().wrapping_add(next * weight.strides()[1]).cast());
+    if next > 1 {
+        _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().wrapping_add(next * weight.strides()[1]).cast());
+    }
     floats(line)
 }
 
@@ -316,7 +320,9 @@ fn f32_along(weight: Matrix<'_>, column: usize, unit: usize, next: usize) -> __m
 #[target_feature(enable = "avx512f,avx512bw")]
 fn bf16_along(weight: Bf16Matrix<'_>, column: usize, unit: usize, next: usize) -> __m512 {
     let line = &weight.line(column)[2 * unit..];
-    _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().wrapping_add(next * weight.stride()).cast());
+    if next > 1 {
+        _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().wrapping_add(next * weight.stride()).cast());
+    }
     _mm512_castsi512_ps(load(line))
 }
 
