@@ -42,7 +42,11 @@ pub(crate) fn most_rows() -> usize {
 /// - `weight`: `[k, n]`, contiguous along one axis
 pub(crate) fn multiply(out: &mut [f32], x: &[f32], weight: Matrix<'_>, update: Update) {
     let (k, n) = (weight.rows(), weight.columns());
-    by_columns(out, [k, n], update, |columns, part| add_product(part, x, weight, columns));
+    by_columns(out, [k, n], update, |columns, part| match x.len() == k {
+        // For one row, the loops that take longer lines of the weight are faster; measured.
+        true => add_product_portable(part, x, weight, columns),
+        false => add_product(part, x, weight, columns),
+    });
 }
 
 /// Adds `x W` of a range of columns to `part` `[rows, columns]`.
@@ -53,6 +57,10 @@ pub(crate) fn add_product(part: &mut [f32], x: &[f32], weight: Matrix<'_>, colum
         let x = Left { units: x, rows: x.len() / k, row_stride: k, unit_stride: 1 };
         return avx512::add_product_f32(part, x, weight, columns);
     }
+    add_product_portable(part, x, weight, columns);
+}
+
+fn add_product_portable(part: &mut [f32], x: &[f32], weight: Matrix<'_>, columns: Range<usize>) {
     match weight.has_contiguous_rows() {
         true => stream(part, x, weight, columns),
         false => inner(part, x, weight, columns),
