@@ -60,8 +60,8 @@ impl<T> Tested<T> {
 }
 
 impl Difference {
-    /// `after` minus `before`, whose row is named `to`. The tests are those of a comparison with this difference alone, until
-    /// [`correct`] knows the others.
+    /// `after` minus `before`, whose row is named `to`. The tests are those of a comparison with this difference alone, until all of them are
+    /// corrected together.
     ///
     /// # Errors
     ///
