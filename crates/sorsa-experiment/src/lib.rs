@@ -31,6 +31,7 @@ pub mod estimate;
 mod finetune;
 mod host;
 mod inputs;
+mod learning_rate;
 pub mod model;
 mod observer;
 mod packed_format;
